@@ -1,0 +1,124 @@
+"""The command line: one command a file, imported only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from qwen_job import __version__
+from qwen_job.errors import QwenJobError
+
+# name -> (module:attribute, the line that --help shows). The line stands here so that --help imports no command;
+# a test holds it equal to the command's own short help.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("qwen_job.cli.init:init", "Write a commented job.yaml to start from."),
+    "plan": ("qwen_job.cli.plan:plan", "Show every number that the job will run with, and why."),
+    "render": ("qwen_job.cli.render:render", "Write the job for one target: to stdout, or to files with -o."),
+    "schema": ("qwen_job.cli.schema:schema", "Print the JSON Schema of job.yaml, for editors."),
+    "templates": ("qwen_job.cli.templates:templates", "List or export the templates, to change them."),
+    "submit": ("qwen_job.cli.submit:submit", "Render the job and hand it to the target."),
+    "data": ("qwen_job.cli.data:data", "Check, clean and prepare conversations."),
+    "model": ("qwen_job.cli.model:model", "Fetch, convert and export models."),
+    "node": ("qwen_job.cli.node:node", "Check the machine that a job is about to run on."),
+    "train": ("qwen_job.cli.train:train", "Train from a train.yaml (what every target runs)."),
+    "chat": ("qwen_job.cli.chat:chat", "Talk to a trained model."),
+    "evaluate": ("qwen_job.cli.evaluate:evaluate", "Held-out loss, perplexity and sample answers of a run."),
+    "report": ("qwen_job.cli.report:report", "Write a run's report.html."),
+    "completion": ("qwen_job.cli.completion:completion", "Print the completion script for bash, zsh or fish."),
+    "exit-codes": ("qwen_job.cli.exit_codes:exit_codes", "Print the table of exit codes."),
+}
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest of ``known``, or an empty string."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, not when ``--help`` is printed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no such command: {args[0]!r}{suggest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from qwen_job.cli.version import version_text
+
+    click.echo(version_text())
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 1-127 final, 128-255 worth another try; 'qwen-job exit-codes' prints the table.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version (and those of torch, CUDA, NCCL and DeepSpeed where they are installed).",
+)
+def cli() -> None:
+    """One job.yaml to a fully fine-tuned Qwen-Chat model, on whatever cluster you have.
+
+    \b
+    qwen-job init                                         write a job.yaml
+    qwen-job plan job.yaml                                see what would run, and why
+    qwen-job render job.yaml --target slurm | sbatch      run it on Slurm
+    qwen-job submit job.yaml --target local               run it here
+    """
+
+
+def _report(error: QwenJobError) -> int:
+    for line in str(error).splitlines() or [type(error).__name__]:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+    return error.exit_code
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line and exit with a code of :mod:`qwen_job.errors`."""
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("ANSI_COLORS_DISABLED", "1")
+    try:
+        cli.main(args, prog_name="qwen-job", color=False if os.environ.get("NO_COLOR") else None)
+    except QwenJobError as error:
+        sys.exit(_report(error))
+    except BrokenPipeError:
+        # The reader (head, a pager) went away: no fault of ours, and Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if os.environ.get("QWEN_JOB_DEBUG"):
+            raise
+        text = f"internal error: {type(error).__name__}: {error} (qwen-job {__version__})"
+        click.echo(f"{text}\nPlease report it; QWEN_JOB_DEBUG=1 shows where it happened.", err=True)
+        sys.exit(1)
