@@ -1,0 +1,33 @@
+"""Models as folders: download, convert, initialise, check. Nothing here imports torch.
+
+spec.py       what train.yaml says about the model
+ensure.py     spec -> a local folder that transformers loads without remote code
+fetch.py      ModelScope, Hugging Face -> the shared cache (hub.py speaks their protocols)
+qwen1.py      Qwen-1 <-> Qwen2ForCausalLM, bit for bit
+tokenizer.py  qwen.tiktoken -> a Qwen2 fast tokenizer
+initial.py    random weights and a tokenizer trained on the job's data
+tensors.py    safetensors files as raw bytes
+folder.py     is this model folder complete?
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .ensure import ensure_model as ensure_model
+    from .spec import ModelSpec as ModelSpec
+
+__all__ = ["ModelSpec", "ensure_model"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "ModelSpec":
+        from .spec import ModelSpec
+
+        return ModelSpec
+    if name == "ensure_model":
+        from .ensure import ensure_model
+
+        return ensure_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

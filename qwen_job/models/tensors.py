@@ -1,0 +1,185 @@
+"""safetensors files as raw bytes: headers, shapes and rows, without torch, never a whole file in memory.
+
+Format: 8 bytes little-endian length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from qwen_job.errors import EnvironmentFault, ModelError
+
+from .files import chunks, read_json
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
+}  # fmt: skip
+_MAX_HEADER = 100_000_000
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that lies in bytes [start, stop) of a file: row-major, ``dtype`` in safetensors' own names."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+    def rows(self, first: int, stop: int) -> Tensor:
+        """Return rows [first, stop) of dimension 0, without reading anything."""
+        row = self.nbytes // self.shape[0]
+        return Tensor(
+            self.path,
+            self.name,
+            self.dtype,
+            (stop - first, *self.shape[1:]),
+            self.start + first * row,
+            self.start + stop * row,
+        )
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the tensor's bytes in pieces of bounded size."""
+        return chunks(self.path, self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: the bytes of its sources one after the other."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Iterable[bytes]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file in the order of their bytes; ModelError if it is torn."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
+            header = json.loads(file.read(length)) if length <= min(_MAX_HEADER, size) else None
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path}: does not exist; the model folder is incomplete: fetch or copy it again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: has no safetensors header ({error}); fetch or copy it again") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: is not a safetensors file{_git_lfs(prefix)}; fetch or copy it again")
+    header.pop("__metadata__", None)
+    tensors = [_entry(path, name, entry, 8 + length) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
+    _assert_contiguous(path, tensors, 8 + length, size)
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _git_lfs(prefix: bytes) -> str:
+    return " but a git-lfs pointer (cloned without git-lfs)" if prefix == b"version " else ""
+
+
+def _entry(path: Path, name: str, entry: object, base: int) -> Tensor:
+    try:
+        fields = cast("Mapping[str, object]", entry)
+        shape = tuple(int(size) for size in cast("list[int]", fields["shape"]))
+        start, stop = (base + int(offset) for offset in cast("list[int]", fields["data_offsets"]))
+        tensor = Tensor(path, name, cast(str, fields["dtype"]), shape, start, stop)
+        expected = math.prod(shape) * ITEM_BYTES[tensor.dtype]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: {name}: header entry is broken ({error!r}); fetch the file again"
+        ) from error
+    if expected != tensor.nbytes:
+        raise ModelError(
+            f"{path}: {name}: {tensor.nbytes} bytes where {shape} {tensor.dtype} takes {expected}"
+        )
+    return tensor
+
+
+def _assert_contiguous(path: Path, tensors: list[Tensor], base: int, size: int) -> None:
+    end = base
+    for tensor in tensors:
+        if tensor.start != end:
+            raise ModelError(
+                f"{path}: {tensor.name}: does not follow the tensor before it; fetch the file again"
+            )
+        end = tensor.stop
+    if end != size:
+        raise ModelError(f"{path}: is {size} bytes long where its header says {end}; fetch or copy it again")
+
+
+def write_tensors(path: Path, tensors: Iterable[NewTensor]) -> None:
+    """Write a safetensors file, a piece at a time, and sync it; the caller renames its folder into place."""
+    entries = list(tensors)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in entries:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format asks for data aligned to 8 bytes
+    try:
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for tensor in entries:
+                written = sum(file.write(piece) for piece in tensor.pieces)
+                if written != tensor.nbytes:
+                    raise ModelError(
+                        f"{tensor.name}: {written} bytes came where {tensor.nbytes} were promised"
+                    )
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}: cannot be written ({error.strerror}); free space or fix rights"
+        ) from error
+
+
+def shards(folder: Path) -> list[Path]:
+    """Return a model folder's safetensors files: the index's, else model.safetensors, else every one."""
+    index = folder / INDEX
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelError(f"{index}: has no weight_map; fetch or copy it again")
+        return [folder / name for name in sorted(set(map(str, weight_map.values())))]
+    single = folder / "model.safetensors"
+    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """Return every tensor of a model folder; ModelError when a shard is missing, torn or repeats a name."""
+    tensors: dict[str, Tensor] = {}
+    for path in shards(folder):
+        for name, tensor in read_header(path).items():
+            if name in tensors:
+                raise ModelError(
+                    f"{path}: {name} lies in {tensors[name].path.name} as well; keep one of the two"
+                )
+            tensors[name] = tensor
+    return tensors
