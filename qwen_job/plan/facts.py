@@ -1,7 +1,7 @@
 """What is known about GPUs and models: the files of configs/gpus and configs/models, and any config.json.
 
-Nothing is guessed: a GPU or a model that no file describes is an error that names its nearest neighbours, and a
-figure that a file leaves out is None. Only the file that is asked for is read.
+Nothing is guessed: a GPU or a model that no file describes is an error that names its nearest neighbours, and
+a figure that a file leaves out is None. Only the file that is asked for is read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Gpu:
     """One kind of accelerator. None and a missing peak mean "not known", never zero.
 
     Units: bytes, dense TFLOP/s by precision, and 10^9 bytes per second. ``nvlink_gbs`` and ``pcie_gbs`` count
-    both directions together, as data sheets do. ``memory_bytes`` is what CUDA reports, not the label on the box.
+    both directions together, as data sheets do. ``memory_bytes`` is what CUDA reports, not the label on the
+    box.
     """
 
     name: str
@@ -105,7 +106,7 @@ class ModelShape:
 
     @property
     def num_matmul_parameters(self) -> int:
-        """Weights that a token is multiplied with: the layers and the head (tied or not), not the embedding."""
+        """Weights that a token is multiplied with: layers and head (tied or not), not the embedding."""
         return self.num_hidden_layers * self.layer_matmul_parameters + self.vocab_size * self.hidden_size
 
 
@@ -125,7 +126,7 @@ def load_gpu(name: str, search: Sequence[str | Path] = ()) -> Gpu:
 
 
 def gpu_from_mapping(values: Mapping[str, Any], where: str) -> Gpu:
-    """Build a Gpu from a file's mapping or from the numbers that a user wrote in ``where``. Raises JobError."""
+    """Build a Gpu from a file's mapping or a user's numbers in ``where``. Raises JobError."""
     try:
         return Gpu(
             name=str(values["name"]),
@@ -149,8 +150,8 @@ def gpu_from_mapping(values: Mapping[str, Any], where: str) -> Gpu:
 def load_model_shape(name_or_path: str | Path) -> ModelShape:
     """Return the shape of a model that configs/models knows, or of a local folder with a config.json.
 
-    Raises UnknownName for a name without a file, ModelError for a config that is unreadable, lacks a field or is
-    not a dense decoder.
+    Raises UnknownName for a name without a file, ModelError for a config that is unreadable, lacks a field or
+    is not a dense decoder.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
@@ -167,8 +168,8 @@ def load_model_shape(name_or_path: str | Path) -> ModelShape:
 def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "") -> ModelShape:
     """Build a ModelShape from a Hugging Face config.json (Qwen-1, Qwen2, Qwen3 or a later dense Qwen).
 
-    ``where`` is the file that errors name. Raises ModelError for a missing or impossible field and for models that
-    are not dense decoders.
+    ``where`` is the file that errors name. Raises ModelError for a missing or impossible field and for models
+    that are not dense decoders.
     """
     where = where or name
     model_type = str(config.get("model_type", "")).lower()
@@ -197,7 +198,7 @@ def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise ModelError(
-            f"{where}: num_key_value_heads: {shape.num_key_value_heads} does not divide the {heads} attention heads"
+            f"{where}: num_key_value_heads: {shape.num_key_value_heads} does not divide {heads} query heads"
         )
     return shape
 

@@ -1,0 +1,362 @@
+"""How much memory a job needs: per GPU, per host and on disk, item by item, before anything is started.
+
+Three moments of a step can be the peak, and a GPU must hold the largest of them:
+
+- ``loss``: all saved activations, and the logits or the chunk of them that a fused loss holds;
+- ``backward``: all saved activations, and what one layer needs while its gradients are computed;
+- ``optimizer``: no activations, but fp32 copies of the gradients that are being applied.
+
+Sources: ZeRO (arXiv:1910.02054) for what is sharded; DeepSpeed 0.19's stage_1_and_2.py and stage3.py for its
+buffers; tensors that autograd saves in transformers' Qwen2 and Qwen3 layers, counted
+(benchmarks/bench_memory.py --cpu).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from qwen_job.plan.facts import Gpu, ModelShape
+from qwen_job.resources import resource
+
+GIB = 2**30
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+MASTER_BYTES, ADAM_BYTES = 4, 8
+
+# The logits' peak, bytes per element: fp32 log-probabilities, their gradient and the gradient of the logits.
+LOGITS_BYTES = 12
+# Tokens whose logits a fused loss holds at once, as fp32 logits and their gradient.
+FUSED_LOSS_TOKENS = 512
+FUSED_LOSS_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What no formula gives. ``qwen-job plan --calibrate`` fits them to a cluster; defaults: see
+    BENCHMARKS.md.
+
+    ``context_bytes``: CUDA context, cuBLAS workspace and loaded kernels; ``nccl_bytes``: communicator
+    buffers, when there is more than one GPU; ``fragmentation``: share of the allocated bytes that the
+    allocator wastes; ``process_bytes``: host memory of one training process without its model;
+    ``activation_factor``: on activations.
+    """
+
+    context_bytes: int = 800_000_000
+    nccl_bytes: int = 500_000_000
+    fragmentation: float = 0.03
+    process_bytes: int = 4_000_000_000
+    activation_factor: float = 1.0
+
+
+DEFAULT_CONSTANTS = Constants()
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by item: ``gpu`` of one GPU at its ``peak``, ``host`` of one whole node, ``disk`` of the run."""
+
+    gpu: dict[str, int]
+    host: dict[str, int]
+    disk: dict[str, int]
+    peak: str
+    moments: dict[str, int] = field(default_factory=dict)
+    capacity: int | None = None
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Total of one GPU at the peak; 0 for a CPU job, whose memory is all in ``host``."""
+        return sum(self.gpu.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Total of one node."""
+        return sum(self.host.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Total that the run folder takes."""
+        return sum(self.disk.values())
+
+    def fits(self, margin: float = 0.05) -> bool:
+        """Tell whether the GPU holds it and keeps ``margin`` free; unknown memory is not judged."""
+        return self.capacity is None or self.gpu_bytes <= self.capacity * (1 - margin)
+
+
+def zero_settings(zero_stage: int) -> Mapping[str, Any]:
+    """Return the ``zero_optimization`` block of configs/deepspeed/zeroN.json, read once."""
+    return _zero_settings(zero_stage)
+
+
+@lru_cache(maxsize=8)
+def _zero_settings(zero_stage: int) -> dict[str, Any]:
+    text = resource("configs", "deepspeed", f"zero{zero_stage}.json").read_text(encoding="utf-8")
+    block: dict[str, Any] = json.loads(text)["zero_optimization"]
+    return block
+
+
+def model_state_bytes(
+    num_parameters: int,
+    *,
+    zero_stage: int,
+    world_size: int,
+    precision: str = "bf16",
+    offload_optimizer: bool = False,
+    master_weights: bool = True,
+) -> dict[str, int]:
+    """Bytes of weights, gradients, master weights and Adam moments that one rank keeps on its GPU between
+    steps.
+
+    16 bytes a parameter in mixed precision, sharded by stage (arXiv:1910.02054, section 3): ZeRO-1 keeps 4 +
+    12/N, ZeRO-2 2 + 14/N, ZeRO-3 16/N. ZeRO keeps an fp32 master copy even of fp32 weights; without ZeRO it
+    does not. ``master_weights=False`` is plain half-precision AdamW: moments in the weights' type, no master.
+    """
+    element = BYTES[precision]
+    shard = -(-num_parameters // world_size)
+    gradients = num_parameters if zero_stage < 2 else shard
+    optimizer = num_parameters if zero_stage == 0 else shard
+    needs_master = master_weights and (precision != "fp32" or zero_stage > 0)
+    if offload_optimizer:
+        optimizer = gradients = 0
+    return {
+        "weights": element * (shard if zero_stage == 3 else num_parameters),
+        "gradients": element * gradients,
+        "master weights": MASTER_BYTES * optimizer if needs_master else 0,
+        "optimizer": (ADAM_BYTES if master_weights else 2 * element) * optimizer,
+    }
+
+
+def layer_activation_bytes(
+    shape: ModelShape,
+    tokens: int,
+    sequence_length: int,
+    *,
+    precision: str = "bf16",
+    attention: str = "varlen",
+) -> int:
+    """Bytes that autograd saves in one decoder layer for ``tokens`` tokens (micro-batch x sequence).
+
+    Per token, with e bytes an element: two norms (an fp32 input, the normalised value, the output, 1/rms), q,
+    k, v and the attention's output with its log-sum-exp, and four values of the FFN's width (gate, silu, up,
+    product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask repeats k and v for every query head;
+    ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in ``sequence_length``.
+    """
+    e = BYTES[precision]
+    half = e < 4  # in fp32 the norm's input is the residual stream itself and nothing is saved twice
+    heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
+    norms = 2 * ((4 + 2 * e) * shape.hidden_size + 4)
+    kept_kv = kv if attention == "varlen" else q
+    attended = e * (2 * q + 2 * kept_kv) + 4 * heads
+    if attention == "eager":
+        attended += heads * (sequence_length * (4 + e if half else 4) - 4)
+    if shape.qk_norm:
+        attended += (4 + e) * (q + kv) + 4 * (heads + shape.num_key_value_heads)
+    return tokens * (norms + attended + 4 * e * shape.intermediate_size)
+
+
+def activation_bytes(
+    shape: ModelShape,
+    tokens: int,
+    sequence_length: int,
+    *,
+    precision: str = "bf16",
+    attention: str = "varlen",
+    gradient_checkpointing: bool = True,
+) -> dict[str, int]:
+    """Bytes of activations: ``saved`` until their layer's backward, and ``working`` while a layer runs
+    backward.
+
+    With checkpointing a layer saves its input only and is computed once more, so ``working`` holds that one
+    layer. Both ways ``working`` has the gradients of the FFN's three wide values and of the hidden state.
+    """
+    e = BYTES[precision]
+    layer = layer_activation_bytes(shape, tokens, sequence_length, precision=precision, attention=attention)
+    final_norm = tokens * ((4 + 2 * e) * shape.hidden_size + 2 * e * shape.head_dim + 12)
+    mask = e * sequence_length * tokens if attention != "varlen" else 0
+    gradients = tokens * e * (3 * shape.intermediate_size + 2 * shape.hidden_size)
+    if gradient_checkpointing:
+        saved, working = shape.num_hidden_layers * tokens * e * shape.hidden_size, layer + gradients
+    else:
+        saved, working = shape.num_hidden_layers * layer, gradients
+    return {"saved": saved + final_norm + mask, "working": working}
+
+
+def loss_bytes(shape: ModelShape, tokens: int, fused_loss: str) -> int:
+    """Peak bytes of logits and their gradients: all of them (12 bytes an element) or one chunk of a fused
+    loss.
+
+    A fused loss also keeps the gradient of the hidden state, and one of the head that is not yet added up.
+    """
+    if fused_loss == "none":
+        return LOGITS_BYTES * tokens * shape.vocab_size
+    chunk = FUSED_LOSS_BYTES * min(tokens, FUSED_LOSS_TOKENS) * shape.vocab_size
+    return chunk + 2 * shape.hidden_size * (tokens + shape.vocab_size)
+
+
+def estimate_memory(
+    shape: ModelShape,
+    *,
+    gpu: Gpu | None = None,
+    world_size: int,
+    gpus_per_node: int,
+    zero_stage: int,
+    offload_optimizer: bool = False,
+    precision: str = "bf16",
+    micro_batch_size: int = 1,
+    sequence_length: int = 512,
+    gradient_checkpointing: bool = True,
+    attention: str = "varlen",
+    fused_loss: str = "torch",
+    master_weights: bool = True,
+    data_bytes: int = 0,
+    save_total_limit: int = 2,
+    zero: Mapping[str, Any] | None = None,
+    constants: Constants = DEFAULT_CONSTANTS,
+) -> MemoryEstimate:
+    """Estimate the peak memory of one GPU, of one node and of the run folder, item by item, in bytes.
+
+    ``world_size`` counts processes, one a GPU. ``zero`` is the ``zero_optimization`` block that will run, by
+    default that of configs/deepspeed. ``master_weights=False`` means plain half-precision AdamW without
+    DeepSpeed. ``data_bytes`` is the size of the prepared data. For a CPU job (or ``gpu=None``) see
+    ``MemoryEstimate.gpu``.
+    """
+    settings = zero_settings(zero_stage) if zero is None else zero
+    states = model_state_bytes(
+        shape.num_parameters,
+        zero_stage=zero_stage,
+        world_size=world_size,
+        precision=precision,
+        offload_optimizer=offload_optimizer,
+        master_weights=master_weights,
+    )
+    tokens = micro_batch_size * sequence_length
+    activations = activation_bytes(
+        shape,
+        tokens,
+        sequence_length,
+        precision=precision,
+        attention=attention,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    factor = constants.activation_factor
+    buffers = _buffers(shape, settings, zero_stage, world_size, precision) if master_weights else {}
+    temporary = _step_bytes(
+        shape, settings, zero_stage, world_size, precision, offload_optimizer, master_weights
+    )
+    saved, working = int(factor * activations["saved"]), int(factor * activations["working"])
+    moments: dict[str, dict[str, int]] = {
+        "loss": {**buffers, "activations": saved, "logits and loss": loss_bytes(shape, tokens, fused_loss)},
+        "backward": {**buffers, "activations": saved, "one layer's backward": working},
+        "optimizer": {"optimizer's temporaries": temporary},
+    }
+    totals = {moment: sum(items.values()) for moment, items in moments.items()}
+    peak = max(totals, key=lambda moment: totals[moment])
+    device = {**states, **moments[peak]}
+    on_cpu = gpu is not None and gpu.is_cpu
+    ranks = min(gpus_per_node, world_size)
+    host = _host(shape, precision, world_size, ranks, offload_optimizer, data_bytes, constants)
+    if on_cpu:
+        host.update({item: ranks * size for item, size in device.items()})
+        device = {}
+    else:
+        allocated = sum(device.values())
+        device["fragmentation"] = int(constants.fragmentation * allocated)
+        device["CUDA context"] = constants.context_bytes
+        device["NCCL"] = constants.nccl_bytes if world_size > 1 else 0
+    return MemoryEstimate(
+        gpu={item: size for item, size in device.items() if size},
+        host={item: size for item, size in host.items() if size},
+        disk=_disk(shape, precision, save_total_limit, data_bytes),
+        peak=peak,
+        moments={moment: sum(states.values()) + total for moment, total in totals.items()},
+        capacity=None if gpu is None else gpu.memory_bytes,
+    )
+
+
+def _buffers(
+    shape: ModelShape, zero: Mapping[str, Any], zero_stage: int, world_size: int, precision: str
+) -> dict[str, int]:
+    """DeepSpeed's buffers during backward: reduce buckets (two when communication overlaps), and gathered
+    weights.
+
+    A parameter larger than the bucket (Qwen's embedding and head) is reduced by itself, beside the buckets.
+    ZeRO-3 keeps at most ``stage3_max_live_parameters`` gathered, and prefetches one bucket more.
+    """
+    if zero_stage == 0:
+        return {}
+    element, total = BYTES[precision], shape.num_parameters
+    bucket = int(zero["reduce_bucket_size"])
+    largest = shape.vocab_size * shape.hidden_size
+    buckets = (2 if zero.get("overlap_comm") else 1) * min(bucket, total)
+    buffers = {"reduce buckets": element * (buckets + (largest if largest > bucket else 0))}
+    if zero_stage == 3 and world_size > 1:
+        live = int(zero["stage3_max_live_parameters"]) + int(zero["stage3_prefetch_bucket_size"])
+        buffers["gathered weights"] = element * min(max(live, largest), total)
+    return buffers
+
+
+def _step_bytes(
+    shape: ModelShape,
+    zero: Mapping[str, Any],
+    zero_stage: int,
+    world_size: int,
+    precision: str,
+    offload_optimizer: bool,
+    master_weights: bool,
+) -> int:
+    """Temporaries of the optimizer step: a flat copy of this rank's gradients and its fp32 version.
+
+    ZeRO-3 does this one ``sub_group_size`` at a time; plain AdamW holds one temporary of the weights' size
+    instead; with offload the host does the step.
+    """
+    element = BYTES[precision]
+    if offload_optimizer:
+        return 0
+    if not master_weights:
+        return element * shape.num_parameters
+    if zero_stage == 0:
+        return (4 + element if element < 4 else element) * shape.num_parameters
+    shard = -(-shape.num_parameters // world_size)
+    if zero_stage == 3:
+        shard = min(shard, int(zero["sub_group_size"]))
+        return 4 * shard
+    return (4 + element) * shard
+
+
+def _host(
+    shape: ModelShape,
+    precision: str,
+    world_size: int,
+    ranks: int,
+    offload_optimizer: bool,
+    data_bytes: int,
+    constants: Constants,
+) -> dict[str, int]:
+    """Host memory of one node with ``ranks`` processes.
+
+    An offloaded optimizer keeps master weights 4, moments 8 and fp32 gradients 4 bytes a parameter, and
+    pinned 16-bit copies of weights and accumulated gradients, each sharded over all ranks. While weights
+    load, every process holds one copy in the working type.
+    """
+    element, total = BYTES[precision], shape.num_parameters
+    shard = -(-total // world_size)
+    host = {"processes": ranks * constants.process_bytes, "data and page cache": data_bytes}
+    if offload_optimizer:
+        host["offloaded optimizer"] = ranks * shard * (MASTER_BYTES + ADAM_BYTES)
+        host["offloaded gradients"] = ranks * shard * (4 + element)
+        host["pinned weights"] = ranks * shard * element
+    kept = sum(host.values()) - host["processes"] - data_bytes
+    host["loading the weights"] = max(0, ranks * element * total - kept)
+    return host
+
+
+def _disk(shape: ModelShape, precision: str, save_total_limit: int, data_bytes: int) -> dict[str, int]:
+    """Disk of a run: every kept checkpoint, and one more while it is written."""
+    checkpoint = shape.num_parameters * (BYTES[precision] + MASTER_BYTES + ADAM_BYTES)
+    return {
+        "checkpoints": checkpoint * (save_total_limit + 1),
+        "model": shape.num_parameters * BYTES[precision],
+        "prepared data": data_bytes,
+    }

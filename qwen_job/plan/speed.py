@@ -1,0 +1,232 @@
+"""How fast a job runs: step time from FLOPs, memory traffic, communication and PCIe, as a range and with its
+bound.
+
+Every link is modelled as bytes divided by a bandwidth that is reached in practice; what overlaps with
+computing is hidden in the low end of the range and half exposed in the middle. Sources stand at the
+constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qwen_job.plan.facts import Gpu, ModelShape
+from qwen_job.plan.memory import BYTES
+
+
+@dataclass(frozen=True)
+class SpeedConstants:
+    """What no formula gives. ``qwen-job plan --calibrate`` fits the first two; defaults: see BENCHMARKS.md.
+
+    ``matmul_efficiency``: share of the peak that large matrix products and attention reach together;
+    ``layer_seconds``: host time to launch one layer forward and backward, which small batches cannot hide;
+    ``half_tokens``: tokens of a micro-batch at which kernels reach half their efficiency, at hidden size
+    2048.
+    """
+
+    matmul_efficiency: float = 0.68
+    layer_seconds: float = 0.004
+    half_tokens: float = 400.0
+    memory_efficiency: float = 0.75  # streaming kernels on HBM
+    nvlink_efficiency: float = 0.75  # NCCL bus bandwidth against the link's one direction
+    pcie_efficiency: float = 0.6
+    network_efficiency: float = 0.8
+    host_adam_per_second: float = (
+        4.0e9  # ZeRO-Offload (arXiv:2101.06840), table 4: 4B parameters in 1.03 s a node
+    )
+
+
+DEFAULT_SPEED = SpeedConstants()
+# Adam on the GPU, bytes a parameter read and written: gradients (twice, for the norm), master, two moments,
+# weights.
+ADAM_TRAFFIC = 40
+# Without a figure, one 100 Gb/s link a node: the least that is common in GPU clusters.
+DEFAULT_NETWORK_GBS = 12.5
+
+
+@dataclass(frozen=True)
+class SpeedEstimate:
+    """Seconds of one optimizer step as a range, what it comes to, and what bounds it.
+
+    ``tokens_per_second`` is of the whole job; ``mfu`` is in our convention and None when the peak is unknown;
+    ``parts`` are the middle estimate's seconds by cause before any overlap.
+    """
+
+    step_seconds: tuple[float, float, float]
+    tokens_per_second: float
+    mfu: float | None
+    bound_by: str
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def low(self) -> float:
+        """Seconds of a step if everything overlaps."""
+        return self.step_seconds[0]
+
+    @property
+    def mid(self) -> float:
+        """Seconds of a step to expect."""
+        return self.step_seconds[1]
+
+    @property
+    def high(self) -> float:
+        """Seconds of a step if little overlaps."""
+        return self.step_seconds[2]
+
+
+def flops_per_token(shape: ModelShape, sequence_length: float) -> float:
+    """FLOPs of one trained token: 6 N_mm + 6 L h s, our MFU convention.
+
+    N_mm counts weights of matrix products (not the embedding lookup); attention is causal, so half of the
+    square; for packed data ``sequence_length`` is sum(s_i^2) / sum(s_i). Recomputation is not counted (that
+    would be HFU).
+    """
+    attention = 6 * shape.num_hidden_layers * shape.query_size * sequence_length
+    return 6 * shape.num_matmul_parameters + attention
+
+
+def loose_flops_per_token(shape: ModelShape, sequence_length: float) -> float:
+    """FLOPs of one token as in PaLM (arXiv:2204.02311, appendix B): 6 N_total + 12 L h s, to compare."""
+    return 6 * shape.num_parameters + 12 * shape.num_hidden_layers * shape.query_size * sequence_length
+
+
+def hardware_flops_per_token(
+    shape: ModelShape, sequence_length: float, gradient_checkpointing: bool
+) -> float:
+    """FLOPs that the GPU really does for a token: with checkpointing every layer runs forward twice."""
+    total = flops_per_token(shape, sequence_length)
+    if not gradient_checkpointing:
+        return total
+    layers = 6 * shape.num_hidden_layers * shape.layer_matmul_parameters
+    attention = 6 * shape.num_hidden_layers * shape.query_size * sequence_length
+    return total + (layers + attention) / 3
+
+
+def estimate_speed(
+    shape: ModelShape,
+    *,
+    gpu: Gpu | None = None,
+    world_size: int,
+    gpus_per_node: int,
+    zero_stage: int,
+    offload_optimizer: bool = False,
+    precision: str = "bf16",
+    micro_batch_size: int = 1,
+    gradient_accumulation_steps: int = 1,
+    sequence_length: int = 512,
+    attended_length: float | None = None,
+    fill: float = 1.0,
+    gradient_checkpointing: bool = True,
+    network_gbs: float | None = None,
+    constants: SpeedConstants = DEFAULT_SPEED,
+) -> SpeedEstimate | None:
+    """Estimate the time of one optimizer step. Returns None when the GPU's peak at this precision is unknown.
+
+    ``attended_length`` is sum(s_i^2)/sum(s_i) of packed samples (default: the whole sequence); ``fill`` the
+    share of real tokens in a row; ``network_gbs`` 10^9 bytes/s of one node in one direction.
+    """
+    peak = gpu.peak_tflops.get(precision) if gpu is not None else None
+    if gpu is None or peak is None:
+        return None
+    tokens = micro_batch_size * sequence_length
+    attended = float(sequence_length) if attended_length is None else attended_length
+    size_factor = constants.half_tokens * 2048 / shape.hidden_size
+    efficiency = constants.matmul_efficiency * tokens / (tokens + size_factor)
+    work = hardware_flops_per_token(shape, attended, gradient_checkpointing) * tokens
+    micro = work / (peak * 1e12 * efficiency)
+    launch = constants.layer_seconds * shape.num_hidden_layers * (4 / 3 if gradient_checkpointing else 1)
+    accumulation = gradient_accumulation_steps
+    traffic = communication_bytes(shape, zero_stage, world_size, precision, accumulation)
+    nodes = -(-world_size // gpus_per_node)
+    parts = {
+        "compute": accumulation * micro,
+        "launch": accumulation * launch,
+        "memory": _optimizer_seconds(shape, gpu, zero_stage, world_size, offload_optimizer, constants),
+        "network": _link_seconds(traffic, gpu, nodes, network_gbs, constants),
+        "PCIe": 0.0,
+        "host": 0.0,
+    }
+    if offload_optimizer:
+        parts.update(
+            _offload_seconds(shape, gpu, world_size, gpus_per_node, accumulation, precision, constants)
+        )
+    low, mid, high = (_combine(parts, share) for share in (0.0, 0.4, 1.0))
+    seconds = (0.85 * low, mid, 1.2 * high)
+    real_tokens = tokens * accumulation * world_size * fill
+    mfu = flops_per_token(shape, attended) * real_tokens / (mid * world_size * peak * 1e12)
+    return SpeedEstimate(seconds, real_tokens / mid, mfu, _bound(parts), parts)
+
+
+def communication_bytes(
+    shape: ModelShape, zero_stage: int, world_size: int, precision: str, accumulation: int
+) -> float:
+    """Bytes that one rank sends in an optimizer step (arXiv:1910.02054, section 7; times (N-1)/N for rings).
+
+    ZeRO-0 and 1 reduce gradients once a step, ZeRO-2 once a micro-batch (its gradients are sharded at once),
+    and both gather the new weights once; ZeRO-3 gathers weights twice and reduces gradients once a
+    micro-batch.
+    """
+    volume = BYTES[precision] * shape.num_parameters * (world_size - 1) / world_size
+    passes = {0: 2, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}[zero_stage]
+    return volume * passes
+
+
+def _link_seconds(
+    traffic: float, gpu: Gpu, nodes: int, network_gbs: float | None, constants: SpeedConstants
+) -> float:
+    """Seconds of collectives: a ring is as fast as its slowest link; GPUs of a node share its network."""
+    if not traffic:
+        return 0.0
+    links = []
+    if gpu.nvlink_gbs:
+        links.append(gpu.nvlink_gbs / 2 * constants.nvlink_efficiency)
+    elif gpu.pcie_gbs:
+        links.append(gpu.pcie_gbs / 2 * constants.pcie_efficiency)
+    if nodes > 1:
+        links.append((network_gbs or DEFAULT_NETWORK_GBS) * constants.network_efficiency)
+    return traffic / (min(links or [DEFAULT_NETWORK_GBS]) * 1e9)
+
+
+def _optimizer_seconds(
+    shape: ModelShape,
+    gpu: Gpu,
+    zero_stage: int,
+    world_size: int,
+    offload_optimizer: bool,
+    constants: SpeedConstants,
+) -> float:
+    if offload_optimizer or not gpu.memory_bandwidth_gbs:
+        return 0.0
+    shard = shape.num_parameters / (world_size if zero_stage else 1)
+    return ADAM_TRAFFIC * shard / (gpu.memory_bandwidth_gbs * 1e9 * constants.memory_efficiency)
+
+
+def _offload_seconds(
+    shape: ModelShape,
+    gpu: Gpu,
+    world_size: int,
+    gpus_per_node: int,
+    accumulation: int,
+    precision: str,
+    constants: SpeedConstants,
+) -> Mapping[str, float]:
+    """Seconds of gradients to the host each micro-batch, weights back each step, and Adam on the host."""
+    shard = shape.num_parameters / world_size
+    volume = BYTES[precision] * shard * (2 * accumulation - 1 + 1)
+    link = (gpu.pcie_gbs or 32.0) / 2 * constants.pcie_efficiency * 1e9
+    ranks = min(gpus_per_node, world_size)
+    return {"PCIe": volume / link, "host": shard * ranks / constants.host_adam_per_second}
+
+
+def _combine(parts: Mapping[str, float], exposed: float) -> float:
+    """Seconds of a step when ``exposed`` (0-1) of what could overlap does not."""
+    busy = max(parts["compute"], parts["launch"]) + exposed * 0.25 * min(parts["compute"], parts["launch"])
+    hidden = min(parts["network"] + parts["PCIe"], busy)
+    waits = parts["network"] + parts["PCIe"] - hidden + exposed * hidden
+    return busy + waits + parts["memory"] + parts["host"]
+
+
+def _bound(parts: Mapping[str, float]) -> str:
+    """Name the largest part."""
+    return max(parts, key=lambda part: parts[part])
