@@ -1,0 +1,1 @@
+"""The tests; they mirror qwen_job/, and slurmlab/ is a Slurm cluster to try things on."""

@@ -1,0 +1,87 @@
+"""What all tests share: a quiet environment, the Slurm lab, and the rule that our CI skips nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.slurmlab import Lab, missing
+
+CI = os.environ.get("CI", "").lower() in ("1", "true")
+_OF_A_JOB = ("SLURM_", "SBATCH_", "PET_", "QWEN_JOB_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+_skipped: list[str] = []
+
+# On CI the same examples every time: a red run must be about the change, not about the dice.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if CI else "default")
+
+
+def pytest_configure() -> None:
+    """Leave nothing of a surrounding job, or of the network, in what the tests start."""
+    for name in list(os.environ):
+        if name.startswith(_OF_A_JOB) and name != "QWEN_JOB_CRDS":
+            del os.environ[name]
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember skipped tests."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _remember(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Remember skipped modules."""
+    if report.skipped:
+        _remember(report)
+
+
+def _remember(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    _skipped.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """On CI a skipped test fails the run: everything can be had there."""
+    if CI and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was skipped, last of all."""
+    terminalreporter.section("what was skipped" + (" (on CI nothing may be)" if CI else ""))
+    for line in _skipped or ["nothing"]:
+        terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def make_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lab]]:
+    """Return a function that brings up a Slurm lab, with the arguments of Lab; all end with the session."""
+    with ExitStack() as labs:
+
+        def make(nodes: int = 2, **options: Any) -> Lab:
+            if problem := missing(ssh=options.get("ssh", False)):
+                pytest.skip(problem)
+            shared = [tmp_path_factory.getbasetemp(), *options.pop("shared", [])]
+            return labs.enter_context(Lab(nodes, shared=shared, **options))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def slurm(make_slurm: Callable[..., Lab]) -> Lab:
+    """Return a Slurm cluster of two nodes that all tests of the session share; leave it as it was."""
+    return make_slurm(2)
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """Return the root of this checkout."""
+    return Path(__file__).resolve().parents[1]

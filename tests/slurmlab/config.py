@@ -1,0 +1,130 @@
+"""The files of the lab's etc/ folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.slurmlab.hosts import NETWORK
+
+CONTROLLER = "ctl"
+CONTROLLER_NUMBER = 254
+GPUS = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the cluster looks; ``extra_conf`` is appended to slurm.conf as it is."""
+
+    nodes: int = 2
+    gpu_type: str = "h100"
+    extra_conf: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the compute nodes."""
+        return [f"node{number}" for number in range(1, self.nodes + 1)]
+
+
+def write(root: Path, shape: Shape, *, shared: list[Path], ssh: bool) -> None:
+    """Write everything that the hosts of the lab at ``root`` read."""
+    for folder in ("etc/slurm", "log", "pids", "state", "dev", "munge", "mnt"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    numbers = [(CONTROLLER_NUMBER, CONTROLLER), *enumerate(shape.names, start=1)]
+    hosts = ["127.0.0.1 localhost", *(f"{NETWORK}.{number} {name}" for number, name in numbers)]
+    (root / "etc/hosts").write_text("\n".join(hosts) + "\n")
+    (root / "etc/shared").write_text("".join(f"{path}\n" for path in _under_tmp([root, *shared])))
+    (root / "etc/slurm/slurm.conf").write_text(slurm_conf(root, shape))
+    # A GPU known only by its count puts the node into state INVAL: it needs a file. 1:3 is /dev/null.
+    for number in range(GPUS):
+        os.mknod(root / f"dev/nvidia{number}", 0o20666, os.makedev(1, 3))
+    gres = f"Name=gpu Type={shape.gpu_type} File={root}/dev/nvidia[0-{GPUS - 1}]\n"
+    (root / "etc/slurm/gres.conf").write_text(gres)
+    key = root / "munge/key"
+    key.touch(0o600)
+    key.write_bytes(os.urandom(128))
+    if ssh:
+        _write_ssh(root)
+
+
+def _under_tmp(paths: list[Path]) -> list[Path]:
+    """Return the folders that a host's own /tmp would hide, outermost first, without those inside another."""
+    kept: list[Path] = []
+    for path in sorted({path.resolve() for path in paths}):
+        if path.is_relative_to("/tmp") and not any(path.is_relative_to(outer) for outer in kept):
+            kept.append(path)
+    return kept
+
+
+def _write_ssh(root: Path) -> None:
+    """Make host and user keys of the lab's own, so that nobody's ~/.ssh is read or written."""
+    for key in ("ssh_host_key", "id_ed25519"):
+        command = [
+            shutil.which("ssh-keygen") or "ssh-keygen",
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-f",
+            str(root / "etc" / key),
+        ]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=30)
+    (root / "etc/ssh_config").write_text(
+        f"Host *\n IdentityFile {root}/etc/id_ed25519\n IdentitiesOnly yes\n StrictHostKeyChecking no\n"
+        f" UserKnownHostsFile /dev/null\n GlobalKnownHostsFile /dev/null\n LogLevel ERROR\n"
+    )
+    (root / "etc/sshd_config").write_text(
+        f"HostKey {root}/etc/ssh_host_key\nAuthorizedKeysFile {root}/etc/id_ed25519.pub\n"
+        "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n"
+        "PidFile none\nStrictModes no\nMaxStartups 100\n"
+    )
+
+
+def slurm_conf(root: Path, shape: Shape) -> str:
+    """Return slurm.conf: partition ``main`` is the default, and jobs of ``high`` preempt its jobs."""
+    nodes = f"node[1-{shape.nodes}]"
+    return f"""\
+ClusterName=lab
+SlurmctldHost={CONTROLLER}({NETWORK}.{CONTROLLER_NUMBER})
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+# Credentials live 120 s by default, and a requeued job waits for the old one to expire.
+AuthInfo=socket={root}/munge/socket,cred_expire=5
+SlurmctldPidFile={root}/pids/slurmctld.daemon
+SlurmdPidFile={root}/pids/slurmd.%n.daemon
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool.%n
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/slurmd.%n.log
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+JobCompType=jobcomp/filetxt
+JobCompLoc={root}/log/jobcomp.txt
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+# Without it a job takes a node's whole memory.
+DefMemPerCPU=500
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
+ReturnToService=2
+SlurmdTimeout=6
+MessageTimeout=5
+KillWait=5
+MinJobAge=7200
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+# A small machine claims to be nodes of 16 cores.
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName={nodes} CPUs=16 Boards=1 SocketsPerBoard=2 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=16000 \
+Gres=gpu:{shape.gpu_type}:{GPUS} Feature={shape.gpu_type} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+{shape.extra_conf}"""
