@@ -1,0 +1,35 @@
+"""The ``hostfile:`` section: machines reached over ssh."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from qwen_job.job.hosts import expand_hosts
+from qwen_job.job.types import Strict, Text
+
+
+def _expandable(pattern: str) -> str:
+    expand_hosts([pattern])
+    return pattern
+
+
+class Hostfile(Strict):
+    """Machines by name or range; the number of hosts must be cluster.nodes."""
+
+    hosts: list[Annotated[Text, AfterValidator(_expandable)]] = Field(
+        [], description="Names and ranges: gpu01, gpu[001-128], 10.0.0.7"
+    )
+    launcher: Literal["torchrun", "deepspeed", "pdsh"] = Field(
+        "torchrun",
+        description="torchrun: one ssh a node; deepspeed: --no_ssh on each node; pdsh: DeepSpeed's own",
+    )
+    port: Annotated[int, Field(ge=1024, le=65535)] = Field(29500, description="Rendezvous port on the first host")
+    python: Text = "python3"
+    ssh_options: list[Text] = Field([], description="More options for ssh, one an item, e.g. -p, '2222'")
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _one_host(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value

@@ -1,0 +1,53 @@
+"""Host names: one by one and as Slurm's ranges."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+
+MAX_HOSTS = 100_000
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:]+")
+_BRACKET = re.compile(r"\[([^\[\]]*)\]")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def expand_hosts(patterns: Iterable[str]) -> list[str]:
+    """Expand ``gpu[001-003,7]`` and plain names into host names, in order, without repeats.
+
+    Errors: :class:`ValueError` for what is no host name, an empty or backward range, or more than 100,000 hosts.
+    """
+    hosts: dict[str, None] = {}
+    for pattern in patterns:
+        for part in re.split(r",(?![^\[]*\])", pattern):
+            for host in _expand(part.strip()):
+                if not _HOST.fullmatch(host):
+                    raise ValueError(f"{host[:80]!r} is not a host name; write gpu01, gpu[001-128] or an address")
+                hosts[host] = None
+                if len(hosts) > MAX_HOSTS:
+                    raise ValueError(f"{pattern[:80]!r} makes more than {MAX_HOSTS} hosts")
+    return list(hosts)
+
+
+def _expand(pattern: str) -> Iterable[str]:
+    pieces = _BRACKET.split(pattern)
+    choices = [[piece] if index % 2 == 0 else _numbers(piece) for index, piece in enumerate(pieces)]
+    total = 1
+    for choice in choices:
+        total *= len(choice)
+    if total > MAX_HOSTS:
+        raise ValueError(f"{pattern[:80]!r} makes more than {MAX_HOSTS} hosts")
+    return map("".join, itertools.product(*choices))
+
+
+def _numbers(ranges: str) -> list[str]:
+    numbers: list[str] = []
+    for item in ranges.split(","):
+        found = _RANGE.fullmatch(item.strip())
+        if not found:
+            raise ValueError(f"[{ranges[:80]}] is not a range; write [001-128] or [1,3,7-9]")
+        first, last = found[1], found[2] or found[1]
+        if int(last) < int(first) or int(last) - int(first) >= MAX_HOSTS:
+            raise ValueError(f"[{ranges[:80]}] runs backwards or is too long")
+        numbers += [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    return numbers

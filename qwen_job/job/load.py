@@ -1,0 +1,257 @@
+"""Files, layers and ``--set`` to one checked :class:`Job`, or every problem at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from qwen_job.errors import EnvironmentFault, JobError, Problem
+from qwen_job.job.document import Document, Position, assign, dotted, merge, parse
+from qwen_job.job.document import Path as FieldPath
+from qwen_job.job.model import Job, Train
+from qwen_job.resources import resource
+
+MAX_BYTES = 16 * 2**20
+_TYPE_TAG = re.compile(r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)")
+_REFERENCE = re.compile(r"(\$?)\$\{([^{}]*)\}")
+_KINDS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "dict": (dict,), "list": (list,),
+}  # fmt: skip
+
+
+def load_job(files: Sequence[str | Path], *, sets: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Job:
+    """Load a job from its layers, lowest first; ``-`` is standard input.
+
+    ``sets`` are ``field=value`` assignments carried out last. ``environ`` (default: this process's) supplies the
+    variables that ``uses_env`` declares. Relative paths are resolved against the file that wrote them.
+
+    Errors: :class:`EnvironmentFault` for a file that cannot be read, :class:`JobError` with all problems otherwise.
+    """
+    document = Document({})
+    for file in files:
+        document = merge(document, parse(_read(file), "job.yaml (stdin)" if str(file) == "-" else str(file)))
+    for assignment in sets:
+        assign(document, assignment)
+    problems = _substitute(document, os.environ if environ is None else environ)
+    job, more = _validate(document)
+    problems += more + _check_training_arguments(document)
+    if problems or job is None:
+        raise JobError(_ordered(problems))
+    job = _resolve_paths(job, document)
+    job._document = document
+    return job
+
+
+def _read(file: str | Path) -> str:
+    try:
+        if str(file) == "-":
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with Path(file).open("rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise JobError([Problem(str(file), 0, 0, "", "is over 16 MiB: this is not a job file")])
+        return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        hint = "" if Path(file).suffix in (".yaml", ".yml") else " (a job file ends in .yaml)"
+        raise EnvironmentFault(f"{file}: no such file{hint}; 'qwen-job init' writes a job.yaml to start from") from None
+    except IsADirectoryError:
+        raise EnvironmentFault(f"{file}: is a folder; name the job file in it") from None
+    except OSError as error:
+        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise JobError([Problem(str(file), line, 1, "", "is not UTF-8 text; save it as UTF-8")]) from None
+
+
+def _substitute(document: Document, environ: Mapping[str, str]) -> list[Problem]:
+    declared = document.value.get("uses_env")
+    names = {name for name in declared if isinstance(name, str)} if isinstance(declared, list) else set()
+    problems: list[Problem] = []
+
+    def visit(value: Any, path: FieldPath) -> Any:
+        if isinstance(value, dict):
+            return {key: visit(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [visit(item, (*path, index)) for index, item in enumerate(value)]
+        # setup lines are shell: what stands in braces there is the shell's business.
+        if not isinstance(value, str) or "${" not in value or path[:2] == ("slurm", "setup"):
+            return value
+        return _REFERENCE.sub(lambda found: replace(found, path), value)
+
+    def replace(found: re.Match[str], path: FieldPath) -> str:
+        name = found[2]
+        if found[1]:
+            return found[0][1:]
+        if name in names and name in environ:
+            return environ[name]
+        if name in names:
+            message = f"${{{name}}} is declared in uses_env but not set in this shell"
+        else:
+            message = f"${{{name}}} is not declared; add {name} to uses_env, or write $${{{name}}} for the text itself"
+        problems.append(_problem(document, path, message))
+        return found[0]
+
+    document.value = visit(document.value, ())
+    return problems
+
+
+def _validate(document: Document) -> tuple[Job | None, list[Problem]]:
+    try:
+        return Job.model_validate(document.value), []
+    except ValidationError as error:
+        return None, [_translate(document, item) for item in error.errors(include_url=False)]
+
+
+def _translate(document: Document, error: Any) -> Problem:
+    path = tuple(part for part in error["loc"] if part != "[key]")
+    path = _without_union_tags(document.value, path)
+    given = error.get("input")
+    context = error.get("ctx") or {}
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return _problem(document, path, "unknown field" + _did_you_mean(path))
+    if kind == "missing":
+        # A missing field has no place of its own: point at the section that lacks it.
+        at = document.position(path[:-1]) or Position("job", 0, 0)
+        return Problem(at.source, at.line, at.column, dotted(path), f"is required{_example(path)}")
+    if kind == "value_error":
+        message = str(context.get("error", error["msg"]))
+    elif kind == "string_pattern_mismatch":
+        message = f"{_show(given)} has a form that is not allowed{_example(path)}"
+    elif kind == "literal_error":
+        message = f"{_show(given)} is not one of {context['expected']}"
+        message += _near(given, re.findall(r"'([^']+)'", context["expected"]))
+    else:
+        message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {_show(given)}"
+    return _problem(document, path, message)
+
+
+def _without_union_tags(value: Any, path: FieldPath) -> FieldPath:
+    """Drop the parts of pydantic's path that name a type (``CustomGpu``) rather than a field."""
+    kept: list[str | int] = []
+    for part in path:
+        written = isinstance(value, dict) and part in value
+        if isinstance(part, str) and not written and _TYPE_TAG.match(part):
+            continue
+        kept.append(part)
+        value = value.get(part) if isinstance(value, dict) else None
+    return tuple(kept)
+
+
+def _example(path: FieldPath) -> str:
+    model = _section(path[:-1])
+    field = model.model_fields.get(str(path[-1])) if model else None
+    return f" ({field.description})" if field is not None and field.description else ""
+
+
+def _did_you_mean(path: FieldPath) -> str:
+    model = _section(path[:-1])
+    if model is None:
+        return ""
+    name = str(path[-1])
+    near = difflib.get_close_matches(name, list(model.model_fields), n=1, cutoff=0.55)
+    if near:
+        return f"; did you mean {dotted((*path[:-1], near[0]))!r}?"
+    for section, field in Job.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and name in inner.model_fields:
+            return f"; did you mean {section}.{name}?"
+    return f"; known here: {', '.join(sorted(model.model_fields))}"
+
+
+def _section(path: FieldPath) -> type[BaseModel] | None:
+    """Return the model that describes the mapping at ``path``, None where keys are free."""
+    model: Any = Job
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        model = next((m for m in _models(field.annotation) if m), None) if field else None
+        if model is None:
+            return None
+    return model  # type: ignore[no-any-return]
+
+
+def _models(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in getattr(annotation, "__args__", ()) for m in _models(argument)]
+
+
+def _check_training_arguments(document: Document) -> list[Problem]:
+    written = document.value.get("train")
+    if not isinstance(written, dict):
+        return []
+    extra = [name for name in written if name not in Train.model_fields]
+    if not extra:
+        return []
+    facts = yaml.safe_load(resource("configs", "train", "training_arguments.yaml").read_text("utf-8"))
+    return [
+        _problem(document, ("train", name), message)
+        for name in extra
+        if (message := _training_argument_fault(name, written[name], facts))
+    ]
+
+
+def _training_argument_fault(name: str, value: Any, facts: dict[str, dict[str, str]]) -> str:
+    if name in facts["accepted"]:
+        kind = facts["accepted"][name]
+        good = isinstance(value, _KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
+        return "" if good else f"expected a value of type {kind}, not {_show(value)}"
+    if name in facts["renamed"]:
+        return f"is written {facts['renamed'][name]!r} here"
+    if name in facts["owned"]:
+        return f"is not set here: {facts['owned'][name]}"
+    return "unknown field" + _near(name, [*Train.model_fields, *facts["accepted"]], "train.")
+
+
+def _near(word: Any, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
+    return f"; did you mean '{prefix}{near[0]}'?" if near else ""
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _problem(document: Document, path: FieldPath, message: str) -> Problem:
+    at = document.position(path) or Position("job", 0, 0)
+    return Problem(at.source, at.line, at.column, dotted(path), message)
+
+
+def _ordered(problems: Iterable[Problem]) -> list[Problem]:
+    return sorted(dict.fromkeys(problems), key=lambda p: (p.source, p.line, p.column, p.field))
+
+
+def _resolve_paths(job: Job, document: Document) -> Job:
+    def absolute(text: str, *path: str | int) -> str:
+        position = document.position(path)
+        source = position.source if position else ""
+        base = Path(source).parent if source.endswith((".yaml", ".yml")) else Path()
+        return os.path.normpath(Path.cwd() / base / Path(text).expanduser())
+
+    def files(name: str) -> list[Any]:
+        items = getattr(job.data, name)
+        return [f.model_copy(update={"path": absolute(f.path, "data", name, i)}) for i, f in enumerate(items)]
+
+    data = job.data.model_copy(update={"train": files("train"), "eval": files("eval")})
+    if data.cache_dir:
+        data = data.model_copy(update={"cache_dir": absolute(data.cache_dir, "data", "cache_dir")})
+    model = job.model
+    if model.resolved_source == "local":
+        model = model.model_copy(update={"name": absolute(model.name, "model", "name")})
+    if model.cache_dir:
+        model = model.model_copy(update={"cache_dir": absolute(model.cache_dir, "model", "cache_dir")})
+    return job.model_copy(update={"data": data, "model": model, "output": absolute(job.output, "output")})

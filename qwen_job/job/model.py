@@ -1,0 +1,263 @@
+"""The Job: what the user wrote, typed and checked. It knows nothing about numbers that were not written.
+
+Contents: Model, Data, Cluster, Train, DeepSpeed, Container, Retry and Local sections, then :class:`Job` itself; Slurm,
+Kubernetes and the hostfile have a module each.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from qwen_job.errors import Problem
+from qwen_job.job.document import Document, Path, Position, dotted
+from qwen_job.job.hostfile import Hostfile
+from qwen_job.job.kubernetes import Kubernetes
+from qwen_job.job.slurm import Slurm
+from qwen_job.job.types import (
+    Count,
+    EnvName,
+    EnvValue,
+    Fraction,
+    FreeText,
+    Positive,
+    Seconds,
+    Strict,
+    Text,
+)  # fmt: skip
+
+
+class Model(Strict):
+    """The model to start from. ``model: Qwen/Qwen-1_8B-Chat`` is short for ``model: {name: ...}``."""
+
+    name: Text = Field(description="A hub id (Qwen/Qwen-1_8B-Chat), a folder, or a name in configs/models")
+    source: Literal["auto", "modelscope", "huggingface", "local", "random"] = Field(
+        "auto",
+        description="auto: a path is local, everything else comes from ModelScope; random: new weights",
+    )
+    revision: Text | None = Field(None, description="A branch, tag or commit of the hub")
+    cache_dir: Text | None = Field(None, description="Where downloads and conversions are kept, shared by all nodes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def resolved_source(self) -> str:
+        """``source`` with ``auto`` decided: a name that starts as a path does is local."""
+        if self.source != "auto":
+            return self.source
+        return "local" if self.name.startswith(("/", "./", "../", "~")) else "modelscope"
+
+
+class DataFile(Strict):
+    """One file of conversations and how often it counts."""
+
+    path: Text = Field(description="JSON, JSONL (also .gz, .zst) or Parquet")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="2 shows every conversation twice an epoch")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+class Data(Strict):
+    """The conversations. ``data: chats.json`` is short for ``data: {train: [chats.json]}``."""
+
+    train: list[DataFile] = Field(min_length=1, description="Files to train on")
+    eval: list[DataFile] = Field([], description="Files to evaluate on")
+    eval_split: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the training conversations held out when eval is empty"
+    )
+    format: Literal["auto", "reference", "sharegpt", "messages", "alpaca", "query_response"] = Field(
+        "auto", description="auto tells the formats apart by their keys"
+    )
+    system_prompt: FreeText = Field("You are a helpful assistant.", description="For conversations without their own")
+    long_samples: Literal["truncate", "drop", "split"] = Field(
+        "truncate",
+        description="What becomes of conversations over train.model_max_length; truncate keeps the answer",
+    )
+    packing: bool = Field(True, description="Fill each row with several conversations, kept apart by attention")
+    mask: Literal["assistant", "reference"] = Field(
+        "assistant",
+        description="What is learnt: the assistant's text, or what the reference finetune.py learns",
+    )
+    cache_dir: Text | None = Field(None, description="Where prepared data is kept; default: inside the output folder")
+    num_workers: Positive | None = Field(None, description="Processes that prepare the data; default: all cores")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, (str, list)) else value
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return _as_list(value)
+
+
+class CustomGpu(Strict):
+    """A GPU that configs/gpus does not know, by its numbers."""
+
+    name: Text
+    memory_gib: Annotated[float, Field(gt=0)]
+    compute_capability: Annotated[float, Field(gt=0)]
+    peak_tflops: dict[Literal["bf16", "fp16", "fp32"], float] = Field({}, description="Dense TFLOP/s; none: no MFU")
+    memory_bandwidth_gbs: float | None = None
+
+
+class Cluster(Strict):
+    """The machines. ``gpu: CPU`` trains without GPUs; ``gpus_per_node`` is then the number of processes."""
+
+    gpu: Text | CustomGpu = Field(description="A name in configs/gpus (A100-80G, V100-32G, CPU ...) or its numbers")
+    nodes: Positive = Field(1, description="Machines")
+    gpus_per_node: Positive = Field(1, description="GPUs, and so processes, on each machine")
+    cpus_per_gpu: Positive | None = Field(None, description="CPU cores for each GPU's process")
+    memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, description="Host memory of a node, for the plan")
+    interconnect: Literal["auto", "infiniband", "roce", "efa", "ethernet"] = Field(
+        "auto", description="The network between nodes: chooses the NCCL presets and the plan's bandwidth"
+    )
+    network_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s between two nodes, for the plan")
+    socket_interface: Text | None = Field(None, description="Network interface for NCCL and Gloo, e.g. eth0")
+    ib_hca: Text | None = Field(None, description="InfiniBand adapters for NCCL, e.g. =mlx5_0,mlx5_1")
+
+
+class Train(Strict):
+    """How to train: Hugging Face TrainingArguments names; every other one of theirs may be written here too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model_max_length: Annotated[int, Field(ge=8)] = Field(512, description="Tokens in a row")
+    num_train_epochs: Annotated[float, Field(gt=0, strict=False)] = Field(5.0, description="Passes over the data")
+    max_steps: int = Field(-1, description="Stop after so many steps; -1: by epochs")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate")
+    global_batch_size: Positive | None = Field(None, description="Rows in one optimizer step over all GPUs")
+    per_device_train_batch_size: Positive | None = Field(None, description="Rows at once on a GPU; default: planned")
+    gradient_accumulation_steps: Positive | None = Field(None, description="Default: planned from global_batch_size")
+    bf16: bool | None = Field(None, description="Default: true from compute capability 8.0")
+    fp16: bool | None = Field(None, description="Default: true on older GPUs")
+    gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Not for norms and biases")
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    lr_scheduler_type: Text = Field("cosine", description="cosine, linear, constant_with_warmup ...")
+    warmup_ratio: Fraction = Field(0.01, description="Share of all steps")
+    logging_steps: Positive = 1
+    eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: as save_steps")
+    save_steps: Positive = Field(500, description="Steps between checkpoints")
+    save_total_limit: Positive = Field(2, description="Checkpoints kept")
+    dataloader_num_workers: Count = 1
+    report_to: list[Text] = Field(
+        ["tensorboard"], description="tensorboard, wandb, swanlab, mlflow; metrics.jsonl always"
+    )
+    early_stopping_patience: Positive | None = Field(None, description="Evaluations without a better loss")
+    load_best_model_at_end: bool = False
+    seed: Count = 42
+    attention: Literal["auto", "varlen", "sdpa", "eager"] = Field("auto", description="Attention kernel")
+    fused_loss: Literal["auto", "torch", "chunked", "liger", "none"] = Field(
+        "auto", description="Cross-entropy that never holds all logits"
+    )
+    torch_compile: bool = False
+    on_nan: Literal["stop", "skip"] = Field("stop", description="What a loss that is not a number does")
+    loss_spike_factor: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="Stop when the loss jumps so high"
+    )
+    hang_seconds: Annotated[int, Field(ge=30)] = Field(900, description="No step for so long: name the stuck rank, end")
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_report(cls, value: Any) -> Any:
+        return ([] if value == "none" else [value]) if isinstance(value, str) else value
+
+    @field_validator(
+        "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_ratio",
+        mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _integers_are_numbers(cls, value: Any) -> Any:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The other TrainingArguments that were written, by name."""
+        return dict(self.model_extra or {})
+
+
+class DeepSpeed(Strict):
+    """What DeepSpeed does; ``config`` is laid over the planned deepspeed.json."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = Field(None, description="0-3; default: planned from memory")
+    offload_optimizer: bool | None = Field(None, description="Optimizer on the host; default: planned from memory")
+    config: dict[str, Any] = Field({}, description="Any DeepSpeed setting, e.g. {zero_optimization: {...}}")
+
+
+class Container(Strict):
+    """How the image runs on Slurm nodes (Kubernetes has its own way)."""
+
+    runtime: Literal["none", "pyxis", "apptainer", "podman", "docker", "charliecloud"] = Field(
+        "none", description="none: the cluster's own Python, from a venv or modules"
+    )
+    image: Text | None = Field(
+        None, description="Overrides the job's image: a .sqsh, a .sif, a folder, or a registry's"
+    )
+    mounts: list[Text] = Field([], description="SOURCE[:TARGET[:ro]]; data, model and output are mounted by themselves")
+    mount_home: bool = Field(False, description="Mount the home directory")
+    options: list[Text] = Field([], description="More options for the runtime, one an item")
+
+
+class Retry(Strict):
+    """What happens after a failure that is worth another try (exit codes from 128)."""
+
+    max_retries: Count = Field(10, description="How often the job requeues itself in all")
+    max_without_progress: Positive = Field(3, description="Tries in a row that bring no newer checkpoint")
+    grace: Seconds = Field(120, description="Time that saving a checkpoint may take")
+
+
+class Local(Strict):
+    """Running on this machine."""
+
+    python: Text = Field("python3", description="The Python that has the training stack")
+
+
+class Job(Strict):
+    """One fine-tuning job: a minimal one has name, model, data, output and cluster."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")] = Field(
+        description="The job's name in queues and lists: letters, digits, '.', '_' and '-', at most 63"
+    )
+    model: Model = Field(description="The model to start from, e.g. Qwen/Qwen-1_8B-Chat")
+    data: Data = Field(description="The conversations, e.g. /shared/data/chats.json")
+    output: Text = Field(description="The run's folder, on storage that all nodes share")
+    cluster: Cluster = Field(description="The machines, e.g. {gpu: A100-80G, nodes: 1, gpus_per_node: 2}")
+    image: Text | None = Field(None, description="The container image, best with its digest (name@sha256:...)")
+    train: Train = Field(default_factory=lambda: Train.model_validate({}))
+    deepspeed: DeepSpeed = Field(default_factory=lambda: DeepSpeed.model_validate({}))
+    env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of every process")
+    uses_env: list[EnvName] = Field([], description="Variables of this shell that ${NAME} may stand for in this file")
+    container: Container = Field(default_factory=lambda: Container.model_validate({}))
+    retry: Retry = Field(default_factory=lambda: Retry.model_validate({}))
+    slurm: Slurm = Field(default_factory=lambda: Slurm.model_validate({}))
+    kubernetes: Kubernetes = Field(default_factory=lambda: Kubernetes.model_validate({}))
+    hostfile: Hostfile = Field(default_factory=lambda: Hostfile.model_validate({}))
+    local: Local = Field(default_factory=lambda: Local.model_validate({}))
+
+    _document: Document | None = PrivateAttr(None)
+
+    def problem(self, path: Path, message: str) -> Problem:
+        """Return a :class:`Problem` that points at where ``path`` was written, if it was."""
+        position = self._document.position(path) if self._document else None
+        at = position or Position("job", 0, 0)
+        return Problem(at.source, at.line, at.column, dotted(path), message)
+
+    def wrote(self, *path: str | int) -> bool:
+        """Tell whether the user wrote ``path``, rather than left it to its default."""
+        return self._document is not None and path in self._document.positions

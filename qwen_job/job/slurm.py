@@ -1,0 +1,59 @@
+"""The ``slurm:`` section: what a site profile usually holds."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from qwen_job.job.types import Count, FreeText, OptionValue, Positive, Seconds, Strict, Text
+
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+
+
+def _option_name(name: str) -> str:
+    bare = name[2:] if name.startswith("--") else name
+    if not _OPTION.fullmatch(bare):
+        raise ValueError(
+            f"{name!r} is not an option's name: write it as in --{re.sub('[^A-Za-z0-9-]', '', bare) or 'x'}"
+        )
+    return bare
+
+
+OptionName = Annotated[str, AfterValidator(_option_name)]
+
+
+class Slurm(Strict):
+    """Slurm's settings. Options that are not here go into ``sbatch`` and ``srun`` by their long names."""
+
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    reservation: Text | None = None
+    time: Seconds | None = Field(None, description="Time limit: 12:30:00, 1-00:00:00 or 2h30m")
+    gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
+        "gpus-per-node", description="How this site asks for GPUs; none on CPU clusters"
+    )
+    gpu_type: Text | None = Field(None, description="The site's name of the GPU, e.g. a100, for --gres=gpu:a100:8")
+    exclusive: bool | None = Field(None, description="Whole nodes; default: on when the job takes more than one")
+    memory: Text | None = Field(None, description="--mem, e.g. 0 (all of it) or 400G")
+    cpus_per_task: Positive | None = Field(None, description="Default: cluster.cpus_per_gpu x gpus_per_node")
+    log_dir: Text | None = Field(None, description="Folder for NAME-JOBID.out; default: where sbatch was called")
+    modules: list[Text] = Field([], description="Modules to load, in order")
+    setup: list[FreeText] = Field(
+        [], description="Shell lines run on every node before training, e.g. activating a venv"
+    )
+    python: Text = Field("python3", description="The Python inside the container or on the nodes")
+    requeue: bool = Field(True, description="Requeue after preemption, node failure and before the time limit")
+    signal_seconds: Count | None = Field(None, description="Save so long before the time limit; default: planned")
+    sbatch: dict[OptionName, OptionValue] = Field(
+        {}, description="Any sbatch option, e.g. {mail-type: END, exclude: n7}"
+    )
+    srun: dict[OptionName, OptionValue] = Field({}, description="Any srun option of the training step")
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _number_is_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
