@@ -1,0 +1,44 @@
+"""Conversations in, memory-mapped packed rows out. Needs numpy and tokenizers when used, never torch.
+
+formats   one row of any known layout -> Conversation
+files     JSON, JSONL, .gz, .zst, Parquet -> rows, streaming
+chatml    Conversation -> token ids and which of them are trained; samples that are too long
+pack      lengths -> rows of max_length
+build     files -> a folder of memory-mapped rows, once for all ranks;
+prepared  reading that folder
+check     what is wrong with the data, rule by rule;  clean: a copy without it
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwen_job.data.build import prepare as prepare
+    from qwen_job.data.chatml import ChatTokenizer as ChatTokenizer
+    from qwen_job.data.prepared import PackedRows as PackedRows
+    from qwen_job.data.prepared import PreparedData as PreparedData
+    from qwen_job.data.prepared import Row as Row
+    from qwen_job.data.prepared import open_prepared as open_prepared
+    from qwen_job.data.spec import DataFile as DataFile
+    from qwen_job.data.spec import DataSpec as DataSpec
+
+_HOME = {
+    "ChatTokenizer": "chatml",
+    "DataFile": "spec",
+    "DataSpec": "spec",
+    "PackedRows": "prepared",
+    "PreparedData": "prepared",
+    "Row": "prepared",
+    "open_prepared": "prepared",
+    "prepare": "build",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the launcher can name this package without importing numpy.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,147 @@
+"""Chunk files -> the files of a prepared folder: appended in the order of the input, packed, indexed last."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qwen_job.data.choose import copies_of
+from qwen_job.data.pack import WINDOW, pack
+from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS
+from qwen_job.data.spec import DataSpec
+from qwen_job.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PARTS = ("tokens", "docs", "members", "rows")
+
+
+class Assembler:
+    """Appends chunks as they come, in any order; memory does not grow with the data."""
+
+    def __init__(self, spec: DataSpec, folder: Path) -> None:
+        self._spec, self._folder = spec, folder
+        self._counts: Counter[str] = Counter()
+        self._waiting: dict[int, dict[str, int]] = {}
+        self._next = 0
+        self._length = dict.fromkeys(SPLITS, 0)
+        for split in SPLITS:
+            for part in _PARTS:
+                (folder / f"{split}.{part}").touch()
+
+    def add(self, number: int, counts: dict[str, int]) -> None:
+        """Take chunk ``number``; it is appended once all before it are."""
+        self._waiting[number] = counts
+        while self._next in self._waiting:
+            self._append(self._next)
+            self._counts.update(self._waiting.pop(self._next))
+            self._next += 1
+
+    def finish(self) -> None:
+        """Pack the rows and write index.json. DataError when a split that was asked for holds nothing."""
+        self._refuse_empty()
+        stats: dict[str, Any] = {split: self._pack(split) for split in SPLITS}
+        own = {f"{split}_{name}" for split in SPLITS for name in ("samples", "documents", "tokens", "trained_tokens")}
+        stats |= {name: self._counts[name] for name in _COUNTED}
+        assert set(self._counts) <= own | set(_COUNTED)
+        files = {}
+        for name in sorted(f"{split}.{part}" for split in SPLITS for part in _PARTS):
+            files[name] = (self._folder / name).stat().st_size
+            _sync(self._folder / name)
+        index = {"layout": LAYOUT, "spec": self._spec.to_dict(), "stats": stats, "files": files}
+        aside = self._folder / f"{INDEX}.aside"
+        aside.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _sync(aside)
+        aside.rename(self._folder / INDEX)
+        _sync(self._folder)
+
+    def _append(self, number: int) -> None:
+        for split in SPLITS:
+            tokens, docs = (self._folder / f"{number:08d}.{split}.{part}" for part in ("tokens", "docs"))
+            records = np.fromfile(docs, DOCUMENT)
+            records["offset"] += self._length[split]
+            self._length[split] += int(records["length"].sum())
+            with (self._folder / f"{split}.docs").open("ab") as shard:
+                records.tofile(shard)
+            with (self._folder / f"{split}.tokens").open("ab") as shard:
+                shard.write(tokens.read_bytes())
+            tokens.unlink()
+            docs.unlink()
+
+    def _refuse_empty(self) -> None:
+        if not self._counts["train_documents"]:
+            raise DataError("no sample is left to train on; see long_samples, weights and 'qwen-job data check'")
+        if (self._spec.eval or self._spec.eval_split) and not self._counts["eval_documents"]:
+            samples = self._counts["train_samples"]
+            raise DataError(f"data.eval_split: {self._spec.eval_split} of {samples} samples holds out none; "
+                            "write a larger fraction or give an eval file")  # fmt: skip
+
+    def _pack(self, split: str) -> dict[str, Any]:
+        """Write SPLIT.members and SPLIT.rows, a window of documents at a time; return the split's figures."""
+        figures = {name: self._counts[f"{split}_{name}"] for name in ("samples", "documents")}
+        rows = tokens = 0
+        with (
+            (self._folder / f"{split}.members").open("wb") as members_file,
+            (self._folder / f"{split}.rows").open("wb") as rows_file,
+        ):
+            written = 0
+            np.zeros(1, MEMBER).tofile(rows_file)
+            for members, lengths in self._windows(split):
+                starts, order = self._rows_of(lengths)
+                members[order].astype(MEMBER).tofile(members_file)
+                (starts[1:] + written).astype(MEMBER).tofile(rows_file)
+                written += members.size
+                rows += starts.size - 1
+                tokens += int(lengths.sum(dtype=np.int64))
+        filled = tokens / (rows * self._spec.max_length) if rows else 0.0
+        trained = self._counts[f"{split}_trained_tokens"]
+        return figures | {
+            "rows": rows,
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "filled": round(filled, 4),
+        }
+
+    def _rows_of(self, lengths: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self._spec.packing:
+            return pack(lengths, self._spec.max_length)
+        return np.arange(lengths.size + 1), np.arange(lengths.size)
+
+    def _windows(self, split: str) -> Any:
+        """Yield (document numbers, lengths), each document as often as its file's weight says."""
+        path = self._folder / f"{split}.docs"
+        weights = [file.weight for file in getattr(self._spec, split) or self._spec.train]
+        for again in range(int(np.ceil(max(weights)))):
+            for start in range(0, path.stat().st_size // DOCUMENT.itemsize, WINDOW):
+                records = np.fromfile(path, DOCUMENT, WINDOW, offset=start * DOCUMENT.itemsize)
+                shown = np.flatnonzero(copies_of(weights, records["file"], records["row"]) > again)
+                if shown.size:
+                    yield shown + start, records["length"][shown]
+
+
+_COUNTED = (
+    "long_samples",
+    "truncated",
+    "turns_cut",
+    "answers_cut",
+    "tokens_cut",
+    "dropped",
+    "split",
+    "split_pieces",
+    "pieces_without_answer",
+    "left_out_by_weight",
+)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,200 @@
+"""Files of conversations -> a folder of memory-mapped packed rows, made once and found again by all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from qwen_job.data.assemble import Assembler
+from qwen_job.data.chunk_encoder import Task
+from qwen_job.data.files import CHUNK_BYTES, read_chunks
+from qwen_job.data.lock import FileLock
+from qwen_job.data.prepared import LAYOUT, SPLITS, read_index
+from qwen_job.data.spec import DataSpec
+from qwen_job.data.worker import Worker, make_encoder, make_setup
+from qwen_job.errors import DataError, EnvironmentFault
+
+_LOG = logging.getLogger(__name__)
+# Inputs up to this size are prepared in this process: starting workers would take longer.
+_SMALL = 2 << 20
+_HASHED_WHOLE = 64 << 20
+_SAMPLE = 64 << 10
+
+
+def prepare(
+    spec: DataSpec,
+    tokenizer_dir: Path,
+    cache_root: Path,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Return the folder of prepared data for ``spec``, making it if no process has yet; see
+    ``open_prepared``.
+
+    The folder's name is a hash of the files' contents, the settings and the tokenizer. Any number of
+    processes and nodes may call this at once: one works, the others wait. A killed run leaves nothing that is
+    taken for complete. ``workers``: processes, default ``spec.num_workers`` or the cores of this process.
+    ``progress`` is called with the number of samples done so far. Raises DataError naming file and row,
+    EnvironmentFault for disk and permissions.
+    """
+    folder = cache_root / fingerprint(spec, tokenizer_dir)
+    if read_index(folder):
+        return folder
+    try:
+        cache_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{cache_root}: cannot be made: {error.strerror}; set data.cache_dir") from error
+    with FileLock(folder.with_suffix(".lock"), lambda: read_index(folder) is not None) as held:
+        if held:
+            _prepare_here(spec, tokenizer_dir, folder, workers or spec.num_workers or _cores(), progress)
+    return folder
+
+
+def fingerprint(spec: DataSpec, tokenizer_dir: Path) -> str:
+    """Return the name of the prepared folder: equal inputs and settings give equal names, wherever they
+    lie.
+    """
+    settings = spec.to_dict()
+    for key in ("cache_dir", "num_workers"):
+        settings.pop(key)
+    for split in SPLITS:
+        entries = getattr(spec, split)
+        settings[split] = [[_identity(file.path), file.path.suffix, file.weight] for file in entries]
+    tokenizer = _digest(tokenizer_dir / "tokenizer.json") if (tokenizer_dir / "tokenizer.json").is_file() else None
+    text = json.dumps([LAYOUT, settings, tokenizer], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _identity(path: Path) -> list[Any]:
+    """Identify a file's contents: by all of it, or, when hashing it would take long, by size, time and
+    samples.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; give a file of conversations")
+    status = path.stat()
+    if status.st_size <= _HASHED_WHOLE:
+        return [_digest(path)]
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for part in range(257):
+            stream.seek((status.st_size - _SAMPLE) * part // 256)
+            digest.update(stream.read(_SAMPLE))
+    return [status.st_size, status.st_mtime_ns, digest.hexdigest()]
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare_here(
+    spec: DataSpec, tokenizer_dir: Path, folder: Path, workers: int, progress: Callable[[int], None] | None
+) -> None:
+    for left in folder.parent.glob(f"{folder.name}.partial-*"):
+        _LOG.warning("removing %s, left by a run that was killed", left)
+        shutil.rmtree(left, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir()
+        before = [_identity(file.path) for file in (*spec.train, *spec.eval)]
+        assembler = Assembler(spec, partial)
+        _encode(spec, make_setup(spec, tokenizer_dir, partial), workers, assembler, progress)
+        if before != [_identity(file.path) for file in (*spec.train, *spec.eval)]:
+            raise DataError("a data file changed while it was being read; run again when it is complete")
+        assembler.finish()
+        shutil.rmtree(folder, ignore_errors=True)  # of an older layout, or damaged: it has no valid index
+        partial.rename(folder)
+    except OSError as error:
+        raise EnvironmentFault(f"{partial}: cannot be written: {error.strerror or error}; "
+                               "make room or set data.cache_dir") from error  # fmt: skip
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _tasks(spec: DataSpec) -> Iterator[Task]:
+    number = 0
+    for split in SPLITS:
+        for index, file in enumerate(getattr(spec, split)):
+            for chunk in read_chunks(file.path, CHUNK_BYTES):
+                yield Task(number, split, index, chunk)
+                number += 1
+
+
+def _encode(
+    spec: DataSpec,
+    setup: dict[str, Any],
+    workers: int,
+    assembler: Assembler,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Encode all chunks and append them to the shards in the order of the input, whoever finishes first."""
+    size = sum(file.path.stat().st_size for file in (*spec.train, *spec.eval))
+    tasks = _tasks(spec)
+    report = _Reporter(assembler, progress)
+    if workers == 1 or size <= _SMALL:
+        encoder = make_encoder(setup)
+        for task in tasks:
+            report(task.number, encoder.encode(task))
+        return
+    with ExitStack() as stack:
+        pool = [Worker(setup) for _ in range(workers)]
+        for worker in pool:
+            stack.callback(worker.close)
+        _run_pool(pool, tasks, report)
+
+
+class _Reporter:
+    def __init__(self, assembler: Assembler, progress: Callable[[int], None] | None) -> None:
+        self._assembler, self._progress = assembler, progress
+        self._samples = 0
+
+    def __call__(self, number: int, counts: dict[str, int]) -> None:
+        self._assembler.add(number, counts)
+        self._samples += sum(counts[f"{split}_samples"] for split in SPLITS if f"{split}_samples" in counts)
+        if self._progress:
+            self._progress(self._samples)
+
+
+def _run_pool(pool: list[Worker], tasks: Iterator[Task], report: Callable[[int, dict[str, int]], None]) -> None:
+    """Drive each worker from a thread of its own: the next chunk is read only when a worker is free for
+    it.
+    """
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def drive(worker: Worker) -> None:
+        try:
+            while True:
+                with lock:
+                    task = None if failures else next(tasks, None)
+                if task is None:
+                    return
+                counts = worker.encode(task)
+                with lock:
+                    report(task.number, counts)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=drive, args=(worker,), daemon=True) for worker in pool]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,179 @@
+"""A conversation -> token ids and which of them are trained (Qwen's ChatML).
+
+    <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n{text}<|im_end|>\\n
+    <|im_start|>assistant\\n{text}<|im_end|>\\n ...
+
+The rule is piecewise, as in Qwen's own inference and its finetune.py: role, newline and text are encoded one
+by one and joined as ids. A whole-template encoding differs only where a text begins with a newline (it would
+fuse with the one before it); for an answer the piecewise ids are those that the model has to produce after
+the prompt.
+
+Control tokens come from this frame alone. Text that looks like one (``<|im_end|>``) is encoded as plain
+characters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from qwen_job.data.formats import Conversation, Turn
+from qwen_job.errors import EnvironmentFault, ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+IGNORE = -100
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+class Segment(NamedTuple):
+    """One ``<|im_start|>role\\ntext<|im_end|>\\n``: the ids of its text, without the frame."""
+
+    role: str
+    text: list[int]
+    closed: bool = True
+
+
+class Encoded(NamedTuple):
+    """``input_ids`` and ``labels`` of equal length; a label is the id itself where trained, else -100."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class ChatTokenizer:
+    """A tokenizer.json with the three ChatML tokens, which never reads control tokens out of text."""
+
+    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+        ids = {token: tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+        found = [number for number in ids.values() if number is not None]
+        missing = [token for token, number in ids.items() if number is None]
+        if missing:
+            raise ModelError(f"{name}: has no {' or '.join(missing)}; this is not the tokenizer of a Qwen-Chat model")
+        self.tokenizer = tokenizer
+        self.endoftext, self.im_start, self.im_end = found
+        self.newline = self.encode("\n")
+        self.roles = {role: self.encode(role) for role in ("system", "user", "assistant")}
+        self.masked_frames = {role: [~number for number in self.frame(role)] for role in self.roles}
+        self.tail = [self.im_end, *self.newline]
+        self.masked_tail = [~number for number in self.tail]
+        self.answer_tail = [self.im_end, *self.masked_tail[1:]]
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTokenizer:
+        """Read ``folder/tokenizer.json``. Raises ModelError if it is missing or not a ChatML tokenizer."""
+        path = folder / "tokenizer.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(f"{path}: does not exist; 'qwen-job model fetch' or 'convert' writes it") from None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: cannot be read as JSON ({error}); fetch the model again") from error
+        return cls(_plain_text_tokenizer(content, path), str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of plain text; ``<|im_end|>`` in it becomes ordinary tokens."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of many texts, see :meth:`encode`."""
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids, control tokens written out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def frame(self, role: str) -> list[int]:
+        """Return the ids of ``<|im_start|>role\\n``."""
+        return [self.im_start, *self.roles[role], *self.newline]
+
+    @property
+    def overhead(self) -> int:
+        """Tokens that a conversation of system, user and assistant costs beside its text."""
+        return sum(len(frame) + len(self.tail) for frame in self.masked_frames.values())
+
+
+def encode_conversation(
+    conversation: Conversation, tokenizer: ChatTokenizer, *, system_prompt: str, mask: str = "assistant"
+) -> Encoded:
+    """Return the ids and labels of a whole conversation; ``mask`` as in :func:`signed_ids`.
+
+    ``system_prompt`` is used where the conversation has none of its own; empty means no system segment.
+    """
+    return join(segments(conversation, tokenizer, system_prompt), tokenizer, mask)
+
+
+def encode_prompt(turns: Iterable[tuple[str, str]], tokenizer: ChatTokenizer, *, system_prompt: str) -> list[int]:
+    """Return the ids to continue from: all ``turns`` (role, text), then ``<|im_start|>assistant\\n``."""
+    conversation = Conversation("", None, tuple(Turn(role, text) for role, text in turns))
+    start = encode_conversation(conversation, tokenizer, system_prompt=system_prompt).input_ids
+    return start + tokenizer.frame("assistant")
+
+
+def texts_of(conversation: Conversation, system_prompt: str) -> list[tuple[str, str]]:
+    """Return (role, text) of every segment, the system prompt first where there is one."""
+    system = system_prompt if conversation.system is None else conversation.system
+    return [*([("system", system)] if system else []), *conversation.turns]
+
+
+def segments(conversation: Conversation, tokenizer: ChatTokenizer, system_prompt: str) -> list[Segment]:
+    """Encode every text of a conversation."""
+    texts = texts_of(conversation, system_prompt)
+    ids = tokenizer.encode_batch([text for _, text in texts])
+    return [Segment(role, tokens) for (role, _), tokens in zip(texts, ids, strict=True)]
+
+
+def join(parts: Iterable[Segment], tokenizer: ChatTokenizer, mask: str = "assistant") -> Encoded:
+    """Put the frame around each segment and label it; see :func:`signed_ids`."""
+    signed = signed_ids(parts, tokenizer, mask)
+    ids = [number if number >= 0 else ~number for number in signed]
+    return Encoded(ids, [number if number >= 0 else IGNORE for number in signed])
+
+
+def signed_ids(parts: Iterable[Segment], tokenizer: ChatTokenizer, mask: str = "assistant") -> list[int]:
+    """Put the frame around each segment: ids as they are where trained, ``~id`` (negative) where not.
+
+    mask ``assistant`` trains an answer's text and its ``<|im_end|>``; ``reference`` trains what QwenLM's
+    finetune.py does: that, and ``<|im_start|>``, ``<|im_end|>`` and the last newline of every segment, system
+    and user too. A segment that is not ``closed`` (its text was cut) has no end at all: a cut answer must not
+    teach stopping early.
+    """
+    signed: list[int] = []
+    for part in parts:
+        frame, tail = tokenizer.masked_frames[part.role], tokenizer.masked_tail
+        answer = part.role == "assistant"
+        if mask == "reference":
+            signed.append(tokenizer.im_start)
+            frame, tail = frame[1:], tokenizer.tail
+        elif answer:
+            tail = tokenizer.answer_tail
+        signed += frame
+        signed += part.text if answer else [~number for number in part.text]
+        if part.closed:
+            signed += tail
+    return signed
+
+
+def _plain_text_tokenizer(content: dict[str, object], path: Path) -> Tokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise EnvironmentFault("the package tokenizers is missing; pip install 'qwen-job[data]'") from error
+    added = content.get("added_tokens")
+    for token in added if isinstance(added, list) else []:
+        # Only special tokens are kept out of text below, and some Qwen files mark <|fim_prefix|> and the like
+        # as ordinary words. <think> and <tool_call> stay words: there they belong to the text.
+        if str(token.get("content", "")).startswith("<|"):
+            token["special"] = True
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise ModelError(f"{path}: is not a tokenizer ({error}); fetch the model again") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,0 +1,122 @@
+"""One process of the cluster does the work, the others wait: a lock that survives a killed holder.
+
+Where flock works (local disks, NFSv4, Lustre with flock) the kernel frees it when its holder dies. Where it
+does not reach other machines or is missing, the holder's heartbeat inside the file decides: a beat that
+stands still for ``stale_after`` seconds of the watcher's own clock belongs to nobody. Clocks of machines are
+never compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from qwen_job.errors import EnvironmentFault
+
+
+class FileLock:
+    """``with FileLock(path, done) as held``: ``held`` is False when ``done()`` became true while waiting."""
+
+    def __init__(self, path: Path, done: Callable[[], bool], *, stale_after: float = 60.0, poll: float = 0.25) -> None:
+        self._path, self._done = path, done
+        self._stale_after, self._poll = stale_after, poll
+        self._token = uuid.uuid4().hex
+        self._beats = 0
+        self._file = -1
+        self._stop = threading.Event()
+        self._heart: threading.Thread | None = None
+        self._seen: tuple[bytes, float] = (b"", 0.0)
+
+    def __enter__(self) -> bool:
+        while not self._done():
+            if self._try():
+                self._heart = threading.Thread(target=self._beat_on, daemon=True)
+                self._heart.start()
+                return True
+            time.sleep(self._poll)
+        return False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file < 0:
+            return
+        self._stop.set()
+        if self._heart:
+            self._heart.join()
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+        os.close(self._file)
+        self._file = -1
+
+    def _try(self) -> bool:
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise EnvironmentFault(f"{self._path}: cannot be opened for locking: {error.strerror}") from error
+        reliable = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return False
+        except OSError:
+            reliable = False  # this file system has no flock
+        if self._held_elsewhere(os.pread(file, 4096, 0), reliable) or not self._claim(file, reliable):
+            os.close(file)
+            return False
+        return True
+
+    def _held_elsewhere(self, content: bytes, reliable: bool) -> bool:
+        try:
+            owner = json.loads(content)
+        except ValueError:
+            return False
+        if reliable and owner.get("host") == _host():
+            return False  # its process is gone, or flock would not have been given to us
+        if content != self._seen[0]:
+            self._seen = (content, time.monotonic())
+            return True
+        return time.monotonic() - self._seen[1] < self._stale_after
+
+    def _claim(self, file: int, reliable: bool) -> bool:
+        self._file = file
+        self._beat()
+        if not reliable:
+            # Two watchers may have found it stale together: the one whose name stands after a pause has it.
+            time.sleep(4 * self._poll)
+            if self._token.encode() not in os.pread(file, 4096, 0):
+                self._file = -1
+                return False
+        return True
+
+    def _beat(self) -> None:
+        self._beats += 1
+        owner = {"host": _host(), "pid": os.getpid(), "token": self._token, "beats": self._beats}
+        text = json.dumps(owner).encode()
+        os.pwrite(self._file, text, 0)
+        os.ftruncate(self._file, len(text))
+        os.fsync(self._file)
+
+    def _beat_on(self) -> None:
+        while not self._stop.wait(self._stale_after / 6):
+            with contextlib.suppress(OSError):
+                self._beat()
+
+
+def _host() -> str:
+    """Name this machine and its boot: a holder from before a reboot is somebody else."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}"
