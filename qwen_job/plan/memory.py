@@ -44,9 +44,9 @@ class Constants:
     ``activation_factor``: on activations.
     """
 
-    context_bytes: int = 800_000_000
+    context_bytes: int = 700_000_000
     nccl_bytes: int = 500_000_000
-    fragmentation: float = 0.03
+    fragmentation: float = 0.035
     process_bytes: int = 4_000_000_000
     activation_factor: float = 1.0
 
@@ -209,6 +209,7 @@ def estimate_memory(
     gradient_checkpointing: bool = True,
     attention: str = "varlen",
     fused_loss: str = "torch",
+    gradient_accumulation_steps: int = 2,
     master_weights: bool = True,
     data_bytes: int = 0,
     save_total_limit: int = 2,
@@ -240,29 +241,24 @@ def estimate_memory(
         attention=attention,
         gradient_checkpointing=gradient_checkpointing,
     )
-    factor = constants.activation_factor
-    buffers = _buffers(shape, settings, zero_stage, world_size, precision) if master_weights else {}
-    temporary = _step_bytes(
-        shape, settings, zero_stage, world_size, precision, offload_optimizer, master_weights
+    moments = _moments(
+        states,
+        {item: int(constants.activation_factor * size) for item, size in activations.items()},
+        loss_bytes(shape, tokens, fused_loss),
+        _buffers(shape, settings, zero_stage, world_size, precision, offload_optimizer) if master_weights else {},
+        _step_bytes(shape, settings, zero_stage, world_size, precision, offload_optimizer, master_weights),
+        keeps_gradients=gradient_accumulation_steps > 1 or zero_stage == 3,
     )
-    saved, working = int(factor * activations["saved"]), int(factor * activations["working"])
-    moments: dict[str, dict[str, int]] = {
-        "loss": {**buffers, "activations": saved, "logits and loss": loss_bytes(shape, tokens, fused_loss)},
-        "backward": {**buffers, "activations": saved, "one layer's backward": working},
-        "optimizer": {"optimizer's temporaries": temporary},
-    }
     totals = {moment: sum(items.values()) for moment, items in moments.items()}
     peak = max(totals, key=lambda moment: totals[moment])
-    device = {**states, **moments[peak]}
-    on_cpu = gpu is not None and gpu.is_cpu
+    device = moments[peak]
     ranks = min(gpus_per_node, world_size)
-    host = _host(shape, precision, world_size, ranks, offload_optimizer, data_bytes, constants)
-    if on_cpu:
+    host = _host(shape, zero_stage, precision, world_size, ranks, offload_optimizer, data_bytes, constants)
+    if gpu is not None and gpu.is_cpu:
         host.update({item: ranks * size for item, size in device.items()})
         device = {}
     else:
-        allocated = sum(device.values())
-        device["fragmentation"] = int(constants.fragmentation * allocated)
+        device["fragmentation"] = int(constants.fragmentation * totals[peak])
         device["CUDA context"] = constants.context_bytes
         device["NCCL"] = constants.nccl_bytes if world_size > 1 else 0
     return MemoryEstimate(
@@ -270,30 +266,64 @@ def estimate_memory(
         host={item: size for item, size in host.items() if size},
         disk=_disk(shape, precision, save_total_limit, data_bytes),
         peak=peak,
-        moments={moment: sum(states.values()) + total for moment, total in totals.items()},
+        moments=totals,
         capacity=None if gpu is None else gpu.memory_bytes,
     )
 
 
-def _buffers(
-    shape: ModelShape, zero: Mapping[str, Any], zero_stage: int, world_size: int, precision: str
-) -> dict[str, int]:
-    """DeepSpeed's buffers during backward: reduce buckets (two when communication overlaps), and gathered
-    weights.
+def _moments(
+    states: Mapping[str, int],
+    activations: Mapping[str, int],
+    loss: int,
+    buffers: Mapping[str, int],
+    step: int,
+    *,
+    keeps_gradients: bool,
+) -> dict[str, dict[str, int]]:
+    """Items that a GPU holds at each moment of a step.
 
-    A parameter larger than the bucket (Qwen's embedding and head) is reduced by itself, beside the buckets.
-    ZeRO-3 keeps at most ``stage3_max_live_parameters`` gathered, and prefetches one bucket more.
+    Gradients of earlier micro-batches stay (``keeps_gradients``); in the only micro-batch of a step they appear
+    while activations go, so that the start or the end of backward is the peak, never both at once.
+    """
+    without = {**states, "gradients": states["gradients"] if keeps_gradients else 0}
+    saved, working = activations["saved"], activations["working"]
+    start = {**without, **buffers, "activations": saved, "one layer's backward": working}
+    end = {**states, **buffers, "one layer's backward": working}
+    return {
+        "loss": {**without, **buffers, "activations": saved, "logits and loss": loss},
+        "backward": max(start, end, key=lambda items: sum(items.values())),
+        "optimizer": {**states, "optimizer's temporaries": step},
+    }
+
+
+def _buffers(
+    shape: ModelShape,
+    zero: Mapping[str, Any],
+    zero_stage: int,
+    world_size: int,
+    precision: str,
+    offload_optimizer: bool,
+) -> dict[str, int]:
+    """DeepSpeed's buffers during backward: reduce buckets, gathered weights and the offload's staging buffer.
+
+    ZeRO-1 and 2 have two buckets when communication overlaps, ZeRO-3 always one; a parameter larger than a bucket
+    (Qwen's embedding and head) is reduced by itself. ZeRO-3 gathers at most ``stage3_max_live_parameters`` and
+    prefetches one bucket more; it never shards norms and biases. Offload stages the largest gradient.
     """
     if zero_stage == 0:
         return {}
     element, total = BYTES[precision], shape.num_parameters
-    bucket = int(zero["reduce_bucket_size"])
-    largest = shape.vocab_size * shape.hidden_size
-    buckets = (2 if zero.get("overlap_comm") else 1) * min(bucket, total)
-    buffers = {"reduce buckets": element * (buckets + (largest if largest > bucket else 0))}
+    bucket, largest = int(zero["reduce_bucket_size"]), shape.vocab_size * shape.hidden_size
+    copies = 2 if zero_stage < 3 and zero.get("overlap_comm") else 1
+    buckets = copies * min(bucket, total) + (largest if largest > bucket else 0)
+    buffers = {"reduce buckets": element * buckets}
     if zero_stage == 3 and world_size > 1:
         live = int(zero["stage3_max_live_parameters"]) + int(zero["stage3_prefetch_bucket_size"])
-        buffers["gathered weights"] = element * min(max(live, largest), total)
+        layers = shape.num_hidden_layers * (shape.layer_parameters - shape.layer_matmul_parameters)
+        unsharded = layers + shape.hidden_size
+        buffers["gathered weights"] = element * (min(max(live, largest), total) + unsharded)
+    if offload_optimizer and zero_stage < 3:
+        buffers["offload staging"] = element * largest
     return buffers
 
 
@@ -308,8 +338,8 @@ def _step_bytes(
 ) -> int:
     """Temporaries of the optimizer step: a flat copy of this rank's gradients and its fp32 version.
 
-    ZeRO-3 does this one ``sub_group_size`` at a time; plain AdamW holds one temporary of the weights' size
-    instead; with offload the host does the step.
+    ZeRO-3 makes them one ``sub_group_size`` at a time; in fp32 the flat copy is the only one; without ZeRO the
+    fp32 version is. Plain AdamW holds one temporary of the weights' size instead. An offloaded step is the host's.
     """
     element = BYTES[precision]
     if offload_optimizer:
@@ -317,16 +347,16 @@ def _step_bytes(
     if not master_weights:
         return element * shape.num_parameters
     if zero_stage == 0:
-        return (4 + element if element < 4 else element) * shape.num_parameters
+        return 4 * shape.num_parameters if element < 4 else 0
     shard = -(-shape.num_parameters // world_size)
     if zero_stage == 3:
         shard = min(shard, int(zero["sub_group_size"]))
-        return 4 * shard
-    return (4 + element) * shard
+    return (4 + element if element < 4 else 4) * shard
 
 
 def _host(
     shape: ModelShape,
+    zero_stage: int,
     precision: str,
     world_size: int,
     ranks: int,
@@ -336,18 +366,21 @@ def _host(
 ) -> dict[str, int]:
     """Host memory of one node with ``ranks`` processes.
 
-    An offloaded optimizer keeps master weights 4, moments 8 and fp32 gradients 4 bytes a parameter, and
-    pinned 16-bit copies of weights and accumulated gradients, each sharded over all ranks. While weights
-    load, every process holds one copy in the working type.
+    An offloaded optimizer keeps master weights 4, moments 8 and fp32 gradients 4 bytes a parameter, 16-bit
+    accumulated gradients and (ZeRO-1 and 2) pinned 16-bit weights, each sharded over all ranks. While weights load,
+    every process holds one copy in the working type.
     """
     element, total = BYTES[precision], shape.num_parameters
     shard = -(-total // world_size)
     host = {"processes": ranks * constants.process_bytes, "data and page cache": data_bytes}
+    kept = 0
     if offload_optimizer:
+        staging = element * shape.vocab_size * shape.hidden_size if zero_stage < 3 else 0
         host["offloaded optimizer"] = ranks * shard * (MASTER_BYTES + ADAM_BYTES)
         host["offloaded gradients"] = ranks * shard * (4 + element)
-        host["pinned weights"] = ranks * shard * element
-    kept = sum(host.values()) - host["processes"] - data_bytes
+        host["pinned weights"] = ranks * (shard * element if zero_stage < 3 else 0)
+        host["offload staging"] = ranks * staging
+        kept = ranks * (shard * (MASTER_BYTES + ADAM_BYTES + 4 + element))
     host["loading the weights"] = max(0, ranks * element * total - kept)
     return host
 
