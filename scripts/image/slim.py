@@ -1,0 +1,55 @@
+"""Remove what no job uses from the image's environment: test suites, C++ test programs, static libraries, headers.
+
+    slim.py SET_YAML ENVIRONMENT
+
+``torch.testing`` stays (torch imports it), and so does ``torch/bin/torch_shm_manager`` (shared-memory tensors).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+# Below site-packages. A pattern that matches nothing is fine: builds of torch differ.
+ALWAYS = [
+    "torch/test",
+    "torch/bin/*[Tt]est*",
+    "torch/bin/protoc*",
+    "torch/bin/upgrader_models",
+    "torch/bin/*.ptl",
+    "torch/lib/*.a",
+    "sympy/**/tests",
+    "networkx/**/tests",
+    "numpy/**/tests",
+    "torchgen/packaged",
+    "**/__pycache__",
+]
+HEADERS = ["torch/include", "torch/share/cmake", "deepspeed/ops/csrc", "numpy/_core/include"]
+
+
+def remove(site_packages: Path, patterns: list[str]) -> int:
+    """Remove every match of ``patterns`` and return the bytes that this freed."""
+    freed = 0
+    for pattern in patterns:
+        for path in sorted(site_packages.glob(pattern)):
+            if path.is_dir():
+                freed += sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+                shutil.rmtree(path)
+            elif path.exists():
+                freed += path.lstat().st_size
+                path.unlink()
+    return freed
+
+
+def main(set_yaml: Path, environment: Path) -> None:
+    settings = yaml.safe_load(set_yaml.read_text())
+    patterns = ALWAYS if settings["keep_headers"] else ALWAYS + HEADERS
+    for site_packages in environment.glob("lib/python3*/site-packages"):
+        print(f"slim: {remove(site_packages, patterns) / 1e6:.0f} MB removed from {site_packages}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
