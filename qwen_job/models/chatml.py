@@ -82,14 +82,12 @@ def tokenizer_json(
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": dict(vocabulary),
-            "merges": [list(pair) for pair in merges],
+            "merges": [f"{left} {right}" for left, right in merges],  # readable by every version of tokenizers
         },
     }
 
 
-def tokenizer_config(
-    first_special_id: int, specials: Sequence[str], model_max_length: int
-) -> dict[str, object]:
+def tokenizer_config(first_special_id: int, specials: Sequence[str], model_max_length: int) -> dict[str, object]:
     """Return the content of tokenizer_config.json for a Qwen2 tokenizer (transformers 4 and 5, vLLM)."""
     return {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -110,9 +108,7 @@ def tokenizer_config(
     }
 
 
-def generation_config(
-    first_special_id: int, sampling: Mapping[str, object] | None = None
-) -> dict[str, object]:
+def generation_config(first_special_id: int, sampling: Mapping[str, object] | None = None) -> dict[str, object]:
     """Return the content of generation_config.json; an answer ends at any special token of the layout.
 
     ``<|im_end|>`` comes first: that is the one that a trained model writes. ``first_special_id`` is that of

@@ -51,9 +51,7 @@ def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progre
 
     config = load_config(spec.name)
     texts = training_texts(data)
-    name = re.sub(
-        r"[^A-Za-z0-9._-]+", "--", Path(spec.name).stem if spec.name.endswith(".yaml") else spec.name
-    )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", Path(spec.name).stem if spec.name.endswith(".yaml") else spec.name)
     target = cache / "random" / f"{name}-{initial_key(config, texts)}"
     return once(target, lambda folder: write_random_model(config, texts, folder), progress)
 
@@ -63,7 +61,7 @@ def usable_folder(folder: Path, cache: Path, progress: Progress | None = None) -
     if not is_qwen1(read_config(folder)):
         check_folder(folder)
         return folder
-    from .qwen1 import conversion_key, convert
+    from .convert import conversion_key, convert
 
     target = cache / "converted" / f"{folder.name}-{conversion_key(folder)}"
     return once(target, lambda aside: convert(folder, aside, progress), progress)

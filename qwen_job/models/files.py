@@ -56,9 +56,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         aside.replace(path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise EnvironmentFault(
-            f"{path}: cannot be written ({error.strerror}); free space or fix rights"
-        ) from error
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); free space or fix rights") from error
 
 
 def to_json(value: object) -> str:
@@ -104,9 +102,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         sync_folder(target.parent)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise EnvironmentFault(
-            f"{target}: cannot be written ({error}); free space, or set model.cache_dir"
-        ) from error
+        raise EnvironmentFault(f"{target}: cannot be written ({error}); free space, or set model.cache_dir") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -18,9 +18,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def read_config(folder: Path) -> dict[str, object]:
     """Return a model folder's config.json; ModelError says what is wrong with the folder."""
     if not folder.is_dir():
-        raise ModelError(
-            f"{folder}: is no folder; model.name must be a model's folder when its source is local"
-        )
+        raise ModelError(f"{folder}: is no folder; model.name must be a model's folder when its source is local")
     return read_json(folder / "config.json")
 
 
@@ -43,16 +41,10 @@ def check_folder(folder: Path) -> dict[str, object]:
     kind = config.get("model_type")
     wanted = expected_shapes(config)
     if NATIVE[str(kind)] not in _architectures(config):
-        raise ModelError(
-            f"{folder}: config.json: architectures: must hold {NATIVE[str(kind)]!r} for a chat model"
-        )
+        raise ModelError(f"{folder}: config.json: architectures: must hold {NATIVE[str(kind)]!r} for a chat model")
     tensors = read_folder(folder)
     if not tensors:
-        hint = (
-            "; 'qwen-job model convert' turns pytorch_model.bin into safetensors"
-            if _has_pickles(folder)
-            else ""
-        )
+        hint = "; 'qwen-job model convert' turns pytorch_model.bin into safetensors" if _has_pickles(folder) else ""
         raise ModelError(f"{folder}: holds no *.safetensors; fetch or copy the weights{hint}")
     for name, shape in wanted.items():
         if name not in tensors:

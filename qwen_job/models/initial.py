@@ -137,9 +137,7 @@ def write_random_model(config: Mapping[str, object], texts: Sequence[str], folde
     shapes = expected_shapes(config)
     rows = size(config, "vocab_size") - len(SPECIAL_TOKENS)
     if rows < 256:
-        raise ModelError(
-            f"config.json: vocab_size: {rows + 3} is too small; byte-level ChatML needs 259 at least"
-        )
+        raise ModelError(f"config.json: vocab_size: {rows + 3} is too small; byte-level ChatML needs 259 at least")
     # Twice, so that the frame of every conversation counts as frequent even in a tiny file.
     frame = [SYSTEM_PROMPT, *ROLES] * 2
     clean = [text.encode(errors="ignore").decode() for text in [*texts, *frame]]

@@ -32,9 +32,7 @@ def exclusive(path: Path, progress: Progress | None = None) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise EnvironmentFault(
-            f"{path.parent}: cannot be written ({error.strerror}); set model.cache_dir"
-        ) from error
+        raise EnvironmentFault(f"{path.parent}: cannot be written ({error.strerror}); set model.cache_dir") from error
     try:
         if _flock(descriptor, path, progress):
             yield

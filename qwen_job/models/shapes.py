@@ -47,9 +47,7 @@ def _block(config: Mapping[str, object], *, qwen3: bool) -> Shapes:
     kv_heads = size(config, "num_key_value_heads", heads)
     head = size(config, "head_dim", 128 if qwen3 else hidden // heads)
     if heads % kv_heads or (not qwen3 and hidden % heads):
-        raise ModelError(
-            f"config.json: {hidden} hidden, {heads} heads and {kv_heads} key-value heads do not divide"
-        )
+        raise ModelError(f"config.json: {hidden} hidden, {heads} heads and {kv_heads} key-value heads do not divide")
     rows = {"q_proj": heads * head, "k_proj": kv_heads * head, "v_proj": kv_heads * head}
     shapes: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
     for name, count in rows.items():

@@ -36,9 +36,7 @@ class ModelSpec:
             if not isinstance(value, str) and not (value is None and key in ("revision", "cache_dir")):
                 raise ModelError(f"train.yaml: model.{key}: expected text, found {value!r}")
         if values["source"] not in get_args(Source):
-            raise ModelError(
-                f"train.yaml: model.source: {values['source']!r} is none of {', '.join(get_args(Source))}"
-            )
+            raise ModelError(f"train.yaml: model.source: {values['source']!r} is none of {', '.join(get_args(Source))}")
         if not values["name"]:
             raise ModelError("train.yaml: model.name: is empty; write a hub id or a folder")
         cache_dir = cast("str | None", values["cache_dir"])

@@ -81,9 +81,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
             header = json.loads(file.read(length)) if length <= min(_MAX_HEADER, size) else None
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: does not exist; the model folder is incomplete: fetch or copy it again"
-        ) from None
+        raise ModelError(f"{path}: does not exist; the model folder is incomplete: fetch or copy it again") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: has no safetensors header ({error}); fetch or copy it again") from error
     if not isinstance(header, dict):
@@ -107,13 +105,9 @@ def _entry(path: Path, name: str, entry: object, base: int) -> Tensor:
         tensor = Tensor(path, name, cast(str, fields["dtype"]), shape, start, stop)
         expected = math.prod(shape) * ITEM_BYTES[tensor.dtype]
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path}: {name}: header entry is broken ({error!r}); fetch the file again"
-        ) from error
+        raise ModelError(f"{path}: {name}: header entry is broken ({error!r}); fetch the file again") from error
     if expected != tensor.nbytes:
-        raise ModelError(
-            f"{path}: {name}: {tensor.nbytes} bytes where {shape} {tensor.dtype} takes {expected}"
-        )
+        raise ModelError(f"{path}: {name}: {tensor.nbytes} bytes where {shape} {tensor.dtype} takes {expected}")
     return tensor
 
 
@@ -121,9 +115,7 @@ def _assert_contiguous(path: Path, tensors: list[Tensor], base: int, size: int) 
     end = base
     for tensor in tensors:
         if tensor.start != end:
-            raise ModelError(
-                f"{path}: {tensor.name}: does not follow the tensor before it; fetch the file again"
-            )
+            raise ModelError(f"{path}: {tensor.name}: does not follow the tensor before it; fetch the file again")
         end = tensor.stop
     if end != size:
         raise ModelError(f"{path}: is {size} bytes long where its header says {end}; fetch or copy it again")
@@ -149,15 +141,11 @@ def write_tensors(path: Path, tensors: Iterable[NewTensor]) -> None:
             for tensor in entries:
                 written = sum(file.write(piece) for piece in tensor.pieces)
                 if written != tensor.nbytes:
-                    raise ModelError(
-                        f"{tensor.name}: {written} bytes came where {tensor.nbytes} were promised"
-                    )
+                    raise ModelError(f"{tensor.name}: {written} bytes came where {tensor.nbytes} were promised")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise EnvironmentFault(
-            f"{path}: cannot be written ({error.strerror}); free space or fix rights"
-        ) from error
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); free space or fix rights") from error
 
 
 def shards(folder: Path) -> list[Path]:
@@ -178,8 +166,6 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     for path in shards(folder):
         for name, tensor in read_header(path).items():
             if name in tensors:
-                raise ModelError(
-                    f"{path}: {name} lies in {tensors[name].path.name} as well; keep one of the two"
-                )
+                raise ModelError(f"{path}: {name} lies in {tensors[name].path.name} as well; keep one of the two")
             tensors[name] = tensor
     return tensors

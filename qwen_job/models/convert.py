@@ -1,0 +1,168 @@
+"""Model folders from one layout to another: Qwen-1 -> Qwen2ForCausalLM, .bin -> safetensors, and back to Qwen-1."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen_job.errors import ModelError, UsageError
+
+from .files import new_folder, read_json, write_json
+from .folder import check_folder, is_qwen1, read_config
+from .legacy import pickled_shards, unpickle
+from .lock import Progress, exclusive
+from .qwen1 import assert_shapes, dtype_name, qwen1_config, qwen2_config, stack, to_qwen1, to_qwen2, write_shards
+from .shapes import expected_shapes, size
+from .tensors import NewTensor, Tensor, read_folder, read_header, shards
+from .tokenizer import FILE, check_tiktoken, read_ranks, write_fast_tokenizer, write_generation_config, write_tiktoken
+
+_SMALL_FILES = ("LICENSE*", "NOTICE*")
+
+
+def conversion_key(folder: Path) -> str:
+    """Return a hash that changes when the folder's config or weight files change; reads no weights."""
+    digest = hashlib.sha256(b"1")
+    for path in [folder / "config.json", *(shards(folder) or pickled_shards(folder)), folder / FILE]:
+        try:
+            stat = path.stat()
+        except OSError:
+            raise ModelError(
+                f"{path}: does not exist; the model folder is incomplete: fetch or copy it again"
+            ) from None
+        digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def convert(folder: Path, aside: Path, progress: Progress | None = None) -> None:
+    """Write into the empty folder ``aside`` what transformers loads natively; weights keep every bit.
+
+    Reads the tensors of one shard after another, a few MiB at a time: memory does not grow with the model.
+    """
+    config = read_config(folder)
+    with tempfile.TemporaryDirectory(dir=aside, prefix=".bin-") as scratch:
+        tensors = _source(folder, Path(scratch), progress)
+        dtype = dtype_name(tensors)
+        groups: dict[str, list[NewTensor]] = {}
+        for tensor in tensors.values():
+            renamed = to_qwen2(tensor) if is_qwen1(config) else [(tensor.name, tensor)]
+            for name, part in renamed:
+                groups.setdefault(tensor.path.name, []).append(stack(name, [part]))
+        new_config = qwen2_config(config) if is_qwen1(config) else config
+        found = {tensor.name: tensor.shape for group in groups.values() for tensor in group}
+        wanted = expected_shapes(new_config)
+        if config.get("tie_word_embeddings"):
+            wanted |= {name: shape for name, shape in found.items() if name == "lm_head.weight"}
+        assert_shapes(wanted, found, folder)
+        write_shards(groups, aside, progress)
+    write_json(aside / "config.json", {**new_config, "torch_dtype": dtype})
+    if is_qwen1(config):
+        _convert_tokenizer(folder, aside, config)
+        _copy(folder, aside, _SMALL_FILES)
+    else:
+        _copy(
+            folder,
+            aside,
+            (*_SMALL_FILES, "tokenizer*", "vocab.json", "merges.txt", "generation_config.json", "*.jinja"),
+        )
+
+
+def _source(folder: Path, scratch: Path, progress: Progress | None) -> dict[str, Tensor]:
+    if shards(folder):
+        return read_folder(folder)
+    pickles = pickled_shards(folder)
+    if not pickles:
+        raise ModelError(f"{folder}: holds neither *.safetensors nor pytorch_model*.bin; fetch or copy the weights")
+    if progress:
+        progress(f"reading {len(pickles)} .bin files (weights only)")
+    return {name: tensor for path in unpickle(pickles, scratch) for name, tensor in read_header(path).items()}
+
+
+def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object]) -> None:
+    check_tiktoken(folder / FILE)
+    ranks = read_ranks(folder / FILE)
+    if size(config, "vocab_size") < len(ranks) + 3:
+        raise ModelError(f"{folder}: config.json: vocab_size: {config['vocab_size']} is less than {FILE} needs")
+    write_fast_tokenizer(ranks, aside, size(config, "seq_length", 8192))
+    path = folder / "generation_config.json"
+    write_generation_config(ranks, aside, read_json(path) if path.exists() else {})
+
+
+def _copy(folder: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
+    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    for name in names:
+        shutil.copyfile(folder / name, target / name)
+    return names
+
+
+def convert_folder(folder: Path, target: Path, progress: Progress | None = None) -> None:
+    """Convert ``folder`` into the new folder ``target``, which must not exist yet."""
+    with _new(target, progress) as aside:
+        convert(folder, aside, progress)
+        check_folder(aside)
+
+
+def export_qwen1(folder: Path, target: Path, original: Path | None = None, progress: Progress | None = None) -> bool:
+    """Write a Qwen2ForCausalLM folder in Qwen-1's layout, so that the original ``model.chat`` loads it.
+
+    The remote code (*.py), its tokenizer and generation settings come from ``original``, a folder of the first
+    generation. Without it config, weights and qwen.tiktoken are complete and False is returned: the code is to be
+    copied in.
+    """
+    config = check_folder(folder)
+    tensors = {name: tensor for name, tensor in read_folder(folder).items() if name in expected_shapes(config)}
+    written = qwen1_config(config)
+    if original:
+        written = _same_model(read_config(original), written, original)
+    groups: dict[str, list[NewTensor]] = {}
+    for name, parts in to_qwen1(tensors):
+        groups.setdefault(parts[0].path.name, []).append(stack(name, parts))
+    with _new(target, progress) as aside:
+        write_shards(groups, aside, progress)
+        write_json(aside / "config.json", {**written, "torch_dtype": dtype_name(tensors)})
+        write_tiktoken(folder, aside / FILE)
+        _write_tokenizer_settings(aside, size(config, "max_position_embeddings"))
+        copied = (
+            _copy(original, aside, (*_SMALL_FILES, "*.py", "tokenizer_config.json", "generation_config.json"))
+            if original
+            else []
+        )
+    return any(name.endswith(".py") for name in copied)
+
+
+def _same_model(original: dict[str, object], written: Mapping[str, object], folder: Path) -> dict[str, object]:
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        if original.get(key) != written[key]:
+            raise ModelError(f"{folder}: {key}: is {original.get(key)}, the model to export has {written[key]}")
+    return original
+
+
+def _write_tokenizer_settings(folder: Path, length: int) -> None:
+    tokenizer = {
+        "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
+        "model_max_length": length,
+        "tokenizer_class": "QWenTokenizer",
+    }
+    write_json(folder / "tokenizer_config.json", tokenizer)
+    generation = {
+        "chat_format": "chatml",
+        "do_sample": True,
+        "eos_token_id": 151643,
+        "max_new_tokens": 512,
+        "max_window_size": max(length - 2048, length // 2),
+        "pad_token_id": 151643,
+        "top_k": 0,
+        "top_p": 0.8,
+    }
+    write_json(folder / "generation_config.json", generation)
+
+
+@contextmanager
+def _new(target: Path, progress: Progress | None) -> Iterator[Path]:
+    if target.exists():
+        raise UsageError(f"{target}: exists; name a new folder (nothing is overwritten)")
+    with exclusive(target.with_name(f".{target.name}.lock"), progress), new_folder(target) as aside:
+        yield aside

@@ -1,0 +1,45 @@
+"""A small checkpoint of the first generation and its tokenizer file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .qwen1_checkpoint import write_qwen1
+
+
+@pytest.fixture(scope="session")
+def qwen_tiktoken(pytestconfig: pytest.Config) -> Path:
+    """qwen.tiktoken as the package dashscope ships it: downloaded once, kept in pytest's cache."""
+    assert pytestconfig.cache is not None
+    folder = Path(pytestconfig.cache.mkdir("qwen-tiktoken"))
+    path = folder / "dashscope" / "resources" / "qwen.tiktoken"
+    if not path.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--quiet",
+            "dashscope==1.25.0",
+            "-d",
+            str(folder),
+        ]
+        subprocess.run(command, check=True, timeout=300)
+        with zipfile.ZipFile(next(folder.glob("dashscope-*.whl"))) as wheel:
+            wheel.extract("dashscope/resources/qwen.tiktoken", folder)
+    return path
+
+
+@pytest.fixture(scope="session")
+def qwen1(tmp_path_factory: pytest.TempPathFactory, qwen_tiktoken: Path) -> Path:
+    """A random two-layer Qwen-1 checkpoint in two float32 shards, with the real tokenizer."""
+    folder = tmp_path_factory.mktemp("hub") / "Qwen-tiny-Chat"
+    folder.mkdir()
+    write_qwen1(folder, qwen_tiktoken)
+    return folder

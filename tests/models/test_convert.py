@@ -1,0 +1,106 @@
+"""Qwen-1 <-> Qwen2ForCausalLM keeps every bit, and says what it cannot keep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from qwen_job.errors import ModelError, UsageError
+from qwen_job.models.convert import convert_folder, export_qwen1
+from qwen_job.models.folder import check_folder
+from qwen_job.models.qwen1 import qwen1_config, qwen2_config
+
+from .qwen1_checkpoint import CONFIG, LAYERS
+
+
+@pytest.fixture(scope="module")
+def converted(qwen1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("converted") / "model"
+    convert_folder(qwen1, target)
+    return target
+
+
+def test_a_conversion_is_a_complete_native_folder(converted: Path) -> None:
+    config = check_folder(converted)
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+    assert (config["eos_token_id"], config["pad_token_id"]) == (151645, 151643)
+    assert not list(converted.glob("*.py"))
+    generation = json.loads((converted / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [151645, 151644, 151643]
+    assert generation["top_p"] == 0.8
+
+
+def test_there_and_back_gives_the_same_files(converted: Path, qwen1: Path, tmp_path: Path) -> None:
+    assert export_qwen1(converted, tmp_path / "back", original=qwen1)
+    for name in [*(path.name for path in qwen1.glob("*.safetensors")), "qwen.tiktoken", "modeling_qwen.py"]:
+        assert (tmp_path / "back" / name).read_bytes() == (qwen1 / name).read_bytes(), name
+    index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+    assert index == json.loads((qwen1 / "model.safetensors.index.json").read_text())
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == {**CONFIG, "torch_dtype": "float32"}
+
+
+def test_export_without_the_original_makes_an_equal_config(converted: Path, tmp_path: Path) -> None:
+    assert not export_qwen1(converted, tmp_path / "back")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert {key: config[key] for key in CONFIG if key != "auto_map"} == {
+        key: value for key, value in CONFIG.items() if key != "auto_map"
+    }
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text())["chat_format"] == "chatml"
+
+
+def test_nothing_is_overwritten(qwen1: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exists"):
+        convert_folder(qwen1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("no_bias", False), ("rotary_pct", 0.5), ("tie_word_embeddings", True), ("kv_channels", 5), ("hidden_size", "x")],
+)
+def test_a_config_that_cannot_be_expressed_is_refused_by_key(key: str, value: object) -> None:
+    with pytest.raises(ModelError, match=key):
+        qwen2_config({**CONFIG, key: value})
+
+
+def test_grouped_heads_do_not_fit_the_old_layout() -> None:
+    with pytest.raises(ModelError, match="num_key_value_heads"):
+        qwen1_config({**qwen2_config(CONFIG), "num_key_value_heads": 1})
+
+
+def _copy_of(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    return target
+
+
+def test_a_wrong_size_in_config_is_named_and_leaves_nothing(qwen1: Path, tmp_path: Path) -> None:
+    broken = _copy_of(qwen1, tmp_path / "broken")
+    (broken / "config.json").write_text(json.dumps({**CONFIG, "intermediate_size": 64}))
+    with pytest.raises(ModelError, match=r"mlp\.gate_proj\.weight: config\.json asks for \(32, 16\)"):
+        convert_folder(broken, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*.part")) and not (tmp_path / "out").exists()
+
+
+def test_a_missing_shard_is_named(qwen1: Path, tmp_path: Path) -> None:
+    broken = _copy_of(qwen1, tmp_path / "broken")
+    (broken / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors: does not exist"):
+        convert_folder(broken, tmp_path / "out")
+
+
+def test_git_lfs_is_named_as_the_cause(qwen1: Path, tmp_path: Path) -> None:
+    broken = _copy_of(qwen1, tmp_path / "broken")
+    (broken / "qwen.tiktoken").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:b2b1\n")
+    with pytest.raises(ModelError, match="git-lfs"):
+        convert_folder(broken, tmp_path / "out")
+    shard = broken / "model-00001-of-00002.safetensors"
+    shard.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match="git-lfs"):
+        convert_folder(broken, tmp_path / "out")
+
+
+def test_layers_are_all_there(converted: Path) -> None:
+    names = json.loads((converted / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(names) == 3 + 12 * LAYERS

@@ -1,0 +1,98 @@
+"""The converted model computes what Qwen-1 computes: checked against an own forward pass of Qwen-1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qwen_job.errors import ModelError
+from qwen_job.models.convert import convert_folder
+from qwen_job.models.ensure import ensure_model
+from qwen_job.models.spec import ModelSpec
+
+from .qwen1_checkpoint import CONFIG, HALF, HEADS, HIDDEN, LAYERS, random_weights, write_qwen1
+
+pytestmark = pytest.mark.train
+torch = pytest.importorskip("torch", reason="the training stack is not installed")
+
+
+def _norm(x, weight):  # type: ignore[no-untyped-def]
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
+
+
+def _rotate(x):  # type: ignore[no-untyped-def]
+    """Rotary embedding of (tokens, heads, width), the two halves of the width as one complex number."""
+    tokens, _, width = x.shape
+    angle = torch.arange(tokens)[:, None] / 10000 ** (torch.arange(0, width, 2) / width)
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+    pairs = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * turn
+    return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+
+def qwen1_logits(weights, ids):  # type: ignore[no-untyped-def]
+    """Qwen-1's forward in float32: (tokens,) -> (tokens, vocabulary)."""
+    x = weights["transformer.wte.weight"][ids]
+    causal = torch.full((len(ids), len(ids)), float("-inf")).triu(1)
+    for layer in range(LAYERS):
+        part = {name.split(".", 3)[3]: w for name, w in weights.items() if name.startswith(f"transformer.h.{layer}.")}
+        mixed = _norm(x, part["ln_1.weight"]) @ part["attn.c_attn.weight"].T + part["attn.c_attn.bias"]
+        q, k, v = (third.view(-1, HEADS, HIDDEN // HEADS) for third in mixed.split(HIDDEN, dim=-1))
+        scores = torch.einsum("qhd,khd->hqk", _rotate(q), _rotate(k)) / (HIDDEN // HEADS) ** 0.5 + causal
+        heads = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).reshape(-1, HIDDEN)
+        x = x + heads @ part["attn.c_proj.weight"].T
+        y = _norm(x, part["ln_2.weight"])
+        gate = torch.nn.functional.silu(y @ part["mlp.w2.weight"].T)
+        x = x + (y @ part["mlp.w1.weight"].T * gate) @ part["mlp.c_proj.weight"].T
+    return _norm(x, weights["transformer.ln_f.weight"]) @ weights["lm_head.weight"].T
+
+
+def test_logits_equal_an_own_forward_of_qwen1(qwen1: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = ModelSpec(name=str(qwen1), source="local", cache_dir=tmp_path / "cache")
+    folder = ensure_model(spec, output_dir=tmp_path)
+    assert ensure_model(spec, output_dir=tmp_path) == folder
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    chat = [{"role": "user", "content": "你好，2024!"}]
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert (ids[0], ids[-3:]) == (151644, [151644, 77091, 198])
+    weights = {name: torch.from_numpy(value) for name, value in random_weights().items()}
+    with torch.no_grad():
+        expected, found = qwen1_logits(weights, ids), model(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pickled_checkpoints_are_read_as_weights_only(qwen_tiktoken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "legacy"
+    folder.mkdir()
+    write_qwen1(folder, qwen_tiktoken)
+    for path in folder.glob("model*"):
+        path.unlink()
+    state = {name: torch.from_numpy(value).bfloat16() for name, value in random_weights().items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    convert_folder(folder, tmp_path / "out")
+    from safetensors.torch import load_file
+
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["model.layers.1.mlp.gate_proj.weight"], state["transformer.h.1.mlp.w2.weight"])
+    assert written["model.layers.0.self_attn.k_proj.weight"].shape == (HIDDEN, HIDDEN)
+    assert written["model.layers.0.mlp.up_proj.weight"].shape == (HALF, HIDDEN)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == []
+
+
+class Hostile:
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return exec, ("raise SystemExit('a pickle ran code')",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "config.json").write_text(json.dumps(CONFIG))
+    torch.save({"transformer.wte.weight": Hostile()}, tmp_path / "in" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be read as weights"):
+        convert_folder(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
