@@ -44,9 +44,9 @@ class Constants:
     ``activation_factor``: on activations.
     """
 
-    context_bytes: int = 700_000_000
+    context_bytes: int = 400_000_000
     nccl_bytes: int = 500_000_000
-    fragmentation: float = 0.035
+    fragmentation: float = 0.045
     process_bytes: int = 4_000_000_000
     activation_factor: float = 1.0
 
@@ -211,6 +211,7 @@ def estimate_memory(
     fused_loss: str = "torch",
     gradient_accumulation_steps: int = 2,
     master_weights: bool = True,
+    fused_optimizer: bool = True,
     data_bytes: int = 0,
     save_total_limit: int = 2,
     zero: Mapping[str, Any] | None = None,
@@ -246,7 +247,9 @@ def estimate_memory(
         {item: int(constants.activation_factor * size) for item, size in activations.items()},
         loss_bytes(shape, tokens, fused_loss),
         _buffers(shape, settings, zero_stage, world_size, precision, offload_optimizer) if master_weights else {},
-        _step_bytes(shape, settings, zero_stage, world_size, precision, offload_optimizer, master_weights),
+        0
+        if offload_optimizer
+        else _step_bytes(shape, settings, zero_stage, world_size, precision, master_weights, fused_optimizer),
         keeps_gradients=gradient_accumulation_steps > 1 or zero_stage == 3,
     )
     totals = {moment: sum(items.values()) for moment, items in moments.items()}
@@ -333,25 +336,25 @@ def _step_bytes(
     zero_stage: int,
     world_size: int,
     precision: str,
-    offload_optimizer: bool,
     master_weights: bool,
+    fused_optimizer: bool,
 ) -> int:
-    """Temporaries of the optimizer step: a flat copy of this rank's gradients and its fp32 version.
+    """Temporaries of the optimizer step on the GPU, beside the gradients.
 
-    ZeRO-3 makes them one ``sub_group_size`` at a time; in fp32 the flat copy is the only one; without ZeRO the
-    fp32 version is. Plain AdamW holds one temporary of the weights' size instead. An offloaded step is the host's.
+    ZeRO makes a flat copy of this rank's gradients and its fp32 version, ZeRO-3 one ``sub_group_size`` at a time; in
+    fp32 the flat copy is the only one, without ZeRO the fp32 version is. An AdamW that is not fused holds one more
+    temporary of the moments' size; the flat copy is gone by then.
     """
-    element = BYTES[precision]
-    if offload_optimizer:
-        return 0
+    element, total = BYTES[precision], shape.num_parameters
     if not master_weights:
-        return element * shape.num_parameters
+        return 0 if fused_optimizer else element * total
     if zero_stage == 0:
-        return 4 * shape.num_parameters if element < 4 else 0
-    shard = -(-shape.num_parameters // world_size)
+        return (4 * total if element < 4 else 0) + (0 if fused_optimizer else 4 * total)
+    shard = -(-total // world_size)
     if zero_stage == 3:
         shard = min(shard, int(zero["sub_group_size"]))
-    return (4 + element if element < 4 else 4) * shard
+    flat = element if element < 4 else 0
+    return (4 + max(flat, 0 if fused_optimizer else 4)) * shard
 
 
 def _host(
