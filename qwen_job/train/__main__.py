@@ -1,0 +1,219 @@
+"""python -m qwen_job.train --config RUN/train.yaml, or the command line of QwenLM's finetune.py.
+
+Runs on every rank, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from qwen_job.errors import OutOfMemory, QwenJobError, StoppedAndSaved, UsageError
+from qwen_job.train.config import DeepSpeedConfig, TrainConfig, load_config, save_config
+from qwen_job.train.deepspeed_config import resolve, zero_stage
+from qwen_job.train.flags import Hardware, config_from_flags
+from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment
+from qwen_job.train.runlog import RunLog, duration, read_metrics
+from qwen_job.train.signals import StopWish
+
+
+def main(arguments: list[str]) -> int:
+    """Train, and return the exit code of the table in qwen_job/errors.py."""
+    try:
+        place = place_from_environment()
+        config, deepspeed, notes = read_settings(arguments, place)
+    except QwenJobError as error:
+        return _complain(error)
+    if (config.output_dir / "done.json").exists():
+        if place.is_first:
+            print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
+        return 0
+    wish = StopWish(config.stop.time_limit_seconds, config.stop.grace_seconds)
+    wish.listen()
+    log: RunLog | None = None
+    try:
+        log = RunLog(config.output_dir, active=place.is_first)
+        train(config, deepspeed, notes, place, wish, log)
+        return 0
+    except Exception as error:
+        return _end(error, config, deepspeed, log)
+
+
+def train(
+    config: TrainConfig, deepspeed: DeepSpeedConfig, notes: list[str], place: Place, wish: StopWish, log: RunLog
+) -> None:
+    """Meet, prepare, train, export: top to bottom."""
+    started = time.time()
+    log.heartbeat("starting")
+    for note in notes:
+        log.say(note)
+    store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
+    join(place, store, config.device)
+
+    # Model and data, made by one process while the others poll.
+    log.heartbeat("preparing")
+    model_folder = once(place, store, "model", lambda: _model(config, log))
+    prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
+
+    # Imported late: seconds that a wrong setting should not cost.
+    from qwen_job.train.setup import build_trainer, choose_checkpoint
+
+    trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, log)
+    resumed = choose_checkpoint(config, place, log)
+    log.write(
+        "start",
+        resumed.step if resumed else 0,
+        attempt=log.attempt,
+        world_size=place.world_size,
+        resumed_from=resumed.step if resumed else None,
+        host=os.uname().nodename,
+    )
+    # The collector's pauses grow with the number of live objects; these stay for good.
+    gc.collect()
+    gc.freeze()
+    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    finish(config, trainer, model_folder, log, started)
+
+
+def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, started: float) -> None:
+    """Write model/ and, last of all, done.json."""
+    from qwen_job.train.export import export, write_done
+
+    log.heartbeat("saving", trainer.state.global_step)
+    trainer.settle_best()
+    export(trainer, model_folder, config.output_dir / "model")
+    step, seconds = trainer.state.global_step, time.time() - started
+    log.write("end", step, train_seconds=seconds)
+    if log.active:
+        losses = {line["step"]: line["loss"] for line in read_metrics(config.output_dir) if line["type"] == "step"}
+        done = {
+            "step": step,
+            "total_steps": trainer.state.max_steps,
+            "train_loss": sum(losses.values()) / max(1, len(losses)),
+            "eval_loss": trainer.eval_loss,
+            "train_seconds": seconds,
+            "model": "model",
+            "finished": time.time(),
+        }
+        write_done(config.output_dir / "done.json", done)
+    log.heartbeat("done", step)
+    log.say(f"done: {step} steps in {duration(seconds)}, the model is in {config.output_dir / 'model'}")
+
+
+def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, DeepSpeedConfig, list[str]]:
+    """Read ``--config train.yaml``, or the reference's flags; returns what there is to say about them too."""
+    if arguments[:1] == ["--config"] and len(arguments) == 2:
+        path = Path(arguments[1])
+        config, given = load_config(path)
+        source, notes = str(path.with_name("deepspeed.json")), []
+        if config.world_size != place.world_size:
+            config, note = _other_world(config, place.world_size)
+            notes.append(note)
+            given = {key: value for key, value in given.items() if key not in _BATCH_KEYS}
+    elif not arguments or arguments[0] in ("-h", "--help"):
+        raise UsageError("usage: python -m qwen_job.train --config RUN/train.yaml, or finetune.py's flags")
+    else:
+        config, given, notes = config_from_flags(arguments, _hardware(), place.world_size)
+        source = "--deepspeed"
+    deepspeed, changes = resolve(config, given, source)
+    if source == "--deepspeed" and place.is_first and not (config.output_dir / "done.json").exists():
+        save_config(config, deepspeed, config.output_dir)
+    return config, deepspeed, [*notes, *changes]
+
+
+_BATCH_KEYS = ("train_batch_size", "gradient_accumulation_steps")
+
+
+def _other_world(config: TrainConfig, world_size: int) -> tuple[TrainConfig, str]:
+    """Keep the global batch on another number of ranks, so that the run means the same."""
+    rows, micro = config.global_batch_size, config.training.per_device_train_batch_size
+    accumulation, rest = divmod(rows, micro * world_size)
+    if rest or not accumulation:
+        raise UsageError(
+            f"train.yaml was planned for {config.world_size} ranks, {world_size} are running, and the global batch "
+            f"of {rows} does not divide by {world_size} x {micro}: plan the job again for {world_size} ranks"
+        )
+    changed = config.model_copy(deep=True)
+    changed.world_size = world_size
+    changed.training.gradient_accumulation_steps = accumulation
+    return changed, (
+        f"planned for {config.world_size} ranks, running on {world_size}: gradient_accumulation_steps becomes "
+        f"{accumulation}, the global batch stays {rows}"
+    )
+
+
+def _hardware() -> Hardware:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Hardware("cpu", None, False, False)
+    import importlib.util
+
+    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    fused = hasattr(torch.nn.functional, "linear_cross_entropy")
+    return Hardware("cuda", torch.cuda.get_device_capability(), has_varlen, fused)
+
+
+def _model(config: TrainConfig, log: RunLog) -> Path:
+    from qwen_job.models import ModelSpec, ensure_model
+
+    data = [Path(item["path"]) for item in config.data.get("train", [])]
+    return ensure_model(
+        ModelSpec.from_dict(config.model), output_dir=config.output_dir, training_data=data, progress=log.say
+    )
+
+
+def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
+    from qwen_job.data import DataSpec, prepare
+
+    spec = DataSpec.from_dict(config.data)
+    cache = spec.cache_dir or config.output_dir / "prepared"
+    del log
+    return prepare(spec, model_folder, cache, workers=spec.num_workers)
+
+
+def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log: RunLog | None) -> int:
+    """Say what happened, leave it in the run folder, and return its exit code."""
+    known = error if isinstance(error, QwenJobError) else _out_of_memory(error, config, deepspeed)
+    if log is not None:
+        log.close()
+    if known is None:
+        traceback.print_exc()
+        code, reason, state = 1, f"{type(error).__name__}: {error}", "failed"
+    else:
+        code, reason = known.exit_code, str(known)
+        state = "stopped" if isinstance(known, StoppedAndSaved) else "failed"
+        if log is None or log.active or not isinstance(known, StoppedAndSaved):
+            _complain(known)
+    if log is not None and log.active:
+        steps = [line["step"] for line in read_metrics(config.output_dir) if "step" in line]
+        log.write("stop", max(steps, default=0), reason=reason, exit_code=code)
+        log.heartbeat(state, max(steps, default=0))
+    return code
+
+
+def _out_of_memory(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig) -> OutOfMemory | None:
+    text = " ".join(str(error).split())
+    if not isinstance(error, MemoryError) and "out of memory" not in text.lower():
+        return None
+    from qwen_job.train.guards import oom_message, peak_memory
+
+    return OutOfMemory(oom_message(config, text[:160], peak_memory(), zero_stage(deepspeed)))
+
+
+def _complain(error: QwenJobError) -> int:
+    print(f"qwen-job: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Other ranks may still be in a collective with us; tearing the group down could wait for them for ever.
+    os._exit(code)

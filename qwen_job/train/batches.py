@@ -1,0 +1,150 @@
+"""From prepared rows to the batches of every optimizer step, the same whatever the number of ranks.
+
+- ``StepSampler``: which rows go into which step, micro-batch and rank; a pure function of seed and epoch
+- ``collate``: rows to tensors with true document boundaries
+- ``Loader``: the two together, resumable at any step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+IGNORE = -100
+EMPTY = -1  # the row that fills up a last step: no target, so no gradient
+
+Batch = dict[str, Any]
+
+
+class Rows(Protocol):
+    """Prepared rows; see qwen_job.data."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class StepSampler:
+    """Yields one rank's micro-batches of row numbers, an epoch at a time.
+
+    Step s of an epoch takes rows [s G, (s + 1) G) of one permutation, G the global batch. They are dealt to
+    micro-batches first and ranks second, so the rows of a step depend on G alone. The last step of an epoch
+    is shorter; ranks that get too few rows fill up with ``EMPTY``. Every row is seen exactly once an epoch.
+    """
+
+    def __init__(self, rows: int, micro: int, accumulation: int, rank: int, world_size: int, seed: int | None) -> None:
+        self.rows = rows
+        self.micro = micro
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.global_batch = micro * accumulation * world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the epochs that follow."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """Return the epoch's permutation of all rows; the rows' own order without a seed (evaluation)."""
+        if self.seed is None:
+            return list(range(self.rows))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.rows, generator=generator).tolist()
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.rows, self.global_batch)
+        wide = self.micro * self.world_size
+        return full * (self.global_batch // wide) + -(-rest // wide)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, wide = self.order(), self.micro * self.world_size
+        for start in range(0, self.rows, wide):
+            mine = order[start : start + wide][self.rank :: self.world_size]
+            yield mine + [EMPTY] * (self.micro - len(mine))
+
+
+class _RowDataset(Dataset[tuple[int, Any]]):
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, None if index == EMPTY else self.rows[index]
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader over ``StepSampler``; the Trainer skips to a step of an epoch without reading rows."""
+
+    def __init__(self, rows: Rows, sampler: StepSampler, pad_id: int, workers: int, pin: bool) -> None:
+        super().__init__(
+            _RowDataset(rows),
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            collate_fn=partial(collate, pad_id=pad_id),
+            num_workers=workers,
+            pin_memory=pin,
+            # Its own generator: the loader must not move the training's random state.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next pass."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def collate(items: Sequence[tuple[int, Any]], pad_id: int) -> Batch:
+    """Return B rows as tensors [B, S], S the longest row.
+
+    ``targets[b, i]`` is the token that position i should predict, ``IGNORE`` where it predicts nothing: in
+    masked text, on pads, and at the end of a document, whose next token belongs to another one. Pads continue
+    the last document: causal attention keeps them out of sight of every real token.
+    """
+    size = max((len(row.input_ids) for _, row in items if row is not None), default=1)
+    shape = (len(items), size)
+    batch: Batch = {
+        "input_ids": torch.full(shape, pad_id, dtype=torch.int64),
+        "targets": torch.full(shape, IGNORE, dtype=torch.int64),
+        "position_ids": torch.zeros(shape, dtype=torch.int64),
+        "document_ids": torch.zeros(shape, dtype=torch.int64),
+    }
+    lengths = [_fill(batch, number, row, size) for number, (_, row) in enumerate(items)]
+    batch["chosen"] = (batch["targets"].view(-1) != IGNORE).nonzero().view(-1)
+    batch["document_lengths"] = lengths
+    batch["rows"] = [index for index, _ in items if index != EMPTY]
+    batch["tokens"] = sum(len(row.input_ids) for _, row in items if row is not None)
+    batch["pairs"] = sum(int(length) ** 2 for _, row in items if row is not None for length in row.document_lengths)
+    return batch
+
+
+def empty_like(batch: Batch, pad_id: int) -> Batch:
+    """Return a batch of the same shape with nothing to learn, to stand in for one that is skipped."""
+    shape = batch["input_ids"].shape
+    stand_in = collate([(EMPTY, None)] * shape[0], pad_id)
+    device = batch["input_ids"].device
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in stand_in.items()}
+
+
+def _fill(batch: Batch, number: int, row: Any, size: int) -> list[int]:
+    """Write one row into the batch; returns the lengths of its documents, pads counted to the last one."""
+    if row is None:
+        batch["position_ids"][number] = torch.arange(size)
+        return [size]
+    length = len(row.input_ids)
+    documents = torch.as_tensor(row.document_lengths, dtype=torch.int64)
+    starts = documents.cumsum(0) - documents
+    batch["input_ids"][number, :length] = torch.as_tensor(row.input_ids, dtype=torch.int64)
+    following = torch.as_tensor(row.labels, dtype=torch.int64).clone()
+    following[starts] = IGNORE
+    batch["targets"][number, : length - 1] = following[1:]
+    positions = torch.as_tensor(row.position_ids, dtype=torch.int64)
+    batch["position_ids"][number, :length] = positions
+    batch["position_ids"][number, length:] = positions[-1] + 1 + torch.arange(size - length)
+    batch["document_ids"][number, :length] = torch.repeat_interleave(torch.arange(len(documents)), documents)
+    batch["document_ids"][number, length:] = len(documents) - 1
+    return [*documents.tolist()[:-1], int(documents[-1]) + size - length]

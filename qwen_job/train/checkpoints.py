@@ -1,0 +1,201 @@
+"""Writing a checkpoint of all ranks: aside, synced, renamed, manifest last, and off the training's path.
+
+DeepSpeed collects the state; this module takes over where it would write a file. The state is copied to host
+memory at once (the pause), and a thread writes, syncs and hashes it while training goes on. ``finish`` is a
+collective: it gathers every rank's files, renames the folder and writes the manifest. A rank that cannot write
+says so there, so that all ranks fail alike and the previous checkpoint stays as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+from qwen_job.errors import EnvironmentFault
+from qwen_job.train.files import sync_folder
+from qwen_job.train.manifest import FileEntry, describe, write_manifest
+
+
+class Saved(NamedTuple):
+    """How long a save took in all, how long training stood still for it, and its size on disk."""
+
+    step: int
+    seconds: float
+    pause_seconds: float
+    bytes: int
+
+
+class Checkpointer(CheckpointEngine):
+    """Writes checkpoints below ``folder``; give it to a DeepSpeed engine as its ``checkpoint_engine``.
+
+    ``background`` lets training go on while files are written; one save is under way at a time.
+    """
+
+    def __init__(self, folder: Path, *, zero_stage: int, background: bool) -> None:
+        super().__init__()
+        self.folder = folder
+        self.zero_stage = zero_stage
+        self.background = background
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._writes: list[Future[None]] = []
+        self._files: dict[str, FileEntry] = {}
+        self._errors: list[str] = []
+        self._step: int | None = None
+        self._began = self._paused = 0.0
+
+    @property
+    def under_way(self) -> int | None:
+        """The step whose save has begun and is not finished."""
+        return self._step
+
+    @property
+    def written(self) -> bool:
+        """Tell whether this rank has written all its files of the save under way."""
+        return all(write.done() for write in self._writes)
+
+    def begin(self, step: int, collect: Callable[[Path], None]) -> None:
+        """Copy the state of ``step``: ``collect(folder)`` saves it through the engine and :meth:`keep`.
+
+        A collective of all ranks.
+        """
+        self._began = time.monotonic()
+        self._step, self._files, self._errors, self._writes = step, {}, [], []
+        if dist.get_rank() == 0:
+            self._attempt(self._make_aside)
+        dist.barrier()
+        collect(self._aside)
+        if not self.background:
+            self._wait()
+        self._paused = time.monotonic() - self._began
+
+    def finish(self) -> Saved:
+        """Complete the save under way. A collective of all ranks.
+
+        Raises:
+            EnvironmentFault: some rank could not write; the previous checkpoint is untouched.
+        """
+        started = time.monotonic()
+        self._wait()
+        step = self._step
+        assert step is not None
+        self._step = None
+        mine = (self._files, self._errors)
+        everything: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everything, mine)
+        problems = [f"rank {rank}: {text}" for rank, (_, errors) in enumerate(everything) for text in errors]
+        files = {name: entry for part, _ in everything for name, entry in part.items()}
+        if not problems and dist.get_rank() == 0:
+            self._attempt(lambda: self._publish(step, files))
+            problems = [f"rank 0: {text}" for text in self._errors]
+        verdict = [problems]
+        dist.broadcast_object_list(verdict, src=0)
+        if verdict[0]:
+            raise self._failure(step, verdict[0])
+        now = time.monotonic()
+        waited = now - started if self.background else 0.0
+        size = sum(entry.size for entry in files.values())
+        return Saved(step, now - self._began, self._paused + waited, size)
+
+    def keep(self, name: str, value: object) -> None:
+        """Save ``value`` with torch.save as ``name`` in the checkpoint under way."""
+        self.save(value, str(self._aside / name))
+
+    def keep_text(self, name: str, text: str) -> None:
+        """Write ``text`` as ``name`` in the checkpoint under way."""
+        self._submit(self._aside / name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    # What DeepSpeed calls.
+
+    def create(self, info: Any) -> None:
+        """Nothing to announce."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self._attempt(lambda: Path(path).mkdir(parents=True, exist_ok=exist_ok))
+
+    def save(self, state_dict: Any, path: str) -> None:
+        value = snapshot(state_dict) if self.background else state_dict
+        self._submit(Path(path), lambda target: torch.save(value, target))
+        if not self.background:
+            self._wait()
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        # Our own file, its hash just checked against the manifest.
+        return torch.load(path, map_location=map_location, weights_only=False)
+
+    def commit(self, info: Any) -> bool:
+        """Committing is ``finish``."""
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        return False
+
+    # Inside.
+
+    @property
+    def _aside(self) -> Path:
+        return self.folder / f".step-{self._step}.partial"
+
+    def _make_aside(self) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
+        self._aside.mkdir(parents=True)
+
+    def _submit(self, path: Path, write: Callable[[Path], object]) -> None:
+        def work() -> None:
+            write(path)
+            self._files[str(path.relative_to(self._aside))] = describe(path)
+
+        self._writes.append(self._pool.submit(self._attempt, work))
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """Run ``work``; an error is noted for ``finish``, because other ranks are waiting in collectives."""
+        try:
+            work()
+        except (OSError, RuntimeError) as error:
+            self._errors.append(" ".join(str(error).split())[:200])
+
+    def _wait(self) -> None:
+        for write in self._writes:
+            write.result()
+
+    def _publish(self, step: int, files: dict[str, FileEntry]) -> None:
+        target = self.folder / f"step-{step}"
+        for folder in {(self._under(step) / name).parent for name in files}:
+            sync_folder(folder)
+        shutil.rmtree(target, ignore_errors=True)
+        self._under(step).rename(target)
+        sync_folder(self.folder)
+        write_manifest(target, step=step, world_size=dist.get_world_size(), zero_stage=self.zero_stage, files=files)
+
+    def _under(self, step: int) -> Path:
+        return self.folder / f".step-{step}.partial"
+
+    def _failure(self, step: int, problems: list[str]) -> EnvironmentFault:
+        if dist.get_rank() == 0:
+            shutil.rmtree(self._under(step), ignore_errors=True)
+        return EnvironmentFault(
+            f"the checkpoint of step {step} could not be written below {self.folder} ({'; '.join(problems[:4])}); "
+            "earlier checkpoints are as they were: make room or correct the permissions, then run the job again"
+        )
+
+
+def snapshot(value: Any) -> Any:
+    """Copy a nested state with its tensors to host memory, so that training may go on changing it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        kind = OrderedDict if isinstance(value, OrderedDict) else dict
+        return kind((key, snapshot(item)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(snapshot(item) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(snapshot(item) for item in value)
+    return value

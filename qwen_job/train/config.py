@@ -1,0 +1,157 @@
+"""train.yaml: what the plan hands to the trainer, typed. Nothing here imports torch.
+
+- ``TrainConfig``: every key of train.yaml; unknown keys are refused with their place
+- ``load_config``: train.yaml and the deepspeed.json beside it
+- ``save_config``: the way back, for runs that were started from flags
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qwen_job.errors import JobError, Problem
+from qwen_job.train.files import write_atomic
+
+DeepSpeedConfig = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Training(BaseModel):
+    """Hugging Face TrainingArguments names; fields beyond these are checked against the installed version."""
+
+    model_config = ConfigDict(extra="allow", validate_assignment=True)
+
+    per_device_train_batch_size: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = -1
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    logging_steps: int = Field(1, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
+    save_steps: int = Field(500, ge=0)
+    save_total_limit: int | None = Field(2, ge=1)
+    dataloader_num_workers: int = Field(1, ge=0)
+    report_to: list[str] = Field(default_factory=list)
+    early_stopping_patience: int | None = Field(None, ge=1)
+    load_best_model_at_end: bool = False
+
+    def extra(self) -> dict[str, Any]:
+        """Return the TrainingArguments fields that the user added to the known ones."""
+        return dict(self.model_extra or {})
+
+
+class Stop(_Strict):
+    """When to save and leave before the allocation ends; all in seconds."""
+
+    grace_seconds: float = Field(120, ge=0)
+    time_limit_seconds: float | None = Field(None, gt=0)
+
+
+class Guards(_Strict):
+    """What to do when the loss breaks or a rank stops moving."""
+
+    on_nan: Literal["stop", "skip"] = "stop"
+    loss_spike_factor: float | None = Field(None, gt=1)
+    hang_seconds: float = Field(900, ge=0)
+
+
+class Planned(_Strict):
+    """What the plan foresaw, for messages and the report beside what was measured."""
+
+    memory_bytes_per_gpu: int | None = None
+    step_seconds: float | None = None
+    tokens_per_second: float | None = None
+
+
+class TrainConfig(_Strict):
+    """One run, every choice made. ``model`` and ``data`` are checked by the rooms that read them."""
+
+    version: Literal[1] = 1
+    name: str
+    output_dir: Path
+    seed: int = 42
+    world_size: int = Field(1, ge=1)
+    device: Literal["cpu", "cuda"] = "cuda"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    attention: Literal["varlen", "sdpa", "eager"] = "sdpa"
+    fused_loss: Literal["torch", "chunked", "liger", "none"] = "none"
+    torch_compile: bool = False
+    gradient_checkpointing: bool = True
+    peak_tflops: float | None = Field(None, gt=0)
+    model: dict[str, Any]
+    data: dict[str, Any]
+    training: Training = Field(default_factory=Training)
+    stop: Stop = Field(default_factory=Stop)
+    guards: Guards = Field(default_factory=Guards)
+    plan: Planned = Field(default_factory=Planned)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of one optimizer step: micro-batch x accumulation x world size."""
+        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * self.world_size
+
+
+def load_config(path: Path) -> tuple[TrainConfig, DeepSpeedConfig]:
+    """Read train.yaml and the deepspeed.json beside it.
+
+    Raises:
+        JobError: a file is missing, is not YAML or JSON, or a key is unknown or has a wrong value.
+    """
+    config = parse_config(_read(path, yaml.safe_load, yaml.YAMLError), str(path))
+    beside = path.with_name("deepspeed.json")
+    deepspeed = _read(beside, json.loads, ValueError)
+    if not isinstance(deepspeed, dict):
+        raise JobError([Problem(str(beside), 0, 0, "", "must be a JSON object")])
+    return config, deepspeed
+
+
+def parse_config(values: object, source: str) -> TrainConfig:
+    """Check the values of train.yaml; all problems come in one ``JobError``."""
+    if not isinstance(values, dict):
+        raise JobError([Problem(source, 0, 0, "", "must be a mapping of settings")])
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise JobError([_problem(source, item) for item in error.errors()]) from None
+
+
+def save_config(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> None:
+    """Write train.yaml and deepspeed.json, so that a run started from flags leaves the same folder."""
+    values = config.model_dump(mode="json")
+    write_atomic(folder / "train.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_atomic(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
+
+
+def _read(path: Path, parse: Any, wrong: type[Exception]) -> object:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError([Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None
+    except (wrong, UnicodeDecodeError) as error:
+        raise JobError([Problem(str(path), 0, 0, "", f"cannot be parsed: {_one_line(error)}")]) from None
+
+
+def _problem(source: str, item: Any) -> Problem:
+    field = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return Problem(source, 0, 0, field, "unknown key; remove it or correct its name")
+    return Problem(source, 0, 0, field, item["msg"])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

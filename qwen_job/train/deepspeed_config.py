@@ -1,0 +1,115 @@
+"""DeepSpeed's JSON made concrete: no "auto", no scheduler, no optimizer block; each change with its reason.
+
+Nothing here imports torch or DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from qwen_job.errors import JobError, Problem
+from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+
+# DeepSpeed's own defaults would hide these from a reader of deepspeed.json.
+_ZERO_DEFAULTS: dict[str, Any] = {
+    "reduce_bucket_size": 200_000_000,
+    "allgather_bucket_size": 200_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_max_reuse_distance": 1_000_000_000,
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+
+
+def resolve(config: TrainConfig, given: DeepSpeedConfig, source: str) -> tuple[DeepSpeedConfig, list[str]]:
+    """Return the configuration that the engine is given and a sentence for each thing that was changed.
+
+    Raises:
+        JobError: a value contradicts train.yaml, or an "auto" stands where nothing can fill it.
+    """
+    result = copy.deepcopy(given)
+    notes = _drop_blocks(result)
+    result.setdefault("zero_optimization", {"stage": 0})
+    _fill_known(result, config, source)
+    _fill_zero(result["zero_optimization"])
+    left = _find_auto(result)
+    if left:
+        raise JobError([Problem(source, 0, 0, key, 'cannot resolve "auto": write a number') for key in left])
+    return result, notes
+
+
+def zero_stage(deepspeed: DeepSpeedConfig) -> int:
+    """Return the ZeRO stage, 0 to 3."""
+    return int(deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads_optimizer(deepspeed: DeepSpeedConfig) -> bool:
+    """Tell whether the optimizer's state lives in host memory."""
+    offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return str(offload.get("device", "none")) != "none"
+
+
+def _drop_blocks(result: DeepSpeedConfig) -> list[str]:
+    notes = []
+    scheduler = result.pop("scheduler", None)
+    if scheduler is not None:
+        notes.append(
+            f"DeepSpeed's scheduler block ({scheduler.get('type', '?')}) is left out: it would silently replace "
+            "the learning rate schedule that you asked for"
+        )
+    if result.pop("optimizer", None) is not None:
+        notes.append(
+            "DeepSpeed's optimizer block is left out: it would decay norms and biases too; "
+            "AdamW is built with the same numbers and decays the matrices only"
+        )
+    return notes
+
+
+def _fill_known(result: DeepSpeedConfig, config: TrainConfig, source: str) -> None:
+    training = config.training
+    wanted: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "train_batch_size": config.global_batch_size,
+        "gradient_clipping": training.max_grad_norm,
+    }
+    problems = []
+    for key, value in wanted.items():
+        if result.get(key, "auto") == "auto":
+            result[key] = value
+        elif result[key] != value:
+            problems.append(Problem(source, 0, 0, key, f"is {result[key]}, but the training settings give {value}"))
+    for key, name in (("bf16", "bf16"), ("fp16", "fp16")):
+        problems += _fill_precision(result, key, config.precision == name, source)
+    if problems:
+        raise JobError(problems)
+
+
+def _fill_precision(result: DeepSpeedConfig, key: str, wanted: bool, source: str) -> list[Problem]:
+    block = result.setdefault(key, {"enabled": wanted})
+    if block.get("enabled", "auto") == "auto":
+        block["enabled"] = wanted
+    if bool(block["enabled"]) == wanted:
+        return []
+    state = "on" if block["enabled"] else "off"
+    return [Problem(source, 0, 0, f"{key}.enabled", f"is {state}, but the precision asked for is another one")]
+
+
+def _fill_zero(zero: dict[str, Any]) -> None:
+    for key, value in _ZERO_DEFAULTS.items():
+        if zero.get(key) == "auto":
+            zero[key] = value
+    if zero.get("stage") == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+def _find_auto(value: object, path: str = "") -> list[str]:
+    if value == "auto":
+        return [path]
+    if isinstance(value, dict):
+        return [hit for key, item in value.items() for hit in _find_auto(item, f"{path}.{key}".lstrip("."))]
+    if isinstance(value, list):
+        return [hit for index, item in enumerate(value) for hit in _find_auto(item, f"{path}[{index}]")]
+    return []

@@ -1,0 +1,105 @@
+"""What ends a run that has gone wrong, with a message that says what to do.
+
+- ``LossGuard``: a loss that is not a number or explodes
+- ``oom_message``: the plan beside the measurement, and three settings that would fit
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from qwen_job.train.config import TrainConfig
+
+# A spike is judged against the smoothed loss of about the last fifty steps, once there are ten.
+_SMOOTHING = 0.98
+_WARM = 10
+
+
+class Suspect(NamedTuple):
+    """A micro-batch whose loss was not finite."""
+
+    rank: int
+    rows: list[int]
+    sources: list[Any]
+
+
+class LossGuard:
+    """Judges the mean loss of every step."""
+
+    def __init__(self, spike_factor: float | None) -> None:
+        self._factor = spike_factor
+        self._mean = 0.0
+        self._weight = 0.0
+        self._seen = 0
+
+    def judge(self, loss: float) -> str | None:
+        """Return what is wrong with a step's loss, None if nothing is."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        usual = self._mean / self._weight if self._weight else loss
+        if self._factor is not None and self._seen >= _WARM and loss > self._factor * usual:
+            return f"the loss jumped to {loss:.4g}, more than {self._factor:g} times the usual {usual:.4g}"
+        self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
+        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
+        self._seen += 1
+        return None
+
+
+def diverged_message(step: int, reason: str, suspects: Sequence[Suspect], last_checkpoint: int | None) -> str:
+    """Say where the loss broke and what the reference guide recommends."""
+    places = "; ".join(
+        f"rank {suspect.rank}, rows {_short(suspect.rows)} ({_short(suspect.sources)})" for suspect in suspects[:4]
+    )
+    kept = f"checkpoint step-{last_checkpoint} is the last good one" if last_checkpoint else "no checkpoint yet"
+    return (
+        f"step {step}: {reason}" + (f" on {places}" if places else "") + f"; {kept}. Lower learning_rate, lengthen "
+        "the warmup, or look at these rows (qwen-job data check); guards.on_nan: skip leaves such rows out and goes on"
+    )
+
+
+def oom_message(config: TrainConfig, error: str, peak_bytes: int | None, zero_stage: int) -> str:
+    """Say how far the plan was off and name three settings that would fit, the least costly first."""
+    planned = config.plan.memory_bytes_per_gpu
+    numbers = f"planned {_gib(planned)}, peak before the failure {_gib(peak_bytes)}"
+    return f"out of memory ({error}); {numbers}; any of these would fit: {'; '.join(smaller(config, zero_stage)[:3])}"
+
+
+def smaller(config: TrainConfig, zero_stage: int) -> list[str]:
+    """List settings that need less memory per GPU and leave the global batch as it is."""
+    training = config.training
+    micro, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    advice = []
+    if micro > 1:
+        half = micro // 2
+        times = accumulation * micro // half
+        advice.append(f"per_device_train_batch_size: {half} with gradient_accumulation_steps: {times}")
+    if not config.gradient_checkpointing:
+        advice.append("gradient_checkpointing: true")
+    if config.fused_loss == "none" and config.device == "cuda":
+        advice.append("fused_loss: torch")
+    if zero_stage < 3 and config.world_size > 1:
+        advice.append("ZeRO stage 3 instead of " + str(zero_stage))
+    advice.append("the optimizer offloaded to the CPU (deepspeed.offload_optimizer)")
+    length = int(config.data.get("max_length", 0) or 0)
+    if length > 512:
+        advice.append(f"data.max_length: {length // 2}")
+    advice += ["more GPUs (ZeRO divides the model's state by their number)", "a smaller model"]
+    return advice
+
+
+def _gib(number: int | None) -> str:
+    return "unknown" if number is None else f"{number / 2**30:.1f} GiB"
+
+
+def _short(items: Sequence[Any]) -> str:
+    text = ", ".join(str(item) for item in items[:6])
+    return text + (", ..." if len(items) > 6 else "")
+
+
+def peak_memory() -> int | None:
+    """Return the most memory that this process held on its GPU, in bytes; None without one."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None

@@ -1,0 +1,190 @@
+"""One node's launcher: torch's elastic agent, with signals passed on and the worker's own exit code.
+
+    python -m qwen_job.train.launch --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr n0 \\
+        --master_port 29500 --rdzv_id job -- --config RUN/train.yaml
+
+torchrun turns every failure into exit code 1 and kills the workers 30 seconds after a TERM. Here USR1 and
+TERM reach the workers, which save at a step boundary, and the first failing worker's code (128 + n for a
+signal) becomes ours, so that a scheduler can tell "run it again" from "a person must look".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from qwen_job.errors import QwenJobError, RendezvousFailed, UsageError
+
+_FORWARDED = (signal.SIGUSR1, signal.SIGTERM)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run this node's workers and return the exit code that the node should end with."""
+    options = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    os.environ.setdefault("QWEN_JOB_STARTED", f"{time.time():.0f}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
+    relay = _Relay()
+    print(
+        f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
+        f"{options.nproc_per_node} workers, rendezvous {options.master_addr}:{options.master_port}",
+        file=sys.stderr,
+        flush=True,
+    )
+    try:
+        _check_master(options)
+        return _run(options, relay)
+    except QwenJobError as error:
+        print(f"qwen-job: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+class _Relay:
+    """Passes USR1 and TERM to the workers; one that comes before they exist waits for them."""
+
+    def __init__(self) -> None:
+        self.agent: Any = None
+        self._early: int | None = None
+        for number in _FORWARDED:
+            signal.signal(number, self._forward)
+
+    def attach(self, agent: Any) -> None:
+        self.agent = agent
+
+    def deliver_early(self) -> None:
+        """Send on a signal that came before there was a worker."""
+        if self._early is not None and self._pids():
+            number, self._early = self._early, None
+            self._forward(number, None)
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        pids = self._pids()
+        if not pids:
+            self._early = number
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+    def _pids(self) -> list[int]:
+        context = getattr(self.agent, "_pcontext", None)
+        return list(context.pids().values()) if context is not None else []
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m qwen_job.train.launch", description=__doc__)
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--node_rank", "--node-rank", type=int, default=0)
+    parser.add_argument("--nproc_per_node", "--nproc-per-node", type=int, default=1)
+    parser.add_argument("--master_addr", "--master-addr", default="127.0.0.1")
+    parser.add_argument("--master_port", "--master-port", type=int, default=0)
+    parser.add_argument("--rdzv_id", "--rdzv-id", default="qwen-job")
+    parser.add_argument("--rdzv_timeout", "--rdzv-timeout", type=float, default=60.0, help="seconds")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- arguments of qwen_job.train")
+    options = parser.parse_args(arguments)
+    options.command = [word for index, word in enumerate(options.command) if index or word != "--"]
+    if options.nnodes > 1 and not options.master_port:
+        parser.exit(UsageError.exit_code, "--master_port is required with more than one node\n")
+    if not 0 <= options.node_rank < options.nnodes:
+        parser.exit(UsageError.exit_code, f"--node_rank must be below --nnodes ({options.nnodes})\n")
+    options.master_port = options.master_port or _free_port()
+    return options
+
+
+def _check_master(options: argparse.Namespace) -> None:
+    """Wait for node 0's port before torch does: its own error has no reason in it."""
+    if options.node_rank == 0:
+        return
+    deadline, reason = time.monotonic() + options.rdzv_timeout, ""
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((options.master_addr, options.master_port), timeout=5).close()
+            return
+        except OSError as error:
+            reason = str(error)
+            time.sleep(0.5)
+    raise RendezvousFailed(
+        f"node {options.node_rank} ({socket.gethostname()}) could not reach node 0 at "
+        f"{options.master_addr}:{options.master_port} within {options.rdzv_timeout:.0f} s ({reason}); check that "
+        "node 0 was started, that --master_addr is its address as seen from here, and that the port is open"
+    )
+
+
+def _run(options: argparse.Namespace, relay: _Relay) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The agent would end the workers on TERM; the relay lets them save instead.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    os.environ["QWEN_JOB_RENDEZVOUS_SECONDS"] = str(options.rdzv_timeout)
+    config = LaunchConfig(
+        min_nodes=options.nnodes,
+        max_nodes=options.nnodes,
+        nproc_per_node=options.nproc_per_node,
+        run_id=options.rdzv_id,
+        rdzv_backend="static",
+        rdzv_endpoint=f"{options.master_addr}:{options.master_port}",
+        rdzv_configs={"rank": options.node_rank, "timeout": int(options.rdzv_timeout)},
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    if hasattr(config, "signals_to_handle"):
+        config.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    _watch_agent(relay)
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "qwen_job.train", *options.command)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return _exit_code(failure.exitcode)
+    except Exception as error:
+        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+            raise RendezvousFailed(_not_all_met(options, error)) from None
+        raise
+    return 0
+
+
+def _watch_agent(relay: _Relay) -> None:
+    """Give the relay the agent that ``elastic_launch`` builds inside, at each turn of its monitor."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    monitor = LocalElasticAgent._monitor_workers
+
+    def watched(agent: Any, group: Any) -> Any:
+        relay.attach(agent)
+        relay.deliver_early()
+        return monitor(agent, group)
+
+    LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
+
+
+def _exit_code(code: int) -> int:
+    return 128 - code if code < 0 else code
+
+
+def _not_all_met(options: argparse.Namespace, error: Exception) -> str:
+    return (
+        f"the {options.nnodes} nodes did not meet at {options.master_addr}:{options.master_port} within "
+        f"{options.rdzv_timeout:.0f} s ({' '.join(str(error).split())[:160]}); check that all nodes were started "
+        "and that each has its own --node_rank"
+    )
+
+
+def _threads(workers: int) -> int:
+    return max(1, (os.cpu_count() or 1) // max(1, workers) // 2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The summed cross-entropy of a micro-batch, without ever holding all logits where a fused kernel is chosen.
+
+The head computes it: the loss is taken inside the output projection's own forward, so that ZeRO-3 gathers the
+projection's weight for it as for any other module, and only positions that have a target are projected.
+
+- ``LossHead``: hooks a model's output projection
+- ``chunked``: our own fused loss, for torch without ``linear_cross_entropy``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own habit)
+
+# Logits of one chunk: 2048 x 151,936 x 4 bytes are 1.2 GB.
+_CHUNK_ROWS = 2048
+
+FusedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class LossHead:
+    """Makes ``model(...)`` return the loss instead of logits while targets are set.
+
+    ``kind`` is one of torch, chunked, liger, none, as in train.yaml.
+    """
+
+    def __init__(self, model: Any, kind: str) -> None:
+        self._module = model.get_output_embeddings()
+        self._plain = self._module.forward
+        self._loss = fused_loss(kind)
+        self._targets: tuple[Tensor, Tensor] | None = None
+        self._module.forward = self._forward
+
+    def loss(self, engine: Any, inputs: dict[str, Any], targets: Tensor, chosen: Tensor) -> Tensor:
+        """Return the sum of the cross-entropies at the ``chosen`` flat positions of ``targets``, as float32."""
+        self._targets = (targets.reshape(-1)[chosen], chosen)
+        try:
+            total: Tensor = engine(**inputs, use_cache=False).logits
+        finally:
+            self._targets = None
+        return total
+
+    def _forward(self, hidden: Tensor) -> Tensor:
+        if self._targets is None:
+            return self._plain(hidden)  # type: ignore[no-any-return]
+        targets, chosen = self._targets
+        wanted = hidden.reshape(-1, hidden.shape[-1])[chosen]
+        return self._loss(wanted, self._module.weight, targets)
+
+
+def fused_loss(kind: str) -> FusedLoss:
+    """Return ``loss(hidden [T, H], weight [V, H], targets [T]) -> summed cross-entropy, float32``."""
+    return {"none": _plain, "chunked": chunked, "torch": _torch, "liger": _liger}[kind]
+
+
+def _plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+
+
+def _torch(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    if len(targets) == 0:
+        return _plain(hidden, weight, targets)
+    options = torch.nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options).float()
+
+
+def _liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    if len(targets) == 0:
+        return _plain(hidden, weight, targets)
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(hidden, weight, targets, reduction="sum").float()
+
+
+def chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Compute loss and gradients chunk by chunk in the forward pass: memory is one chunk of logits."""
+    total: Tensor = _Chunked.apply(hidden, weight, targets)
+    return total
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden) if wanted else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        for start in range(0, len(hidden), _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            logits = F.linear(hidden[part], weight).float()
+            norm = torch.logsumexp(logits, dim=-1, keepdim=True)
+            picked = targets[part, None]
+            total += (norm - logits.gather(1, picked)).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            # d loss / d logits = softmax - one_hot
+            slope = logits.sub_(norm).exp_()
+            slope.scatter_add_(1, picked, slope.new_full(picked.shape, -1.0))
+            slope = slope.to(hidden.dtype)
+            grad_hidden[part] = slope @ weight
+            grad_weight += slope.T @ hidden[part]
+        ctx.grads = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_hidden, grad_weight = ctx.grads
+        ctx.grads = None
+        slope = slopes[0]
+        return grad_hidden * slope.to(grad_hidden.dtype), grad_weight * slope.to(grad_weight.dtype), None

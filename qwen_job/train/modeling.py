@@ -1,0 +1,93 @@
+"""The model to train and its optimizer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from qwen_job.errors import ModelError
+from qwen_job.train.attention import implementation
+from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+from qwen_job.train.deepspeed_config import offloads_optimizer
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_NOT_DECAYED = re.compile(r"bias$|norm", re.IGNORECASE)
+
+
+class Shape(NamedTuple):
+    """What the number of floating-point operations depends on."""
+
+    layers: int
+    hidden: int
+    body_parameters: int  # matrices of all layers, without embedding and head
+    head_parameters: int
+
+
+def build_model(config: TrainConfig, folder: Path) -> Any:
+    """Load the model without remote code, in the precision and with the attention of train.yaml.
+
+    Raises:
+        ModelError: transformers cannot load the folder, or weights are missing in it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=DTYPES[config.precision],
+            attn_implementation=implementation(config.attention),
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
+    model.config.use_cache = False
+    return model
+
+
+def shape_of(model: Any) -> Shape:
+    """Read the shape from the loaded model; ZeRO-3's partitioned parameters count in full."""
+    config = model.config.get_text_config()
+    head = config.vocab_size * config.hidden_size
+    body = sum(
+        _full_size(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter_is_matrix(name, parameter) and "embed_tokens" not in name and "lm_head" not in name
+    )
+    return Shape(config.num_hidden_layers, config.hidden_size, body, head)
+
+
+def parameter_is_matrix(name: str, parameter: Any) -> bool:
+    """Tell whether weight decay applies: to matrices, not to norms and biases."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape) > 1 and not _NOT_DECAYED.search(name)
+
+
+def build_optimizer(model: Any, config: TrainConfig, deepspeed: DeepSpeedConfig) -> torch.optim.Optimizer:
+    """AdamW over two groups, decayed and not; DeepSpeed's CPU kernel where the state lives in host memory."""
+    training = config.training
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in named if parameter_is_matrix(name, p)], "weight_decay": training.weight_decay},
+        {"params": [p for name, p in named if not parameter_is_matrix(name, p)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    settings: dict[str, Any] = {
+        "lr": training.learning_rate,
+        "betas": (training.adam_beta1, training.adam_beta2),
+        "eps": training.adam_epsilon,
+    }
+    # With offload, accelerate turns this AdamW into DeepSpeed's CPU kernel, groups and numbers kept.
+    on_gpu = config.device == "cuda" and not offloads_optimizer(deepspeed)
+    return torch.optim.AdamW(groups, fused=on_gpu or None, **settings)
+
+
+def _full_size(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

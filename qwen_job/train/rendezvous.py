@@ -1,0 +1,184 @@
+"""How the ranks of a run find each other, and how they wait for one of them without a collective's timeout.
+
+- ``Place``: which rank this process is, from the launcher's environment
+- ``meet``: check in at the store; who is missing after a minute is named
+- ``join``: the process group, gloo on a CPU and NCCL on GPUs
+- ``once``: one rank works, the others poll the store for its answer
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from qwen_job import errors
+from qwen_job.errors import QwenJobError, RendezvousFailed
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+_POLL_SECONDS = 0.1
+_COLLECTIVE_MINUTES = 30
+
+
+class Place(NamedTuple):
+    """Where this process stands among the others."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str
+    port: int
+
+    @property
+    def is_first(self) -> bool:
+        """Tell whether this is rank 0, the one that writes and speaks."""
+        return self.rank == 0
+
+
+def place_from_environment() -> Place:
+    """Read RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a lone process is its own world.
+
+    Raises:
+        RendezvousFailed: the variables contradict each other.
+    """
+    read = os.environ.get
+    place = Place(
+        rank=int(read("RANK", "0")),
+        world_size=int(read("WORLD_SIZE", "1")),
+        local_rank=int(read("LOCAL_RANK", "0")),
+        address=read("MASTER_ADDR", "127.0.0.1"),
+        port=int(read("MASTER_PORT", "0")) or _free_port(),
+    )
+    if not 0 <= place.rank < place.world_size:
+        raise RendezvousFailed(
+            f"RANK={place.rank} is not below WORLD_SIZE={place.world_size}: the launcher's variables contradict"
+        )
+    for name, value in zip(Place._fields, place, strict=True):
+        variable = {"address": "MASTER_ADDR", "port": "MASTER_PORT"}.get(name, name.upper())
+        os.environ.setdefault(variable, str(value))
+    return place
+
+
+def meet(place: Place, timeout_seconds: float = 60.0) -> Store:
+    """Connect to the store and wait until every rank has checked in.
+
+    Raises:
+        RendezvousFailed: the store cannot be reached, or ranks are missing when the time is over.
+    """
+    from torch.distributed import rendezvous
+
+    limit = timedelta(seconds=timeout_seconds)
+    try:
+        store, _, _ = next(rendezvous("env://", place.rank, place.world_size, timeout=limit))
+        # The agent's own keys live in the same store.
+        store.set(f"qwen_job/here/{place.rank}", socket.gethostname())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise RendezvousFailed(_unreachable(place, timeout_seconds, error)) from None
+    waiting = [f"qwen_job/here/{rank}" for rank in range(place.world_size)]
+    deadline = time.monotonic() + timeout_seconds
+    while waiting:
+        waiting = [key for key in waiting if not store.check([key])]
+        if waiting and time.monotonic() > deadline:
+            raise RendezvousFailed(_missing(place, waiting, timeout_seconds))
+        if waiting:
+            time.sleep(_POLL_SECONDS)
+    return store
+
+
+def join(place: Place, store: Store, device: str) -> None:
+    """Create the process group over ``store`` and give it to DeepSpeed, before TrainingArguments look."""
+    import torch
+    import torch.distributed as dist
+
+    quiet_deepspeed(device)
+    options: dict[str, object] = {}
+    if device == "cuda":
+        torch.cuda.set_device(place.local_rank)
+        options["device_id"] = torch.device("cuda", place.local_rank)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=dist.PrefixStore("qwen_job/group", store),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(minutes=_COLLECTIVE_MINUTES),
+        **options,
+    )
+    import deepspeed
+
+    deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def quiet_deepspeed(device: str) -> None:
+    """Import DeepSpeed without its chatter, and without compiling its shared-memory op on a CPU."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import logging
+
+    import deepspeed  # noqa: F401
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    if device == "cpu":
+        # Minutes of compiling at first use, for a collective that gloo does as well. The name
+        # `deepspeed.comm.torch` as an attribute is the torch package itself.
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+
+
+def once(place: Place, store: Store, name: str, work: Callable[[], Path]) -> Path:
+    """Run ``work`` on rank 0, then give every rank its answer; a failure there fails all in the same words.
+
+    Others poll the store for as long as it takes: no collective is open, so none can time out. A node that
+    does not see the resulting path (its cache is not shared) repeats the work on its local rank 0.
+    """
+    path = _one(store, f"qwen_job/once/{name}", place.is_first, work)
+    here = f"qwen_job/once/{name}@{socket.gethostname()}"
+    return path if path.exists() else _one(store, here, place.local_rank == 0, work)
+
+
+def _one(store: Store, key: str, mine: bool, work: Callable[[], Path]) -> Path:
+    if mine:
+        try:
+            path = work()
+        except QwenJobError as error:
+            store.set(key, f"error\n{type(error).__name__}\n{error}")
+            raise
+        store.set(key, f"done\n{path}")
+        return path
+    while not store.check([key]):
+        time.sleep(_POLL_SECONDS)
+    verdict, _, rest = store.get(key).decode().partition("\n")
+    if verdict == "done":
+        return Path(rest)
+    kind, _, message = rest.partition("\n")
+    raise getattr(errors, kind, QwenJobError)(message)
+
+
+def _unreachable(place: Place, seconds: float, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"rank {place.rank} of {place.world_size} on {socket.gethostname()} could not reach the rendezvous at "
+        f"{place.address}:{place.port} within {seconds:.0f} s ({reason}); check that MASTER_ADDR is the first "
+        "node's address as the others see it, that the port is open, and that node 0 was started"
+    )
+
+
+def _missing(place: Place, waiting: list[str], seconds: float) -> str:
+    ranks = ", ".join(key.rsplit("/", 1)[1] for key in waiting[:16])
+    return (
+        f"{len(waiting)} of {place.world_size} ranks did not check in at {place.address}:{place.port} within "
+        f"{seconds:.0f} s (missing: {ranks}); check that every node was started with its own node rank and the "
+        "same MASTER_ADDR and WORLD_SIZE"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

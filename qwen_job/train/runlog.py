@@ -1,0 +1,166 @@
+"""What a run tells the outside: metrics.jsonl, heartbeat, and a line on the terminal. Nothing here imports torch.
+
+Only rank 0 writes; on other ranks every method does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from qwen_job.train.files import write_atomic
+
+_HEARTBEAT_SECONDS = 2.0
+_PLAIN_LINE_SECONDS = 10.0
+
+
+class RunLog:
+    """The files of one run folder and its progress line."""
+
+    def __init__(self, folder: Path, *, active: bool, stream: TextIO | None = None) -> None:
+        self.folder = folder
+        self.active = active
+        self.attempt = 0
+        self.total_steps: int | None = None
+        self._last: dict[str, Any] = {}
+        self._beat = 0.0
+        self._progress = Progress(stream or sys.stderr)
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.attempt = sum(1 for line in read_metrics(folder) if line.get("type") == "start")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line to metrics.jsonl; numbers that are not finite become null."""
+        if not self.active:
+            return
+        line = {"type": kind, "time": time.time(), "step": step, **values}
+        text = json.dumps({key: _finite(value) for key, value in line.items()}, ensure_ascii=False)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as out:
+            out.write(text + "\n")
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        """Record one optimizer step and refresh heartbeat and progress line."""
+        if not self.active:
+            return
+        self.write("step", step, **values)
+        self._last = values
+        left = (self.total_steps or step) - step
+        eta = left * values["step_seconds"] if values.get("step_seconds") else None
+        self.heartbeat("training", step, eta)
+        self._progress.show(step, self.total_steps, values, eta)
+
+    def heartbeat(self, state: str, step: int | None = None, eta: float | None = None) -> None:
+        """Replace the heartbeat; while training at most every two seconds."""
+        now = time.time()
+        if not self.active or (state == "training" and now - self._beat < _HEARTBEAT_SECONDS):
+            return
+        self._beat = now
+        beat = {
+            "state": state,
+            "step": step,
+            "total_steps": self.total_steps,
+            "loss": _finite(self._last.get("loss")),
+            "tokens_per_second": _finite(self._last.get("tokens_per_second")),
+            "eta_seconds": eta,
+            "time": now,
+            "attempt": self.attempt,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        write_atomic(self.folder / "heartbeat", json.dumps(beat) + "\n", sync=False)
+
+    def say(self, text: str) -> None:
+        """Print one line for people."""
+        if self.active:
+            self._progress.say(text)
+
+    def close(self) -> None:
+        """End the progress line."""
+        self._progress.end()
+
+
+class Progress:
+    """One line that renews itself on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._colour = self._live and not os.environ.get("NO_COLOR")
+        self._open = False
+        self._printed = 0.0
+
+    def show(self, step: int, total: int | None, values: dict[str, Any], eta: float | None) -> None:
+        """Show a step; without a terminal only when ten seconds have passed, and the first and last."""
+        now = time.monotonic()
+        if not self._live and step not in (1, total) and now - self._printed < _PLAIN_LINE_SECONDS:
+            return
+        self._printed = now
+        text = progress_text(step, total, values, eta)
+        if not self._live:
+            self._print(text)
+            return
+        start = "\r\x1b[2K"
+        self._stream.write(start + (f"\x1b[36m{text}\x1b[0m" if self._colour else text))
+        self._stream.flush()
+        self._open = True
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.end()
+        self._print(text)
+
+    def end(self) -> None:
+        """Leave the live line as it stands."""
+        if self._open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open = False
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+def progress_text(step: int, total: int | None, values: dict[str, Any], eta: float | None) -> str:
+    """Return step/total, loss, speed and time left, as on the progress line."""
+    parts = [f"step {step}/{total}" if total else f"step {step}"]
+    if values.get("loss") is not None:
+        parts.append(f"loss {values['loss']:.4f}")
+    if values.get("tokens_per_second"):
+        parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
+    if values.get("mfu") is not None:
+        parts.append(f"MFU {values['mfu']:.1%}")
+    if eta is not None:
+        parts.append(f"{duration(eta)} left")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return 5s, 3m20s, 2h05m or 3d04h."""
+    whole = int(seconds)
+    for unit, size, below, letter in ((86400, 3600, "h", "d"), (3600, 60, "m", "h"), (60, 1, "s", "m")):
+        if whole >= unit:
+            return f"{whole // unit}{letter}{whole % unit // size:02d}{below}"
+    return f"{whole}s"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl; a line cut short by a crash is left out."""
+    path = folder / "metrics.jsonl"
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

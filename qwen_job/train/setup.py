@@ -1,0 +1,75 @@
+"""Everything that must stand before the first step: arguments, model, trainer, and where to go on from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from qwen_job.data import open_prepared
+from qwen_job.errors import DataError
+from qwen_job.train.arguments import training_arguments
+from qwen_job.train.checkpoints import Checkpointer
+from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+from qwen_job.train.deepspeed_config import zero_stage
+from qwen_job.train.export import control_tokens
+from qwen_job.train.loss import LossHead
+from qwen_job.train.manifest import Checkpoint, newest
+from qwen_job.train.modeling import build_model, shape_of
+from qwen_job.train.rendezvous import Place
+from qwen_job.train.runlog import RunLog
+from qwen_job.train.signals import StopWish
+from qwen_job.train.trainer import JobTrainer, Parts
+
+
+def build_trainer(
+    config: TrainConfig,
+    deepspeed: DeepSpeedConfig,
+    model_folder: Path,
+    prepared: Path,
+    place: Place,
+    wish: StopWish,
+    log: RunLog,
+) -> JobTrainer:
+    """Return a trainer ready to run; the arguments come first, because ZeRO-3 partitions while loading."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.output_dir))
+    args, notes = training_arguments(config, deepspeed, first=place.is_first)
+    for note in notes:
+        log.say(note)
+    data = open_prepared(prepared)
+    if len(data.train) == 0:
+        raise DataError(f"{prepared}: no row to train on is left after preparing; look at qwen-job data check")
+    model = build_model(config, model_folder)
+    stage = zero_stage(deepspeed)
+    parts = Parts(
+        config=config,
+        deepspeed=deepspeed,
+        log=log,
+        wish=wish,
+        head=LossHead(model, config.fused_loss),
+        shape=shape_of(model),
+        checkpointer=Checkpointer(
+            config.output_dir / "checkpoints", zero_stage=stage, background=config.device == "cuda"
+        ),
+        pad_id=control_tokens(model_folder).get("<|endoftext|>", 0),
+        train=data.train,
+        eval=data.eval,
+    )
+    return JobTrainer(model, args, parts)
+
+
+def choose_checkpoint(config: TrainConfig, place: Place, log: RunLog) -> Checkpoint | None:
+    """Choose the newest complete checkpoint on rank 0, say why, and tell all ranks."""
+    answer: list[Any] = [None]
+    if place.is_first:
+        found, passed_over = newest(config.output_dir / "checkpoints")
+        for line in passed_over:
+            log.say(f"checkpoints: {line}")
+        if found is not None:
+            log.say(f"going on from {found.path.name}: the newest checkpoint whose files match its manifest")
+        answer = [found]
+    dist.broadcast_object_list(answer, src=0)
+    chosen: Checkpoint | None = answer[0]
+    return chosen

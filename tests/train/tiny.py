@@ -1,0 +1,163 @@
+"""A run that takes seconds: a model of two layers, a few conversations, two processes on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MODEL = {
+    "name": "tiny",
+    "architecture": "Qwen2ForCausalLM",
+    "source": "random",
+    "model_type": "qwen2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
+
+
+def conversations(path: Path, count: int = 48) -> Path:
+    """Write conversations in the reference's format, of many lengths."""
+    rows = []
+    for number in range(count):
+        words = " ".join(f"{chr(97 + (number + i) % 26)}{i}" for i in range(2 + number % 7))
+        rows.append(
+            {
+                "id": f"row_{number}",
+                "conversations": [
+                    {"from": "user", "value": f"Count {number}: {words}"},
+                    {"from": "assistant", "value": f"Here: {words}. 好的 {number}."},
+                ],
+            }
+        )
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def settings(folder: Path, stage: int = 2, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return train.yaml and deepspeed.json as values; ``changes`` use dots as ``__``."""
+    train = {
+        "version": 1,
+        "name": "tiny",
+        "output_dir": str(folder),
+        "seed": 7,
+        "world_size": 2,
+        "device": "cpu",
+        "precision": "fp32",
+        "attention": "sdpa",
+        "fused_loss": "none",
+        "torch_compile": False,
+        "gradient_checkpointing": False,
+        "peak_tflops": None,
+        "model": {
+            "name": str(folder.parent / "tiny.yaml"),
+            "source": "random",
+            "revision": None,
+            "cache_dir": str(folder.parent / "cache"),
+        },
+        "data": {
+            "train": [{"path": str(folder.parent / "data.json"), "weight": 1.0}],
+            "eval": [],
+            "eval_split": 0.0,
+            "format": "auto",
+            "system_prompt": "You are a helpful assistant.",
+            "max_length": 128,
+            "long_samples": "truncate",
+            "packing": True,
+            "mask": "assistant",
+            "cache_dir": str(folder.parent / "prepared"),
+            "num_workers": 1,
+        },
+        "training": {
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 2.0,
+            "learning_rate": 5e-3,
+            "warmup_ratio": 0.1,
+            "weight_decay": 0.1,
+            "save_steps": 4,
+            "save_total_limit": 2,
+            "dataloader_num_workers": 0,
+            "report_to": [],
+        },
+        "stop": {"grace_seconds": 5, "time_limit_seconds": None},
+        "guards": {"on_nan": "stop", "loss_spike_factor": None, "hang_seconds": 120},
+        "plan": {"memory_bytes_per_gpu": None, "step_seconds": None, "tokens_per_second": None},
+    }
+    train = copy.deepcopy(train)
+    for key, value in changes.items():
+        place: Any = train
+        *parents, last = key.split("__")
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    deepspeed = {"zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True}
+    return train, deepspeed
+
+
+def write_run(folder: Path, stage: int = 2, **changes: Any) -> Path:
+    """Write a run folder ready to launch; returns its train.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder.parent / "data.json").exists():
+        conversations(folder.parent / "data.json")
+    (folder.parent / "tiny.yaml").write_text(yaml.safe_dump(MODEL), encoding="utf-8")
+    train, deepspeed = settings(folder, stage, **changes)
+    (folder / "train.yaml").write_text(yaml.safe_dump(train), encoding="utf-8")
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed), encoding="utf-8")
+    return folder / "train.yaml"
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment of a quiet, offline, single-threaded process."""
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
+    return {**os.environ, **quiet, **extra}
+
+
+def start(train_yaml: Path, processes: int = 2, **extra: str) -> subprocess.Popen[str]:
+    """Start a run on this machine through the node launcher."""
+    command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [*command, "--", "--config", str(train_yaml)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(**extra),
+    )
+
+
+def run(train_yaml: Path, processes: int = 2, timeout: float = 240, **extra: str) -> tuple[int, str]:
+    """Run to the end; returns the exit code and everything that was printed."""
+    process = start(train_yaml, processes, **extra)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+        raise AssertionError(f"the run did not end in {timeout} s:\n{output}") from None
+    return process.returncode, output
+
+
+def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the lines of one type in metrics.jsonl."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["type"] == kind]
