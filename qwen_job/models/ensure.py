@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .files import new_folder
-from .folder import check_folder, is_qwen1, read_config
+from .folder import check_folder, needs_conversion
 from .lock import Progress, exclusive
 from .spec import ModelSpec, cache_folder
 
@@ -57,8 +57,8 @@ def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progre
 
 
 def usable_folder(folder: Path, cache: Path, progress: Progress | None = None) -> Path:
-    """Return ``folder`` itself when transformers loads it natively, else its conversion in the cache."""
-    if not is_qwen1(read_config(folder)):
+    """Return ``folder`` itself when transformers loads it natively, else its conversion in the cache (Qwen-1, .bin)."""
+    if not needs_conversion(folder):
         check_folder(folder)
         return folder
     from .convert import conversion_key, convert

@@ -10,7 +10,7 @@ from qwen_job.errors import ModelError
 from .chatml import SPECIAL_TOKENS
 from .files import read_json, write_json
 from .shapes import NATIVE, expected_shapes, rope_theta
-from .tensors import read_folder
+from .tensors import read_folder, shards
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -38,6 +38,8 @@ def check_folder(folder: Path) -> dict[str, object]:
     Every weight that the config calls for must be there in its shape. ModelError names the first thing wrong.
     """
     config = read_config(folder)
+    if is_qwen1(config):
+        raise ModelError(f"{folder}: is in Qwen-1's layout; 'qwen-job model convert' makes a native folder of it")
     kind = config.get("model_type")
     wanted = expected_shapes(config)
     if NATIVE[str(kind)] not in _architectures(config):
@@ -54,6 +56,11 @@ def check_folder(folder: Path) -> dict[str, object]:
     for file in TOKENIZER_FILES:
         read_json(folder / file)
     return config
+
+
+def needs_conversion(folder: Path) -> bool:
+    """Tell whether a folder is of the first generation, or holds its weights as pickles only."""
+    return is_qwen1(read_config(folder)) or (not shards(folder) and _has_pickles(folder))
 
 
 def _has_pickles(folder: Path) -> bool:

@@ -1,0 +1,97 @@
+"""``qwen-job model``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import click
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@click.group()
+def model() -> None:
+    """Fetch, convert and export models.
+
+    \b
+    qwen-job model fetch Qwen/Qwen-1_8B-Chat              once, on a machine with a network
+    qwen-job model convert ./Qwen-1_8B-Chat ./native      Qwen-1 to what transformers and vLLM load
+    qwen-job model export RUN/model ./out --layout qwen1  and back, for the original model.chat
+    """
+
+
+@model.command()
+@click.argument("model_id", metavar="ID")
+@click.option(
+    "--source",
+    type=click.Choice(["modelscope", "huggingface"]),
+    default="modelscope",
+    show_default=True,
+    help="The hub to fetch from.",
+)
+@click.option("--revision", help="A branch, tag or commit; the hub's main branch otherwise.")
+@click.option("--cache", type=_FOLDER, help="The shared cache [default: $QWEN_JOB_CACHE, else ~/.cache/qwen-job].")
+def fetch(model_id: str, source: str, revision: str | None, cache: Path | None) -> None:
+    """Download a model into the shared cache.
+
+    Once, verified, and converted if it is a Qwen-1. Prints the folder that a job will load. A download that was cut short goes on where it was. Mirrors are taken from
+    MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from MODELSCOPE_API_TOKEN and HF_TOKEN.
+    """
+    from qwen_job.models import ModelSpec, ensure_model
+    from qwen_job.models.spec import Source
+
+    spec = ModelSpec(name=model_id, source=cast(Source, source), revision=revision, cache_dir=cache)
+    click.echo(ensure_model(spec, output_dir=Path.cwd(), progress=_say))
+
+
+@model.command()
+@click.argument("folder", type=_FOLDER)
+@click.argument("target", type=_FOLDER)
+def convert(folder: Path, target: Path) -> None:
+    """Convert a Qwen-1 FOLDER to Qwen2ForCausalLM.
+
+    TARGET is a new folder that transformers and vLLM load without remote code; the weights keep every bit. Also turns the pytorch_model.bin files of newer models into safetensors (this needs torch). Memory stays at a few
+    megabytes whatever the model's size. The original is not touched.
+    """
+    from qwen_job.models.convert import convert_folder
+
+    convert_folder(folder, target, _say)
+    click.echo(target)
+
+
+@model.command()
+@click.argument("folder", type=_FOLDER)
+@click.argument("target", type=_FOLDER)
+@click.option("--layout", type=click.Choice(["qwen1"]), required=True, help="The layout to write.")
+@click.option("--original", type=_FOLDER, help="The first generation's own folder, for its *.py files and settings.")
+def export(folder: Path, target: Path, layout: str, original: Path | None) -> None:
+    """Write a model in Qwen-1's layout.
+
+    TARGET is a new folder; the weights keep every bit. It is for the original remote code: transformers 4.36.2 to 4.44.2 and model.chat(tokenizer, "你好").
+    """
+    from qwen_job.models.convert import export_qwen1
+
+    assert layout == "qwen1"
+    if not export_qwen1(folder, target, original, _say):
+        _say(f"copy the *.py files of the original model into {target}, or name its folder with --original")
+    click.echo(target)
+
+
+@model.command()
+@click.argument("folder", type=_FOLDER)
+def check(folder: Path) -> None:
+    """Check that a model FOLDER is complete.
+
+    Config, every weight in its shape, tokenizer. Reads headers only, so that a 72B model takes no longer than a small one.
+    """
+    from qwen_job.models.folder import check_folder
+    from qwen_job.models.shapes import count_parameters, expected_shapes
+
+    config = check_folder(folder)
+    count = count_parameters(expected_shapes(config))
+    click.echo(f"{folder}: complete: {config['model_type']}, {count:,} parameters")

@@ -1,0 +1,187 @@
+"""Downloads over real sockets: resumed, verified, once for all processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.models import fetch
+from qwen_job.models.ensure import ensure_model
+from qwen_job.models.fetch import MARKER, fetch_model, wanted
+from qwen_job.models.hub import RemoteFile
+from qwen_job.models.initial import load_config, write_random_model
+from qwen_job.models.spec import ModelSpec, Source
+
+from .hub_server import HubServer, serving
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("tiny")
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
+    write_random_model({**load_config("qwen2-tiny"), **small}, ["hello"], folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()} | {
+        "pytorch_model.bin": b"pickle",
+        "README.md": b"# model",
+        "assets/logo.png": b"picture",
+    }
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.setattr(fetch, "FIRST_PAUSE_SECONDS", 0.01)
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(dict(files)) as server:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+def spec(cache: Path, source: Source = "modelscope", name: str = "owner/tiny") -> ModelSpec:
+    return ModelSpec(name=name, source=source, cache_dir=cache)
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_a_model_comes_once_without_pickles_and_pictures(
+    hub: HubServer, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ensure_model(spec(tmp_path, source), output_dir=tmp_path)
+    present = {path.name for path in folder.iterdir()} - {MARKER}
+    assert present == set(hub.files) - {"pytorch_model.bin", "README.md", "assets/logo.png"}
+    assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    asked = dict(hub.asked)
+    monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
+    assert fetch_model(spec(tmp_path, source)) == folder
+    assert hub.asked == asked
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_was(hub: HubServer, tmp_path: Path) -> None:
+    hub.cut_after[WEIGHTS] = step = len(hub.files[WEIGHTS]) // 3 + 1
+    folder = fetch_model(spec(tmp_path))
+    assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    assert hub.ranges == [f"bytes={step}-", f"bytes={2 * step}-"]
+
+
+def test_a_killed_download_goes_on_in_the_next_process(hub: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "modelscope" / "owner--tiny@master"
+    folder.mkdir(parents=True)
+    (folder / f"{WEIGHTS}.part").write_bytes(hub.files[WEIGHTS][:1000])
+    (folder / "config.json").write_bytes(bytes(len(hub.files["config.json"])))  # right size, wrong bytes
+    fetch_model(spec(tmp_path))
+    assert hub.ranges == ["bytes=1000-"]
+    assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    assert (folder / "config.json").read_bytes() == hub.files["config.json"]
+
+
+def test_wrong_bytes_are_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.wrong[WEIGHTS] = 2
+    assert (fetch_model(spec(tmp_path)) / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+
+
+def test_bytes_that_stay_wrong_are_refused_and_not_kept(hub: HubServer, tmp_path: Path) -> None:
+    hub.wrong[WEIGHTS] = 99
+    with pytest.raises(ModelError, match=f"{WEIGHTS}: .* other bytes than the hash"):
+        fetch_model(spec(tmp_path))
+    assert not list(tmp_path.rglob(WEIGHTS)) and not list(tmp_path.rglob(MARKER))
+
+
+def test_a_busy_hub_is_asked_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.failures = 4
+    lines: list[str] = []
+    fetch_model(spec(tmp_path), progress=lines.append)
+    assert sum("answered 503; trying again" in line for line in lines) == 4
+
+
+@pytest.mark.usefixtures("hub")
+def test_no_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(EnvironmentFault, match=r"cannot be reached .*qwen-job model fetch"):
+        fetch_model(spec(tmp_path))
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("owner/other", r"not found \(404\)"), ("owner/secret", "MODELSCOPE_API_TOKEN"), ("tiny", "no hub id")],
+)
+def test_a_model_that_cannot_be_had_is_final(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        fetch_model(spec(tmp_path, name=name))
+
+
+def test_offline_without_a_copy_is_refused(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
+    with pytest.raises(EnvironmentFault, match="QWEN_JOB_OFFLINE forbids"):
+        fetch_model(spec(tmp_path))
+    assert not hub.asked
+
+
+def test_the_token_stays_with_the_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    fetch_model(spec(tmp_path, "huggingface"))
+    assert hub.tokens == {"Bearer hf_secret", None, "cdn None"}
+
+
+@pytest.mark.usefixtures("hub")
+def test_no_room_is_said_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        f_bavail, f_frsize = 1, 512
+
+    monkeypatch.setattr(fetch.os, "statvfs", lambda _: Full)
+    with pytest.raises(EnvironmentFault, match="free space, or set"):
+        fetch_model(spec(tmp_path))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_many_processes_download_once(hub: HubServer, tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from qwen_job.models import ModelSpec, ensure_model; cache = pathlib.Path(sys.argv[1]);"
+        "print(ensure_model(ModelSpec('owner/tiny', 'modelscope', None, cache), output_dir=cache));"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    answers = {process.communicate(timeout=60)[0] for process in running}
+    assert [process.returncode for process in running] == [0] * 4
+    assert len(answers) == 1
+    assert set(hub.asked.values()) == {1}
+
+
+@pytest.mark.usefixtures("hub")
+def test_those_who_wait_are_told_for_whom(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with fetch.exclusive(tmp_path / "models" / "modelscope" / "owner--tiny@master.lock"):
+        thread = threading.Thread(target=fetch_model, args=[spec(tmp_path)], kwargs={"progress": lines.append})
+        thread.start()
+        while not lines:
+            time.sleep(0.01)
+    thread.join()
+    assert lines[0].startswith("waiting for ") and lines[0].endswith("who prepares owner--tiny@master")
+
+
+def test_a_listing_that_leaves_the_folder_is_refused() -> None:
+    with pytest.raises(ModelError, match="outside the model's folder"):
+        wanted([RemoteFile("../../etc/passwd", 1, None, "")])
+
+
+def test_pickles_come_only_where_nothing_else_is() -> None:
+    names = ["pytorch_model.bin", "config.json", "model.onnx"]
+    chosen = wanted([RemoteFile(name, 1, None, "") for name in names])
+    assert [file.path for file in chosen] == ["pytorch_model.bin", "config.json"]
+
+
+def test_the_marker_tells_what_came(hub: HubServer, tmp_path: Path) -> None:
+    marker = json.loads((fetch_model(spec(tmp_path)) / MARKER).read_text())
+    assert (marker["model"], marker["revision"], marker["endpoint"]) == ("owner/tiny", "master", hub.address)
+    assert len(marker["files"][WEIGHTS]["sha256"]) == 64
