@@ -1,0 +1,85 @@
+"""Batch arithmetic: global batch = micro-batch x accumulation x world size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen_job.errors import JobError
+from qwen_job.job import Job
+from qwen_job.plan.decision import Ledger
+
+# The reference job's accumulation (1 row x 16 a GPU); what a job without any batch setting gets.
+REFERENCE_ROWS_PER_GPU = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows at once on a GPU, times accumulation steps, times GPUs."""
+
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    world_size: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows in one optimizer step."""
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+def rows_per_gpu(job: Job, world_size: int) -> int:
+    """Return the rows that each GPU sees in one optimizer step: micro-batch x accumulation.
+
+    Errors: :class:`JobError` when global_batch_size does not divide, naming the nearest that does.
+    """
+    train = job.train
+    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    if train.global_batch_size is None:
+        if micro and accumulation:
+            return micro * accumulation
+        return micro * max(1, REFERENCE_ROWS_PER_GPU // micro) if micro else accumulation or REFERENCE_ROWS_PER_GPU
+    if micro and accumulation and micro * accumulation * world_size != train.global_batch_size:
+        message = (
+            f"{train.global_batch_size} is not per_device_train_batch_size {micro} x gradient_accumulation_steps "
+            f"{accumulation} x {world_size} GPUs = {micro * accumulation * world_size}; remove one of the three"
+        )
+        raise JobError([job.problem(("train", "global_batch_size"), message)])
+    unit = (micro or accumulation or 1) * world_size
+    if train.global_batch_size % unit:
+        raise JobError([job.problem(("train", "global_batch_size"), _nearest(train.global_batch_size, unit, job))])
+    return train.global_batch_size // world_size
+
+
+def _nearest(wanted: int, unit: int, job: Job) -> str:
+    below, above = wanted // unit * unit, (wanted // unit + 1) * unit
+    fits = f"{below} or {above}" if below else str(above)
+    parts = [f"{job.cluster.nodes} x {job.cluster.gpus_per_node} GPUs"]
+    for field in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        value = getattr(job.train, field)
+        if value:
+            parts.append(f"{field} {value}")
+    return f"{wanted} does not divide by {unit} ({', '.join(parts)}); the nearest that does is {fits}"
+
+
+def decide_batch(job: Job, ledger: Ledger, rows: int, world_size: int, micro_batch_size: int, reason: str) -> Batch:
+    """Write the batch into the ledger; ``micro_batch_size`` is the planned one where the user wrote none."""
+    train = job.train
+    micro = ledger.decide(
+        "train.per_device_train_batch_size",
+        train.per_device_train_batch_size,
+        rows // train.gradient_accumulation_steps if train.gradient_accumulation_steps else micro_batch_size,
+        "global batch / accumulation / GPUs" if train.gradient_accumulation_steps else reason,
+    )
+    accumulation = ledger.decide(
+        "train.gradient_accumulation_steps",
+        train.gradient_accumulation_steps,
+        rows // micro,
+        f"{rows} rows a GPU in a step / micro-batch {micro}",
+    )
+    batch = Batch(micro, accumulation, world_size)
+    ledger.decide(
+        "train.global_batch_size",
+        train.global_batch_size,
+        batch.global_batch_size,
+        f"micro-batch {micro} x accumulation {accumulation} x {world_size} GPUs",
+    )
+    return batch

@@ -1,0 +1,78 @@
+"""deepspeed.json in full: base config, plan, then what the user wrote."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qwen_job.errors import JobError, Problem
+from qwen_job.job import Job
+from qwen_job.plan.batch import Batch
+from qwen_job.resources import resource
+
+
+def deepspeed_config(job: Job, *, zero_stage: int, offload: bool, precision: str, batch: Batch) -> dict[str, Any]:
+    """Return the complete DeepSpeed configuration, without ``auto`` and without a scheduler.
+
+    Errors: :class:`JobError` when ``deepspeed.config`` contradicts the rest of the job.
+    """
+    problems = _contradictions(job, zero_stage, offload, precision, batch)
+    if problems:
+        raise JobError(problems)
+    base: dict[str, Any] = json.loads(resource("configs", "deepspeed", f"zero{zero_stage}.json").read_text("utf-8"))
+    base["train_batch_size"] = batch.global_batch_size
+    base["train_micro_batch_size_per_gpu"] = batch.micro_batch_size
+    base["gradient_accumulation_steps"] = batch.gradient_accumulation_steps
+    base["gradient_clipping"] = job.train.max_grad_norm
+    base["bf16"] = {"enabled": precision == "bf16"}
+    base["fp16"] = {"enabled": precision == "fp16"}
+    if precision == "fp16":
+        base["fp16"] |= {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
+    if offload:
+        base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return overlay(base, job.deepspeed.config)
+
+
+def overlay(base: Any, layer: Any) -> Any:
+    """Lay one mapping over another, key by key; anything else is replaced."""
+    if isinstance(base, dict) and isinstance(layer, dict):
+        return {**base, **{key: overlay(base.get(key), value) for key, value in layer.items()}}
+    return layer
+
+
+def _contradictions(job: Job, zero_stage: int, offload: bool, precision: str, batch: Batch) -> list[Problem]:
+    planned = {
+        ("zero_optimization", "stage"): (zero_stage, "deepspeed.zero_stage"),
+        ("train_batch_size",): (batch.global_batch_size, "train.global_batch_size"),
+        ("train_micro_batch_size_per_gpu",): (batch.micro_batch_size, "train.per_device_train_batch_size"),
+        ("gradient_accumulation_steps",): (batch.gradient_accumulation_steps, "train.gradient_accumulation_steps"),
+        ("gradient_clipping",): (job.train.max_grad_norm, "train.max_grad_norm"),
+        ("bf16", "enabled"): (precision == "bf16", "train.bf16"),
+        ("fp16", "enabled"): (precision == "fp16", "train.fp16"),
+        ("zero_optimization", "offload_optimizer", "device"): (
+            "cpu" if offload else "none",
+            "deepspeed.offload_optimizer",
+        ),
+    }
+    problems = []
+    for path, value in _leaves(job.deepspeed.config):
+        where = ("deepspeed", "config", *path)
+        if path[0] in ("scheduler", "optimizer"):
+            wins = f"DeepSpeed's {path[0]} would silently win over train's; remove it and set train's fields"
+            problems.append(job.problem(where[:3], wins))
+        elif value == "auto":
+            problems.append(job.problem(where, '"auto" is decided by the plan; remove the line'))
+        elif path in planned and value != planned[path][0]:
+            expected, field = planned[path]
+            text = (
+                f"{json.dumps(value)} contradicts {field}, which is {json.dumps(expected)}; remove it and set {field}"
+            )
+            problems.append(job.problem(where, text))
+    return list(dict.fromkeys(problems))
+
+
+def _leaves(value: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for key, item in value.items():
+        found += _leaves(item, (*path, key)) if isinstance(item, dict) and item else [((*path, key), item)]
+    return found

@@ -1,0 +1,168 @@
+"""The Plan: every number decided, each with its reason. A pure function of the Job and the facts in configs/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from qwen_job.errors import JobError, ModelError
+from qwen_job.job import Job
+from qwen_job.job.model import CustomGpu
+from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
+from qwen_job.plan.decision import Decision, Ledger
+from qwen_job.plan.deepspeed import deepspeed_config
+from qwen_job.plan.environment import environment
+from qwen_job.plan.facts import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
+from qwen_job.plan.memory import GIB
+from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
+from qwen_job.plan.sharding import Sharding, choose_sharding
+from qwen_job.plan.train_config import train_config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job with every number decided."""
+
+    job: Job
+    gpu: Gpu
+    shape: ModelShape | None
+    interconnect: str
+    precision: str
+    attention: str
+    fused_loss: str
+    sharding: Sharding
+    batch: Batch
+    deepspeed_config: dict[str, Any]
+    env: dict[str, str]
+    decisions: tuple[Decision, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def nodes(self) -> int:
+        """Machines."""
+        return self.job.cluster.nodes
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Processes on each machine, one a GPU."""
+        return self.job.cluster.gpus_per_node
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.gpus_per_node
+
+    @cached_property
+    def train_config(self) -> dict[str, Any]:
+        """The content of train.yaml."""
+        return train_config(self)
+
+
+def make_plan(job: Job) -> Plan:
+    """Decide everything. Errors: :class:`JobError` for contradictions and for what cannot fit."""
+    ledger = Ledger()
+    gpu = _gpu(job)
+    shape, warnings = _shape(job)
+    interconnect = _interconnect(job, gpu, ledger)
+    precision = decide_precision(job, gpu, ledger)
+    attention = decide_attention(job, gpu, precision, ledger)
+    fused_loss = decide_fused_loss(job, gpu, ledger)
+    world_size = job.cluster.nodes * job.cluster.gpus_per_node
+    rows = rows_per_gpu(job, world_size)
+    sharding = choose_sharding(
+        job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=fused_loss
+    )
+    _note_sharding(job, sharding, ledger)
+    batch = decide_batch(job, ledger, rows, world_size, sharding.micro_batch_size, sharding.reason)
+    config = deepspeed_config(
+        job,
+        zero_stage=sharding.zero_stage,
+        offload=sharding.offload_optimizer,
+        precision=precision,
+        batch=batch,
+    )
+    return Plan(
+        job=job,
+        gpu=gpu,
+        shape=shape,
+        interconnect=interconnect,
+        precision=precision,
+        attention=attention,
+        fused_loss=fused_loss,
+        sharding=sharding,
+        batch=batch,
+        deepspeed_config=config,
+        env=environment(job, gpu, interconnect),
+        decisions=tuple(ledger.decisions),
+        warnings=(*warnings, *_warnings(job, gpu, shape, interconnect, sharding)),
+    )
+
+
+def _gpu(job: Job) -> Gpu:
+    written = job.cluster.gpu
+    if isinstance(written, CustomGpu):
+        return Gpu(
+            name=written.name,
+            memory_bytes=int(written.memory_gib * GIB),
+            compute_capability=written.compute_capability,
+            peak_tflops=dict(written.peak_tflops),
+            memory_bandwidth_gbs=written.memory_bandwidth_gbs,
+            nvlink_gbs=None,
+            pcie_gbs=None,
+            source="the job",
+        )
+    try:
+        return load_gpu(written)
+    except UnknownName as error:
+        raise JobError([job.problem(("cluster", "gpu"), str(error))]) from None
+
+
+def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
+    name = job.model.name
+    try:
+        return load_model_shape(name), []
+    except UnknownName as error:
+        if job.model.resolved_source == "random":
+            raise JobError([job.problem(("model", "name"), str(error))]) from None
+        if job.model.resolved_source == "local":
+            text = f"{name}: no model there that this machine can read, so memory is not estimated"
+        else:
+            text = f"{name}: its config is not known here, so memory is not estimated; name a local folder to have it"
+        return None, [f"model.name: {text}"]
+    except (JobError, ModelError) as error:
+        raise JobError([job.problem(("model", "name"), str(error))]) from None
+
+
+def _interconnect(job: Job, gpu: Gpu, ledger: Ledger) -> str:
+    written = None if job.cluster.interconnect == "auto" else job.cluster.interconnect
+    if job.cluster.nodes == 1:
+        return str(ledger.decide("cluster.interconnect", written, "none", "one node"))
+    return str(ledger.decide("cluster.interconnect", written, "auto", "NCCL finds the fastest network by itself"))
+
+
+def _note_sharding(job: Job, sharding: Sharding, ledger: Ledger) -> None:
+    why = sharding.reason
+    ledger.decide("deepspeed.zero_stage", job.deepspeed.zero_stage, sharding.zero_stage, why)
+    ledger.decide("deepspeed.offload_optimizer", job.deepspeed.offload_optimizer, sharding.offload_optimizer, why)
+    ledger.decide(
+        "train.gradient_checkpointing", job.train.gradient_checkpointing, sharding.gradient_checkpointing, why
+    )
+
+
+def _warnings(job: Job, gpu: Gpu, shape: ModelShape | None, interconnect: str, sharding: Sharding) -> list[str]:
+    warnings = []
+    if shape is not None and job.train.model_max_length > shape.max_position_embeddings:
+        warnings.append(
+            f"train.model_max_length: {job.train.model_max_length} is over the model's {shape.max_position_embeddings}; "
+            "it was not trained beyond that"
+        )
+    if sharding.zero_stage == 3 and job.cluster.nodes > 1 and interconnect in ("auto", "ethernet") and not gpu.is_cpu:
+        warnings.append("deepspeed.zero_stage: ZeRO-3 across nodes is slow without InfiniBand, RoCE or EFA")
+    memory, host = sharding.memory, job.cluster.memory_gib
+    if memory is not None and host is not None and memory.host_bytes > host * GIB:
+        warnings.append(
+            f"cluster.memory_gib: about {memory.host_bytes / GIB:.0f} GiB of host memory are needed on a node, "
+            f"{host:g} are there; take more nodes, or deepspeed.offload_optimizer: false"
+        )
+    return warnings

@@ -1,0 +1,62 @@
+"""Precision, attention kernel and loss by GPU: decided by compute capability, never by what torch emulates."""
+
+from __future__ import annotations
+
+from qwen_job.errors import JobError
+from qwen_job.job import Job
+from qwen_job.plan.decision import Ledger
+from qwen_job.plan.facts import Gpu
+
+BF16_FROM = 8.0  # Ampere; torch says yes on older GPUs too, because it emulates
+
+
+def decide_precision(job: Job, gpu: Gpu, ledger: Ledger) -> str:
+    """Return bf16, fp16 or fp32. Errors: :class:`JobError` for what the device cannot do."""
+    bf16, fp16 = job.train.bf16, job.train.fp16
+    if bf16 and fp16:
+        raise JobError([job.problem(("train", "fp16"), "bf16 and fp16 are both true; keep one")])
+    if bf16 and not gpu.is_cpu and gpu.compute_capability < BF16_FROM:
+        message = f"{gpu.name} (compute capability {gpu.compute_capability}) has no bf16; remove the line, or write fp16: true"
+        raise JobError([job.problem(("train", "bf16"), message)])
+    if fp16 and gpu.is_cpu:
+        raise JobError([job.problem(("train", "fp16"), "DeepSpeed has no fp16 on a CPU; remove the line")])
+    written = "bf16" if bf16 else "fp16" if fp16 else None
+    if gpu.is_cpu:
+        return str(ledger.decide("precision", written, "fp32", "no GPU: fp32 is faster than bf16 on most processors"))
+    if gpu.compute_capability >= BF16_FROM:
+        chosen = "fp32" if bf16 is False else "bf16"
+        reason = f"{gpu.name} has compute capability {gpu.compute_capability} >= {BF16_FROM}"
+    else:
+        chosen = "fp32" if fp16 is False else "fp16"
+        reason = f"{gpu.name} has compute capability {gpu.compute_capability} < {BF16_FROM}: no bf16"
+    if chosen == "fp32":
+        reason = f"{'bf16' if bf16 is False else 'fp16'}: false is written in the job"
+    return str(ledger.decide("precision", written, chosen, reason))
+
+
+def decide_attention(job: Job, gpu: Gpu, precision: str, ledger: Ledger) -> str:
+    """Return varlen, sdpa or eager. Errors: :class:`JobError` for varlen where there is no such kernel."""
+    written = None if job.train.attention == "auto" else job.train.attention
+    possible = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM and precision != "fp32"
+    if written == "varlen" and not possible:
+        message = f"varlen is FlashAttention: half precision and compute capability 8.0 or more, not {gpu.name} in {precision}; write sdpa"
+        raise JobError([job.problem(("train", "attention"), message)])
+    if possible:
+        reason = f"FlashAttention over packed rows runs on {gpu.name}"
+        return str(ledger.decide("train.attention", written, "varlen", reason))
+    reason = "a block mask keeps packed conversations apart where FlashAttention does not run"
+    return str(ledger.decide("train.attention", written, "sdpa", reason))
+
+
+def decide_fused_loss(job: Job, gpu: Gpu, ledger: Ledger) -> str:
+    """Return torch, chunked, liger or none."""
+    written = None if job.train.fused_loss == "auto" else job.train.fused_loss
+    if written == "liger" and (gpu.is_cpu or gpu.compute_capability < BF16_FROM):
+        message = f"Liger needs Triton and compute capability 8.0 or more, not {gpu.name}; remove the line"
+        raise JobError([job.problem(("train", "fused_loss"), message)])
+    if gpu.is_cpu:
+        return str(ledger.decide("train.fused_loss", written, "none", "no GPU: the plain loss is faster"))
+    if gpu.compute_capability >= BF16_FROM:
+        return str(ledger.decide("train.fused_loss", written, "torch", "never holds all logits; part of torch"))
+    reason = f"never holds all logits; the torch that still runs on {gpu.name} has none of its own"
+    return str(ledger.decide("train.fused_loss", written, "chunked", reason))

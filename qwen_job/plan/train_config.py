@@ -1,0 +1,70 @@
+"""train.yaml: everything that the training inside the image needs to know, in full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qwen_job.job import Job
+
+if TYPE_CHECKING:
+    from qwen_job.plan.plan import Plan
+
+# train's fields that are decisions of their own in train.yaml, not TrainingArguments.
+_ELSEWHERE = {
+    "attention", "bf16", "fp16", "fused_loss", "global_batch_size", "gradient_checkpointing", "hang_seconds",
+    "loss_spike_factor", "model_max_length", "on_nan", "seed", "torch_compile",
+}  # fmt: skip
+
+
+def train_config(plan: Plan) -> dict[str, Any]:
+    """Return train.yaml's content; every key is present, None where something is off."""
+    job, gpu = plan.job, plan.gpu
+    sharding = plan.sharding
+    memory, speed = sharding.memory, sharding.speed
+    return {
+        "version": 1,
+        "name": job.name,
+        "output_dir": job.output,
+        "seed": job.train.seed,
+        "world_size": plan.world_size,
+        "device": "cpu" if gpu.is_cpu else "cuda",
+        "precision": plan.precision,
+        "attention": plan.attention,
+        "fused_loss": plan.fused_loss,
+        "torch_compile": job.train.torch_compile,
+        "gradient_checkpointing": sharding.gradient_checkpointing,
+        "peak_tflops": gpu.peak_tflops.get(plan.precision),
+        "model": {
+            "name": job.model.name,
+            "source": job.model.resolved_source,
+            "revision": job.model.revision,
+            "cache_dir": job.model.cache_dir,
+        },
+        "data": _data(job),
+        "training": _training(plan),
+        "stop": {"grace_seconds": job.retry.grace, "time_limit_seconds": job.slurm.time},
+        "guards": {
+            "on_nan": job.train.on_nan,
+            "loss_spike_factor": job.train.loss_spike_factor,
+            "hang_seconds": job.train.hang_seconds,
+        },
+        "plan": {
+            "memory_bytes_per_gpu": memory.gpu_bytes if memory and memory.gpu_bytes else None,
+            "step_seconds": round(speed.mid, 6) if speed else None,
+            "tokens_per_second": round(speed.tokens_per_second, 1) if speed else None,
+        },
+    }
+
+
+def _data(job: Job) -> dict[str, Any]:
+    data = job.data.model_dump()
+    data["max_length"] = job.train.model_max_length
+    return data
+
+
+def _training(plan: Plan) -> dict[str, Any]:
+    train = plan.job.train
+    written = {name: getattr(train, name) for name in type(train).model_fields if name not in _ELSEWHERE}
+    written["per_device_train_batch_size"] = plan.batch.micro_batch_size
+    written["gradient_accumulation_steps"] = plan.batch.gradient_accumulation_steps
+    return {**written, **train.extra}
