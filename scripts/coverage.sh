@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 .venv/bin/coverage report --skip-covered
-echo "== the rooms that decide and write: at least 95%:"
+echo "== the rooms that decide and write, at least 95%:"
 .venv/bin/coverage report --include='qwen_job/job/*,qwen_job/plan/*,qwen_job/render/*' --fail-under=95 | tail -n 2
