@@ -12,32 +12,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qwen_job.plan.facts import Gpu, ModelShape
-from qwen_job.plan.memory import BYTES
+from qwen_job.plan.memory import BYTES, layer_activation_bytes
+
+# Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach
+# 0.87 on A100 and 0.80 on H100 (stas00/ml-engineering, maximum achievable matmul); fitted: BENCHMARKS.md.
+MATMUL_EFFICIENCY = {7: 0.60, 8: 0.80, 9: 0.62}
 
 
 @dataclass(frozen=True)
 class SpeedConstants:
     """What no formula gives. ``qwen-job plan --calibrate`` fits the first two; defaults: see BENCHMARKS.md.
 
-    ``matmul_efficiency``: share of the peak that large matrix products and attention reach together;
-    ``layer_seconds``: host time to launch one layer forward and backward, which small batches cannot hide;
-    ``half_tokens``: tokens of a micro-batch at which kernels reach half their efficiency, at hidden size
-    2048.
+    ``compute_factor``: on MATMUL_EFFICIENCY; ``layer_seconds``: host time to launch one layer forward and backward,
+    which small batches cannot hide; ``half_tokens``: tokens of a micro-batch at which matrix products of width 2048
+    reach half their efficiency; ``traffic``: how often saved activations pass the GPU's memory in forward and
+    backward; efficiencies are shares of a link's published speed in one direction.
     """
 
-    matmul_efficiency: float = 0.68
+    compute_factor: float = 1.0
     layer_seconds: float = 0.004
-    half_tokens: float = 400.0
-    memory_efficiency: float = 0.75  # streaming kernels on HBM
-    nvlink_efficiency: float = 0.75  # NCCL bus bandwidth against the link's one direction
+    half_tokens: float = 128.0
+    traffic: float = 8.0
+    memory_efficiency: float = 0.75
+    nvlink_efficiency: float = 0.75
     pcie_efficiency: float = 0.6
     network_efficiency: float = 0.8
-    host_adam_per_second: float = (
-        4.0e9  # ZeRO-Offload (arXiv:2101.06840), table 4: 4B parameters in 1.03 s a node
-    )
+    host_adam_per_second: float = 4.0e9  # ZeRO-Offload (arXiv:2101.06840), table 4: 4B parameters in 1.03 s a node
 
 
 DEFAULT_SPEED = SpeedConstants()
+# Bytes per logit that pass the GPU's memory: written and read in fp32, forward and backward.
+LOSS_TRAFFIC = 24
 # Adam on the GPU, bytes a parameter read and written: gradients (twice, for the norm), master, two moments,
 # weights.
 ADAM_TRAFFIC = 40
@@ -91,9 +96,7 @@ def loose_flops_per_token(shape: ModelShape, sequence_length: float) -> float:
     return 6 * shape.num_parameters + 12 * shape.num_hidden_layers * shape.query_size * sequence_length
 
 
-def hardware_flops_per_token(
-    shape: ModelShape, sequence_length: float, gradient_checkpointing: bool
-) -> float:
+def hardware_flops_per_token(shape: ModelShape, sequence_length: float, gradient_checkpointing: bool) -> float:
     """FLOPs that the GPU really does for a token: with checkpointing every layer runs forward twice."""
     total = flops_per_token(shape, sequence_length)
     if not gradient_checkpointing:
@@ -131,31 +134,35 @@ def estimate_speed(
         return None
     tokens = micro_batch_size * sequence_length
     attended = float(sequence_length) if attended_length is None else attended_length
-    size_factor = constants.half_tokens * 2048 / shape.hidden_size
-    efficiency = constants.matmul_efficiency * tokens / (tokens + size_factor)
-    work = hardware_flops_per_token(shape, attended, gradient_checkpointing) * tokens
-    micro = work / (peak * 1e12 * efficiency)
-    launch = constants.layer_seconds * shape.num_hidden_layers * (4 / 3 if gradient_checkpointing else 1)
     accumulation = gradient_accumulation_steps
-    traffic = communication_bytes(shape, zero_stage, world_size, precision, accumulation)
+    bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
+    again = 4 / 3 if gradient_checkpointing else 1.0  # of three passes forward and backward, one is done twice
+    layers = layer_activation_bytes(shape, tokens, sequence_length, precision=precision) * shape.num_hidden_layers
+    traffic = constants.traffic * again * layers + LOSS_TRAFFIC * tokens * shape.vocab_size
+    sent = communication_bytes(shape, zero_stage, world_size, precision, accumulation)
     nodes = -(-world_size // gpus_per_node)
+    work = hardware_flops_per_token(shape, attended, gradient_checkpointing) * tokens
+    update = 0.0 if offload_optimizer else ADAM_TRAFFIC * shape.num_parameters / (world_size if zero_stage else 1)
     parts = {
-        "compute": accumulation * micro,
-        "launch": accumulation * launch,
-        "memory": _optimizer_seconds(shape, gpu, zero_stage, world_size, offload_optimizer, constants),
-        "network": _link_seconds(traffic, gpu, nodes, network_gbs, constants),
+        "compute": accumulation * work / (peak * 1e12 * _efficiency(shape, gpu, tokens, constants)),
+        "memory": (accumulation * traffic + update) / bandwidth if bandwidth else 0.0,
+        "launch": accumulation * again * constants.layer_seconds * shape.num_hidden_layers,
+        "network": _link_seconds(sent, gpu, nodes, network_gbs, constants),
         "PCIe": 0.0,
         "host": 0.0,
     }
     if offload_optimizer:
-        parts.update(
-            _offload_seconds(shape, gpu, world_size, gpus_per_node, accumulation, precision, constants)
-        )
-    low, mid, high = (_combine(parts, share) for share in (0.0, 0.4, 1.0))
-    seconds = (0.85 * low, mid, 1.2 * high)
+        parts.update(_offload_seconds(shape, gpu, world_size, gpus_per_node, accumulation, precision, constants))
+    low, mid, high = (_combine(parts, share) for share in (0.0, 0.3, 1.0))
     real_tokens = tokens * accumulation * world_size * fill
     mfu = flops_per_token(shape, attended) * real_tokens / (mid * world_size * peak * 1e12)
-    return SpeedEstimate(seconds, real_tokens / mid, mfu, _bound(parts), parts)
+    return SpeedEstimate((0.85 * low, mid, 1.25 * high), real_tokens / mid, mfu, _bound(parts), parts)
+
+
+def _efficiency(shape: ModelShape, gpu: Gpu, tokens: int, constants: SpeedConstants) -> float:
+    """Share of the peak that matrix products of this many tokens and this width reach."""
+    best = MATMUL_EFFICIENCY.get(int(gpu.compute_capability), 0.7) * constants.compute_factor
+    return best * tokens / (tokens + constants.half_tokens * 2048 / shape.hidden_size)
 
 
 def communication_bytes(
@@ -172,9 +179,7 @@ def communication_bytes(
     return volume * passes
 
 
-def _link_seconds(
-    traffic: float, gpu: Gpu, nodes: int, network_gbs: float | None, constants: SpeedConstants
-) -> float:
+def _link_seconds(traffic: float, gpu: Gpu, nodes: int, network_gbs: float | None, constants: SpeedConstants) -> float:
     """Seconds of collectives: a ring is as fast as its slowest link; GPUs of a node share its network."""
     if not traffic:
         return 0.0
@@ -188,20 +193,6 @@ def _link_seconds(
     return traffic / (min(links or [DEFAULT_NETWORK_GBS]) * 1e9)
 
 
-def _optimizer_seconds(
-    shape: ModelShape,
-    gpu: Gpu,
-    zero_stage: int,
-    world_size: int,
-    offload_optimizer: bool,
-    constants: SpeedConstants,
-) -> float:
-    if offload_optimizer or not gpu.memory_bandwidth_gbs:
-        return 0.0
-    shard = shape.num_parameters / (world_size if zero_stage else 1)
-    return ADAM_TRAFFIC * shard / (gpu.memory_bandwidth_gbs * 1e9 * constants.memory_efficiency)
-
-
 def _offload_seconds(
     shape: ModelShape,
     gpu: Gpu,
@@ -213,7 +204,7 @@ def _offload_seconds(
 ) -> Mapping[str, float]:
     """Seconds of gradients to the host each micro-batch, weights back each step, and Adam on the host."""
     shard = shape.num_parameters / world_size
-    volume = BYTES[precision] * shard * (2 * accumulation - 1 + 1)
+    volume = BYTES[precision] * shard * 2 * accumulation
     link = (gpu.pcie_gbs or 32.0) / 2 * constants.pcie_efficiency * 1e9
     ranks = min(gpus_per_node, world_size)
     return {"PCIe": volume / link, "host": shard * ranks / constants.host_adam_per_second}
@@ -221,10 +212,11 @@ def _offload_seconds(
 
 def _combine(parts: Mapping[str, float], exposed: float) -> float:
     """Seconds of a step when ``exposed`` (0-1) of what could overlap does not."""
-    busy = max(parts["compute"], parts["launch"]) + exposed * 0.25 * min(parts["compute"], parts["launch"])
-    hidden = min(parts["network"] + parts["PCIe"], busy)
-    waits = parts["network"] + parts["PCIe"] - hidden + exposed * hidden
-    return busy + waits + parts["memory"] + parts["host"]
+    on_gpu = parts["compute"] + parts["memory"]
+    busy = max(on_gpu, parts["launch"]) + exposed * 0.25 * min(on_gpu, parts["launch"])
+    moved = parts["network"] + parts["PCIe"]
+    hidden = min(moved, busy)
+    return busy + (moved - hidden) + exposed * hidden + parts["host"]
 
 
 def _bound(parts: Mapping[str, float]) -> str:

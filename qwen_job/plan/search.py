@@ -1,0 +1,339 @@
+"""The choice: every combination of ZeRO stage, offload, checkpointing and micro-batch, the fastest that fits, and why
+the others lost; the smallest cluster that is enough; and, when nothing fits, the nearest job that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from qwen_job.plan.facts import Gpu, ModelShape
+from qwen_job.plan.memory import DEFAULT_CONSTANTS, GIB, Constants, MemoryEstimate, estimate_memory
+from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, SpeedEstimate, estimate_speed
+
+T = TypeVar("T")
+
+# Share of the GPU that a plan leaves free: the largest error of the estimate on published rows (BENCHMARKS.md).
+MARGIN = 0.08
+HOST_MARGIN = 0.05
+LARGEST_MICRO_BATCH = 64
+LARGEST_CLUSTER = 64
+# Tokens of a micro-batch where speed is not known: enough for a processor's caches and threads.
+USUAL_TOKENS = 2048
+# Sequence lengths are cut in these steps when the nearest job that fits is looked for.
+LENGTH_STEP = 64
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: one model on one kind of GPU. A field that is None is free to be chosen.
+
+    ``rows_per_gpu`` is micro-batch x accumulation; with ``global_batch_size`` it follows from the number of GPUs.
+    ``host_memory_bytes`` is that of one node; None leaves the host unjudged. ``network_gbs``: see ``estimate_speed``.
+    """
+
+    shape: ModelShape
+    gpu: Gpu
+    nodes: int = 1
+    gpus_per_node: int = 1
+    precision: str = "bf16"
+    sequence_length: int = 512
+    attended_length: float | None = None
+    fill: float = 1.0
+    rows_per_gpu: int = 16
+    global_batch_size: int | None = None
+    attention: str = "varlen"
+    fused_loss: str = "torch"
+    zero_stage: int | None = None
+    offload_optimizer: bool | None = None
+    gradient_checkpointing: bool | None = None
+    micro_batch_size: int | None = None
+    host_memory_bytes: int | None = None
+    network_gbs: float | None = None
+    margin: float = MARGIN
+    constants: Constants = DEFAULT_CONSTANTS
+    speed_constants: SpeedConstants = DEFAULT_SPEED
+
+    @property
+    def world_size(self) -> int:
+        """Processes, one a GPU."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def rows(self) -> int:
+        """Rows of one GPU in an optimizer step; 0 when the global batch does not divide by the GPUs."""
+        if self.global_batch_size is None:
+            return self.rows_per_gpu
+        return 0 if self.global_batch_size % self.world_size else self.global_batch_size // self.world_size
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One combination with its estimates. ``speed`` is None where the GPU's peak is unknown (a CPU, for one)."""
+
+    zero_stage: int
+    offload_optimizer: bool
+    gradient_checkpointing: bool
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    nodes: int
+    memory: MemoryEstimate
+    speed: SpeedEstimate | None
+    misfit: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether GPU and host hold it."""
+        return not self.misfit
+
+    def __str__(self) -> str:
+        parts = [f"ZeRO-{self.zero_stage}"]
+        parts += ["optimizer on the host"] if self.offload_optimizer else []
+        parts += ["checkpointing"] if self.gradient_checkpointing else []
+        return f"{', '.join(parts)}, micro-batch {self.micro_batch_size}"
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A combination that was not chosen, and why it lost."""
+
+    choice: Choice
+    why: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The chosen combination (None when nothing fits), the runners-up in order, and how many were considered."""
+
+    best: Choice | None
+    runners_up: list[Runner] = field(default_factory=list)
+    considered: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change that makes a job fit: ``field`` of job.yaml, its new value (None: remove the line), in words."""
+
+    field: str
+    value: int | str | bool | None
+    message: str
+
+
+def choose(question: Question) -> Answer:
+    """Return the fastest combination that fits; of equally fast ones the one that takes least memory.
+
+    Where speed is unknown: no offload, no checkpointing, ZeRO-2 (the reference's stage) come first.
+    """
+    choices = list(combinations(question))
+    fitting = sorted((choice for choice in choices if choice.fits), key=_preference)
+    if not fitting:
+        return Answer(None, _runners(None, choices), len(choices))
+    return Answer(fitting[0], _runners(fitting[0], choices), len(choices))
+
+
+def combinations(question: Question) -> Iterator[Choice]:
+    """Yield every combination that the question leaves free, each with its estimates.
+
+    ZeRO-0 is only considered when it is asked for: ZeRO-1 computes the same in less memory.
+    """
+    for stage in _free(question.zero_stage, (1, 2, 3)):
+        for offload in _free(question.offload_optimizer, (False, True)):
+            if offload and (stage == 0 or question.gpu.is_cpu):
+                continue
+            for checkpointing in _free(question.gradient_checkpointing, (False, True)):
+                for micro in _micro_batches(question):
+                    yield _evaluate(question, stage, offload, checkpointing, micro)
+
+
+def fit(question: Question, largest: int = LARGEST_CLUSTER) -> tuple[int, Answer] | None:
+    """Return the fewest nodes (1 to ``largest``) on which the job fits, and the choice there; None if none do."""
+    for nodes in range(1, largest + 1):
+        answer = choose(replace(question, nodes=nodes))
+        if answer.best is not None:
+            return nodes, answer
+    return None
+
+
+def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
+    """Return changes, each of which alone makes a job that does not fit fit: the least intrusive first.
+
+    Tried in this order: freeing one of the fields that the user fixed, a shorter sequence, more nodes, another GPU of
+    ``gpus`` (the smallest that is enough). Empty when none helps.
+    """
+    if choose(question).best:
+        return []
+    found = list(_freed(question))
+    shorter = _longest(question)
+    if shorter:
+        message = f"sequences of {shorter} tokens instead of {question.sequence_length} fit"
+        found.append(Change("train.model_max_length", shorter, message))
+    grown = fit(replace(question, global_batch_size=None))
+    if grown and grown[0] > question.nodes:
+        found.append(Change("cluster.nodes", grown[0], f"{grown[0]} nodes instead of {question.nodes} are enough"))
+    able = [gpu for gpu in gpus if gpu.memory_bytes and choose(replace(question, gpu=gpu)).best]
+    if able:
+        gpu = min(able, key=lambda gpu: gpu.memory_bytes or 0)
+        found.append(Change("cluster.gpu", gpu.name, f"{gpu.name} has enough memory"))
+    return found
+
+
+def _free(value: T | None, possible: Sequence[T]) -> Sequence[T]:
+    return possible if value is None else (value,)
+
+
+def _micro_batches(question: Question) -> list[int]:
+    """Micro-batches to try: powers of two that divide a GPU's rows, and all of its rows."""
+    if question.micro_batch_size is not None:
+        return [question.micro_batch_size]
+    rows, sizes, size = question.rows, [], 1
+    most = min(rows, LARGEST_MICRO_BATCH)
+    if question.gpu.is_cpu:
+        most = min(most, max(1, USUAL_TOKENS // question.sequence_length))
+    while size <= most:
+        if rows % size == 0:
+            sizes.append(size)
+        size *= 2
+    return sizes
+
+
+def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool, micro: int) -> Choice:
+    accumulation = max(1, question.rows // micro)
+    memory = estimate_memory(
+        question.shape,
+        gpu=question.gpu,
+        world_size=question.world_size,
+        gpus_per_node=question.gpus_per_node,
+        zero_stage=stage,
+        offload_optimizer=offload,
+        precision=question.precision,
+        micro_batch_size=micro,
+        sequence_length=question.sequence_length,
+        gradient_checkpointing=checkpointing,
+        attention=question.attention,
+        fused_loss=question.fused_loss,
+        gradient_accumulation_steps=accumulation,
+        constants=question.constants,
+    )
+    speed = estimate_speed(
+        question.shape,
+        gpu=question.gpu,
+        world_size=question.world_size,
+        gpus_per_node=question.gpus_per_node,
+        zero_stage=stage,
+        offload_optimizer=offload,
+        precision=question.precision,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        sequence_length=question.sequence_length,
+        attended_length=question.attended_length,
+        fill=question.fill,
+        gradient_checkpointing=checkpointing,
+        network_gbs=question.network_gbs,
+        constants=question.speed_constants,
+    )
+    misfit = _misfit(question, memory)
+    return Choice(stage, offload, checkpointing, micro, accumulation, question.nodes, memory, speed, misfit)
+
+
+def _misfit(question: Question, memory: MemoryEstimate) -> str:
+    """Say which number is too large and by how much; empty when everything fits."""
+    if memory.capacity is not None:
+        allowed = memory.capacity * (1 - question.margin)
+        if memory.gpu_bytes > allowed:
+            largest = max(memory.gpu, key=lambda item: memory.gpu[item])
+            return (
+                f"needs {memory.gpu_bytes / GIB:.1f} GiB a GPU, {(memory.gpu_bytes - allowed) / GIB:.1f} GiB more than "
+                f"{memory.capacity / GIB:.1f} GiB with {question.margin:.0%} to spare; "
+                f"most is {largest}, {memory.gpu[largest] / GIB:.1f} GiB"
+            )
+    if question.host_memory_bytes is not None:
+        allowed = question.host_memory_bytes * (1 - HOST_MARGIN)
+        if memory.host_bytes > allowed:
+            return (
+                f"needs {memory.host_bytes / GIB:.0f} GiB of host memory a node, "
+                f"{(memory.host_bytes - allowed) / GIB:.0f} GiB too much"
+            )
+    return ""
+
+
+def _preference(choice: Choice) -> tuple[float, ...]:
+    """Order of choices that fit: faster to the nearest percent, then the simpler and the smaller one."""
+    simple = (choice.offload_optimizer, choice.gradient_checkpointing, choice.zero_stage != 2, choice.zero_stage)
+    if choice.speed is None:
+        return (0.0, *simple, -choice.micro_batch_size)
+    return (
+        -round(choice.speed.tokens_per_second, -_digits(choice.speed.tokens_per_second)),
+        *simple,
+        choice.memory.gpu_bytes,
+    )
+
+
+def _digits(value: float) -> int:
+    """Digits to round away so that three stay: 12,345 keeps 12,300."""
+    return max(0, len(str(int(value))) - 3)
+
+
+def _runners(best: Choice | None, choices: Sequence[Choice]) -> list[Runner]:
+    """Return the best of every other kind (stage, offload, checkpointing) and why it lost, those that fit first."""
+    kinds: dict[tuple[int, bool, bool], Choice] = {}
+    for choice in sorted(choices, key=lambda choice: (not choice.fits, _rank(choice))):
+        kinds.setdefault((choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing), choice)
+    others = [choice for choice in kinds.values() if choice is not best]
+    others.sort(key=lambda choice: (not choice.fits, _rank(choice)))
+    return [Runner(choice, _why(best, choice)) for choice in others]
+
+
+def _rank(choice: Choice) -> tuple[float, ...]:
+    return _preference(choice) if choice.fits else (choice.memory.gpu_bytes, choice.memory.host_bytes)
+
+
+def _why(best: Choice | None, choice: Choice) -> str:
+    """Say why ``choice`` lost: it does not fit, or it is slower and by what."""
+    if not choice.fits or best is None:
+        return choice.misfit
+    if choice.speed is None or best.speed is None:
+        return "speed unknown; the chosen one is simpler"
+    ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
+    if ratio < 1.01:
+        return "as fast, but more complicated or larger"
+    reasons = []
+    if choice.gradient_checkpointing and not best.gradient_checkpointing:
+        reasons.append("computes every layer twice")
+    if choice.offload_optimizer and not best.offload_optimizer:
+        reasons.append("moves gradients to the host and steps there")
+    if choice.zero_stage > best.zero_stage:
+        reasons.append("gathers weights for every micro-batch" if choice.zero_stage == 3 else "reduces more often")
+    if choice.micro_batch_size < best.micro_batch_size:
+        reasons.append("has room for smaller micro-batches only")
+    return f"{(ratio - 1) * 100:.0f}% slower: {'; '.join(reasons) or 'communicates more'}"
+
+
+def _freed(question: Question) -> Iterator[Change]:
+    """Yield a change for each field that the user fixed and whose freeing alone makes the job fit."""
+    fields = (
+        ("zero_stage", "deepspeed.zero_stage"),
+        ("offload_optimizer", "deepspeed.offload_optimizer"),
+        ("gradient_checkpointing", "train.gradient_checkpointing"),
+        ("micro_batch_size", "train.per_device_train_batch_size"),
+    )
+    for name, place in fields:
+        if getattr(question, name) is None:
+            continue
+        free: dict[str, Any] = {name: None}
+        best = choose(replace(question, **free)).best
+        if best:
+            value = getattr(best, name)
+            yield Change(place, value, f"{place} {value} instead of {getattr(question, name)} fits ({best})")
+
+
+def _longest(question: Question) -> int | None:
+    """Return the longest sequence, in steps of 64 below the one asked for, with which the job fits."""
+    low, high = 0, (question.sequence_length - 1) // LENGTH_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        if choose(replace(question, sequence_length=middle * LENGTH_STEP)).best:
+            low = middle
+        else:
+            high = middle - 1
+    return low * LENGTH_STEP or None
