@@ -30,7 +30,8 @@ def deepspeed_config(job: Job, *, zero_stage: int, offload: bool, precision: str
         base["fp16"] |= {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
     if offload:
         base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    return overlay(base, job.deepspeed.config)
+    laid: dict[str, Any] = overlay(base, job.deepspeed.config)
+    return laid
 
 
 def overlay(base: Any, layer: Any) -> Any:

@@ -64,7 +64,7 @@ def make_plan(job: Job) -> Plan:
     ledger = Ledger()
     gpu = _gpu(job)
     shape, warnings = _shape(job)
-    interconnect = _interconnect(job, gpu, ledger)
+    interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)
     attention = decide_attention(job, gpu, precision, ledger)
     fused_loss = decide_fused_loss(job, gpu, ledger)
@@ -106,7 +106,7 @@ def _gpu(job: Job) -> Gpu:
             name=written.name,
             memory_bytes=int(written.memory_gib * GIB),
             compute_capability=written.compute_capability,
-            peak_tflops=dict(written.peak_tflops),
+            peak_tflops={str(name): peak for name, peak in written.peak_tflops.items()},
             memory_bandwidth_gbs=written.memory_bandwidth_gbs,
             nvlink_gbs=None,
             pcie_gbs=None,
@@ -134,7 +134,7 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
 
 
-def _interconnect(job: Job, gpu: Gpu, ledger: Ledger) -> str:
+def _interconnect(job: Job, ledger: Ledger) -> str:
     written = None if job.cluster.interconnect == "auto" else job.cluster.interconnect
     if job.cluster.nodes == 1:
         return str(ledger.decide("cluster.interconnect", written, "none", "one node"))
@@ -154,8 +154,8 @@ def _warnings(job: Job, gpu: Gpu, shape: ModelShape | None, interconnect: str, s
     warnings = []
     if shape is not None and job.train.model_max_length > shape.max_position_embeddings:
         warnings.append(
-            f"train.model_max_length: {job.train.model_max_length} is over the model's {shape.max_position_embeddings}; "
-            "it was not trained beyond that"
+            f"train.model_max_length: {job.train.model_max_length} is over the model's "
+            f"{shape.max_position_embeddings}; it was not trained beyond that"
         )
     if sharding.zero_stage == 3 and job.cluster.nodes > 1 and interconnect in ("auto", "ethernet") and not gpu.is_cpu:
         warnings.append("deepspeed.zero_stage: ZeRO-3 across nodes is slow without InfiniBand, RoCE or EFA")

@@ -16,7 +16,8 @@ def decide_precision(job: Job, gpu: Gpu, ledger: Ledger) -> str:
     if bf16 and fp16:
         raise JobError([job.problem(("train", "fp16"), "bf16 and fp16 are both true; keep one")])
     if bf16 and not gpu.is_cpu and gpu.compute_capability < BF16_FROM:
-        message = f"{gpu.name} (compute capability {gpu.compute_capability}) has no bf16; remove the line, or write fp16: true"
+        has = f"{gpu.name} (compute capability {gpu.compute_capability}) has no bf16"
+        message = f"{has}; remove the line, or write fp16: true"
         raise JobError([job.problem(("train", "bf16"), message)])
     if fp16 and gpu.is_cpu:
         raise JobError([job.problem(("train", "fp16"), "DeepSpeed has no fp16 on a CPU; remove the line")])
@@ -39,7 +40,8 @@ def decide_attention(job: Job, gpu: Gpu, precision: str, ledger: Ledger) -> str:
     written = None if job.train.attention == "auto" else job.train.attention
     possible = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM and precision != "fp32"
     if written == "varlen" and not possible:
-        message = f"varlen is FlashAttention: half precision and compute capability 8.0 or more, not {gpu.name} in {precision}; write sdpa"
+        needs = "varlen is FlashAttention: half precision and compute capability 8.0 or more"
+        message = f"{needs}, not {gpu.name} in {precision}; write sdpa"
         raise JobError([job.problem(("train", "attention"), message)])
     if possible:
         reason = f"FlashAttention over packed rows runs on {gpu.name}"
