@@ -52,6 +52,9 @@ def train(
     log.heartbeat("starting")
     for note in notes:
         log.say(note)
+    if config.device == "cpu":
+        # DeepSpeed compiles functions that are never called here: seconds of importing the compiler.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile else "1")
     store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
     join(place, store, config.device)
 

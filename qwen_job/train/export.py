@@ -91,9 +91,26 @@ def _write(model: Any, state: Any, source: Path, folder: Path) -> None:
         model.generation_config.eos_token_id = stops
         model.generation_config.pad_token_id = ids.get("<|endoftext|>", stops[0])
     model.save_pretrained(folder, state_dict=state)
+    _name_the_old_way(folder / "config.json")
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def _name_the_old_way(path: Path) -> None:
+    """Repeat in config.json what transformers 4 and servers built on it look for under its older names.
+
+    Without ``rope_theta`` they would fall back to 10000 and answer wrongly, in silence.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+    if rope.get("rope_type", "default") != "default":
+        config.setdefault("rope_scaling", {key: value for key, value in rope.items() if key != "rope_theta"})
+    if "dtype" in config:
+        config.setdefault("torch_dtype", config["dtype"])
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _replace(aside: Path, target: Path) -> None:

@@ -117,14 +117,17 @@ def join(place: Place, store: Store, device: str) -> None:
 
 def quiet_deepspeed(device: str) -> None:
     """Import DeepSpeed without its chatter, and without compiling its shared-memory op on a CPU."""
+    import logging
+
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import logging
 
     import deepspeed  # noqa: F401
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # Its one warning is about a number that the Trainer sets on purpose.
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     if device == "cpu":
         # Minutes of compiling at first use, for a collective that gloo does as well. The name
         # `deepspeed.comm.torch` as an attribute is the torch package itself.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 from qwen_job.data import open_prepared
 from qwen_job.errors import DataError
@@ -35,6 +36,7 @@ def build_trainer(
 ) -> JobTrainer:
     """Return a trainer ready to run; the arguments come first, because ZeRO-3 partitions while loading."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.output_dir))
+    disable_progress_bar()
     args, notes = training_arguments(config, deepspeed, first=place.is_first)
     for note in notes:
         log.say(note)

@@ -362,8 +362,9 @@ class JobTrainer(Trainer):
         if "cuda" in state and self.args.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"])
 
-    def _prepare_for_training(self, *arguments: Any) -> Any:
-        prepared = super()._prepare_for_training(*arguments)
+    def _prepare_for_training(self, max_steps: int, *arguments: Any) -> Any:
+        self.parts.log.total_steps = max_steps
+        prepared = super()._prepare_for_training(max_steps, *arguments)
         self.model_wrapped.checkpoint_engine = self.parts.checkpointer
         return prepared
 

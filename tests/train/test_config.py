@@ -1,0 +1,83 @@
+"""train.yaml and deepspeed.json: read strictly, resolved completely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_job.errors import JobError
+from qwen_job.train.config import load_config, parse_config, save_config
+from qwen_job.train.deepspeed_config import offloads_optimizer, resolve, zero_stage
+from tests.train import tiny
+
+
+def config(**changes: Any) -> Any:
+    values, _ = tiny.settings(Path("/runs/tiny"), **changes)
+    return parse_config(values, "train.yaml")
+
+
+def test_a_run_folder_is_read_back_as_written(tmp_path: Path) -> None:
+    path = tiny.write_run(tmp_path / "run")
+    first, deepspeed = load_config(path)
+    save_config(first, deepspeed, tmp_path / "again")
+    assert load_config(tmp_path / "again" / "train.yaml") == (first, deepspeed)
+
+
+def test_unknown_keys_are_refused_with_their_place_all_at_once() -> None:
+    values, _ = tiny.settings(Path("/runs/tiny"), guards__on_nan="explode")
+    values["colour"] = "red"
+    with pytest.raises(JobError) as caught:
+        parse_config(values, "train.yaml")
+    assert [problem.field for problem in caught.value.problems] == ["guards.on_nan", "colour"]
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "a: [unclosed", "\x00"])
+def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tiny.write_run(tmp_path / "run")
+    path.write_text(text)
+    with pytest.raises(JobError):
+        load_config(path)
+
+
+def test_a_missing_deepspeed_json_is_named(tmp_path: Path) -> None:
+    path = tiny.write_run(tmp_path / "run")
+    path.with_name("deepspeed.json").unlink()
+    with pytest.raises(JobError, match=r"deepspeed\.json: cannot be read"):
+        load_config(path)
+
+
+def test_auto_is_resolved_and_foreign_blocks_go_with_a_reason() -> None:
+    given = {
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "scheduler": {"type": "WarmupLR", "params": {}},
+        "optimizer": {"type": "AdamW"},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"},
+    }
+    result, notes = resolve(config(), given, "ds.json")
+    assert "auto" not in str(result) and "scheduler" not in result and "optimizer" not in result
+    assert result["train_batch_size"] == 4 and result["bf16"] == {"enabled": False}
+    assert result["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    assert len(notes) == 2 and "WarmupLR" in notes[0]
+
+
+def test_a_contradiction_is_named() -> None:
+    given = {"train_batch_size": 5, "fp16": {"enabled": True}}
+    with pytest.raises(JobError) as caught:
+        resolve(config(), given, "ds.json")
+    assert [problem.field for problem in caught.value.problems] == ["train_batch_size", "fp16.enabled"]
+
+
+def test_an_auto_that_nothing_fills_is_refused() -> None:
+    with pytest.raises(JobError, match=r"zero_optimization\.offload_param\.buffer_count"):
+        resolve(config(), {"zero_optimization": {"offload_param": {"buffer_count": "auto"}}}, "ds.json")
+
+
+def test_stage_and_offload_are_read() -> None:
+    assert zero_stage({}) == 0
+    assert zero_stage({"zero_optimization": {"stage": 3}}) == 3
+    assert offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
+    assert not offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "none"}}})

@@ -1,0 +1,130 @@
+"""Two processes, ZeRO-2, a random model: from train.yaml to a folder that stock transformers loads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train import tiny
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of two epochs with held-out data, trained to the end."""
+    folder = tmp_path_factory.mktemp("e2e") / "run"
+    train_yaml = tiny.write_run(
+        folder, data__eval_split=0.2, training__eval_steps=5, training__report_to=["tensorboard"]
+    )
+    code, output = tiny.run(train_yaml)
+    assert code == 0, output
+    (folder / "output.txt").write_text(output)
+    return folder
+
+
+def test_the_loss_falls_and_every_step_is_recorded(finished: Path) -> None:
+    steps = tiny.metrics(finished, "step")
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+    assert all(line["tokens"] > 0 and line["memory_bytes"] > 0 for line in steps)
+
+
+def test_the_schedule_is_a_cosine_with_warmup(finished: Path) -> None:
+    rates = [line["learning_rate"] for line in tiny.metrics(finished, "step")]
+    top = rates.index(max(rates))
+    assert top == 1 and max(rates) == pytest.approx(5e-3)  # 10% of ten steps, from zero
+    assert all(a > b for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_what_the_run_folder_holds(finished: Path) -> None:
+    done = json.loads((finished / "done.json").read_text())
+    assert done["step"] == done["total_steps"] == len(tiny.metrics(finished, "step"))
+    assert done["eval_loss"] == tiny.metrics(finished, "eval")[-1]["loss"]
+    assert json.loads((finished / "heartbeat").read_text())["state"] == "done"
+    assert list(finished.glob("events.*"))
+    assert len(list((finished / "checkpoints").glob("step-*"))) == 2  # save_total_limit
+    assert [line["step"] for line in tiny.metrics(finished, "save")][-1] == done["step"]
+
+
+def test_the_model_loads_without_remote_code_and_stops_at_the_end_of_a_turn(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+    assert model.generation_config.eos_token_id == stops
+    config = json.loads((finished / "model" / "config.json").read_text())
+    assert config["rope_theta"] == 10000.0 and "auto_map" not in config
+
+
+def test_a_finished_run_is_not_run_again(finished: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    code, output = tiny.run(finished / "train.yaml")
+    assert code == 0 and "is complete" in output
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_reference_command_line_runs_under_torchrun(tmp_path: Path) -> None:
+    import subprocess
+
+    tiny.write_run(tmp_path / "spare")
+    (tmp_path / "zero2.json").write_text(json.dumps(REFERENCE_ZERO2))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "qwen_job.train", "--model_name_or_path", str(tmp_path / "tiny.yaml")]
+    command += ["--model_source", "random", "--data_path", str(tmp_path / "data.json"), "--bf16", "False"]
+    command += ["--output_dir", str(tmp_path / "out"), *REFERENCE_FLAGS, "--deepspeed", str(tmp_path / "zero2.json")]
+    done = subprocess.run(
+        command,
+        env=tiny.environment(QWEN_JOB_CACHE=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "--evaluation_strategy is called --eval_strategy today" in done.stderr
+    assert "scheduler block" in done.stderr
+    rates = [line["learning_rate"] for line in tiny.metrics(tmp_path / "out", "step")]
+    assert len(rates) == 3 and rates[-1] < rates[1]
+    assert (tmp_path / "out" / "train.yaml").exists() and (tmp_path / "out" / "done.json").exists()
+
+
+REFERENCE_FLAGS = (
+    "--num_train_epochs 5 --max_steps 3 --per_device_train_batch_size 1 --per_device_eval_batch_size 1 "
+    "--gradient_accumulation_steps 4 --evaluation_strategy no --save_strategy steps --save_steps 1000 "
+    "--save_total_limit 10 --learning_rate 1e-5 --weight_decay 0.1 --adam_beta2 0.95 --warmup_ratio 0.01 "
+    "--lr_scheduler_type cosine --logging_steps 1 --report_to none --model_max_length 128 "
+    "--lazy_preprocess True --gradient_checkpointing True --use_lora False"
+).split()
+
+# The shape of the configuration that the reference is used with: everything "auto", and a scheduler of its own.
+REFERENCE_ZERO2 = {
+    "fp16": {"enabled": "auto", "loss_scale": 0},
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
+    },
+    "zero_optimization": {
+        "stage": 2,
+        "offload_optimizer": {"device": "none", "pin_memory": True},
+        "allgather_partitions": True,
+        "allgather_bucket_size": 2e8,
+        "overlap_comm": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 2e8,
+        "contiguous_gradients": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 100,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
