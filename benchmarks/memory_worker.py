@@ -19,8 +19,9 @@ import deepspeed  # noqa: E402
 import torch  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
+from qwen_job.plan.activations import activation_bytes  # noqa: E402
 from qwen_job.plan.facts import ModelShape, load_model_shape, model_shape_from_config  # noqa: E402
-from qwen_job.plan.memory import activation_bytes, estimate_memory, model_state_bytes, zero_settings  # noqa: E402
+from qwen_job.plan.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402
 
 # The shared-memory collective would be compiled for minutes; gloo itself is enough to count tensors.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]

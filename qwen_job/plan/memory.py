@@ -19,18 +19,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from qwen_job.plan.activations import BYTES, activation_bytes, loss_bytes
 from qwen_job.plan.facts import Gpu, ModelShape
 from qwen_job.resources import resource
 
 GIB = 2**30
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 MASTER_BYTES, ADAM_BYTES = 4, 8
-
-# The logits' peak, bytes per element: fp32 log-probabilities, their gradient and the gradient of the logits.
-LOGITS_BYTES = 12
-# Tokens whose logits a fused loss holds at once, as fp32 logits and their gradient.
-FUSED_LOSS_TOKENS = 512
-FUSED_LOSS_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -128,73 +122,6 @@ def model_state_bytes(
     }
 
 
-def layer_activation_bytes(
-    shape: ModelShape,
-    tokens: int,
-    sequence_length: int,
-    *,
-    precision: str = "bf16",
-    attention: str = "varlen",
-) -> int:
-    """Bytes that autograd saves in one decoder layer for ``tokens`` tokens (micro-batch x sequence).
-
-    Per token, with e bytes an element: two norms (an fp32 input, the normalised value, the output, 1/rms), q,
-    k, v and the attention's output with its log-sum-exp, and four values of the FFN's width (gate, silu, up,
-    product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask repeats k and v for every query head;
-    ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in ``sequence_length``.
-    """
-    e = BYTES[precision]
-    half = e < 4  # in fp32 the norm's input is the residual stream itself and nothing is saved twice
-    heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
-    norms = 2 * ((4 + 2 * e) * shape.hidden_size + 4)
-    kept_kv = kv if attention == "varlen" else q
-    attended = e * (2 * q + 2 * kept_kv) + 4 * heads
-    if attention == "eager":
-        attended += heads * (sequence_length * (4 + e if half else 4) - 4)
-    if shape.qk_norm:
-        attended += (4 + e) * (q + kv) + 4 * (heads + shape.num_key_value_heads)
-    return tokens * (norms + attended + 4 * e * shape.intermediate_size)
-
-
-def activation_bytes(
-    shape: ModelShape,
-    tokens: int,
-    sequence_length: int,
-    *,
-    precision: str = "bf16",
-    attention: str = "varlen",
-    gradient_checkpointing: bool = True,
-) -> dict[str, int]:
-    """Bytes of activations: ``saved`` until their layer's backward, and ``working`` while a layer runs
-    backward.
-
-    With checkpointing a layer saves its input only and is computed once more, so ``working`` holds that one
-    layer. Both ways ``working`` has the gradients of the FFN's three wide values and of the hidden state.
-    """
-    e = BYTES[precision]
-    layer = layer_activation_bytes(shape, tokens, sequence_length, precision=precision, attention=attention)
-    final_norm = tokens * ((4 + 2 * e) * shape.hidden_size + 2 * e * shape.head_dim + 12)
-    mask = e * sequence_length * tokens if attention != "varlen" else 0
-    gradients = tokens * e * (3 * shape.intermediate_size + 2 * shape.hidden_size)
-    if gradient_checkpointing:
-        saved, working = shape.num_hidden_layers * tokens * e * shape.hidden_size, layer + gradients
-    else:
-        saved, working = shape.num_hidden_layers * layer, gradients
-    return {"saved": saved + final_norm + mask, "working": working}
-
-
-def loss_bytes(shape: ModelShape, tokens: int, fused_loss: str) -> int:
-    """Peak bytes of logits and their gradients: all of them (12 bytes an element) or one chunk of a fused
-    loss.
-
-    A fused loss also keeps the gradient of the hidden state, and one of the head that is not yet added up.
-    """
-    if fused_loss == "none":
-        return LOGITS_BYTES * tokens * shape.vocab_size
-    chunk = FUSED_LOSS_BYTES * min(tokens, FUSED_LOSS_TOKENS) * shape.vocab_size
-    return chunk + 2 * shape.hidden_size * (tokens + shape.vocab_size)
-
-
 def estimate_memory(
     shape: ModelShape,
     *,
@@ -245,7 +172,7 @@ def estimate_memory(
     moments = _moments(
         states,
         {item: int(constants.activation_factor * size) for item, size in activations.items()},
-        loss_bytes(shape, tokens, fused_loss),
+        loss_bytes(shape, tokens, fused_loss, precision),
         _buffers(shape, settings, zero_stage, world_size, precision, offload_optimizer) if master_weights else {},
         0
         if offload_optimizer

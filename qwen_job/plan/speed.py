@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from qwen_job.plan.activations import BYTES, layer_activation_bytes
 from qwen_job.plan.facts import Gpu, ModelShape
-from qwen_job.plan.memory import BYTES, layer_activation_bytes
 
 # Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach
 # 0.87 on A100 and 0.80 on H100 (stas00/ml-engineering, maximum achievable matmul); fitted: BENCHMARKS.md.
