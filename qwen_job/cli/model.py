@@ -39,8 +39,9 @@ def model() -> None:
 def fetch(model_id: str, source: str, revision: str | None, cache: Path | None) -> None:
     """Download a model into the shared cache.
 
-    Once, verified, and converted if it is a Qwen-1. Prints the folder that a job will load. A download that was cut short goes on where it was. Mirrors are taken from
-    MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from MODELSCOPE_API_TOKEN and HF_TOKEN.
+    Once, verified, and converted if it is a Qwen-1. Prints the folder that a job will load. A download that
+    was cut short goes on where it was. Mirrors are taken from MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from
+    MODELSCOPE_API_TOKEN and HF_TOKEN.
     """
     from qwen_job.models import ModelSpec, ensure_model
     from qwen_job.models.spec import Source
@@ -55,8 +56,9 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None) 
 def convert(folder: Path, target: Path) -> None:
     """Convert a Qwen-1 FOLDER to Qwen2ForCausalLM.
 
-    TARGET is a new folder that transformers and vLLM load without remote code; the weights keep every bit. Also turns the pytorch_model.bin files of newer models into safetensors (this needs torch). Memory stays at a few
-    megabytes whatever the model's size. The original is not touched.
+    TARGET is a new folder that transformers and vLLM load without remote code; the weights keep every bit.
+    Also turns the pytorch_model.bin files of newer models into safetensors (this needs torch). Memory stays
+    at a few megabytes whatever the model's size. The original is not touched.
     """
     from qwen_job.models.convert import convert_folder
 
@@ -72,7 +74,8 @@ def convert(folder: Path, target: Path) -> None:
 def export(folder: Path, target: Path, layout: str, original: Path | None) -> None:
     """Write a model in Qwen-1's layout.
 
-    TARGET is a new folder; the weights keep every bit. It is for the original remote code: transformers 4.36.2 to 4.44.2 and model.chat(tokenizer, "你好").
+    TARGET is a new folder; the weights keep every bit. It is for the original remote code: transformers
+    4.36.2 to 4.44.2 and model.chat(tokenizer, "你好").
     """
     from qwen_job.models.convert import export_qwen1
 
@@ -87,7 +90,8 @@ def export(folder: Path, target: Path, layout: str, original: Path | None) -> No
 def check(folder: Path) -> None:
     """Check that a model FOLDER is complete.
 
-    Config, every weight in its shape, tokenizer. Reads headers only, so that a 72B model takes no longer than a small one.
+    Config, every weight in its shape, tokenizer. Reads headers only, so that a 72B model takes no longer
+    than a small one.
     """
     from qwen_job.models.folder import check_folder
     from qwen_job.models.shapes import count_parameters, expected_shapes

@@ -8,8 +8,8 @@ from pathlib import Path
 from qwen_job.errors import ModelError
 
 from .chatml import SPECIAL_TOKENS
-from .files import read_json, write_json
-from .shapes import NATIVE, expected_shapes, rope_theta
+from .files import read_json
+from .shapes import NATIVE, expected_shapes
 from .tensors import read_folder, shards
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -65,27 +65,6 @@ def needs_conversion(folder: Path) -> bool:
 
 def _has_pickles(folder: Path) -> bool:
     return any(folder.glob("pytorch_model*.bin"))
-
-
-def make_portable(folder: Path) -> None:
-    """Add to a saved folder what other versions of transformers and vLLM look for, after save_pretrained.
-
-    transformers 5 writes ``dtype`` and ``rope_parameters``; transformers 4 and the vLLM of its time read
-    ``torch_dtype`` and ``rope_theta`` and would silently take 10000 for a base of 1e6. Both stand here.
-    """
-    config = read_json(folder / "config.json")
-    config["rope_theta"] = rope_theta(config)
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    if dtype:
-        config["torch_dtype"] = config["dtype"] = dtype
-    write_json(folder / "config.json", config)
-    tokenizer = read_json(folder / "tokenizer_config.json")
-    if tokenizer.get("tokenizer_class") in ("TokenizersBackend", "Qwen2TokenizerFast", None):
-        tokenizer["tokenizer_class"] = "Qwen2Tokenizer"
-    template = folder / "chat_template.jinja"
-    if "chat_template" not in tokenizer and template.exists():
-        tokenizer["chat_template"] = template.read_text(encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", tokenizer)
 
 
 def stop_ids(folder: Path) -> list[int]:

@@ -5,7 +5,6 @@ Bit for bit the same on every machine: the draws use whole numbers until one las
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import numpy
 
 SEED = 20240229
-SAMPLE_BYTES = 16 * 1024 * 1024  # of each data file, enough for a vocabulary of some thousand entries
+SAMPLE_BYTES = 8 * 1024 * 1024  # of each data file, enough for a vocabulary of some thousand entries
 _FACTS_ONLY = {"name", "aliases", "architecture", "source", "parameters"}
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 # A sum of four 16-bit numbers has mean 4 * 65535 / 2 and variance 4 * (65536**2 - 1) / 12.
@@ -51,7 +50,7 @@ def load_config(name: str) -> dict[str, object]:
 
 
 def training_texts(files: Iterable[Path]) -> list[str]:
-    """Return the distinct strings of JSON or JSONL files (.gz as well), at most SAMPLE_BYTES of each file.
+    """Return the distinct strings of files of conversations, from about SAMPLE_BYTES of each file.
 
     Keys and roles come along, once; the layout of the conversations does not matter here.
     """
@@ -66,11 +65,14 @@ def training_texts(files: Iterable[Path]) -> list[str]:
 
 
 def _head(path: Path) -> str:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read(SAMPLE_BYTES).decode(errors="ignore")
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read for the tokenizer ({error.strerror or error})") from error
+    from qwen_job.data.files import read_chunks
+
+    head = b""
+    for chunk in read_chunks(path):
+        head += chunk.payload
+        if len(head) >= SAMPLE_BYTES:
+            break
+    return head.decode(errors="ignore")
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -14,7 +14,7 @@ import pytest
 
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.models import ModelSpec, ensure_model
-from qwen_job.models.folder import check_folder, make_portable, stop_ids
+from qwen_job.models.folder import check_folder, stop_ids
 from qwen_job.models.initial import initial_key, load_config, train_tokenizer, training_texts
 from qwen_job.models.shapes import count_parameters, expected_shapes
 from qwen_job.models.spec import cache_folder
@@ -85,7 +85,7 @@ def test_other_data_or_another_config_is_another_model() -> None:
 def test_texts_come_from_json_in_any_layout(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"query": "\\u4f60\\u597d", "response": "a \\"b\\""}\n{"torn": "li')
     with gzip.open(tmp_path / "b.json.gz", "wt") as file:
-        json.dump({"text": "你好"}, file)
+        json.dump([{"text": "你好"}], file)
     texts = training_texts(sorted(tmp_path.iterdir()))
     assert texts == ["query", "你好", "response", 'a "b"', "torn", "text"]
 
@@ -205,19 +205,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, data: Path) -> 
         ensure_model(
             ModelSpec("qwen2-tiny", "random", None, tmp_path / "file"), output_dir=tmp_path, training_data=[data]
         )
-
-
-def test_a_saved_folder_carries_the_names_of_both_generations_of_readers(tiny: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny, folder)
-    config = json.loads((folder / "config.json").read_text())
-    del config["torch_dtype"], config["rope_theta"]
-    _edit(folder, **dict.fromkeys(("torch_dtype", "rope_theta")))
-    saved = {**config, "dtype": "bfloat16", "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
-    (folder / "config.json").write_text(json.dumps(saved))
-    make_portable(folder)
-    written = json.loads((folder / "config.json").read_text())
-    assert (written["torch_dtype"], written["dtype"], written["rope_theta"]) == ("bfloat16", "bfloat16", 1e6)
 
 
 @pytest.mark.parametrize(
