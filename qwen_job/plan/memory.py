@@ -185,7 +185,7 @@ def estimate_memory(
     ranks = min(gpus_per_node, world_size)
     host = _host(shape, zero_stage, precision, world_size, ranks, offload_optimizer, data_bytes, constants)
     if gpu is not None and gpu.is_cpu:
-        host.update({item: ranks * size for item, size in device.items()})
+        host.update({item: ranks * size for item, size in device.items()}, **{"loading the weights": 0})
         device = {}
     else:
         device["fragmentation"] = int(constants.fragmentation * totals[peak])

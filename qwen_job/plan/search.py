@@ -324,7 +324,8 @@ def _freed(question: Question) -> Iterator[Change]:
         best = choose(replace(question, **free)).best
         if best:
             value = getattr(best, name)
-            yield Change(place, value, f"{place} {value} instead of {getattr(question, name)} fits ({best})")
+            words = f"{str(value).lower()} instead of {str(getattr(question, name)).lower()} fits ({best})"
+            yield Change(place, value, words)
 
 
 def _longest(question: Question) -> int | None:

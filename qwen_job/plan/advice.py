@@ -1,0 +1,185 @@
+"""Warnings with a way out: what is likely to go wrong with a plan that fits, and what to write instead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qwen_job.plan.memory import GIB
+from qwen_job.plan.search import HOST_MARGIN, Choice, Question
+
+# Full fine-tuning of chat models is done with 1e-6 to 5e-5 (Qwen's scripts: 1e-5; Qwen2.5's report: 7e-6 to 7e-7).
+USUAL_LEARNING_RATE = (5e-7, 5e-5)
+FEWEST_STEPS_AN_EPOCH = 10
+FEW_SAMPLES, MANY_EPOCHS = 1000, 3
+SHM_BYTES_PER_GPU = 1 * GIB
+SLOW_NETWORK_SHARE = 0.25
+TIGHT_SHARE = 0.90
+
+
+@dataclass(frozen=True)
+class PlanWarning:
+    """One thing that may go wrong: the field of job.yaml, what is wrong with it, and what to do instead."""
+
+    field: str
+    message: str
+    way_out: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}; {self.way_out}"
+
+
+@dataclass(frozen=True)
+class RunNumbers:
+    """What the warnings need beside the question and the choice; None is "not known" and is not judged.
+
+    ``samples`` counts training rows of one epoch; sizes are bytes, times seconds. ``restart_seconds`` is the time from
+    a start to the first step, ``save_seconds`` that of the last checkpoint.
+    """
+
+    learning_rate: float = 1e-5
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    samples: int | None = None
+    total_seconds: float | None = None
+    time_limit_seconds: float | None = None
+    restart_seconds: float = 300.0
+    save_seconds: float = 120.0
+    max_retries: int | None = None
+    shm_bytes: int | None = None
+    disk_free_bytes: int | None = None
+
+
+def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[PlanWarning]:
+    """Return every warning that applies, memory first, then speed, data and time. Pure: looks at nothing itself."""
+    found = (
+        _host(question, choice),
+        _tight(question, choice),
+        _slow_network(question, choice),
+        _too_long(question),
+        _learning_rate(run),
+        _global_batch(question, choice, run),
+        _overfit(run),
+        _shm(question, run),
+        _disk(choice, run),
+        _time_limit(run),
+    )
+    return [warning for warning in found if warning is not None]
+
+
+def requeues(total_seconds: float, limit: float, restart_seconds: float, save_seconds: float) -> int | None:
+    """Return how often a job must run again to get through, or None if a limit leaves no time to train."""
+    useful = limit - restart_seconds - save_seconds
+    return None if useful <= 0 else max(0, math.ceil(total_seconds / useful) - 1)
+
+
+def _host(question: Question, choice: Choice) -> PlanWarning | None:
+    need, have = choice.memory.host_bytes, question.host_memory_bytes
+    if have is not None and need > have * (1 - HOST_MARGIN):
+        message = f"a node needs about {need / GIB:.0f} GiB of host memory and has {have / GIB:.0f} GiB"
+        way_out = "take more nodes" + (", or deepspeed.offload_optimizer: false" if choice.offload_optimizer else "")
+        return PlanWarning("cluster.memory_gib", message, way_out)
+    if have is None and choice.offload_optimizer:
+        message = f"the optimizer on the host needs about {need / GIB:.0f} GiB of host memory on a node"
+        return PlanWarning("cluster.memory_gib", message, "write the node's memory here to have it checked")
+    return None
+
+
+def _tight(question: Question, choice: Choice) -> PlanWarning | None:
+    memory = choice.memory
+    if memory.capacity is None or memory.gpu_bytes <= TIGHT_SHARE * memory.capacity:
+        return None
+    message = f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f} GiB of the {question.gpu.name} are planned"
+    return PlanWarning("cluster.gpu", message, "a smaller micro-batch or train.gradient_checkpointing: true is safer")
+
+
+def _slow_network(question: Question, choice: Choice) -> PlanWarning | None:
+    if choice.zero_stage != 3 or question.nodes == 1 or choice.speed is None:
+        return None
+    network = choice.speed.parts["network"]
+    if network <= SLOW_NETWORK_SHARE * sum(choice.speed.parts.values()):
+        return None
+    message = f"ZeRO-3 gathers weights across nodes: {network:.1f} s of traffic for a step of {choice.speed.mid:.1f} s"
+    way_out = "ZeRO-2 if the weights fit one GPU, a larger micro-batch, or a faster network (cluster.network_gbs)"
+    return PlanWarning("deepspeed.zero_stage", message, way_out)
+
+
+def _too_long(question: Question) -> PlanWarning | None:
+    most = question.shape.max_position_embeddings
+    if question.sequence_length <= most:
+        return None
+    message = f"{question.sequence_length} tokens are more than the {most} that {question.shape.name} was trained for"
+    return PlanWarning("train.model_max_length", message, f"write {most} or less")
+
+
+def _learning_rate(run: RunNumbers) -> PlanWarning | None:
+    low, high = USUAL_LEARNING_RATE
+    if low <= run.learning_rate <= high:
+        return None
+    far = f"{run.learning_rate / high:.0f} times above" if run.learning_rate > high else "below"
+    message = f"{run.learning_rate:g} is {far} what full fine-tuning takes ({low:g} to {high:g})"
+    return PlanWarning("train.learning_rate", message, "1e-5 is the usual start")
+
+
+def _global_batch(question: Question, choice: Choice, run: RunNumbers) -> PlanWarning | None:
+    if run.samples is None:
+        return None
+    rows = choice.micro_batch_size * choice.gradient_accumulation_steps * question.world_size
+    steps = run.samples / rows
+    if steps >= FEWEST_STEPS_AN_EPOCH:
+        return None
+    better = max(question.world_size, run.samples // FEWEST_STEPS_AN_EPOCH // question.world_size * question.world_size)
+    message = f"{rows} rows a step leave {steps:.1f} steps an epoch for {run.samples} rows"
+    way_out = f"write {better}" if better < rows else "take fewer GPUs or more data"
+    return PlanWarning("train.global_batch_size", message, way_out)
+
+
+def _overfit(run: RunNumbers) -> PlanWarning | None:
+    if run.samples is None or run.max_steps > 0 or run.samples >= FEW_SAMPLES or run.num_train_epochs <= MANY_EPOCHS:
+        return None
+    message = f"{run.num_train_epochs:g} epochs over {run.samples} rows will be learnt by heart"
+    return PlanWarning(
+        "train.num_train_epochs", message, "2 or 3, or data.eval_split with train.early_stopping_patience"
+    )
+
+
+def _shm(question: Question, run: RunNumbers) -> PlanWarning | None:
+    need = question.gpus_per_node * SHM_BYTES_PER_GPU
+    if run.shm_bytes is None or question.gpus_per_node == 1 or run.shm_bytes >= need:
+        return None
+    message = f"/dev/shm has {run.shm_bytes / GIB:.2f} GiB; NCCL and the data loaders may need {need / GIB:.0f} GiB"
+    return PlanWarning(
+        "/dev/shm", message, f"give the container {need / GIB:.0f} GiB (--shm-size, or a memory emptyDir)"
+    )
+
+
+def _disk(choice: Choice, run: RunNumbers) -> PlanWarning | None:
+    need = choice.memory.disk_bytes
+    if run.disk_free_bytes is None or need <= run.disk_free_bytes:
+        return None
+    message = f"the run needs about {need / GIB:.0f} GiB on disk and {run.disk_free_bytes / GIB:.0f} GiB are free"
+    return PlanWarning(
+        "output", message, "free some, keep fewer checkpoints (train.save_total_limit), or write elsewhere"
+    )
+
+
+def _time_limit(run: RunNumbers) -> PlanWarning | None:
+    if run.total_seconds is None or run.time_limit_seconds is None:
+        return None
+    times = requeues(run.total_seconds, run.time_limit_seconds, run.restart_seconds, run.save_seconds)
+    hours = run.time_limit_seconds / 3600
+    if times is None:
+        least = math.ceil((run.restart_seconds + run.save_seconds) / 60 * 2)
+        return PlanWarning(
+            "time limit", f"{hours:.1f} h leave no time between start and save", f"give {least} minutes or more"
+        )
+    if times == 0:
+        return None
+    message = f"about {run.total_seconds / 3600:.1f} h of training do not fit {hours:.1f} h: {times} requeues"
+    if run.max_retries is not None and times > run.max_retries:
+        return PlanWarning(
+            "retry.max_retries", f"{message}, {run.max_retries} are allowed", f"write {times + 2} or a longer limit"
+        )
+    return PlanWarning(
+        "time limit", message, "each goes on from its last checkpoint; a longer limit saves the restarts"
+    )
