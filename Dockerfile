@@ -1,0 +1,78 @@
+# The training image. SET names a folder of configs/image/: cpu, ampere (A100 and H100) or v100.
+# Four stages: base (Debian packages), build (compilers, wheels, DeepSpeed's ops), package (our wheel), and the image:
+# base plus what build and package made, our own code last, so that a change of it rebuilds only two small layers.
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
+
+FROM ${BASE_IMAGE} AS base
+ARG SET=ampere
+ARG DEBIAN_SNAPSHOT=
+ARG DEBIAN_PINS=exact
+SHELL ["/bin/bash", "-o", "errexit", "-o", "pipefail", "-c"]
+COPY scripts/image/apt-install configs/image/${SET}/debian.lock /opt/image/
+RUN /opt/image/apt-install /opt/image/debian.lock
+
+FROM base AS build
+ARG SET
+ARG MAX_JOBS=
+ARG PIP_INDEX_URL=
+ARG PIP_EXTRA_INDEX_URL=
+COPY configs/image/debian-build.lock /opt/build/
+RUN /opt/image/apt-install /opt/build/debian-build.lock
+COPY configs/image/${SET}/build.lock /opt/build/
+RUN python3 -m venv /opt/tools \
+    && /opt/tools/bin/python -m pip install --no-cache-dir --require-hashes -r /opt/build/build.lock
+COPY configs/image/${SET}/requirements.lock /opt/build/
+RUN python3 -m venv --without-pip /opt/venv \
+    && /opt/tools/bin/python -m pip --python /opt/venv/bin/python install \
+        --no-cache-dir --no-compile --no-deps --require-hashes -r /opt/build/requirements.lock
+COPY configs/image/${SET}/deepspeed.lock configs/image/${SET}/set.yaml scripts/image/build_ops.py scripts/image/portable-cxx /opt/build/
+RUN /opt/venv/bin/python /opt/build/build_ops.py /opt/build
+COPY scripts/image/slim.py scripts/image/describe.py /opt/build/
+COPY scripts/image/site/ /opt/venv/lib/python3.11/site-packages/
+RUN /opt/venv/bin/python /opt/build/slim.py /opt/build/set.yaml /opt/venv \
+    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
+    && /opt/venv/bin/python /opt/build/describe.py /opt/build /opt/image
+
+FROM build AS package
+COPY pyproject.toml README.md LICENSE /src/
+COPY charts /src/charts
+COPY slurm /src/slurm
+COPY configs /src/configs
+COPY qwen_job /src/qwen_job
+WORKDIR /src
+RUN /opt/tools/bin/python -m hatchling build -t wheel -d /opt/wheel \
+    && /opt/tools/bin/python -m pip --python /opt/venv/bin/python install \
+        --no-cache-dir --no-compile --no-deps --no-index --prefix /opt/package /opt/wheel/*.whl \
+    && sed -i '1s|^#!.*|#!/opt/venv/bin/python|' /opt/package/bin/qwen-job \
+    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/package/lib
+
+FROM base
+# One variable moves every cache: qwen_job_image.pth derives those of Hugging Face, ModelScope, Triton and the rest.
+# USER and LOGNAME stand for a uid that /etc/passwd does not know (OpenShift style).
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    LANG=C.UTF-8 \
+    HOME=/tmp \
+    USER=qwen-job \
+    LOGNAME=qwen-job \
+    QWEN_JOB_CACHE=/tmp/qwen-job \
+    QWEN_JOB_IMAGE=/opt/image/image.json \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY scripts/image/qwen-job-sshd /usr/local/bin/
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /opt/image /opt/image
+COPY --from=package /opt/package /opt/venv
+ARG SET
+ARG VERSION=0.0.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="qwen-job" \
+      org.opencontainers.image.description="Multi-node full fine-tuning of Qwen-Chat models (set: ${SET})" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+WORKDIR /tmp
+USER 10001:0
+ENTRYPOINT ["tini", "--", "qwen-job"]
+CMD ["--help"]

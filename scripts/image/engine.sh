@@ -1,0 +1,49 @@
+# Sourced by the image scripts: which tool builds (IMAGE_ENGINE=docker or buildah), and this machine's pip configuration.
+# shellcheck shell=bash
+
+image_engine() {
+    if [ -n "${IMAGE_ENGINE:-}" ]; then
+        echo "$IMAGE_ENGINE"
+    elif command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then
+        echo docker
+    elif command -v buildah >/dev/null; then
+        echo buildah
+    else
+        echo "image: neither a Docker engine nor buildah is here: install one (Debian: apt-get install buildah podman runc)" >&2
+        return 5
+    fi
+}
+
+image_sets() {
+    local file
+    for file in "$ROOT"/configs/image/*/set.yaml; do basename "$(dirname "$file")"; done | paste -sd ' '
+}
+
+image_check_set() {
+    if [ ! -f "$ROOT/configs/image/$1/set.yaml" ]; then
+        echo "image: unknown SET '$1': one of $(image_sets)" >&2
+        return 2
+    fi
+}
+
+# What pip of this machine was told (a CA bundle, a folder of wheels, another index), as one pip.conf for the build.
+pip_setting() { "${PYTHON:-python3}" -m pip config list 2>/dev/null | sed -n "s/^[^.]*\.[.]*$1='\(.*\)'$/\1/p" | head -n 1; }
+
+write_pip_conf() {
+    local key value
+    echo '[global]'
+    for key in cert index-url extra-index-url find-links timeout; do
+        value=$(pip_setting "$key")
+        [ "$key" != timeout ] || value=${value:-$(pip_setting default-timeout)}
+        # A folder of this machine serves the build only where it is mounted: find-links and the CA bundle are.
+        [ "$key" != extra-index-url ] || value=$(tr ' ' '\n' <<<"$value" | grep -v '^file:' | paste -sd ' ')
+        [ -z "$value" ] || echo "$key = $value"
+    done
+}
+
+pip_mounts() {
+    local path
+    for path in $(pip_setting cert) $(pip_setting find-links); do
+        case $path in /*) [ ! -e "$path" ] || printf '%s\n' "$path" ;; esac
+    done
+}
