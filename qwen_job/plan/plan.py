@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 from qwen_job.errors import JobError, ModelError
@@ -52,6 +53,11 @@ class Plan:
     def world_size(self) -> int:
         """Processes in all."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def model_cache(self) -> str:
+        """The folder of downloaded and converted models; beside the run's folder, so that all nodes share it."""
+        return self.job.model.cache_dir or str(PurePosixPath(self.job.output).parent / ".qwen-job-cache")
 
     @cached_property
     def train_config(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
             "name": job.model.name,
             "source": job.model.resolved_source,
             "revision": job.model.revision,
-            "cache_dir": job.model.cache_dir,
+            "cache_dir": plan.model_cache,
         },
         "data": _data(job),
         "training": _training(plan),

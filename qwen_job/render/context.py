@@ -1,0 +1,44 @@
+"""What every target's templates are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qwen_job import __version__
+from qwen_job.plan import Plan
+from qwen_job.render.container import command_words
+from qwen_job.render.engine import render_template
+from qwen_job.render.files import config_files
+
+
+def shell_context(
+    plan: Plan,
+    folders: Sequence[str | Path],
+    *,
+    python: str,
+    runtime: str = "none",
+    modules: Sequence[str] = (),
+    setup: Sequence[str] = (),
+    launcher: str = "torchrun",
+) -> dict[str, Any]:
+    """Return the context of a shell script: the configs, the node's script and the job's figures."""
+    common = {
+        "version": __version__,
+        "name": plan.job.name,
+        "run": plan.job.output,
+        "nodes": plan.nodes,
+        "gpus_per_node": plan.gpus_per_node,
+        "env": plan.env,
+        "python": python,
+        "launcher": launcher,
+    }
+    node = {
+        **common,
+        "modules": list(modules),
+        "setup": list(setup),
+        "command": command_words(plan, runtime, python),
+    }
+    node_script = render_template("common/node.sh.j2", node, folders)
+    return {**common, "files": config_files(plan), "node_script": node_script}

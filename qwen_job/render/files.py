@@ -1,0 +1,23 @@
+"""The files that travel inside every target: job.yaml, train.yaml, deepspeed.json."""
+
+from __future__ import annotations
+
+from qwen_job import __version__
+from qwen_job.plan import Plan
+from qwen_job.render.quote import to_json, to_yaml
+
+
+def config_files(plan: Plan) -> dict[str, str]:
+    """Return file name -> text of what ran, exactly, for the run's folder."""
+    return {
+        "job.yaml": to_yaml(job_document(plan)),
+        "train.yaml": f"# Written by qwen-job {__version__}; job.yaml beside it is what it was made from.\n"
+        + to_yaml(plan.train_config),
+        "deepspeed.json": to_json(plan.deepspeed_config) + "\n",
+    }
+
+
+def job_document(plan: Plan) -> dict[str, object]:
+    """Return the job as it was written, all layers merged, with the paths that were resolved."""
+    job = plan.job
+    return job.model_dump(mode="json", exclude_unset=True)

@@ -1,0 +1,62 @@
+"""Target hostfile: a DeepSpeed hostfile, .deepspeed_env and a script that launches over ssh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_job.errors import JobError
+from qwen_job.job.hosts import expand_hosts
+from qwen_job.plan import Plan
+from qwen_job.render.bundle import Bundle
+from qwen_job.render.context import shell_context
+from qwen_job.render.engine import render_template
+from qwen_job.render.quote import Unrepresentable, deepspeed_env
+
+
+def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
+    """Return hostfile, .deepspeed_env and launch.sh. Errors: :class:`JobError` for hosts that do not fit cluster."""
+    section = plan.job.hostfile
+    hosts = _hosts(plan)
+    lines = {"lines": hosts, "slots": plan.gpus_per_node}
+    hostfile = render_template("hostfile/hostfile.j2", lines, folders)
+    environment = _deepspeed_env(plan)
+    context = shell_context(plan, folders, python=section.python, launcher=section.launcher)
+    context |= {
+        "hostfile": hostfile,
+        "deepspeed_env": environment,
+        "master_addr": hosts[0],
+        "port": section.port,
+        "ssh_options": section.ssh_options,
+        "ssh_options_text": " ".join(section.ssh_options),
+    }
+    files = {
+        "hostfile": hostfile,
+        ".deepspeed_env": environment,
+        "launch.sh": render_template("hostfile/launch.sh.j2", context, folders),
+    }
+    note = "launch.sh and .deepspeed_env are written beside the hostfile with -o DIR"
+    return Bundle("hostfile", files, "hostfile", frozenset({"launch.sh"}), (note,))
+
+
+def _hosts(plan: Plan) -> list[str]:
+    hosts = expand_hosts(plan.job.hostfile.hosts)
+    if not hosts:
+        message = "is empty: write the machines' names, e.g. hosts: gpu[01-04]"
+        raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
+    if len(hosts) != plan.nodes:
+        message = f"names {len(hosts)} hosts, but cluster.nodes is {plan.nodes}; make them equal"
+        raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
+    return hosts
+
+
+def _deepspeed_env(plan: Plan) -> str:
+    problems, lines = [], []
+    for name, value in plan.env.items():
+        try:
+            lines.append(deepspeed_env(name, value))
+        except Unrepresentable as error:
+            problems.append(plan.job.problem(("env", name), str(error)))
+    if problems:
+        raise JobError(problems)
+    return "".join(lines)
