@@ -50,9 +50,8 @@ def mounts(plan: Plan) -> list[str]:
         writing.append(job.data.cache_dir)
     covered = sorted(set(writing))
     own = [f"{path}:{path}" for path in covered if not _inside(path, covered)]
-    own += [
-        f"{path}:{path}:ro" for path in sorted(set(reading)) if not _inside(path, [*covered, *reading], itself=covered)
-    ]
+    others = [*covered, *reading]
+    own += [f"{path}:{path}:ro" for path in sorted(set(reading)) if path not in covered and not _inside(path, others)]
     return [*own, *(_user_mount(plan, index, text) for index, text in enumerate(job.container.mounts))]
 
 
@@ -62,11 +61,7 @@ def _inside(path: str, others: list[str]) -> bool:
 
 def _user_mount(plan: Plan, index: int, text: str) -> str:
     parts = text.split(":")
-    if (
-        len(parts) > 3
-        or not all(part.startswith("/") for part in parts[:2])
-        or (len(parts) == 3 and parts[2] not in ("ro", "rw"))
-    ):
+    if not all(part.startswith("/") for part in parts[:2]) or parts[2:] not in ([], ["ro"], ["rw"]):
         message = f"{text!r} is not SOURCE[:TARGET[:ro]] with absolute paths"
         raise JobError([plan.job.problem(("container", "mounts", index), message)])
     return text if len(parts) > 1 else f"{text}:{text}"

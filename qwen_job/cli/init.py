@@ -1,0 +1,40 @@
+"""``qwen-job init``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qwen_job.errors import EnvironmentFault
+
+
+@click.command()
+@click.argument("file", default="job.yaml", type=click.Path(path_type=Path))
+@click.option("--example", metavar="NAME", help="Start from an example job; 'list' names them.")
+@click.option("--force", is_flag=True, help="Replace FILE.")
+def init(file: Path, example: str | None, force: bool) -> None:
+    """Write a commented job.yaml to start from."""
+    from qwen_job.cli import suggest
+    from qwen_job.launch.files import write_atomically
+    from qwen_job.resources import resource
+
+    folder = resource("configs", "jobs")
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if example == "list":
+        click.echo("\n".join(names))
+        return
+    if example is not None and example not in names:
+        raise click.UsageError(f"no example {example!r}{suggest(example, names)}; 'init --example list' names them")
+    if file.exists() and not force:
+        raise EnvironmentFault(f"{file}: there already; choose another name, or --force replaces it")
+    source = folder / f"{example}.yaml" if example else resource("configs", "job-template.yaml")
+    text = source.read_text("utf-8")
+    if example == "demo":
+        # The demo's data lies beside its file; a copy elsewhere must name it in full.
+        text = text.replace("../data/", f"{resource('configs', 'data')}/").replace("../../runs/", "runs/")
+    try:
+        write_atomically(file, text)
+    except OSError as error:
+        raise EnvironmentFault(f"{file}: cannot be written: {error.strerror}") from None
+    click.echo(f"{file} written; next: qwen-job plan {file}", err=True)

@@ -1,0 +1,77 @@
+"""``qwen-job render``."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import click
+
+from qwen_job.cli.options import job_options, load_plan, show_words
+
+TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
+
+
+@click.command()
+@job_options
+@click.option("-t", "--target", type=click.Choice(TARGETS), required=True, help="Where the job will run.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write the files to DIR."
+)
+@click.option("--diff", is_flag=True, help="Show what would change in the files of -o (here without one).")
+@click.option("--force", is_flag=True, help="Replace files in DIR that differ.")
+@click.option(
+    "--template-dir",
+    "template_dirs",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="A folder whose templates replace ours of the same name.",
+)
+def render(
+    job: str | None,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    target: str,
+    output: Path | None,
+    diff: bool,
+    force: bool,
+    template_dirs: tuple[str, ...],
+) -> None:
+    """Write the job for one target: to stdout, or to files with -o.
+
+    \b
+    qwen-job render job.yaml --target slurm | sbatch
+    qwen-job render job.yaml --target kubernetes | kubectl apply -f -
+    qwen-job render -f site.yaml -f job.yaml --set train.learning_rate=2e-5 -t helm > values.yaml
+    """
+    from qwen_job.render import render as render_bundle
+
+    plan = load_plan(job, files, sets)
+    bundle = render_bundle(plan, target, template_dirs)
+    show_words(plan.warnings)
+    if output is None:
+        show_words(bundle.notes, "cyan", "note")
+    if diff:
+        _show_diff(bundle.files, output or Path())
+    elif output is not None:
+        from qwen_job.launch.files import write_bundle
+
+        for path in write_bundle(bundle, output, force=force):
+            click.echo(str(path))
+    else:
+        # Not click.echo: a script's text must reach the pipe byte for byte.
+        stream = click.get_binary_stream("stdout")
+        stream.write(bundle.text.encode())
+        stream.flush()
+
+
+def _show_diff(files: dict[str, str], folder: Path) -> None:
+    for name, text in files.items():
+        path = folder / name
+        before = path.read_text("utf-8") if path.exists() else ""
+        changes = difflib.unified_diff(
+            before.splitlines(True), text.splitlines(True), str(path), f"{path} (rendered now)"
+        )
+        for line in changes:
+            colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+            click.secho(line.rstrip("\n"), fg=colour)

@@ -1,0 +1,50 @@
+"""``qwen-job templates``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qwen_job.errors import EnvironmentFault
+
+
+@click.group()
+def templates() -> None:
+    """List or export the templates, to change them."""
+
+
+def _names() -> list[str]:
+    from qwen_job.render.engine import TEMPLATES
+
+    return sorted(str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2"))
+
+
+@templates.command("list")
+def list_templates() -> None:
+    """Name the templates."""
+    click.echo("\n".join(_names()))
+
+
+@templates.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("names", nargs=-1)
+@click.option("--force", is_flag=True, help="Replace templates that are there.")
+def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
+    """Copy templates (all, or those in NAMES) to FOLDER, for 'render --template-dir FOLDER'."""
+    from qwen_job.cli import suggest
+    from qwen_job.launch.files import write_atomically
+    from qwen_job.render.engine import TEMPLATES
+
+    known = _names()
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"no template {name!r}{suggest(name, known)}")
+    chosen = list(names) or known
+    there = [name for name in chosen if (folder / name).exists()]
+    if there and not force:
+        raise EnvironmentFault(f"{folder / there[0]}: there already; --force replaces it")
+    for name in chosen:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, (TEMPLATES / name).read_text("utf-8"))
+        click.echo(str(folder / name))

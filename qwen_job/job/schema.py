@@ -1,0 +1,42 @@
+"""The JSON Schema of job.yaml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from qwen_job.job.model import Job
+from qwen_job.resources import resource
+
+_KINDS = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "dict": "object", "list": "array"}
+
+
+def job_schema() -> dict[str, Any]:
+    """Return a draft 2020-12 schema: pydantic's own, with the short forms that the models accept beside it."""
+    schema = Job.model_json_schema(mode="validation")
+    definitions = schema["$defs"]
+    _accept(definitions, "Model", [{"type": "string"}])
+    _accept(definitions, "DataFile", [{"type": "string"}])
+    _accept(definitions, "Data", [{"type": "string"}, {"type": "array", "items": {"$ref": "#/$defs/DataFile"}}])
+    train = definitions["Train"]
+    facts = yaml.safe_load(resource("configs", "train", "training_arguments.yaml").read_text("utf-8"))
+    train["properties"] |= {name: {"type": _KINDS[kind]} for name, kind in facts["accepted"].items()}
+    train["additionalProperties"] = False
+    for section, name in (("Slurm", "time"), ("Kubernetes", "active_deadline"), ("Kubernetes", "ttl_after_finished")):
+        _accept_text(definitions[section]["properties"], name)
+    _accept_text(definitions["Retry"]["properties"], "grace")
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "qwen-job job.yaml"
+    return schema
+
+
+def _accept(definitions: dict[str, Any], name: str, forms: list[dict[str, Any]]) -> None:
+    definitions[name] = {"anyOf": [*forms, definitions[name]]}
+
+
+def _accept_text(properties: dict[str, Any], name: str) -> None:
+    """Durations may be written as text (2h30m) as well as in seconds."""
+    field = properties[name]
+    options = field.setdefault("anyOf", [{key: field.pop(key) for key in ("type", "minimum") if key in field}])
+    options.append({"type": "string"})

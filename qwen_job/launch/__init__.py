@@ -1,0 +1,1 @@
+"""Only this room talks to a cluster: submit, status, logs, cancel."""

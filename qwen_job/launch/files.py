@@ -1,0 +1,47 @@
+"""Writing a bundle to a folder without losing what is there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from qwen_job.errors import EnvironmentFault
+from qwen_job.render.bundle import Bundle
+
+
+def write_bundle(bundle: Bundle, folder: Path, *, force: bool = False) -> list[Path]:
+    """Write every file of ``bundle`` into ``folder`` and return their paths.
+
+    Errors: :class:`EnvironmentFault` before anything is written, when a file is there with another content (unless
+    ``force``) or the folder cannot be written.
+    """
+    paths = {folder / name: text for name, text in bundle.files.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        changed = [path for path, text in paths.items() if path.exists() and path.read_bytes() != text.encode()]
+        if changed and not force:
+            names = ", ".join(str(path) for path in changed)
+            raise EnvironmentFault(
+                f"{names}: there already, with another content; --diff shows it, --force replaces it"
+            )
+        for path, text in paths.items():
+            write_atomically(path, text, 0o755 if path.name in bundle.executable else 0o644)
+    except OSError as error:
+        raise EnvironmentFault(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+    return list(paths)
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write aside, sync and rename, so that no reader ever sees half of the file."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(text.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
