@@ -37,7 +37,7 @@ lint: setup-test ## style and types only
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict $(TYPED)
-	@$(BIN)/shellcheck scripts/*.sh .ci/run
+	@$(BIN)/shellcheck $$(git ls-files -co --exclude-standard '*.sh') .ci/run
 
 bench: setup-test ## measure the launcher against its peers
 	@$(BIN)/python benchmarks/bench_cli.py
