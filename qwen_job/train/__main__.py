@@ -13,13 +13,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from qwen_job.errors import OutOfMemory, QwenJobError, StoppedAndSaved, UsageError
+from qwen_job.errors import OutOfMemory, QwenJobError, Retryable, StoppedAndSaved, UsageError
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig, load_config, save_config
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment
 from qwen_job.train.runlog import RunLog, duration, read_metrics
 from qwen_job.train.signals import StopWish
+from qwen_job.train.watchdog import Watchdog
 
 
 def main(arguments: list[str]) -> int:
@@ -66,8 +67,12 @@ def train(
     # Imported late: seconds that a wrong setting should not cost.
     from qwen_job.train.setup import build_trainer, choose_checkpoint
 
-    trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, log)
-    resumed = choose_checkpoint(config, place, log)
+    resumed = choose_checkpoint(config, zero_stage(deepspeed), place, store, log)
+    if resumed is not None and resumed.universal:
+        deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
+    seconds, folder = config.guards.hang_seconds, config.output_dir / "logs"
+    watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
+    trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log)
     log.write(
         "start",
         resumed.step if resumed else 0,
@@ -129,6 +134,7 @@ def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, Deep
     return config, deepspeed, [*notes, *changes]
 
 
+_MANNERS_SECONDS = 2.0
 _BATCH_KEYS = ("train_batch_size", "gradient_accumulation_steps")
 
 
@@ -182,7 +188,8 @@ def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
 
 def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log: RunLog | None) -> int:
     """Say what happened, leave it in the run folder, and return its exit code."""
-    known = error if isinstance(error, QwenJobError) else _out_of_memory(error, config, deepspeed)
+    known: QwenJobError | None = error if isinstance(error, QwenJobError) else None
+    known = known or _out_of_memory(error, config, deepspeed) or _lost_peer(error)
     if log is not None:
         log.close()
     if known is None:
@@ -207,6 +214,16 @@ def _out_of_memory(error: Exception, config: TrainConfig, deepspeed: DeepSpeedCo
     from qwen_job.train.guards import oom_message, peak_memory
 
     return OutOfMemory(oom_message(config, text[:160], peak_memory(), zero_stage(deepspeed)))
+
+
+def _lost_peer(error: Exception) -> Retryable | None:
+    """Tell a rank that failed by itself from one whose partner went away."""
+    text = " ".join(str(error).split())
+    if not any(sign in text for sign in ("gloo", "NCCL", "Connection closed by peer", "Connection reset")):
+        return None
+    # The rank that failed first has the reason: let the launcher see it first.
+    time.sleep(_MANNERS_SECONDS)
+    return Retryable(f"another rank went away ({text[:200]}); running the same job again goes on from the last save")
 
 
 def _complain(error: QwenJobError) -> int:

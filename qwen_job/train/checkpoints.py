@@ -145,7 +145,8 @@ class Checkpointer(CheckpointEngine):
         return self.folder / f".step-{self._step}.partial"
 
     def _make_aside(self) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+        for left_over in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(left_over, ignore_errors=True)
         self._aside.mkdir(parents=True)
 
     def _submit(self, path: Path, write: Callable[[Path], object]) -> None:

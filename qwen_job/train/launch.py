@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from qwen_job.errors import QwenJobError, RendezvousFailed, UsageError
+from qwen_job.errors import QwenJobError, RendezvousFailed, Retryable, UsageError
 
 _FORWARDED = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -141,8 +141,7 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "qwen_job.train", *options.command)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return _exit_code(failure.exitcode)
+        return exit_code([(failure.timestamp, failure.exitcode) for failure in error.failures.values()])
     except Exception as error:
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
             raise RendezvousFailed(_not_all_met(options, error)) from None
@@ -164,7 +163,13 @@ def _watch_agent(relay: _Relay) -> None:
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
 
 
-def _exit_code(code: int) -> int:
+def exit_code(failures: Sequence[tuple[float, int]]) -> int:
+    """Return the code of the rank that failed first, from (unix time, code as subprocess gives it).
+
+    Ranks that only lost their partner, and those that the agent then ended, say nothing about the reason.
+    """
+    collateral = (Retryable.exit_code, -signal.SIGTERM, -signal.SIGABRT)
+    _, _, code = min((code in collateral, when, code) for when, code in failures)
     return 128 - code if code < 0 else code
 
 

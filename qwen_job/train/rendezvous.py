@@ -3,7 +3,7 @@
 - ``Place``: which rank this process is, from the launcher's environment
 - ``meet``: check in at the store; who is missing after a minute is named
 - ``join``: the process group, gloo on a CPU and NCCL on GPUs
-- ``once``: one rank works, the others poll the store for its answer
+- ``tell``, ``once``: one rank works, the others poll the store for its answer
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def meet(place: Place, timeout_seconds: float = 60.0) -> Store:
     Raises:
         RendezvousFailed: the store cannot be reached, or ranks are missing when the time is over.
     """
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
     limit = timedelta(seconds=timeout_seconds)
     try:
@@ -96,19 +96,18 @@ def join(place: Place, store: Store, device: str) -> None:
     """Create the process group over ``store`` and give it to DeepSpeed, before TrainingArguments look."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     quiet_deepspeed(device)
-    options: dict[str, object] = {}
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
-        options["device_id"] = torch.device("cuda", place.local_rank)
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        store=dist.PrefixStore("qwen_job/group", store),
+        store=PrefixStore("qwen_job/group", store),
         rank=place.rank,
         world_size=place.world_size,
         timeout=timedelta(minutes=_COLLECTIVE_MINUTES),
-        **options,
+        device_id=torch.device("cuda", place.local_rank) if device == "cuda" else None,
     )
     import deepspeed
 
@@ -135,30 +134,36 @@ def quiet_deepspeed(device: str) -> None:
 
 
 def once(place: Place, store: Store, name: str, work: Callable[[], Path]) -> Path:
-    """Run ``work`` on rank 0, then give every rank its answer; a failure there fails all in the same words.
+    """Run ``work`` on rank 0, then give every rank its path; see :func:`tell`.
 
-    Others poll the store for as long as it takes: no collective is open, so none can time out. A node that
-    does not see the resulting path (its cache is not shared) repeats the work on its local rank 0.
+    A node that does not see the path (its cache is not shared) repeats the work on its local rank 0.
     """
-    path = _one(store, f"qwen_job/once/{name}", place.is_first, work)
-    here = f"qwen_job/once/{name}@{socket.gethostname()}"
-    return path if path.exists() else _one(store, here, place.local_rank == 0, work)
+    path = Path(tell(store, name, place.is_first, lambda: str(work())))
+    if path.exists():
+        return path
+    here = f"{name}@{socket.gethostname()}"
+    return Path(tell(store, here, place.local_rank == 0, lambda: str(work())))
 
 
-def _one(store: Store, key: str, mine: bool, work: Callable[[], Path]) -> Path:
+def tell(store: Store, name: str, mine: bool, work: Callable[[], str]) -> str:
+    """Return the answer of the one rank whose ``mine`` is true; its failure fails all in the same words.
+
+    The others poll the store for as long as it takes: no collective is open, so none can time out.
+    """
+    key = f"qwen_job/told/{name}"
     if mine:
         try:
-            path = work()
+            answer = work()
         except QwenJobError as error:
             store.set(key, f"error\n{type(error).__name__}\n{error}")
             raise
-        store.set(key, f"done\n{path}")
-        return path
+        store.set(key, f"done\n{answer}")
+        return answer
     while not store.check([key]):
         time.sleep(_POLL_SECONDS)
     verdict, _, rest = store.get(key).decode().partition("\n")
     if verdict == "done":
-        return Path(rest)
+        return rest
     kind, _, message = rest.partition("\n")
     raise getattr(errors, kind, QwenJobError)(message)
 

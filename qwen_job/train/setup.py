@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from qwen_job.data import open_prepared
@@ -17,12 +17,17 @@ from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import zero_stage
 from qwen_job.train.export import control_tokens
 from qwen_job.train.loss import LossHead
-from qwen_job.train.manifest import Checkpoint, newest
+from qwen_job.train.manifest import newest
 from qwen_job.train.modeling import build_model, shape_of
-from qwen_job.train.rendezvous import Place
+from qwen_job.train.rendezvous import Place, tell
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.signals import StopWish
 from qwen_job.train.trainer import JobTrainer, Parts
+from qwen_job.train.universal import check_stage, make_universal
+from qwen_job.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 
 def build_trainer(
@@ -32,6 +37,7 @@ def build_trainer(
     prepared: Path,
     place: Place,
     wish: StopWish,
+    watchdog: Watchdog,
     log: RunLog,
 ) -> JobTrainer:
     """Return a trainer ready to run; the arguments come first, because ZeRO-3 partitions while loading."""
@@ -50,6 +56,7 @@ def build_trainer(
         deepspeed=deepspeed,
         log=log,
         wish=wish,
+        watchdog=watchdog,
         head=LossHead(model, config.fused_loss),
         shape=shape_of(model),
         checkpointer=Checkpointer(
@@ -62,16 +69,33 @@ def build_trainer(
     return JobTrainer(model, args, parts)
 
 
-def choose_checkpoint(config: TrainConfig, place: Place, log: RunLog) -> Checkpoint | None:
-    """Choose the newest complete checkpoint on rank 0, say why, and tell all ranks."""
-    answer: list[Any] = [None]
-    if place.is_first:
+class Resume(NamedTuple):
+    """Where a run goes on from; ``universal`` when the checkpoint was saved on another number of ranks."""
+
+    step: int
+    path: Path
+    universal: bool
+
+
+def choose_checkpoint(config: TrainConfig, stage: int, place: Place, store: Store, log: RunLog) -> Resume | None:
+    """Choose the newest complete checkpoint on rank 0, say why, and tell all ranks.
+
+    Raises:
+        JobError: the checkpoint was saved with another ZeRO stage.
+    """
+
+    def choose() -> str:
         found, passed_over = newest(config.output_dir / "checkpoints")
         for line in passed_over:
             log.say(f"checkpoints: {line}")
-        if found is not None:
-            log.say(f"going on from {found.path.name}: the newest checkpoint whose files match its manifest")
-        answer = [found]
-    dist.broadcast_object_list(answer, src=0)
-    chosen: Checkpoint | None = answer[0]
-    return chosen
+        if found is None:
+            return "null"
+        check_stage(found, stage)
+        log.say(f"going on from {found.path.name}: the newest checkpoint whose files match its manifest")
+        if found.world_size == place.world_size or stage == 0:
+            return json.dumps([found.step, str(found.path), False])
+        log.say(f"it was saved on {found.world_size} ranks, {place.world_size} are running: converting it")
+        return json.dumps([found.step, str(make_universal(found)), True])
+
+    told = json.loads(tell(store, "checkpoint", place.is_first, choose))
+    return None if told is None else Resume(told[0], Path(told[1]), told[2])

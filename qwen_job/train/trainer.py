@@ -36,6 +36,8 @@ from qwen_job.train.manifest import prune
 from qwen_job.train.modeling import DTYPES, Shape, build_optimizer
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.signals import StopWish
+from qwen_job.train.universal import discard_universal
+from qwen_job.train.watchdog import Watchdog
 
 
 class Parts(NamedTuple):
@@ -45,6 +47,7 @@ class Parts(NamedTuple):
     deepspeed: dict[str, Any]
     log: RunLog
     wish: StopWish
+    watchdog: Watchdog
     head: LossHead
     shape: Shape
     checkpointer: Checkpointer
@@ -104,6 +107,7 @@ class JobTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         """Fetch one step and exchange in a single collective what the ranks must agree on."""
         self._clock = self._clock or time.monotonic()
+        self._moved("fetching")
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         step_seconds = self.parts.config.plan.step_seconds or 0.0
         stop = self.parts.wish.heard(step_seconds)
@@ -132,6 +136,9 @@ class JobTrainer(Trainer):
         dist.all_gather_into_tensor(everyone, mine)
         return everyone.cpu()
 
+    def _moved(self, phase: str) -> None:
+        self.parts.watchdog.moved(self.state.global_step + 1, phase)
+
     def _memory(self) -> int:
         if self.args.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated())
@@ -145,6 +152,7 @@ class JobTrainer(Trainer):
         DeepSpeed averages gradients over ranks, hence the factor of the world size.
         """
         model.train()
+        self._moved("computing")
         loss = self._summed_loss(model, inputs)
         if self.parts.config.guards.on_nan == "skip":
             loss = self._replace_broken(model, inputs, loss)
@@ -296,6 +304,7 @@ class JobTrainer(Trainer):
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for batch in self._loader(self.parts.eval, self.args.per_device_eval_batch_size, 1, None):
+                self._moved("evaluating")
                 sums[0] += self._summed_loss(self.model_wrapped, batch).double()
                 sums[1] += len(batch["chosen"])
         dist.all_reduce(sums)
@@ -322,6 +331,7 @@ class JobTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpointer = self.parts.checkpointer
+        self._moved("saving")
         self._settle()
         checkpointer.begin(self.state.global_step, self._collect)
         if not checkpointer.background:
@@ -389,6 +399,7 @@ class JobTrainer(Trainer):
         if self.args.process_index == 0:
             best = self.state.best_global_step
             prune(self.parts.checkpointer.folder, keep=limit, keep_steps=[] if best is None else [best])
+            discard_universal(self.parts.checkpointer.folder)
 
     def _settle(self) -> None:
         """Finish the save under way, if there is one."""

@@ -1,0 +1,25 @@
+"""``qwen-job train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.option("--nproc-per-node", type=click.IntRange(min=1), help="Workers here; without it, as train.yaml says.")
+def train(run: Path, nproc_per_node: int | None) -> None:
+    """Train from a train.yaml (what every target runs).
+
+    RUN is a run folder or its train.yaml. All workers run on this machine; a run that was stopped goes on from its
+    newest complete checkpoint. Targets with several nodes call python -m qwen_job.train.launch on each.
+    """
+    from qwen_job.train.config import load_config
+    from qwen_job.train.launch import main
+
+    path = run / "train.yaml" if run.is_dir() else run
+    workers = nproc_per_node or load_config(path)[0].world_size
+    sys.exit(main(["--nproc_per_node", str(workers), "--", "--config", str(path)]))

@@ -1,0 +1,122 @@
+"""A model and its answers: loading for inference, greedy or sampled decoding, token by token.
+
+- ``Answerer``: prompt ids -> pieces of text, as they come
+- ``load_answerer``: a model folder -> an Answerer on the best device there is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen_job.data.chatml import ChatTokenizer
+from qwen_job.errors import ModelError
+from qwen_job.models.folder import stop_ids
+from qwen_job.train.run_folder import Sampling
+
+
+class Answerer:
+    """A loaded model that continues prompts; keeps the attention cache of the last prompt for the next one."""
+
+    def __init__(self, model: Any, tokenizer: ChatTokenizer, stops: Sequence[int]) -> None:
+        self.model, self.tokenizer, self.stops = model, tokenizer, frozenset(stops)
+        self.limit = int(model.config.max_position_embeddings)
+        self._seen: list[int] = []
+        self._cache: Any = None
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """Yield the answer to ``prompt`` in pieces of whole characters; ends before the first stop token."""
+        decoder = _Decoder(self.tokenizer)
+        for token in self.tokens(prompt, sampling):
+            if piece := decoder.add(token):
+                yield piece
+        if rest := decoder.rest():
+            yield rest
+
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """Yield the answer's token ids, the stop token left out."""
+        generator = torch.Generator()
+        if sampling.seed is not None:
+            generator.manual_seed(sampling.seed)
+        logits = self._feed(list(prompt))
+        for _ in range(min(sampling.max_new_tokens, self.limit - len(prompt))):
+            token = choose(logits, sampling, generator)
+            if token in self.stops:
+                return
+            yield token
+            logits = self._feed([*self._seen, token])
+
+    def _feed(self, ids: list[int]) -> torch.Tensor:
+        """Return the logits [V] after ``ids``; what the cache holds already is not computed again."""
+        kept = 0
+        while kept < min(len(self._seen), len(ids) - 1) and self._seen[kept] == ids[kept]:
+            kept += 1
+        if self._cache is not None and kept < len(self._seen):
+            self._cache.crop(kept - len(self._seen))
+        new = torch.tensor([ids[kept:]], device=self.model.device)
+        with torch.inference_mode():
+            out = self.model(input_ids=new, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache, self._seen = out.past_key_values, ids
+        return out.logits[0, -1].float().cpu()  # type: ignore[no-any-return]
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Return the next token's id from ``logits`` [V]."""
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    chances, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(descending=True)
+    # The token that crosses top_p still belongs to the nucleus.
+    chances[chances.cumsum(-1) - chances >= sampling.top_p] = 0
+    return int(order[torch.multinomial(chances, 1, generator=generator)])
+
+
+class _Decoder:
+    """Token ids -> text, holding back bytes that are not a whole character yet."""
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer, self._ids, self._told = tokenizer, list[int](), 0
+
+    def add(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd"):
+            return ""
+        piece, self._told = text[self._told :], len(text)
+        if text.endswith("\n"):
+            self._ids, self._told = [], 0
+        return piece
+
+    def rest(self) -> str:
+        return self._tokenizer.decode(self._ids)[self._told :]
+
+
+def load_answerer(folder: Path) -> Answerer:
+    """Load a native model folder without remote code; bfloat16 or float16 on a GPU, float32 on a CPU.
+
+    Raises:
+        ModelError: transformers cannot load the folder.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    device, dtype = device_and_dtype()
+    model: Any
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    return Answerer(model.to(device).eval(), ChatTokenizer.load(folder), stop_ids(folder))
+
+
+def device_and_dtype() -> tuple[str, torch.dtype]:
+    """Return where to run and in what: GPUs before Ampere only emulate bfloat16, so they get float16."""
+    if not torch.cuda.is_available():
+        return "cpu", torch.float32
+    return "cuda", torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16

@@ -1,0 +1,128 @@
+"""``qwen-job chat``: a conversation with a trained model, in the terminal or through a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from qwen_job.errors import UsageError
+from qwen_job.train.run_folder import Sampling, find_model
+
+if TYPE_CHECKING:
+    from qwen_job.train.answer import Answerer
+
+HELP = "/clear forgets the conversation, /system TEXT changes the system prompt, /exit ends (so does Ctrl-D)"
+
+
+class Chat:
+    """A conversation: turns so far, and the next answer."""
+
+    def __init__(self, answerer: Answerer, system: str, sampling: Sampling) -> None:
+        self.system = system
+        self.turns: list[tuple[str, str]] = []
+        self._answerer, self._sampling = answerer, sampling
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Yield the answer in pieces; the turn joins the history when it is complete (or was interrupted)."""
+        prompt = self._prompt(text)
+        pieces: list[str] = []
+        try:
+            for piece in self._answerer.stream(prompt, self._sampling):
+                pieces.append(piece)
+                yield piece
+        finally:
+            self.turns += [("user", text), ("assistant", "".join(pieces))]
+
+    def _prompt(self, text: str) -> list[int]:
+        """Return the ids to answer; the oldest turns go when the model's length is reached."""
+        from qwen_job.data.chatml import encode_prompt
+
+        room = self._answerer.limit - min(self._sampling.max_new_tokens, self._answerer.limit // 2)
+        while True:
+            turns = [*self.turns, ("user", text)]
+            ids = encode_prompt(turns, self._answerer.tokenizer, system_prompt=self.system)
+            if len(ids) <= room:
+                return ids
+            if not self.turns:
+                raise UsageError(f"the message takes {len(ids)} tokens, the model has room for {room}; shorten it")
+            del self.turns[:2]
+
+
+def open_chat(path: Path, system: str | None, sampling: Sampling) -> Chat:
+    """Load the model of a run's or a model's folder; ``system`` None means the one it was trained with."""
+    target = find_model(path)
+    _quiet()
+    from qwen_job.train.answer import load_answerer
+
+    return Chat(load_answerer(target.model), target.system_prompt if system is None else system, sampling)
+
+
+def _quiet() -> None:
+    # DeepSpeed, which transformers imports where it is installed, would greet on stdout.
+    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
+
+
+def _accelerator() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def answer_all(chat: Chat, prompts: Iterable[str], out: TextIO) -> None:
+    """Answer prompts one after the other, as one conversation, each answer on its own lines."""
+    for prompt in prompts:
+        for piece in chat.ask(prompt):
+            out.write(piece)
+            out.flush()
+        out.write("\n")
+        out.flush()
+
+
+def talk(chat: Chat, out: TextIO) -> None:
+    """Run the interactive conversation until /exit or the end of input; Ctrl-C stops an answer."""
+    import readline  # noqa: F401 (gives input() its line editing)
+
+    print(HELP, file=sys.stderr)
+    while True:
+        try:
+            text = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if text in ("/exit", "/quit"):
+            return
+        if text == "/clear":
+            chat.turns.clear()
+        elif text.startswith("/system"):
+            chat.system = text.removeprefix("/system").strip()
+        elif text.startswith("/"):
+            print(HELP, file=sys.stderr)
+        elif text:
+            _interruptible(chat, text, out)
+
+
+def _interruptible(chat: Chat, text: str, out: TextIO) -> None:
+    answer = chat.ask(text)
+    try:
+        for piece in answer:
+            out.write(piece)
+            out.flush()
+    except KeyboardInterrupt:
+        out.write(" [stopped]")
+        answer.close()  # type: ignore[attr-defined]
+    except UsageError as error:
+        print(error, file=sys.stderr)
+    out.write("\n")
+
+
+def chat_command(path: Path, prompts: Sequence[str], system: str | None, sampling: Sampling) -> None:
+    """Answer ``prompts``; without any, talk on a terminal or answer each line of standard input."""
+    chat = open_chat(path, system, sampling)
+    if prompts:
+        answer_all(chat, prompts, sys.stdout)
+    elif sys.stdin.isatty():
+        talk(chat, sys.stdout)
+    else:
+        answer_all(chat, (line.rstrip("\n") for line in sys.stdin if line.strip()), sys.stdout)

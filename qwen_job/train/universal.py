@@ -1,0 +1,62 @@
+"""Resuming on another number of ranks: DeepSpeed's universal checkpoint, made once beside the original."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from qwen_job.errors import EnvironmentFault, JobError
+from qwen_job.train.manifest import Checkpoint
+
+
+def check_stage(found: Checkpoint, stage: int) -> None:
+    """Refuse a checkpoint of a ZeRO stage whose state cannot become this one's.
+
+    Raises:
+        JobError: one of the stages is 0 or 3, and they differ.
+    """
+    if found.zero_stage == stage or {found.zero_stage, stage} <= {1, 2}:
+        return
+    raise JobError(
+        f"{found.path} was saved with ZeRO stage {found.zero_stage}, deepspeed.json says {stage}: its optimizer state "
+        f"cannot be read; train with stage {found.zero_stage}, or start from its weights in another output_dir"
+    )
+
+
+def make_universal(found: Checkpoint) -> Path:
+    """Return a folder that any number of ranks resumes from; made once, then found again.
+
+    Raises:
+        EnvironmentFault: DeepSpeed's conversion failed.
+    """
+    target = found.path.parent / f".universal-{found.path.name}"
+    if (target / "latest_universal").exists():
+        return target
+    aside = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    tag = f"global_step{found.step}"
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(found.path / tag), "--output_folder", str(aside / f"{tag}_universal")]
+    # Of this rank's environment only what is not about ranks: the tool is a program of its own.
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise EnvironmentFault(
+            f"{found.path}: cannot be converted for another number of ranks ({' '.join(reason)}); run it on "
+            f"{found.world_size} ranks, as it was saved"
+        )
+    for name in ("trainer_state.json", "scheduler.pt", *(path.name for path in found.path.glob("rng_state_*.pth"))):
+        shutil.copyfile(found.path / name, aside / name)
+    (aside / "latest_universal").write_text(f"{tag}_universal", encoding="utf-8")
+    aside.rename(target)
+    return target
+
+
+def discard_universal(checkpoints: Path) -> None:
+    """Delete conversions: once a run has saved again, nobody goes on from them."""
+    for folder in checkpoints.glob(".universal-*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""A thread that ends a run in which nothing moves, and says which ranks it was.
+
+Each rank's thread publishes in the store where its training stands. When the own training has not moved for
+``seconds``, the thread writes all stacks, compares the ranks, and ends the process with the code of ``Hang``.
+A rank that is dead or frozen publishes nothing new, which names it too.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from qwen_job.errors import Hang
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+
+class Standing(NamedTuple):
+    """Where a rank was last seen; ``seen`` is unix time."""
+
+    rank: int
+    host: str
+    step: int
+    phase: str
+    seen: float
+
+
+class Watchdog:
+    """Watches this rank; call :meth:`moved` whenever training has got on."""
+
+    def __init__(self, store: Store | None, rank: int, world_size: int, seconds: float, folder: Path) -> None:
+        self._store = store
+        self._rank = rank
+        self._world_size = world_size
+        self._seconds = seconds
+        self._folder = folder
+        self._step, self._phase = 0, "starting"
+        self._last = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def moved(self, step: int, phase: str) -> None:
+        """Note that ``step`` has reached ``phase``; the first call starts the watch."""
+        self._step, self._phase, self._last = step, phase, time.monotonic()
+        if self._thread is None and self._seconds > 0:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def _watch(self) -> None:
+        pause = min(5.0, self._seconds / 10)
+        while True:
+            time.sleep(pause)
+            self._publish()
+            if time.monotonic() - self._last > self._seconds:
+                self._end(pause)
+
+    def _publish(self) -> None:
+        if self._store is None:
+            return
+        standing = Standing(self._rank, socket.gethostname(), self._step, self._phase, time.time())
+        try:
+            self._store.set(f"qwen_job/alive/{self._rank}", json.dumps(standing))
+        except RuntimeError:
+            self._store = None  # rank 0's store is gone: nobody left to compare with
+
+    def _end(self, pause: float) -> None:
+        path = self._folder / f"stacks-rank-{self._rank}.txt"
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with path.open("w", encoding="utf-8") as out:
+                faulthandler.dump_traceback(out, all_threads=True)
+        except OSError as error:
+            print(f"qwen-job: {path} could not be written: {error}", file=sys.stderr)
+        text = hang_message(self._rank, self._seconds, self._standings(), self._world_size, 2 * pause + 1)
+        print(f"qwen-job: {text}; stacks in {path}", file=sys.stderr, flush=True)
+        os._exit(Hang.exit_code)
+
+    def _standings(self) -> list[Standing]:
+        found = []
+        for rank in range(self._world_size):
+            key = f"qwen_job/alive/{rank}"
+            try:
+                if self._store is not None and self._store.check([key]):
+                    found.append(Standing(*json.loads(self._store.get(key))))
+            except (RuntimeError, ValueError, TypeError):
+                continue
+        return found
+
+
+def hang_message(rank: int, seconds: float, standings: list[Standing], world_size: int, fresh: float) -> str:
+    """Say who is behind: ranks that report no more (``fresh`` seconds), and those at the lowest step."""
+    now = time.time()
+    silent = [item for item in standings if now - item.seen > fresh]
+    missing = sorted(set(range(world_size)) - {item.rank for item in standings})
+    slowest = min((item.step for item in standings), default=0)
+    behind = [item for item in standings if item.step == slowest and item not in silent]
+    parts = [f"rank {rank}: nothing has moved for {seconds:.0f} s"]
+    if silent:
+        parts.append("no sign of life from " + _names(silent))
+    if missing:
+        parts.append("never heard of ranks " + ", ".join(map(str, missing)))
+    if behind and len(behind) < len(standings):
+        parts.append("behind the others: " + _names(behind))
+    elif behind:
+        parts.append(f"all ranks stand at step {slowest}: " + _names(behind))
+    return "; ".join(parts)
+
+
+def _names(standings: list[Standing]) -> str:
+    shown = [f"rank {item.rank} on {item.host} (step {item.step}, {item.phase})" for item in standings[:8]]
+    return ", ".join(shown) + (f" and {len(standings) - 8} more" if len(standings) > 8 else "")

@@ -1,0 +1,140 @@
+"""What happens to real runs: signals, kill -9, frozen ranks, full disks, a loss that explodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.train import tiny
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], seconds: float = 90) -> None:
+    """Wait until metrics.jsonl has ``step``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / "metrics.jsonl"
+        if path.exists() and any(line["step"] >= step for line in tiny.metrics(folder, "step")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached:\n{process.communicate()[0]}")
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the ranks below a launcher, lowest first."""
+    found = [p for p in psutil.Process(process.pid).children() if "qwen_job.train" in p.cmdline()]
+    return sorted(found, key=lambda p: int(p.environ()["RANK"]))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose runs share data, model and prepared rows."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_killed_and_resumed_weights_are_those_of_an_undisturbed_run(home: Path, stage: int) -> None:
+    calm = tiny.write_run(home / f"calm{stage}", stage)
+    code, output = tiny.run(calm)
+    assert code == 0, output
+    rough = tiny.write_run(home / f"rough{stage}", stage)
+    process = tiny.start(rough)
+    wait_for_step(rough.parent, 6, process)
+    workers(process)[1].send_signal(signal.SIGKILL)
+    assert process.wait(60) == 128 + signal.SIGKILL, process.communicate()[0]
+    code, output = tiny.run(rough)
+    assert code == 0, output
+    assert "going on from step-" in output
+    first, second = (
+        (folder / "model" / "model.safetensors").read_bytes() for folder in (calm.parent, rough.parent)
+    )
+    assert first == second
+    starts = tiny.metrics(rough.parent, "start")
+    assert [line["attempt"] for line in starts] == [0, 1] and starts[1]["resumed_from"] in (4, 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_saves_at_a_step_boundary_and_the_run_goes_on(home: Path, number: signal.Signals) -> None:
+    train_yaml = tiny.write_run(
+        home / f"signal{number.value}", training__num_train_epochs=200.0, training__save_steps=5000
+    )
+    folder = train_yaml.parent
+    process = tiny.start(train_yaml)
+    wait_for_step(folder, 3, process)
+    process.send_signal(number)
+    time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 160, output
+    stopped = tiny.metrics(folder, "stop")[-1]
+    assert stopped["exit_code"] == 160 and signal.Signals(number).name in stopped["reason"]
+    last = tiny.metrics(folder, "step")[-1]["step"]
+    assert json.loads((folder / "checkpoints" / f"step-{last}" / "manifest.json").read_text())["step"] == last
+    assert json.loads((folder / "heartbeat").read_text())["state"] == "stopped"
+
+    # A second later life: less to do, and it starts where the first one ended.
+    settings = train_yaml.read_text().replace("num_train_epochs: 200.0", f"max_steps: {last + 2}")
+    train_yaml.write_text(settings)
+    code, output = tiny.run(train_yaml)
+    assert code == 0, output
+    assert [line["step"] for line in tiny.metrics(folder, "step")][-2:] == [last + 1, last + 2]
+
+
+def test_the_time_limit_counts_from_the_allocation(home: Path) -> None:
+    train_yaml = tiny.write_run(
+        home / "limit", training__num_train_epochs=200.0, stop__time_limit_seconds=3600, stop__grace_seconds=60
+    )
+    code, output = tiny.run(train_yaml, QWEN_JOB_STARTED=f"{time.time() - 3550:.0f}")
+    assert code == 160, output
+    assert "the time limit is near" in output
+    assert (train_yaml.parent / "checkpoints" / "step-1" / "manifest.json").exists()
+
+
+def test_a_frozen_rank_is_named_within_the_limit(home: Path) -> None:
+    train_yaml = tiny.write_run(home / "frozen", training__num_train_epochs=200.0, guards__hang_seconds=4)
+    process = tiny.start(train_yaml)
+    wait_for_step(train_yaml.parent, 2, process)
+    frozen = workers(process)[1]
+    frozen.send_signal(signal.SIGSTOP)
+    try:
+        output, _ = process.communicate(timeout=90)
+    finally:
+        if frozen.is_running():
+            frozen.kill()
+    assert process.returncode == 161, output
+    assert "no sign of life from rank 1" in output
+    assert "_exchange" in (train_yaml.parent / "logs" / "stacks-rank-0.txt").read_text() or "trainer.py" in output
+
+
+def test_a_disk_that_is_full_keeps_the_previous_checkpoint(home: Path) -> None:
+    train_yaml = tiny.write_run(home / "full", training__num_train_epochs=200.0, training__save_steps=3)
+    folder = train_yaml.parent
+    process = tiny.start(train_yaml)
+    wait_for_step(folder, 4, process)
+    for worker in workers(process):
+        worker.rlimit(psutil.RLIMIT_FSIZE, (100_000, 100_000))
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 5, output
+    assert "could not be written" in output and "earlier checkpoints are as they were" in output
+    kept = sorted((folder / "checkpoints").glob("step-*/manifest.json"))
+    assert kept
+    assert not list((folder / "checkpoints").glob(".step-*"))
+
+
+def test_an_exploding_loss_stops_with_step_rank_and_rows(home: Path) -> None:
+    train_yaml = tiny.write_run(
+        home / "nan", training__learning_rate=1e30, training__max_grad_norm=0.0, training__warmup_ratio=0.0
+    )
+    code, output = tiny.run(train_yaml)
+    assert code == 7, output
+    assert "the loss is nan" in output or "the loss is inf" in output
+    assert "rank 0, rows" in output and "data.json:" in output and "Lower learning_rate" in output
+    assert os.listdir(train_yaml.parent / "checkpoints") == [] if (train_yaml.parent / "checkpoints").exists() else True
