@@ -15,6 +15,7 @@ characters.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -53,7 +54,7 @@ class ChatTokenizer:
         missing = [token for token, number in ids.items() if number is None]
         if missing:
             raise ModelError(f"{name}: has no {' or '.join(missing)}; this is not the tokenizer of a Qwen-Chat model")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.name = tokenizer, name
         self.endoftext, self.im_start, self.im_end = found
         self.newline = self.encode("\n")
         self.roles = {role: self.encode(role) for role in ("system", "user", "assistant")}
@@ -67,12 +68,12 @@ class ChatTokenizer:
         """Read ``folder/tokenizer.json``. Raises ModelError if it is missing or not a ChatML tokenizer."""
         path = folder / "tokenizer.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = path.read_bytes().decode()
         except FileNotFoundError:
             raise ModelError(f"{path}: does not exist; 'qwen-job model fetch' or 'convert' writes it") from None
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: cannot be read as JSON ({error}); fetch the model again") from error
-        return cls(_plain_text_tokenizer(content, path), str(path))
+            raise ModelError(f"{path}: cannot be read ({error}); fetch the model again") from error
+        return ChatTokenizer(_plain_text_tokenizer(content, path), str(path))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text; ``<|im_end|>`` in it becomes ordinary tokens."""
@@ -82,6 +83,10 @@ class ChatTokenizer:
         """Return the ids of many texts, see :meth:`encode`."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_packed(self, texts: Sequence[str]) -> list[bytes]:
+        """Return the ids of many texts as native int32, four bytes each: no Python object per token."""
+        return [array("i", ids).tobytes() for ids in self.encode_batch(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, control tokens written out."""
@@ -158,22 +163,28 @@ def signed_ids(parts: Iterable[Segment], tokenizer: ChatTokenizer, mask: str = "
     return signed
 
 
-def _plain_text_tokenizer(content: dict[str, object], path: Path) -> Tokenizer:
+def _plain_text_tokenizer(content: str, path: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise EnvironmentFault("the package tokenizers is missing; pip install 'qwen-job[data]'") from error
-    added = content.get("added_tokens")
-    for token in added if isinstance(added, list) else []:
-        # Only special tokens are kept out of text below, and some Qwen files mark <|fim_prefix|> and the like
-        # as ordinary words. <think> and <tool_call> stay words: there they belong to the text.
-        if str(token.get("content", "")).startswith("<|"):
-            token["special"] = True
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(content))
+        tokenizer = Tokenizer.from_str(content)
+        # Only special tokens are kept out of text below, and some Qwen files mark <|fim_prefix|> and the like as
+        # ordinary words. <think> and <tool_call> stay words: there they belong to the text.
+        added = tokenizer.get_added_tokens_decoder().values()
+        if any(token.content.startswith("<|") and not token.special for token in added):
+            tokenizer = Tokenizer.from_str(_all_frames_special(content))
     except Exception as error:  # the Rust side raises plain Exception
         raise ModelError(f"{path}: is not a tokenizer ({error}); fetch the model again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _all_frames_special(content: str) -> str:
+    values = json.loads(content)
+    for token in values["added_tokens"]:
+        token["special"] = token["special"] or token["content"].startswith("<|")
+    return json.dumps(values)

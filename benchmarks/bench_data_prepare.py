@@ -1,0 +1,260 @@
+"""`data prepare` against the reference's way of preprocessing, in one run on the same cores.
+
+    python benchmarks/bench_data_prepare.py --tokenizer FOLDER             samples/s, both sides
+    python benchmarks/bench_data_prepare.py --tokenizer FOLDER --memory 1000   RSS while preparing 1000 MB
+    python benchmarks/bench_data_prepare.py --tokenizer FOLDER --open 1000000  time to open a million conversations
+
+FOLDER holds the tokenizer.json of a Qwen model ('qwen-job model fetch' or 'convert' writes it). The reference's way:
+one process; a Python tokenizer over tiktoken, called once for the role and once for the text of each message; ids
+and targets as Python lists, padded to the maximum length. It needs transformers and tiktoken. The conversations are
+made up of words of the tokenizer's own vocabulary, frequent ones more often (Zipf), half Chinese and half English.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+import threading
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from qwen_job.data import DataFile, DataSpec, open_prepared, prepare
+from qwen_job.data.encoder import QWEN_PATTERN, _ranks
+
+MAX_LENGTH = 2048
+SYSTEM = "You are a helpful assistant."
+IGNORE = -100
+
+
+def make_writer(tokenizer: Path, characters: int) -> Any:
+    """Return a function that makes up one conversation of about ``characters`` characters."""
+    vocab = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = [token.decode("utf-8", "ignore") for token in _ranks(vocab)]
+    chinese = [word for word in words if len(word) > 1 and all("\u4e00" <= char <= "\u9fff" for char in word)][:8000]
+    english = [word[1:] for word in words if word[:1] == " " and word[1:].isascii() and word[1:].isalpha()][:16000]
+    choose = random.Random(1)
+    weights = {id(pool): [1 / (rank + 10) for rank in range(len(pool))] for pool in (chinese, english)}
+
+    def sentence(is_chinese: bool) -> str:
+        pool = chinese if is_chinese else english
+        picked = choose.choices(pool, weights[id(pool)], k=choose.randint(4, 14))
+        return "".join(picked) + choose.choice("，。！？") if is_chinese else " ".join(picked).capitalize() + ". "
+
+    def text(length: int, is_chinese: bool) -> str:
+        parts: list[str] = []
+        while sum(map(len, parts)) < length:
+            parts.append(sentence(is_chinese))
+        return "".join(parts).strip()
+
+    def conversation(number: int) -> dict[str, Any]:
+        # Chinese says the same in about a third of the characters.
+        is_chinese, size = bool(number % 2), characters // (3 if number % 2 else 1)
+        asked = text(size // 4, is_chinese)
+        turns = [("user", asked), ("assistant", text(size - len(asked), is_chinese))]
+        return {"id": str(number), "conversations": [{"from": role, "value": value} for role, value in turns]}
+
+    return conversation
+
+
+def reference_tokenizer(tokenizer: Path) -> Any:
+    """A Python tokenizer over tiktoken of the kind that Qwen-1 ships: bytes as tokens, ids looked up one by one."""
+    import tiktoken
+    from transformers import PreTrainedTokenizer
+
+    vocab = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    ranks = _ranks(vocab)
+    special = {"<|endoftext|>": len(ranks), "<|im_start|>": len(ranks) + 1, "<|im_end|>": len(ranks) + 2}
+
+    class Reference(PreTrainedTokenizer):
+        def __init__(self) -> None:
+            self.inner = tiktoken.Encoding("q", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+            self.decoder = {number: token for token, number in (ranks | special).items()}
+            super().__init__()
+
+        @property
+        def vocab_size(self) -> int:
+            return self.inner.n_vocab
+
+        def get_vocab(self) -> dict[Any, int]:
+            return ranks
+
+        def tokenize(self, text: str, **_: Any) -> list[Any]:
+            ids = self.inner.encode(unicodedata.normalize("NFC", text), allowed_special="all")
+            return [self.decoder[number] for number in ids]
+
+        def convert_tokens_to_ids(self, tokens: Any) -> Any:
+            return [special[token] if token in special else ranks.get(token) for token in tokens]
+
+    return Reference()
+
+
+def reference_way(rows: list[dict[str, Any]], tokenizer: Any) -> int:
+    """Preprocess as the reference does; return the number of tokens that are not padding."""
+    start, end = tokenizer.inner._special_tokens["<|im_start|>"], tokenizer.inner._special_tokens["<|im_end|>"]
+    pad = tokenizer.inner._special_tokens["<|endoftext|>"]
+    newline = tokenizer("\n").input_ids
+    opening = [*tokenizer("system").input_ids, *newline]
+    all_ids, all_targets = [], []
+    for row in rows:
+        ids = [start, *opening, *tokenizer(SYSTEM).input_ids, end, *newline]
+        targets = [start, *[IGNORE] * (len(ids) - 3), end, *newline]
+        for turn in row["conversations"]:
+            role = tokenizer("<|im_start|>" + turn["from"]).input_ids
+            part = role + newline + tokenizer(turn["value"]).input_ids + [end, *newline]
+            ids += part
+            if turn["from"] == "user":
+                targets += [start, *[IGNORE] * (len(part) - 3), end, *newline]
+            else:
+                targets += [start, *[IGNORE] * len(role), *part[len(role) + 1 : -2], end, *newline]
+        ids += [pad] * (MAX_LENGTH - len(ids))
+        targets += [IGNORE] * (MAX_LENGTH - len(targets))
+        all_ids.append(ids[:MAX_LENGTH])
+        all_targets.append(targets[:MAX_LENGTH])
+    np.array(all_targets, np.int32)
+    return int((np.array(all_ids, np.int32) != pad).sum())
+
+
+def write_rows(path: Path, conversation: Any, *, count: int = 0, megabytes: int = 0, kinds: int = 20000) -> int:
+    """Write conversations as one JSON array; return how many. The same ``kinds`` come again and again."""
+    known: list[str] = []
+    with path.open("w", encoding="utf-8") as stream:
+        number = 0
+        while number < count or stream.tell() < megabytes << 20:
+            if number < kinds:
+                known.append(json.dumps(conversation(number), ensure_ascii=False))
+            stream.write(("[" if not number else ",\n") + known[number % kinds])
+            number += 1
+        stream.write("]")
+    return number
+
+
+class Memory:
+    """The largest resident set of this process and its children, sampled ten times a second."""
+
+    def __enter__(self) -> Memory:
+        self.peak, self.samples, self._stop = 0, list[int](), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        page = resource.getpagesize()
+        while not self._stop.wait(0.1):
+            total = 0
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+            tasks = [path.read_text() for path in Path(f"/proc/{os.getpid()}/task").glob("*/children")]
+            for pid in {os.getpid(), *map(int, " ".join(tasks).split())} if children.exists() else {os.getpid()}:
+                try:
+                    pages = Path(f"/proc/{pid}/statm").read_text().split()
+                    total += (int(pages[1]) - int(pages[2])) * page + (
+                        int(pages[2]) * page if pid == os.getpid() else 0
+                    )
+                except (OSError, IndexError):
+                    continue
+            self.samples.append(total)
+            self.peak = max(self.peak, total)
+
+
+def timed_prepare(path: Path, tokenizer: Path, cache: Path, workers: int) -> tuple[float, Path]:
+    spec = DataSpec(train=(DataFile(path),), max_length=MAX_LENGTH)
+    start = time.perf_counter()
+    folder = prepare(spec, tokenizer, cache, workers=workers)
+    return time.perf_counter() - start, folder
+
+
+def speed(tokenizer: Path, folder: Path, workers: int, count: int) -> dict[str, Any]:
+    """Time both sides; ours includes starting the workers, packing and writing everything to disk."""
+    conversation = make_writer(tokenizer, 800)
+    write_rows(folder / "rows.json", conversation, count=count, kinds=count)
+    rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))[:2000]
+    slow = reference_tokenizer(tokenizer)
+    reference_way(rows[:50], slow)
+    start = time.perf_counter()
+    tokens = reference_way(rows, slow)
+    reference = len(rows) / (time.perf_counter() - start)
+    seconds, prepared = timed_prepare(folder / "rows.json", tokenizer, folder / "cache", workers)
+    stats = open_prepared(prepared).stats["train"]
+    return {
+        "samples": count,
+        "tokens_per_sample": round(tokens / len(rows), 1),
+        "reference_samples_per_second": round(reference, 1),
+        "ours_samples_per_second": round(count / seconds, 1),
+        "ours_tokens_per_second": round(stats["tokens"] / seconds),
+        "ours_seconds": round(seconds, 2),
+        "workers": workers,
+        "times_faster": round(count / seconds / reference, 1),
+        "rows_filled": stats["filled"],
+    }
+
+
+def memory(tokenizer: Path, folder: Path, workers: int, megabytes: int) -> dict[str, Any]:
+    """Prepare one huge JSON array and watch the memory of all processes together."""
+    count = write_rows(folder / "rows.json", make_writer(tokenizer, 800), megabytes=megabytes)
+    with Memory() as watch:
+        seconds, prepared = timed_prepare(folder / "rows.json", tokenizer, folder / "cache", workers)
+    tenths = [max(part) >> 20 for part in np.array_split(np.array(watch.samples), 10)]
+    size = sum(path.stat().st_size for path in prepared.iterdir())
+    return {
+        "input_mb": (folder / "rows.json").stat().st_size >> 20,
+        "samples": count,
+        "seconds": round(seconds, 1),
+        "samples_per_second": round(count / seconds),
+        "peak_rss_mb_all_processes": watch.peak >> 20,
+        "peak_rss_mb_by_tenth_of_the_run": [int(tenth) for tenth in tenths],
+        "output_mb": size >> 20,
+    }
+
+
+def opening(tokenizer: Path, folder: Path, workers: int, count: int) -> dict[str, Any]:
+    """Prepare ``count`` short conversations, then time what each rank does at start."""
+    write_rows(folder / "rows.json", make_writer(tokenizer, 60), count=count)
+    seconds, _ = timed_prepare(folder / "rows.json", tokenizer, folder / "cache", workers)
+    again, prepared = timed_prepare(folder / "rows.json", tokenizer, folder / "cache", workers)
+    start = time.perf_counter()
+    data = open_prepared(prepared)
+    data.train[len(data.train) // 2]
+    opened = time.perf_counter() - start
+    return {
+        "samples": count,
+        "prepare_seconds": round(seconds, 1),
+        "find_again_seconds": round(again, 3),
+        "open_and_read_a_row_seconds": round(opened, 4),
+        "rows": len(data.train),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a Qwen tokenizer.json")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--samples", type=int, default=60000, help="of the speed run")
+    parser.add_argument("--memory", type=int, metavar="MB", help="measure memory on this much input instead")
+    parser.add_argument("--open", type=int, metavar="N", help="measure opening N conversations instead")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        if options.memory:
+            result = memory(options.tokenizer, Path(name), options.workers, options.memory)
+        elif options.open:
+            result = opening(options.tokenizer, Path(name), options.workers, options.open)
+        else:
+            result = speed(options.tokenizer, Path(name), options.workers, options.samples)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
