@@ -38,6 +38,7 @@ class Run:
     options: dict[str, Any]
     gradient_accumulation_steps: int
     fill: float
+    network_gbs: float | None
     memory_bytes: float | None
     step_seconds: float
 
@@ -90,13 +91,17 @@ def constants_from(values: dict[str, float]) -> tuple[Constants, SpeedConstants]
     return replace(DEFAULT_CONSTANTS, **changed), replace(DEFAULT_SPEED, **faster)
 
 
-def calibrate(folders: Sequence[str | Path], gpu: Gpu) -> Calibration:
+def calibrate(
+    folders: Sequence[str | Path], gpu: Gpu, *, gpus_per_node: int | None = None, network_gbs: float | None = None
+) -> Calibration:
     """Fit the constants to the runs in ``folders``, all on ``gpu``.
+
+    ``gpus_per_node`` (default: one node each) and ``network_gbs`` tell what runs on several nodes were joined by.
 
     Errors: EnvironmentFault for a folder without the three files or with too few steps, JobError for a model whose
     shape is not known or when the best fit lies outside what the formulas can mean.
     """
-    runs = [read_run(Path(folder)) for folder in folders]
+    runs = [read_run(Path(folder), gpus_per_node, network_gbs) for folder in folders]
     if not runs:
         raise EnvironmentFault("no run to calibrate with: name one or more run folders")
     constants = _fit_memory(runs, gpu)
@@ -105,7 +110,7 @@ def calibrate(folders: Sequence[str | Path], gpu: Gpu) -> Calibration:
     return Calibration(constants, speed, fits)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float | None = None) -> Run:
     """Read one run. Errors: EnvironmentFault naming the file and what is wrong with it."""
     train = _mapping(folder / "train.yaml", yaml.safe_load)
     zero = _mapping(folder / "deepspeed.json", json.loads)["zero_optimization"]
@@ -121,7 +126,7 @@ def read_run(folder: Path) -> Run:
     measured = [float(step["memory_bytes"]) for step in steps if step.get("memory_bytes")]
     options = {
         "world_size": train["world_size"],
-        "gpus_per_node": train["world_size"],
+        "gpus_per_node": gpus_per_node or train["world_size"],
         "zero_stage": zero["stage"],
         "offload_optimizer": (zero.get("offload_optimizer") or {}).get("device", "none") != "none",
         "precision": train["precision"],
@@ -136,6 +141,7 @@ def read_run(folder: Path) -> Run:
         options=options,
         gradient_accumulation_steps=accumulation,
         fill=min(1.0, tokens / (rows * length)),
+        network_gbs=network_gbs,
         memory_bytes=max(measured) if measured and train["device"] == "cuda" else None,
         step_seconds=statistics.median(float(step["step_seconds"]) for step in steps),
     )
@@ -163,6 +169,7 @@ def planned_seconds(run: Run, gpu: Gpu, constants: SpeedConstants) -> float | No
         **common,
         gradient_accumulation_steps=run.gradient_accumulation_steps,
         fill=run.fill,
+        network_gbs=run.network_gbs,
         constants=constants,
     )
     return None if estimate is None else estimate.mid

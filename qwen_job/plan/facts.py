@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,13 @@ class ModelShape:
         """Width of all key heads together, which is that of all value heads."""
         return self.num_key_value_heads * self.head_dim
 
-    @property
+    @cached_property
     def layer_matmul_parameters(self) -> int:
         """Weights of one decoder layer that take part in a matrix product."""
         attention = 2 * self.hidden_size * (self.query_size + self.key_value_size)
         return attention + 3 * self.hidden_size * self.intermediate_size
 
-    @property
+    @cached_property
     def layer_parameters(self) -> int:
         """All parameters of one decoder layer, with biases and norms."""
         biases = self.query_size + 2 * self.key_value_size if self.attention_bias else 0
@@ -98,13 +99,13 @@ class ModelShape:
         norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         return self.layer_matmul_parameters + biases + norms
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Exact number of trained parameters; a tied head counts once."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.num_hidden_layers * self.layer_parameters + embeddings + self.hidden_size
 
-    @property
+    @cached_property
     def num_matmul_parameters(self) -> int:
         """Weights that a token is multiplied with: layers and head (tied or not), not the embedding."""
         return self.num_hidden_layers * self.layer_matmul_parameters + self.vocab_size * self.hidden_size
@@ -140,9 +141,7 @@ def gpu_from_mapping(values: Mapping[str, Any], where: str) -> Gpu:
             source=str(values.get("source", "")),
         )
     except KeyError as error:
-        raise JobError(
-            f"{where}: {error.args[0]}: missing; a GPU needs name and compute_capability"
-        ) from error
+        raise JobError(f"{where}: {error.args[0]}: missing; a GPU needs name and compute_capability") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise JobError(f"{where}: not the numbers of a GPU ({error})") from error
 
@@ -212,9 +211,7 @@ class _Fields:
     def __call__(self, key: str, default: int | None = None) -> int:
         value = self.config.get(key, default)
         if value is None:
-            raise ModelError(
-                f"{self.where}: {key}: missing; take the config.json that belongs to the weights"
-            )
+            raise ModelError(f"{self.where}: {key}: missing; take the config.json that belongs to the weights")
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise ModelError(f"{self.where}: {key}: must be a whole number above 0, not {value!r}")
         return value
@@ -223,16 +220,12 @@ class _Fields:
 def _refuse_if_not_dense(config: Mapping[str, Any], model_type: str, where: str) -> None:
     experts = [key for key in ("num_experts", "num_local_experts", "n_routed_experts") if config.get(key)]
     if experts or "moe" in model_type:
-        raise ModelError(
-            f"{where}: {(experts or ['model_type'])[0]}: a mixture of experts; take a dense Qwen model"
-        )
+        raise ModelError(f"{where}: {(experts or ['model_type'])[0]}: a mixture of experts; take a dense Qwen model")
     if "hidden_size" not in config and isinstance(config.get("text_config"), Mapping):
         raise ModelError(f"{where}: text_config: a multimodal model; take a text model")
     layers = config.get("layer_types") or ()
     if any(kind not in ("full_attention", "sliding_attention") for kind in layers):
-        raise ModelError(
-            f"{where}: layer_types: has layers other than attention; take a dense attention model"
-        )
+        raise ModelError(f"{where}: layer_types: has layers other than attention; take a dense attention model")
 
 
 def _architecture(config: Mapping[str, Any], model_type: str) -> str:
@@ -255,9 +248,7 @@ def _find(name: str, folders: Sequence[Path], kind: str) -> Path:
                 known.setdefault(declared, path)
     if wanted in known:
         return known[wanted]
-    raise UnknownName(
-        _unknown(name, kind, sorted({str(_read_yaml(path)["name"]) for path in known.values()}))
-    )
+    raise UnknownName(_unknown(name, kind, sorted({str(_read_yaml(path)["name"]) for path in known.values()})))
 
 
 def _declared(path: Path, kind: str) -> list[str]:
@@ -274,11 +265,7 @@ def _unknown(name: str, kind: str, known: Sequence[str]) -> str:
     near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)]
     near += [entry for entry in known if name.lower() in entry.lower() and entry not in near][:3]
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
-    way_out = (
-        "its numbers can stand in job.yaml"
-        if kind == "GPU"
-        else "a local folder with its config.json works too"
-    )
+    way_out = "its numbers can stand in job.yaml" if kind == "GPU" else "a local folder with its config.json works too"
     return f"{kind} {name!r} is not known: {hint} ({way_out})"
 
 

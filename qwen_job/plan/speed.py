@@ -8,7 +8,8 @@ constants.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from qwen_job.plan.activations import BYTES, layer_activation_bytes
@@ -16,7 +17,7 @@ from qwen_job.plan.facts import Gpu, ModelShape
 
 # Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach
 # 0.87 on A100 and 0.80 on H100 (stas00/ml-engineering, maximum achievable matmul); fitted: BENCHMARKS.md.
-MATMUL_EFFICIENCY = {7: 0.60, 8: 0.80, 9: 0.62}
+MATMUL_EFFICIENCY = {7: 0.60, 8: 0.80, 9: 0.58}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SpeedConstants:
     """
 
     compute_factor: float = 1.0
-    layer_seconds: float = 0.004
+    layer_seconds: float = 0.005
     half_tokens: float = 128.0
     traffic: float = 8.0
     memory_efficiency: float = 0.75
@@ -46,6 +47,8 @@ LOSS_TRAFFIC = 24
 # Adam on the GPU, bytes a parameter read and written: gradients (twice, for the norm), master, two moments,
 # weights.
 ADAM_TRAFFIC = 40
+# Shared file systems: 1 GB/s for one job is modest; imports, NCCL and loading the weights take minutes.
+DEFAULT_STORAGE_GBS, START_SECONDS = 1.0, 180.0
 # Without a figure, one 100 Gb/s link a node: the least that is common in GPU clusters.
 DEFAULT_NETWORK_GBS = 12.5
 
@@ -78,6 +81,24 @@ class SpeedEstimate:
     def high(self) -> float:
         """Seconds of a step if little overlaps."""
         return self.step_seconds[2]
+
+
+Range = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """A whole run: (low, expected, high) seconds of an epoch and in all, GPU-hours, and money if a price is known.
+
+    ``save_seconds`` is one checkpoint's time when nothing is computed meanwhile.
+    """
+
+    steps: int
+    epoch_seconds: Range
+    total_seconds: Range
+    gpu_hours: Range
+    cost: Range | None
+    save_seconds: float
 
 
 def flops_per_token(shape: ModelShape, sequence_length: float) -> float:
@@ -153,7 +174,11 @@ def estimate_speed(
     }
     if offload_optimizer:
         parts.update(_offload_seconds(shape, gpu, world_size, gpus_per_node, accumulation, precision, constants))
-    low, mid, high = (_combine(parts, share) for share in (0.0, 0.3, 1.0))
+    # How fast a host launches kernels differs most between machines: half to nearly twice the constant.
+    low, mid, high = (
+        _combine({**parts, "launch": host * parts["launch"]}, share)
+        for share, host in ((0.0, 0.5), (0.3, 1.0), (1.0, 1.8))
+    )
     real_tokens = tokens * accumulation * world_size * fill
     mfu = flops_per_token(shape, attended) * real_tokens / (mid * world_size * peak * 1e12)
     return SpeedEstimate((0.85 * low, mid, 1.25 * high), real_tokens / mid, mfu, _bound(parts), parts)
@@ -163,6 +188,42 @@ def _efficiency(shape: ModelShape, gpu: Gpu, tokens: int, constants: SpeedConsta
     """Share of the peak that matrix products of this many tokens and this width reach."""
     best = MATMUL_EFFICIENCY.get(int(gpu.compute_capability), 0.7) * constants.compute_factor
     return best * tokens / (tokens + constants.half_tokens * 2048 / shape.hidden_size)
+
+
+def estimate_run(
+    speed: SpeedEstimate,
+    *,
+    rows: int,
+    global_batch_size: int,
+    num_train_epochs: float,
+    world_size: int,
+    max_steps: int = -1,
+    checkpoint_bytes: int = 0,
+    save_steps: int = 500,
+    storage_gbs: float = DEFAULT_STORAGE_GBS,
+    start_seconds: float = START_SECONDS,
+    price_per_gpu_hour: float | None = None,
+) -> RunEstimate:
+    """Estimate a run of ``rows`` rows an epoch: start-up, steps and checkpoints.
+
+    Checkpoints are written to storage of ``storage_gbs`` 10^9 bytes/s; the low end hides them behind the next steps.
+    """
+    per_epoch = max(1, math.ceil(rows / global_batch_size))
+    steps = max_steps if max_steps > 0 else max(1, math.ceil(per_epoch * num_train_epochs))
+    save = checkpoint_bytes / (storage_gbs * 1e9)
+    saves = steps // save_steps + 1
+    exposed = (0.0, 0.5 * save, save)
+    total = _range(
+        start_seconds + steps * step + saves * wait for step, wait in zip(speed.step_seconds, exposed, strict=True)
+    )
+    hours = _range(seconds * world_size / 3600 for seconds in total)
+    cost = None if price_per_gpu_hour is None else _range(value * price_per_gpu_hour for value in hours)
+    return RunEstimate(steps, _range(per_epoch * step for step in speed.step_seconds), total, hours, cost, save)
+
+
+def _range(values: Iterable[float]) -> Range:
+    low, mid, high = values
+    return low, mid, high
 
 
 def communication_bytes(

@@ -1,0 +1,192 @@
+"""Facts: every shipped file loads, parameter totals are the published ones, wrong names and configs say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qwen_job.errors import JobError, ModelError
+from qwen_job.plan.facts import (
+    UnknownName,
+    gpu_from_mapping,
+    gpu_names,
+    load_gpu,
+    load_model_shape,
+    model_shape_from_config,
+)
+from qwen_job.resources import resource
+
+MODELS = sorted(
+    path for path in resource("configs", "models").glob("*.yaml") if "parameters" in yaml.safe_load(path.read_text())
+)
+QWEN2: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "intermediate_size": 4864,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_parameters_are_exactly_the_published_total(path: Path) -> None:
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert load_model_shape(config["name"]).num_parameters == config["parameters"]
+    assert config["source"] == "random" or config["source"].startswith("https://")
+
+
+def test_the_reference_model() -> None:
+    shape = load_model_shape("Qwen/Qwen-1_8B-Chat")
+    assert (shape.num_parameters, shape.intermediate_size) == (1_836_828_672, 5504)
+    assert shape.num_matmul_parameters == 1_525_415_936
+    assert shape.max_position_embeddings == 8192
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2.5-7b-instruct", "Qwen2.5-7B-Instruct", "qwen/QWEN2.5-7B-Instruct", "Qwen/Qwen2.5-7B"]
+)
+def test_a_model_answers_to_its_names(name: str) -> None:
+    assert load_model_shape(name).name == "Qwen/Qwen2.5-7B-Instruct"
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_every_gpu_has_sensible_numbers_and_a_source(name: str) -> None:
+    gpu = load_gpu(name)
+    assert gpu.source
+    if gpu.is_cpu:
+        assert gpu.memory_bytes is None and not gpu.peak_tflops
+        return
+    assert gpu.memory_bytes and 15 * 2**30 < gpu.memory_bytes < 142 * 2**30
+    assert ("bf16" in gpu.peak_tflops) == (gpu.compute_capability >= 8.0)
+    assert gpu.peak_tflops["fp16"] > gpu.peak_tflops["fp32"]
+
+
+def test_gpu_names_are_distinct() -> None:
+    answers = [name.lower() for gpu in map(load_gpu, gpu_names()) for name in (gpu.name, *gpu.aliases)]
+    assert len(answers) == len(set(answers))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"), [("a100", "A100-80G"), ("v100", "V100-32G"), ("NVIDIA H200", "H200-141G"), ("cpu", "CPU")]
+)
+def test_a_gpu_answers_to_its_aliases(name: str, gpu: str) -> None:
+    assert load_gpu(name).name == gpu
+
+
+def test_a_site_may_describe_its_own_gpu(tmp_path: Path) -> None:
+    (tmp_path / "x1.yaml").write_text("{name: X1, compute_capability: 9.0, memory_bytes: 1000}")
+    assert load_gpu("x1", search=[tmp_path]).memory_bytes == 1000
+
+
+def test_an_unknown_gpu_names_its_neighbours() -> None:
+    with pytest.raises(UnknownName, match=r"'A100-60G' is not known: did you mean .*A100-80G.*job\.yaml"):
+        load_gpu("A100-60G")
+
+
+@pytest.mark.parametrize("name", ["../a100-80g", "", "/etc/passwd", "a100-80g\n", "*"])
+def test_a_name_is_never_a_path(name: str) -> None:
+    if name.strip() == "a100-80g":
+        assert load_gpu(name).name == "A100-80G"
+        return
+    with pytest.raises(UnknownName):
+        load_gpu(name)
+
+
+def test_an_unknown_model_names_its_neighbours() -> None:
+    with pytest.raises(UnknownName, match=r"did you mean .*Qwen2\.5-7B-Instruct.*config\.json works too"):
+        load_model_shape("Qwen/Qwen2.5-7B-Instrukt")
+
+
+def test_a_gpu_by_its_numbers_needs_name_and_capability() -> None:
+    assert gpu_from_mapping({"name": "X", "compute_capability": 8.6}, "job.yaml").memory_bytes is None
+    with pytest.raises(JobError, match=r"job\.yaml: compute_capability: missing"):
+        gpu_from_mapping({"name": "X"}, "job.yaml")
+    with pytest.raises(JobError, match="not above 0"):
+        gpu_from_mapping({"name": "X", "compute_capability": 8, "memory_bytes": -1}, "job.yaml")
+
+
+def test_a_local_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN2))
+    assert load_model_shape(tmp_path).num_parameters == 494_032_768
+
+
+@pytest.mark.parametrize(
+    "field", [key for key in QWEN2 if key not in ("model_type", "tie_word_embeddings", "num_key_value_heads")]
+)
+def test_a_missing_field_is_named_with_its_file(tmp_path: Path, field: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in QWEN2.items() if key != field}))
+    with pytest.raises(ModelError, match=rf"config\.json: {field}: missing"):
+        load_model_shape(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "24", True, [24]])
+def test_an_impossible_field_is_refused(value: object) -> None:
+    with pytest.raises(ModelError, match="num_hidden_layers: must be a whole number above 0"):
+        model_shape_from_config({**QWEN2, "num_hidden_layers": value}, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": 64}, "num_experts: a mixture of experts"),
+        ({"model_type": "qwen3_moe"}, "model_type: a mixture of experts"),
+        ({"layer_types": ["linear_attention"]}, "layer_types: has layers other than attention"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide 14"),
+    ],
+)
+def test_what_is_not_a_dense_decoder_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        model_shape_from_config({**QWEN2, **change}, "x")
+
+
+def test_a_multimodal_config_is_refused() -> None:
+    with pytest.raises(ModelError, match="text_config: a multimodal model"):
+        model_shape_from_config({"model_type": "qwen9_vl", "text_config": QWEN2}, "x")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_a_broken_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_model_shape(tmp_path)
+
+
+def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"not found; a model folder holds config\.json"):
+        load_model_shape(tmp_path)
+
+
+def test_a_dense_qwen_that_nobody_has_heard_of() -> None:
+    shape = model_shape_from_config(
+        {**QWEN2, "model_type": "qwen7", "head_dim": 128, "tie_word_embeddings": False}, "x"
+    )
+    assert (shape.qk_norm, shape.attention_bias, shape.query_size) == (True, False, 14 * 128)
+    layer = 2 * 896 * (14 + 2) * 128 + 3 * 896 * 4864 + 2 * 896 + 2 * 128
+    assert shape.num_parameters == 24 * layer + 2 * 151936 * 896 + 896
+
+
+def test_qwen3_with_biases_has_one_on_the_output_too() -> None:
+    plain = model_shape_from_config({**QWEN2, "model_type": "qwen3"}, "x")
+    biased = model_shape_from_config({**QWEN2, "model_type": "qwen3", "attention_bias": True}, "x")
+    assert biased.num_parameters - plain.num_parameters == 24 * (896 + 2 * 128 + 896)
+
+
+def test_a_config_file_may_be_named_itself(tmp_path: Path) -> None:
+    file = tmp_path / "qwen9.json"
+    file.write_text(json.dumps(QWEN2))
+    assert load_model_shape(file).num_hidden_layers == 24
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "\x00"])
+def test_a_broken_fact_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x1.yaml").write_text(text)
+    with pytest.raises(JobError, match=r"x1\.yaml"):
+        load_gpu("x1", search=[tmp_path])

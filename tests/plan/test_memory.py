@@ -1,0 +1,172 @@
+"""Memory: the anchors of the published formulas, and what must grow or shrink with what."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_job.plan.activations import activation_bytes, layer_activation_bytes, loss_bytes
+from qwen_job.plan.facts import load_gpu, load_model_shape
+from qwen_job.plan.memory import GIB, Constants, MemoryEstimate, estimate_memory, model_state_bytes, zero_settings
+from qwen_job.resources import resource
+
+SMALL = load_model_shape("Qwen/Qwen-1_8B-Chat")
+A100 = load_gpu("A100-80G")
+
+
+def estimate(**options: Any) -> MemoryEstimate:
+    base: dict[str, Any] = {"gpu": A100, "world_size": 2, "gpus_per_node": 2, "zero_stage": 2}
+    return estimate_memory(options.pop("shape", SMALL), **{**base, **options})
+
+
+@pytest.mark.parametrize(
+    ("stage", "gib"), [(1, (27.4, 17.1, 12.0, 9.4)), (2, (27.4, 15.4, 9.4, 6.4)), (3, (27.4, 13.7, 6.8, 3.4))]
+)
+def test_model_states_of_the_reference_on_1_2_4_8_gpus(stage: int, gib: tuple[float, ...]) -> None:
+    for world_size, expected in zip((1, 2, 4, 8), gib, strict=True):
+        states = model_state_bytes(SMALL.num_parameters, zero_stage=stage, world_size=world_size)
+        assert sum(states.values()) / GIB == pytest.approx(expected, abs=0.05)
+
+
+def test_offload_leaves_two_bytes_a_parameter_on_the_gpu() -> None:
+    states = model_state_bytes(SMALL.num_parameters, zero_stage=2, world_size=4, offload_optimizer=True)
+    assert sum(states.values()) == 2 * SMALL.num_parameters
+
+
+def test_half_precision_adamw_is_eight_bytes_a_parameter() -> None:
+    states = model_state_bytes(10, zero_stage=0, world_size=1, master_weights=False)
+    assert sum(states.values()) == 80
+
+
+def test_host_memory_of_the_reference_job_is_what_users_report() -> None:
+    """ZeRO-2 with offload on up to four GPUs: 29 to 44 GB without the processes themselves."""
+    host = dict(estimate(offload_optimizer=True).host)
+    host.pop("processes")
+    assert 29e9 < sum(host.values()) < 46e9
+
+
+@pytest.mark.parametrize(("length", "gib"), [(512, 0.87), (2048, 3.48), (8192, 13.9)])
+def test_logits_of_the_plain_loss(length: int, gib: float) -> None:
+    assert loss_bytes(SMALL, length, "none") / GIB == pytest.approx(gib, rel=0.005)
+
+
+@pytest.mark.parametrize("kind", ["torch", "liger"])
+def test_a_fused_loss_is_small_at_every_length(kind: str) -> None:
+    assert all(0.05 < loss_bytes(SMALL, length, kind) / GIB < 0.9 for length in (512, 2048, 8192))
+
+
+def test_activations_of_a_layer_lie_in_the_measured_range() -> None:
+    """24 to 48 x 2 bytes x tokens x hidden size; Qwen3-4B was measured at 38."""
+    for name in ("Qwen/Qwen-1_8B-Chat", "Qwen/Qwen3-4B", "Qwen/Qwen2.5-7B-Instruct"):
+        shape = load_model_shape(name)
+        assert 20 < layer_activation_bytes(shape, 1000, 1000) / (2 * 1000 * shape.hidden_size) < 40
+
+
+def test_checkpointing_keeps_two_bytes_a_hidden_value_and_one_layer() -> None:
+    kept = activation_bytes(SMALL, 8192, 8192)["saved"]
+    assert kept == pytest.approx(2 * 24 * 2048 * 8192, rel=0.2)
+
+
+def test_sixteen_thousand_tokens_without_checkpointing_fit_80_gb() -> None:
+    plan = estimate(world_size=1, gpus_per_node=1, sequence_length=16384, gradient_checkpointing=False)
+    assert plan.fits(margin=0.0)
+
+
+def test_the_total_is_the_sum_of_its_items() -> None:
+    plan = estimate(sequence_length=2048)
+    assert plan.gpu_bytes == sum(plan.gpu.values())
+    assert plan.moments[plan.peak] == max(plan.moments.values())
+    assert all(size > 0 for size in (*plan.gpu.values(), *plan.host.values()))
+
+
+def test_a_cpu_job_has_all_its_memory_on_the_host() -> None:
+    plan = estimate(gpu=load_gpu("CPU"), precision="fp32", attention="sdpa", fused_loss="none")
+    assert plan.gpu == {} and plan.capacity is None and plan.fits()
+    assert plan.host["weights"] == 2 * 4 * SMALL.num_parameters
+
+
+def test_an_unknown_gpu_is_not_judged() -> None:
+    assert estimate(gpu=None, sequence_length=100_000).fits()
+
+
+def test_qwen_7b_on_one_gpu_needs_what_users_are_told() -> None:
+    """7B full: not on 1 x 80 GB with ZeRO-2, but on two with ZeRO-3 and on four with ZeRO-2."""
+    large = load_model_shape("Qwen/Qwen-7B-Chat")
+    assert not estimate(shape=large, world_size=1, gpus_per_node=1).fits()
+    assert estimate(shape=large, zero_stage=3).fits()
+    assert estimate(shape=large, world_size=4, gpus_per_node=4).fits()
+
+
+def test_qwen_14b_needs_four_gpus_with_zero_3() -> None:
+    large = load_model_shape("Qwen/Qwen-14B-Chat")
+    assert estimate(shape=large, world_size=4, gpus_per_node=4, zero_stage=3).fits()
+    assert not estimate(shape=large, world_size=2, gpus_per_node=2, zero_stage=3).fits()
+
+
+def test_the_deepspeed_settings_that_run_are_the_ones_that_count() -> None:
+    options = {"sequence_length": 8192, "fused_loss": "none"}
+    less = estimate(**options, zero={**zero_settings(2), "reduce_bucket_size": 1_000_000})
+    assert less.gpu["reduce buckets"] < estimate(**options).gpu["reduce buckets"]
+
+
+def test_constants_change_what_they_name() -> None:
+    more = estimate(constants=Constants(context_bytes=10**9, nccl_bytes=10**9, fragmentation=0.0))
+    assert more.gpu["CUDA context"] == more.gpu["NCCL"] == 10**9
+    assert "fragmentation" not in more.gpu
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "zero_stage": st.integers(0, 3),
+        "offload_optimizer": st.booleans(),
+        "precision": st.sampled_from(["bf16", "fp16", "fp32"]),
+        "micro_batch_size": st.integers(1, 32),
+        "sequence_length": st.integers(1, 32768),
+        "gradient_checkpointing": st.booleans(),
+        "attention": st.sampled_from(["varlen", "sdpa", "eager"]),
+        "fused_loss": st.sampled_from(["torch", "chunked", "liger", "none"]),
+        "gradient_accumulation_steps": st.integers(1, 3),
+        "world_size": st.sampled_from([1, 2, 8, 64]),
+    }
+)
+
+
+@given(OPTIONS)
+def test_more_of_anything_never_takes_less(options: dict[str, Any]) -> None:
+    options["gpus_per_node"] = min(8, options["world_size"])
+    base = estimate(**options).gpu_bytes
+    assert base > 0
+    for field in ("micro_batch_size", "sequence_length"):
+        assert estimate(**{**options, field: 2 * options[field]}).gpu_bytes >= base
+    assert estimate(**options, shape=load_model_shape("Qwen/Qwen-7B-Chat")).gpu_bytes > base
+
+
+@given(OPTIONS)
+def test_what_saves_memory_never_costs_any(options: dict[str, Any]) -> None:
+    options["gpus_per_node"] = min(8, options["world_size"])
+    base = estimate(**options)
+    more = {**options, "world_size": 2 * options["world_size"]}
+    if options["world_size"] > 1:  # the second GPU brings NCCL and gathering
+        assert estimate(**more).gpu_bytes <= base.gpu_bytes
+    kept = activation_bytes(SMALL, 4096, 4096, gradient_checkpointing=True)["saved"]
+    assert kept < activation_bytes(SMALL, 4096, 4096, gradient_checkpointing=False)["saved"]
+    if not options["offload_optimizer"] and options["zero_stage"] == 2:
+        assert sum(base.moments.values()) > sum(estimate(**{**options, "offload_optimizer": True}).moments.values()) / 2
+
+
+def test_published_peaks_are_met_within_five_percent_at_the_median() -> None:
+    path = resource("benchmarks", "bench_memory.py")
+    spec = importlib.util.spec_from_file_location("bench_memory", path)
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    rows = yaml.safe_load(bench.ROWS.read_text(encoding="utf-8"))["rows"]
+    errors = [abs(bench.predict(row) / row["bytes"] - 1) for row in rows if row["use"] == "test"]
+    assert statistics.median(errors) < 0.05
+    assert max(errors) < 0.15

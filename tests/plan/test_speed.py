@@ -1,0 +1,156 @@
+"""Speed: FLOPs in both conventions, communication by stage, and what must be slower than what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_job.plan.facts import load_gpu, load_model_shape
+from qwen_job.plan.speed import (
+    SpeedEstimate,
+    communication_bytes,
+    estimate_run,
+    estimate_speed,
+    flops_per_token,
+    hardware_flops_per_token,
+    loose_flops_per_token,
+)
+
+SMALL = load_model_shape("Qwen/Qwen-1_8B-Chat")
+LARGE = load_model_shape("Qwen/Qwen2.5-14B-Instruct")
+
+
+def estimate(**options: Any) -> SpeedEstimate:
+    base: dict[str, Any] = {"gpu": load_gpu("A100-80G"), "world_size": 8, "gpus_per_node": 8, "zero_stage": 2}
+    found = estimate_speed(options.pop("shape", SMALL), **{**base, **options})
+    assert found is not None
+    return found
+
+
+def test_flops_of_a_token_in_both_conventions() -> None:
+    assert flops_per_token(SMALL, 2048) / 1e9 == pytest.approx(9.76, abs=0.005)
+    assert loose_flops_per_token(SMALL, 2048) / 1e9 == pytest.approx(12.23, abs=0.005)
+
+
+def test_sixty_percent_of_the_loose_convention_is_48_of_ours() -> None:
+    assert 60 * flops_per_token(SMALL, 2048) / loose_flops_per_token(SMALL, 2048) == pytest.approx(48, abs=0.2)
+
+
+def test_checkpointing_adds_less_than_a_third() -> None:
+    ratio = hardware_flops_per_token(SMALL, 2048, True) / flops_per_token(SMALL, 2048)
+    assert 1.2 < ratio < 4 / 3
+
+
+def test_forty_percent_of_an_h100_is_forty_thousand_tokens() -> None:
+    peak = load_gpu("H100").peak_tflops["bf16"] * 1e12
+    assert 0.4 * peak / flops_per_token(SMALL, 2048) == pytest.approx(40_600, rel=0.005)
+
+
+@pytest.mark.parametrize(("stage", "passes"), [(0, 2), (1, 2), (2, 5), (3, 12)])
+def test_bytes_sent_in_a_step_of_four_micro_batches(stage: int, passes: int) -> None:
+    one = 2 * SMALL.num_parameters * 7 / 8
+    assert communication_bytes(SMALL, stage, 8, "bf16", 4) == pytest.approx(passes * one)
+
+
+def test_one_gpu_sends_nothing() -> None:
+    assert communication_bytes(SMALL, 3, 1, "bf16", 4) == 0
+
+
+@pytest.mark.parametrize(("stage", "published"), [(2, 1588), (3, 1552)])
+def test_the_published_14b_run_lies_in_the_range(stage: int, published: float) -> None:
+    speed = estimate(
+        shape=LARGE,
+        gpu=load_gpu("A800"),
+        zero_stage=stage,
+        sequence_length=8192,
+        gradient_accumulation_steps=2,
+    )
+    tokens = 8192 * 2
+    assert tokens / speed.high < published < tokens / speed.low
+
+
+def test_unknown_peak_gives_no_speed() -> None:
+    assert estimate_speed(SMALL, gpu=load_gpu("CPU"), world_size=1, gpus_per_node=1, zero_stage=2) is None
+    assert estimate_speed(SMALL, gpu=None, world_size=1, gpus_per_node=1, zero_stage=2) is None
+    v100 = load_gpu("V100-32G")
+    assert estimate_speed(SMALL, gpu=v100, world_size=1, gpus_per_node=1, zero_stage=2, precision="bf16") is None
+
+
+def test_small_batches_are_bound_by_launches_and_large_ones_by_computing() -> None:
+    assert estimate(world_size=1, gpus_per_node=1, sequence_length=128).bound_by == "launch"
+    assert estimate(world_size=1, gpus_per_node=1, sequence_length=8192).bound_by == "compute"
+
+
+def test_a_slow_network_bounds_zero_3_across_nodes() -> None:
+    slow = estimate(world_size=64, zero_stage=3, network_gbs=1.0, shape=LARGE, sequence_length=512)
+    assert slow.bound_by == "network"
+    assert slow.mid > estimate(world_size=64, zero_stage=3, network_gbs=100.0, shape=LARGE, sequence_length=512).mid
+
+
+def test_offload_is_slower() -> None:
+    assert estimate(offload_optimizer=True).mid > estimate().mid
+
+
+@given(
+    stage=st.integers(0, 3),
+    offload=st.booleans(),
+    micro=st.integers(1, 64),
+    accumulation=st.integers(1, 32),
+    length=st.integers(16, 32768),
+    world_size=st.sampled_from([1, 2, 8, 16, 512]),
+    checkpointing=st.booleans(),
+    gpu=st.sampled_from(["A100-40G", "H100", "L40S", "RTX-4090", "H20"]),
+)
+def test_estimates_are_ordered_and_possible(
+    stage: int,
+    offload: bool,
+    micro: int,
+    accumulation: int,
+    length: int,
+    world_size: int,
+    checkpointing: bool,
+    gpu: str,
+) -> None:
+    speed = estimate(
+        gpu=load_gpu(gpu),
+        zero_stage=stage,
+        offload_optimizer=offload,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        sequence_length=length,
+        world_size=world_size,
+        gpus_per_node=min(8, world_size),
+        gradient_checkpointing=checkpointing,
+    )
+    assert 0 < speed.low <= speed.mid <= speed.high
+    assert speed.mfu is not None and 0 < speed.mfu < 0.8
+    assert speed.tokens_per_second == pytest.approx(micro * accumulation * length * world_size / speed.mid)
+
+
+def test_a_run_counts_steps_hours_and_money() -> None:
+    speed = SpeedEstimate((1.0, 2.0, 4.0), 1000.0, 0.5, "compute")
+    run = estimate_run(
+        speed,
+        rows=1000,
+        global_batch_size=32,
+        num_train_epochs=3,
+        world_size=8,
+        checkpoint_bytes=10**10,
+        save_steps=50,
+        start_seconds=100,
+        price_per_gpu_hour=2.0,
+    )
+    assert run.steps == 96
+    assert run.epoch_seconds == (32.0, 64.0, 128.0)
+    assert run.total_seconds == pytest.approx((196.0, 100 + 192 + 2 * 5, 100 + 384 + 2 * 10))
+    assert run.cost == pytest.approx(tuple(2 * hours for hours in run.gpu_hours))
+    assert run.gpu_hours[1] == pytest.approx(run.total_seconds[1] * 8 / 3600)
+
+
+def test_max_steps_wins_over_epochs() -> None:
+    speed = SpeedEstimate((1.0, 1.0, 1.0), 1.0, None, "compute")
+    run = estimate_run(speed, rows=10, global_batch_size=10, num_train_epochs=3, world_size=1, max_steps=7)
+    assert run.steps == 7 and run.cost is None
