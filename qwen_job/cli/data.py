@@ -1,0 +1,236 @@
+"""qwen-job data: check, clean and prepare conversations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qwen_job.data.spec import DEFAULT_SYSTEM_PROMPT, FORMATS, LONG_SAMPLES, MASKS, DataFile, DataSpec
+from qwen_job.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from qwen_job.data.check import Examiner, Report
+
+_FILE = click.Path(path_type=Path)
+_BAR = 40
+
+
+@click.group(short_help="Check, clean and prepare conversations.")
+def data() -> None:
+    """Check, clean and prepare conversations.
+
+    Reads the reference format ([{"id", "conversations": [{"from", "value"}]}]), ShareGPT, messages, Alpaca
+    and query/response; JSON, JSON Lines (also .gz and .zst) and Parquet.
+    """
+
+
+def _reading_options(command: Any) -> Any:
+    for option in (
+        click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows."),
+        click.option("--tokenizer", type=_FILE, help="Folder with tokenizer.json: count tokens exactly."),
+        click.option("--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True),
+        click.option("--max-length", type=click.IntRange(1), default=2048, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def _examiner(layout: str, tokenizer: Path | None, max_turn_tokens: int, max_length: int) -> Examiner:
+    from qwen_job.data.check import Examiner
+    from qwen_job.data.rules import Limits
+
+    loaded = None
+    if tokenizer is not None:
+        from qwen_job.data.encoder import load_encoder
+
+        loaded = load_encoder(tokenizer)
+    return Examiner(layout, Limits(max_turn_tokens, max_length), loaded)
+
+
+@data.command(short_help="Report, rule by rule, what is wrong with data files.")
+@click.argument("files", nargs=-1, required=True, type=_FILE)
+@_reading_options
+@click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="Rows shown for each rule.")
+@click.option("--all", "show_all", is_flag=True, help="Show every row.")
+@click.option("--strict", is_flag=True, help="Count warnings as errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def check(
+    files: tuple[Path, ...],
+    layout: str,
+    tokenizer: Path | None,
+    max_turn_tokens: int,
+    max_length: int,
+    limit: int,
+    show_all: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Report, rule by rule and with row numbers, what is wrong with FILES. Exit code 4 when there are
+    errors.
+    """
+    from qwen_job.data.check import check as run
+
+    examiner = _examiner(layout, tokenizer, max_turn_tokens, max_length)
+    report = run(files, examiner, exact=tokenizer is not None, limit=None if show_all else limit)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_report(report)
+    if report.errors:
+        raise DataError(f"{report.bad_rows} of {report.rows} rows cannot be trained on; correct them, "
+                        "or 'qwen-job data clean' writes a copy without them")  # fmt: skip
+    if strict and report.counts.total():
+        raise DataError(f"{report.counts.total()} warnings, and --strict counts them as errors")
+
+
+def _print_report(report: Report) -> None:
+    from qwen_job.data.rules import RULES
+
+    for rule, (is_error, meaning) in RULES.items():
+        count = report.counts[rule]
+        if not count:
+            continue
+        colour = "red" if is_error else "yellow"
+        kind = "error" if is_error else "warning"
+        click.echo(f"{click.style(f'{kind} {rule}', fg=colour, bold=True)} {count}: {meaning}")
+        shown = [finding for finding in report.findings if finding.rule == rule]
+        for finding in shown:
+            click.echo(f"  {finding}")
+        if count > len(shown):
+            click.echo(f"  ... and {count - len(shown)} more (--all shows them)")
+    _print_lengths(report)
+
+
+def _print_lengths(report: Report) -> None:
+    values = report.to_dict()
+    about = "" if report.exact else " (estimated; --tokenizer counts exactly)"
+    click.echo(f"{report.rows} conversations, {report.turns} turns, {report.tokens} tokens{about}, "
+               f"longest {report.longest}")  # fmt: skip
+    filled = [number for number, count in enumerate(report.histogram) if count]
+    most = max(report.histogram, default=0)
+    for number, (edge, count) in enumerate(values["token_histogram"].items()):
+        if filled and filled[0] <= number <= filled[-1]:
+            bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
+            click.echo(f"{edge:>8} tokens {count:>9} {count / report.rows:6.1%} {bar}")
+
+
+@data.command(short_help="Write a cleaned copy, and a list of what was dropped.")
+@click.argument("source", type=_FILE)
+@click.argument("target", type=_FILE)
+@_reading_options
+@click.option("--drop", multiple=True, metavar="RULE", help="Drop rows of this rule too (repeat for more).")
+@click.option("--keep", multiple=True, metavar="RULE", help="Keep rows of this rule (repeat for more).")
+@click.option("--force", is_flag=True, help="Replace TARGET if it exists. SOURCE is never changed.")
+def clean(
+    source: Path,
+    target: Path,
+    layout: str,
+    tokenizer: Path | None,
+    max_turn_tokens: int,
+    max_length: int,
+    drop: tuple[str, ...],
+    keep: tuple[str, ...],
+    force: bool,
+) -> None:
+    """Copy the good rows of SOURCE to TARGET and list the others, with reasons, in TARGET.dropped.jsonl.
+
+    Dropped: rows with errors, duplicates, likely secrets and personal data; --drop and --keep change that.
+    Control characters are removed from the rows that stay.
+    """
+    from qwen_job.data.clean import DROPPED_BY_DEFAULT
+    from qwen_job.data.clean import clean as run
+
+    rules = (set(DROPPED_BY_DEFAULT) | _known(drop)) - _known(keep)
+    result = run(source, target, _examiner(layout, tokenizer, max_turn_tokens, max_length), drop=rules, force=force)
+    reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
+    click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
+    click.echo(f"dropped rows are listed in {result.dropped_list}", err=True)
+    click.echo(str(target))
+
+
+def _known(rules: tuple[str, ...]) -> set[str]:
+    from qwen_job.cli import suggest
+    from qwen_job.data.rules import RULES
+
+    for rule in rules:
+        if rule not in RULES:
+            raise UsageError(f"no such rule: {rule!r}{suggest(rule, list(RULES))}; rules: {', '.join(RULES)}")
+    return set(rules)
+
+
+@data.command(short_help="Tokenize and pack once, for all ranks and later runs.")
+@click.argument("files", nargs=-1, required=True, type=_FILE)
+@click.option("--tokenizer", type=_FILE, required=True, help="Folder with the model's tokenizer.json.")
+@click.option("--output", type=_FILE, required=True, help="Cache folder (data.cache_dir of the job).")
+@click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeat for more).")
+@click.option("--eval-split", type=float, default=0.0, help="Hold out this fraction instead of a file.")
+@click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows.")
+@click.option("--system-prompt", default=DEFAULT_SYSTEM_PROMPT, show_default=True)
+@click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of one row.")
+@click.option("--long-samples", type=click.Choice(LONG_SAMPLES), default="truncate", show_default=True)
+@click.option("--mask", type=click.Choice(MASKS), default="assistant", show_default=True)
+@click.option("--packing/--no-packing", default=True, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Processes (default: the cores of this machine).")
+@click.option("--json", "as_json", is_flag=True, help="Print folder and figures as JSON.")
+def prepare(
+    files: tuple[Path, ...],
+    tokenizer: Path,
+    output: Path,
+    eval_files: tuple[Path, ...],
+    eval_split: float,
+    layout: str,
+    system_prompt: str,
+    max_length: int,
+    long_samples: str,
+    mask: str,
+    packing: bool,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Tokenize and pack FILES into a folder of memory-mapped rows under OUTPUT, and print that folder.
+
+    The folder is named by a hash of the files, the settings and the tokenizer: the same again is found at
+    once. A job whose data.cache_dir is OUTPUT and whose settings are the same starts training without
+    preparing anything.
+    """
+    from qwen_job.data import open_prepared
+    from qwen_job.data import prepare as run
+
+    spec = DataSpec(
+        train=tuple(DataFile(path.absolute()) for path in files),
+        eval=tuple(DataFile(path.absolute()) for path in eval_files),
+        eval_split=eval_split,
+        format=layout,
+        system_prompt=system_prompt,
+        max_length=max_length,
+        long_samples=long_samples,
+        packing=packing,
+        mask=mask,
+    )
+    folder = run(spec, tokenizer, output, workers=workers, progress=_progress())
+    stats = open_prepared(folder).stats
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "stats": stats}, indent=2))
+        return
+    for split in ("train", "eval"):
+        figures = stats[split]
+        if figures["samples"]:
+            click.echo(f"{split}: {figures['samples']} samples, {figures['tokens']} tokens in {figures['rows']} rows "
+                       f"({figures['filled']:.1%} full), {figures['trained_tokens']} trained", err=True)  # fmt: skip
+    changed = {name: count for name, count in stats.items() if isinstance(count, int) and count}
+    if changed:
+        click.echo(", ".join(f"{name} {count}" for name, count in changed.items()), err=True)
+    click.echo(str(folder))
+
+
+def _progress() -> Any:
+    def show(samples: int) -> None:
+        click.echo(f"\r{samples} samples", nl=False, err=True)
+
+    return show if sys.stderr.isatty() else None

@@ -1,0 +1,137 @@
+"""Reading all rows of some files and telling, rule by rule, what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qwen_job.data.chatml import ChatTokenizer, texts_of
+from qwen_job.data.files import read_rows
+from qwen_job.data.formats import Conversation
+from qwen_job.data.rules import RULES, Finding, Limits, inspect, lengths, read
+from qwen_job.data.spec import DEFAULT_SYSTEM_PROMPT
+
+BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_BATCH = 256
+
+
+@dataclass
+class Report:
+    """``counts`` has every rule; ``findings`` the first of each rule (see ``check``); ``histogram`` counts
+    samples by tokens, up to each of BUCKETS and above. ``exact``: tokens were counted by a tokenizer, not
+    estimated."""
+
+    rows: int = 0
+    bad_rows: int = 0
+    turns: int = 0
+    tokens: int = 0
+    longest: int = 0
+    exact: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+
+    @property
+    def errors(self) -> int:
+        """Number of findings that keep their row from being trained on."""
+        return sum(self.counts[rule] for rule, (is_error, _) in RULES.items() if is_error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        edges = [f"<={edge}" for edge in BUCKETS] + [f">{BUCKETS[-1]}"]
+        return {
+            "rows": self.rows,
+            "bad_rows": self.bad_rows,
+            "turns": self.turns,
+            "tokens": self.tokens,
+            "tokens_exact": self.exact,
+            "longest_sample_tokens": self.longest,
+            "errors": self.errors,
+            "counts": {rule: self.counts[rule] for rule in RULES},
+            "token_histogram": dict(zip(edges, self.histogram, strict=True)),
+            "findings": [finding._asdict() for finding in self.findings],
+        }
+
+
+class Examiner:
+    """Examines row after row; remembers a fingerprint of each conversation to find duplicates."""
+
+    def __init__(self, layout: str = "auto", limits: Limits | None = None, tokenizer: ChatTokenizer | None = None):
+        self._layout, self._limits, self._tokenizer = layout, limits or Limits(), tokenizer
+        self._seen: dict[bytes, tuple[str, int]] = {}
+
+    def examine(
+        self, file: Path, rows: Sequence[tuple[int, Any]]
+    ) -> Iterator[tuple[int, Conversation | None, list[int], list[Finding]]]:
+        """Yield (row, conversation or None, tokens of each segment, findings) for rows of one file."""
+        parsed = [(row, *read(value, self._layout)) for row, value in rows]
+        counted = iter(self._count([conversation for _, conversation, _ in parsed if conversation]))
+        for row, conversation, found in parsed:
+            tokens: list[int] = []
+            if conversation:
+                tokens = next(counted)
+                found += inspect(conversation)
+                found += lengths(conversation, tokens, self._limits)
+                found += self._duplicate(conversation, str(file), row)
+            yield row, conversation, tokens, [Finding(str(file), row, *parts) for parts in found]
+
+    def _count(self, conversations: list[Conversation]) -> Iterator[list[int]]:
+        """Yield the tokens of the system prompt and of each turn, frame included."""
+        samples = [[text for _, text in texts_of(each, DEFAULT_SYSTEM_PROMPT)] for each in conversations]
+        if self._tokenizer is None:
+            yield from ([_estimate(text) for text in sample] for sample in samples)
+            return
+        frame = len(self._tokenizer.frame("user")) + len(self._tokenizer.tail)
+        texts = [text.encode("utf-8", "replace").decode() for sample in samples for text in sample]
+        packed = iter(self._tokenizer.encode_packed(texts))
+        for sample in samples:
+            yield [len(next(packed)) // 4 + frame for _ in sample]
+
+    def _duplicate(self, conversation: Conversation, file: str, row: int) -> Iterator[tuple[str, str, str]]:
+        parts = [conversation.system or "", *(part.strip() for turn in conversation.turns for part in turn)]
+        digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=12).digest()
+        first_file, first_row = self._seen.setdefault(digest, (file, row))
+        if (first_file, first_row) != (file, row):
+            where = f"row {first_row}" if first_file == file else f"{first_file}:{first_row}"
+            yield "duplicate", "conversation", f"is the same as {where}; keep one, or use weight to repeat a file"
+
+
+def check(files: Sequence[Path], examiner: Examiner, *, exact: bool = False, limit: int | None = 10) -> Report:
+    """Examine all rows of ``files``; keep the first ``limit`` findings of each rule (None: all of them)."""
+    report = Report(exact=exact)
+    for file in files:
+        rows = read_rows(file)
+        while batch := list(islice(rows, _BATCH)):
+            for _, conversation, tokens, findings in examiner.examine(file, batch):
+                _add(report, conversation, tokens, findings, limit)
+    return report
+
+
+def _add(
+    report: Report, conversation: Conversation | None, tokens: list[int], findings: list[Finding], limit: int | None
+) -> None:
+    report.rows += 1
+    report.bad_rows += any(finding.is_error for finding in findings)
+    for finding in findings:
+        report.counts[finding.rule] += 1
+        if limit is None or report.counts[finding.rule] <= limit:
+            report.findings.append(finding)
+    if conversation:
+        total = sum(tokens)
+        report.turns += len(conversation.turns)
+        report.tokens += total
+        report.longest = max(report.longest, total)
+        report.histogram[sum(total > edge for edge in BUCKETS)] += 1
+
+
+def _estimate(text: str) -> int:
+    """Guess tokens without a tokenizer: about 1.5 Chinese characters or 4 others each, plus ChatML's
+    frame.
+    """
+    wide = 0 if text.isascii() else sum(char > "\u2e7f" for char in text)
+    return 5 + round(wide / 1.5 + (len(text) - wide) / 4)

@@ -1,0 +1,143 @@
+"""A copy of a data file without what is wrong with it, and a list of what was left out. The original
+stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+from qwen_job.data.check import Examiner
+from qwen_job.data.files import read_rows
+from qwen_job.data.rules import CONTROL, RULES, Finding
+from qwen_job.errors import DataError, EnvironmentFault, UsageError
+
+DROPPED_BY_DEFAULT = ("malformed", "order", "encoding", "duplicate", "secret", "personal")
+_BATCH = 256
+
+
+@dataclass
+class Cleaned:
+    """How many rows were kept, repaired (control characters removed) and dropped, and where the list lies."""
+
+    kept: int = 0
+    repaired: int = 0
+    dropped: int = 0
+    by_rule: Counter[str] = field(default_factory=Counter)
+    dropped_list: Path = Path()
+
+
+def clean(
+    source: Path, target: Path, examiner: Examiner, *, drop: set[str] | None = None, force: bool = False
+) -> Cleaned:
+    """Copy the good rows of ``source`` to ``target`` as they are (.json: a list, .jsonl: lines; .gz packs
+    them).
+
+    Rows with a finding of a rule in ``drop`` are left out and listed in ``TARGET.dropped.jsonl``; control
+    characters are taken out of those that stay. Rows that cannot be trained on are always left out. Both
+    files appear complete or not at all. Raises UsageError instead of overwriting, unless ``force``; the
+    source is never written.
+    """
+    drop = (set(DROPPED_BY_DEFAULT) if drop is None else drop) | {rule for rule in RULES if RULES[rule][0]}
+    listed = target.with_name(target.name + ".dropped.jsonl")
+    _refuse_overwriting(source, target, listed, force)
+    result = Cleaned(dropped_list=listed)
+    with _written_aside(target) as rows_out, _written_aside(listed) as list_out:
+        write_row = _array_writer(rows_out) if _is_array(target) else _line_writer(rows_out)
+        rows = read_rows(source)
+        while batch := list(islice(rows, _BATCH)):
+            for (_, value), found in zip(batch, examiner.examine(source, batch), strict=True):
+                bad = [finding for finding in found[3] if finding.rule in drop]
+                if bad:
+                    _list(list_out, bad, result)
+                else:
+                    result.kept += 1
+                    result.repaired += any(finding.rule == "control_character" for finding in found[3])
+                    write_row(_repair(value))
+        if _is_array(target):
+            rows_out.write(b"\n]\n" if result.kept else b"[]\n")
+        if not result.kept:
+            raise DataError(f"{source}: no row is left after cleaning; see 'qwen-job data check {source}'")
+    return result
+
+
+def _refuse_overwriting(source: Path, target: Path, listed: Path, force: bool) -> None:
+    for path in (target, listed):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"{target}: is the original, which is never changed; give another name")
+        if path.exists() and not force:
+            raise UsageError(f"{path}: exists already; give another name, or --force to replace it")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target.parent}: is not a folder; make it first")
+    if not any(suffix in (".json", ".jsonl") for suffix in target.suffixes):
+        raise UsageError(f"{target}: should end in .json or .jsonl (or those with .gz)")
+
+
+def _is_array(target: Path) -> bool:
+    return ".json" in target.suffixes
+
+
+@contextlib.contextmanager
+def _written_aside(path: Path) -> Iterator[IO[bytes]]:
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open("xb") as raw:
+            # No time stamp inside: the same rows give the same bytes.
+            packed = path.suffix == ".gz"
+            stream = cast("IO[bytes]", gzip.GzipFile("", "wb", fileobj=raw, mtime=0)) if packed else raw
+            yield stream
+            if packed:
+                stream.close()
+            raw.flush()
+            os.fsync(raw.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _array_writer(stream: IO[bytes]) -> Any:
+    first = True
+
+    def write(value: Any) -> None:
+        nonlocal first
+        stream.write((b"[\n" if first else b",\n") + _json(value))
+        first = False
+
+    return write
+
+
+def _line_writer(stream: IO[bytes]) -> Any:
+    return lambda value: stream.write(_json(value) + b"\n")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def _list(stream: IO[bytes], bad: list[Finding], result: Cleaned) -> None:
+    result.dropped += 1
+    result.by_rule.update({finding.rule for finding in bad})
+    for finding in bad:
+        stream.write(_json(finding._asdict()) + b"\n")
+
+
+def _repair(value: Any) -> Any:
+    """Take control characters out of every string of a row."""
+    if isinstance(value, str):
+        return CONTROL.sub("", value)
+    if isinstance(value, list):
+        return [_repair(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _repair(part) for key, part in value.items()}
+    return value

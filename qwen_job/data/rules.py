@@ -1,0 +1,150 @@
+"""What can be wrong with one conversation. Each rule is a function; :data:`RULES` names and explains them
+all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from qwen_job.data.files import Malformed
+from qwen_job.data.formats import Conversation, RecordError, order_problems, parse_record
+from qwen_job.data.privacy import find_personal_data, find_secrets
+
+# rule -> (is it an error, what it means). An error keeps the row from being trained on.
+RULES: dict[str, tuple[bool, str]] = {
+    "malformed": (True, "not JSON, no known layout, or a field of the wrong type"),
+    "order": (True, "roles out of order, empty turns, or no answer to learn from"),
+    "encoding": (True, "half of a surrogate pair: text that cannot be written as UTF-8"),
+    "special_token": (False, "text such as <|im_end|> inside a value (trained as plain characters)"),
+    "control_character": (False, "control, invisible or replacement characters"),
+    "long_turn": (False, "a turn longer than --max-turn-tokens"),
+    "long_sample": (False, "a conversation longer than --max-length"),
+    "duplicate": (False, "the same conversation as an earlier row"),
+    "secret": (False, "likely API keys, private keys, passwords"),
+    "personal": (False, "likely e-mail addresses, phone, ID card and bank card numbers"),
+    "unrelated": (False, "an answer that repeats its question or is in another language"),
+    "truncated": (False, "an answer that seems to break off"),
+}
+
+_SPECIAL = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
+# C0 and C1 but tab and line ends; zero-width and bidirectional controls; BOM; the replacement character.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffd]"
+)
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+_LATIN = re.compile("[A-Za-z]")
+_OTHER_LANGUAGE = re.compile(
+    r"英文|英语|翻译|中文|汉语|日语|法语|代码|程序|函数|公式|translat|chinese|english|mandarin|code|python|sql|regex",
+    re.IGNORECASE,
+)
+_BREAKS_OFF = tuple(",，、;；(（[【{「『“‘")
+_LONG_ANSWER = 400
+
+
+class Finding(NamedTuple):
+    """One thing found: ``row`` counts from 1; ``message`` says what is wrong and what to do."""
+
+    file: str
+    row: int
+    rule: str
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}: {self.field}: {self.message}"
+
+    @property
+    def is_error(self) -> bool:
+        """Tell whether the row cannot be trained on."""
+        return RULES[self.rule][0]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Lengths in tokens above which a turn or a sample is reported."""
+
+    max_turn_tokens: int = 512
+    max_length: int = 2048
+
+
+def read(value: Any, layout: str) -> tuple[Conversation | None, list[tuple[str, str, str]]]:
+    """Parse one row; return it (None if that failed) and its errors as (rule, field, message)."""
+    if isinstance(value, Malformed):
+        return None, [("malformed", "row", value.message)]
+    try:
+        conversation = parse_record(value, layout)
+    except RecordError as error:
+        return None, [("malformed", error.field, error.message)]
+    problems = list(order_problems(conversation))
+    return conversation, [("encoding" if "surrogate" in p.message else "order", p.field, p.message) for p in problems]
+
+
+def inspect(conversation: Conversation) -> Iterator[tuple[str, str, str]]:
+    """Yield (rule, field, message) for everything that the text of a readable conversation shows."""
+    texts = [("system", conversation.system or "")]
+    texts += [(f"turn {number} ({turn.role})", turn.text) for number, turn in enumerate(conversation.turns, 1)]
+    for field, text in texts:
+        for rule, message in _of_text(text):
+            yield rule, field, message
+    for number in range(1, len(conversation.turns)):
+        question, answer = conversation.turns[number - 1], conversation.turns[number]
+        if question.role == "user" and answer.role == "assistant":
+            for rule, message in _of_answer(question.text, answer.text):
+                yield rule, f"turn {number + 1} (assistant)", message
+
+
+def lengths(conversation: Conversation, tokens: list[int], limits: Limits) -> Iterator[tuple[str, str, str]]:
+    """Yield (rule, field, message) for turns and samples that are too long; ``tokens`` of all segments."""
+    # From the end: the first count may be a system prompt's.
+    last = len(conversation.turns)
+    for back, (turn, count) in enumerate(zip(reversed(conversation.turns), reversed(tokens), strict=False)):
+        if count > limits.max_turn_tokens:
+            message = f"has {count} tokens, more than {limits.max_turn_tokens}; shorten or split it"
+            yield "long_turn", f"turn {last - back} ({turn.role})", message
+    if sum(tokens) > limits.max_length:
+        message = f"has {sum(tokens)} tokens, more than {limits.max_length}; see data.long_samples"
+        yield "long_sample", "conversation", message
+
+
+def _of_text(text: str) -> Iterator[tuple[str, str]]:
+    if special := _SPECIAL.search(text) if "<|" in text else None:
+        yield "special_token", f"holds {special[0]}; remove it unless the text is about it"
+    if control := CONTROL.search(text):
+        count = len(CONTROL.findall(text))
+        name = f"U+{ord(control[0]):04X}"
+        yield "control_character", f"holds {count} invisible or control characters ({name}); 'data clean' removes them"
+    for kind in dict.fromkeys(find_secrets(text)):
+        yield "secret", f"seems to hold a secret ({kind}); remove it, and revoke it if it is real"
+    for kind in find_personal_data(text):
+        yield "personal", f"seems to hold {kind}; remove or replace it"
+
+
+def _of_answer(question: str, answer: str) -> Iterator[tuple[str, str]]:
+    asked, answered = question.strip(), answer.strip()
+    if len(asked) > 8 and answered == asked:
+        yield "unrelated", "repeats its question word for word; check that it is the answer"
+    elif not _OTHER_LANGUAGE.search(question):
+        one, other = _language(asked), _language(answered)
+        if one and other and one != other:
+            yield "unrelated", f"is {other} to a {one} question; check that it belongs to it"
+    if answered.count("```") % 2:
+        yield "truncated", "ends inside a code block; complete it or remove the conversation"
+    elif answered.endswith(_BREAKS_OFF) or (len(answered) >= _LONG_ANSWER and _ends_in_a_word(answered)):
+        yield "truncated", f"seems to break off at {answered[-12:]!r}; complete it or remove the conversation"
+
+
+def _ends_in_a_word(answer: str) -> bool:
+    """Prose whose last line is long and ends in a letter; lists, tables and code often end so rightly."""
+    last = answer.rsplit("\n", 1)[-1].strip()
+    return len(last) > 60 and last[-1].isalpha() and last[0] not in "-*|#>+`" and "```" not in answer
+
+
+def _language(text: str) -> str:
+    """Name the script of a text of some length: Chinese, Latin, or nothing when it is mixed or short."""
+    chinese, latin = len(_CHINESE.findall(text)), len(_LATIN.findall(text))
+    if chinese >= 6 and chinese * 4 > latin:
+        return "Chinese"
+    return "Latin-script" if latin >= 20 and not chinese else ""
