@@ -95,6 +95,7 @@ def engine_for(model: Qwen2ForCausalLM, stage: int, dtype: torch.dtype, zero: di
         "gradient_clipping": 1.0,
         "zero_optimization": {**zero_settings(stage), **zero},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
     fused = next(model.parameters()).is_cuda
     return deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=1e-4, fused=fused), config=config)[
@@ -144,6 +145,35 @@ def count_states(shape: ModelShape, stage: int, dtype: torch.dtype) -> None:
     planned = model_state_bytes(shape.num_parameters, zero_stage=stage, world_size=world, precision=PRECISION[dtype])
     for item, size in measured.items():
         report(f"ZeRO-{stage} {PRECISION[dtype]} {world} ranks: {item}", planned[item], size)
+
+
+def count_offload(shape: ModelShape, stage: int, dtype: torch.dtype) -> None:
+    """Compare everything that an offloaded engine keeps, on the host and on the device: here both are the host."""
+    world, precision = torch.distributed.get_world_size(), PRECISION[dtype]
+    before = alive()
+    model = build(shape, dtype, "sdpa")
+    zero = {**TINY_ZERO, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+    engine = engine_for(model, stage, dtype, zero, steps=2)
+    tokens = torch.randint(0, shape.vocab_size, (1, 64))
+    for micro in range(3):
+        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+        if micro < 2:
+            engine.step()
+    measured = sum(size for key, size in alive().items() if key not in before)
+    planned = estimate_memory(
+        shape,
+        world_size=world,
+        gpus_per_node=world,
+        zero_stage=stage,
+        offload_optimizer=True,
+        precision=precision,
+        zero={**zero_settings(stage), **TINY_ZERO},
+    )
+    kept = [planned.host[item] for item in planned.host if item.startswith(("offload", "pinned"))]
+    device = planned.gpu["weights"] + planned.gpu.get("offload staging", 0)
+    if stage == 3:  # its one bucket stays; ZeRO-2 frees its two after backward
+        device += planned.gpu["reduce buckets"]
+    report(f"ZeRO-{stage} {precision} {world} ranks, offload: host and device", sum(kept) / world + device, measured)
 
 
 @contextmanager
@@ -196,6 +226,8 @@ def on_cpu() -> None:
     for dtype in PRECISION:
         for stage in range(4):
             count_states(shape, stage, dtype)
+        for stage in (2, 3):
+            count_offload(shape, stage, dtype)
     for dtype in PRECISION:
         for attention in ("sdpa", "eager"):
             for checkpointing in (False, True):

@@ -23,7 +23,7 @@ from qwen_job.resources import resource
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class UnknownName(JobError):  # noqa: N818
+class UnknownName(JobError):
     """No file in configs/ describes a GPU or a model of this name."""
 
 

@@ -115,6 +115,13 @@ def test_the_deepspeed_settings_that_run_are_the_ones_that_count() -> None:
     assert less.gpu["reduce buckets"] < estimate(**options).gpu["reduce buckets"]
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_the_base_configs_leave_nothing_to_guess(stage: int) -> None:
+    text = resource("configs", "deepspeed", f"zero{stage}.json").read_text(encoding="utf-8")
+    assert "auto" not in text and "scheduler" not in text and '"optimizer"' not in text
+    assert zero_settings(stage)["stage"] == stage
+
+
 def test_constants_change_what_they_name() -> None:
     more = estimate(constants=Constants(context_bytes=10**9, nccl_bytes=10**9, fragmentation=0.0))
     assert more.gpu["CUDA context"] == more.gpu["NCCL"] == 10**9
