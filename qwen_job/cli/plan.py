@@ -62,7 +62,9 @@ def _as_dict(plan: Plan) -> dict[str, Any]:
 
 
 def _table(plan: Plan) -> list[str]:
-    size = f"{plan.shape.num_parameters / 1e9:.3g} B parameters" if plan.shape else "unknown size"
+    parameters = plan.shape.num_parameters if plan.shape else 0
+    scale, unit = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
     lines = [
         f"{plan.job.name}: {plan.job.model.name} ({size}) on {plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}",
         "",

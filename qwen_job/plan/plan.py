@@ -10,6 +10,7 @@ from typing import Any
 from qwen_job.errors import JobError, ModelError
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
+from qwen_job.plan.advice import RunNumbers, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
@@ -17,7 +18,8 @@ from qwen_job.plan.environment import environment
 from qwen_job.plan.facts import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
-from qwen_job.plan.sharding import Sharding, choose_sharding
+from qwen_job.plan.search import Question
+from qwen_job.plan.sharding import Sharding, choose_sharding, question_of
 from qwen_job.plan.train_config import train_config
 
 
@@ -76,9 +78,12 @@ def make_plan(job: Job) -> Plan:
     fused_loss = decide_fused_loss(job, gpu, ledger)
     world_size = job.cluster.nodes * job.cluster.gpus_per_node
     rows = rows_per_gpu(job, world_size)
-    sharding = choose_sharding(
-        job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=fused_loss
-    )
+    question = None
+    if shape is not None:
+        question = question_of(
+            job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=fused_loss
+        )
+    sharding = choose_sharding(job, question, rows, on_cpu=gpu.is_cpu)
     _note_sharding(job, sharding, ledger)
     batch = decide_batch(job, ledger, rows, world_size, sharding.micro_batch_size, sharding.reason)
     config = deepspeed_config(
@@ -101,7 +106,7 @@ def make_plan(job: Job) -> Plan:
         deepspeed_config=config,
         env=environment(job, gpu, interconnect),
         decisions=tuple(ledger.decisions),
-        warnings=(*warnings, *_warnings(job, gpu, shape, interconnect, sharding)),
+        warnings=(*warnings, *_warnings(job, question, sharding)),
     )
 
 
@@ -156,19 +161,16 @@ def _note_sharding(job: Job, sharding: Sharding, ledger: Ledger) -> None:
     )
 
 
-def _warnings(job: Job, gpu: Gpu, shape: ModelShape | None, interconnect: str, sharding: Sharding) -> list[str]:
-    warnings = []
-    if shape is not None and job.train.model_max_length > shape.max_position_embeddings:
-        warnings.append(
-            f"train.model_max_length: {job.train.model_max_length} is over the model's "
-            f"{shape.max_position_embeddings}; it was not trained beyond that"
-        )
-    if sharding.zero_stage == 3 and job.cluster.nodes > 1 and interconnect in ("auto", "ethernet") and not gpu.is_cpu:
-        warnings.append("deepspeed.zero_stage: ZeRO-3 across nodes is slow without InfiniBand, RoCE or EFA")
-    memory, host = sharding.memory, job.cluster.memory_gib
-    if memory is not None and host is not None and memory.host_bytes > host * GIB:
-        warnings.append(
-            f"cluster.memory_gib: about {memory.host_bytes / GIB:.0f} GiB of host memory are needed on a node, "
-            f"{host:g} are there; take more nodes, or deepspeed.offload_optimizer: false"
-        )
-    return warnings
+def _warnings(job: Job, question: Question | None, sharding: Sharding) -> list[str]:
+    if question is None or sharding.choice is None:
+        return []
+    # Training from new weights has learning rates of its own.
+    fresh = job.model.resolved_source == "random"
+    numbers = RunNumbers(
+        learning_rate=RunNumbers.learning_rate if fresh else job.train.learning_rate,
+        num_train_epochs=job.train.num_train_epochs,
+        max_steps=job.train.max_steps,
+        time_limit_seconds=job.slurm.time,
+        max_retries=job.retry.max_retries,
+    )
+    return [str(warning) for warning in warnings_for(question, sharding.choice, numbers)]
