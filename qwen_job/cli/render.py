@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from pathlib import Path
 
 import click
@@ -60,9 +61,8 @@ def render(
             click.echo(str(path))
     else:
         # Not click.echo: a script's text must reach the pipe byte for byte.
-        stream = click.get_binary_stream("stdout")
-        stream.write(bundle.text.encode())
-        stream.flush()
+        sys.stdout.buffer.write(bundle.text.encode())
+        sys.stdout.buffer.flush()
 
 
 def _show_diff(files: dict[str, str], folder: Path) -> None:
