@@ -213,7 +213,8 @@ class JobTrainer(Trainer):
 
     def _gather_suspects(self, batches: list[Batch]) -> list[Suspect]:
         rows = [row for batch in batches for row in batch["rows"]]
-        sources = [_source(self.parts.train, row) for row in rows[:6]]
+        files = self.parts.config.data["train"]
+        sources = [_source(self.parts.train, row, files) for row in rows[:6]]
         mine = Suspect(self.args.process_index, rows, sources)
         everyone: list[Any] = [None] * self.args.world_size
         dist.all_gather_object(everyone, mine)
@@ -411,6 +412,7 @@ class JobTrainer(Trainer):
         return under_way if under_way is not None else self._saved
 
 
-def _source(rows: Any, row: int) -> str:
-    """Name the user's rows that were packed into a prepared one: file:row."""
-    return ", ".join(f"{Path(str(file)).name}:{number}" for file, number in rows[row].source_rows[:4])
+def _source(rows: Any, row: int, files: list[dict[str, Any]]) -> str:
+    """Name the user's rows that were packed into a prepared one: file:row, file:row."""
+    members = rows[row].source_rows[:4]
+    return ", ".join(f"{Path(files[file]['path']).name}:{number}" for file, number in members)

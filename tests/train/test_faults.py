@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -53,9 +52,7 @@ def test_killed_and_resumed_weights_are_those_of_an_undisturbed_run(home: Path, 
     code, output = tiny.run(rough)
     assert code == 0, output
     assert "going on from step-" in output
-    first, second = (
-        (folder / "model" / "model.safetensors").read_bytes() for folder in (calm.parent, rough.parent)
-    )
+    first, second = ((folder / "model" / "model.safetensors").read_bytes() for folder in (calm.parent, rough.parent))
     assert first == second
     starts = tiny.metrics(rough.parent, "start")
     assert [line["attempt"] for line in starts] == [0, 1] and starts[1]["resumed_from"] in (4, 8)
@@ -105,13 +102,13 @@ def test_a_frozen_rank_is_named_within_the_limit(home: Path) -> None:
     frozen = workers(process)[1]
     frozen.send_signal(signal.SIGSTOP)
     try:
-        output, _ = process.communicate(timeout=90)
+        workers(process)[0].wait(60)
     finally:
-        if frozen.is_running():
-            frozen.kill()
+        frozen.kill()  # the agent would wait half a minute for it
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 161, output
     assert "no sign of life from rank 1" in output
-    assert "_exchange" in (train_yaml.parent / "logs" / "stacks-rank-0.txt").read_text() or "trainer.py" in output
+    assert "trainer.py" in (train_yaml.parent / "logs" / "stacks-rank-0.txt").read_text()
 
 
 def test_a_disk_that_is_full_keeps_the_previous_checkpoint(home: Path) -> None:
@@ -137,4 +134,4 @@ def test_an_exploding_loss_stops_with_step_rank_and_rows(home: Path) -> None:
     assert code == 7, output
     assert "the loss is nan" in output or "the loss is inf" in output
     assert "rank 0, rows" in output and "data.json:" in output and "Lower learning_rate" in output
-    assert os.listdir(train_yaml.parent / "checkpoints") == [] if (train_yaml.parent / "checkpoints").exists() else True
+    assert not (train_yaml.parent / "checkpoints").exists()

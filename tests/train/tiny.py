@@ -134,10 +134,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def start(train_yaml: Path, processes: int = 2, **extra: str) -> subprocess.Popen[str]:
-    """Start a run on this machine through the node launcher."""
-    command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes)]
+    """Start a run on this machine through the node launcher; doctored if the variable DOCTOR is given."""
+    command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes), "--"]
+    if "DOCTOR" in extra:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(processes), "-m", "tests.train.doctored"]
     return subprocess.Popen(
-        [*command, "--", "--config", str(train_yaml)],
+        [*command, "--config", str(train_yaml)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

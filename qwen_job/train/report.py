@@ -1,0 +1,292 @@
+"""report.html: one file that opens offline and tells how a run went, planned beside measured.
+
+- ``write_report``: a run's folder -> report.html in it
+- ``main_figures``: the same in a few lines of text
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from qwen_job.errors import EnvironmentFault, UsageError
+from qwen_job.train.files import write_atomic
+from qwen_job.train.plot import Formatter, Series, chart, smooth
+from qwen_job.train.runlog import duration
+from qwen_job.train.summary import Summary, summarize
+from qwen_job.train.timeline import ACCOUNTS
+
+_ACCOUNT_NAMES = {
+    "productive": "Training · 训练",
+    "evaluating": "Evaluating · 评估",
+    "checkpointing": "Saving · 保存",
+    "restarting": "Starting, restarting · 启动与重启",
+    "lost": "Trained again after a restart · 重启后重训",
+}
+_SHOWN_SETTINGS = {
+    "model": ("name", "source", "revision"),
+    "data": ("train", "eval", "format", "max_length", "packing", "long_samples", "mask", "system_prompt"),
+    "training": (),
+}
+_SHOWN_FIELDS = (
+    "world_size", "device", "precision", "attention", "fused_loss", "gradient_checkpointing", "torch_compile", "seed",
+)  # fmt: skip
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``run_dir``/report.html from what is there: metrics may be missing, torn or still growing.
+
+    Raises:
+        UsageError: the folder does not exist or is no run's.
+        EnvironmentFault: the folder cannot be written.
+    """
+    if not any((run_dir / name).is_file() for name in ("train.yaml", "metrics.jsonl", "done.json")):
+        raise UsageError(f"{run_dir}: is no run's folder; it holds neither train.yaml nor metrics.jsonl")
+    path = run_dir / "report.html"
+    try:
+        write_atomic(path, page(summarize(run_dir)))
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def main_figures(run_dir: Path) -> list[str]:
+    """Return the run's main figures as lines of text, the effective share of its wall time last."""
+    summary = summarize(run_dir)
+    lines = [f"{label.split(' · ')[0]}: {value}" for label, value, _ in _figures(summary) if value != "–"]
+    spent = [(name, summary.seconds[name]) for name in ACCOUNTS if summary.seconds[name] > 0]
+    if spent:
+        parts = ", ".join(f"{_ACCOUNT_NAMES[name].split(' · ')[0].lower()} {duration(value)}" for name, value in spent)
+        lines.append(f"Wall time: {duration(sum(summary.seconds.values()))} ({parts})")
+    lines.append(f"Effective training time: {_percent(summary.effective)}")
+    return lines
+
+
+def page(summary: Summary) -> str:
+    """Return the whole page."""
+    title = f"{summary.name} · qwen-job"
+    body = [_header(summary), _cards(summary), _time(summary), _charts(summary), _planned(summary)]
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    body += [_attempts(summary), _guards(summary), _evaluation(summary), _settings(summary)]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _header(summary: Summary) -> str:
+    state = summary.state
+    model = escape(str(summary.section("model").get("name") or "unknown model"))
+    step, total = _steps(summary)
+    progress = f" · step {step:,} of {total:,}" if total else (f" · step {step:,}" if step else "")
+    return (
+        f'<header><h1>{escape(summary.name)} <span class="state {escape(state, True)}">{escape(state)}</span></h1>'
+        f"<p>{model}{progress}</p></header>"
+    )
+
+
+def _steps(summary: Summary) -> tuple[int, int]:
+    total = summary.done.get("total_steps") or summary.heartbeat.get("total_steps")
+    last = int(summary.steps[-1].get("step") or 0) if summary.steps else 0
+    return last, total if isinstance(total, int) else 0
+
+
+def _figures(summary: Summary) -> list[tuple[str, str, str]]:
+    """Return (label, value, note) of the main figures."""
+    speed, planned_speed = summary.median("tokens_per_second"), summary.planned("tokens_per_second")
+    memory, planned_memory = summary.peak("memory_bytes"), summary.planned("memory_bytes_per_gpu")
+    held_out = summary.last("loss", "eval")
+    perplexity = summary.last("perplexity", "eval")
+    figures = [
+        ("Loss · 损失", _number(summary.last("loss")), f"from {_number(_first(summary))}"),
+        ("Held-out loss · 验证损失", _number(held_out), f"perplexity {_number(perplexity)}" if perplexity else ""),
+        (
+            "Tokens/s · 吞吐",
+            _count(speed),
+            f"planned {_count(planned_speed)}" if planned_speed else "median, all ranks",
+        ),
+        ("MFU · 算力利用率", _percent(summary.median("mfu")), "real tokens only"),
+        (
+            "Peak memory · 显存峰值",
+            _bytes(memory),
+            f"planned {_bytes(planned_memory)}" if planned_memory else "worst rank",
+        ),
+        ("Tokens trained · 训练词元", _count(summary.total("tokens") or None), "without padding"),
+        ("Effective time · 有效训练时间", _percent(summary.effective), "of the wall time"),
+    ]
+    return [(label, value, "" if value == "–" else note) for label, value, note in figures]
+
+
+def _first(summary: Summary) -> float | None:
+    points = summary.curve("loss")
+    return points[0][1] if points else None
+
+
+def _cards(summary: Summary) -> str:
+    cards = [
+        f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd><small>{escape(note)}</small></div>"
+        for label, value, note in _figures(summary)
+    ]
+    return f'<dl class="cards">{"".join(cards)}</dl>'
+
+
+def _time(summary: Summary) -> str:
+    total = sum(summary.seconds.values())
+    if total <= 0:
+        return _note("Wall time · 时间", "metrics.jsonl holds no events yet · 尚无训练记录")
+    bars, rows = [], []
+    for name in ACCOUNTS:
+        share = summary.seconds[name] / total
+        label = _ACCOUNT_NAMES[name]
+        if share:
+            bars.append(f'<i class="{name}" style="flex-grow:{share:.5f}" title="{escape(label)}: {share:.1%}"></i>')
+        value = f"<b>{duration(summary.seconds[name])}</b> {share:.1%}"
+        rows.append(f'<li><i class="{name}"></i>{escape(label)} {value}</li>')
+    heading = (
+        f"Wall time · 时间 <small>{duration(total)}, effective training time {_percent(summary.effective)}</small>"
+    )
+    legend = f'<ul class="legend">{"".join(rows)}</ul>'
+    return f'<section><h2>{heading}</h2><div class="bar">{"".join(bars)}</div>{legend}</section>'
+
+
+def _charts(summary: Summary) -> str:
+    loss, evals = summary.curve("loss"), summary.curve("loss", "eval")
+    training = [Series("training", loss, "faint"), Series("training, smoothed · 训练", smooth(loss), "line")]
+    held_out = [Series("held out · 验证", evals, "line", 1), Series("", evals, "dots", 1)] if evals else []
+    figures = [
+        ("Loss · 损失", [*training, *held_out], _number, False),
+        ("Learning rate · 学习率", [Series("learning rate", summary.curve("learning_rate"))], _short, True),
+        ("Tokens/s · 吞吐", _with_plan(summary, "tokens_per_second", "tokens_per_second"), _count, True),
+        ("MFU · 算力利用率", [Series("MFU", summary.curve("mfu"))], _percent, True),
+        ("Memory, worst rank · 显存", _with_plan(summary, "memory_bytes", "memory_bytes_per_gpu"), _bytes, True),
+        ("Gradient norm · 梯度范数", [Series("gradient norm", summary.curve("grad_norm"))], _number, True),
+    ]
+    marks = [float(attempt.resumed_from) for attempt in summary.attempts[1:]]
+    drawn = [_figure(title, series, form, marks, zero) for title, series, form, zero in figures]
+    return f'<section class="charts">{"".join(drawn)}</section>'
+
+
+def _with_plan(summary: Summary, key: str, planned: str) -> list[Series]:
+    measured = Series("measured · 实测", summary.curve(key))
+    value = summary.planned(planned)
+    return [measured, Series("planned · 计划", [(0.0, value)], "planned", 1)] if value else [measured]
+
+
+def _figure(title: str, series: list[Series], form: Formatter, marks: list[float], zero: bool) -> str:
+    drawing = chart(series, form, marks=marks, zero=zero) or '<p class="none">not measured · 无数据</p>'
+    named = [one for one in series if one.label and one.style != "faint" and one.points]
+    spans = [f'<span class="{one.style}" style="--c:var(--s{one.colour})">{escape(one.label)}</span>' for one in named]
+    legend = f'<p class="names">{"".join(spans)}</p>' if len(spans) > 1 else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{legend}{drawing}</figure>"
+
+
+def _planned(summary: Summary) -> str:
+    rows = []
+    for label, planned, measured, form in (
+        ("Memory per GPU · 每卡显存", summary.planned("memory_bytes_per_gpu"), summary.peak("memory_bytes"), _bytes),
+        ("Seconds a step · 每步耗时", summary.planned("step_seconds"), summary.median("step_seconds"), _number),
+        ("Tokens/s · 吞吐", summary.planned("tokens_per_second"), summary.median("tokens_per_second"), _count),
+    ):
+        if planned or measured:
+            ratio = f"{measured / planned:.2f}" if planned and measured else "–"
+            rows.append([label, form(planned), form(measured), ratio])
+    return _table(
+        "Planned and measured · 计划与实测", ["", "planned · 计划", "measured · 实测", "measured / planned"], rows
+    )
+
+
+def _attempts(summary: Summary) -> str:
+    rows = []
+    for attempt in summary.attempts:
+        start = attempt.events[0]
+        came = f"step {attempt.resumed_from:,}" if attempt.resumed_from else "the start"
+        where = f"{start.get('world_size') or '?'} ranks, {start.get('host') or '?'}"
+        lasted = duration(attempt.end - attempt.begin)
+        rows.append([str(attempt.number + 1), where, came, f"{attempt.last_step:,}", lasted, attempt.outcome])
+    heading = ["", "where · 位置", "from · 起点", "to step · 到", "lasted · 时长", "end · 结束"]
+    return _table("Attempts · 启动记录", heading, rows)
+
+
+def _guards(summary: Summary) -> str:
+    hidden = ("type", "time", "step")
+    rows = [
+        [str(event.get("step")), ", ".join(f"{key}: {value}" for key, value in event.items() if key not in hidden)]
+        for event in summary.guards[:50]
+    ]
+    return _table("Guards · 异常保护", ["step · 步", "what happened · 事件"], rows)
+
+
+def _evaluation(summary: Summary) -> str:
+    answers = summary.evaluation.get("answers")
+    rows = [
+        [str(answer.get(key) or "–") for key in ("prompt", "reference", "before", "after")]
+        for answer in (answers if isinstance(answers, list) else [])
+        if isinstance(answer, dict)
+    ]
+    heading = ["question · 问题", "reference · 参考", "before · 训练前", "after · 训练后"]
+    return _table("Sample answers · 回答对比", heading, rows, kind="answers")
+
+
+def _settings(summary: Summary) -> str:
+    rows = [[field, _plain(summary.settings[field])] for field in _SHOWN_FIELDS if field in summary.settings]
+    for section, keys in _SHOWN_SETTINGS.items():
+        values = summary.section(section)
+        rows += [[f"{section}.{key}", _plain(values[key])] for key in (keys or values) if values.get(key) is not None]
+    table = _table("", ["train.yaml", ""], rows)
+    return f"<details><summary>Settings · 设置</summary>{table}</details>" if rows else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return (
+            ", ".join(str(item.get("path", item)) if isinstance(item, dict) else str(item) for item in value) or "none"
+        )
+    return "yes" if value is True else "no" if value is False else str(value)
+
+
+def _note(title: str, text: str) -> str:
+    return f'<section><h2>{escape(title)}</h2><p class="none">{escape(text)}</p></section>'
+
+
+def _table(title: str, heading: list[str], rows: list[list[str]], kind: str = "") -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<section>{title and f"<h2>{escape(title)}</h2>"}<div class="wide"><table class="{kind}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else _count(value)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "–"
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"

@@ -1,0 +1,103 @@
+"""A run in numbers, from whatever its folder holds. Nothing here imports torch, and nothing here fails."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_job.train.plot import Point
+from qwen_job.train.run_folder import read_object, read_settings
+from qwen_job.train.runlog import read_metrics
+from qwen_job.train.timeline import Attempt, Event, account, attempts, effective_share, last_versions, number
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the report and the model card tell of a run."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    done: Mapping[str, Any]
+    heartbeat: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    attempts: list[Attempt]
+    steps: list[Event]
+    evals: list[Event]
+    guards: list[Event]
+    seconds: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.settings.get("name") or self.folder.name)
+
+    @property
+    def state(self) -> str:
+        """done, stopped, failed, training, ...; unknown when nothing says so."""
+        return "done" if self.done else str(self.heartbeat.get("state") or "unknown")
+
+    @property
+    def effective(self) -> float | None:
+        """Productive time over wall time."""
+        return effective_share(self.seconds)
+
+    def curve(self, key: str, kind: str = "step") -> list[Point]:
+        """Return (step, value) of one key, where both are numbers."""
+        events = self.evals if kind == "eval" else self.steps
+        pairs = [(number(event, "step"), number(event, key)) for event in events]
+        return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+    def last(self, key: str, kind: str = "step") -> float | None:
+        """Return the last value of one key."""
+        points = self.curve(key, kind)
+        return points[-1][1] if points else None
+
+    def median(self, key: str) -> float | None:
+        """Return the median over steps, the first of each attempt left out (it warms up)."""
+        firsts = {(number(event, "step")) for attempt in self.attempts for event in _first_step(attempt)}
+        points = self.curve(key)
+        steady = [y for x, y in points if x not in firsts] or [y for _, y in points]
+        return statistics.median(steady) if steady else None
+
+    def peak(self, key: str) -> float | None:
+        """Return the largest value over all steps."""
+        return max((y for _, y in self.curve(key)), default=None)
+
+    def total(self, key: str) -> float:
+        """Return the sum over all steps that count."""
+        return sum(y for _, y in self.curve(key))
+
+    def planned(self, key: str) -> float | None:
+        """Return a number of train.yaml's plan section."""
+        plan = self.settings.get("plan")
+        return number(plan, key) if isinstance(plan, dict) else None
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """Return a section of train.yaml, empty when it is missing."""
+        value = self.settings.get(name)
+        return value if isinstance(value, dict) else {}
+
+
+def _first_step(attempt: Attempt) -> list[Event]:
+    return [event for event in attempt.events if event.get("type") == "step"][:1]
+
+
+def summarize(folder: Path) -> Summary:
+    """Read a run's folder; what is missing or torn is left out."""
+    events = read_metrics(folder)
+    tries = attempts(events)
+    return Summary(
+        folder=folder,
+        settings=read_settings(folder),
+        done=read_object(folder / "done.json"),
+        heartbeat=read_object(folder / "heartbeat"),
+        evaluation=read_object(folder / "evaluation.json"),
+        attempts=tries,
+        steps=last_versions(tries, "step"),
+        evals=last_versions(tries, "eval"),
+        guards=[event for event in events if event.get("type") == "guard"],
+        seconds=account(tries),
+    )

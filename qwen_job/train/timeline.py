@@ -1,0 +1,131 @@
+"""Where the wall time of a run went, from metrics.jsonl alone. Nothing here imports torch.
+
+Every second from the first sign of life to the last belongs to exactly one account: the time between two events of
+an attempt goes to what the later one reports, the time between two attempts to restarting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Event = Mapping[str, Any]
+ACCOUNTS = ("productive", "evaluating", "checkpointing", "restarting", "lost")
+
+
+@dataclass
+class Attempt:
+    """One start of the run: its events in order, the step it began from."""
+
+    number: int
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def resumed_from(self) -> int:
+        """The step of the checkpoint it started from; 0 for none."""
+        return int(number(self.events[0], "resumed_from") or 0)
+
+    @property
+    def begin(self) -> float:
+        """When it came to life, as far as known (unix seconds)."""
+        first = number(self.events[0], "time") or 0.0
+        for event in self.events:
+            if event.get("type") == "end" and (seconds := number(event, "train_seconds")):
+                return min(first, (number(event, "time") or first) - seconds)
+        return first
+
+    @property
+    def end(self) -> float:
+        """When it was last heard of."""
+        return max((number(event, "time") or 0.0) for event in self.events)
+
+    @property
+    def last_step(self) -> int:
+        """The highest step that it reached."""
+        return max((int(number(event, "step") or 0) for event in self.events), default=0)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: done, stopped, or in silence."""
+        kinds = [event.get("type") for event in self.events]
+        if "end" in kinds:
+            return "done"
+        stops = [event for event in self.events if event.get("type") == "stop"]
+        return str(stops[-1].get("reason") or "stopped") if stops else "no last word (killed, or still running)"
+
+
+def number(event: Event, key: str) -> float | None:
+    """Return a finite number of an event, else None: a crash may have cut anything short."""
+    value = event.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def attempts(events: Sequence[Event]) -> list[Attempt]:
+    """Split the events of a run at each ``start``; events without a time are left out."""
+    found: list[Attempt] = []
+    for event in events:
+        if number(event, "time") is None:
+            continue
+        if event.get("type") == "start" or not found:
+            found.append(Attempt(len(found)))
+        found[-1].events.append(event)
+    return found
+
+
+def is_lost(step: int, position: int, all_attempts: Sequence[Attempt]) -> bool:
+    """Tell whether a later attempt started from before ``step``, so that it had to be trained again."""
+    return any(later.resumed_from < step for later in all_attempts[position + 1 :])
+
+
+def last_versions(all_attempts: Sequence[Attempt], kind: str) -> list[Event]:
+    """Return the events of one type that count in the end: those of steps trained again are left out."""
+    return [
+        event
+        for attempt in all_attempts
+        for event in attempt.events
+        if event.get("type") == kind and not is_lost(int(number(event, "step") or 0), attempt.number, all_attempts)
+    ]
+
+
+def account(all_attempts: Sequence[Attempt]) -> dict[str, float]:
+    """Return the seconds of each of ACCOUNTS; their sum is the wall time from the first event to the last."""
+    seconds = dict.fromkeys(ACCOUNTS, 0.0)
+    heard = all_attempts[0].begin if all_attempts else 0.0
+    for attempt in all_attempts:
+        seconds["restarting"] += max(0.0, attempt.begin - heard)
+        heard = max(heard, attempt.begin)
+        for name, share in _shares(attempt, all_attempts, heard):
+            seconds[name] += share
+        heard = max(heard, attempt.end)
+    return seconds
+
+
+def _shares(attempt: Attempt, all_attempts: Sequence[Attempt], heard: float) -> Iterator[tuple[str, float]]:
+    begun = False
+    for event in attempt.events:
+        now = max(heard, number(event, "time") or 0.0)
+        passed, heard = now - heard, now
+        kind = event.get("type")
+        if kind == "step":
+            lost = is_lost(int(number(event, "step") or 0), attempt.number, all_attempts)
+            # Before the first step the model was loaded; only the step itself was training.
+            worked = passed if begun else min(passed, number(event, "step_seconds") or 0.0)
+            begun = True
+            yield "lost" if lost else "productive", worked
+            yield "restarting", passed - worked
+        elif kind == "eval":
+            yield "evaluating", passed
+        elif kind == "start":
+            yield "restarting", passed
+        else:
+            yield ("checkpointing" if begun else "restarting"), passed
+
+
+def effective_share(seconds: Mapping[str, float]) -> float | None:
+    """Return productive time over wall time, None for a run without either."""
+    total = sum(seconds.values())
+    return seconds["productive"] / total if total > 0 else None

@@ -1,0 +1,66 @@
+"""python -m qwen_job.train with one thing changed for a test, named by the variable DOCTOR.
+
+gradients  write the first step's full gradients to $GRADIENTS and stop
+nan        make the loss of prepared row 3 a NaN
+stop       wish to stop after step $STOP_AT
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from qwen_job.train import __main__ as train
+
+
+def record_gradients() -> None:
+    """Replace the engine's first step by a dump of what it would have used."""
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.utils import safe_get_full_grad
+
+    def step(engine: Any) -> None:
+        gradients = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
+        if os.environ["RANK"] == "0":
+            torch.save(gradients, os.environ["GRADIENTS"])
+        torch.distributed.barrier()
+        os._exit(0)
+
+    DeepSpeedEngine.step = step
+
+
+def spoil_a_row() -> None:
+    """Give row 3 a loss that is not a number."""
+    from qwen_job.train.trainer import JobTrainer
+
+    summed = JobTrainer._summed_loss
+
+    def spoiled(self: Any, model: Any, batch: Any) -> torch.Tensor:
+        loss = summed(self, model, batch)
+        return loss * float("nan") if 3 in batch["rows"] else loss
+
+    JobTrainer._summed_loss = spoiled  # type: ignore[method-assign]
+
+
+def stop_after() -> None:
+    """Hear a wish to stop in the step that is to be the last."""
+    from qwen_job.train.trainer import JobTrainer
+
+    fetch = JobTrainer.get_batch_samples
+
+    def fetched(self: Any, *arguments: Any) -> Any:
+        if self.state.global_step + 1 == int(os.environ["STOP_AT"]):
+            self.parts.wish.reason = "the test"
+        return fetch(self, *arguments)
+
+    JobTrainer.get_batch_samples = fetched  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    from qwen_job.train.rendezvous import quiet_deepspeed
+
+    quiet_deepspeed("cpu")
+    {"gradients": record_gradients, "nan": spoil_a_row, "stop": stop_after}[os.environ["DOCTOR"]]()
+    os._exit(train.main(sys.argv[1:]))

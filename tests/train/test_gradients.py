@@ -1,0 +1,60 @@
+"""Packing, accumulation and the number of ranks change nothing about a step's gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train import tiny
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one big batch": (1, {"training__per_device_train_batch_size": 48, "data__packing": False}),
+    "packed, accumulated, two ranks": (2, {"training__gradient_accumulation_steps": 12}),
+    "packed, eager, chunked, checkpointed": (
+        2,
+        {
+            "training__per_device_train_batch_size": 3,
+            "training__gradient_accumulation_steps": 4,
+            "attention": "eager",
+            "fused_loss": "chunked",
+            "gradient_checkpointing": True,
+        },
+    ),
+}
+
+
+def gradients(home: Path, name: str) -> dict[str, Any]:
+    """Return the gradient of the first step, which sees every conversation once."""
+    import torch
+
+    ranks, changes = WAYS[name]
+    folder = home / name.replace(" ", "-").replace(",", "")
+    changes = {"world_size": ranks, "training__gradient_accumulation_steps": 1, **changes}
+    train_yaml = tiny.write_run(folder, 2, **changes)
+    code, output = tiny.run(train_yaml, ranks, DOCTOR="gradients", GRADIENTS=str(folder / "gradients.pt"))
+    assert code == 0, output
+    found: dict[str, Any] = torch.load(folder / "gradients.pt")
+    return found
+
+
+def test_every_way_of_batching_gives_the_same_gradient(tmp_path: Path) -> None:
+    first, *others = [gradients(tmp_path, name) for name in WAYS]
+    assert len(first) == 27
+    for other in others:
+        for name, expected in first.items():
+            difference = (other[name] - expected).norm() / expected.norm()
+            assert difference < 2e-6, (name, difference)
+
+
+def test_a_row_that_gives_nan_is_left_out_and_counted(tmp_path: Path) -> None:
+    train_yaml = tiny.write_run(tmp_path / "run", 3, guards__on_nan="skip")
+    code, output = tiny.run(train_yaml, DOCTOR="nan")
+    assert code == 0, output
+    skips = tiny.metrics(train_yaml.parent, "guard")
+    assert [line["skipped"] for line in skips] == [1, 2]  # once in each of two epochs
+    assert all(line["rows"] == [3] for line in skips)
+    assert all(line["loss"] is not None for line in tiny.metrics(train_yaml.parent, "step"))

@@ -1,0 +1,34 @@
+"""A run goes on when its number of ranks changes: 4, then 2, then 4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.train import tiny
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+
+def test_four_then_two_then_four_ranks_learn_what_four_alone_do(tmp_path: Path) -> None:
+    changes = {"world_size": 4, "training__gradient_accumulation_steps": 1, "training__save_steps": 3}
+    calm = tiny.write_run(tmp_path / "calm", 2, **changes, training__max_steps=9)
+    code, output = tiny.run(calm, 4)
+    assert code == 0, output
+    expected = [line["loss"] for line in tiny.metrics(calm.parent, "step")]
+
+    moved = tiny.write_run(tmp_path / "moved", 2, **changes, training__max_steps=9)
+    settings = yaml.safe_load(moved.read_text())
+    for last, ranks in ((3, 4), (6, 2), (9, 4)):
+        # Ends there by the wish to stop: the schedule still knows of nine steps.
+        code, output = tiny.run(moved, ranks, DOCTOR="stop", STOP_AT=str(last))
+        assert code in (0, 1, 160), output
+    assert settings["world_size"] == 4
+    losses = {line["step"]: line["loss"] for line in tiny.metrics(moved.parent, "step")}
+    assert sorted(losses) == list(range(1, 10))
+    assert [losses[step] for step in sorted(losses)] == pytest.approx(expected, abs=2e-5)
+    starts = [(line["world_size"], line["resumed_from"]) for line in tiny.metrics(moved.parent, "start")]
+    assert starts == [(4, None), (2, 3), (4, 6)]
+    assert "converting it" in output and (moved.parent / "done.json").exists()
