@@ -1,0 +1,111 @@
+"""Write docs/cli.md and docs/job.md from the code: ``python scripts/docs.py`` (``--check`` only compares)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qwen_job.cli import COMMANDS, cli
+from qwen_job.errors import RETRYABLE_FROM, table
+from qwen_job.job.schema import job_schema
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def cli_reference() -> str:
+    """Return every command's --help, 100 columns wide."""
+    parts = ["# Command line\n", "Written by `python scripts/docs.py` from the commands' own `--help`.\n"]
+    root = click.Context(cli, info_name="qwen-job", terminal_width=100)
+    for name in COMMANDS:
+        command = cli.get_command(root, name)
+        assert command is not None
+        parts += _help(command, name, root)
+    parts.append("## Exit codes\n")
+    parts.append("| code | | error | meaning |\n|---|---|---|---|")
+    for code, name, meaning in table():
+        verdict = "try again" if code >= RETRYABLE_FROM else "" if code == 0 else "final"
+        parts.append(f"| {code} | {verdict} | {name} | {meaning} |")
+    return "\n".join(parts) + "\n"
+
+
+def _help(command: click.Command, name: str, parent: click.Context) -> list[str]:
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=100)
+    level = "#" * (context.command_path.count(" ") + 1)
+    parts = [f"{level} {context.command_path}\n", "```text", command.get_help(context).rstrip(), "```\n"]
+    if isinstance(command, click.Group):
+        for inner in command.list_commands(context):
+            sub = command.get_command(context, inner)
+            assert sub is not None
+            parts += _help(sub, inner, context)
+    return parts
+
+
+def job_reference() -> str:
+    """Return a table of every field of job.yaml, section by section."""
+    schema = job_schema()
+    parts = ["# job.yaml\n", "Written by `python scripts/docs.py` from the types that check the file.\n"]
+    parts += ["Every other TrainingArguments name of Hugging Face may be written under `train` as well.\n"]
+    parts += _section("Top level", schema, schema["$defs"])
+    for name in (key for key in schema["properties"] if _reference(schema["properties"][key])):
+        definition = schema["$defs"][_reference(schema["properties"][name])]
+        parts += _section(f"`{name}`", definition, schema["$defs"])
+    for name, title in (("DataFile", "An item of `data.train`"), ("Volume", "An item of `kubernetes.volumes`")):
+        parts += _section(title, schema["$defs"][name], schema["$defs"])
+    return "\n".join(parts) + "\n"
+
+
+def _section(title: str, schema: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
+    schema = next((form for form in schema.get("anyOf", []) if "properties" in form), schema)
+    parts = [f"## {title}\n"]
+    if schema.get("description"):
+        parts.append(schema["description"].replace("\n", " ") + "\n")
+    parts.append("| field | type | default | |\n|---|---|---|---|")
+    required = schema.get("required", [])
+    for name, field in schema["properties"].items():
+        if "description" not in field and _reference(field) in definitions:
+            field = {**field, "description": f"see `{name}` below"}
+        default = "required" if name in required else _default(field)
+        parts.append(f"| `{name}` | {_type(field)} | {default} | {field.get('description', '').replace('|', '/')} |")
+    return [*parts, ""]
+
+
+def _reference(field: dict[str, Any]) -> str:
+    return str(field.get("$ref", "")).rpartition("/")[2]
+
+
+def _default(field: dict[str, Any]) -> str:
+    value = field.get("default")
+    if value is None or value in ({}, []):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " ".join(f"`{word}`" for word in field["enum"])
+    if "anyOf" in field:
+        return " or ".join(_type(form) for form in field["anyOf"] if form.get("type") != "null")
+    if "$ref" in field:
+        return "section"
+    kind = str(field.get("type", "any"))
+    return f"list of {_type(field['items'])}" if kind == "array" and "items" in field else kind
+
+
+def main() -> int:
+    """Write or compare the pages; 1 when one of them is out of date."""
+    stale = 0
+    for name, text in (("cli.md", cli_reference()), ("job.md", job_reference())):
+        path = DOCS / name
+        if "--check" not in sys.argv:
+            path.write_text(text, "utf-8")
+        elif not path.exists() or path.read_text("utf-8") != text:
+            print(f"docs/{name} is out of date: python scripts/docs.py writes it", file=sys.stderr)
+            stale = 1
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())
