@@ -7,7 +7,6 @@ FROM ${BASE_IMAGE} AS base
 ARG SET=ampere
 ARG DEBIAN_SNAPSHOT=
 ARG DEBIAN_PINS=exact
-SHELL ["/bin/bash", "-o", "errexit", "-o", "pipefail", "-c"]
 COPY scripts/image/apt-install configs/image/${SET}/debian.lock /opt/image/
 RUN /opt/image/apt-install /opt/image/debian.lock
 

@@ -27,7 +27,10 @@ image_check_set() {
 }
 
 # What pip of this machine was told (a CA bundle, a folder of wheels, another index), as one pip.conf for the build.
-pip_setting() { "${PYTHON:-python3}" -m pip config list 2>/dev/null | sed -n "s/^[^.]*\.[.]*$1='\(.*\)'$/\1/p" | head -n 1; }
+pip_setting() {  # one setting's value, or nothing
+    : "${PIP_SETTINGS:=$("${PYTHON:-python3}" -m pip config list 2>/dev/null)}"
+    awk -F "[.=]" -v key="$1" '{k = $2 != "" ? $2 : $3} k == key {sub(/^[^=]*=/, ""); gsub(/^'"'|'"'$/, ""); print; exit}' <<<"$PIP_SETTINGS"
+}
 
 write_pip_conf() {
     local key value
@@ -36,14 +39,18 @@ write_pip_conf() {
         value=$(pip_setting "$key")
         [ "$key" != timeout ] || value=${value:-$(pip_setting default-timeout)}
         # A folder of this machine serves the build only where it is mounted: find-links and the CA bundle are.
-        [ "$key" != extra-index-url ] || value=$(tr ' ' '\n' <<<"$value" | grep -v '^file:' | paste -sd ' ')
+        [ "$key" != extra-index-url ] || value=$(tr ' ' '\n' <<<"$value" | { grep -v '^file:' || true; } | paste -sd ' ')
+        # Not at its own path: a package (ca-certificates) writes there during the build.
+        [ "$key" != cert ] || value=${value:+/etc/pip-ca.pem}
         [ -z "$value" ] || echo "$key = $value"
     done
 }
 
-pip_mounts() {
+pip_mounts() {  # HOST:CONTAINER lines
     local path
-    for path in $(pip_setting cert) $(pip_setting find-links); do
-        case $path in /*) [ ! -e "$path" ] || printf '%s\n' "$path" ;; esac
+    path=$(pip_setting cert)
+    [ ! -f "$path" ] || echo "$path:/etc/pip-ca.pem"
+    for path in $(pip_setting find-links); do
+        case $path in /*) [ ! -d "$path" ] || echo "$path:$path" ;; esac
     done
 }

@@ -1,0 +1,132 @@
+"""The quick check of a node, done before torch is imported: driver, GPU kernels, cache, shared memory.
+
+Every fault is one line that says what to do, in place of the traceback that torch would give later.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_job.errors import EnvironmentFault
+from qwen_job.node.driver import Driver, NodeGpu, probe
+from qwen_job.node.image import Image, image_sets, installed_image, set_for
+
+SHARED_MEMORY = Path("/dev/shm")
+# Docker's default of 64 MB is too little for NCCL's intra-node transport and for DataLoader workers.
+SHARED_MEMORY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``state``: ok, warning or fault."""
+
+    check: str
+    state: str
+    message: str
+
+
+def quick_check(device: str = "auto") -> list[Finding]:
+    """Look at this node and return a finding per check; nothing is raised for a fault.
+
+    ``device``: ``cuda`` (a GPU is needed), ``cpu`` (none is), or ``auto``: what the image was built for.
+    """
+    image = installed_image()
+    wants_gpu = device == "cuda" or (device == "auto" and image.cuda is not None)
+    checks: list[tuple[str, Callable[[], str]]] = [("gpu", lambda: check_gpus(image))] if wants_gpu else []
+    checks.append(("cache", check_cache))
+    found = [_look(name, check) for name, check in checks]
+    return [*found, shared_memory(SHARED_MEMORY)]
+
+
+def require(device: str = "auto") -> None:
+    """Raise EnvironmentFault with the first fault of :func:`quick_check`: what a start-up calls before torch."""
+    for finding in quick_check(device):
+        if finding.state == "fault":
+            raise EnvironmentFault(finding.message)
+
+
+def check_gpus(image: Image) -> str:
+    """Hold the node's driver and GPUs against what the image carries; return a summary.
+
+    Raises EnvironmentFault for a missing driver, one that is older than the image's CUDA, and GPUs without kernels.
+    """
+    if image.cuda is None:
+        raise EnvironmentFault(
+            "this image carries no CUDA (torch for CPUs): use SET=ampere (A100, H100) or SET=v100, or device cpu"
+        )
+    driver = probe()
+    check_driver(image, driver)
+    for gpu in driver.gpus:
+        check_kernels(image, gpu)
+    return f"{len(driver.gpus)} x {driver.gpus[0].name}, driver {driver.version or 'unknown'}, CUDA {image.cuda} inside"
+
+
+def check_driver(image: Image, driver: Driver) -> None:
+    """Raise EnvironmentFault when the driver is older than the CUDA inside the image."""
+    needed = f"this image carries CUDA {image.cuda}, which needs driver {image.minimum_driver} or newer"
+    if driver.version and image.minimum_driver:
+        if _numbers(driver.version) < _numbers(image.minimum_driver):
+            raise EnvironmentFault(f"{needed}; the node has {driver.version}: {_older_set(image, driver.version)}")
+    elif driver.cuda and driver.cuda[0] < image.cuda_major:
+        had = ".".join(map(str, driver.cuda))
+        raise EnvironmentFault(f"{needed}; the node's driver ends at CUDA {had}: update the driver")
+
+
+def check_kernels(image: Image, gpu: NodeGpu) -> None:
+    """Raise EnvironmentFault when the image was compiled for other GPUs than this one."""
+    if gpu.capability is None or image.runs_on(gpu.capability):
+        return
+    name = gpu.name.removeprefix("NVIDIA ").removeprefix("Tesla ")
+    sm = "sm_{}{}".format(*gpu.capability)
+    better = set_for(gpu.capability)
+    advice = f"use SET={better}" if better else "no set has kernels for it: leave this node out"
+    raise EnvironmentFault(f"this image carries {image.carried()}; the node has {name} ({sm}): {advice}")
+
+
+def check_cache() -> str:
+    """Raise EnvironmentFault unless the cache folder (QWEN_JOB_CACHE) can be written; return its path."""
+    folder = Path(os.environ.get("QWEN_JOB_CACHE") or Path.home() / ".cache" / "qwen-job")
+    trial = folder / f".trial-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"the cache {folder} cannot be written ({error.strerror}): mount a writable folder there, "
+            "or name one in QWEN_JOB_CACHE"
+        ) from error
+    return f"{folder} is writable"
+
+
+def shared_memory(folder: Path) -> Finding:
+    """Warn when shared memory is small: a job with one GPU and no workers still runs."""
+    if not folder.is_dir():
+        return Finding("shared memory", "warning", f"{folder} does not exist: NCCL needs it between GPUs of a node")
+    size = shutil.disk_usage(folder).total
+    if size < SHARED_MEMORY_BYTES:
+        text = f"{folder} holds {size >> 20} MiB: NCCL and data workers need 1 GiB or more (docker: --ipc=host)"
+        return Finding("shared memory", "warning", text)
+    return Finding("shared memory", "ok", f"{size / (1 << 30):.1f} GiB")
+
+
+def _look(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", check())
+    except EnvironmentFault as fault:
+        return Finding(name, "fault", str(fault))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _older_set(image: Image, version: str) -> str:
+    older = [i for i in image_sets() if i.minimum_driver and _numbers(i.minimum_driver) <= _numbers(version)]
+    names = [f"SET={i.set} (CUDA {i.cuda})" for i in older if i.cuda_major < image.cuda_major]
+    return " or ".join(["update the driver", *(f"use {name}" for name in names)])
