@@ -237,8 +237,8 @@ def _buffers(
     """DeepSpeed's buffers during backward: reduce buckets, gathered weights and the offload's staging buffer.
 
     ZeRO-1 and 2 have two buckets when communication overlaps, ZeRO-3 always one; a parameter larger than a bucket
-    (Qwen's embedding and head) is reduced by itself. ZeRO-3 gathers at most ``stage3_max_live_parameters`` and
-    prefetches one bucket more; it never shards norms and biases. Offload stages the largest gradient.
+    (Qwen's embedding and head) is reduced by itself. ZeRO-3 gathers at most ``stage3_max_live_parameters``,
+    prefetched ones among them; it never shards norms and biases. Offload stages the largest gradient.
     """
     if zero_stage == 0:
         return {}
@@ -248,7 +248,7 @@ def _buffers(
     buckets = copies * min(bucket, total) + (largest if largest > bucket else 0)
     buffers = {"reduce buckets": element * buckets}
     if zero_stage == 3 and world_size > 1:
-        live = int(zero["stage3_max_live_parameters"]) + int(zero["stage3_prefetch_bucket_size"])
+        live = int(zero["stage3_max_live_parameters"])
         layers = shape.num_hidden_layers * (shape.layer_parameters - shape.layer_matmul_parameters)
         unsharded = layers + shape.hidden_size
         buffers["gathered weights"] = element * (min(max(live, largest), total) + unsharded)

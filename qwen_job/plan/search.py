@@ -178,6 +178,23 @@ def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
     return found
 
 
+def refusal(question: Question, gpus: Iterable[Gpu] = ()) -> str:
+    """Return why nothing fits (the least that is needed, and what of it is largest) and the nearest jobs that do."""
+    choices = list(combinations(question))
+    if not choices:
+        return (
+            f"{question.global_batch_size} rows a step do not divide by {question.world_size} GPUs; "
+            f"write a multiple of {question.world_size}"
+        )
+    least = min(choices, key=_rank)
+    ways = [f"{change.field}: {change.message}" for change in nearest(question, gpus)]
+    return f"does not fit even with {least}: {least.misfit}; " + (
+        f"what would work: {'; or '.join(ways)}"
+        if ways
+        else "no length, number of nodes or GPU that is known is enough"
+    )
+
+
 def _free(value: T | None, possible: Sequence[T]) -> Sequence[T]:
     return possible if value is None else (value,)
 

@@ -143,12 +143,14 @@ def estimate_speed(
     fill: float = 1.0,
     gradient_checkpointing: bool = True,
     network_gbs: float | None = None,
+    data_tokens_per_second: float | None = None,
     constants: SpeedConstants = DEFAULT_SPEED,
 ) -> SpeedEstimate | None:
     """Estimate the time of one optimizer step. Returns None when the GPU's peak at this precision is unknown.
 
     ``attended_length`` is sum(s_i^2)/sum(s_i) of packed samples (default: the whole sequence); ``fill`` the
-    share of real tokens in a row; ``network_gbs`` 10^9 bytes/s of one node in one direction.
+    share of real tokens in a row; ``network_gbs`` 10^9 bytes/s of one node in one direction;
+    ``data_tokens_per_second`` what storage and loaders give the whole job (default: enough, as prepared data is).
     """
     peak = gpu.peak_tflops.get(precision) if gpu is not None else None
     if gpu is None or peak is None:
@@ -171,6 +173,7 @@ def estimate_speed(
         "network": _link_seconds(sent, gpu, nodes, network_gbs, constants),
         "PCIe": 0.0,
         "host": 0.0,
+        "data": 0.0 if data_tokens_per_second is None else tokens * accumulation * world_size / data_tokens_per_second,
     }
     if offload_optimizer:
         parts.update(_offload_seconds(shape, gpu, world_size, gpus_per_node, accumulation, precision, constants))
@@ -277,7 +280,7 @@ def _combine(parts: Mapping[str, float], exposed: float) -> float:
     busy = max(on_gpu, parts["launch"]) + exposed * 0.25 * min(on_gpu, parts["launch"])
     moved = parts["network"] + parts["PCIe"]
     hidden = min(moved, busy)
-    return busy + (moved - hidden) + exposed * hidden + parts["host"]
+    return max(busy + (moved - hidden) + exposed * hidden + parts["host"], parts["data"])
 
 
 def _bound(parts: Mapping[str, float]) -> str:

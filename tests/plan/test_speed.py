@@ -90,6 +90,11 @@ def test_a_slow_network_bounds_zero_3_across_nodes() -> None:
     assert slow.mid > estimate(world_size=64, zero_stage=3, network_gbs=100.0, shape=LARGE, sequence_length=512).mid
 
 
+def test_slow_storage_bounds_a_step() -> None:
+    speed = estimate(data_tokens_per_second=1000.0)
+    assert speed.bound_by == "data" and speed.tokens_per_second == pytest.approx(1000.0)
+
+
 def test_offload_is_slower() -> None:
     assert estimate(offload_optimizer=True).mid > estimate().mid
 
