@@ -79,7 +79,7 @@ def deepspeed_estimate(row: dict[str, Any]) -> float | None:
 def published() -> None:
     """Print every published row: measured, ours, DeepSpeed's, errors; then the medians."""
     rows = yaml.safe_load(ROWS.read_text(encoding="utf-8"))["rows"]
-    errors: dict[str, list[float]] = {"fit": [], "test": []}
+    errors: dict[str, list[float]] = {"fit": [], "echo": [], "test": []}
     theirs: list[float] = []
     same: list[float] = []
     print(f"{'row':78} {'use':4} {'measured':>9} {'planned':>9} {'error':>7} {'DeepSpeed':>10} {'error':>7}")
