@@ -30,7 +30,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qwen_job.data import DataFile, DataSpec, open_prepared, prepare
-from qwen_job.data.encoder import QWEN_PATTERN, _ranks
+from qwen_job.data.encoder import _ranks
+from qwen_job.models.chatml import PATTERN
 
 MAX_LENGTH = 2048
 SYSTEM = "You are a helpful assistant."
@@ -78,7 +79,7 @@ def reference_tokenizer(tokenizer: Path) -> Any:
 
     class Reference(PreTrainedTokenizer):
         def __init__(self) -> None:
-            self.inner = tiktoken.Encoding("q", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+            self.inner = tiktoken.Encoding("q", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
             self.decoder = {number: token for token, number in (ranks | special).items()}
             super().__init__()
 

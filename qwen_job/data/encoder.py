@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.data.chatml import ChatTokenizer
+from qwen_job.models.chatml import PATTERN
 
 _LOG = logging.getLogger(__name__)
-QWEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # Assigned since long, never changed by NFC: Latin, Cyrillic, punctuation, symbols, kana, Chinese, Hangul, emoji.
 _STABLE = (
     "\\x00-\u024f\u0400-\u0482\u048a-\u04ff\u200d\u2010-\u2027\u2030-\u205e\u2190-\u2328\u232b-\u23f3\u2500-\u266f"
@@ -57,6 +55,11 @@ class FastTokenizer(ChatTokenizer):
         self._whole = self._proven_tiktoken(content)
         self._first, self._rest = _Words("", self._whole or self._slow), _Words(" ", self._whole or self._slow)
         self._trusted = True
+
+    @property
+    def uses_tiktoken(self) -> bool:
+        """Tell whether tiktoken is installed and gives this tokenizer's ids."""
+        return self._whole is not None
 
     def encode_packed(self, texts: Sequence[str]) -> list[bytes]:
         """Return the ids of many texts, see :meth:`ChatTokenizer.encode_packed`."""
@@ -101,7 +104,7 @@ class FastTokenizer(ChatTokenizer):
         none: set[str] = set()
         # tiktoken scans every character for an empty list of special tokens: it is given one that is never used.
         encoding = tiktoken.Encoding(
-            "same", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens={"<|unused|>": len(ranks)}
+            "same", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|unused|>": len(ranks)}
         )
 
         def encode(text: str) -> bytes:
@@ -144,7 +147,7 @@ def _is_qwen(content: dict[str, Any]) -> bool:
         and not any(model.get(key) for key in plain)
         and not model.get("byte_fallback")
         and (normalizer is None or normalizer == {"type": "NFC"})
-        and _cuts(content.get("pre_tokenizer") or {}) == [QWEN_PATTERN, "bytes"]
+        and _cuts(content.get("pre_tokenizer") or {}) == [PATTERN, "bytes"]
     )
 
 

@@ -23,6 +23,7 @@ LARGEST_ROW = 64 << 20
 _SPACE = " \t\r\n"
 # A JSON error this near to the end of what was read so far may only mean that the rest is not there yet.
 _MARGIN = 16
+_NUMBER_TAIL = 3
 
 
 class Chunk(NamedTuple):
@@ -216,8 +217,8 @@ class _ArrayScanner:
                 if not unfinished or not self._more():
                     self._fail(f"is not JSON ({error.msg} near {self.text[error.pos : error.pos + 20]!r})")
             else:
-                # What follows must be seen too: 12 may be the start of 123.
-                if end < len(self.text) or not self._more():
+                # What follows must be seen too: 12 may be the start of 123, and of 12.5e+3.
+                if end + _NUMBER_TAIL < len(self.text) or not self._more():
                     self.position = self.end = end
                     return
 

@@ -54,7 +54,8 @@ def detect_format(record: object) -> str:
     if not isinstance(record, dict):
         raise RecordError("row", f"is {_kind(record)}, not an object; write one JSON object per conversation")
     if "conversations" in record:
-        first = record["conversations"][0] if _is_list(record["conversations"]) else None
+        turns = record["conversations"]
+        first = turns[0] if _is_list(turns) and turns else None
         human = isinstance(first, dict) and first.get("from") in ("human", "gpt")
         return "sharegpt" if human or "system" in record else "reference"
     if "messages" in record:
