@@ -18,7 +18,8 @@ _PLAIN_YAML = re.compile(r"[A-Za-z_/][A-Za-z0-9_./@+-]*")
 # Words that some YAML 1.1 or 1.2 reader takes for something other than text.
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 _DEEPSPEED_ENV_UNSAFE = re.compile(r'["$`\\\x00-\x1f\x7f\x85\u2028\u2029]')
-_MAX_SBATCH_BYTES = 4000
+# Slurm 22.05 refuses a longer comment ("Pathname of a file, directory or other parameter too long").
+_MAX_SBATCH_BYTES = 1000
 
 
 class Unrepresentable(ValueError):
@@ -58,7 +59,7 @@ def sbatch(value: Any) -> str:
     if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", text):
         raise Unrepresentable("holds a control character, which an #SBATCH line cannot carry", text)
     if len(text.encode()) > _MAX_SBATCH_BYTES:
-        raise Unrepresentable(f"is over {_MAX_SBATCH_BYTES} bytes, more than an #SBATCH line holds", text)
+        raise Unrepresentable(f"is over {_MAX_SBATCH_BYTES} bytes, more than Slurm takes", text)
     if _PLAIN_SBATCH.fullmatch(text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
