@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("qwen_job.cli.schema:schema", "Print the JSON Schema of job.yaml, for editors."),
     "templates": ("qwen_job.cli.templates:templates", "List or export the templates, to change them."),
     "submit": ("qwen_job.cli.submit:submit", "Render the job and hand it to the target."),
+    "status": ("qwen_job.cli.status:status", "Show jobs: the queue's state beside step, loss and time left."),
+    "watch": ("qwen_job.cli.status:watch", "Show the status again and again, until the jobs are over."),
+    "logs": ("qwen_job.cli.logs:logs", "Print a job's output."),
+    "cancel": ("qwen_job.cli.cancel:cancel", "End a job; it is not requeued."),
     "data": ("qwen_job.cli.data:data", "Check, clean and prepare conversations."),
     "model": ("qwen_job.cli.model:model", "Fetch, convert and export models."),
     "node": ("qwen_job.cli.node:node", "Check the machine that a job is about to run on."),
@@ -29,7 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("qwen_job.cli.chat:chat", "Talk to a trained model."),
     "evaluate": ("qwen_job.cli.evaluate:evaluate", "Held-out loss, perplexity and sample answers of a run."),
     "report": ("qwen_job.cli.report:report", "Write a run's report.html."),
-    "completion": ("qwen_job.cli.completion:completion", "Print the completion script for bash, zsh or fish."),
+    "completion": (
+        "qwen_job.cli.completion:completion",
+        "Print the completion script for bash, zsh or fish.",
+    ),
     "exit-codes": ("qwen_job.cli.exit_codes:exit_codes", "Print the table of exit codes."),
 }
 

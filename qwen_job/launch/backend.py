@@ -1,14 +1,63 @@
-"""One small face for every target's backend."""
+"""One small face for every target: submit, list, logs, cancel."""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
+from typing import Protocol
 
 from qwen_job.render.bundle import Bundle
 
+TARGETS = ("slurm", "kubernetes", "local")
 
-def submit(bundle: Bundle) -> int:
-    """Hand the bundle to its target's backend and return the exit code for this process."""
-    module = importlib.import_module(f"qwen_job.launch.{bundle.target}")
-    code: int = module.submit(bundle)
-    return code
+
+@dataclass(frozen=True)
+class Entry:
+    """One job as its queue knows it.
+
+    ``state`` is the queue's own word in lower case (pending, running, completed ...); ``reason`` says in one line why
+    it is there. ``run`` is the run's folder where the queue tells it; ``log`` what to read the output from.
+    """
+
+    target: str
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+    run: str = ""
+    log: str = ""
+    nodes: str = ""
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a submission came to: the job's id, and the exit code of a job that ran here to its end."""
+
+    id: str
+    exit_code: int = 0
+
+
+class Backend(Protocol):
+    """What a target's module offers as functions."""
+
+    def available(self) -> bool:
+        """Tell whether this machine can talk to the target at all."""
+
+    def submit(self, bundle: Bundle) -> Submitted:
+        """Hand the bundle over."""
+
+    def entries(self) -> list[Entry]:
+        """Return the user's jobs that the queue still knows, newest first."""
+
+    def logs(self, entry: Entry, *, follow: bool) -> int:
+        """Print the job's output, and go on with it when following; return an exit code."""
+
+    def cancel(self, entry: Entry) -> None:
+        """End the job; it is not requeued."""
+
+
+def backend(target: str) -> Backend:
+    """Return the backend of ``target``, one of :data:`TARGETS`."""
+    module: Backend = importlib.import_module(f"qwen_job.launch.{target}")
+    return module

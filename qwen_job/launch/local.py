@@ -1,16 +1,24 @@
-"""Backend local: the rendered script, run here."""
+"""Backend local: the rendered script, run here to its end."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from types import FrameType
 
+from qwen_job.errors import UsageError
+from qwen_job.launch.backend import Entry, Submitted
 from qwen_job.render.bundle import Bundle
 
 
-def submit(bundle: Bundle) -> int:
-    """Run the script to its end and return its exit code (128+N for a signal N).
+def available() -> bool:
+    """This machine is always here."""
+    return True
+
+
+def submit(bundle: Bundle) -> Submitted:
+    """Run the script and return its exit code (128+N for a signal N).
 
     SIGINT, SIGTERM and SIGUSR1 are passed on, so that the run saves before it leaves.
     """
@@ -28,4 +36,21 @@ def submit(bundle: Bundle) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+    return Submitted(f"{os.uname().nodename}-{process.pid}", code if code >= 0 else 128 - code)
+
+
+def entries() -> list[Entry]:
+    """Return nothing: a local job runs in the foreground of the shell that started it."""
+    return []
+
+
+def logs(entry: Entry, *, follow: bool) -> int:
+    """Refuse: the output went to the terminal."""
+    raise UsageError(
+        f"{entry.name}: a local job's output is in the terminal that runs it; metrics.jsonl is in {entry.run}"
+    )
+
+
+def cancel(entry: Entry) -> None:
+    """Refuse: Ctrl-C in its terminal saves and ends it."""
+    raise UsageError(f"{entry.name}: a local job ends with Ctrl-C in the terminal that runs it")

@@ -14,6 +14,8 @@ from qwen_job.render.engine import render_template
 
 # The signal may come up to a minute early or late, and a step must end before the save begins.
 SIGNAL_MARGIN_SECONDS = 120
+# How a job in the queue tells its run's folder.
+COMMENT = "qwen-job:"
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
@@ -61,6 +63,9 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
         "requeue" if slurm.requeue else "no-requeue": None,
         **({"signal": f"B:USR1@{signal}"} if signal else {}),
     }
+    comment = COMMENT + plan.job.output
+    if len(comment.encode()) <= 1000:
+        planned["comment"] = comment
     for name in ("partition", "account", "qos", "constraint", "reservation"):
         value = getattr(slurm, name)
         if value is not None:

@@ -1,0 +1,87 @@
+"""From what the user typed (a name, an id, a run's folder, nothing) to jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_job.errors import EnvironmentFault, QwenJobError, UsageError
+from qwen_job.launch.backend import TARGETS, Entry, backend
+from qwen_job.launch.index import Submission, submissions
+from qwen_job.launch.progress import Progress, progress_of
+
+GONE = "gone"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One job with its run's progress."""
+
+    entry: Entry
+    progress: Progress
+
+
+def find(word: str | None, target: str | None, *, old: bool = False) -> list[Found]:
+    """Return the jobs that ``word`` names, or all that a queue knows (``old``: also those it has forgotten).
+
+    Errors: :class:`EnvironmentFault` when the target's tools are not here; :class:`UsageError` when nothing matches.
+    """
+    entries = _entries([target] if target else TARGETS, required=target is not None)
+    known = {(entry.target, entry.id): entry for entry in entries}
+    past = [item for item in submissions() if target in (None, item.target)]
+    for item in past if word or old else []:
+        known.setdefault((item.target, item.id), _forgotten(item))
+    runs = {(item.target, item.id): item.run for item in past}
+    jobs = [entry if entry.run else _with_run(entry, runs) for entry in known.values()]
+    if word:
+        jobs = [entry for entry in jobs if _named(entry, word)]
+        if not jobs and Path(word, "train.yaml").exists():
+            jobs = [Entry("", "", Path(word).name, GONE, run=str(Path(word).resolve()))]
+        if not jobs:
+            raise UsageError(
+                f"no job {word!r}: give a job's name, its id or its run's folder; 'qwen-job status --all' lists"
+            )
+    return [Found(entry, progress_of(entry.run)) for entry in jobs]
+
+
+def find_one(word: str, target: str | None) -> Found:
+    """Return the one job that ``word`` names, the live one where several have the name. Errors: as :func:`find`."""
+    found = find(word, target)
+    live = [job for job in found if job.entry.state in ("running", "pending")] or found[:1]
+    if len(live) > 1:
+        ids = ", ".join(f"{job.entry.target} {job.entry.id}" for job in live)
+        raise UsageError(f"{word!r} names {len(live)} jobs ({ids}): give the id")
+    return live[0]
+
+
+def _entries(targets: Sequence[str], *, required: bool) -> list[Entry]:
+    found: list[Entry] = []
+    for name in targets:
+        module = backend(name)
+        if not module.available():
+            if required:
+                raise EnvironmentFault(f"{name}: its command line tools are not on this machine")
+            continue
+        try:
+            found += module.entries()
+        except QwenJobError:
+            # Tools that are installed but lead to no cluster only matter when that cluster was asked for.
+            if required:
+                raise
+    return found
+
+
+def _forgotten(item: Submission) -> Entry:
+    return Entry(item.target, item.id, item.name, GONE, run=item.run)
+
+
+def _with_run(entry: Entry, runs: dict[tuple[str, str], str]) -> Entry:
+    run = runs.get((entry.target, entry.id), "")
+    return Entry(**{**vars(entry), "run": run})
+
+
+def _named(entry: Entry, word: str) -> bool:
+    if word in (entry.id, entry.name):
+        return True
+    return bool(entry.run) and str(Path(word).resolve()) == str(Path(entry.run).resolve())

@@ -1,0 +1,54 @@
+"""The user's own list of what was submitted, so that a job is found from another shell, another day."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+KEPT = 10_000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One line of the list; ``time`` in unix seconds."""
+
+    target: str
+    id: str
+    name: str
+    run: str
+    time: float
+
+
+def index_path() -> Path:
+    """Return where the list lies: below $XDG_STATE_HOME, else ~/.local/state."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "qwen-job" / "jobs.jsonl"
+
+
+def remember(target: str, job_id: str, name: str, run: str) -> None:
+    """Append a submission. A list that cannot be written is no reason to fail: the job is in its queue all the same."""
+    line = json.dumps(asdict(Submission(target, job_id, name, run, time.time())), ensure_ascii=False)
+    try:
+        index_path().parent.mkdir(parents=True, exist_ok=True)
+        with index_path().open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+    except OSError:
+        return
+
+
+def submissions() -> list[Submission]:
+    """Return the submissions, newest first; lines that are torn or foreign are passed over."""
+    try:
+        lines = index_path().read_text("utf-8", errors="replace").splitlines()[-KEPT:]
+    except OSError:
+        return []
+    found = []
+    for line in reversed(lines):
+        try:
+            found.append(Submission(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
