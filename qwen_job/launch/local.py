@@ -46,9 +46,9 @@ def entries() -> list[Entry]:
 
 def logs(entry: Entry, *, follow: bool) -> int:
     """Refuse: the output went to the terminal."""
-    raise UsageError(
-        f"{entry.name}: a local job's output is in the terminal that runs it; metrics.jsonl is in {entry.run}"
-    )
+    where = "goes on in" if follow else "is in"
+    message = f"a local job's output {where} the terminal that runs it; see also {entry.run}/metrics.jsonl"
+    raise UsageError(f"{entry.name}: {message}")
 
 
 def cancel(entry: Entry) -> None:
