@@ -1,0 +1,23 @@
+"""``qwen-job report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write a run's report.html.
+
+    Curves, the plan beside what was measured, and where the wall time went; it opens offline. The path goes to
+    standard output, the main figures to standard error. Works on a run that is going on or was killed, too.
+    """
+    from qwen_job.train.report import main_figures, write_report
+
+    path = write_report(run)
+    for line in main_figures(run):
+        click.echo(line, err=True)
+    click.echo(path)
