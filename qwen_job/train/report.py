@@ -54,7 +54,7 @@ def write_report(run_dir: Path) -> Path:
 def main_figures(run_dir: Path) -> list[str]:
     """Return the run's main figures as lines of text, the effective share of its wall time last."""
     summary = summarize(run_dir)
-    lines = [f"{label.split(' · ')[0]}: {value}" for label, value, _ in _figures(summary) if value != "–"]
+    lines = [f"{label.split(' · ')[0]}: {value}" for label, value, _ in _figures(summary)[:-1] if value != "–"]
     spent = [(name, summary.seconds[name]) for name in ACCOUNTS if summary.seconds[name] > 0]
     if spent:
         parts = ", ".join(f"{_ACCOUNT_NAMES[name].split(' · ')[0].lower()} {duration(value)}" for name, value in spent)
@@ -157,12 +157,18 @@ def _charts(summary: Summary) -> str:
     loss, evals = summary.curve("loss"), summary.curve("loss", "eval")
     training = [Series("training", loss, "faint"), Series("training, smoothed · 训练", smooth(loss), "line")]
     held_out = [Series("held out · 验证", evals, "line", 1), Series("", evals, "dots", 1)] if evals else []
+    # In the unit of the ticks, so that these are round numbers of it.
+    unit, name = (2**30, "GiB") if (summary.peak("memory_bytes") or 0) >= 2**30 else (2**20, "MiB")
+
+    def form(value: float) -> str:
+        return f"{value:,.10g} {name}"
+
     figures = [
         ("Loss · 损失", [*training, *held_out], _number, False),
         ("Learning rate · 学习率", [Series("learning rate", summary.curve("learning_rate"))], _short, True),
         ("Tokens/s · 吞吐", _with_plan(summary, "tokens_per_second", "tokens_per_second"), _count, True),
         ("MFU · 算力利用率", [Series("MFU", summary.curve("mfu"))], _percent, True),
-        ("Memory, worst rank · 显存", _with_plan(summary, "memory_bytes", "memory_bytes_per_gpu"), _bytes, True),
+        ("Memory, worst rank · 显存", _with_plan(summary, "memory_bytes", "memory_bytes_per_gpu", unit), form, True),
         ("Gradient norm · 梯度范数", [Series("gradient norm", summary.curve("grad_norm"))], _number, True),
     ]
     marks = [float(attempt.resumed_from) for attempt in summary.attempts[1:]]
@@ -170,10 +176,10 @@ def _charts(summary: Summary) -> str:
     return f'<section class="charts">{"".join(drawn)}</section>'
 
 
-def _with_plan(summary: Summary, key: str, planned: str) -> list[Series]:
-    measured = Series("measured · 实测", summary.curve(key))
+def _with_plan(summary: Summary, key: str, planned: str, unit: float = 1) -> list[Series]:
+    measured = Series("measured · 实测", [(step, value / unit) for step, value in summary.curve(key)])
     value = summary.planned(planned)
-    return [measured, Series("planned · 计划", [(0.0, value)], "planned", 1)] if value else [measured]
+    return [measured, Series("planned · 计划", [(0.0, value / unit)], "planned", 1)] if value else [measured]
 
 
 def _figure(title: str, series: list[Series], form: Formatter, marks: list[float], zero: bool) -> str:
@@ -205,7 +211,8 @@ def _attempts(summary: Summary) -> str:
         start = attempt.events[0]
         came = f"step {attempt.resumed_from:,}" if attempt.resumed_from else "the start"
         where = f"{start.get('world_size') or '?'} ranks, {start.get('host') or '?'}"
-        lasted = duration(attempt.end - attempt.begin)
+        before = summary.attempts[attempt.number - 1].end if attempt.number else attempt.begin
+        lasted = duration(attempt.end - max(attempt.begin, before))
         rows.append([str(attempt.number + 1), where, came, f"{attempt.last_step:,}", lasted, attempt.outcome])
     heading = ["", "where · 位置", "from · 起点", "to step · 到", "lasted · 时长", "end · 结束"]
     return _table("Attempts · 启动记录", heading, rows)

@@ -1,0 +1,110 @@
+"""model/README.md: what the model was made from and how it did, for people and for hubs. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwen_job import __version__
+from qwen_job.errors import EnvironmentFault
+from qwen_job.models.files import sha256_of
+from qwen_job.train.files import write_atomic
+from qwen_job.train.summary import Summary, summarize
+
+_SETTINGS = ("world_size", "device", "precision", "attention", "seed")
+_DATA = ("format", "max_length", "packing", "long_samples", "mask", "system_prompt")
+_USE = """
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/model")
+model = AutoModelForCausalLM.from_pretrained("path/to/model", dtype="auto", device_map="auto")
+chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "你好"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs.to(model.device), max_new_tokens=512)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+No remote code is needed; `vllm serve path/to/model` serves it, `qwen-job chat path/to/model` talks to it.
+"""
+
+
+def write_model_card(run_dir: Path) -> Path:
+    """Write ``run_dir``/model/README.md with data hashes, settings and figures.
+
+    Reads whatever the run's folder holds; the data files are hashed, so the caller has time for that. Raises
+    EnvironmentFault when model/ cannot be written.
+    """
+    path = run_dir / "model" / "README.md"
+    try:
+        write_atomic(path, card(summarize(run_dir)))
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def card(summary: Summary) -> str:
+    """Return the model card's text."""
+    base = str(summary.section("model").get("name") or "unknown")
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["qwen", "chat"]}
+    if "/" in base and not base.startswith(("/", ".")):
+        head["base_model"] = base
+    data = summary.section("data")
+    system = data.get("system_prompt") or "You are a helpful assistant."
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {_cell(summary.name)}",
+        f"All weights of `{_cell(base)}`, fine-tuned on conversations with qwen-job {__version__}.",
+        "## Use",
+        _USE.strip().replace("SYSTEM", repr(str(system)), 1),
+        "## Data",
+        _table(("file", "sha256", "weight"), _files(data)),
+        "## Settings",
+        _table(("setting", "value"), _settings(summary)),
+        "## Figures",
+        _table(("figure", "value"), _figures(summary)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _files(data: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for split in ("train", "eval"):
+        entries = data.get(split)
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict) and entry.get("path"):
+                path = Path(str(entry["path"]))
+                digest = sha256_of(path) if path.is_file() else "not there when this was written"
+                yield f"{split}: {path.name}", digest, str(entry.get("weight", 1.0))
+
+
+def _settings(summary: Summary) -> Iterator[tuple[str, ...]]:
+    yield from ((key, str(summary.settings[key])) for key in _SETTINGS if key in summary.settings)
+    for section, keys in ((summary.section("data"), _DATA), (summary.section("training"), None)):
+        yield from ((key, str(section[key])) for key in keys or section if section.get(key) is not None)
+
+
+def _figures(summary: Summary) -> Iterator[tuple[str, ...]]:
+    for label, value in (
+        ("Steps", summary.done.get("step") or summary.last("step")),
+        ("Tokens trained, without padding", int(summary.total("tokens")) or None),
+        ("Training loss, last step", summary.last("loss")),
+        ("Held-out loss", summary.last("loss", "eval")),
+        ("Held-out perplexity", summary.last("perplexity", "eval")),
+        ("Tokens per second, median", summary.median("tokens_per_second")),
+        ("MFU, median", summary.median("mfu")),
+    ):
+        if value is not None:
+            yield label, f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _table(heading: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [heading, ("---",) * len(heading), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Keep what a user wrote within its cell."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
