@@ -54,6 +54,7 @@ def training_arguments(
         "warmup_steps": training.warmup_ratio,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": training.eval_steps if evaluates else None,
+        "metric_for_best_model": "loss" if evaluates else None,
         "save_strategy": "steps" if training.save_steps else "no",
         "save_steps": training.save_steps or 500,
         "report_to": training.report_to if first else [],

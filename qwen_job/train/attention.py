@@ -68,7 +68,7 @@ def varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    out = varlen_attn(
+    attended: Any = varlen_attn(
         q,
         k,
         v,
@@ -80,7 +80,7 @@ def varlen(
         window_size=(-1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return out.unsqueeze(0), None
+    return attended.unsqueeze(0), None
 
 
 def _boundaries(batch: Batch) -> dict[str, Any]:

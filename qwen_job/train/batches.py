@@ -83,9 +83,10 @@ class Loader(DataLoader[Any]):
     """A DataLoader over ``StepSampler``; the Trainer skips to a step of an epoch without reading rows."""
 
     def __init__(self, rows: Rows, sampler: StepSampler, pad_id: int, workers: int, pin: bool) -> None:
+        self.sampler_of_steps = sampler
         super().__init__(
             _RowDataset(rows),
-            batch_sampler=sampler,  # type: ignore[arg-type]
+            batch_sampler=sampler,
             collate_fn=partial(collate, pad_id=pad_id),
             num_workers=workers,
             pin_memory=pin,
@@ -95,7 +96,7 @@ class Loader(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next pass."""
-        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        self.sampler_of_steps.set_epoch(epoch)
 
 
 def collate(items: Sequence[tuple[int, Any]], pad_id: int) -> Batch:

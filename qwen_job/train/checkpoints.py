@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # type: ignore[import-untyped]
 
 from qwen_job.errors import EnvironmentFault
 from qwen_job.train.files import sync_folder
@@ -34,7 +34,7 @@ class Saved(NamedTuple):
     bytes: int
 
 
-class Checkpointer(CheckpointEngine):
+class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     """Writes checkpoints below ``folder``; give it to a DeepSpeed engine as its ``checkpoint_engine``.
 
     ``background`` lets training go on while files are written; one save is under way at a time.

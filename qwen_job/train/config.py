@@ -29,25 +29,25 @@ class Training(BaseModel):
 
     model_config = ConfigDict(extra="allow", validate_assignment=True)
 
-    per_device_train_batch_size: int = Field(1, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    num_train_epochs: float = Field(1.0, gt=0)
+    per_device_train_batch_size: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    num_train_epochs: float = Field(default=1.0, gt=0)
     max_steps: int = -1
-    learning_rate: float = Field(1e-5, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     lr_scheduler_type: str = "cosine"
-    warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    logging_steps: int = Field(1, ge=1)
-    eval_steps: int | None = Field(None, ge=1)
-    save_steps: int = Field(500, ge=0)
-    save_total_limit: int | None = Field(2, ge=1)
-    dataloader_num_workers: int = Field(1, ge=0)
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    logging_steps: int = Field(default=1, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)
+    save_steps: int = Field(default=500, ge=0)
+    save_total_limit: int | None = Field(default=2, ge=1)
+    dataloader_num_workers: int = Field(default=1, ge=0)
     report_to: list[str] = Field(default_factory=list)
-    early_stopping_patience: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
     load_best_model_at_end: bool = False
 
     def extra(self) -> dict[str, Any]:
@@ -58,16 +58,16 @@ class Training(BaseModel):
 class Stop(_Strict):
     """When to save and leave before the allocation ends; all in seconds."""
 
-    grace_seconds: float = Field(120, ge=0)
-    time_limit_seconds: float | None = Field(None, gt=0)
+    grace_seconds: float = Field(default=120, ge=0)
+    time_limit_seconds: float | None = Field(default=None, gt=0)
 
 
 class Guards(_Strict):
     """What to do when the loss breaks or a rank stops moving."""
 
     on_nan: Literal["stop", "skip"] = "stop"
-    loss_spike_factor: float | None = Field(None, gt=1)
-    hang_seconds: float = Field(900, ge=0)
+    loss_spike_factor: float | None = Field(default=None, gt=1)
+    hang_seconds: float = Field(default=900, ge=0)
 
 
 class Planned(_Strict):
@@ -85,20 +85,20 @@ class TrainConfig(_Strict):
     name: str
     output_dir: Path
     seed: int = 42
-    world_size: int = Field(1, ge=1)
+    world_size: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cuda"
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     attention: Literal["varlen", "sdpa", "eager"] = "sdpa"
     fused_loss: Literal["torch", "chunked", "liger", "none"] = "none"
     torch_compile: bool = False
     gradient_checkpointing: bool = True
-    peak_tflops: float | None = Field(None, gt=0)
+    peak_tflops: float | None = Field(default=None, gt=0)
     model: dict[str, Any]
     data: dict[str, Any]
-    training: Training = Field(default_factory=Training)
-    stop: Stop = Field(default_factory=Stop)
-    guards: Guards = Field(default_factory=Guards)
-    plan: Planned = Field(default_factory=Planned)
+    training: Training = Training()
+    stop: Stop = Stop()
+    guards: Guards = Guards()
+    plan: Planned = Planned()
 
     @property
     def global_batch_size(self) -> int:

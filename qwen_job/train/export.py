@@ -62,10 +62,11 @@ def verify(folder: Path, tokens: torch.Tensor, expected: torch.Tensor) -> None:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     # Else transformers would partition the copy for ZeRO-3.
-    unset_hf_deepspeed_config()
-    model, report = AutoModelForCausalLM.from_pretrained(
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(folder), trust_remote_code=False, local_files_only=True, dtype="auto", output_loading_info=True
     )
+    model, report = loaded
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ModelError(f"{folder}: the exported weights do not match the model: {report}")
     logits = probe(model.eval(), tokens).float()

@@ -71,14 +71,17 @@ def _torch(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def _liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if len(targets) == 0:
         return _plain(hidden, weight, targets)
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    from liger_kernel.transformers.functional import (  # type: ignore[import-not-found]
+        liger_fused_linear_cross_entropy,
+    )
 
-    return liger_fused_linear_cross_entropy(hidden, weight, targets, reduction="sum").float()
+    total: Tensor = liger_fused_linear_cross_entropy(hidden, weight, targets, reduction="sum").float()
+    return total
 
 
 def chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Compute loss and gradients chunk by chunk in the forward pass: memory is one chunk of logits."""
-    total: Tensor = _Chunked.apply(hidden, weight, targets)
+    total: Tensor = _Chunked.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -90,7 +90,7 @@ def check(folder: Path, *, hashes: bool = True) -> Checkpoint | str:
 
 def newest(checkpoints: Path, *, hashes: bool = True) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest complete checkpoint and, in words, why newer ones were passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for folder in reversed(_steps(checkpoints)):
         verdict = check(folder, hashes=hashes)
         if isinstance(verdict, Checkpoint):

@@ -35,7 +35,7 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=DTYPES[config.precision],
             attn_implementation=implementation(config.attention),
@@ -45,6 +45,7 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")

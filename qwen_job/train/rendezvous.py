@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_job import errors
 from qwen_job.errors import QwenJobError, RendezvousFailed
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 _POLL_SECONDS = 0.1
 _COLLECTIVE_MINUTES = 30
@@ -76,7 +76,8 @@ def meet(place: Place, timeout_seconds: float = 60.0) -> Store:
 
     limit = timedelta(seconds=timeout_seconds)
     try:
-        store, _, _ = next(rendezvous("env://", place.rank, place.world_size, timeout=limit))
+        found: Any = next(rendezvous("env://", place.rank, place.world_size, timeout=limit))
+        store: Store = found[0]
         # The agent's own keys live in the same store.
         store.set(f"qwen_job/here/{place.rank}", socket.gethostname())
     except (RuntimeError, ValueError, OSError) as error:
@@ -109,7 +110,7 @@ def join(place: Place, store: Store, device: str) -> None:
         timeout=timedelta(minutes=_COLLECTIVE_MINUTES),
         device_id=torch.device("cuda", place.local_rank) if device == "cuda" else None,
     )
-    import deepspeed
+    import deepspeed  # type: ignore[import-untyped]
 
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
 
@@ -122,7 +123,7 @@ def quiet_deepspeed(device: str) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
     import deepspeed  # noqa: F401
-    from deepspeed.utils import logger
+    from deepspeed.utils import logger  # type: ignore[import-untyped]
 
     logger.setLevel(logging.ERROR)
     # Its one warning is about a number that the Trainer sets on purpose.

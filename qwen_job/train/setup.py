@@ -27,7 +27,7 @@ from qwen_job.train.universal import check_stage, make_universal
 from qwen_job.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 
 def build_trainer(
@@ -42,7 +42,7 @@ def build_trainer(
 ) -> JobTrainer:
     """Return a trainer ready to run; the arguments come first, because ZeRO-3 partitions while loading."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.output_dir))
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     args, notes = training_arguments(config, deepspeed, first=place.is_first)
     for note in notes:
         log.say(note)

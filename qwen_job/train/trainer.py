@@ -161,7 +161,8 @@ class JobTrainer(Trainer):
             self._judge()
         share = self.args.world_size / max(1, int(num_items_in_batch))
         self.accelerator.backward(loss * share, scale_wrt_gas=False)
-        return loss.detach() * share
+        given: torch.Tensor = loss.detach() * share
+        return given
 
     def _summed_loss(self, model: Any, batch: Batch) -> torch.Tensor:
         placed = {
@@ -322,7 +323,7 @@ class JobTrainer(Trainer):
 
     def _stop_early(self) -> None:
         patience = self.parts.config.training.early_stopping_patience
-        best, every = self.state.best_global_step, self.args.eval_steps
+        best, every = self.state.best_global_step, int(self.args.eval_steps or 1)
         if patience is not None and best is not None and self.state.global_step - best >= patience * every:
             self.parts.log.say(f"no better held-out loss since step {best}: stopping early")
             self.control.should_training_stop = True
@@ -341,11 +342,13 @@ class JobTrainer(Trainer):
 
     def _collect(self, folder: Path) -> None:
         checkpointer, step = self.parts.checkpointer, self.state.global_step
-        self.model_wrapped.save_checkpoint(str(folder), tag=f"global_step{step}", save_latest=False)
+        engine: Any = self.model_wrapped
+        engine.save_checkpoint(str(folder), tag=f"global_step{step}", save_latest=False)
         checkpointer.keep(f"rng_state_{self.args.process_index}.pth", self._random_state())
         if self.args.process_index == 0:
             checkpointer.keep_text("latest", f"global_step{step}")
-            checkpointer.keep("scheduler.pt", self.lr_scheduler.state_dict())
+            scheduler: Any = self.lr_scheduler
+            checkpointer.keep("scheduler.pt", scheduler.state_dict())
             checkpointer.keep_text("trainer_state.json", self._state_text())
 
     def _state_text(self) -> str:
@@ -375,7 +378,7 @@ class JobTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, *arguments: Any) -> Any:
         self.parts.log.total_steps = max_steps
-        prepared = super()._prepare_for_training(max_steps, *arguments)
+        prepared = super()._prepare_for_training(max_steps, *arguments)  # type: ignore[no-untyped-call]
         self.model_wrapped.checkpoint_engine = self.parts.checkpointer
         return prepared
 
@@ -387,7 +390,8 @@ class JobTrainer(Trainer):
             return
         folder = self.parts.checkpointer.folder / f"step-{best}"
         self.parts.log.say(f"taking the weights of {folder.name}, the lowest held-out loss")
-        self.model_wrapped.load_checkpoint(
+        engine: Any = self.model_wrapped
+        engine.load_checkpoint(
             str(folder), tag=f"global_step{best}", load_module_only=True, load_optimizer_states=False
         )
         self.eval_loss = self.state.best_metric

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from qwen_job.errors import Hang
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
 
 class Standing(NamedTuple):

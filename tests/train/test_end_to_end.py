@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -94,13 +95,13 @@ def test_the_reference_command_line_runs_under_torchrun(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "train.yaml").exists() and (tmp_path / "out" / "done.json").exists()
 
 
-REFERENCE_FLAGS = (
+REFERENCE_FLAGS = shlex.split(
     "--num_train_epochs 5 --max_steps 3 --per_device_train_batch_size 1 --per_device_eval_batch_size 1 "
     "--gradient_accumulation_steps 4 --evaluation_strategy no --save_strategy steps --save_steps 1000 "
     "--save_total_limit 10 --learning_rate 1e-5 --weight_decay 0.1 --adam_beta2 0.95 --warmup_ratio 0.01 "
     "--lr_scheduler_type cosine --logging_steps 1 --report_to none --model_max_length 128 "
     "--lazy_preprocess True --gradient_checkpointing True --use_lora False"
-).split()
+)
 
 # The shape of the configuration that the reference is used with: everything "auto", and a scheduler of its own.
 REFERENCE_ZERO2 = {

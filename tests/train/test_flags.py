@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ from qwen_job.train.flags import Hardware, config_from_flags, parse_flags
 A100 = Hardware("cuda", (8, 0), True, True)
 V100 = Hardware("cuda", (7, 0), False, False)
 CPU = Hardware("cpu", None, False, False)
-BASE = "--model_name_or_path Qwen/Qwen-1_8B-Chat/ --data_path d.json --output_dir out".split()
+BASE = shlex.split("--model_name_or_path Qwen/Qwen-1_8B-Chat/ --data_path d.json --output_dir out")
 
 
 def test_the_reference_job_of_the_readme() -> None:
-    words = (
+    words = shlex.split(
         "--bf16 True --num_train_epochs 5 --per_device_train_batch_size 1 --gradient_accumulation_steps 16 "
         "--learning_rate 1e-5 --model_max_length 512 --lr_scheduler_type cosine --save_steps 10"
-    ).split()
+    )
     config, _, _ = config_from_flags([*BASE, *words], A100, 2)
     assert (config.precision, config.attention, config.fused_loss) == ("bf16", "varlen", "torch")
     assert config.global_batch_size == 32 and config.training.num_train_epochs == 5.0
