@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen_job.plan.memory import GIB
-from qwen_job.plan.search import HOST_MARGIN, Choice, Question
+from qwen_job.plan.search import HOST_MARGIN, Choice, Question, choose
 
 # Full fine-tuning of chat models is done with 1e-6 to 5e-5 (Qwen's scripts: 1e-5; Qwen2.5's report: 7e-6 to 7e-7).
 USUAL_LEARNING_RATE = (5e-7, 5e-5)
@@ -15,6 +15,7 @@ FEW_SAMPLES, MANY_EPOCHS = 1000, 3
 SHM_BYTES_PER_GPU = 1 * GIB
 SLOW_NETWORK_SHARE = 0.25
 TIGHT_SHARE = 0.90
+WORTH_IT = 1.25
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[Pl
         _host(question, choice),
         _tight(question, choice),
         _slow_network(question, choice),
+        _small_batches(question, choice),
         _too_long(question),
         _learning_rate(run),
         _global_batch(question, choice, run),
@@ -102,6 +104,24 @@ def _slow_network(question: Question, choice: Choice) -> PlanWarning | None:
     message = f"ZeRO-3 gathers weights across nodes: {network:.1f} s of traffic for a step of {choice.speed.mid:.1f} s"
     way_out = "ZeRO-2 if the weights fit one GPU, a larger micro-batch, or a faster network (cluster.network_gbs)"
     return PlanWarning("deepspeed.zero_stage", message, way_out)
+
+
+def _small_batches(question: Question, choice: Choice) -> PlanWarning | None:
+    """A micro-batch that the user fixed, where another one computes the same step clearly faster."""
+    if question.micro_batch_size is None or choice.speed is None:
+        return None
+    best = choose(replace(question, micro_batch_size=None)).best
+    if best is None or best.speed is None or best.speed.tokens_per_second < WORTH_IT * choice.speed.tokens_per_second:
+        return None
+    ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
+    message = (
+        f"micro-batches of {choice.micro_batch_size} leave the {question.gpu.name} waiting ({choice.speed.bound_by})"
+    )
+    way_out = (
+        f"{best.micro_batch_size} with train.gradient_accumulation_steps {best.gradient_accumulation_steps} is the same "
+        f"step {ratio:.1f} times as fast and fits"
+    )
+    return PlanWarning("train.per_device_train_batch_size", message, way_out)
 
 
 def _too_long(question: Question) -> PlanWarning | None:

@@ -89,6 +89,7 @@ def test_a_cpu_job_has_all_its_memory_on_the_host() -> None:
     plan = estimate(gpu=load_gpu("CPU"), precision="fp32", attention="sdpa", fused_loss="none")
     assert plan.gpu == {} and plan.capacity is None and plan.fits()
     assert plan.host["weights"] == 2 * 4 * SMALL.num_parameters
+    assert plan.host["processes"] == 2_000_000_000 and "loading the weights" not in plan.host
 
 
 def test_an_unknown_gpu_is_not_judged() -> None:

@@ -208,6 +208,14 @@ def test_a_sequence_longer_than_the_models_is_warned_of() -> None:
     assert "train.model_max_length" in fields(ask(sequence_length=10_000), FINE)
 
 
+def test_a_micro_batch_that_is_too_small_is_warned_of() -> None:
+    question = ask(gpus_per_node=2, micro_batch_size=1, host_memory_bytes=500 * GIB)
+    found = warnings_for(question, chosen(question), FINE)
+    assert [warning.field for warning in found] == ["train.per_device_train_batch_size"]
+    assert "16 with train.gradient_accumulation_steps 1 is the same step" in found[0].way_out
+    assert fields(replace(question, micro_batch_size=16), FINE) == []
+
+
 def test_a_full_card_is_warned_of() -> None:
     question = ask(micro_batch_size=1, zero_stage=2, offload_optimizer=False)
     just_enough = int(chosen(question).memory.gpu_bytes / 0.95)
