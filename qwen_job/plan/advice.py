@@ -118,8 +118,8 @@ def _small_batches(question: Question, choice: Choice) -> PlanWarning | None:
         f"micro-batches of {choice.micro_batch_size} leave the {question.gpu.name} waiting ({choice.speed.bound_by})"
     )
     way_out = (
-        f"{best.micro_batch_size} with train.gradient_accumulation_steps {best.gradient_accumulation_steps} is the same "
-        f"step {ratio:.1f} times as fast and fits"
+        f"{best.micro_batch_size} with train.gradient_accumulation_steps {best.gradient_accumulation_steps} is the "
+        f"same step {ratio:.1f} times as fast and fits"
     )
     return PlanWarning("train.per_device_train_batch_size", message, way_out)
 
