@@ -90,6 +90,7 @@ def train(
 
 def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, started: float) -> None:
     """Write model/ and, last of all, done.json."""
+    from qwen_job.train.closing import tell
     from qwen_job.train.export import export, write_done
 
     log.heartbeat("saving", trainer.state.global_step)
@@ -98,6 +99,7 @@ def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, s
     step, seconds = trainer.state.global_step, time.time() - started
     log.write("end", step, train_seconds=seconds)
     if log.active:
+        tell(config.output_dir, log.say)
         losses = {line["step"]: line["loss"] for line in read_metrics(config.output_dir) if line["type"] == "step"}
         done = {
             "step": step,

@@ -49,7 +49,6 @@ def training_arguments(
         "deepspeed": deepspeed,
         "activation_checkpointing": config.gradient_checkpointing,
         "activation_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
-        "torch_compile": config.torch_compile,
         **training.model_dump(exclude=_ours(training)),
         "warmup_steps": training.warmup_ratio,
         "eval_strategy": "steps" if evaluates else "no",

@@ -82,12 +82,12 @@ class _RowDataset(Dataset[tuple[int, Any]]):
 class Loader(DataLoader[Any]):
     """A DataLoader over ``StepSampler``; the Trainer skips to a step of an epoch without reading rows."""
 
-    def __init__(self, rows: Rows, sampler: StepSampler, pad_id: int, workers: int, pin: bool) -> None:
+    def __init__(self, rows: Rows, sampler: StepSampler, pad_id: int, workers: int, pin: bool, length: int = 1) -> None:
         self.sampler_of_steps = sampler
         super().__init__(
             _RowDataset(rows),
             batch_sampler=sampler,
-            collate_fn=partial(collate, pad_id=pad_id),
+            collate_fn=partial(collate, pad_id=pad_id, length=length),
             num_workers=workers,
             pin_memory=pin,
             # Its own generator: the loader must not move the training's random state.
@@ -99,14 +99,14 @@ class Loader(DataLoader[Any]):
         self.sampler_of_steps.set_epoch(epoch)
 
 
-def collate(items: Sequence[tuple[int, Any]], pad_id: int) -> Batch:
-    """Return B rows as tensors [B, S], S the longest row.
+def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1) -> Batch:
+    """Return B rows as tensors [B, S], S the longest row, ``length`` at least.
 
     ``targets[b, i]`` is the token that position i should predict, ``IGNORE`` where it predicts nothing: in
     masked text, on pads, and at the end of a document, whose next token belongs to another one. Pads continue
     the last document: causal attention keeps them out of sight of every real token.
     """
-    size = max((len(row.input_ids) for _, row in items if row is not None), default=1)
+    size = max(length, *(len(row.input_ids) for _, row in items if row is not None), 1)
     shape = (len(items), size)
     batch: Batch = {
         "input_ids": torch.full(shape, pad_id, dtype=torch.int64),
@@ -126,7 +126,7 @@ def collate(items: Sequence[tuple[int, Any]], pad_id: int) -> Batch:
 def empty_like(batch: Batch, pad_id: int) -> Batch:
     """Return a batch of the same shape with nothing to learn, to stand in for one that is skipped."""
     shape = batch["input_ids"].shape
-    stand_in = collate([(EMPTY, None)] * shape[0], pad_id)
+    stand_in = collate([(EMPTY, None)] * shape[0], pad_id, shape[1])
     device = batch["input_ids"].device
     return {key: value.to(device) if torch.is_tensor(value) else value for key, value in stand_in.items()}
 

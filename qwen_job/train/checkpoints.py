@@ -45,6 +45,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         self.folder = folder
         self.zero_stage = zero_stage
         self.background = background
+        self._snapshots = Snapshots()
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writes: list[Future[None]] = []
         self._files: dict[str, FileEntry] = {}
@@ -69,6 +70,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         """
         self._began = time.monotonic()
         self._step, self._files, self._errors, self._writes = step, {}, [], []
+        self._snapshots.restart()
         if dist.get_rank() == 0:
             self._attempt(self._make_aside)
         dist.barrier()
@@ -122,7 +124,9 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         self._attempt(lambda: Path(path).mkdir(parents=True, exist_ok=exist_ok))
 
     def save(self, state_dict: Any, path: str) -> None:
-        value = snapshot(state_dict) if self.background else state_dict
+        value = self._snapshots.copy(state_dict) if self.background else state_dict
+        if self.background and torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies are under way, and the thread reads them next
         self._submit(Path(path), lambda target: torch.save(value, target))
         if not self.background:
             self._wait()
@@ -188,15 +192,43 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         )
 
 
-def snapshot(value: Any) -> Any:
-    """Copy a nested state with its tensors to host memory, so that training may go on changing it."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        kind = OrderedDict if isinstance(value, OrderedDict) else dict
-        return kind((key, snapshot(item)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(snapshot(item) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(snapshot(item) for item in value)
-    return value
+class Snapshots:
+    """Copies of nested states in host memory. Page-locked buffers are kept from save to save: they copy at the
+    speed of the bus, and allocating them is slow.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[torch.Tensor] = []
+        self._next = 0
+
+    def restart(self) -> None:
+        """Reuse the buffers of the save before, which must be finished."""
+        self._next = 0
+
+    def copy(self, value: Any) -> Any:
+        """Copy ``value`` with all its tensors, so that training may go on changing it."""
+        if isinstance(value, torch.Tensor):
+            return self._copy_tensor(value.detach())
+        if isinstance(value, dict):
+            kind = OrderedDict if isinstance(value, OrderedDict) else dict
+            return kind((key, self.copy(item)) for key, item in value.items())
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self.copy(item) for item in value))
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.copy(item) for item in value)
+        return value
+
+    def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type != "cuda":
+            return tensor.clone()
+        buffer = self._buffer(tensor.numel() * tensor.element_size())
+        target = buffer.view(tensor.dtype).view(tensor.shape)
+        return target.copy_(tensor, non_blocking=True)
+
+    def _buffer(self, size: int) -> torch.Tensor:
+        place, self._next = self._next, self._next + 1
+        if place == len(self._buffers):
+            self._buffers.append(torch.empty(0, dtype=torch.uint8))
+        if self._buffers[place].numel() != size:
+            self._buffers[place] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return self._buffers[place]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -12,18 +12,10 @@ from qwen_job.errors import ModelError
 from qwen_job.train.attention import implementation
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer
+from qwen_job.train.figures import Shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NOT_DECAYED = re.compile(r"bias$|norm", re.IGNORECASE)
-
-
-class Shape(NamedTuple):
-    """What the number of floating-point operations depends on."""
-
-    layers: int
-    hidden: int
-    body_parameters: int  # matrices of all layers, without embedding and head
-    head_parameters: int
 
 
 def build_model(config: TrainConfig, folder: Path) -> Any:
@@ -50,6 +42,10 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
     model.config.use_cache = False
+    if config.torch_compile:
+        # Layer by layer: one compilation serves all, and DeepSpeed's hooks stay outside.
+        for layer in model.model.layers:
+            layer.compile()
     return model
 
 

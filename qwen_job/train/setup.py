@@ -14,7 +14,7 @@ from qwen_job.errors import DataError
 from qwen_job.train.arguments import training_arguments
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
-from qwen_job.train.deepspeed_config import zero_stage
+from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens
 from qwen_job.train.loss import LossHead
 from qwen_job.train.manifest import newest
@@ -60,13 +60,18 @@ def build_trainer(
         head=LossHead(model, config.fused_loss),
         shape=shape_of(model),
         checkpointer=Checkpointer(
-            config.output_dir / "checkpoints", zero_stage=stage, background=config.device == "cuda"
+            config.output_dir / "checkpoints", zero_stage=stage, background=_has_room_aside(config, deepspeed)
         ),
         pad_id=control_tokens(model_folder).get("<|endoftext|>", 0),
         train=data.train,
         eval=data.eval,
     )
     return JobTrainer(model, args, parts)
+
+
+def _has_room_aside(config: TrainConfig, deepspeed: DeepSpeedConfig) -> bool:
+    """Tell whether a copy of the state fits host memory: not where the optimizer's state lives there already."""
+    return config.device == "cuda" and not offloads_optimizer(deepspeed)
 
 
 class Resume(NamedTuple):

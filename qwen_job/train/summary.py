@@ -37,7 +37,8 @@ class Summary:
     @property
     def state(self) -> str:
         """done, stopped, failed, training, ...; unknown when nothing says so."""
-        return "done" if self.done else str(self.heartbeat.get("state") or "unknown")
+        ended = bool(self.attempts) and self.attempts[-1].outcome == "done"
+        return "done" if self.done or ended else str(self.heartbeat.get("state") or "unknown")
 
     @property
     def effective(self) -> float | None:

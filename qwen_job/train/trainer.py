@@ -30,10 +30,11 @@ from qwen_job.train.attention import inputs_for
 from qwen_job.train.batches import Batch, Loader, StepSampler, empty_like
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import TrainConfig
+from qwen_job.train.figures import Shape, StepTotals, step_flops, utilisation
 from qwen_job.train.guards import LossGuard, Suspect, diverged_message
 from qwen_job.train.loss import LossHead
 from qwen_job.train.manifest import prune
-from qwen_job.train.modeling import DTYPES, Shape, build_optimizer
+from qwen_job.train.modeling import DTYPES, build_optimizer
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.signals import StopWish
 from qwen_job.train.universal import discard_universal
@@ -54,15 +55,6 @@ class Parts(NamedTuple):
     pad_id: int
     train: Any
     eval: Any
-
-
-class StepTotals(NamedTuple):
-    """Sums over all ranks of one step; ``memory`` is the peak of the worst rank so far."""
-
-    targets: int
-    tokens: int
-    pairs: int
-    memory: int
 
 
 class JobTrainer(Trainer):
@@ -98,7 +90,9 @@ class JobTrainer(Trainer):
     def _loader(self, rows: Any, micro: int, accumulation: int, seed: int | None) -> Loader:
         sampler = StepSampler(len(rows), micro, accumulation, self.args.process_index, self.args.world_size, seed)
         workers = self.args.dataloader_num_workers if seed is not None else 0
-        return Loader(rows, sampler, self.parts.pad_id, workers, self.args.dataloader_pin_memory)
+        # Compiled layers want one shape.
+        length = int(self.parts.config.data["max_length"]) if self.parts.config.torch_compile else 1
+        return Loader(rows, sampler, self.parts.pad_id, workers, self.args.dataloader_pin_memory, length)
 
     def num_examples(self, dataloader: Any) -> int:
         """Rows of one epoch."""
@@ -240,7 +234,7 @@ class JobTrainer(Trainer):
             self._record(grad_norm, learning_rate)
         if self.control.should_evaluate:
             metrics = self._evaluate(trial, ignore_keys_for_eval)
-            if self._determine_best_metric(metrics=metrics, trial=trial):
+            if self._determine_best_metric(metrics=metrics, trial=trial) and self._wants_best():
                 self.control.should_save = True
             self._stop_early()
         if (self.control.should_save or self._stop) and self.state.global_step != self._last_saved():
@@ -256,6 +250,7 @@ class JobTrainer(Trainer):
     def _record(self, grad_norm: Any, learning_rate: float | None) -> None:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
+        flops = step_flops(self.parts.shape, self._totals)
         values = {
             "epoch": self.state.epoch,
             "loss": self._step_loss,
@@ -264,7 +259,7 @@ class JobTrainer(Trainer):
             "tokens": self._totals.tokens,
             "tokens_per_second": self._totals.tokens / seconds,
             "step_seconds": seconds,
-            "mfu": self._mfu(seconds),
+            "mfu": utilisation(flops, seconds, self.parts.config.peak_tflops, self.args.world_size),
             "memory_bytes": self._totals.memory,
         }
         self.parts.log.step(self.state.global_step, values)
@@ -274,19 +269,6 @@ class JobTrainer(Trainer):
     def _report(self, values: dict[str, Any]) -> None:
         """Hand figures to TensorBoard and the like; the Trainer's own history would only grow."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(values))
-
-    def _mfu(self, seconds: float) -> float | None:
-        """Model FLOPs utilisation: 6 N + 6 L h s per token, causal, real tokens only, no recomputation.
-
-        The head counts for the tokens that are projected, and s for packed rows is sum(s_i^2) / sum(s_i).
-        """
-        peak = self.parts.config.peak_tflops
-        if peak is None:
-            return None
-        shape, totals = self.parts.shape, self._totals
-        flops = 6 * (shape.body_parameters * totals.tokens + shape.head_parameters * totals.targets)
-        flops += 6 * shape.layers * shape.hidden * totals.pairs
-        return float(flops / (seconds * peak * 1e12 * self.args.world_size))
 
     # Optimizer and evaluation.
 
@@ -320,6 +302,9 @@ class JobTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._clock = time.monotonic()
         return metrics
+
+    def _wants_best(self) -> bool:
+        return self.parts.config.training.load_best_model_at_end
 
     def _stop_early(self) -> None:
         patience = self.parts.config.training.early_stopping_patience
@@ -386,7 +371,7 @@ class JobTrainer(Trainer):
         """Finish what is being saved, then bring back the best checkpoint's weights if that was asked for."""
         self._settle()
         best = self.state.best_global_step
-        if not self.parts.config.training.load_best_model_at_end or best in (None, self.state.global_step):
+        if not self._wants_best() or best in (None, self.state.global_step):
             return
         folder = self.parts.checkpointer.folder / f"step-{best}"
         self.parts.log.say(f"taking the weights of {folder.name}, the lowest held-out loss")
@@ -402,7 +387,7 @@ class JobTrainer(Trainer):
         log.write("save", saved.step, seconds=saved.seconds, pause_seconds=saved.pause_seconds, bytes=saved.bytes)
         self._saved = saved.step
         if self.args.process_index == 0:
-            best = self.state.best_global_step
+            best = self.state.best_global_step if self._wants_best() else None
             prune(self.parts.checkpointer.folder, keep=limit, keep_steps=[] if best is None else [best])
             discard_universal(self.parts.checkpointer.folder)
 

@@ -98,4 +98,5 @@ def test_an_empty_row_teaches_nothing() -> None:
     assert (batch["targets"][1] == IGNORE).all()
     stand_in = empty_like(batch, 9)
     assert stand_in["rows"] == [] and len(stand_in["chosen"]) == 0
-    assert stand_in["input_ids"].shape[0] == 2
+    assert stand_in["input_ids"].shape == batch["input_ids"].shape == (2, 3)
+    assert collate([(0, row(3))], pad_id=9, length=8)["document_lengths"] == [[8]]

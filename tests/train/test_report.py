@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from qwen_job.cli.report import report
 from qwen_job.errors import UsageError
+from qwen_job.train.closing import tell
 from qwen_job.train.model_card import write_model_card
 from qwen_job.train.plot import Series, chart, nice_ticks, smooth, thin
 from qwen_job.train.report import main_figures, write_report
@@ -183,4 +184,15 @@ def test_the_model_card_tells_data_settings_and_figures(run: Path) -> None:
     text = write_model_card(run).read_text()
     assert "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945" in text
     assert "base_model: Qwen/Qwen-1_8B-Chat" in text
+    lines: list[str] = []
+    tell(run, lines.append)
+    assert lines == [f"Effective training time: 9.2%, the report is in {run / 'report.html'}"]
     assert "| learning_rate | 1e-05 |" in text and "| Held-out loss | 2.5 |" in text
+
+
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "model").touch()
+    lines: list[str] = []
+    tell(tmp_path, lines.append)
+    assert lines[0].startswith("write_model_card: ") and (tmp_path / "report.html").exists()

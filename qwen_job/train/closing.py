@@ -1,0 +1,19 @@
+"""The last words of a run: model card and report. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qwen_job.train.model_card import write_model_card
+from qwen_job.train.report import main_figures, write_report
+
+
+def tell(run_dir: Path, say: Callable[[str], None]) -> None:
+    """Write model/README.md and report.html and say the share of effective time; a trained model never fails here."""
+    for write, command in ((write_model_card, ""), (write_report, f"; 'qwen-job report {run_dir}' writes it again")):
+        try:
+            write(run_dir)
+        except Exception as error:  # hours of training are done: nothing about a page may undo that
+            say(f"{write.__name__}: {error}{command}")
+    say(f"{main_figures(run_dir)[-1]}, the report is in {run_dir / 'report.html'}")
