@@ -1,0 +1,260 @@
+"""Target kubernetes: claims, ConfigMap, NetworkPolicy and the job, in one manifest for ``kubectl apply -f -``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwen_job import __version__
+from qwen_job.errors import UsageError
+from qwen_job.plan import Plan
+from qwen_job.plan.deepspeed import overlay
+from qwen_job.render.bundle import Bundle
+from qwen_job.render.engine import render_template
+from qwen_job.render.kubernetes_settings import CONFIG_PATH, Settings, settings
+from qwen_job.render.pod_security import pod_security_level
+from qwen_job.render.quote import to_yaml
+
+Object = dict[str, Any]
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_CONTAINERS = {"pytorchjob": "pytorch", "trainjob": "node", "jobset": "node"}
+_SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
+_CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
+    """Return NAME.yaml with all objects. Errors: :class:`JobError` for what Kubernetes could not run."""
+    chosen = settings(plan)
+    things = objects(chosen, folders)
+    text = "".join(f"---\n{to_yaml(thing)}" for thing in things)
+    notes = [*chosen.notes, *security_notes(things)]
+    if chosen.section.master and chosen.nodes > 1:
+        notes.append("kubernetes.master: the operator adds an init container to each Worker, with an image of its own")
+    return Bundle("kubernetes", {f"{chosen.name}.yaml": text}, f"{chosen.name}.yaml", notes=tuple(notes))
+
+
+def objects(chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object]:
+    """Return the objects in the order in which they are applied."""
+    context = _context(chosen)
+    pod = _load("pod", context, folders)
+    container = overlay(pod["containers"][0], chosen.section.pod_container)
+    pod["containers"][0] = container
+    context["pod"] = overlay(pod, chosen.section.pod)
+    result = [_claim(volume, context, folders) for volume in chosen.section.volumes if volume.size]
+    result.append(_load("configmap", context, folders))
+    if chosen.section.network_policy:
+        result.append(_load("networkpolicy", context, folders))
+    if chosen.section.kind != "pytorchjob":
+        context["jobset"] = _load("jobset-spec", context, folders)
+    if chosen.section.kind == "trainjob":
+        result.append(_load("runtime", context, folders))
+    job = _load(chosen.section.kind, context, folders)
+    job["spec"] = overlay(job["spec"], chosen.section.job)
+    return [*result, job]
+
+
+def security_notes(things: list[Object]) -> list[str]:
+    """Say which Pod Security level the pods need, and why where it is not the strictest."""
+    level, reasons = pod_security_level(_pod_of(things))
+    why = f" ({', '.join(reasons)})" if reasons else ""
+    return [f"the pods meet the Pod Security level {level!r}{why}"]
+
+
+def _pod_of(things: list[Object]) -> Object:
+    for thing in reversed(things):
+        found = _find_pod(thing)
+        if found:
+            return found
+    return {}
+
+
+def _find_pod(value: Any) -> Object | None:
+    if isinstance(value, dict):
+        if isinstance(value.get("containers"), list):
+            return value
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        found = _find_pod(item)
+        if found:
+            return found
+    return None
+
+
+def _load(template: str, context: dict[str, Any], folders: Sequence[str | Path]) -> Object:
+    """Render a template and read it back, so that what a user's template broke is found here."""
+    text = render_template(f"kubernetes/{template}.yaml.j2", context, folders)
+    try:
+        value = yaml.load(text, _LOADER)
+    except yaml.YAMLError as error:
+        raise UsageError(f"template kubernetes/{template}.yaml.j2 gives invalid YAML: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"template kubernetes/{template}.yaml.j2 gives no mapping")
+    return value
+
+
+def _claim(volume: Any, context: dict[str, Any], folders: Sequence[str | Path]) -> Object:
+    metadata = {
+        **context["metadata"],
+        "name": volume.pvc or f"{context['name']}-{volume.name}",
+        # Helm leaves it when the release goes: the trained model is on it.
+        "annotations": {**context["k"]["annotations"], "helm.sh/resource-policy": "keep"},
+    }
+    return _load("claim", {**context, "metadata": metadata, "volume": volume.model_dump()}, folders)
+
+
+def _context(chosen: Settings) -> dict[str, Any]:
+    k = chosen.section
+    gang, _, queue = (k.queue or "").partition(":")
+    checksum = config_checksum(chosen)
+    labels = {
+        "app.kubernetes.io/name": "qwen-job",
+        "app.kubernetes.io/instance": chosen.name,
+        "app.kubernetes.io/version": __version__,
+        **k.labels,
+    }
+    job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": queue} if gang == "kueue" else {})}
+    namespace = {"namespace": k.namespace} if k.namespace else {}
+    annotations = {**k.annotations, "qwen-job/checksum": checksum}
+    pod_annotations = dict(annotations)
+    if gang == "kueue" and k.topology:
+        pod_annotations["kueue.x-k8s.io/podset-required-topology"] = k.topology
+    return {
+        "name": chosen.name,
+        "image": chosen.image,
+        "nodes": chosen.nodes,
+        "nproc_per_node": str(chosen.gpus_per_node),
+        "grace_seconds": chosen.grace_seconds,
+        "files": chosen.files,
+        "k": k.model_dump(),
+        "metadata": {"name": chosen.name, **namespace, "labels": job_labels, "annotations": annotations},
+        "pod_metadata": {"labels": labels, "annotations": pod_annotations},
+        "container": _CONTAINERS[k.kind],
+        "container_security": _container_security(chosen),
+        "command": command(chosen),
+        "prepare_command": ["python3", "-m", "qwen_job.train.prepare", "--config", f"{CONFIG_PATH}/train.yaml"],
+        "env": environment(chosen),
+        "resources": resources(chosen),
+        "mounts": _mounts(chosen),
+        "volumes": _volumes(chosen),
+        "gang": gang if gang != "kueue" else "",
+        "queue": queue,
+        "scheduler": _SCHEDULERS.get(gang, ""),
+        "pod_affinity": k.topology if gang != "kueue" else None,
+        "replicas": _replicas(chosen),
+        "final_codes": list(range(1, 128)),
+    }
+
+
+def config_checksum(chosen: Settings) -> str:
+    """Return what changes when the pods would compute something else: a restart would then mix two jobs."""
+    shape = f"{chosen.image}\n{chosen.nodes}\n{chosen.gpus_per_node}\n"
+    text = shape + chosen.files["train.yaml"] + "\n" + chosen.files["deepspeed.json"]
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def command(chosen: Settings) -> list[str]:
+    """Return the words of one pod; ``$(NAME)`` is expanded by Kubernetes."""
+    address, port, rank = _rendezvous(chosen)
+    return [
+        "python3", "-m", "qwen_job.train.launch",
+        "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
+        "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
+        "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
+        "--", "--config", f"{CONFIG_PATH}/train.yaml",
+    ]  # fmt: skip
+
+
+def _rendezvous(chosen: Settings) -> tuple[str, str, str]:
+    k, port = chosen.section, str(chosen.section.master_port)
+    if chosen.nodes == 1:
+        return "127.0.0.1", port, "0"
+    if k.kind != "pytorchjob":
+        return f"{chosen.name}-node-0-0.{chosen.name}", port, "$(JOB_COMPLETION_INDEX)"
+    if k.master:
+        return "$(MASTER_ADDR)", "$(MASTER_PORT)", "$(RANK)"
+    return f"{chosen.name}-worker-0", port, "$(QWEN_JOB_NODE_RANK)"
+
+
+def environment(chosen: Settings) -> list[Object]:
+    """Return the container's ``env``, sorted by name: the plan's variables, secrets, and the node's rank."""
+    k = chosen.section
+    entries: dict[str, Object] = {name: {"value": literal(value)} for name, value in chosen.env.items()}
+    for name, reference in k.secret_env.items():
+        secret, _, key = reference.partition("/")
+        entries[name] = {"valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+    if k.kind == "pytorchjob" and not k.master:
+        label = "metadata.labels['training.kubeflow.org/replica-index']"
+        entries["QWEN_JOB_NODE_RANK"] = {"valueFrom": {"fieldRef": {"fieldPath": label}}}
+    return [{"name": name, **entries[name]} for name in sorted(entries)]
+
+
+def literal(value: str) -> str:
+    """Escape ``$(NAME)``, which Kubernetes would expand, and ``$$``, which it would halve."""
+    return value.replace("$", "$$") if re.search(r"\$[$(]", value) else value
+
+
+def resources(chosen: Settings) -> dict[str, str]:
+    """Return a pod's requests, which are its limits too."""
+    k = chosen.section
+    wanted = {
+        **({"cpu": k.cpu} if k.cpu else {}),
+        **({"memory": k.memory} if k.memory else {}),
+        **({k.gpu_resource: str(chosen.gpus_per_node)} if k.gpu_resource else {}),
+    }
+    return {**wanted, **k.resources}
+
+
+def _container_security(chosen: Settings) -> Object:
+    capabilities: Object = {"drop": ["ALL"], **({"add": ["IPC_LOCK"]} if chosen.section.ipc_lock else {})}
+    return {**_CONTAINER_SECURITY, "capabilities": capabilities}
+
+
+def _mounts(chosen: Settings) -> list[Object]:
+    own: list[Object] = [
+        {"name": "config", "mountPath": CONFIG_PATH, "readOnly": True},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    users: list[Object] = [
+        {
+            "name": volume.name,
+            "mountPath": volume.mount_path,
+            **({"subPath": volume.sub_path} if volume.sub_path else {}),
+            **({"readOnly": True} if volume.read_only else {}),
+        }
+        for volume in chosen.section.volumes
+    ]
+    return [*own, *users]
+
+
+def _volumes(chosen: Settings) -> list[Object]:
+    own: list[Object] = [
+        {"name": "config", "configMap": {"name": chosen.name}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": chosen.section.shm_size}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    return [*own, *({"name": v.name, **_source(v, chosen.name)} for v in chosen.section.volumes)]
+
+
+def _source(volume: Any, name: str) -> Object:
+    if volume.nfs:
+        server, _, path = volume.nfs.partition(":")
+        return {"nfs": {"server": server, "path": path}}
+    if volume.host_path:
+        return {"hostPath": {"path": volume.host_path}}
+    return {"persistentVolumeClaim": {"claimName": volume.pvc or f"{name}-{volume.name}"}}
+
+
+def _replicas(chosen: Settings) -> dict[str, int]:
+    if not chosen.section.master:
+        return {"Worker": chosen.nodes}
+    return {"Master": 1, **({"Worker": chosen.nodes - 1} if chosen.nodes > 1 else {})}

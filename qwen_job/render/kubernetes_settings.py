@@ -1,0 +1,170 @@
+"""What a Kubernetes render decides before any layout; the Helm chart starts from the same settings."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from qwen_job.errors import JobError, Problem
+from qwen_job.job.kubernetes import Kubernetes, Volume
+from qwen_job.plan import Plan
+from qwen_job.render.files import config_files
+
+# Seconds between "saved" and the end of the processes, on top of the time that saving takes.
+LEAVING_SECONDS = 30
+# NAME-worker-9999 and NAME-node-0-9999 must be DNS labels of at most 63 characters.
+MAX_NAME = 63 - len("-worker-9999")
+# The server refuses larger ConfigMaps (1 MiB); some room for the rest of the object.
+MAX_CONFIG_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One job for Kubernetes: every field has its final value."""
+
+    name: str
+    image: str
+    nodes: int
+    gpus_per_node: int
+    grace_seconds: int
+    env: dict[str, str]
+    files: dict[str, str]
+    section: Kubernetes
+    notes: tuple[str, ...]
+
+
+def settings(plan: Plan) -> Settings:
+    """Decide what the ``kubernetes:`` section leaves open. Errors: :class:`JobError` with all problems."""
+    job, notes = plan.job, []
+    problems = [*_name_problems(plan), *_section_problems(plan)]
+    volumes = job.kubernetes.volumes
+    if volumes:
+        problems += _outside(plan, volumes)
+    elif not problems:
+        volumes = [_shared_claim(plan)]
+        notes.append(
+            f"kubernetes.volumes: none is written, so the claim {volumes[0].pvc!r} is mounted at "
+            f"{volumes[0].mount_path}; name your own volumes there"
+        )
+    files = _files(plan)
+    if sum(len(text.encode()) for text in files.values()) > MAX_CONFIG_BYTES:
+        problems.append(job.problem(("env",), "the configuration is over 1 MB, more than a ConfigMap holds"))
+    if problems:
+        raise JobError(problems)
+    if not job.image:
+        notes.append(
+            f"image: none is written, so {default_image(plan)!r} must be on the nodes; name the one you pushed"
+        )
+    cpus = job.cluster.cpus_per_gpu
+    section = job.kubernetes.model_copy(
+        update={
+            "volumes": volumes,
+            "cpu": job.kubernetes.cpu or (str(cpus * plan.gpus_per_node) if cpus else None),
+            "gpu_resource": None if plan.gpu.is_cpu else job.kubernetes.gpu_resource,
+        }
+    )
+    return Settings(
+        name=job.name,
+        image=job.image or default_image(plan),
+        nodes=plan.nodes,
+        gpus_per_node=plan.gpus_per_node,
+        grace_seconds=job.retry.grace + LEAVING_SECONDS,
+        env=plan.env,
+        files=files,
+        section=section,
+        notes=tuple(notes),
+    )
+
+
+def _files(plan: Plan) -> dict[str, str]:
+    """The configs, with the time limit of this target instead of Slurm's."""
+    job = plan.job
+    slurm = job.slurm.model_copy(update={"time": job.kubernetes.active_deadline})
+    here = replace(plan, job=job.model_copy(update={"slurm": slurm}))
+    return {**config_files(plan), "train.yaml": config_files(here)["train.yaml"]}
+
+
+def default_image(plan: Plan) -> str:
+    """Return the name that ``make image`` gives the set for this GPU."""
+    if plan.gpu.is_cpu:
+        return "localhost/qwen-job:cpu"
+    return f"localhost/qwen-job:{'ampere' if plan.gpu.compute_capability >= 8 else 'v100'}"
+
+
+def _name_problems(plan: Plan) -> Iterator[Problem]:
+    name = plan.job.name
+    if re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= MAX_NAME:
+        return
+    near = re.sub(r"[^-a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:MAX_NAME].rstrip("-")
+    what = f"has {len(name)} characters, over {MAX_NAME}" if len(name) > MAX_NAME else "is not a Kubernetes name"
+    hint = f"e.g. {near!r}" if near else "e.g. 'my-run'"
+    text = f"{name!r} {what} (a-z, 0-9 and -, a letter first; pods are called NAME-worker-N); write {hint}"
+    yield plan.job.problem(("name",), text)
+
+
+def _section_problems(plan: Plan) -> Iterator[Problem]:
+    job, section = plan.job, plan.job.kubernetes
+    if job.image and (re.search(r"\s", job.image) or job.image.startswith(("-", "/"))):
+        yield job.problem(("image",), f"{job.image!r} is not a registry's image; write e.g. registry/qwen-job:ampere")
+    gang = (section.queue or "").partition(":")[0]
+    if section.kind == "jobset" and gang in ("volcano", "coscheduling"):
+        yield job.problem(("kubernetes", "queue"), f"{gang} does not gang-schedule a JobSet; take kueue:QUEUE")
+    if section.master and section.kind != "pytorchjob":
+        yield job.problem(("kubernetes", "master"), f"a {section.kind} has no Master; remove the line")
+    names = [volume.name for volume in section.volumes]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield job.problem(("kubernetes", "volumes"), f"two are named {name!r}; give each its own name")
+    paths = [posixpath.normpath(volume.mount_path) for volume in section.volumes]
+    for index, volume in enumerate(section.volumes):
+        where = ("kubernetes", "volumes", index)
+        if volume.name in RESERVED_VOLUMES:
+            yield job.problem((*where, "name"), f"{volume.name!r} is the job's own; choose another")
+        if paths[index] in ("/", "/tmp", "/dev/shm", CONFIG_PATH) or paths.count(paths[index]) > 1:
+            yield job.problem((*where, "mount_path"), f"{volume.mount_path!r} is taken already; choose another")
+        if volume.sub_path and ".." in volume.sub_path.split("/"):
+            yield job.problem((*where, "sub_path"), "must not hold '..'")
+
+
+CONFIG_PATH = "/etc/qwen-job"
+RESERVED_VOLUMES = ("config", "shm", "tmp")
+
+
+def _paths(plan: Plan) -> dict[tuple[str | int, ...], tuple[str, bool]]:
+    """Return field -> (the path that the pods must see, whether they write there)."""
+    job = plan.job
+    paths: dict[tuple[str | int, ...], tuple[str, bool]] = {
+        ("output",): (job.output, True),
+        ("model", "cache_dir"): (plan.model_cache, True),
+    }
+    if job.model.resolved_source == "local":
+        paths[("model", "name")] = (job.model.name, False)
+    if job.data.cache_dir:
+        paths[("data", "cache_dir")] = (job.data.cache_dir, True)
+    for kind in ("train", "eval"):
+        for index, file in enumerate(getattr(job.data, kind)):
+            paths[("data", kind, index, "path")] = (file.path, False)
+    return paths
+
+
+def _outside(plan: Plan, volumes: list[Volume]) -> Iterator[Problem]:
+    mounts = {posixpath.normpath(volume.mount_path): volume for volume in volumes}
+    for field, (path, writes) in _paths(plan).items():
+        holders = [mount for mount in mounts if f"{posixpath.normpath(path)}/".startswith(f"{mount}/")]
+        if not holders:
+            text = f"{path!r} lies below no volume's mount_path ({', '.join(mounts)}), so no pod would find it"
+            yield plan.job.problem(field, text)
+        elif writes and mounts[max(holders, key=len)].read_only:
+            yield plan.job.problem(
+                field, f"{path!r} lies on the read-only volume {mounts[max(holders, key=len)].name!r}"
+            )
+
+
+def _shared_claim(plan: Plan) -> Volume:
+    """The claim that a job without volumes expects, mounted where all its paths lie."""
+    top = posixpath.commonpath([posixpath.dirname(path) for path, _ in _paths(plan).values()])
+    if top == "/" or ":" in top:
+        text = "none is written, and the job's paths have no folder in common: say which volume holds which path"
+        raise JobError([plan.job.problem(("kubernetes", "volumes"), text)])
+    return Volume.model_validate({"name": "shared", "mount_path": top, "pvc": "shared"})
