@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import EnvironmentFault, NodeUnhealthy
+
+if TYPE_CHECKING:
+    from qwen_job.node.quick import Finding
 
 
 @click.group()
@@ -18,19 +24,59 @@ def node() -> None:
 @node.command()
 @click.option("--quick", is_flag=True, help="Only what takes a second: driver, GPU kernels, cache, shared memory.")
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="What the job runs on.")
+@click.option("--run", type=click.Path(path_type=Path), help="The run's folder: checks what that job needs.")
+@click.option("--gpus", type=click.IntRange(min=0), default=0, help="GPUs that the job takes here.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Nodes of the job.")
+@click.option("--port", type=click.IntRange(1, 65535), help="The rendezvous port, on the first node.")
+@click.option("--token", default="", help="What the run's launch/token must hold if the folder is shared.")
+@click.option("--sent-at", type=float, help="The starting node's clock, in unix seconds.")
+@click.option("--disk-bytes", type=click.IntRange(min=0), help="What the run's folder will take.")
+@click.option("--fabric", default="auto", help="The plan's interconnect.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def check(quick: bool, device: str, as_json: bool) -> None:
-    """Check this node, and end with exit code 5 when a job could not run on it."""
+def check(
+    quick: bool,
+    device: str,
+    run: Path | None,
+    gpus: int,
+    nodes: int,
+    port: int | None,
+    token: str,
+    sent_at: float | None,
+    disk_bytes: int | None,
+    fabric: str,
+    as_json: bool,
+) -> None:
+    """Check this node.
+
+    Ends with exit code 5 for what every node would have (a full disk, an output folder that is not shared), and with
+    163 for a fault of this node, which a requeued job then leaves out.
+    """
+    from qwen_job.node.preflight import DISK_BYTES, Expected, preflight
     from qwen_job.node.quick import quick_check
 
-    if not quick:
-        raise click.UsageError("only the quick check exists so far: qwen-job node check --quick")
-    findings = quick_check(device)
+    if quick == (run is not None):
+        raise click.UsageError("give --quick, or --run with the folder of the run that is about to start")
+    if run is None:
+        findings = quick_check(device)
+    else:
+        room = DISK_BYTES if disk_bytes is None else disk_bytes
+        expected = Expected(gpus, run, port, token, sent_at, nodes, fabric, room)
+        findings = preflight(expected)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings]))
+        click.echo(json.dumps({"host": socket.gethostname(), "findings": [asdict(f) for f in findings]}))
     else:
         for finding in findings:
             click.echo(f"{finding.state:<8} {finding.check:<14} {finding.message}")
+    _judge(findings, quick)
+
+
+def _judge(findings: list[Finding], quick: bool) -> None:
+    from qwen_job.node.preflight import NOT_THE_NODE
+
     faults = [finding for finding in findings if finding.state == "fault"]
-    if faults:
-        raise EnvironmentFault("\n".join(fault.message for fault in faults))
+    if not faults:
+        return
+    text = "\n".join(f"{socket.gethostname()}: {fault.message}" for fault in faults)
+    if quick or any(fault.check in NOT_THE_NODE for fault in faults):
+        raise EnvironmentFault("\n".join(fault.message for fault in faults) if quick else text)
+    raise NodeUnhealthy(text)

@@ -47,6 +47,7 @@ class Slurm(Strict):
     )
     python: Text = Field("python3", description="The Python inside the container or on the nodes")
     requeue: bool = Field(True, description="Requeue after preemption, node failure and before the time limit")
+    preflight: bool = Field(True, description="Check every node before training; a bad one is left out of the next try")
     signal_seconds: Count | None = Field(None, description="Save so long before the time limit; default: planned")
     sbatch: dict[OptionName, OptionValue] = Field(
         {}, description="Any sbatch option, e.g. {mail-type: END, exclude: n7}"

@@ -22,6 +22,7 @@ def shell_context(
     modules: Sequence[str] = (),
     setup: Sequence[str] = (),
     launcher: str = "torchrun",
+    preflight: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the context of a shell script: the configs, the node's script and the job's figures."""
     common = {
@@ -38,6 +39,7 @@ def shell_context(
         **common,
         "modules": list(modules),
         "setup": list(setup),
+        "preflight": list(preflight),
         "command": command_words(plan, runtime, python),
     }
     node_script = render_template("common/node.sh.j2", node, folders)

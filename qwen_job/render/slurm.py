@@ -28,6 +28,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         runtime=job.container.runtime,
         modules=slurm.modules,
         setup=slurm.setup,
+        preflight=_preflight(plan) if slurm.preflight else (),
     )
     context |= {
         "options": list(sbatch_options(plan).items()),
@@ -38,6 +39,16 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     }
     name = f"{job.name}.sbatch"
     return Bundle("slurm", {name: render_template("slurm/job.sbatch.j2", context, folders)}, name)
+
+
+def _preflight(plan: Plan) -> list[str]:
+    """Return the options of 'qwen-job node check' that the plan knows."""
+    words = ["--gpus", "0" if plan.gpu.is_cpu else str(plan.gpus_per_node), "--nodes", str(plan.nodes)]
+    if plan.interconnect not in ("none", "auto"):
+        words += ["--fabric", plan.interconnect]
+    if plan.sharding.memory is not None:
+        words += ["--disk-bytes", str(plan.sharding.memory.disk_bytes)]
+    return words
 
 
 def sbatch_options(plan: Plan) -> dict[str, str | None]:

@@ -1,0 +1,189 @@
+"""The checks of one node right before a job trains on it: what would otherwise end the job an hour later.
+
+Each check is a :class:`Finding`. Faults of the node itself (GPUs, ECC, memory limits, clock, network) make the job try
+again without that node; faults that every node would have (an output folder that is full, unwritable or not shared) end
+it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_job.node.driver import probe
+from qwen_job.node.quick import SHARED_MEMORY, Finding, quick_check
+
+GIB = 2**30
+# Clocks of a cluster follow NTP; more apart than this and timestamps, certificates and file ages go wrong.
+CLOCK_SECONDS = 30
+# Without a figure from the plan: room for logs and a small checkpoint.
+DISK_BYTES = GIB
+# A fault in one of these is the job's or the site's, not this node's.
+NOT_THE_NODE = frozenset({"output", "disk", "cache", "name", "memlock", "shm per gpu"})
+INFINIBAND = Path("/sys/class/infiniband")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the job counts on: ``gpus`` of a node (0: a CPU job), the run's folder, the rendezvous port on rank 0.
+
+    ``token`` was written to ``run``/launch/token by the script that started the nodes; ``sent_at`` is its clock then,
+    in unix seconds. ``fabric`` is the interconnect of the plan.
+    """
+
+    gpus: int
+    run: Path
+    port: int | None = None
+    token: str = ""
+    sent_at: float | None = None
+    nodes: int = 1
+    fabric: str = "auto"
+    disk_bytes: int = DISK_BYTES
+
+
+def preflight(expected: Expected) -> list[Finding]:
+    """Look at this node; nothing is raised for a fault."""
+    found = quick_check("cuda" if expected.gpus else "cpu")
+    if expected.gpus and not any(f.check == "gpu" and f.state == "fault" for f in found):
+        found += [gpu_count(expected.gpus), ecc_errors()]
+    found += [shared_memory_for(expected.gpus), *output_folder(expected), disk_space(expected)]
+    if expected.sent_at is not None:
+        found.append(clock(expected.sent_at))
+    if expected.port is not None:
+        found.append(free_port(expected.port))
+    if expected.nodes > 1:
+        found.append(own_name())
+        if expected.gpus and expected.fabric in ("infiniband", "roce", "efa"):
+            found += [adapters(), locked_memory()]
+    return found
+
+
+def gpu_count(wanted: int) -> Finding:
+    """Hold the number of visible GPUs against the job's."""
+    count = len(probe().gpus)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = len([device for device in visible.split(",") if device.strip()])
+    text = f"{count} GPUs visible, {wanted} wanted"
+    return Finding("gpu count", "ok" if count >= wanted else "fault", text)
+
+
+def ecc_errors() -> Finding:
+    """Ask nvidia-smi for uncorrected ECC errors since the driver was loaded; where it cannot tell, that is said."""
+    words = ["nvidia-smi", "--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return Finding("ecc", "warning", "nvidia-smi cannot be asked here")
+    bad = []
+    for line in done.stdout.splitlines():
+        index, _, count = (part.strip() for part in line.partition(","))
+        if count.isdigit() and int(count):
+            bad.append(f"GPU {index} has {count}")
+    if bad:
+        return Finding("ecc", "fault", f"uncorrected memory errors: {', '.join(bad)}; the node needs a reset")
+    return Finding("ecc", "ok", "no uncorrected memory errors")
+
+
+def shared_memory_for(gpus: int) -> Finding:
+    """Ask for 1 GiB of /dev/shm a GPU: NCCL's rings and the data workers' batches."""
+    size = shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0
+    text = f"{SHARED_MEMORY} holds {size / GIB:.1f} GiB for {gpus or 'no'} GPUs"
+    if gpus and size < gpus * GIB:
+        way_out = "enlarge it (docker and podman: --ipc=host or --shm-size; Kubernetes: kubernetes.shm_size)"
+        return Finding("shm per gpu", "fault", f"{text}; NCCL and data workers need 1 GiB each: {way_out}")
+    return Finding("shm per gpu", "ok", text)
+
+
+def output_folder(expected: Expected) -> list[Finding]:
+    """Write, sync and remove a file in the run's folder, and look for the token that proves that it is shared."""
+    trial = expected.run / "launch" / f".trial-{uuid.uuid4().hex}"
+    try:
+        trial.parent.mkdir(parents=True, exist_ok=True)
+        with trial.open("wb") as stream:
+            stream.write(b"x" * 4096)
+            os.fsync(stream.fileno())
+        trial.unlink()
+    except OSError as error:
+        return [Finding("output", "fault", f"output: {expected.run} cannot be written here: {error.strerror}")]
+    if expected.token:
+        try:
+            same = (expected.run / "launch" / "token").read_text().strip() == expected.token
+        except OSError:
+            same = False
+        if not same:
+            text = f"output: {expected.run} is not the folder that the other nodes see; put it on shared storage"
+            return [Finding("output", "fault", text)]
+    return [Finding("output", "ok", f"{expected.run} is writable" + (" and shared" if expected.token else ""))]
+
+
+def disk_space(expected: Expected) -> Finding:
+    """Hold the free space of the run's folder against what a checkpoint takes."""
+    try:
+        free = shutil.disk_usage(expected.run).free
+    except OSError as error:
+        return Finding("disk", "fault", f"output: {expected.run}: {error.strerror}")
+    text = f"{free / GIB:.1f} GiB free in {expected.run}"
+    if free < expected.disk_bytes:
+        way_out = f"about {expected.disk_bytes / GIB:.1f} GiB are needed; free some, or choose another output"
+        return Finding("disk", "fault", f"output: {text}; {way_out}")
+    return Finding("disk", "ok", text)
+
+
+def clock(sent_at: float) -> Finding:
+    """Hold this node's clock against the first node's, which said ``sent_at`` a moment ago."""
+    skew = time.time() - sent_at
+    text = f"{skew:+.0f} s against the node that started the job"
+    return Finding("clock", "ok" if abs(skew) <= CLOCK_SECONDS else "fault", text)
+
+
+def free_port(port: int) -> Finding:
+    """Try to listen on the rendezvous port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            return Finding("port", "fault", f"port {port} of the rendezvous is taken ({error.strerror})")
+    return Finding("port", "ok", f"port {port} is free")
+
+
+def own_name() -> Finding:
+    """Warn when the node's own name leads to itself only: Gloo then tells the others a loopback address."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = ""
+    if not os.environ.get("GLOO_SOCKET_IFNAME") and (not address or address.startswith("127.")):
+        leads = f"is {address}" if address else "is unknown to this node"
+        way_out = "name the network in cluster.socket_interface (eth0, for one)"
+        return Finding("name", "fault", f"the name {name} {leads}, so other nodes cannot reach it: {way_out}")
+    return Finding("name", "ok", f"{name} is {address or 'not looked up: GLOO_SOCKET_IFNAME is set'}")
+
+
+def adapters() -> Finding:
+    """List the InfiniBand, RoCE or EFA adapters with an active port."""
+    active = []
+    for adapter in sorted(INFINIBAND.iterdir()) if INFINIBAND.is_dir() else []:
+        states = [path.read_text() for path in adapter.glob("ports/*/state")]
+        if any("ACTIVE" in state for state in states):
+            active.append(adapter.name)
+    if not active:
+        return Finding("hca", "fault", "no active InfiniBand, RoCE or EFA adapter is seen here")
+    return Finding("hca", "ok", ", ".join(active))
+
+
+def locked_memory() -> Finding:
+    """Ask for an unlimited memlock limit, which RDMA needs to register its buffers."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("memlock", "ok", "unlimited")
+    return Finding("memlock", "fault", f"{soft >> 10} KiB may be locked; RDMA needs it unlimited (ulimit -l unlimited)")
