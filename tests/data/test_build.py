@@ -1,0 +1,200 @@
+"""Preparing: conserved, deterministic, done once, and never half-valid."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwen_job.data import ChatTokenizer, DataFile, DataSpec, build, open_prepared, prepare
+from qwen_job.data.chatml import encode_conversation
+from qwen_job.data.formats import parse_record
+from qwen_job.errors import DataError, EnvironmentFault, ModelError
+from qwen_job.resources import resource
+
+from .conftest import conversation
+
+DEMO = resource("configs", "data", "demo.json")
+
+
+def _rows(count: int) -> list[dict[str, Any]]:
+    return [conversation(f"问题 {n}", f"answer {n} " * (n % 9 + 1)) for n in range(count)]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut inputs into many chunks and use worker processes for them."""
+    monkeypatch.setattr(build, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(build, "_SMALL", 0)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("mask", ["assistant", "reference"])
+def test_every_token_and_label_arrives(tiny: Path, tmp_path: Path, packing: bool, mask: str) -> None:
+    spec = DataSpec(train=(DataFile(DEMO),), max_length=512, packing=packing, mask=mask)
+    data = open_prepared(prepare(spec, tiny, tmp_path))
+    tokenizer = ChatTokenizer.load(tiny)
+    expected = {
+        (0, number): encode_conversation(parse_record(record), tokenizer, system_prompt=spec.system_prompt, mask=mask)
+        for number, record in enumerate(json.loads(DEMO.read_text(encoding="utf-8")), 1)
+    }
+    for row in (data.train[number] for number in range(len(data.train))):
+        assert row.input_ids.size <= 512 and row.input_ids.dtype == row.labels.dtype == np.int32
+        ends = np.cumsum(row.document_lengths)
+        for source, end, length in zip(row.source_rows, ends, row.document_lengths, strict=True):
+            encoded = expected.pop(source)
+            assert row.input_ids[end - length : end].tolist() == encoded.input_ids
+            assert row.labels[end - length : end].tolist() == encoded.labels
+            assert row.position_ids[end - length : end].tolist() == list(range(length))
+    assert not expected
+    assert data.stats["train"]["samples"] == 72 and len(data.eval) == 0
+    assert data.train.row_lengths().sum() == data.stats["train"]["tokens"]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_same_bytes_from_any_number_of_workers(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
+    rows = _rows(600)
+    spec = DataSpec(train=(DataFile(write(rows), 1.5), DataFile(write(rows[:90], "more.jsonl"), 0.5)), eval_split=0.1)
+    samples: list[int] = []
+    folders = [
+        prepare(spec, tiny, tmp_path / f"cache{workers}", workers=workers, progress=samples.append)
+        for workers in (1, 3)
+    ]
+    assert _files(folders[0]) == _files(folders[1])
+    assert folders[0].name == folders[1].name
+    stats = open_prepared(folders[0]).stats
+    assert samples[-1] == stats["train"]["samples"] + stats["eval"]["samples"]
+    assert stats["eval"]["samples"] + stats["train"]["samples"] + stats["left_out_by_weight"] == 690
+    held, trained = ({s for row in split for s in row.source_rows} for split in _splits(folders[0]))
+    assert held and trained and not held & trained
+
+
+def _splits(folder: Path) -> list[list[Any]]:
+    data = open_prepared(folder)
+    return [[split[number] for number in range(len(split))] for split in (data.eval, data.train)]
+
+
+def test_found_again_until_something_changes(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write(_rows(5))
+    spec = DataSpec(train=(DataFile(path),))
+    calls: list[int] = []
+    first = prepare(spec, tiny, tmp_path / "cache", progress=calls.append)
+    assert calls
+    calls.clear()
+    moved = path.rename(tmp_path / "moved.json")
+    assert prepare(DataSpec(train=(DataFile(moved),)), tiny, tmp_path / "cache", progress=calls.append) == first
+    assert not calls
+    names = {first.name}
+    for change in ({"max_length": 64}, {"mask": "reference"}, {"system_prompt": ""}, {"packing": False}):
+        names.add(build.fingerprint(DataSpec(train=(DataFile(moved),), **change), tiny))
+    moved.write_text(json.dumps(_rows(6)), encoding="utf-8")
+    names.add(build.fingerprint(DataSpec(train=(DataFile(moved),)), tiny))
+    assert len(names) == 6
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_bad_rows_are_named_and_nothing_is_left(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
+    rows = _rows(300)
+    rows[250] = conversation("q", "")
+    path = write(rows)
+    for workers in (1, 2):
+        with pytest.raises(DataError, match=r"rows\.json:251: turn 2 \(assistant\): is empty"):
+            prepare(DataSpec(train=(DataFile(path),)), tiny, tmp_path / "cache", workers=workers)
+    assert [item.suffix for item in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"long_samples": "drop", "max_length": 32}, "no sample is left"), ({"eval_split": 0.001}, "holds out none")],
+)
+def test_nothing_left(
+    tiny: Path, tmp_path: Path, write: Callable[..., Path], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(DataSpec(train=(DataFile(write(_rows(9))),), **change), tiny, tmp_path)
+
+
+def test_missing_inputs(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no\.json: does not exist"):
+        prepare(DataSpec(train=(DataFile(tmp_path / "no.json"),)), tiny, tmp_path)
+    with pytest.raises(ModelError, match=r"tokenizer\.json: does not exist"):
+        prepare(DataSpec(train=(DataFile(DEMO),)), tmp_path, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentFault, match="cannot be made"):
+        prepare(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path / "file")
+
+
+def test_damage_is_found_when_opening(tiny: Path, tmp_path: Path) -> None:
+    folder = prepare(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path)
+    with (folder / "train.tokens").open("ab") as stream:
+        stream.truncate(100)
+    with pytest.raises(DataError, match="has 100 bytes instead of"):
+        open_prepared(folder)
+    (folder / "index.json").unlink()
+    with pytest.raises(DataError, match="not complete"):
+        open_prepared(folder)
+    assert open_prepared(prepare(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path)).stats
+
+
+def test_rows_travel_to_other_processes_and_know_their_ends(tiny: Path, tmp_path: Path) -> None:
+    rows = open_prepared(prepare(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path)).train
+    again = pickle.loads(pickle.dumps(rows))
+    assert np.array_equal(again[-1].input_ids, rows[len(rows) - 1].input_ids)
+    with pytest.raises(IndexError):
+        rows[len(rows)]
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from qwen_job.data import DataFile, DataSpec, build, prepare
+build.CHUNK_BYTES, build._SMALL = 20000, 0
+path, tokenizer, cache = map(Path, sys.argv[1:])
+report = lambda samples: print("working", flush=True)
+print(prepare(DataSpec(train=(DataFile(path),)), tokenizer, cache, workers=2, progress=report))
+"""
+
+
+def _start(path: Path, tokenizer: Path, cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _SCRIPT, str(path), str(tokenizer), str(cache)]
+    root = str(Path(build.__file__).resolve().parents[2])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
+
+
+def test_killed_in_the_middle_then_run_again(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write(_rows(6000))
+    victim = _start(path, tiny, tmp_path / "cache")
+    assert victim.stdout and victim.stdout.readline() == "working\n"
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    left = [item.name for item in (tmp_path / "cache").iterdir()]
+    assert any(".partial-" in name for name in left) and not any("." not in name for name in left)
+    spec = DataSpec(train=(DataFile(path),))
+    started = time.monotonic()
+    folder = prepare(spec, tiny, tmp_path / "cache")
+    assert time.monotonic() - started < 20, "the lock of the killed process is not waited for"
+    assert _files(folder) == _files(prepare(spec, tiny, tmp_path / "undisturbed"))
+    assert sorted(item.name for item in (tmp_path / "cache").iterdir()) == [folder.name, f"{folder.name}.lock"]
+
+
+def test_many_at_once_do_the_work_once(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write(_rows(3000))
+    processes = [_start(path, tiny, tmp_path / "cache") for _ in range(3)]
+    lines = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len({line[-1] for line in lines}) == 1
+    assert sorted("working" in line for line in lines) == [False, False, True]

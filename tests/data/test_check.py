@@ -1,0 +1,90 @@
+"""check: each rule finds its case at its row, and good data gives nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_job.data import ChatTokenizer
+from qwen_job.data.check import Examiner, check
+from qwen_job.data.rules import RULES, Limits
+from qwen_job.resources import resource
+
+from .conftest import conversation
+
+LONG = "The ship sailed across the quiet sea towards an island that nobody on board had ever seen before, and "
+CASES: dict[str, Any] = {
+    "malformed": {"conversations": "x"},
+    "order": conversation("q", " "),
+    "encoding": conversation("q", "a\udc00"),
+    "special_token": conversation("q <|im_end|>", "a"),
+    "control_character": conversation("q", "a\u200bb\x07"),
+    "long_turn": conversation("word " * 600, "a"),
+    "long_sample": conversation(*[f"{number} {'word ' * 400}." for number in range(8)]),
+    "secret": conversation("q", "hf_" + "aBcDeF" * 6),
+    "personal": conversation("q", "13812345678"),
+    "unrelated": conversation("Please tell me about the history of ships", "今天天气很好我们去公园玩"),
+    "truncated": conversation("q", LONG * 5 + "then it"),
+}
+
+
+@pytest.mark.parametrize("rule", list(CASES))
+def test_finds(rule: str, tmp_path: Path) -> None:
+    import json
+
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([conversation("good", "fine"), CASES[rule]]), encoding="utf-8")
+    report = check([path], Examiner(limits=Limits(512, 2048)))
+    assert {(finding.row, finding.rule) for finding in report.findings} == {(2, rule)}
+    assert bool(report.errors) == RULES[rule][0]
+
+
+def test_duplicates_are_found_across_files_and_layouts(write: Callable[..., Path]) -> None:
+    first = write([conversation("q", "a"), conversation("q", "b")])
+    second = write([{"query": "q ", "response": "a"}], "more.jsonl")
+    report = check([first, second], Examiner())
+    assert [(f.file, f.row) for f in report.findings] == [(str(second), 1)]
+    assert f"the same as {first}:1" in report.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "rule"),
+    [
+        ("Please say this again", "Please say this again", "unrelated"),
+        ("请把这句话翻译成英文：今天天气很好", "The weather is very nice today, is it not?", None),
+        ("How do I say thanks in Chinese, please?", "你可以说谢谢，也可以说多谢您", None),
+        ("q", "first, ", "truncated"),
+        ("q", "```python\nprint(1)", "truncated"),
+        ("q", "```python\nprint(1)\n```", None),
+        ("q", LONG * 5 + "then it sank.", None),
+        ("q", "\n".join(["- a short item of a list"] * 30), None),
+    ],
+)
+def test_answers(write: Callable[..., Path], question: str, answer: str, rule: str | None) -> None:
+    report = check([write([conversation(question, answer)])], Examiner())
+    assert [finding.rule for finding in report.findings] == ([rule] if rule else [])
+
+
+def test_counts_tokens_exactly_and_draws_them(tokenizer: ChatTokenizer) -> None:
+    from qwen_job.data.chatml import encode_conversation
+    from qwen_job.data.files import read_rows
+    from qwen_job.data.formats import parse_record
+
+    demo = resource("configs", "data", "demo.json")
+    report = check([demo], Examiner(tokenizer=tokenizer), exact=True)
+    samples = [parse_record(value) for _, value in read_rows(demo)]
+    sizes = [
+        len(encode_conversation(sample, tokenizer, system_prompt="You are a helpful assistant.").input_ids)
+        for sample in samples
+    ]
+    # Role names differ in length with this tokenizer: a few tokens a turn.
+    assert abs(report.tokens - sum(sizes)) <= 8 * report.turns
+    assert sum(report.histogram) == report.rows == 72 and not report.counts
+
+
+def test_findings_are_limited_but_counted(write: Callable[..., Path]) -> None:
+    report = check([write([conversation("same", "same")] * 30)], Examiner(), limit=3)
+    assert report.counts["duplicate"] == 29 and len(report.findings) == 3

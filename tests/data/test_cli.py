@@ -1,0 +1,85 @@
+"""qwen-job data, as a person types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwen_job.cli import main
+from qwen_job.data import open_prepared
+from qwen_job.resources import resource
+
+from .conftest import conversation
+
+DEMO = str(resource("configs", "data", "demo.json"))
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs the command line and returns (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["data", *map(str, args)])
+        code = end.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_check_of_good_data(run: Run) -> None:
+    code, out, err = run("check", DEMO, "--strict")
+    assert (code, err) == (0, "")
+    assert "72 conversations, 172 turns" in out and "█" in out
+
+
+def test_check_of_bad_data(run: Run, write: Callable[..., Path]) -> None:
+    path = write([conversation("q", "a"), conversation("q", "")])
+    code, out, err = run("check", path)
+    assert code == 4
+    assert f"{path}:2: turn 2 (assistant): is empty" in out
+    assert "1 of 2 rows cannot be trained on" in err
+    code, out, _ = run("check", path, "--json")
+    assert code == 4
+    assert json.loads(out)["counts"]["order"] == 1
+
+
+def test_warnings_count_when_strict(run: Run, write: Callable[..., Path]) -> None:
+    path = write([conversation("q", "13812345678")])
+    assert run("check", path)[0] == 0
+    assert run("check", path, "--strict")[0] == 4
+
+
+def test_clean(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:
+    path, target = write([conversation("q", "a"), conversation("q", "")]), tmp_path / "out.jsonl"
+    code, out, err = run("clean", path, target)
+    assert (code, out) == (0, f"{target}\n")
+    assert "kept 1 (repaired 0), dropped 1: order 1" in err
+    code, _, err = run("clean", path, target)
+    assert code == 2 and "exists already" in err
+    assert run("clean", path, target, "--force", "--keep", "duplicate")[0] == 0
+    code, _, err = run("clean", path, tmp_path / "new.jsonl", "--drop", "duplicates")
+    assert code == 2 and "did you mean 'duplicate'" in err
+
+
+def test_prepare(run: Run, tiny: Path, tmp_path: Path) -> None:
+    options = ("--tokenizer", tiny, "--output", tmp_path, "--eval-split", "0.1", "--max-length", "128")
+    code, out, err = run("prepare", DEMO, *options)
+    assert code == 0 and "samples" in err
+    stats = open_prepared(Path(out.strip())).stats
+    code, out, _ = run("prepare", DEMO, *options, "--json")
+    assert code == 0 and json.loads(out)["stats"] == stats
+    assert run("prepare", DEMO, *options, "--max-length", "5")[0] == 4
+    assert run("prepare", tmp_path / "no.json", *options)[0] == 4
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = "import sys; from qwen_job.cli import data; assert not {'numpy', 'tokenizers', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,83 @@
+"""The lock: one holder, freed by death, watched by heartbeat where flock does not reach."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from qwen_job.data.lock import FileLock
+
+
+def _never() -> bool:
+    return False
+
+
+def test_waits_for_the_holder_or_for_the_work(tmp_path: Path) -> None:
+    path, done, order = tmp_path / "lock", threading.Event(), []
+
+    def second() -> None:
+        with FileLock(path, done.is_set, poll=0.01) as held:
+            order.append(("second", held))
+
+    with FileLock(path, _never) as held:
+        assert held
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(0.1)
+        order.append(("first", True))
+        done.set()
+    waiting.join()
+    assert order == [("first", True), ("second", False)]
+    with FileLock(path, _never) as held:
+        assert held
+
+
+def _foreign(path: Path, beats: int) -> None:
+    owner = {"host": "another boot", "pid": 1, "token": "x", "beats": beats}
+    path.write_text(json.dumps(owner), encoding="utf-8")
+
+
+def test_a_holder_on_another_machine_is_believed_as_long_as_its_heart_beats(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    _foreign(path, 0)
+    taken = threading.Event()
+
+    def take() -> None:
+        with FileLock(path, _never, stale_after=0.6, poll=0.02):
+            taken.set()
+
+    waiting = threading.Thread(target=take)
+    waiting.start()
+    for beat in range(1, 6):
+        time.sleep(0.2)
+        _foreign(path, beat)
+    assert not taken.is_set()
+    assert taken.wait(5)
+    waiting.join()
+
+
+def test_without_flock_the_heartbeat_decides_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(_file: int, _operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    path, held = tmp_path / "lock", []
+
+    def take() -> None:
+        with FileLock(path, _never, stale_after=0.6, poll=0.02):
+            held.append(1)
+            assert len(held) == 1
+            time.sleep(0.9)
+            held.pop()
+
+    threads = [threading.Thread(target=take) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not held and path.read_text() == ""
