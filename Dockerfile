@@ -15,7 +15,7 @@ ARG SET
 ARG MAX_JOBS=
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
-COPY configs/image/debian-build.lock /opt/build/
+COPY configs/image/${SET}/debian-build.lock /opt/build/
 RUN /opt/image/apt-install /opt/build/debian-build.lock
 COPY configs/image/${SET}/build.lock /opt/build/
 RUN python3 -m venv /opt/tools \

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import tomllib
@@ -119,7 +120,8 @@ def resolve_python(inputs: list[str], *options: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def resolve_debian(base: str, packages: list[str]) -> list[str]:
+@cache
+def resolve_debian(base: str, packages: tuple[str, ...]) -> list[str]:
     """Ask apt, in the base image, for everything that ``packages`` need: ``name=version`` lines, sorted."""
     script = (
         "set -eu; export DEBIAN_FRONTEND=noninteractive; apt-get update -qq >&2; apt-get upgrade -y -qq >&2;"
@@ -142,8 +144,8 @@ def write(name: str, base: str) -> None:
     write_lock(CONFIGS / name / "build.lock", python["build.lock"], build)
 
     debian = debian_inputs(name)
-    runtime = resolve_debian(base, debian["debian.lock"])
-    both = resolve_debian(base, debian["debian.lock"] + debian["debian-build.lock"])
+    runtime = resolve_debian(base, tuple(debian["debian.lock"]))
+    both = resolve_debian(base, tuple(debian["debian.lock"] + debian["debian-build.lock"]))
     write_lock(CONFIGS / name / "debian.lock", debian["debian.lock"], "\n".join(runtime))
     write_lock(CONFIGS / name / "debian-build.lock", debian["debian-build.lock"], "\n".join(set_minus(both, runtime)))
 
