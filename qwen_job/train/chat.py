@@ -54,13 +54,14 @@ class Chat:
 def open_chat(path: Path, system: str | None, sampling: Sampling) -> Chat:
     """Load the model of a run's or a model's folder; ``system`` None means the one it was trained with."""
     target = find_model(path)
-    _quiet()
+    quiet()
     from qwen_job.train.answer import load_answerer
 
     return Chat(load_answerer(target.model), target.system_prompt if system is None else system, sampling)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Keep libraries from writing to standard output."""
     # DeepSpeed, which transformers imports where it is installed, would greet on stdout.
     os.environ.setdefault("DS_ACCELERATOR", _accelerator())
 

@@ -1,0 +1,36 @@
+"""``qwen-job evaluate``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run_or_model", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="A file of conversations, not trained on.")
+@click.option("--samples", type=click.IntRange(min=0), default=5, show_default=True, help="Questions to answer.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
+@click.option("--before/--no-before", default=True, help="Measure the model before the training, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, before: bool, as_json: bool) -> None:
+    """Held-out loss, perplexity and sample answers of a run.
+
+    Compares the model that the run started from with the one it made, on the answers in the file. The result of a
+    run is kept in its evaluation.json, for 'qwen-job report'.
+    """
+    from qwen_job.train.evaluate import as_text
+    from qwen_job.train.evaluate import evaluate as measure
+    from qwen_job.train.files import write_atomic
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    result = measure(run_or_model, data, samples=samples, before=before, max_new_tokens=max_new_tokens, progress=say)
+    text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
+    if (run_or_model / "train.yaml").is_file():
+        write_atomic(run_or_model / "evaluation.json", text + "\n")
+    click.echo(text if as_json else as_text(result, shutil.get_terminal_size((100, 24)).columns))

@@ -1,0 +1,240 @@
+"""``qwen-job evaluate``: held-out loss and sample answers, before the training and after it, side by side.
+
+- ``evaluate``: a run (or a model) and a file of conversations -> an ``Evaluation``
+- ``held_out_loss``: mean cross-entropy of the answers' tokens, as the trainer counts it
+- ``as_text``: the table for people
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_job.data.chunk_encoder import read_row
+from qwen_job.data.files import read_rows
+from qwen_job.data.formats import Conversation, RecordError
+from qwen_job.data.spec import DataFile, DataSpec
+from qwen_job.errors import DataError, QwenJobError
+from qwen_job.models.files import sha256_of
+from qwen_job.train.chat import quiet
+from qwen_job.train.columns import side_by_side
+from qwen_job.train.run_folder import Sampling, Target, find_model
+
+if TYPE_CHECKING:
+    from qwen_job.data.prepared import PackedRows
+    from qwen_job.train.answer import Answerer
+
+Progress = Callable[[str], None]
+_BATCH_TOKENS = 4096
+_LOGIT_ROWS = 512  # 512 x 151,936 x 4 bytes are 0.3 GB
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy per trained token, natural logarithm, and its exponential."""
+
+    loss: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and what was, is and should be answered; ``before`` is None without the first model."""
+
+    prompt: str
+    reference: str
+    before: str | None
+    after: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result; ``tokens`` are those that count in the loss."""
+
+    model: str
+    data: str
+    sha256: str
+    conversations: int
+    tokens: int
+    before: Loss | None
+    after: Loss
+    answers: list[Answer]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    path: Path, data: Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Progress
+) -> Evaluation:
+    """Measure the model of a run's or a model's folder on a file of conversations in any known format.
+
+    ``before`` asks for the model that the run started from as well; where that cannot be had any more, a line says
+    so and its column is left out.
+
+    Raises:
+        ModelError: there is no model. DataError: the file holds no conversations with an answer.
+    """
+    target = find_model(path)
+    spec = _spec(target, data)
+    questions = [_question(conversation) for conversation in _conversations(data, spec, samples)]
+    first = _first_model(target, progress) if before else None
+    quiet()
+    results = [_measure(folder, spec, target, questions, max_new_tokens, progress) for folder in (first, target.model)]
+    old, new = results
+    assert new is not None
+    pairs = zip(questions, old.answers if old else [None] * len(questions), new.answers, strict=True)
+    return Evaluation(
+        model=str(target.model),
+        data=str(data),
+        sha256=sha256_of(data),
+        conversations=new.conversations,
+        tokens=new.tokens,
+        before=old.loss if old else None,
+        after=new.loss,
+        answers=[Answer(turns[-2][1], turns[-1][1], was, now) for turns, was, now in pairs],
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    loss: Loss
+    tokens: int
+    conversations: int
+    answers: list[str]
+
+
+def _spec(target: Target, data: Path) -> DataSpec:
+    """Return the run's own settings for another file: the same prompt, mask and length give comparable losses."""
+    section = target.settings.get("data")
+    own = (
+        DataSpec.from_dict(section) if isinstance(section, dict) else DataSpec(train=(DataFile(data),), max_length=2048)
+    )
+    return replace(own, train=(DataFile(data),), eval=(), eval_split=0.0, packing=False, cache_dir=None)
+
+
+def _conversations(data: Path, spec: DataSpec, count: int) -> list[Conversation]:
+    found: list[Conversation] = []
+    for row, value in read_rows(data):
+        if len(found) == count:
+            break
+        try:
+            found.append(read_row(value, spec.format))
+        except RecordError as error:
+            raise DataError(f"{data}: row {row}: {error}; 'qwen-job data check' lists all such rows") from None
+    return found
+
+
+def _question(conversation: Conversation) -> list[tuple[str, str]]:
+    """Return the turns up to the first answer, the system prompt first where the data gives one."""
+    system = [("system", conversation.system)] if conversation.system is not None else []
+    ends = next(index for index, turn in enumerate(conversation.turns) if turn.role == "assistant")
+    return [*system, *((turn.role, turn.text) for turn in conversation.turns[: ends + 1])]
+
+
+def _first_model(target: Target, progress: Progress) -> Path | None:
+    from qwen_job.models import ModelSpec, ensure_model
+
+    section, data = target.settings.get("model"), target.settings.get("data") or {}
+    if target.run is None or not isinstance(section, dict):
+        return None
+    files = [Path(str(entry["path"])) for entry in data.get("train") or []]
+    try:
+        return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, training_data=files)
+    except QwenJobError as error:
+        progress(f"the model before training cannot be had: {error}")
+        return None
+
+
+def _measure(
+    folder: Path | None, spec: DataSpec, target: Target, questions: list[Any], max_new_tokens: int, progress: Progress
+) -> _Measured | None:
+    if folder is None:
+        return None
+    from qwen_job.data import open_prepared, prepare
+    from qwen_job.train.answer import load_answerer
+
+    progress(f"evaluating {folder}")
+    answerer = load_answerer(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = open_prepared(prepare(spec, folder, Path(scratch), workers=1)).train
+        loss, tokens = held_out_loss(answerer, rows)
+        count = len(rows)
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    answers = [_answer(answerer, turns, target.system_prompt, sampling) for turns in questions]
+    return _Measured(Loss(loss, math.exp(min(loss, 700.0))), tokens, count, answers)
+
+
+def _answer(answerer: Answerer, turns: list[tuple[str, str]], system: str, sampling: Sampling) -> str:
+    from qwen_job.data.chatml import encode_prompt
+
+    own = [text for role, text in turns if role == "system"]
+    asked = [(role, text) for role, text in turns[:-1] if role != "system"]
+    prompt = encode_prompt(asked, answerer.tokenizer, system_prompt=own[0] if own else system)
+    return "".join(answerer.stream(prompt[-answerer.limit + 1 :], sampling))
+
+
+def held_out_loss(answerer: Answerer, rows: PackedRows) -> tuple[float, int]:
+    """Return (mean cross-entropy, trained tokens) over all rows of unpacked data; each token counts the same."""
+    total, count = 0.0, 0
+    for batch in _batches(rows):
+        part, tokens = _batch_loss(answerer.model, [rows[index] for index in batch])
+        total, count = total + part, count + tokens
+    if not count:
+        raise DataError("the file holds no answer within max_length; nothing can be evaluated")
+    return total / count, count
+
+
+def _batches(rows: PackedRows) -> Iterator[list[int]]:
+    """Group rows of like length, at most _BATCH_TOKENS with their padding."""
+    lengths = rows.row_lengths().tolist()
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _batch_loss(model: Any, rows: list[Any]) -> tuple[float, int]:
+    import torch
+    from torch.nn import functional as F  # noqa: N812 (torch's own habit)
+
+    longest = max(len(row.input_ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels, attended = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row.input_ids)] = torch.from_numpy(row.input_ids).long()
+        labels[index, : len(row.labels)] = torch.from_numpy(row.labels).long()
+        attended[index, : len(row.input_ids)] = 1
+    device = model.device
+    with torch.inference_mode():
+        out = model.base_model(input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False)
+        targets = labels[:, 1:].to(device)
+        chosen = targets != -100
+        hidden, wanted = out.last_hidden_state[:, :-1][chosen], targets[chosen]
+        total = 0.0
+        for start in range(0, len(wanted), _LOGIT_ROWS):
+            logits = model.get_output_embeddings()(hidden[start : start + _LOGIT_ROWS]).float()
+            total += F.cross_entropy(logits, wanted[start : start + _LOGIT_ROWS], reduction="sum").item()
+    return total, len(wanted)
+
+
+def as_text(result: Evaluation, width: int) -> str:
+    """Return the result for people, answers side by side in ``width`` columns."""
+    lines = [f"{result.conversations} conversations, {result.tokens:,} answer tokens of {result.data}", ""]
+    for name, loss in (("before", result.before), ("after", result.after)):
+        if loss:
+            lines.append(f"{name:<7} loss {loss.loss:.4f}   perplexity {loss.perplexity:,.2f}")
+    for answer in result.answers:
+        columns = {"reference": answer.reference, "before": answer.before, "after": answer.after}
+        shown = {name: text for name, text in columns.items() if text is not None}
+        lines += ["", f"? {answer.prompt}", *side_by_side(shown, width)]
+    return "\n".join(lines)

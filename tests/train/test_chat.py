@@ -1,0 +1,111 @@
+"""Answers stream, stop where they should, and remember the conversation."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen_job.errors import ModelError, UsageError
+from qwen_job.train.run_folder import Sampling, find_model
+
+from .conftest import ANSWER, QUESTION, REPLY, SECOND
+
+pytestmark = pytest.mark.train
+
+
+def test_the_taught_answer_streams_in_whole_characters_and_stops(taught: Path) -> None:
+    from qwen_job.train.chat import open_chat
+
+    chat = open_chat(taught, None, Sampling(max_new_tokens=100))
+    pieces = list(chat.ask(QUESTION))
+    assert "".join(pieces) == ANSWER
+    assert len(pieces) > 3 and not any("\ufffd" in piece for piece in pieces)
+    assert "".join(chat.ask(SECOND)) == REPLY
+    assert [text for _, text in chat.turns] == [QUESTION, ANSWER, SECOND, REPLY]
+
+
+def test_greedy_equals_transformers_own_generate(taught: Path) -> None:
+    import torch
+
+    from qwen_job.data.chatml import encode_prompt
+    from qwen_job.train.answer import load_answerer
+
+    answerer = load_answerer(taught / "model")
+    for text in ("你是谁", "hello", QUESTION):
+        prompt = encode_prompt([("user", text)], answerer.tokenizer, system_prompt="Be brief.")
+        ours = list(answerer.tokens(prompt, Sampling(max_new_tokens=30)))
+        ids = torch.tensor([prompt])
+        whole = answerer.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
+        theirs = [token for token in whole[0, len(prompt) :].tolist() if token not in answerer.stops]
+        assert ours == theirs
+
+
+def test_sampling_repeats_with_its_seed_and_keeps_to_the_nucleus() -> None:
+    import torch
+
+    from qwen_job.train.answer import choose
+
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    generator = torch.Generator().manual_seed(1)
+    drawn = [choose(logits, Sampling(temperature=1.0, top_p=0.7), generator) for _ in range(300)]
+    assert set(drawn) == {0, 1}
+    again = torch.Generator().manual_seed(1)
+    assert drawn == [choose(logits, Sampling(temperature=1.0, top_p=0.7), again) for _ in range(300)]
+
+
+def test_the_oldest_turns_go_when_there_is_no_room(taught: Path) -> None:
+    from qwen_job.train.chat import open_chat
+
+    chat = open_chat(taught, "", Sampling(max_new_tokens=8))
+    for number in range(12):
+        "".join(chat.ask(f"question {number} " + "x" * 20))
+    assert len(chat.turns) < 24 and chat.turns[-2][1].startswith("question 11")
+    with pytest.raises(UsageError, match="shorten it"):
+        list(chat.ask("y z " * 300))
+
+
+def _run(arguments: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qwen_job", "chat", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_lines_of_standard_input_are_turns(taught: Path) -> None:
+    run = _run([str(taught)], input=f"{QUESTION}\n\n{SECOND}\n")
+    assert (run.returncode, run.stdout) == (0, f"{ANSWER}\n{REPLY}\n")
+
+
+def test_on_a_terminal_it_is_a_conversation(taught: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "qwen_job", "chat", str(taught)]
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        os.write(ours, f"{QUESTION}\n/clear\n{SECOND}\n/exit\n".encode())
+        out, told = process.communicate(timeout=120)
+        os.close(ours)
+    assert process.returncode == 0
+    assert ANSWER.split("\n")[0] in out.decode() and "/clear forgets" in told.decode()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "neither a run .* nor a model"),
+        ({"train.yaml": "name: x"}, "has no model/ yet: the run has not started"),
+        (
+            {"train.yaml": "name: x", "heartbeat": '{"state": "training", "step": 7, "total_steps": 90}'},
+            "is training at step 7 of 90",
+        ),
+    ],
+)
+def test_what_cannot_be_talked_to_says_why(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=message):
+        find_model(tmp_path)
+    with pytest.raises(ModelError, match="does not exist"):
+        find_model(tmp_path / "nothing")
