@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from qwen_job.cli.options import job_options, load_plan, show_words
+from qwen_job.errors import EnvironmentFault
 
 TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
 
@@ -68,7 +69,12 @@ def render(
 def _show_diff(files: dict[str, str], folder: Path) -> None:
     for name, text in files.items():
         path = folder / name
-        before = path.read_text("utf-8") if path.exists() else ""
+        try:
+            before = path.read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            before = ""
+        except OSError as error:
+            raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from None
         changes = difflib.unified_diff(
             before.splitlines(True), text.splitlines(True), str(path), f"{path} (rendered now)"
         )

@@ -7,6 +7,7 @@ first is text, the second an integer in base sixty and ``no`` is false.)
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,9 @@ except ImportError:  # PyYAML built without libyaml
 
 Path = tuple[str | int, ...]
 MAX_VALUES = 200_000
+_TOO_DEEP = "nested too deeply: write it with fewer brackets or less indentation"
+# One step of ``a.b[0]``; what stands in brackets may hold dots: kubernetes.labels[app.kubernetes.io/name].
+_STEP = re.compile(r"\[([^\[\]]+)\]|(?:^|(?<=.)\.)([^.\[\]]+)")
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,31 @@ for _tag, _pattern, _first in _RULES:
 
 
 def parse_scalar(text: str) -> Any:
-    """Read ``text`` as YAML: what ``--set field=text`` means."""
+    """Read ``text`` as YAML: what ``--set field=text`` means. Errors: ValueError."""
+    reader = _Reader("--set")
     try:
         node = yaml.compose(text, Loader=_Loader)
+        value = None if node is None else reader.read(node, ())
     except yaml.YAMLError as error:
-        raise ValueError(_first_line(error)) from None
-    return None if node is None else _Reader("--set").read(node, ())
+        raise ValueError(f"invalid YAML: {_first_line(error)}") from None
+    except JobError as error:
+        raise ValueError(error.problems[0].message) from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if reader.problems:
+        raise ValueError(reader.problems[0].message)
+    return value
 
 
 def parse(text: str, source: str) -> Document:
     """Read a YAML mapping. Errors: :class:`JobError` with file, line and column."""
+    try:
+        return _parse(text, source)
+    except RecursionError:
+        raise JobError([Problem(source, 0, 0, "", _TOO_DEEP)]) from None
+
+
+def _parse(text: str, source: str) -> Document:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -83,7 +102,10 @@ def parse(text: str, source: str) -> Document:
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         raise JobError([Problem(source, line, column, "", f"invalid YAML: {_first_line(error)}")]) from None
     except yaml.YAMLError as error:
-        raise JobError([Problem(source, 0, 0, "", f"invalid YAML: {_first_line(error)}")]) from None
+        # A character that YAML does not allow: the reader knows how far it came, not the line.
+        before = text[: getattr(error, "position", 0)]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise JobError([Problem(source, line, column, "", f"invalid YAML: {_first_line(error)}")]) from None
     if node is None:
         raise JobError([Problem(source, 0, 0, "", "the file is empty; 'qwen-job init' writes one to start from")])
     if not isinstance(node, yaml.MappingNode):
@@ -120,6 +142,8 @@ class _Reader:
         self.positions.setdefault(path, self._position(node))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
+        if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            self.problems.append(self._problem(node, path, f"the tag {node.tag!r} is not known here; remove it"))
         self._open.append(node)
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -135,6 +159,10 @@ class _Reader:
             if key is None:
                 self.problems.append(self._problem(key_node, path, "a field's name must be plain text"))
                 continue
+            if key == "<<" and not key_node.style:
+                why = "merge keys (<<) are not read; write the fields out, or lay files over each other with -f"
+                self.problems.append(self._problem(key_node, path, why))
+                continue
             if key in result:
                 self.problems.append(self._problem(key_node, (*path, key), "written twice; keep one of the two"))
             inner = (*path, key)
@@ -149,18 +177,25 @@ class _Reader:
             return text
         if kind == "null":
             return None
-        if kind == "bool":
+        if kind == "bool" and text.lower() in ("true", "false"):
             return text.lower() == "true"
         try:
             if kind == "int":
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             if kind == "float":
-                special = {"inf": "inf", "nan": "nan"}.get(text.lower().lstrip("+-."))
-                return float(text.replace(".", "", 1) if special else text)
+                return self._finite(node, text, path)
         except ValueError:
             self.problems.append(self._problem(node, path, f"not a number: {text[:60]!r}"))
             return None
         self.problems.append(self._problem(node, path, f"the tag {node.tag!r} is not known here; remove it"))
+        return None
+
+    def _finite(self, node: yaml.ScalarNode, text: str, path: Path) -> float | None:
+        special = text.lower().lstrip("+-.") in ("inf", "nan")
+        number = float(text.replace(".", "", 1) if special else text)
+        if math.isfinite(number):
+            return number
+        self.problems.append(self._problem(node, path, f"{text[:60]} is not a finite number; JSON cannot hold it"))
         return None
 
     def _position(self, node: yaml.Node) -> Position:
@@ -207,36 +242,41 @@ def _exists(value: Any, path: Path) -> bool:
 def assign(document: Document, assignment: str) -> None:
     """Carry out ``--set a.b=c`` (``a.0.b`` or ``a[0].b`` for a list's item). Errors: :class:`JobError`."""
     name, equals, text = assignment.partition("=")
-    path: Path = tuple(int(p) if p.isdigit() else p for p in re.findall(r"[^.\[\]]+", name))
-    if not equals or not path:
-        raise JobError([Problem("--set", 0, 0, assignment, "write it as field=value, e.g. train.learning_rate=2e-5")])
+    steps = _STEP.findall(name)
+    if not equals or not steps or "".join(_STEP.split(name)[::3]):
+        raise JobError([Problem("--set", 0, 0, name, "write it as field=value, e.g. train.learning_rate=2e-5")])
+    parts = [bracketed or plain for bracketed, plain in steps]
     try:
         value = parse_scalar(text)
-    except (ValueError, JobError) as error:
-        raise JobError([Problem("--set", 0, 0, name, f"invalid YAML: {error}")]) from None
+    except ValueError as error:
+        raise JobError([Problem("--set", 0, 0, name, str(error))]) from None
     target: Any = document.value
-    for index, part in enumerate(path[:-1]):
-        target = _step(target, part, path[: index + 1], create=True)
-    if isinstance(target, list):
-        _step(target, path[-1], path, create=False)
-        target[int(path[-1])] = value
-    else:
-        target[str(path[-1])] = value
+    path: Path = ()
+    for part in parts[:-1]:
+        target, path = _step(target, part, path)
+    key = _key(target, parts[-1], path)
+    target[key] = value
+    path = (*path, key)
     for known in [p for p in document.positions if p[: len(path)] == path]:
         del document.positions[known]
     document.positions[path] = Position("--set", 0, 0)
 
 
-def _step(target: Any, part: str | int, path: Path, *, create: bool) -> Any:
-    if isinstance(target, list):
-        if not isinstance(part, int) or part >= len(target):
-            message = f"the list has {len(target)} items; name one by its number from 0"
-            raise JobError([Problem("--set", 0, 0, dotted(path), message)])
-        return target[part]
-    part = str(part)
-    if create and not isinstance(target.get(part), (dict, list)):
-        if target.get(part) is not None and path != ("data",):
-            message = f"is {target[part]!r}, which has no fields to set"
-            raise JobError([Problem("--set", 0, 0, dotted(path), message)])
-        target[part] = {}
-    return target.get(part)
+def _step(target: Any, part: str, path: Path) -> tuple[Any, Path]:
+    """Return the mapping or list at ``part`` of ``target``, made where there is none yet, and its path."""
+    key = _key(target, part, path)
+    path = (*path, key)
+    if isinstance(target, dict) and target.get(key) is None:
+        target[key] = {}
+    return target[key], path
+
+
+def _key(target: Any, part: str, path: Path) -> str | int:
+    if isinstance(target, dict):
+        return part
+    if not isinstance(target, list):
+        raise JobError([Problem("--set", 0, 0, dotted(path), f"is {target!r}, which has no fields to set")])
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(target):
+        message = f"the list has {len(target)} items; name one by its number from 0"
+        raise JobError([Problem("--set", 0, 0, dotted((*path, part)), message)])
+    return int(part)

@@ -17,10 +17,19 @@ from qwen_job.errors import EnvironmentFault, JobError, Problem
 from qwen_job.job.document import Document, Position, assign, dotted, merge, parse
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Job, Train
+from qwen_job.job.types import ENV_NAME
 from qwen_job.resources import resource
 
 MAX_BYTES = 16 * 2**20
+STDIN = "job.yaml (stdin)"
+_SHORT: dict[str, tuple[str, tuple[type, ...]]] = {"model": ("name", (str,)), "data": ("train", (str, list))}
 _TYPE_TAG = re.compile(r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)")
+_EXPECTED = "expected "
+_NOUNS = {
+    "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "list_type": "a list", "dict_type": "'field: value' lines",
+    "model_type": "'field: value' lines",
+}  # fmt: skip
 _REFERENCE = re.compile(r"(\$?)\$\{([^{}]*)\}")
 _KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "dict": (dict,), "list": (list,),
@@ -37,7 +46,8 @@ def load_job(files: Sequence[str | Path], *, sets: Iterable[str] = (), environ: 
     """
     document = Document({})
     for file in files:
-        document = merge(document, parse(_read(file), "job.yaml (stdin)" if str(file) == "-" else str(file)))
+        layer = parse(_read(file), STDIN if str(file) == "-" else str(file))
+        document = merge(document, _spelt_out(layer))
     for assignment in sets:
         assign(document, assignment)
     problems = _substitute(document, os.environ if environ is None else environ)
@@ -48,6 +58,23 @@ def load_job(files: Sequence[str | Path], *, sets: Iterable[str] = (), environ: 
     job = _resolve_paths(job, document)
     job._document = document
     return job
+
+
+def _spelt_out(layer: Document) -> Document:
+    """Write short forms in full (``model: x`` as ``{name: x}``), so that layers and ``--set`` add to them.
+
+    A section with nothing below it, as when all its lines are comments, counts as not written.
+    """
+    for section, (field, kinds) in _SHORT.items():
+        short = layer.value.get(section)
+        if isinstance(short, kinds):
+            moved = {path: at for path, at in layer.positions.items() if path[:1] == (section,)}
+            layer.positions |= {(section, field, *path[1:]): at for path, at in moved.items()}
+            layer.value[section] = {field: short}
+    for name, field_info in Job.model_fields.items():
+        if layer.value.get(name, "") is None and field_info.default is not None and not field_info.is_required():
+            del layer.value[name]
+    return layer
 
 
 def _read(file: str | Path) -> str:
@@ -95,6 +122,8 @@ def _substitute(document: Document, environ: Mapping[str, str]) -> list[Problem]
             return environ[name]
         if name in names:
             message = f"${{{name}}} is declared in uses_env but not set in this shell"
+        elif not ENV_NAME.fullmatch(name):
+            message = f"${{{name}}} is more than a variable's name; write ${{NAME}}, or ${found[0]} for the text itself"
         else:
             message = f"${{{name}}} is not declared; add {name} to uses_env, or write $${{{name}}} for the text itself"
         problems.append(_problem(document, path, message))
@@ -108,7 +137,25 @@ def _validate(document: Document) -> tuple[Job | None, list[Problem]]:
     try:
         return Job.model_validate(document.value), []
     except ValidationError as error:
-        return None, [_translate(document, item) for item in error.errors(include_url=False)]
+        return None, _without_alternatives([_translate(document, item) for item in error.errors(include_url=False)])
+
+
+def _without_alternatives(problems: list[Problem]) -> list[Problem]:
+    """Of a value that may be of several types, keep one problem: what is wrong inside it, or all types in one."""
+    kept: list[Problem] = []
+    for problem in problems:
+        others = [p for p in problems if p is not problem]
+        if problem.message.startswith(_EXPECTED):
+            if any(p.field.startswith((f"{problem.field}.", f"{problem.field}[")) for p in others):
+                continue
+            same = [p for p in problems if p.field == problem.field and p.message.startswith(_EXPECTED)]
+            if problem is not same[0]:
+                continue
+            _, _, given = problem.message.partition(", not ")
+            kinds = [p.message.removeprefix(_EXPECTED).partition(", not ")[0] for p in same]
+            problem = problem._replace(message=f"{_EXPECTED}{' or '.join(dict.fromkeys(kinds))}, not {given}")
+        kept.append(problem)
+    return kept
 
 
 def _translate(document: Document, error: Any) -> Problem:
@@ -130,6 +177,8 @@ def _translate(document: Document, error: Any) -> Problem:
     elif kind == "literal_error":
         message = f"{_show(given)} is not one of {context['expected']}"
         message += _near(given, re.findall(r"'([^']+)'", context["expected"]))
+    elif kind in _NOUNS:
+        message = f"{_EXPECTED}{_NOUNS[kind]}, not {_show(given)}"
     else:
         message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {_show(given)}"
     return _problem(document, path, message)
@@ -239,8 +288,14 @@ def _resolve_paths(job: Job, document: Document) -> Job:
     def absolute(text: str, *path: str | int) -> str:
         position = document.position(path)
         source = position.source if position else ""
-        base = Path(source).parent if source.endswith((".yaml", ".yml")) else Path()
-        return os.path.normpath(Path.cwd() / base / Path(text).expanduser())
+        # What has no folder of its own (--set, stdin, a pipe such as <(...)) is read from where we stand.
+        elsewhere = source in ("", "--set", STDIN) or source.startswith(("/dev/", "/proc/"))
+        base = Path() if elsewhere else Path(source).parent
+        try:
+            return os.path.normpath(Path.cwd() / base / Path(text).expanduser())
+        except RuntimeError:
+            message = f"{text!r}: there is no such user; write the folder in full"
+            raise JobError([_problem(document, path, message)]) from None
 
     def files(name: str) -> list[Any]:
         items = getattr(job.data, name)

@@ -45,6 +45,7 @@ class Slurm(Strict):
     setup: list[FreeText] = Field(
         [], description="Shell lines run on every node before training, e.g. activating a venv"
     )
+    scratch: Text | None = Field(None, description="A node-local folder for temporary files and compiled kernels")
     python: Text = Field("python3", description="The Python inside the container or on the nodes")
     requeue: bool = Field(True, description="Requeue after preemption, node failure and before the time limit")
     preflight: bool = Field(True, description="Check every node before training; a bad one is left out of the next try")

@@ -10,7 +10,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Linux refuses to start a program with a longer variable (MAX_ARG_STRLEN is 128 KiB with name and NUL).
+_MAX_ENV_BYTES = 100_000
+# bash keeps these for itself: exporting one fails, or the program sees another value than the one written.
+_OF_BASH = re.compile(
+    r"_|UID|EUID|PPID|SHELLOPTS|BASH.*|RANDOM|SRANDOM|SECONDS|EPOCH(SECONDS|REALTIME)|LINENO|FUNCNAME|GROUPS|DIRSTACK"
+    r"|PIPESTATUS|HISTCMD|OPTIND|OPTARG|OPTERR|OLDPWD|PWD|SHLVL|IFS|COMP_.*"
+)
 
 
 class Strict(BaseModel):
@@ -43,8 +50,18 @@ def _not_empty(text: str) -> str:
 
 
 def _env_name(text: str) -> str:
-    if not _ENV_NAME.fullmatch(text):
+    if not ENV_NAME.fullmatch(text):
         raise ValueError(f"{text!r} is not a variable's name: use letters, digits and _, not a digit first")
+    if _OF_BASH.fullmatch(text):
+        raise ValueError(f"{text} belongs to bash, which starts the processes; choose another name")
+    return text
+
+
+def _env_value(text: str) -> str:
+    if len(_storable(text).encode()) > _MAX_ENV_BYTES:
+        raise ValueError(
+            f"is over {_MAX_ENV_BYTES // 1000} kB, more than a process can be started with; put it in a file"
+        )
     return text
 
 
@@ -53,6 +70,14 @@ def _scalar_to_text(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, (int, float)) else value
+
+
+def _number_to_text(value: Any) -> Any:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _option_value(value: str | bool | None) -> str | bool | None:
+    return _one_line(value) if isinstance(value, str) else value
 
 
 def seconds(value: Any) -> Any:
@@ -69,8 +94,9 @@ def seconds(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(_one_line), AfterValidator(_not_empty)]
 FreeText = Annotated[str, AfterValidator(_storable)]
 EnvName = Annotated[str, AfterValidator(_env_name)]
-EnvValue = Annotated[str, BeforeValidator(_scalar_to_text), AfterValidator(_storable)]
-OptionValue = Annotated[str | None, BeforeValidator(_scalar_to_text), AfterValidator(lambda v: v and _one_line(v))]
+EnvValue = Annotated[str, BeforeValidator(_scalar_to_text), AfterValidator(_env_value)]
+# An option of sbatch or srun: text or a number; null or true for a flag; false takes a planned option away.
+OptionValue = Annotated[str | bool | None, BeforeValidator(_number_to_text), AfterValidator(_option_value)]
 Seconds = Annotated[int, BeforeValidator(seconds), Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]

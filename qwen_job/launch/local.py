@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -30,8 +31,9 @@ def submit(bundle: Bundle) -> Submitted:
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         assert process.stdin is not None
-        process.stdin.write(bundle.text.encode())
-        process.stdin.close()
+        # A script that ends early (done.json is there) leaves its rest unread.
+        with contextlib.suppress(BrokenPipeError), process.stdin as stream:
+            stream.write(bundle.text.encode())
         code = process.wait()
     finally:
         for number, handler in before.items():

@@ -87,3 +87,6 @@ def render_template(name: str, context: Mapping[str, Any], folders: Sequence[str
         raise UsageError(f"template {error.name}: not found; 'qwen-job templates list' names them") from None
     except TemplateError as error:
         raise UsageError(f"template {name}: {error.message}") from error
+    except (TypeError, ValueError, RecursionError, OSError) as error:
+        # A user's own template: not UTF-8, a filter on what it cannot take, one that includes itself.
+        raise UsageError(f"template {name}: {error}") from error

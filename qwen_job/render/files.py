@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qwen_job import __version__
 from qwen_job.plan import Plan
 from qwen_job.render.quote import to_json, to_yaml
@@ -19,5 +21,16 @@ def config_files(plan: Plan) -> dict[str, str]:
 
 def job_document(plan: Plan) -> dict[str, object]:
     """Return the job as it was written, all layers merged, with the paths that were resolved."""
-    job = plan.job
-    return job.model_dump(mode="json", exclude_unset=True)
+    document: dict[str, object] = plan.job.model_dump(mode="json", exclude_unset=True)
+    return {key: _literal(value, (key,)) for key, value in document.items()}
+
+
+def _literal(value: Any, path: tuple[str, ...]) -> Any:
+    """Double the dollar of ``${...}``: the references were replaced, so what still looks like one is text."""
+    if isinstance(value, dict):
+        return {key: _literal(item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item, path) for item in value]
+    if isinstance(value, str) and path[:2] != ("slurm", "setup"):
+        return value.replace("${", "$${")
+    return value

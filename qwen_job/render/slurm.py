@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qwen_job.errors import JobError
@@ -11,6 +11,7 @@ from qwen_job.render.bundle import Bundle
 from qwen_job.render.container import srun_options
 from qwen_job.render.context import shell_context
 from qwen_job.render.engine import render_template
+from qwen_job.render.quote import Unrepresentable, sbatch
 
 # The signal may come up to a minute early or late, and a step must end before the save begins.
 SIGNAL_MARGIN_SECONDS = 120
@@ -29,9 +30,10 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         modules=slurm.modules,
         setup=slurm.setup,
         preflight=_preflight(plan) if slurm.preflight else (),
+        scratch=slurm.scratch,
     )
     context |= {
-        "options": list(sbatch_options(plan).items()),
+        "options": _checked(plan, sbatch_options(plan)),
         "srun_options": _srun_options(plan),
         "requeue": slurm.requeue,
         "max_retries": job.retry.max_retries,
@@ -49,6 +51,28 @@ def _preflight(plan: Plan) -> list[str]:
     if plan.sharding.memory is not None:
         words += ["--disk-bytes", str(plan.sharding.memory.disk_bytes)]
     return words
+
+
+def _checked(plan: Plan, options: dict[str, str | None]) -> list[tuple[str, str | None]]:
+    """Return the options as pairs; every value that an #SBATCH line cannot hold is reported by its field."""
+    problems = []
+    for name, value in options.items():
+        try:
+            sbatch(name)
+            sbatch(value or "")
+        except Unrepresentable as error:
+            problems.append(plan.job.problem(_field(plan, name), f"{error}"))
+    if problems:
+        raise JobError(problems)
+    return list(options.items())
+
+
+def _field(plan: Plan, option: str) -> tuple[str, ...]:
+    """Return the field of job.yaml that ``option`` comes from."""
+    if option in plan.job.slurm.sbatch:
+        return ("slurm", "sbatch", option)
+    fields = {"job-name": ("name",), "output": ("slurm", "log_dir"), "mem": ("slurm", "memory")}
+    return fields.get(option, ("slurm", "gpu_type" if option in ("gres", "gpus-per-node") else option))
 
 
 def sbatch_options(plan: Plan) -> dict[str, str | None]:
@@ -75,7 +99,7 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
         **({"signal": f"B:USR1@{signal}"} if signal else {}),
     }
     comment = COMMENT + plan.job.output
-    if len(comment.encode()) <= 1000:
+    if len(comment.encode()) <= 1000 and _representable(comment):
         planned["comment"] = comment
     for name in ("partition", "account", "qos", "constraint", "reservation"):
         value = getattr(slurm, name)
@@ -85,7 +109,21 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
         if name in slurm.sbatch:
             message = f"is planned from cluster ({planned[name]}); remove it and set cluster's fields"
             raise JobError([plan.job.problem(("slurm", "sbatch", name), message)])
-    return {**planned, **slurm.sbatch}
+    return laid_over(planned, slurm.sbatch)
+
+
+def laid_over(planned: dict[str, str | None], written: Mapping[str, str | bool | None]) -> dict[str, str | None]:
+    """Lay the user's options over ours: true and null are flags, false takes an option away."""
+    merged: dict[str, str | bool | None] = {**planned, **written}
+    return {name: value if isinstance(value, str) else None for name, value in merged.items() if value is not False}
+
+
+def _representable(value: str) -> bool:
+    try:
+        sbatch(value)
+    except Unrepresentable:
+        return False
+    return True
 
 
 def _gpu_request(plan: Plan) -> dict[str, str | None]:
@@ -119,6 +157,6 @@ def _srun_options(plan: Plan) -> list[str]:
     if cpus:
         # Since 22.05 srun does not inherit it from the job.
         planned["cpus-per-task"] = cpus
-    merged = {**planned, **slurm.srun}
+    merged = laid_over(planned, slurm.srun)
     words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in merged.items()]
     return [*words, *srun_options(plan)]
