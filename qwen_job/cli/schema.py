@@ -6,13 +6,14 @@ import click
 
 
 @click.command()
-def schema() -> None:
+@click.option("--site", is_flag=True, help="That of a site profile, where nothing is required.")
+def schema(site: bool) -> None:
     """Print the JSON Schema of job.yaml, for editors.
 
     \b
     qwen-job schema > job.schema.json
     and as the first line of job.yaml:  # yaml-language-server: $schema=job.schema.json
     """
-    from qwen_job.job.schema import job_schema
+    from qwen_job.job.schema import job_schema, site_schema
 
-    click.echo(json.dumps(job_schema(), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(site_schema() if site else job_schema(), indent=2, ensure_ascii=False))

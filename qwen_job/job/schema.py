@@ -31,6 +31,15 @@ def job_schema() -> dict[str, Any]:
     return schema
 
 
+def site_schema() -> dict[str, Any]:
+    """Return the schema of a site profile: a layer, so nothing is required."""
+    schema = job_schema()
+    schema.pop("required", None)
+    schema["$defs"]["Cluster"].pop("required", None)
+    schema["title"] = "qwen-job site profile"
+    return schema
+
+
 def _accept(definitions: dict[str, Any], name: str, forms: list[dict[str, Any]]) -> None:
     definitions[name] = {"anyOf": [*forms, definitions[name]]}
 

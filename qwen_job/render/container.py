@@ -46,6 +46,8 @@ def mounts(plan: Plan) -> list[str]:
     if job.model.resolved_source == "local":
         reading.append(job.model.name)
     writing = [job.output, plan.model_cache]
+    if job.slurm.scratch and job.container.runtime != "none":
+        writing.append(job.slurm.scratch)
     if job.data.cache_dir:
         writing.append(job.data.cache_dir)
     covered = sorted(set(writing))

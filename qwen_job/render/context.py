@@ -23,6 +23,7 @@ def shell_context(
     setup: Sequence[str] = (),
     launcher: str = "torchrun",
     preflight: Sequence[str] = (),
+    scratch: str | None = None,
 ) -> dict[str, Any]:
     """Return the context of a shell script: the configs, the node's script and the job's figures."""
     common = {
@@ -40,6 +41,7 @@ def shell_context(
         "modules": list(modules),
         "setup": list(setup),
         "preflight": list(preflight),
+        "scratch": scratch,
         "command": command_words(plan, runtime, python),
     }
     node_script = render_template("common/node.sh.j2", node, folders)
