@@ -162,12 +162,11 @@ def _hardware() -> Hardware:
     import torch
 
     if not torch.cuda.is_available():
-        return Hardware("cpu", None, False, False)
+        return Hardware("cpu", None, False)
     import importlib.util
 
     has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-    fused = hasattr(torch.nn.functional, "linear_cross_entropy")
-    return Hardware("cuda", torch.cuda.get_device_capability(), has_varlen, fused)
+    return Hardware("cuda", torch.cuda.get_device_capability(), has_varlen)
 
 
 def _model(config: TrainConfig, log: RunLog) -> Path:

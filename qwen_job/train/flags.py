@@ -23,7 +23,6 @@ class Hardware(NamedTuple):
     device: str
     capability: tuple[int, int] | None
     has_varlen: bool
-    has_fused_loss: bool
 
 
 # Names of transformers 4 that version 5 removed, and what they are called now.
@@ -256,12 +255,11 @@ def _hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
     modern = on_gpu and hardware.capability is not None and hardware.capability >= (8, 0)
     if own.get("bf16") and on_gpu and not modern:
         raise UsageError("--bf16 True: this GPU has no bf16 (compute capability below 8.0); use --fp16 True")
-    fused = "torch" if hardware.has_fused_loss else "chunked"
     return {
         "device": "cuda" if on_gpu else "cpu",
         "precision": "bf16" if own.get("bf16") else "fp16" if own.get("fp16") else "fp32",
         "attention": own.get("attention") or ("varlen" if modern and hardware.has_varlen else "sdpa"),
-        "fused_loss": own.get("fused_loss") or (fused if on_gpu else "none"),
+        "fused_loss": own.get("fused_loss") or ("chunked" if on_gpu else "none"),
     }
 
 

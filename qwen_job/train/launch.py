@@ -169,7 +169,8 @@ def exit_code(failures: Sequence[tuple[float, int]]) -> int:
     Ranks that only lost their partner, and those that the agent then ended, say nothing about the reason.
     """
     collateral = (Retryable.exit_code, -signal.SIGTERM, -signal.SIGABRT)
-    _, _, code = min((code in collateral, when, code) for when, code in failures)
+    # Times have whole seconds; in the same one, a rank that gave a reason goes before one that was killed.
+    code = min((code in collateral, when, code < 0, code) for when, code in failures)[-1]
     return 128 - code if code < 0 else code
 
 

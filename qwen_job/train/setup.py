@@ -16,7 +16,7 @@ from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens
-from qwen_job.train.loss import LossHead
+from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
 from qwen_job.train.manifest import newest
 from qwen_job.train.modeling import build_model, shape_of
 from qwen_job.train.rendezvous import Place, tell
@@ -57,7 +57,7 @@ def build_trainer(
         log=log,
         wish=wish,
         watchdog=watchdog,
-        head=LossHead(model, config.fused_loss),
+        head=LossHead(model, _fused_loss(config, log)),
         shape=shape_of(model),
         checkpointer=Checkpointer(
             config.output_dir / "checkpoints", zero_stage=stage, background=_has_room_aside(config, deepspeed)
@@ -67,6 +67,15 @@ def build_trainer(
         eval=data.eval,
     )
     return JobTrainer(model, args, parts)
+
+
+def _fused_loss(config: TrainConfig, log: RunLog) -> str:
+    kind = exact_kind(config.fused_loss, config.precision)
+    if kind != config.fused_loss:
+        log.say(f"fused_loss: {kind} instead of {config.fused_loss}, whose loss has only 16 bits in {config.precision}")
+    if kind == "chunked" and config.torch_compile:
+        compile_chunks()
+    return kind
 
 
 def _has_room_aside(config: TrainConfig, deepspeed: DeepSpeedConfig) -> bool:

@@ -56,8 +56,8 @@ class Watchdog:
     def _watch(self) -> None:
         pause = min(5.0, self._seconds / 10)
         while True:
-            time.sleep(pause)
             self._publish()
+            time.sleep(pause)
             if time.monotonic() - self._last > self._seconds:
                 self._end(pause)
 

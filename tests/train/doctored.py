@@ -3,6 +3,7 @@
 gradients  write the first step's full gradients to $GRADIENTS and stop
 nan        make the loss of prepared row 3 a NaN
 stop       wish to stop after step $STOP_AT
+background write checkpoints in the background, as on GPUs
 """
 
 from __future__ import annotations
@@ -58,9 +59,18 @@ def stop_after() -> None:
     JobTrainer.get_batch_samples = fetched  # type: ignore[method-assign]
 
 
+def save_in_background() -> None:
+    """Copy the state aside and let a thread write it."""
+    from qwen_job.train import setup
+
+    setup._has_room_aside = lambda *_: True
+
+
 if __name__ == "__main__":
     from qwen_job.train.rendezvous import quiet_deepspeed
 
     quiet_deepspeed("cpu")
-    {"gradients": record_gradients, "nan": spoil_a_row, "stop": stop_after}[os.environ["DOCTOR"]]()
+    {"gradients": record_gradients, "nan": spoil_a_row, "stop": stop_after, "background": save_in_background}[
+        os.environ["DOCTOR"]
+    ]()
     os._exit(train.main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -58,6 +59,24 @@ def test_killed_and_resumed_weights_are_those_of_an_undisturbed_run(home: Path, 
     assert [line["attempt"] for line in starts] == [0, 1] and starts[1]["resumed_from"] in (4, 8)
 
 
+def test_a_checkpoint_written_in_the_background_is_the_state_at_its_step(home: Path) -> None:
+    calm = tiny.write_run(home / "quiet", 2, training__save_steps=1, training__save_total_limit=20)
+    code, output = tiny.run(calm, DOCTOR="background")
+    assert code == 0, output
+    folder = calm.parent / "checkpoints"
+    saves = tiny.metrics(calm.parent, "save")
+    assert [line["step"] for line in saves] == list(range(1, 13))
+    assert all(line["pause_seconds"] <= line["seconds"] for line in saves)
+    # Go on from the middle one, as if the later ones had never been.
+    first = (calm.parent / "model" / "model.safetensors").read_bytes()
+    for step in range(6, 13):
+        shutil.rmtree(folder / f"step-{step}")
+    (calm.parent / "done.json").unlink()
+    code, output = tiny.run(calm, DOCTOR="background")
+    assert code == 0 and "going on from step-5" in output, output
+    assert (calm.parent / "model" / "model.safetensors").read_bytes() == first
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_saves_at_a_step_boundary_and_the_run_goes_on(home: Path, number: signal.Signals) -> None:
     train_yaml = tiny.write_run(
@@ -103,6 +122,7 @@ def test_a_frozen_rank_is_named_within_the_limit(home: Path) -> None:
     frozen.send_signal(signal.SIGSTOP)
     try:
         workers(process)[0].wait(60)
+        time.sleep(1)  # the launcher looks ten times a second
     finally:
         frozen.kill()  # the agent would wait half a minute for it
     output, _ = process.communicate(timeout=60)

@@ -10,9 +10,9 @@ import pytest
 from qwen_job.errors import UsageError
 from qwen_job.train.flags import Hardware, config_from_flags, parse_flags
 
-A100 = Hardware("cuda", (8, 0), True, True)
-V100 = Hardware("cuda", (7, 0), False, False)
-CPU = Hardware("cpu", None, False, False)
+A100 = Hardware("cuda", (8, 0), True)
+V100 = Hardware("cuda", (7, 0), False)
+CPU = Hardware("cpu", None, False)
 BASE = shlex.split("--model_name_or_path Qwen/Qwen-1_8B-Chat/ --data_path d.json --output_dir out")
 
 
@@ -22,7 +22,7 @@ def test_the_reference_job_of_the_readme() -> None:
         "--learning_rate 1e-5 --model_max_length 512 --lr_scheduler_type cosine --save_steps 10"
     )
     config, _, _ = config_from_flags([*BASE, *words], A100, 2)
-    assert (config.precision, config.attention, config.fused_loss) == ("bf16", "varlen", "torch")
+    assert (config.precision, config.attention, config.fused_loss) == ("bf16", "varlen", "chunked")
     assert config.global_batch_size == 32 and config.training.num_train_epochs == 5.0
     assert config.model["name"] == "Qwen/Qwen-1_8B-Chat" and config.model["source"] == "modelscope"
     assert config.data["max_length"] == 512 and config.data["packing"] is False

@@ -66,6 +66,7 @@ def test_a_lost_partner_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) ->
         ([(2.0, 160), (1.0, 160)], 160),
         ([(1.0, 5), (2.0, 7)], 5),
         ([(1.0, 128)], 128),
+        ([(1.0, -9), (1.0, 161)], 161),
         ([(1.0, -6)], 134),
     ],
 )

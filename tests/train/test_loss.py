@@ -34,6 +34,17 @@ def test_fused_losses_agree_with_the_plain_one(kind: str, tokens: int, monkeypat
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "limit"), [("none", 2e-4), ("chunked", 2e-4)])
+def test_the_loss_is_exact_in_16_bits(kind: str, limit: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(700, 32, generator=generator).bfloat16()
+    weight = torch.randn(3000, 32, generator=generator).bfloat16()
+    targets = torch.randint(0, 3000, (700,), generator=generator)
+    expected = torch.nn.functional.cross_entropy(hidden.float() @ weight.float().T, targets, reduction="sum")
+    assert abs(losses.fused_loss(kind)(hidden, weight, targets) / expected - 1) < limit
+    assert losses.exact_kind("torch", "bf16") == "chunked" and losses.exact_kind("torch", "fp32") == "torch"
+
+
 def tiny_model(attention: str = "sdpa", **changes: Any) -> Any:
     """Return a random two-layer model."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
