@@ -156,8 +156,8 @@ def _context(chosen: Settings) -> dict[str, Any]:
 
 def config_checksum(chosen: Settings) -> str:
     """Return what changes when the pods would compute something else: a restart would then mix two jobs."""
-    shape = f"{chosen.image}\n{chosen.nodes}\n{chosen.gpus_per_node}\n"
-    text = shape + chosen.files["train.yaml"] + "\n" + chosen.files["deepspeed.json"]
+    parts = [chosen.image, str(chosen.nodes), str(chosen.gpus_per_node)]
+    text = "\n".join([*parts, chosen.files["train.yaml"], chosen.files["deepspeed.json"]])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

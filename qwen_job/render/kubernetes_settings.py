@@ -26,6 +26,7 @@ class Settings:
 
     name: str
     image: str
+    output: str
     nodes: int
     gpus_per_node: int
     grace_seconds: int
@@ -68,6 +69,7 @@ def settings(plan: Plan) -> Settings:
     return Settings(
         name=job.name,
         image=job.image or default_image(plan),
+        output=job.output,
         nodes=plan.nodes,
         gpus_per_node=plan.gpus_per_node,
         grace_seconds=job.retry.grace + LEAVING_SECONDS,

@@ -1,0 +1,115 @@
+{{/* The job's name: the release's, unless values name another. It must leave room for -worker-9999. */}}
+{{- define "qwen-job.name" -}}
+{{- $name := .Values.name | default .Release.Name -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "name: %q is not a Kubernetes name (a-z, 0-9 and -, a letter first; pods are called NAME-worker-N): choose another release name, or set name" $name) -}}
+{{- end -}}
+{{- if gt (len $name) 51 -}}
+{{- fail (printf "name: %q has %d characters, over 51 (pods are called NAME-worker-N): choose a shorter release name, or set name" $name (len $name)) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{/* Lay the second map over the first, in place: maps key by key, anything else is replaced. */}}
+{{- define "qwen-job.overlay" -}}
+{{- $base := index . 0 -}}
+{{- range $key, $value := index . 1 -}}
+{{- if and (kindIs "map" $value) (kindIs "map" (get $base $key)) -}}
+{{- include "qwen-job.overlay" (list (get $base $key) $value) -}}
+{{- else -}}
+{{- $_ := set $base $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* train.yaml: the planned text as it is, or with the release's name and the user's train laid over it. */}}
+{{- define "qwen-job.train" -}}
+{{- $text := index .Values.config.files "train.yaml" -}}
+{{- $planned := fromYaml $text -}}
+{{- $over := deepCopy (.Values.train | default dict) -}}
+{{- $name := include "qwen-job.name" . -}}
+{{- if and (ne $name $planned.name) (not (hasKey $over "name")) -}}
+{{- $_ := set $over "name" $name -}}
+{{- end -}}
+{{- $output := include "qwen-job.output" . -}}
+{{- if ne $output $planned.output_dir -}}
+{{- $_ := set $over "output_dir" $output -}}
+{{- end -}}
+{{- if $over -}}
+{{- include "qwen-job.overlay" (list $planned $over) -}}
+{{- $text = printf "%s\n" (toYaml $planned) -}}
+{{- end -}}
+{{- $text -}}
+{{- end -}}
+
+{{- define "qwen-job.output" -}}
+{{- $planned := fromYaml (index .Values.config.files "train.yaml") -}}
+{{- $name := include "qwen-job.name" . -}}
+{{- $default := $planned.output_dir -}}
+{{- if ne $name $planned.name -}}
+{{- $default = printf "%s/%s" (dir $planned.output_dir) $name -}}
+{{- end -}}
+{{- get (.Values.train | default dict) "output_dir" | default .Values.output | default $default -}}
+{{- end -}}
+
+{{- define "qwen-job.deepspeed" -}}
+{{- $text := index .Values.config.files "deepspeed.json" -}}
+{{- if .Values.deepspeed -}}
+{{- $planned := fromJson $text -}}
+{{- include "qwen-job.overlay" (list $planned .Values.deepspeed) -}}
+{{- $text = printf "%s\n" (toPrettyJson $planned) -}}
+{{- end -}}
+{{- $text -}}
+{{- end -}}
+
+{{- define "qwen-job.checksum" -}}
+{{- printf "%s\n%d\n%d\n%s\n%s" .Values.image (int .Values.cluster.nodes) (int .Values.cluster.gpus_per_node) (include "qwen-job.train" .) (include "qwen-job.deepspeed" .) | sha256sum -}}
+{{- end -}}
+
+{{- define "qwen-job.gang" -}}
+{{- splitList ":" (.Values.kubernetes.queue | default "") | first -}}
+{{- end -}}
+
+{{- define "qwen-job.queue" -}}
+{{- $parts := splitList ":" (.Values.kubernetes.queue | default "") -}}
+{{- if gt (len $parts) 1 -}}{{- index $parts 1 -}}{{- end -}}
+{{- end -}}
+
+{{- define "qwen-job.pod_labels" -}}
+{{- $labels := dict "app.kubernetes.io/name" "qwen-job" "app.kubernetes.io/instance" (include "qwen-job.name" .) "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- include "qwen-job.overlay" (list $labels .Values.kubernetes.labels) -}}
+{{- toYaml $labels -}}
+{{- end -}}
+
+{{- define "qwen-job.labels" -}}
+{{- $labels := include "qwen-job.pod_labels" . | fromYaml -}}
+{{- if eq (include "qwen-job.gang" .) "kueue" -}}
+{{- $_ := set $labels "kueue.x-k8s.io/queue-name" (include "qwen-job.queue" .) -}}
+{{- end -}}
+{{- toYaml $labels -}}
+{{- end -}}
+
+{{- define "qwen-job.annotations" -}}
+{{- $all := deepCopy .Values.kubernetes.annotations -}}
+{{- $_ := set $all "qwen-job/checksum" (include "qwen-job.checksum" .) -}}
+{{- toYaml $all -}}
+{{- end -}}
+
+{{- define "qwen-job.pod_annotations" -}}
+{{- $all := include "qwen-job.annotations" . | fromYaml -}}
+{{- if and .Values.kubernetes.topology (eq (include "qwen-job.gang" .) "kueue") -}}
+{{- $_ := set $all "kueue.x-k8s.io/podset-required-topology" .Values.kubernetes.topology -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end -}}
+
+{{- define "qwen-job.metadata" -}}
+name: {{ include "qwen-job.name" . | toJson }}
+{{- with .Values.kubernetes.namespace }}
+namespace: {{ . | toJson }}
+{{- end }}
+labels:
+  {{- include "qwen-job.labels" . | nindent 2 }}
+annotations:
+  {{- include "qwen-job.annotations" . | nindent 2 }}
+{{- end -}}

@@ -1,0 +1,254 @@
+{{/* The words of one pod; Kubernetes expands $(NAME). */}}
+{{- define "qwen-job.command" -}}
+{{- $k := .Values.kubernetes -}}
+{{- $name := include "qwen-job.name" . -}}
+{{- $nodes := int .Values.cluster.nodes -}}
+{{- $address := printf "%s-worker-0" $name -}}
+{{- $port := int $k.master_port | toString -}}
+{{- $rank := "$(QWEN_JOB_NODE_RANK)" -}}
+{{- if eq $nodes 1 -}}
+{{- $address = "127.0.0.1" -}}
+{{- $rank = "0" -}}
+{{- else if ne $k.kind "pytorchjob" -}}
+{{- $address = printf "%s-node-0-0.%s" $name $name -}}
+{{- $rank = "$(JOB_COMPLETION_INDEX)" -}}
+{{- else if $k.master -}}
+{{- $address = "$(MASTER_ADDR)" -}}
+{{- $port = "$(MASTER_PORT)" -}}
+{{- $rank = "$(RANK)" -}}
+{{- end -}}
+{{- list "python3" "-m" "qwen_job.train.launch"
+  "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
+  "--master_addr" $address "--master_port" $port "--rdzv_id" $name
+  "--rdzv_timeout" (int $k.rendezvous_timeout | toString)
+  "--" "--config" "/etc/qwen-job/train.yaml" | toYaml -}}
+{{- end -}}
+
+{{/* The environment, sorted by name: planned, then the user's, then secrets and the node's rank. */}}
+{{- define "qwen-job.env" -}}
+{{- $entries := dict -}}
+{{- range .Values.config.env -}}
+{{- $_ := set $entries .name .value -}}
+{{- end -}}
+{{- range $name, $value := .Values.env -}}
+{{- $_ := set $entries $name (kindIs "string" $value | ternary $value (toJson $value)) -}}
+{{- end -}}
+{{- range $name, $value := $entries -}}
+{{- if regexMatch "\\$[$(]" $value -}}
+{{- $value = replace "$" "$$" $value -}}
+{{- end -}}
+{{- $_ := set $entries $name (dict "name" $name "value" $value) -}}
+{{- end -}}
+{{- range $name, $reference := .Values.kubernetes.secret_env -}}
+{{- $parts := splitList "/" $reference -}}
+{{- $_ := set $entries $name (dict "name" $name "valueFrom" (dict "secretKeyRef" (dict "name" (first $parts) "key" (last $parts)))) -}}
+{{- end -}}
+{{- if and (eq .Values.kubernetes.kind "pytorchjob") (not .Values.kubernetes.master) -}}
+{{- $label := "metadata.labels['training.kubeflow.org/replica-index']" -}}
+{{- $_ := set $entries "QWEN_JOB_NODE_RANK" (dict "name" "QWEN_JOB_NODE_RANK" "valueFrom" (dict "fieldRef" (dict "fieldPath" $label))) -}}
+{{- end -}}
+{{- $list := list -}}
+{{- range $entries -}}
+{{- $list = append $list . -}}
+{{- end -}}
+{{- toYaml $list -}}
+{{- end -}}
+
+{{- define "qwen-job.env_from" -}}
+{{- range .Values.kubernetes.env_from_secrets }}
+- secretRef:
+    name: {{ . | toJson }}
+{{- end }}
+{{- end -}}
+
+{{- define "qwen-job.resources" -}}
+{{- $k := .Values.kubernetes -}}
+{{- $wanted := dict -}}
+{{- if $k.cpu -}}{{- $_ := set $wanted "cpu" $k.cpu -}}{{- end -}}
+{{- if $k.memory -}}{{- $_ := set $wanted "memory" $k.memory -}}{{- end -}}
+{{- if $k.gpu_resource -}}{{- $_ := set $wanted $k.gpu_resource (int .Values.cluster.gpus_per_node | toString) -}}{{- end -}}
+{{- range $name, $value := $k.resources -}}{{- $_ := set $wanted $name $value -}}{{- end -}}
+{{- toYaml $wanted -}}
+{{- end -}}
+
+{{- define "qwen-job.container_security" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop:
+    - ALL
+  {{- if .Values.kubernetes.ipc_lock }}
+  add:
+    - IPC_LOCK
+  {{- end }}
+{{- end -}}
+
+{{- define "qwen-job.mounts" -}}
+- name: config
+  mountPath: /etc/qwen-job
+  readOnly: true
+- name: shm
+  mountPath: /dev/shm
+- name: tmp
+  mountPath: /tmp
+{{- range .Values.kubernetes.volumes }}
+{{- $mount := dict "name" .name "mountPath" .mount_path }}
+{{- if .sub_path }}{{- $_ := set $mount "subPath" .sub_path }}{{- end }}
+{{- if .read_only }}{{- $_ := set $mount "readOnly" true }}{{- end }}
+{{ list $mount | toYaml }}
+{{- end }}
+{{- end -}}
+
+{{- define "qwen-job.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "qwen-job.name" . | toJson }}
+- name: shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .Values.kubernetes.shm_size | toJson }}
+- name: tmp
+  emptyDir: {}
+{{- $name := include "qwen-job.name" . -}}
+{{- range .Values.kubernetes.volumes }}
+{{- $volume := dict "name" .name }}
+{{- if .nfs }}
+{{- $parts := splitn ":" 2 .nfs }}
+{{- $_ := set $volume "nfs" (dict "server" $parts._0 "path" $parts._1) }}
+{{- else if .host_path }}
+{{- $_ := set $volume "hostPath" (dict "path" .host_path) }}
+{{- else }}
+{{- $_ := set $volume "persistentVolumeClaim" (dict "claimName" (.pvc | default (printf "%s-%s" $name .name))) }}
+{{- end }}
+{{ list $volume | toYaml }}
+{{- end }}
+{{- end -}}
+
+{{- define "qwen-job.pod_security" -}}
+runAsNonRoot: true
+{{- with .Values.kubernetes.run_as_user }}
+runAsUser: {{ int . }}
+{{- end }}
+{{- with .Values.kubernetes.fs_group }}
+fsGroup: {{ int . }}
+fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* The pod's spec, the same for every kind of job, with pod_container and pod laid over it. */}}
+{{- define "qwen-job.pod" -}}
+{{- $pod := include "qwen-job.pod_planned" . | fromYaml -}}
+{{- if hasKey $pod "Error" -}}
+{{- fail (printf "the pod is not valid YAML: %s" $pod.Error) -}}
+{{- end -}}
+{{- include "qwen-job.overlay" (list (first $pod.containers) .Values.kubernetes.pod_container) -}}
+{{- include "qwen-job.overlay" (list $pod .Values.kubernetes.pod) -}}
+{{- toYaml $pod -}}
+{{- end -}}
+
+{{- define "qwen-job.pod_planned" -}}
+{{- $k := .Values.kubernetes -}}
+{{- $name := include "qwen-job.name" . -}}
+{{- $gang := include "qwen-job.gang" . -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ int .Values.grace_seconds }}
+securityContext:
+  {{- include "qwen-job.pod_security" . | nindent 2 }}
+{{- if $k.host_network }}
+hostNetwork: true
+dnsPolicy: ClusterFirstWithHostNet
+{{- end }}
+{{- if eq $gang "volcano" }}
+schedulerName: volcano
+{{- else if eq $gang "coscheduling" }}
+schedulerName: scheduler-plugins-scheduler
+{{- end }}
+{{- with $k.priority_class }}
+priorityClassName: {{ . | toJson }}
+{{- end }}
+{{- with $k.service_account }}
+serviceAccountName: {{ . | toJson }}
+{{- end }}
+{{- with $k.image_pull_secrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | toJson }}
+  {{- end }}
+{{- end }}
+{{- with $k.node_selector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if or $k.gpu_resource $k.tolerations }}
+tolerations:
+  {{- if $k.gpu_resource }}
+  - key: {{ $k.gpu_resource | toJson }}
+    operator: Exists
+    effect: NoSchedule
+  {{- end }}
+  {{- with $k.tolerations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- $near := and $k.topology (ne $gang "kueue") }}
+{{- if or $k.gpu_products $near }}
+affinity:
+  {{- with $k.gpu_products }}
+  nodeAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      nodeSelectorTerms:
+        - matchExpressions:
+            - key: nvidia.com/gpu.product
+              operator: In
+              values:
+                {{- toYaml . | nindent 16 }}
+  {{- end }}
+  {{- if $near }}
+  podAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      - topologyKey: {{ $k.topology | toJson }}
+        labelSelector:
+          matchLabels:
+            app.kubernetes.io/instance: {{ $name | toJson }}
+  {{- end }}
+{{- end }}
+{{- with $k.spread }}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: {{ . | toJson }}
+    whenUnsatisfiable: DoNotSchedule
+    labelSelector:
+      matchLabels:
+        app.kubernetes.io/instance: {{ $name | toJson }}
+{{- end }}
+containers:
+  - name: {{ eq $k.kind "pytorchjob" | ternary "pytorch" "node" }}
+    image: {{ .Values.image | toJson }}
+    command:
+      {{- include "qwen-job.command" . | nindent 6 }}
+    env:
+      {{- include "qwen-job.env" . | nindent 6 }}
+    {{- if $k.env_from_secrets }}
+    envFrom:
+      {{- include "qwen-job.env_from" . | nindent 6 }}
+    {{- end }}
+    {{- if eq $k.kind "pytorchjob" }}
+    ports:
+      - name: pytorchjob-port
+        containerPort: {{ int $k.master_port }}
+    {{- end }}
+    resources:
+      requests:
+        {{- include "qwen-job.resources" . | nindent 8 }}
+      limits:
+        {{- include "qwen-job.resources" . | nindent 8 }}
+    securityContext:
+      {{- include "qwen-job.container_security" . | nindent 6 }}
+    volumeMounts:
+      {{- include "qwen-job.mounts" . | nindent 6 }}
+volumes:
+  {{- include "qwen-job.volumes" . | nindent 2 }}
+{{- end -}}

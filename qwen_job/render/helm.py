@@ -1,0 +1,37 @@
+"""Target helm: values.yaml for charts/qwen-job, which then gives the same objects as target kubernetes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_job import __version__
+from qwen_job.plan import Plan
+from qwen_job.render.bundle import Bundle
+from qwen_job.render.chart_values import chart_values
+from qwen_job.render.engine import render_template
+from qwen_job.render.kubernetes import objects, security_notes
+from qwen_job.render.kubernetes_settings import settings
+
+
+def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
+    """Return values.yaml. Errors: :class:`JobError` for what Kubernetes could not run."""
+    chosen = settings(plan)
+    notes = (
+        *chosen.notes,
+        *security_notes(objects(chosen)),
+        f"install it with: helm install {chosen.name} charts/qwen-job -f values.yaml",
+    )
+    return Bundle("helm", {"values.yaml": values_text(plan, folders)}, "values.yaml", notes=notes)
+
+
+def values_text(plan: Plan, folders: Sequence[str | Path] = (), *, shipped: bool = False) -> str:
+    """Return values.yaml of a job, or, when ``shipped``, the chart's own: every field, names left to the release."""
+    chosen = settings(plan)
+    context = {
+        "version": __version__,
+        "name": chosen.name,
+        "shipped": shipped,
+        "fields": chart_values(chosen, shipped=shipped),
+    }
+    return render_template("helm/values.yaml.j2", context, folders)

@@ -1,0 +1,81 @@
+"""Write what the chart has in common with the package: values.yaml, values.schema.json and Chart.yaml's version.
+
+scripts/chart.py           writes them
+scripts/chart.py --check   exits 1 when they are not what would be written
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from qwen_job import __version__  # noqa: E402
+from qwen_job.job import load_job  # noqa: E402
+from qwen_job.plan import make_plan  # noqa: E402
+from qwen_job.render.chart_values import ChartValues  # noqa: E402
+from qwen_job.render.helm import values_text  # noqa: E402
+from qwen_job.train.config import TrainConfig  # noqa: E402
+
+CHART = ROOT / "charts" / "qwen-job"
+REFERENCE = ROOT / "configs" / "jobs" / "qwen-1_8b-chat-a100.yaml"
+
+
+def generated() -> dict[str, str]:
+    """Return file name -> text."""
+    chart = (CHART / "Chart.yaml").read_text("utf-8")
+    chart = re.sub(r"(?m)^(version|appVersion): .*$", lambda m: f'{m[1]}: "{__version__}"', chart)
+    return {
+        "Chart.yaml": chart,
+        "values.yaml": values_text(make_plan(load_job([REFERENCE])), shipped=True),
+        "values.schema.json": json.dumps(schema(), indent=2) + "\n",
+    }
+
+
+def schema() -> dict[str, Any]:
+    """Return draft-07 JSON Schema, which Helm 3 and 4 both read."""
+    result = ChartValues.model_json_schema(mode="validation")
+    train = _partial(TrainConfig.model_json_schema(mode="validation"))
+    definitions = result["$defs"]
+    definitions |= {f"Train{name}": part for name, part in train.pop("$defs").items()}
+    train_text = json.dumps(train).replace("#/$defs/", "#/$defs/Train")
+    result["properties"]["train"] = {**json.loads(train_text), "description": "Laid over train.yaml"}
+    # Helm hands every chart the values that are global to all.
+    result["properties"]["global"] = {"type": "object"}
+    result.pop("required")
+    files = definitions["Planned"]["properties"]["files"]
+    names = ("job.yaml", "train.yaml", "deepspeed.json")
+    files |= {"properties": {name: {"type": "string"} for name in names}, "additionalProperties": False}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **result, "title": "Values of the chart qwen-job"}
+
+
+def _partial(value: Any) -> Any:
+    """Drop what a partial document need not have: required fields and defaults."""
+    if isinstance(value, dict):
+        return {key: _partial(item) for key, item in value.items() if key not in ("required", "default")}
+    return [_partial(item) for item in value] if isinstance(value, list) else value
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the files."""
+    stale = [name for name, text in generated().items() if not _same(CHART / name, text)]
+    if "--check" in arguments:
+        for name in stale:
+            print(f"charts/qwen-job/{name} is not what scripts/chart.py writes; run it", file=sys.stderr)
+        return 1 if stale else 0
+    for name, text in generated().items():
+        (CHART / name).write_text(text, "utf-8")
+    return 0
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text("utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

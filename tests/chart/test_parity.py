@@ -1,0 +1,89 @@
+"""helm template with our values gives what render --target kubernetes gives, object by object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_job.job import load_job
+from qwen_job.plan import Plan, make_plan
+from qwen_job.render import render
+from qwen_job.resources import resource
+from tests.support.helm import WHEELS, run_helm
+from tests.support.schemas import load, validate
+
+CHART = resource("charts", "qwen-job")
+JOBS = sorted(resource("configs", "jobs").glob("*.yaml"))
+REFERENCE = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
+VARIANTS = {
+    "master": ["kubernetes.master=true"],
+    "one pod with a master": ["kubernetes.master=true", "cluster.nodes=1"],
+    "trainjob": ["kubernetes.kind=trainjob", "kubernetes.active_deadline=2h", "kubernetes.queue=coscheduling"],
+    "trainjob on volcano": ["kubernetes.kind=trainjob", "kubernetes.queue=volcano"],
+    "jobset": ["kubernetes.kind=jobset", "kubernetes.ttl_after_finished=1d", "kubernetes.active_deadline=3600"],
+    "kueue": ["kubernetes.queue=kueue:team", "kubernetes.topology=cloud/block", "kubernetes.suspend=true"],
+    "volcano": ["kubernetes.queue=volcano:team", "kubernetes.topology=topology.kubernetes.io/zone"],
+    "network": [
+        "kubernetes.network_policy=true", "kubernetes.egress=[10.0.0.0/8, 'fd00::/8']", "kubernetes.host_network=true",
+        "kubernetes.ipc_lock=true", "kubernetes.resources={rdma/hca: '1'}",
+    ],
+    "secrets": [
+        "kubernetes.env_from_secrets=[wandb]", "kubernetes.secret_env={HF_TOKEN: hub/token}",
+        "kubernetes.image_pull_secrets=[registry]", "kubernetes.service_account=trainer",
+    ],
+    "nodes": [
+        "kubernetes.gpu_products=[NVIDIA-A100-SXM4-80GB]", "kubernetes.node_selector={pool: gpu, 'x/y': ''}",
+        "kubernetes.tolerations=[{key: spot, operator: Exists, tolerationSeconds: 3600}]",
+        "kubernetes.spread=kubernetes.io/hostname", "kubernetes.priority_class=high", "kubernetes.memory=900Gi",
+    ],
+    "volumes": [
+        "kubernetes.volumes=[{name: runs, mount_path: /shared/runs, size: 1Ti, storage_class: fast},"
+        "{name: data, mount_path: /shared/data, nfs: 'nas:/export/it', read_only: true, sub_path: a/b},"
+        "{name: own, mount_path: /own, pvc: own, size: 10Gi, access_mode: ReadWriteOnce},"
+        "{name: host, mount_path: /host, host_path: /mnt/x}]",
+    ],
+    "labels": ["kubernetes.labels={team: nlp}", "kubernetes.annotations={a/b: 'x: {{ y }} $(HOME)'}"],
+    "overlays": [
+        "kubernetes.pod={priority: 1000000, dnsConfig: {options: [{name: ndots, value: '1'}]}, hostIPC: false}",
+        "kubernetes.pod_container={imagePullPolicy: Always, securityContext: {readOnlyRootFilesystem: false}}",
+        "kubernetes.job={runPolicy: {backoffLimit: 0}}",
+    ],
+    "no fixed user": ["kubernetes.run_as_user=null", "kubernetes.fs_group=null", "kubernetes.namespace=training"],
+    "hostile env": [
+        "env.A='$(HOME) $$(X) $$ $'", "env.B='{{ fail }} \"`x`'", 'env.C="a\\nb: c\\n---\\n"', "env.D=你好 🙂",
+        'env.E="\\x7f\\x85\\ufeff\\u2028 "', "env.F=1e5", "env.G=yes", "env.H=''",
+    ],
+}  # fmt: skip
+
+
+def plan_of(job: Path, sets: list[str] | None = None) -> Plan:
+    return make_plan(load_job([job], sets=sets or []))
+
+
+def by_helm(plan: Plan, folder: Path, version: str = "4.3.1") -> list[dict[str, Any]]:
+    values = folder / "values.yaml"
+    values.write_text(render(plan, "helm").text, "utf-8")
+    return load(run_helm("template", plan.job.name, CHART, "-f", values, "--skip-tests", version=version))
+
+
+def ordered(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(objects, key=lambda thing: (thing["kind"], thing["metadata"]["name"]))
+
+
+@pytest.mark.parametrize("version", WHEELS)
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_every_example_is_the_same_through_the_chart(job: Path, version: str, tmp_path: Path) -> None:
+    plan = plan_of(job)
+    ours = load(render(plan, "kubernetes").text)
+    assert ordered(by_helm(plan, tmp_path, version)) == ordered(ours)
+    assert validate(ours) == []
+
+
+@pytest.mark.parametrize("sets", VARIANTS.values(), ids=VARIANTS)
+def test_every_option_is_the_same_through_the_chart(sets: list[str], tmp_path: Path) -> None:
+    plan = plan_of(REFERENCE, sets)
+    ours = load(render(plan, "kubernetes").text)
+    assert ordered(by_helm(plan, tmp_path)) == ordered(ours)
+    assert validate(ours) == []
