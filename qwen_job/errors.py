@@ -151,6 +151,7 @@ def table() -> list[tuple[int, str, str]]:
     pending: list[type[QwenJobError]] = [QwenJobError]
     while pending:
         error = pending.pop(0)
-        pending.extend(error.__subclasses__())
+        # A room's own subclass shares its parent's code, and whether it is imported must not change the table.
+        pending.extend(kind for kind in error.__subclasses__() if kind.__module__ == __name__)
         rows.append((error.exit_code, error.__name__, (error.__doc__ or "").split("\n")[0].rstrip(".")))
     return sorted(rows)

@@ -1,7 +1,7 @@
 """The Job: what the user wrote, typed and checked. It knows nothing about numbers that were not written.
 
 Contents: Model, Data, Cluster, Train, DeepSpeed, Container, Retry and Local sections, then :class:`Job` itself; Slurm,
-Kubernetes and the hostfile have a module each.
+Kubernetes, the hostfile and the plan's constants have a module each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from qwen_job.errors import Problem
 from qwen_job.job.document import Document, Path, Position, dotted
 from qwen_job.job.hostfile import Hostfile
 from qwen_job.job.kubernetes import Kubernetes
+from qwen_job.job.planning import Planning
 from qwen_job.job.slurm import Slurm
 from qwen_job.job.types import (
     Count,
@@ -91,6 +92,10 @@ class Data(Strict):
     )
     cache_dir: Text | None = Field(None, description="Where prepared data is kept; default: inside the output folder")
     num_workers: Positive | None = Field(None, description="Processes that prepare the data; default: all cores")
+    samples: Positive | None = Field(None, description="Conversations in train, for the plan; default: counted")
+    tokens_per_sample: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Tokens of a conversation on average, for the plan; default: estimated from the text"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +130,12 @@ class Cluster(Strict):
         "auto", description="The network between nodes: chooses the NCCL presets and the plan's bandwidth"
     )
     network_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s between two nodes, for the plan")
+    storage_gbs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="GB/s that one job writes to output, for the plan; default: 1"
+    )
+    price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Money for one GPU for one hour, in any currency, for the plan's cost"
+    )
     socket_interface: Text | None = Field(None, description="Network interface for NCCL and Gloo, e.g. eth0")
     ib_hca: Text | None = Field(None, description="InfiniBand adapters for NCCL, e.g. =mlx5_0,mlx5_1")
 
@@ -241,6 +252,7 @@ class Job(Strict):
     image: Text | None = Field(None, description="The container image, best with its digest (name@sha256:...)")
     train: Train = Field(default_factory=lambda: Train.model_validate({}))
     deepspeed: DeepSpeed = Field(default_factory=lambda: DeepSpeed.model_validate({}))
+    plan: Planning = Field(default_factory=lambda: Planning.model_validate({}))
     env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of every process")
     uses_env: list[EnvName] = Field([], description="Variables of this shell that ${NAME} may stand for in this file")
     container: Container = Field(default_factory=lambda: Container.model_validate({}))

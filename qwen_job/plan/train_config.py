@@ -57,7 +57,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
 
 
 def _data(job: Job) -> dict[str, Any]:
-    data = job.data.model_dump()
+    data = job.data.model_dump(exclude={"samples", "tokens_per_sample"})
     data["max_length"] = job.train.model_max_length
     return data
 
