@@ -128,7 +128,8 @@ def _first(summary: Summary) -> float | None:
 
 def _cards(summary: Summary) -> str:
     cards = [
-        f"<div><dt>{escape(label).replace(' · ', '<br>')}</dt><dd>{escape(value)}</dd><small>{escape(note)}</small></div>"
+        f"<div><dt>{'<br>'.join(map(escape, label.split(' · ')))}</dt>"
+        f"<dd>{escape(value)}</dd><small>{escape(note)}</small></div>"
         for label, value, note in _figures(summary)
     ]
     return f'<dl class="cards">{"".join(cards)}</dl>'
