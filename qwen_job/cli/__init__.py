@@ -47,6 +47,10 @@ def suggest(word: str, known: list[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+class _ReaderGone(Exception):
+    """A broken pipe; click would end with 1, which is our code for a bug."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called, not when ``--help`` is printed."""
 
@@ -66,6 +70,12 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             ctx.fail(f"no such command: {args[0]!r}{suggest(args[0], list(COMMANDS))}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGone from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -105,27 +115,37 @@ def cli() -> None:
     """
 
 
-def _report(error: QwenJobError) -> int:
+def _report(error: QwenJobError, colour: bool | None) -> int:
     for line in str(error).splitlines() or [type(error).__name__]:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True, color=colour)
     return error.exit_code
+
+
+def _internal(error: Exception) -> int:
+    if os.environ.get("QWEN_JOB_DEBUG"):
+        raise error
+    text = f"internal error: {type(error).__name__}: {error} (qwen-job {__version__})"
+    click.echo(f"{text}\nPlease report it; QWEN_JOB_DEBUG=1 shows where it happened.", err=True)
+    return 1
 
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line and exit with a code of :mod:`qwen_job.errors`."""
-    if os.environ.get("NO_COLOR"):
-        os.environ.setdefault("ANSI_COLORS_DISABLED", "1")
+    colour = False if os.environ.get("NO_COLOR") else None
     try:
-        cli.main(args, prog_name="qwen-job", color=False if os.environ.get("NO_COLOR") else None)
+        code = cli.main(args, prog_name="qwen-job", color=colour, standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
     except QwenJobError as error:
-        sys.exit(_report(error))
-    except BrokenPipeError:
+        code = _report(error, colour)
+    except (_ReaderGone, BrokenPipeError):
         # The reader (head, a pager) went away: no fault of ours, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        code = 141
     except Exception as error:
-        if os.environ.get("QWEN_JOB_DEBUG"):
-            raise
-        text = f"internal error: {type(error).__name__}: {error} (qwen-job {__version__})"
-        click.echo(f"{text}\nPlease report it; QWEN_JOB_DEBUG=1 shows where it happened.", err=True)
-        sys.exit(1)
+        code = _internal(error)
+    sys.exit(code if isinstance(code, int) else 0)

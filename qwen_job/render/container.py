@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from qwen_job.errors import JobError
+from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Container
 from qwen_job.plan import Plan
 
@@ -28,11 +29,6 @@ def srun_options(plan: Plan) -> list[str]:
     if container.runtime != "pyxis":
         return []
     image, pairs = _image(plan), mounts(plan)
-    for pair in pairs:
-        if "," in pair:
-            raise JobError(
-                [plan.job.problem(("container", "mounts"), f"pyxis cannot mount {pair!r}: it holds a comma")]
-            )
     home = "--container-mount-home" if container.mount_home else "--no-container-mount-home"
     options = [f"--container-image={image}", f"--container-mounts={','.join(pairs)}", home, "--container-workdir=/"]
     # The image's own environment wins over the job's unless it is named here.
@@ -42,22 +38,55 @@ def srun_options(plan: Plan) -> list[str]:
 def mounts(plan: Plan) -> list[str]:
     """Return SOURCE:TARGET[:ro] for everything that the job touches, outermost folders only, then the user's."""
     job = plan.job
-    reading = [str(PurePosixPath(file.path).parent) for file in (*job.data.train, *job.data.eval)]
-    if job.model.resolved_source == "local":
-        reading.append(job.model.name)
-    writing = [job.output, plan.model_cache]
-    if job.slurm.scratch and job.container.runtime != "none":
-        writing.append(job.slurm.scratch)
-    if job.data.cache_dir:
-        writing.append(job.data.cache_dir)
-    covered = sorted(set(writing))
+    reading, writing = _reading(plan), _writing(plan)
+    _check_mountable(plan, {**reading, **writing})
+    covered = set(writing.values())
+    others = covered | set(reading.values())
     own = [f"{path}:{path}" for path in covered if not _inside(path, covered)]
-    others = [*covered, *reading]
-    own += [f"{path}:{path}:ro" for path in sorted(set(reading)) if path not in covered and not _inside(path, others)]
+    own += [f"{path}:{path}:ro" for path in others - covered if not _inside(path, others)]
+    # Outer folders first: a later mount of /shared would hide an earlier one of /shared/runs.
+    own.sort()
     return [*own, *(_user_mount(plan, index, text) for index, text in enumerate(job.container.mounts))]
 
 
-def _inside(path: str, others: list[str]) -> bool:
+def _reading(plan: Plan) -> dict[FieldPath, str]:
+    """Return field -> folder of what the job only reads."""
+    job = plan.job
+    folders: dict[FieldPath, str] = {}
+    for name in ("train", "eval"):
+        for index, file in enumerate(getattr(job.data, name)):
+            folders["data", name, index] = str(PurePosixPath(file.path).parent)
+    if job.model.resolved_source == "local":
+        folders["model", "name"] = job.model.name
+    return folders
+
+
+def _writing(plan: Plan) -> dict[FieldPath, str]:
+    """Return field -> folder of what the job writes."""
+    folders: dict[FieldPath, str] = {("output",): plan.job.output, ("model", "cache_dir"): plan.model_cache}
+    if plan.job.slurm.scratch and plan.job.container.runtime != "none":
+        folders["slurm", "scratch"] = plan.job.slurm.scratch
+    if plan.job.data.cache_dir:
+        folders["data", "cache_dir"] = plan.job.data.cache_dir
+    return folders
+
+
+def _check_mountable(plan: Plan, folders: dict[FieldPath, str]) -> None:
+    container = plan.job.container
+    written: dict[FieldPath, str] = {("container", "mounts", i): text for i, text in enumerate(container.mounts)}
+    # pyxis and apptainer read a list that commas divide; everywhere a colon divides source and target.
+    commas = {**folders, **written} if container.runtime in ("pyxis", "apptainer") else {}
+    problems = [
+        plan.job.problem(path, f"{container.runtime} cannot mount {folder!r}: it holds {sign}")
+        for places, character, sign in ((folders, ":", "a colon"), (commas, ",", "a comma"))
+        for path, folder in places.items()
+        if character in folder
+    ]
+    if problems:
+        raise JobError(problems)
+
+
+def _inside(path: str, others: set[str]) -> bool:
     return any(path.startswith(other.rstrip("/") + "/") for other in others)
 
 
