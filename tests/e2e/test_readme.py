@@ -1,0 +1,77 @@
+"""Every command in the README's shell blocks, in both languages, run as it stands there.
+
+What is not here is stood in for: sbatch and kubectl take what is piped to them, python3 takes the local job's training
+(the demo covers that), torchrun hands its words to the trainer's own reader. Helm is the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.steps import CHECKOUT
+from tests.support.helm import helm
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+READMES = ("README.md", "README.zh-CN.md")
+STUBS = {
+    "sbatch": 'script=$(cat); case $script in "#!/bin/bash"*"#SBATCH"*) echo "Submitted batch job 1" ;; *) exit 1 ;; esac',
+    "kubectl": 'manifest=$(cat); case $manifest in *"kind: PyTorchJob"*) echo applied ;; *) exit 1 ;; esac',
+    "python3": 'case $1 in -c) echo 29501 ;; *) echo "$@" | grep -q qwen_job.train.launch ;; esac',
+    "torchrun": f'shift 4; {sys.executable} -c "'
+    "import sys; from qwen_job.train.flags import parse_flags; parse_flags(sys.argv[1:])"
+    '" "$@"',
+}
+
+
+def blocks(readme: str) -> list[str]:
+    """Return the shell blocks of a README."""
+    return re.findall(r"^```sh\n(.*?)^```", (CHECKOUT / readme).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    english, chinese = ([re.sub(r"\s+#.*", "", block) for block in blocks(name)] for name in READMES)
+    assert english == chinese
+
+
+def test_the_two_commands_are_targets_of_make() -> None:
+    targets = re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+
+
+def test_every_command_of_the_readme_runs(demo: tuple[Path, str], tmp_path: Path) -> None:
+    stubs = tmp_path / "stubs"
+    stubs.mkdir()
+    for name, body in STUBS.items():
+        (stubs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (stubs / name).chmod(0o755)
+    (stubs / "helm").symlink_to(helm())
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "charts").symlink_to(CHECKOUT / "charts")
+    shutil.copy(CHECKOUT / "configs" / "sites" / "plain.yaml", work / "site.yaml")
+    shutil.copy(CHECKOUT / "configs" / "data" / "demo_eval.json", work / "held-out.json")
+    (work / "ds_config_zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
+    lines = [block for block in blocks("README.md") if not block.startswith("make ")]
+    script = "set -euo pipefail\n" + "\n".join(lines).replace("/shared/runs/my-run", f"'{demo[0]}'")
+    script = script.replace("helm install my-run", "helm install --dry-run=client my-run")
+    path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "XDG_STATE_HOME": str(tmp_path / "state"), "NO_COLOR": "1"}
+    done = subprocess.run(
+        ["bash", "-x", "-c", script],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "你好！" in done.stdout
