@@ -11,9 +11,11 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from qwen_job.errors import RETRYABLE_FROM
 from qwen_job.train.files import write_atomic
 
 _HEARTBEAT_SECONDS = 2.0
@@ -160,6 +162,24 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue
     return [line for line in lines if isinstance(line, dict)]
+
+
+def fruitless_attempts(lines: Sequence[dict[str, Any]], resumed_from: int | None) -> int:
+    """Count the latest attempts that began at ``resumed_from`` and ended in a way that is tried again, or vanished.
+
+    An attempt that ended with a final code was looked at by a person, so counting starts anew after it.
+    """
+    count, code = 0, RETRYABLE_FROM
+    for line in reversed(lines):
+        if line.get("type") == "stop":
+            code = line.get("exit_code", 1)
+        elif line.get("type") == "save":
+            return count
+        elif line.get("type") == "start":
+            if code < RETRYABLE_FROM or line.get("resumed_from") != resumed_from:
+                return count
+            count, code = count + 1, RETRYABLE_FROM
+    return count
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from transformers.utils.logging import disable_progress_bar
 
 from qwen_job.data import open_prepared
-from qwen_job.errors import DataError
+from qwen_job.errors import DataError, NoProgress
 from qwen_job.train.arguments import training_arguments
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
@@ -20,7 +20,7 @@ from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
 from qwen_job.train.manifest import newest
 from qwen_job.train.modeling import build_model, shape_of
 from qwen_job.train.rendezvous import Place, tell
-from qwen_job.train.runlog import RunLog
+from qwen_job.train.runlog import RunLog, fruitless_attempts, read_metrics
 from qwen_job.train.signals import StopWish
 from qwen_job.train.trainer import JobTrainer, Parts
 from qwen_job.train.universal import check_stage, make_universal
@@ -28,6 +28,8 @@ from qwen_job.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+
+_MOST_FRUITLESS = 3
 
 
 def build_trainer(
@@ -69,6 +71,20 @@ def build_trainer(
     return JobTrainer(model, args, parts)
 
 
+def refuse_going_in_circles(folder: Path, step: int | None) -> None:
+    """Refuse a further attempt when several in a row began at ``step`` and saved nothing.
+
+    Raises:
+        NoProgress: trying again would only use up the allocation.
+    """
+    count = fruitless_attempts(read_metrics(folder), step)
+    if count >= _MOST_FRUITLESS:
+        raise NoProgress(
+            f"{count} attempts in a row began at step {step or 0} and ended before the next checkpoint; look at the "
+            f"logs of the last one, or lower save_steps so that an attempt reaches a save, then run the job again"
+        )
+
+
 def _fused_loss(config: TrainConfig, log: RunLog) -> str:
     kind = exact_kind(config.fused_loss, config.precision)
     if kind != config.fused_loss:
@@ -100,6 +116,7 @@ def choose_checkpoint(config: TrainConfig, stage: int, place: Place, store: Stor
 
     def choose() -> str:
         found, passed_over = newest(config.output_dir / "checkpoints")
+        refuse_going_in_circles(config.output_dir, found.step if found else None)
         for line in passed_over:
             log.say(f"checkpoints: {line}")
         if found is None:

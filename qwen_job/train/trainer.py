@@ -125,10 +125,10 @@ class JobTrainer(Trainer):
 
     def _exchange(self, numbers: list[int]) -> torch.Tensor:
         """Gather every rank's numbers: [world_size, len(numbers)], int64 on the CPU."""
-        mine = torch.tensor([numbers], dtype=torch.int64, device=self.args.device)
-        everyone = torch.empty((self.args.world_size, len(numbers)), dtype=torch.int64, device=self.args.device)
-        dist.all_gather_into_tensor(everyone, mine)
-        return everyone.cpu()
+        mine = torch.tensor(numbers, dtype=torch.int64, device=self.args.device)
+        everyone = [torch.empty_like(mine) for _ in range(self.args.world_size)]
+        dist.all_gather(everyone, mine)
+        return torch.stack(everyone).cpu()
 
     def _moved(self, phase: str) -> None:
         self.parts.watchdog.moved(self.state.global_step + 1, phase)

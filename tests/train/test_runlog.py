@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.train.runlog import RunLog, duration, progress_text, read_metrics
+from qwen_job.train.runlog import RunLog, duration, fruitless_attempts, progress_text, read_metrics
 
 STEP = {"loss": 2.5, "tokens_per_second": 1234.0, "step_seconds": 2.0, "mfu": None}
 
@@ -83,3 +83,22 @@ def test_the_progress_text() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def line(kind: str, **values: object) -> dict[str, object]:
+    return {"type": kind, **values}
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ([], 0),
+        ([line("start", resumed_from=4)] * 3, 3),
+        ([line("start", resumed_from=None), line("save"), line("start", resumed_from=4)], 1),
+        ([line("start", resumed_from=4), line("stop", exit_code=161)] * 2, 2),
+        ([line("start", resumed_from=4), line("stop", exit_code=8)], 0),
+        ([line("start", resumed_from=4), line("stop", exit_code=8), line("start", resumed_from=4)], 1),
+    ],
+)
+def test_attempts_that_come_to_nothing_are_counted(lines: list[dict[str, object]], count: int) -> None:
+    assert fruitless_attempts(lines, 4) == count

@@ -1,0 +1,97 @@
+"""How long training stands still for a checkpoint, beside DeepSpeed's own save in the same run.
+
+    python benchmarks/bench_checkpoint_pause.py
+
+Ours copies the state to page-locked memory and writes in the background; the peer is the engine's plain save_checkpoint
+of the same state, timed in the same process. Both write to the same disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import train_runs
+
+
+def main() -> None:
+    """Run with a save every few steps and print both sides."""
+    if os.environ.get("BENCH_WORKER"):
+        worker()
+        return
+    os.environ["BENCH_WORKER"] = "1"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "pause"
+        train_runs.sys.executable = write_wrapper(Path(scratch))
+        lines = train_runs.run(folder, training__save_steps=4, training__save_total_limit=1)
+        if lines[0]["type"] == "failed":
+            raise SystemExit(lines[0]["reason"])
+        report(lines, json.loads((folder / "peer.json").read_text()))
+
+
+def write_wrapper(home: Path) -> str:
+    """Return a command that runs Python with this file's changes to the trainer."""
+    path = home / "python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def worker() -> None:
+    """Run the launcher or the trainer that the arguments name, with the peer's save added to the first of ours."""
+    import runpy
+
+    words = [word for word in sys.argv[1:] if word != "-u"]
+    module, sys.argv = words[1], [words[1], *words[2:]]
+    if module == "qwen_job.train":
+        add_peer()
+    else:
+        sys.executable = str(Path(sys.argv[-1]).parents[1] / "python")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def add_peer() -> None:
+    """Time DeepSpeed's own save before our first one."""
+    import shutil
+    import time
+
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    from qwen_job.train.trainer import JobTrainer
+
+    save = JobTrainer._save_checkpoint
+
+    def both(self: Any, model: Any, trial: Any) -> None:
+        path = self.parts.config.output_dir / "peer.json"
+        if not path.exists():
+            engine, ours = self.model_wrapped, self.model_wrapped.checkpoint_engine
+            engine.checkpoint_engine = TorchCheckpointEngine()
+            started = time.perf_counter()
+            engine.save_checkpoint(str(path.with_suffix("")))
+            path.write_text(json.dumps({"seconds": time.perf_counter() - started}))
+            engine.checkpoint_engine = ours
+            shutil.rmtree(path.with_suffix(""))
+        save(self, model, trial)
+
+    JobTrainer._save_checkpoint = both  # type: ignore[method-assign]
+
+
+def report(lines: list[dict[str, Any]], peer: dict[str, float]) -> None:
+    """Print the pauses."""
+    saves = [line for line in lines if line["type"] == "save"]
+    print(f"\n{train_runs.device_name()}, {saves[-1]['bytes'] / 2**30:.2f} GiB a checkpoint\n")
+    print("| save | training stands still | written, synced, hashed after |\n|---|---|---|")
+    for line in saves:
+        print(f"| ours, step {line['step']} | {line['pause_seconds']:.2f} s | {line['seconds']:.2f} s |")
+    print(f"| DeepSpeed's save_checkpoint | {peer['seconds']:.2f} s | not synced, no hashes |")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,165 @@
+"""What the training benchmarks share: runs of the real trainer on made-up conversations, on a GPU or small on a CPU.
+
+No weights are downloaded: the model has the shape of Qwen-1.8B-Chat (on a CPU a tiny one) and random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+# Dense bf16 peaks in TFLOP/s, as in configs/gpus; an unknown GPU gets no MFU.
+PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "A800": 312.0}
+BIG = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "num_attention_heads": 16}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def on_gpu() -> bool:
+    """Tell whether this machine has a GPU that torch can use."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def device_name() -> str:
+    """Return the GPU's name, or the number of cores."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+
+
+def peak_tflops() -> float | None:
+    """Return the peak of this GPU, None if it is not in the table."""
+    return next((peak for name, peak in PEAKS.items() if name in device_name()), None)
+
+
+def model_values(big: bool) -> dict[str, Any]:
+    """Return a model file: Qwen-1.8B's shape, or a tiny one with a small vocabulary."""
+    shape = BIG if big else SMALL
+    return {
+        "name": "bench",
+        "architecture": "Qwen2ForCausalLM",
+        "source": "random",
+        "model_type": "qwen2",
+        "vocab_size": 151936 if big else 2048,
+        **shape,
+        "num_key_value_heads": shape["num_attention_heads"],
+        "hidden_act": "silu",
+        "max_position_embeddings": 8192,
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "use_sliding_window": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16" if big else "float32",
+    }
+
+
+def write_conversations(path: Path, count: int) -> None:
+    """Write conversations in the reference's format, of 50 to 800 words, the same in every run."""
+    draw = random.Random(0)
+    vocabulary = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 8))) for _ in range(3000)]
+    rows = []
+    for number in range(count):
+        question, answer = (draw.choices(vocabulary, k=int(draw.lognormvariate(4.2, 0.6)) + 10) for _ in range(2))
+        turns = [
+            {"from": "user", "value": " ".join(question)},
+            {"from": "assistant", "value": " ".join(answer)},
+        ]
+        rows.append({"id": f"row_{number}", "conversations": turns})
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def settings(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return train.yaml for this machine; keys of ``changes`` join levels with dots."""
+    gpu = on_gpu()
+    values: dict[str, Any] = {
+        "version": 1,
+        "name": folder.name,
+        "output_dir": str(folder),
+        "seed": 1,
+        "world_size": 1,
+        "device": "cuda" if gpu else "cpu",
+        "precision": "bf16" if gpu else "fp32",
+        "attention": "varlen" if gpu else "sdpa",
+        "fused_loss": "chunked" if gpu else "none",
+        "torch_compile": False,
+        "gradient_checkpointing": False,
+        "peak_tflops": peak_tflops(),
+        "model": {
+            "name": str(folder.parent / "bench.yaml"),
+            "source": "random",
+            "revision": None,
+            "cache_dir": str(folder.parent / "cache"),
+        },
+        "data": {
+            "train": [{"path": str(folder.parent / "data.json"), "weight": 1.0}],
+            "eval": [],
+            "eval_split": 0.0,
+            "format": "auto",
+            "system_prompt": "You are a helpful assistant.",
+            "max_length": 2048 if gpu else 256,
+            "long_samples": "truncate",
+            "packing": True,
+            "mask": "assistant",
+            "cache_dir": str(folder.parent / "prepared"),
+            "num_workers": None,
+        },
+        "training": {
+            "per_device_train_batch_size": 8 if gpu else 1,
+            "gradient_accumulation_steps": 4 if gpu else 2,
+            "max_steps": 20 if gpu else 6,
+            "num_train_epochs": 1000.0,
+            "learning_rate": 1e-5,
+            "save_steps": 0,
+            "dataloader_num_workers": 2 if gpu else 0,
+        },
+    }
+    values = copy.deepcopy(values)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return values
+
+
+def run(folder: Path, zero_stage: int = 2, processes: int = 1, **changes: Any) -> list[dict[str, Any]]:
+    """Train for some steps in ``folder`` and return the lines of its metrics.jsonl; exits if training fails."""
+    folder.mkdir(parents=True)
+    home = folder.parent
+    if not (home / "data.json").exists():
+        write_conversations(home / "data.json", 4000 if on_gpu() else 200)
+        (home / "bench.yaml").write_text(yaml.safe_dump(model_values(on_gpu())))
+    values = settings(folder, {"world_size": processes, **{k.replace("__", "."): v for k, v in changes.items()}})
+    (folder / "train.yaml").write_text(yaml.safe_dump(values))
+    (folder / "deepspeed.json").write_text(json.dumps({"zero_optimization": {"stage": zero_stage}}))
+    command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes), "--"]
+    done = subprocess.run([*command, "--config", str(folder / "train.yaml")], cwd=ROOT, check=False)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    if done.returncode:
+        stops = [line["reason"] for line in lines if line["type"] == "stop"]
+        return [{"type": "failed", "exit_code": done.returncode, "reason": (stops or ["?"])[-1]}]
+    return lines
+
+
+def steady(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the step lines after warming up: the second half."""
+    steps = [line for line in lines if line["type"] == "step"]
+    return steps[len(steps) // 2 :]
+
+
+def median(values: list[float]) -> float:
+    """Return the middle value."""
+    return sorted(values)[len(values) // 2]
