@@ -115,7 +115,9 @@ class CustomGpu(Strict):
     memory_gib: Annotated[float, Field(gt=0)]
     compute_capability: Annotated[float, Field(gt=0)]
     peak_tflops: dict[Literal["bf16", "fp16", "fp32"], float] = Field({}, description="Dense TFLOP/s; none: no MFU")
-    memory_bandwidth_gbs: float | None = None
+    memory_bandwidth_gbs: Annotated[float, Field(gt=0)] | None = None
+    nvlink_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s in both directions together")
+    pcie_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s in both directions together")
 
 
 class Cluster(Strict):

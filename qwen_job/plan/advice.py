@@ -34,14 +34,16 @@ class PlanWarning:
 class RunNumbers:
     """What the warnings need beside the question and the choice; None is "not known" and is not judged.
 
-    ``samples`` counts training rows of one epoch; sizes are bytes, times seconds. ``restart_seconds`` is the time from
-    a start to the first step, ``save_seconds`` that of the last checkpoint.
+    ``samples`` counts conversations of one epoch, ``rows`` the rows that packing makes of them (default: as many).
+    Sizes are bytes, times seconds. ``restart_seconds`` is the time from a start to the first step, ``save_seconds``
+    that of the last checkpoint.
     """
 
     learning_rate: float = 1e-5
     num_train_epochs: float = 1.0
     max_steps: int = -1
     samples: int | None = None
+    rows: int | None = None
     total_seconds: float | None = None
     time_limit_seconds: float | None = None
     restart_seconds: float = 300.0
@@ -142,14 +144,15 @@ def _learning_rate(run: RunNumbers) -> PlanWarning | None:
 
 
 def _global_batch(question: Question, choice: Choice, run: RunNumbers) -> PlanWarning | None:
-    if run.samples is None:
+    available = run.samples if run.rows is None else run.rows
+    if available is None:
         return None
     rows = choice.micro_batch_size * choice.gradient_accumulation_steps * question.world_size
-    steps = run.samples / rows
+    steps = available / rows
     if steps >= FEWEST_STEPS_AN_EPOCH:
         return None
-    better = max(question.world_size, run.samples // FEWEST_STEPS_AN_EPOCH // question.world_size * question.world_size)
-    message = f"{rows} rows a step leave {steps:.1f} steps an epoch for {run.samples} rows"
+    better = max(question.world_size, available // FEWEST_STEPS_AN_EPOCH // question.world_size * question.world_size)
+    message = f"{rows} rows a step leave {steps:.1f} steps an epoch for {available} rows"
     way_out = f"write {better}" if better < rows else "take fewer GPUs or more data"
     return PlanWarning("train.global_batch_size", message, way_out)
 

@@ -18,6 +18,7 @@ from qwen_job.plan.environment import environment
 from qwen_job.plan.facts import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
+from qwen_job.plan.run import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search import Question
 from qwen_job.plan.sharding import Sharding, choose_sharding, question_of
 from qwen_job.plan.train_config import train_config
@@ -40,6 +41,8 @@ class Plan:
     env: dict[str, str]
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...]
+    question: Question | None = None
+    run: RunPlan | None = None
 
     @property
     def nodes(self) -> int:
@@ -67,8 +70,12 @@ class Plan:
         return train_config(self)
 
 
-def make_plan(job: Job) -> Plan:
-    """Decide everything. Errors: :class:`JobError` for contradictions and for what cannot fit."""
+def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | None = None) -> Plan:
+    """Decide everything. ``data`` (default: what the job says) and the free disk change no number that is decided,
+    only the time estimate and the warnings.
+
+    Errors: :class:`JobError` for contradictions and for what cannot fit.
+    """
     ledger = Ledger()
     gpu = _gpu(job)
     shape, warnings = _shape(job)
@@ -93,6 +100,7 @@ def make_plan(job: Job) -> Plan:
         precision=precision,
         batch=batch,
     )
+    run = plan_run(job, question, sharding.choice, data or data_of(job))
     return Plan(
         job=job,
         gpu=gpu,
@@ -106,8 +114,27 @@ def make_plan(job: Job) -> Plan:
         deepspeed_config=config,
         env=environment(job, gpu, interconnect),
         decisions=tuple(ledger.decisions),
-        warnings=(*warnings, *_warnings(job, question, sharding)),
+        warnings=(*warnings, *_warnings(job, question, sharding, run, disk_free_bytes)),
+        question=question,
+        run=run,
     )
+
+
+def question_for(job: Job, gpu_name: str | None = None) -> Question:
+    """Return the search's question for a job that need not fit, on the job's GPU or on another one that is known.
+
+    Errors: :class:`JobError` when the model's shape is not known or the GPU cannot do what the job fixes.
+    """
+    ledger = Ledger()
+    gpu = _gpu(job) if gpu_name is None else load_gpu(gpu_name)
+    shape, notes = _shape(job)
+    if shape is None:
+        raise JobError([job.problem(("model", "name"), notes[0].partition(": ")[2])])
+    precision = decide_precision(job, gpu, ledger)
+    world_size = job.cluster.nodes * job.cluster.gpus_per_node
+    rows = rows_per_gpu(job, world_size)
+    attention, loss = decide_attention(job, gpu, precision, ledger), decide_fused_loss(job, gpu, ledger)
+    return question_of(job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=loss)
 
 
 def _gpu(job: Job) -> Gpu:
@@ -119,8 +146,8 @@ def _gpu(job: Job) -> Gpu:
             compute_capability=written.compute_capability,
             peak_tflops={str(name): peak for name, peak in written.peak_tflops.items()},
             memory_bandwidth_gbs=written.memory_bandwidth_gbs,
-            nvlink_gbs=None,
-            pcie_gbs=None,
+            nvlink_gbs=written.nvlink_gbs,
+            pcie_gbs=written.pcie_gbs,
             source="the job",
         )
     try:
@@ -161,16 +188,23 @@ def _note_sharding(job: Job, sharding: Sharding, ledger: Ledger) -> None:
     )
 
 
-def _warnings(job: Job, question: Question | None, sharding: Sharding) -> list[str]:
-    if question is None or sharding.choice is None:
+def _warnings(
+    job: Job, question: Question | None, sharding: Sharding, run: RunPlan | None, disk_free_bytes: int | None
+) -> list[str]:
+    if question is None or sharding.choice is None or run is None:
         return []
-    # Training from new weights has learning rates of its own.
+    # Training from new weights has learning rates of its own, and learning by heart is what it is for.
     fresh = job.model.resolved_source == "random"
     numbers = RunNumbers(
         learning_rate=RunNumbers.learning_rate if fresh else job.train.learning_rate,
-        num_train_epochs=job.train.num_train_epochs,
+        num_train_epochs=1.0 if fresh else job.train.num_train_epochs,
         max_steps=job.train.max_steps,
+        samples=run.data.samples if run.data else None,
+        rows=run.rows_per_epoch,
+        total_seconds=run.estimate.total_seconds[1] if run.estimate else None,
         time_limit_seconds=job.slurm.time,
+        save_seconds=run.estimate.save_seconds if run.estimate else RunNumbers.save_seconds,
         max_retries=job.retry.max_retries,
+        disk_free_bytes=disk_free_bytes,
     )
     return [str(warning) for warning in warnings_for(question, sharding.choice, numbers)]

@@ -51,6 +51,7 @@ class Question:
     micro_batch_size: int | None = None
     host_memory_bytes: int | None = None
     network_gbs: float | None = None
+    save_total_limit: int = 2
     margin: float = MARGIN
     constants: Constants = DEFAULT_CONSTANTS
     speed_constants: SpeedConstants = DEFAULT_SPEED
@@ -230,6 +231,7 @@ def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool
         attention=question.attention,
         fused_loss=question.fused_loss,
         gradient_accumulation_steps=accumulation,
+        save_total_limit=question.save_total_limit,
         constants=question.constants,
     )
     speed = estimate_speed(

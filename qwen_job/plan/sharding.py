@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qwen_job.errors import JobError, Problem
+from qwen_job.errors import JobError
 from qwen_job.job import Job
 from qwen_job.plan.facts import Gpu, ModelShape, gpu_names, load_gpu
-from qwen_job.plan.memory import GIB, MemoryEstimate
-from qwen_job.plan.search import Choice, Question, Runner, choose, nearest
-from qwen_job.plan.speed import SpeedEstimate
+from qwen_job.plan.memory import DEFAULT_CONSTANTS, GIB, Constants, MemoryEstimate
+from qwen_job.plan.precision import BF16_FROM
+from qwen_job.plan.search import MARGIN, Choice, Question, Runner, choose, refusal
+from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, SpeedEstimate
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def question_of(
 ) -> Question:
     """Return what the search is asked for this job; what the user wrote is fixed, the rest is free."""
     train, cluster = job.train, job.cluster
+    constants, speed_constants = _constants(job)
     micro = train.per_device_train_batch_size
     if micro is None and train.gradient_accumulation_steps is not None:
         micro = rows // train.gradient_accumulation_steps
@@ -53,19 +55,34 @@ def question_of(
         micro_batch_size=micro,
         host_memory_bytes=int(cluster.memory_gib * GIB) if cluster.memory_gib else None,
         network_gbs=cluster.network_gbs,
+        save_total_limit=train.save_total_limit,
+        margin=MARGIN if job.plan.margin is None else job.plan.margin,
+        constants=constants,
+        speed_constants=speed_constants,
     )
+
+
+def _constants(job: Job) -> tuple[Constants, SpeedConstants]:
+    written = job.plan.constants()
+    if not written:
+        return DEFAULT_CONSTANTS, DEFAULT_SPEED
+    # Only here: whoever calibrated nothing need not import what calibrates.
+    from qwen_job.plan.calibrate import constants_from
+
+    return constants_from(written)
 
 
 def choose_sharding(job: Job, question: Question | None, rows: int, *, on_cpu: bool) -> Sharding:
     """Return the fastest way that fits. Without a question (the model's shape is unknown) it is the reference's way.
 
-    Errors: :class:`JobError` when nothing fits, with the nearest jobs that do.
+    Errors: :class:`JobError` when demands contradict each other or nothing fits, with the nearest jobs that do.
     """
+    _refuse_contradictions(job, on_cpu)
     if question is None:
         return _reference(job, rows, on_cpu)
     answer = choose(question)
     if answer.best is None:
-        raise JobError([_nothing_fits(job, question, answer.runners_up)])
+        raise JobError([job.problem(("cluster", "gpu"), refusal(question, able_gpus(question)))])
     best = answer.best
     return Sharding(
         best.zero_stage,
@@ -103,16 +120,18 @@ def _reference(job: Job, rows: int, on_cpu: bool) -> Sharding:
     )
 
 
-def _nothing_fits(job: Job, question: Question, runners_up: list[Runner]) -> Problem:
-    least = min((runner.choice for runner in runners_up), key=lambda choice: choice.memory.gpu_bytes)
-    have = (question.gpu.memory_bytes or 0) / GIB
-    message = (
-        f"does not fit: at least {least.memory.gpu_bytes / GIB:.1f} GiB a GPU are needed ({least}), and "
-        f"{question.gpu.name} has {have:.1f} GiB"
-    )
-    ways = nearest(question, [load_gpu(name) for name in gpu_names()])
-    if ways:
-        message += "; these would fit: " + "; ".join(
-            f"{way.field}{f'={way.value}' if way.value is not None else ' (remove it)'} ({way.message})" for way in ways
-        )
-    return job.problem(("cluster", "gpu"), message)
+def _refuse_contradictions(job: Job, on_cpu: bool) -> None:
+    if not job.deepspeed.offload_optimizer:
+        return
+    where = ("deepspeed", "offload_optimizer")
+    if on_cpu:
+        raise JobError([job.problem(where, "a job on CPUs keeps its optimizer on the host anyway; remove the line")])
+    if job.deepspeed.zero_stage == 0:
+        raise JobError([job.problem(where, "needs ZeRO, and deepspeed.zero_stage is 0; write zero_stage 1, 2 or 3")])
+
+
+def able_gpus(question: Question) -> list[Gpu]:
+    """Return the known GPUs that compute in the question's precision with its kernels."""
+    modern = question.precision == "bf16" or question.attention == "varlen" or question.fused_loss == "liger"
+    known = (load_gpu(name) for name in gpu_names())
+    return [gpu for gpu in known if not gpu.is_cpu and (not modern or gpu.compute_capability >= BF16_FROM)]
