@@ -98,10 +98,6 @@ class Kubernetes(Strict):
     host_network: bool = Field(False, description="The node's own network; breaks the restricted level")
     network_policy: bool = Field(False, description="Let the pods talk to each other, DNS and egress only")
     egress: list[Cidr] = Field([], description="With network_policy: what else the pods may reach")
-    prepare: Literal["none", "init", "job"] = Field(
-        "none",
-        description="Fetch the model and prepare the data first: in the training pods, or in a job without GPUs",
-    )
     master_port: Annotated[int, Field(ge=1024, le=65535)] = Field(29400, description="Port of the rendezvous")
     rendezvous_timeout: Positive = Field(900, description="Seconds for all pods to start, image pulls included")
     backoff_limit: Count = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -9,10 +10,23 @@ from pydantic import Field
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.job.types import Count, EnvName, Positive, Strict
 from qwen_job.render.kubernetes_settings import MAX_NAME, Settings
+from qwen_job.render.quote import Unrepresentable
 
 JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME)]
 Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:@]*$", max_length=1000)]
+# Helm turns a value with one of these into nothing, or into another one (U+0085), without a word.
+LOST_BY_HELM = "\x7f-\x9f\ufffe\uffff"
+CarriedText = Annotated[str, Field(pattern=f"^[^{LOST_BY_HELM}]*$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$")]
+
+
+def check_carried(value: Any) -> None:
+    """Raise :class:`Unrepresentable` for the first text in ``value`` that Helm would lose."""
+    if isinstance(value, str) and re.search(f"[{LOST_BY_HELM}]", value):
+        raise Unrepresentable("holds a control character that Helm cannot carry (U+007F-U+009F); remove it", value)
+    for item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        check_carried(item[0])
+        check_carried(item[1])
 
 
 class ChartCluster(Strict):
@@ -26,7 +40,7 @@ class Variable(Strict):
     """One planned environment variable."""
 
     name: EnvName
-    value: str
+    value: CarriedText
 
 
 class Planned(Strict):
@@ -45,7 +59,9 @@ class ChartValues(Strict):
         None, description="The run's folder; default: the planned one, its last part the release's name"
     )
     cluster: ChartCluster = Field(description="Pods and GPUs; the global batch of the plan is kept when they change")
-    env: dict[EnvName, str | int | float | bool] = Field({}, description="More environment variables, or others")
+    env: dict[EnvName, CarriedText | int | float | bool] = Field(
+        {}, description="More environment variables, or others"
+    )
     train: dict[str, Any] = Field({}, description="Laid over train.yaml, e.g. {training: {learning_rate: 2.0e-5}}")
     deepspeed: dict[str, Any] = Field({}, description="Laid over deepspeed.json")
     grace_seconds: Count = Field(description="Seconds that a pod gets to save before it is killed")

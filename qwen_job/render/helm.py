@@ -8,7 +8,7 @@ from pathlib import Path
 from qwen_job import __version__
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.chart_values import chart_values
+from qwen_job.render.chart_values import chart_values, check_carried
 from qwen_job.render.engine import render_template
 from qwen_job.render.kubernetes import objects, security_notes
 from qwen_job.render.kubernetes_settings import settings
@@ -28,10 +28,12 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
 def values_text(plan: Plan, folders: Sequence[str | Path] = (), *, shipped: bool = False) -> str:
     """Return values.yaml of a job, or, when ``shipped``, the chart's own: every field, names left to the release."""
     chosen = settings(plan)
+    fields = chart_values(chosen, shipped=shipped)
+    check_carried([field["value"] for field in fields])
     context = {
         "version": __version__,
         "name": chosen.name,
         "shipped": shipped,
-        "fields": chart_values(chosen, shipped=shipped),
+        "fields": fields,
     }
     return render_template("helm/values.yaml.j2", context, folders)

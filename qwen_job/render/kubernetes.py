@@ -140,7 +140,6 @@ def _context(chosen: Settings) -> dict[str, Any]:
         "container": _CONTAINERS[k.kind],
         "container_security": _container_security(chosen),
         "command": command(chosen),
-        "prepare_command": ["python3", "-m", "qwen_job.train.prepare", "--config", f"{CONFIG_PATH}/train.yaml"],
         "env": environment(chosen),
         "resources": resources(chosen),
         "mounts": _mounts(chosen),

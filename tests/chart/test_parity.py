@@ -53,7 +53,7 @@ VARIANTS = {
     "no fixed user": ["kubernetes.run_as_user=null", "kubernetes.fs_group=null", "kubernetes.namespace=training"],
     "hostile env": [
         "env.A='$(HOME) $$(X) $$ $'", "env.B='{{ fail }} \"`x`'", 'env.C="a\\nb: c\\n---\\n"', "env.D=你好 🙂",
-        'env.E="\\x7f\\x85\\ufeff\\u2028 "', "env.F=1e5", "env.G=yes", "env.H=''",
+        'env.E="\\x01\\ufeff\\u2028 "', "env.F=1e5", "env.G=yes", "env.H=''",
     ],
 }  # fmt: skip
 

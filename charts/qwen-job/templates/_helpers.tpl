@@ -22,6 +22,29 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The batch as JSON. On other numbers of GPUs the plan's global batch is kept, unless train.training says otherwise. */}}
+{{- define "qwen-job.batch" -}}
+{{- $planned := fromYaml (index .Values.config.files "train.yaml") -}}
+{{- $user := get (.Values.train | default dict) "training" | default dict -}}
+{{- $world := mul (int .Values.cluster.nodes) (int .Values.cluster.gpus_per_node) | int -}}
+{{- $micro := get $user "per_device_train_batch_size" | default $planned.training.per_device_train_batch_size | int -}}
+{{- $accumulation := get $user "gradient_accumulation_steps" | default $planned.training.gradient_accumulation_steps | int -}}
+{{- $chosen := or (hasKey $user "per_device_train_batch_size") (hasKey $user "gradient_accumulation_steps") -}}
+{{- if and (ne $world (int $planned.world_size)) (not $chosen) -}}
+{{- $rows := mul $micro $accumulation (int $planned.world_size) | int -}}
+{{- if mod $rows $world -}}
+{{- fail (printf "cluster: the planned global batch of %d rows does not divide by %d GPUs: set train.training.per_device_train_batch_size and train.training.gradient_accumulation_steps" $rows $world) -}}
+{{- end -}}
+{{- $each := div $rows $world | int -}}
+{{- $fit := 1 -}}
+{{- range untilStep 1 (int (add 1 $micro)) 1 -}}{{- if not (mod $each .) -}}{{- $fit = . -}}{{- end -}}{{- end -}}
+{{- $micro = $fit -}}
+{{- $accumulation = div $each $fit | int -}}
+{{- end -}}
+{{- $same := and (eq $world (int $planned.world_size)) (eq $micro (int $planned.training.per_device_train_batch_size)) (eq $accumulation (int $planned.training.gradient_accumulation_steps)) -}}
+{{- dict "world" $world "micro" $micro "accumulation" $accumulation "same" $same | toJson -}}
+{{- end -}}
+
 {{/* train.yaml: the planned text as it is, or with the release's name and the user's train laid over it. */}}
 {{- define "qwen-job.train" -}}
 {{- $text := index .Values.config.files "train.yaml" -}}
@@ -35,9 +58,19 @@
 {{- if ne $output $planned.output_dir -}}
 {{- $_ := set $over "output_dir" $output -}}
 {{- end -}}
-{{- if $over -}}
+{{- $batch := include "qwen-job.batch" . | fromJson -}}
+{{- if not $batch.same -}}
+{{- $_ := set $planned "world_size" $batch.world -}}
+{{- $_ := set $planned.training "per_device_train_batch_size" $batch.micro -}}
+{{- $_ := set $planned.training "gradient_accumulation_steps" $batch.accumulation -}}
+{{- end -}}
+{{- if or $over (not $batch.same) -}}
 {{- include "qwen-job.overlay" (list $planned $over) -}}
-{{- $text = printf "%s\n" (toYaml $planned) -}}
+{{- if not (toYaml $planned) -}}
+{{- fail "train: a value holds a control character that Helm cannot carry (U+007F-U+009F); remove it" -}}
+{{- end -}}
+{{/* JSON is YAML too, and here no text spans lines: so 1e-08 can be written 1.0e-08, which YAML 1.1 takes for a number. */}}
+{{- $text = regexReplaceAll "(?m)^( *\"[^\"]+\": -?[0-9]+)(e[-+][0-9]+,?)$" (toPrettyJson $planned) "${1}.0${2}" | printf "%s\n" -}}
 {{- end -}}
 {{- $text -}}
 {{- end -}}
@@ -54,8 +87,12 @@
 
 {{- define "qwen-job.deepspeed" -}}
 {{- $text := index .Values.config.files "deepspeed.json" -}}
-{{- if .Values.deepspeed -}}
+{{- $batch := include "qwen-job.batch" . | fromJson -}}
+{{- if or .Values.deepspeed (not $batch.same) -}}
 {{- $planned := fromJson $text -}}
+{{- $_ := set $planned "train_batch_size" (mul (int $batch.world) (int $batch.micro) (int $batch.accumulation)) -}}
+{{- $_ := set $planned "train_micro_batch_size_per_gpu" (int $batch.micro) -}}
+{{- $_ := set $planned "gradient_accumulation_steps" (int $batch.accumulation) -}}
 {{- include "qwen-job.overlay" (list $planned .Values.deepspeed) -}}
 {{- $text = printf "%s\n" (toPrettyJson $planned) -}}
 {{- end -}}

@@ -51,7 +51,11 @@
 {{- range $entries -}}
 {{- $list = append $list . -}}
 {{- end -}}
-{{- toYaml $list -}}
+{{- $text := toYaml $list -}}
+{{- if and $list (not $text) -}}
+{{- fail "env: a value holds a control character that Helm cannot carry (U+007F-U+009F); remove it" -}}
+{{- end -}}
+{{- $text -}}
 {{- end -}}
 
 {{- define "qwen-job.env_from" -}}

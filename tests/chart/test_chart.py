@@ -1,0 +1,171 @@
+"""The chart for people: no values, ten lines by hand, wrong values, hostile values, a real cluster's answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qwen_job import __version__
+from qwen_job.render.quote import to_yaml
+from qwen_job.resources import resource
+from qwen_job.train.config import parse_config
+from tests.support.helm import WHEELS, run_helm
+from tests.support.schemas import load, validate
+
+CHART = resource("charts", "qwen-job")
+CI = sorted((CHART / "ci").glob("*-values.yaml"))
+CLUSTER = ("--api-versions", "v1/Pod")
+
+
+def template(*arguments: str | Path, name: str = "my-run", version: str = "4.3.1") -> list[dict[str, Any]]:
+    return load(run_helm("template", name, CHART, *arguments, version=version))
+
+
+def refusal(*arguments: str | Path, name: str = "my-run", version: str = "4.3.1") -> str:
+    with pytest.raises(AssertionError) as refused:
+        template(*arguments, name=name, version=version)
+    return str(refused.value)
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = [thing for thing in objects if thing["kind"] == kind]
+    return found
+
+
+def configs(objects: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    data = of_kind(objects, "ConfigMap")["data"]
+    return yaml.safe_load(data["train.yaml"]), json.loads(data["deepspeed.json"])
+
+
+def container(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    spec = of_kind(objects, "PyTorchJob")["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    return dict(spec["containers"][0])
+
+
+def variables(objects: list[dict[str, Any]]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container(objects)["env"] if "value" in entry}
+
+
+@pytest.mark.parametrize("version", WHEELS)
+@pytest.mark.parametrize("values", [None, *CI], ids=lambda path: path.stem if path else "no values")
+def test_lints_and_gives_valid_objects(values: Path | None, version: str) -> None:
+    arguments = ["-f", values] if values else []
+    run_helm("lint", "--strict", CHART, *arguments, version=version)
+    assert validate(template(*arguments, version=version)) == []
+
+
+def test_packages_with_the_version_of_the_python_package(tmp_path: Path) -> None:
+    run_helm("package", CHART, "-d", tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [f"qwen-job-{__version__}.tgz"]
+
+
+def test_shared_files_are_generated() -> None:
+    script = CHART.parents[1] / "scripts" / "chart.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_values_it_is_the_reference_job() -> None:
+    objects = template()
+    train, deepspeed = configs(objects)
+    assert (train["name"], train["output_dir"]) == ("my-run", "/shared/runs/my-run")
+    assert (train["model"]["name"], train["world_size"]) == ("Qwen/Qwen-1_8B-Chat", 2)
+    assert deepspeed["train_batch_size"] == 32
+    assert container(objects)["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    parse_config(train, "train.yaml")
+
+
+def test_releases_share_no_name_and_no_output() -> None:
+    one, two = ({(o["kind"], o["metadata"]["name"]) for o in template(name=name)} for name in ("one", "two"))
+    assert not one & two
+
+
+def test_ten_lines_by_hand() -> None:
+    train, deepspeed = configs(template("-f", CHART / "ci" / "handwritten-values.yaml"))
+    assert (train["model"]["name"], train["training"]["learning_rate"]) == ("Qwen/Qwen-7B-Chat", 2e-5)
+    batch = train["training"]["per_device_train_batch_size"] * train["training"]["gradient_accumulation_steps"] * 16
+    assert (train["world_size"], batch, deepspeed["train_batch_size"]) == (16, 32, 32)
+    parse_config(train, "train.yaml")
+
+
+@pytest.mark.parametrize("version", WHEELS)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("kubernetes.shmsize=1Gi", "shmsize"),
+        ("nodes=2", "nodes"),
+        ("cluster.nodes=0", "nodes"),
+        ("kubernetes.kind=job", "pytorchjob"),
+        ("kubernetes.queue=kueue", "queue"),
+        ("train.training.per_device_train_batch_size=0", "per_device_train_batch_size"),
+        ("train.precison=fp16", "precison"),
+        ("image=a b", "image"),
+        ("cluster.nodes=3", "32 rows does not divide by 6 GPUs"),
+        ("output=/other/x", "below no volume's mount_path (/shared)"),
+        ("kubernetes.volumes[0].name=tmp,kubernetes.volumes[0].mount_path=/shared", "taken already"),
+        ("kubernetes.volumes[0].name=a,kubernetes.volumes[0].mount_path=/shared", "exactly one of pvc"),
+        ("name=9lives", "name"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(wrong: str, said: str, version: str) -> None:
+    assert said in refusal("--set", wrong, version=version)
+
+
+def test_names_too_long_for_the_pods_are_refused() -> None:
+    assert "over 51" in refusal(name="a" * 52)
+
+
+def test_a_cluster_without_the_kind_is_told() -> None:
+    assert "install the Kubeflow training-operator" in refusal(*CLUSTER)
+    assert template(*CLUSTER, "--api-versions", "kubeflow.org/v1/PyTorchJob")
+    assert template(*CLUSTER, "--set", "check_cluster=false")
+
+
+hostile = st.one_of(
+    st.sampled_from(
+        ["$(HOME)", "$$(X)", "{{ .Values }}", "a\n---\nb: c", "yes", "1e5", "", " ", "`id`", '"\\', "你好🙂"]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40),
+)
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(hostile, min_size=4, max_size=12))
+def test_hostile_values_arrive_or_are_refused(values: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    wanted = {f"V{index}": value for index, value in enumerate(values)}
+    file.write_text(to_yaml({"env": wanted}), "utf-8")
+    try:
+        objects = template("-f", file)
+    except AssertionError as refused:
+        assert "env" in str(refused) or "control characters" in str(refused)
+        assert any(set(value) & {*map(chr, range(0x7F, 0xA0)), "\ufffe", "\uffff"} for value in values)
+        return
+    got = variables(objects)
+    assert {name: expanded(got[name]) for name in wanted} == wanted
+
+
+def test_hostile_set_strings_arrive() -> None:
+    text = "$(HOME) `id` {{ fail }} '\"\\"
+    objects = template("--set-literal", f"env.X={text}")
+    assert expanded(variables(objects)["X"]) == text
+
+
+def expanded(value: str) -> str:
+    """What a kubelet makes of a value in which no variable is to be found: ``$$`` becomes ``$``."""
+    result, rest = "", value
+    while rest:
+        if rest.startswith("$$"):
+            result, rest = result + "$", rest[2:]
+        else:
+            assert not rest.startswith("$(") or ")" not in rest, "would be expanded"
+            result, rest = result + rest[0], rest[1:]
+    return result
