@@ -50,6 +50,7 @@ def load_job(files: Sequence[str | Path], *, sets: Iterable[str] = (), environ: 
         document = merge(document, _spelt_out(layer))
     for assignment in sets:
         assign(document, assignment)
+        _spelt_out(document)
     problems = _substitute(document, os.environ if environ is None else environ)
     job, more = _validate(document)
     problems += more + _check_training_arguments(document)

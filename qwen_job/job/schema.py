@@ -19,6 +19,14 @@ def job_schema() -> dict[str, Any]:
     _accept(definitions, "Model", [{"type": "string"}])
     _accept(definitions, "DataFile", [{"type": "string"}])
     _accept(definitions, "Data", [{"type": "string"}, {"type": "array", "items": {"$ref": "#/$defs/DataFile"}}])
+    _accept_one(definitions["Data"]["anyOf"][-1]["properties"], "train")
+    _accept_one(definitions["Data"]["anyOf"][-1]["properties"], "eval")
+    _accept_one(definitions["Hostfile"]["properties"], "hosts")
+    _accept_one(definitions["Train"]["properties"], "report_to")
+    _accept_scalars(schema["properties"]["env"])
+    _accept_scalars(definitions["Slurm"]["properties"]["sbatch"])
+    _accept_scalars(definitions["Slurm"]["properties"]["srun"])
+    definitions["Slurm"]["properties"]["memory"]["anyOf"].append({"type": "integer"})
     train = definitions["Train"]
     facts = yaml.safe_load(resource("configs", "train", "training_arguments.yaml").read_text("utf-8"))
     train["properties"] |= {name: {"type": _KINDS[kind]} for name, kind in facts["accepted"].items()}
@@ -42,6 +50,20 @@ def site_schema() -> dict[str, Any]:
 
 def _accept(definitions: dict[str, Any], name: str, forms: list[dict[str, Any]]) -> None:
     definitions[name] = {"anyOf": [*forms, definitions[name]]}
+
+
+def _accept_one(properties: dict[str, Any], name: str) -> None:
+    """A list of one may be written as its item."""
+    field = properties[name]
+    properties[name] = {
+        **{key: field[key] for key in ("title", "description", "default") if key in field},
+        "anyOf": [{key: field[key] for key in ("type", "items", "minItems") if key in field}, field["items"]],
+    }
+
+
+def _accept_scalars(field: dict[str, Any]) -> None:
+    """Numbers and true or false may stand for their text."""
+    field["additionalProperties"] = {"anyOf": [field["additionalProperties"], {"type": ["number", "boolean"]}]}
 
 
 def _accept_text(properties: dict[str, Any], name: str) -> None:

@@ -1,0 +1,4 @@
+.PHONY: golden
+
+golden: setup-test ## write the committed schemas, slurm/*.sbatch and golden files anew
+	@$(BIN)/python scripts/golden.py

@@ -1,0 +1,186 @@
+#!/bin/bash
+# qwen-job 0.1.0: one-node on this machine, 2 processes
+set -euo pipefail
+
+# --- the run's configuration, exactly as planned ---------------------------------------------------------------
+run=/shared/runs/one-node
+mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create $run" >&2; exit 5; }
+
+# put FILE: write standard input to FILE at once; an earlier, different FILE is kept beside it.
+put() {
+  local new="$1.new.$$"
+  cat > "$new" || { rm -f -- "$new"; echo "qwen-job: output: cannot write $1" >&2; exit 5; }
+  if [ -e "$1" ] && ! cmp -s -- "$new" "$1"; then
+    cp -p -- "$1" "$1.$(date -r "$1" +%Y%m%d-%H%M%S)"
+  fi
+  mv -f -- "$new" "$1" || exit 5
+}
+
+put "$run"/job.yaml << 'QWEN_JOB_END'
+name: one-node
+model:
+  name: acme/unknown-chat
+data:
+  train:
+    - path: /shared/data/chats.json
+  eval: []
+output: /shared/runs/one-node
+cluster:
+  gpu:
+    name: X1
+    memory_gib: 80.0
+    compute_capability: 8.0
+  gpus_per_node: 2
+QWEN_JOB_END
+put "$run"/train.yaml << 'QWEN_JOB_END'
+# Written by qwen-job 0.1.0; job.yaml beside it is what it was made from.
+version: 1
+name: one-node
+output_dir: /shared/runs/one-node
+seed: 42
+world_size: 2
+device: cuda
+precision: bf16
+attention: varlen
+fused_loss: torch
+torch_compile: false
+gradient_checkpointing: true
+peak_tflops: null
+model:
+  name: acme/unknown-chat
+  source: modelscope
+  revision: null
+  cache_dir: /shared/runs/.qwen-job-cache
+data:
+  train:
+    - path: /shared/data/chats.json
+      weight: 1.0
+  eval: []
+  eval_split: 0.0
+  format: auto
+  system_prompt: "You are a helpful assistant."
+  long_samples: truncate
+  packing: true
+  mask: assistant
+  cache_dir: null
+  num_workers: null
+  max_length: 512
+training:
+  num_train_epochs: 5.0
+  max_steps: -1
+  learning_rate: 1.0e-05
+  per_device_train_batch_size: 1
+  gradient_accumulation_steps: 16
+  weight_decay: 0.1
+  adam_beta1: 0.9
+  adam_beta2: 0.95
+  adam_epsilon: 1.0e-08
+  max_grad_norm: 1.0
+  lr_scheduler_type: cosine
+  warmup_ratio: 0.01
+  logging_steps: 1
+  eval_steps: null
+  save_steps: 500
+  save_total_limit: 2
+  dataloader_num_workers: 1
+  report_to:
+    - tensorboard
+  early_stopping_patience: null
+  load_best_model_at_end: false
+stop:
+  grace_seconds: 120
+  time_limit_seconds: null
+guards:
+  on_nan: stop
+  loss_spike_factor: null
+  hang_seconds: 900
+plan:
+  memory_bytes_per_gpu: null
+  step_seconds: null
+  tokens_per_second: null
+QWEN_JOB_END
+put "$run"/deepspeed.json << 'QWEN_JOB_END'
+{
+  "train_micro_batch_size_per_gpu": 1,
+  "gradient_accumulation_steps": 16,
+  "gradient_clipping": 1.0,
+  "steps_per_print": 1000000000,
+  "wall_clock_breakdown": false,
+  "zero_allow_untested_optimizer": true,
+  "zero_optimization": {
+    "stage": 2,
+    "reduce_bucket_size": 200000000,
+    "allgather_bucket_size": 200000000,
+    "overlap_comm": true,
+    "contiguous_gradients": true,
+    "reduce_scatter": true,
+    "offload_optimizer": {
+      "device": "none"
+    }
+  },
+  "train_batch_size": 32,
+  "bf16": {
+    "enabled": true
+  },
+  "fp16": {
+    "enabled": false
+  }
+}
+QWEN_JOB_END
+put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
+#!/bin/bash
+# What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT]
+# The node's exit code and name go to launch/exit.RDZV_ID.NODE_RANK in the run's folder, for the script that started it.
+set -uo pipefail
+node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
+run=/shared/runs/one-node
+
+# start WORD...: become the command, in the job's environment. Only called in a subshell, so that no variable of the
+# job can disturb this script.
+start() {
+  export CUDA_DEVICE_MAX_CONNECTIONS=1
+  export NCCL_DEBUG=WARN
+  export OMP_NUM_THREADS=8
+  export PYTHONUNBUFFERED=1
+  export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+  export TOKENIZERS_PARALLELISM=false
+  export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+  export TORCH_NCCL_DUMP_ON_TIMEOUT=1
+  export TORCH_NCCL_TRACE_BUFFER_SIZE=2000
+  exec "$@"
+}
+
+leave() {
+  echo "$1 $(uname -n)" > "$run/launch/exit.$rdzv_id.$node_rank"
+  exit "$1"
+}
+
+pid=
+# shellcheck disable=SC2329  # the traps call it
+pass_on() { if [ -n "$pid" ]; then kill -s "$1" "$pid" 2> /dev/null || true; fi; }
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+
+start python3 -m qwen_job.train.launch \
+  --nnodes 1 --node_rank "$node_rank" --nproc_per_node 2 \
+  --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
+  -- --config "$run/train.yaml" &
+pid=$!
+# A trapped signal ends 'wait' early: wait again until the process is really gone.
+while :; do
+  wait "$pid"
+  code=$?
+  kill -0 "$pid" 2> /dev/null || break
+done
+leave "$code"
+QWEN_JOB_NODE_END
+
+if [ -e "$run/done.json" ]; then
+  echo "qwen-job: $run is complete (done.json); choose another output to train anew" >&2
+  exit 0
+fi
+
+# A free port for the rendezvous of this machine's own processes.
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+exec bash "$run/launch/node.sh" 0 127.0.0.1 "$port" "local-$$"

@@ -1,0 +1,224 @@
+#!/bin/bash
+# qwen-job 0.1.0: pdsh on 2 hosts over ssh (pdsh). Run it on any host that
+# reaches the others; the run's folder must be on storage that all of them share.
+set -uo pipefail
+
+# --- the run's configuration, exactly as planned ---------------------------------------------------------------
+run=/shared/runs/pdsh
+mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create $run" >&2; exit 5; }
+
+# put FILE: write standard input to FILE at once; an earlier, different FILE is kept beside it.
+put() {
+  local new="$1.new.$$"
+  cat > "$new" || { rm -f -- "$new"; echo "qwen-job: output: cannot write $1" >&2; exit 5; }
+  if [ -e "$1" ] && ! cmp -s -- "$new" "$1"; then
+    cp -p -- "$1" "$1.$(date -r "$1" +%Y%m%d-%H%M%S)"
+  fi
+  mv -f -- "$new" "$1" || exit 5
+}
+
+put "$run"/job.yaml << 'QWEN_JOB_END'
+name: pdsh
+model:
+  name: acme/unknown-chat
+data:
+  train:
+    - path: /shared/data/chats.json
+  eval: []
+output: /shared/runs/pdsh
+cluster:
+  gpu:
+    name: X1
+    memory_gib: 80.0
+    compute_capability: 8.0
+  nodes: 2
+  gpus_per_node: 4
+hostfile:
+  hosts:
+    - a
+    - b
+  launcher: pdsh
+  ssh_options:
+    - "-p"
+    - "2222"
+QWEN_JOB_END
+put "$run"/train.yaml << 'QWEN_JOB_END'
+# Written by qwen-job 0.1.0; job.yaml beside it is what it was made from.
+version: 1
+name: pdsh
+output_dir: /shared/runs/pdsh
+seed: 42
+world_size: 8
+device: cuda
+precision: bf16
+attention: varlen
+fused_loss: torch
+torch_compile: false
+gradient_checkpointing: true
+peak_tflops: null
+model:
+  name: acme/unknown-chat
+  source: modelscope
+  revision: null
+  cache_dir: /shared/runs/.qwen-job-cache
+data:
+  train:
+    - path: /shared/data/chats.json
+      weight: 1.0
+  eval: []
+  eval_split: 0.0
+  format: auto
+  system_prompt: "You are a helpful assistant."
+  long_samples: truncate
+  packing: true
+  mask: assistant
+  cache_dir: null
+  num_workers: null
+  max_length: 512
+training:
+  num_train_epochs: 5.0
+  max_steps: -1
+  learning_rate: 1.0e-05
+  per_device_train_batch_size: 1
+  gradient_accumulation_steps: 16
+  weight_decay: 0.1
+  adam_beta1: 0.9
+  adam_beta2: 0.95
+  adam_epsilon: 1.0e-08
+  max_grad_norm: 1.0
+  lr_scheduler_type: cosine
+  warmup_ratio: 0.01
+  logging_steps: 1
+  eval_steps: null
+  save_steps: 500
+  save_total_limit: 2
+  dataloader_num_workers: 1
+  report_to:
+    - tensorboard
+  early_stopping_patience: null
+  load_best_model_at_end: false
+stop:
+  grace_seconds: 120
+  time_limit_seconds: null
+guards:
+  on_nan: stop
+  loss_spike_factor: null
+  hang_seconds: 900
+plan:
+  memory_bytes_per_gpu: null
+  step_seconds: null
+  tokens_per_second: null
+QWEN_JOB_END
+put "$run"/deepspeed.json << 'QWEN_JOB_END'
+{
+  "train_micro_batch_size_per_gpu": 1,
+  "gradient_accumulation_steps": 16,
+  "gradient_clipping": 1.0,
+  "steps_per_print": 1000000000,
+  "wall_clock_breakdown": false,
+  "zero_allow_untested_optimizer": true,
+  "zero_optimization": {
+    "stage": 2,
+    "reduce_bucket_size": 200000000,
+    "allgather_bucket_size": 200000000,
+    "overlap_comm": true,
+    "contiguous_gradients": true,
+    "reduce_scatter": true,
+    "offload_optimizer": {
+      "device": "none"
+    }
+  },
+  "train_batch_size": 128,
+  "bf16": {
+    "enabled": true
+  },
+  "fp16": {
+    "enabled": false
+  }
+}
+QWEN_JOB_END
+put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
+#!/bin/bash
+# What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT]
+# The node's exit code and name go to launch/exit.RDZV_ID.NODE_RANK in the run's folder, for the script that started it.
+set -uo pipefail
+node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
+run=/shared/runs/pdsh
+
+# start WORD...: become the command, in the job's environment. Only called in a subshell, so that no variable of the
+# job can disturb this script.
+start() {
+  export CUDA_DEVICE_MAX_CONNECTIONS=1
+  export NCCL_DEBUG=WARN
+  export NCCL_SOCKET_IFNAME='^lo,docker0'
+  export OMP_NUM_THREADS=8
+  export PYTHONUNBUFFERED=1
+  export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+  export TOKENIZERS_PARALLELISM=false
+  export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+  export TORCH_NCCL_DUMP_ON_TIMEOUT=1
+  export TORCH_NCCL_TRACE_BUFFER_SIZE=2000
+  exec "$@"
+}
+
+leave() {
+  echo "$1 $(uname -n)" > "$run/launch/exit.$rdzv_id.$node_rank"
+  exit "$1"
+}
+
+pid=
+# shellcheck disable=SC2329  # the traps call it
+pass_on() { if [ -n "$pid" ]; then kill -s "$1" "$pid" 2> /dev/null || true; fi; }
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+
+start python3 -m qwen_job.train.launch \
+  --nnodes 2 --node_rank "$node_rank" --nproc_per_node 4 \
+  --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
+  -- --config "$run/train.yaml" &
+pid=$!
+# A trapped signal ends 'wait' early: wait again until the process is really gone.
+while :; do
+  wait "$pid"
+  code=$?
+  kill -0 "$pid" 2> /dev/null || break
+done
+leave "$code"
+QWEN_JOB_NODE_END
+
+if [ -e "$run/done.json" ]; then
+  echo "qwen-job: $run is complete (done.json); choose another output to train anew" >&2
+  exit 0
+fi
+put "$run/launch/hostfile" << 'QWEN_JOB_HOSTS_END'
+a slots=4
+b slots=4
+QWEN_JOB_HOSTS_END
+put "$run/launch/.deepspeed_env" << 'QWEN_JOB_ENV_END'
+CUDA_DEVICE_MAX_CONNECTIONS=1
+NCCL_DEBUG=WARN
+NCCL_SOCKET_IFNAME=^lo,docker0
+OMP_NUM_THREADS=8
+PYTHONUNBUFFERED=1
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+TOKENIZERS_PARALLELISM=false
+TORCH_NCCL_ASYNC_ERROR_HANDLING=1
+TORCH_NCCL_DUMP_ON_TIMEOUT=1
+TORCH_NCCL_TRACE_BUFFER_SIZE=2000
+QWEN_JOB_ENV_END
+rdzv_id="hosts-$(date +%s)-$$"
+master_addr=a
+master_port=29500
+
+# DeepSpeed's own launcher: it reads the hostfile and .deepspeed_env, and reaches the hosts through pdsh.
+cd -- "$run/launch" || exit 5
+export PDSH_SSH_ARGS_APPEND='-p 2222'
+python3 -m deepspeed.launcher.runner --hostfile "$run/launch/hostfile" --launcher pdsh \
+  --force_multi --master_addr "$master_addr" --master_port "$master_port" --no_local_rank \
+  --module qwen_job.train --config "$run/train.yaml"
+code=$?
+# If pdsh itself is killed, deepspeed still ends with 0: only done.json proves the run.
+[ -e "$run/done.json" ] && exit 0
+[ "$code" -ne 0 ] || code=1
+exit "$code"
