@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 import unicodedata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def make_writer(tokenizer: Path, characters: int) -> Any:
     chinese = [word for word in words if len(word) > 1 and all("\u4e00" <= char <= "\u9fff" for char in word)][:8000]
     english = [word[1:] for word in words if word[:1] == " " and word[1:].isascii() and word[1:].isalpha()][:16000]
     choose = random.Random(1)
-    weights = {id(pool): [1 / (rank + 10) for rank in range(len(pool))] for pool in (chinese, english)}
+    weights = {id(pool): list(accumulate(1 / (rank + 10) for rank in range(len(pool)))) for pool in (chinese, english)}
 
     def sentence(is_chinese: bool) -> str:
         pool = chinese if is_chinese else english
-        picked = choose.choices(pool, weights[id(pool)], k=choose.randint(4, 14))
+        picked = choose.choices(pool, cum_weights=weights[id(pool)], k=choose.randint(4, 14))
         return "".join(picked) + choose.choice("，。！？") if is_chinese else " ".join(picked).capitalize() + ". "
 
     def text(length: int, is_chinese: bool) -> str:
@@ -62,7 +63,7 @@ def make_writer(tokenizer: Path, characters: int) -> Any:
         # Chinese says the same in about a third of the characters.
         is_chinese, size = bool(number % 2), characters // (3 if number % 2 else 1)
         asked = text(size // 4, is_chinese)
-        turns = [("user", asked), ("assistant", text(size - len(asked), is_chinese))]
+        turns = [("user", asked), ("assistant", text(max(8, size - len(asked)), is_chinese))]
         return {"id": str(number), "conversations": [{"from": role, "value": value} for role, value in turns]}
 
     return conversation
@@ -178,6 +179,12 @@ def timed_prepare(path: Path, tokenizer: Path, cache: Path, workers: int) -> tup
     return time.perf_counter() - start, folder
 
 
+def _cpu_seconds() -> float:
+    """Processor time of this process and of its ended children."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def speed(tokenizer: Path, folder: Path, workers: int, count: int) -> dict[str, Any]:
     """Time both sides; ours includes starting the workers, packing and writing everything to disk."""
     conversation = make_writer(tokenizer, 800)
@@ -185,10 +192,13 @@ def speed(tokenizer: Path, folder: Path, workers: int, count: int) -> dict[str, 
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))[:2000]
     slow = reference_tokenizer(tokenizer)
     reference_way(rows[:50], slow)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     tokens = reference_way(rows, slow)
     reference = len(rows) / (time.perf_counter() - start)
+    reference_cpu = len(rows) / (time.process_time() - cpu)
+    cpu = _cpu_seconds()
     seconds, prepared = timed_prepare(folder / "rows.json", tokenizer, folder / "cache", workers)
+    cpu = _cpu_seconds() - cpu
     stats = open_prepared(prepared).stats["train"]
     return {
         "samples": count,
@@ -199,6 +209,9 @@ def speed(tokenizer: Path, folder: Path, workers: int, count: int) -> dict[str, 
         "ours_seconds": round(seconds, 2),
         "workers": workers,
         "times_faster": round(count / seconds / reference, 1),
+        "reference_samples_per_cpu_second": round(reference_cpu, 1),
+        "ours_samples_per_cpu_second": round(count / cpu, 1),
+        "times_faster_on_idle_cores": round(workers * count / cpu / reference_cpu, 1),
         "rows_filled": stats["filled"],
     }
 
@@ -243,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a Qwen tokenizer.json")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--samples", type=int, default=60000, help="of the speed run")
+    parser.add_argument("--samples", type=int, default=100_000, help="of the speed run")
     parser.add_argument("--memory", type=int, metavar="MB", help="measure memory on this much input instead")
     parser.add_argument("--open", type=int, metavar="N", help="measure opening N conversations instead")
     options = parser.parse_args()

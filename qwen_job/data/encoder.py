@@ -42,7 +42,7 @@ _CHECKED = 1
 def load_encoder(folder: Path) -> ChatTokenizer:
     """Read ``folder/tokenizer.json``, with the short cuts that hold for it."""
     plain = ChatTokenizer.load(folder)
-    content = json.loads(plain.tokenizer.to_str())
+    content = json.loads((folder / "tokenizer.json").read_bytes())
     return FastTokenizer(plain, content) if _is_qwen(content) else plain
 
 
@@ -165,6 +165,7 @@ def _cuts(pre_tokenizer: dict[str, Any]) -> list[str]:
 def _tokens_in_text(content: dict[str, Any]) -> re.Pattern[str] | None:
     """Match added tokens that count as text (``<think>``): only the tokenizer itself cuts around them."""
     words = [token["content"] for token in content.get("added_tokens") or [] if not token["special"]]
+    words = [word for word in words if not word.startswith("<|")]
     return re.compile("|".join(map(re.escape, words))) if words else None
 
 
@@ -182,7 +183,7 @@ def _ranks(vocab: dict[str, int]) -> dict[bytes, int]:
 def _probes(ranks: dict[bytes, int]) -> list[str]:
     """Return texts made of this vocabulary: pairs and triples of its tokens, and long runs of one character."""
     choose = random.Random(0)
-    tokens = [text for text in (token.decode(errors="ignore") for token in ranks) if text]
-    tokens = [text for text in tokens if not _UNSTABLE.search(text)]
+    some = choose.sample(sorted(ranks), min(len(ranks), 6000))
+    tokens = [text for text in (token.decode(errors="ignore") for token in some) if not _UNSTABLE.search(text)]
     runs = [char * length for char in " \n\tae0.=-*哈的。" for length in (2, 3, 5, 8, 13, 47)]
     return runs + ["".join(choose.choices(tokens, k=3)) for _ in range(2000)]
