@@ -3,93 +3,188 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.options import job_options, load_plan, show_words
+from qwen_job.cli.options import layers, show_words
+from qwen_job.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
+    from qwen_job.job import Job
     from qwen_job.plan import Plan
+    from qwen_job.plan.run import DataSize
+
+_MODES = ("fit", "explain", "compare", "calibrate")
 
 
 @click.command()
-@job_options
+@click.argument("jobs", nargs=-1, metavar="[JOB]")
+@click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="A layer; later ones win.")
+@click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; wins over files.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Conversations in data.train; default: counted.")
+@click.option("--all", "everything", is_flag=True, help="Show every combination that lost, not the best three.")
+@click.option("--fit", is_flag=True, help="Show the smallest cluster for the job, on its GPU and on others.")
+@click.option("--explain", metavar="FIELD", help="Say why one value is what it is.")
+@click.option("--compare", metavar="JOB2", help="Show what differs in another job (-f and --set apply to both).")
+@click.option("--calibrate", is_flag=True, help="Fit the estimates to finished runs: plan --calibrate RUN...")
+@click.option("--svg", metavar="FILE", help="Draw the memory as an SVG picture.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def plan(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> None:
-    """Show every number that the job will run with, and why."""
-    made = load_plan(job, files, sets)
-    if as_json:
-        click.echo(json.dumps(_as_dict(made), indent=2, ensure_ascii=False))
+def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Show every number that the job will run with, and why.
+
+    \b
+    qwen-job plan job.yaml                                  memory, time, cost, what else was considered
+    qwen-job plan job.yaml --fit                            the fewest GPUs that are enough
+    qwen-job plan job.yaml --explain deepspeed.zero_stage   why this value
+    qwen-job plan job.yaml --compare other.yaml             two jobs, differences only
+    qwen-job plan --calibrate runs/a runs/b >> site.yaml    fit the estimates to your cluster
+    """
+    mode = _mode(jobs, options)
+    if options["samples"] is not None:
+        sets = (*sets, f"data.samples={options['samples']}")
+    if mode == "calibrate":
+        _calibrate(jobs, files, sets, as_json)
         return
-    for line in _table(made):
-        click.echo(line)
+    chosen = layers(jobs[0] if jobs else None, files)
+    if mode == "fit":
+        _fit(chosen, sets, as_json)
+    elif mode == "explain":
+        _explain(chosen, sets, options["explain"], as_json)
+    elif mode == "compare":
+        _compare(chosen, [*files, options["compare"]], sets, as_json)
+    else:
+        _show(chosen, sets, options["everything"], options["svg"], as_json)
+
+
+def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
+    """Return the one view that was asked for, "" for the plan itself. Errors: :class:`UsageError` for several."""
+    modes = [name for name in _MODES if options[name] not in (None, False)]
+    words = " and ".join(f"--{name}" for name in modes)
+    if len(modes) > 1:
+        raise UsageError(f"{words} exclude each other; run one after the other")
+    for name, given in (("all", options["everything"]), ("svg", options["svg"])):
+        if modes and given:
+            raise UsageError(f"--{name} belongs to the plan itself, not to {words}; remove one of them")
+    if "calibrate" in modes:
+        if not jobs:
+            raise UsageError("--calibrate needs the folder of at least one finished run")
+        if options["samples"] is not None:
+            raise UsageError("--samples says nothing about finished runs; remove it or --calibrate")
+    elif len(jobs) > 1:
+        raise UsageError(f"one job at a time, not {len(jobs)}; layers are given with -f, a second job with --compare")
+    return modes[0] if modes else ""
+
+
+def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | None, as_json: bool) -> None:
+    from qwen_job.cli.plan_views import plan_as_dict, plan_lines
+
+    made, missing = _plan(files, sets)
+    if svg is not None:
+        _draw(made, svg)
+    if as_json:
+        _print_json(plan_as_dict(made))
+        return
+    click.echo("\n".join(plan_lines(made, missing, everything)))
     show_words(made.warnings)
 
 
-def _as_dict(plan: Plan) -> dict[str, Any]:
-    memory, speed = plan.sharding.memory, plan.sharding.speed
-    return {
-        "name": plan.job.name,
-        "gpu": plan.gpu.name,
-        "nodes": plan.nodes,
-        "gpus_per_node": plan.gpus_per_node,
-        "world_size": plan.world_size,
-        "parameters": plan.shape.num_parameters if plan.shape else None,
-        "decisions": [vars(decision) for decision in plan.decisions],
-        "memory": {
-            "gpu_bytes": memory.gpu_bytes,
-            "gpu_capacity_bytes": memory.capacity,
-            "gpu": memory.gpu,
-            "host": memory.host,
-            "disk": memory.disk,
-        }
-        if memory
-        else None,
-        "speed": {
-            "step_seconds": list(speed.step_seconds),
-            "tokens_per_second": speed.tokens_per_second,
-            "mfu": speed.mfu,
-            "bound_by": speed.bound_by,
-        }
-        if speed
-        else None,
-        "env": plan.env,
-        "train": plan.train_config,
-        "deepspeed": plan.deepspeed_config,
-        "warnings": list(plan.warnings),
-    }
+def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
+    """Return the plan with the data counted where it lies here, and why it could not be counted."""
+    from qwen_job.job import load_job
+    from qwen_job.plan import make_plan
+
+    job = load_job(files, sets=sets)
+    data, missing = _data(job)
+    folder = Path(job.output).parent
+    free = shutil.disk_usage(folder).free if folder.is_dir() else None
+    return make_plan(job, data=data, disk_free_bytes=free), missing
 
 
-def _table(plan: Plan) -> list[str]:
-    parameters = plan.shape.num_parameters if plan.shape else 0
-    scale, unit = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
-    size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
-    lines = [
-        f"{plan.job.name}: {plan.job.model.name} ({size}) on {plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}",
-        "",
-    ]
-    rows = [(d.field, _show(d.value), d.reason) for d in plan.decisions]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for field, value, reason in rows:
-        lines.append(f"  {field:<{widths[0]}}  {click.style(f'{value:<{widths[1]}}', bold=True)}  {reason}")
-    if plan.sharding.memory is not None:
-        from qwen_job.plan.picture import bar
+def _data(job: Job) -> tuple[DataSize | None, str]:
+    if job.data.samples is not None:
+        return None, ""
+    from qwen_job.cli.plan_count import data_size
 
-        title = f"Memory of {'one node' if plan.gpu.is_cpu else 'one GPU'}"
-        lines += ["", *bar(plan.sharding.memory, title=title).splitlines()]
-    speed = plan.sharding.speed
-    if speed is not None:
-        mfu = f", MFU {speed.mfu:.0%}" if speed.mfu is not None else ""
-        lines += [
-            "",
-            f"Step: {speed.mid:.2f} s ({speed.low:.2f} to {speed.high:.2f}), "
-            f"{speed.tokens_per_second:,.0f} tokens/s{mfu}, bound by {speed.bound_by}",
-        ]
-    elif not plan.gpu.peak_tflops:
-        lines += ["", "Step: unknown peak of this device, so no time and no MFU are estimated"]
-    return lines
+    return data_size(job)
 
 
-def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _draw(made: Plan, file: str) -> None:
+    from qwen_job.launch.files import write_atomically
+    from qwen_job.plan.picture import svg
+
+    memory, path = made.sharding.memory, Path(file)
+    if memory is None:
+        raise EnvironmentFault("--svg: the memory is not estimated, so there is nothing to draw; see the warning")
+    if path.suffix.lower() != ".svg":
+        raise UsageError(f"--svg: {file} does not end in .svg; other formats are not drawn, a browser converts it")
+    if path.exists() and not path.read_bytes().startswith(b"<svg"):
+        raise EnvironmentFault(f"{file}: exists and is no SVG picture; name another file")
+    title = f"{made.job.name}: memory of one {'node' if made.gpu.is_cpu else made.gpu.name}"
+    try:
+        write_atomically(path, svg(memory, title=title))
+    except OSError as error:
+        raise EnvironmentFault(f"{file}: cannot be written: {error.strerror}") from None
+
+
+def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
+    from qwen_job.cli.plan_views import fit_as_dict, fit_lines
+    from qwen_job.job import load_job
+    from qwen_job.plan.run import data_of
+    from qwen_job.plan.smallest import smallest_clusters
+
+    job = load_job(files, sets=sets)
+    found = smallest_clusters(job, _data(job)[0] or data_of(job))
+    if as_json:
+        _print_json([fit_as_dict(one) for one in found])
+    else:
+        click.echo("\n".join(fit_lines(job, found)))
+
+
+def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool) -> None:
+    from qwen_job.cli.plan_views import show
+    from qwen_job.plan.explain import explain
+
+    made, _ = _plan(files, sets)
+    found = explain(made, field)
+    if as_json:
+        _print_json(vars(found))
+        return
+    click.echo(f"{found.field}: {click.style(show(found.value), bold=True)}")
+    for reason in found.reasons:
+        click.echo(f"  {reason}")
+
+
+def _compare(first: list[str], second: list[str], sets: tuple[str, ...], as_json: bool) -> None:
+    from qwen_job.cli.plan_views import compare_lines
+    from qwen_job.plan.compare import compare
+
+    plans = [_plan(files, sets)[0] for files in (first, second)]
+    found = compare(*plans)
+    if as_json:
+        _print_json([{**vars(one), "ratio": one.ratio} for one in found])
+    else:
+        click.echo("\n".join(compare_lines((first[-1], second[-1]), found)))
+
+
+def _calibrate(runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> None:
+    from qwen_job.job import load_job
+    from qwen_job.plan.calibrate import calibrate
+    from qwen_job.plan.plan import gpu_of
+
+    job = load_job(files or [str(Path(runs[0]) / "job.yaml")], sets=sets)
+    gpu = gpu_of(job)
+    if gpu.is_cpu:
+        raise UsageError("--calibrate: the constants are those of GPUs, and these runs were on a CPU: nothing to fit")
+    cluster = job.cluster
+    fitted = calibrate(runs, gpu, gpus_per_node=cluster.gpus_per_node, network_gbs=cluster.network_gbs)
+    if as_json:
+        _print_json({"plan": fitted.as_mapping(), "runs": [vars(fit) for fit in fitted.fits]})
+    else:
+        click.echo(fitted.snippet(), nl=False)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

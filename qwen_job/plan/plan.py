@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -77,7 +77,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     Errors: :class:`JobError` for contradictions and for what cannot fit.
     """
     ledger = Ledger()
-    gpu = _gpu(job)
+    gpu = gpu_of(job)
     shape, warnings = _shape(job)
     interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)
@@ -126,18 +126,21 @@ def question_for(job: Job, gpu_name: str | None = None) -> Question:
     Errors: :class:`JobError` when the model's shape is not known or the GPU cannot do what the job fixes.
     """
     ledger = Ledger()
-    gpu = _gpu(job) if gpu_name is None else load_gpu(gpu_name)
+    gpu = gpu_of(job) if gpu_name is None else load_gpu(gpu_name)
     shape, notes = _shape(job)
     if shape is None:
         raise JobError([job.problem(("model", "name"), notes[0].partition(": ")[2])])
     precision = decide_precision(job, gpu, ledger)
-    world_size = job.cluster.nodes * job.cluster.gpus_per_node
-    rows = rows_per_gpu(job, world_size)
+    # A global batch that is written is shared out over each cluster that is tried, whatever the job's own size.
+    fixed = job.train.global_batch_size is not None
+    rows = 1 if fixed else rows_per_gpu(job, job.cluster.nodes * job.cluster.gpus_per_node)
     attention, loss = decide_attention(job, gpu, precision, ledger), decide_fused_loss(job, gpu, ledger)
-    return question_of(job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=loss)
+    asked = question_of(job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=loss)
+    return replace(asked, micro_batch_size=job.train.per_device_train_batch_size) if fixed else asked
 
 
-def _gpu(job: Job) -> Gpu:
+def gpu_of(job: Job) -> Gpu:
+    """Return the GPU that the job names or describes. Errors: :class:`JobError` with near names."""
     written = job.cluster.gpu
     if isinstance(written, CustomGpu):
         return Gpu(
@@ -197,10 +200,10 @@ def _warnings(
     fresh = job.model.resolved_source == "random"
     numbers = RunNumbers(
         learning_rate=RunNumbers.learning_rate if fresh else job.train.learning_rate,
-        num_train_epochs=1.0 if fresh else job.train.num_train_epochs,
+        num_train_epochs=job.train.num_train_epochs,
         max_steps=job.train.max_steps,
-        samples=run.data.samples if run.data else None,
-        rows=run.rows_per_epoch,
+        samples=run.data.samples if run.data and not fresh else None,
+        rows=None if fresh else run.rows_per_epoch,
         total_seconds=run.estimate.total_seconds[1] if run.estimate else None,
         time_limit_seconds=job.slurm.time,
         save_seconds=run.estimate.save_seconds if run.estimate else RunNumbers.save_seconds,

@@ -1,0 +1,102 @@
+"""How much data there is, read where the files lie: for ``qwen-job plan``, whose plan itself looks at no file."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_job.data.chatml import texts_of
+from qwen_job.data.files import CHUNK_BYTES, Malformed, parse_chunk, read_chunks
+from qwen_job.data.formats import RecordError, parse_record
+from qwen_job.errors import QwenJobError
+from qwen_job.job import Job
+from qwen_job.plan.run import DataSize
+
+# Text that is read of all files together: about a second. What is longer is estimated from its beginning.
+LIMIT_BYTES = 32 << 20
+_COMPRESSED = (".gz", ".zst", ".zstd", ".parquet")
+
+
+@dataclass
+class _Sum:
+    samples: float = 0.0
+    tokens: float = 0.0
+    squares: float = 0.0
+
+    def add(self, tokens: float) -> None:
+        self.samples += 1
+        self.tokens += tokens
+        self.squares += tokens * tokens
+
+    def add_scaled(self, other: _Sum, scale: float) -> None:
+        self.samples += scale * other.samples
+        self.tokens += scale * other.tokens
+        self.squares += scale * other.squares
+
+
+def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]:
+    """Count the training conversations and estimate their tokens; or say why that is not possible here."""
+    total, whole = _Sum(), True
+    for file in job.data.train:
+        path = Path(file.path)
+        if not path.is_file():
+            return None, f"{path} is not on this machine; --samples N tells the number of conversations"
+        try:
+            found, scale = _count(job, path, limit // len(job.data.train))
+        except (QwenJobError, OSError) as error:
+            return None, str(error)
+        whole &= scale == 1.0
+        total.add_scaled(found, scale * file.weight)
+    if not total.samples:
+        return None, "no conversation in data.train can be read; 'qwen-job data check' says why"
+    held_out = 0.0 if job.data.eval else job.data.eval_split
+    words = "counted" if whole else f"estimated from the first {limit >> 20} MiB"
+    kept = 1 - held_out
+    source = f"{words}, tokens estimated from the text"
+    return DataSize(round(total.samples * kept), total.tokens * kept, total.squares / total.tokens, source), ""
+
+
+def _count(job: Job, path: Path, limit: int) -> tuple[_Sum, float]:
+    """Return what the beginning of a file holds, and how many times as much the whole file is (1.0: all was read)."""
+    found, read, ratio = _Sum(), 0, 1.0
+    for chunk in read_chunks(path, min(CHUNK_BYTES, limit)):
+        if read >= limit:
+            return found, max(1.0, path.stat().st_size * ratio / read)
+        if not read and path.suffix in _COMPRESSED:
+            ratio = len(chunk.payload) / len(zlib.compress(chunk.payload))
+        read += len(chunk.payload)
+        for _, value in parse_chunk(chunk):
+            for tokens in _lengths(job, value):
+                found.add(tokens)
+    return found, 1.0
+
+
+def _lengths(job: Job, value: object) -> Iterator[float]:
+    """Yield the tokens of the samples that one row becomes; nothing for a row that cannot be trained on."""
+    if isinstance(value, Malformed):
+        return
+    try:
+        conversation = parse_record(value, job.data.format)
+    except RecordError:
+        return
+    most = job.train.model_max_length
+    tokens = sum(_tokens(text) for _, text in texts_of(conversation, job.data.system_prompt))
+    if tokens <= most:
+        yield tokens
+    elif job.data.long_samples == "truncate":
+        yield most
+    elif job.data.long_samples == "split":
+        pieces = -(-tokens // most)
+        for _ in range(int(pieces)):
+            yield tokens / pieces
+
+
+def _tokens(text: str) -> float:
+    """Guess without a tokenizer: 1.5 Chinese characters or 4 others a token, and ChatML's frame.
+
+    A Chinese character is three bytes of UTF-8; counting bytes is ten times as fast as looking at each.
+    """
+    wide = (len(text.encode("utf-8", "replace")) - len(text)) / 2
+    return 5 + wide / 1.5 + max(0.0, len(text) - wide) / 4

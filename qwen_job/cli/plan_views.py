@@ -1,0 +1,282 @@
+"""How ``qwen-job plan`` shows what it knows: as text for people, as plain values for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from qwen_job.job import Job
+from qwen_job.plan import Plan
+from qwen_job.plan.compare import Difference
+from qwen_job.plan.memory import GIB
+from qwen_job.plan.picture import bar
+from qwen_job.plan.run import RunPlan
+from qwen_job.plan.search import Runner
+from qwen_job.plan.smallest import Smallest
+
+SHOWN_RUNNERS = 3
+
+
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain values."""
+    memory, speed = plan.sharding.memory, plan.sharding.speed
+    return {
+        "name": plan.job.name,
+        "gpu": plan.gpu.name,
+        "nodes": plan.nodes,
+        "gpus_per_node": plan.gpus_per_node,
+        "world_size": plan.world_size,
+        "parameters": plan.shape.num_parameters if plan.shape else None,
+        "decisions": [vars(decision) for decision in plan.decisions],
+        "memory": {
+            "gpu_bytes": memory.gpu_bytes,
+            "gpu_capacity_bytes": memory.capacity,
+            "gpu": memory.gpu,
+            "host": memory.host,
+            "disk": memory.disk,
+        }
+        if memory
+        else None,
+        "speed": {
+            "step_seconds": list(speed.step_seconds),
+            "tokens_per_second": speed.tokens_per_second,
+            "mfu": speed.mfu,
+            "bound_by": speed.bound_by,
+        }
+        if speed
+        else None,
+        "run": run_as_dict(plan.run),
+        "considered": plan.sharding.considered,
+        "runners_up": [_runner_as_dict(runner) for runner in plan.sharding.runners_up],
+        "env": plan.env,
+        "train": plan.train_config,
+        "deepspeed": plan.deepspeed_config,
+        "warnings": list(plan.warnings),
+    }
+
+
+def run_as_dict(run: RunPlan | None) -> dict[str, Any] | None:
+    """Return the run's numbers; ranges are (low, expected, high)."""
+    if run is None:
+        return None
+    estimate, speed = run.estimate, run.speed
+    return {
+        "data": vars(run.data) if run.data else None,
+        "rows_per_epoch": run.rows_per_epoch,
+        "steps_per_epoch": run.steps_per_epoch,
+        "steps": run.steps,
+        "step_seconds": list(speed.step_seconds) if speed else None,
+        "tokens_per_second": speed.tokens_per_second if speed else None,
+        "mfu": speed.mfu if speed else None,
+        "bound_by": speed.bound_by if speed else None,
+        "epoch_seconds": list(estimate.epoch_seconds) if estimate and run.data else None,
+        "total_seconds": list(estimate.total_seconds) if estimate else None,
+        "gpu_hours": list(estimate.gpu_hours) if estimate else None,
+        "cost": list(estimate.cost) if estimate and estimate.cost else None,
+        "save_seconds": estimate.save_seconds if estimate else None,
+    }
+
+
+def _runner_as_dict(runner: Runner) -> dict[str, Any]:
+    choice = runner.choice
+    return {
+        "zero_stage": choice.zero_stage,
+        "offload_optimizer": choice.offload_optimizer,
+        "gradient_checkpointing": choice.gradient_checkpointing,
+        "micro_batch_size": choice.micro_batch_size,
+        "fits": choice.fits,
+        "gpu_bytes": choice.memory.gpu_bytes,
+        "tokens_per_second": choice.speed.tokens_per_second if choice.speed else None,
+        "why": runner.why,
+    }
+
+
+def plan_lines(plan: Plan, missing: str, everything: bool) -> list[str]:
+    """Return the plan as text; ``missing`` says why the data could not be counted."""
+    parameters = plan.shape.num_parameters if plan.shape else 0
+    scale, unit = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
+    size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
+    where = f"{plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}"
+    lines = [f"{plan.job.name}: {plan.job.model.name} ({size}) on {where}", "", *_decisions(plan)]
+    memory = plan.sharding.memory
+    if memory is not None:
+        title = f"Memory of {'one node' if plan.gpu.is_cpu else 'one GPU'}"
+        lines += ["", *bar(memory, title=title).splitlines(), "", *_host_and_disk(plan)]
+    lines += ["", *_time(plan, missing)]
+    return lines + _runners(plan, everything)
+
+
+def _decisions(plan: Plan) -> list[str]:
+    rows = [(d.field, show(d.value), d.reason) for d in plan.decisions]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [
+        f"  {field:<{widths[0]}}  {click.style(f'{value:<{widths[1]}}', bold=True)}  {reason}"
+        for field, value, reason in rows
+    ]
+
+
+def _host_and_disk(plan: Plan) -> list[str]:
+    memory, have = plan.sharding.memory, plan.job.cluster.memory_gib
+    assert memory is not None
+    known = f" of {have:.0f}" if have else ""
+    lines = [f"Host   {memory.host_bytes / GIB:.1f}{known} GiB a node: {_items(memory.host)}"]
+    return [*lines, f"Disk   {memory.disk_bytes / GIB:.1f} GiB in the run's folder: {_items(memory.disk)}"]
+
+
+def _items(items: dict[str, int]) -> str:
+    largest = sorted(((size, item) for item, size in items.items() if size), reverse=True)
+    return ", ".join(f"{item} {size / GIB:.1f}" for size, item in largest)
+
+
+def _time(plan: Plan, missing: str) -> list[str]:
+    run = plan.run
+    if run is None:
+        return ["Time   not estimated: the model's shape is not known here"]
+    lines = []
+    if run.data is not None:
+        tokens = "" if run.data.tokens is None else f", {_count(run.data.tokens)} tokens"
+        rows = f"{run.rows_per_epoch:,} rows of {plan.job.train.model_max_length}"
+        most = "at most " if plan.job.data.packing and run.data.tokens is None else ""
+        how = "an epoch, packed" if plan.job.data.packing else "an epoch"
+        lines.append(f"Data   {run.data.samples:,} conversations{tokens} ({run.data.source}): {most}{rows} {how}")
+    elif missing:
+        lines.append(f"Data   unknown: {missing}")
+    return [*lines, *_steps(plan, run)]
+
+
+def _steps(plan: Plan, run: RunPlan) -> list[str]:
+    speed, estimate = run.speed, run.estimate
+    steps = "" if run.steps is None else f"{run.steps:,} steps"
+    if run.steps is not None and run.steps_per_epoch is not None and plan.job.train.max_steps <= 0:
+        steps += f" ({plan.job.train.num_train_epochs:g} epochs of {run.steps_per_epoch:,})"
+    if speed is None:
+        lines = [f"Steps  {steps}"] if steps else []
+        return [
+            *lines,
+            f"Time   unknown: no peak speed of {plan.gpu.name} is known, so no time and no MFU is estimated",
+        ]
+    mfu = f", MFU {speed.mfu:.0%}" if speed.mfu is not None else ""
+    seconds = f"{speed.mid:.2f} s ({speed.low:.2f} to {speed.high:.2f})"
+    lines = [f"Step   {seconds}, {speed.tokens_per_second:,.0f} tokens/s{mfu}, bound by {speed.bound_by}"]
+    if estimate is None:
+        return lines
+    if run.data is not None:
+        lines.append(f"Epoch  {_range(estimate.epoch_seconds)}")
+    lines.append(f"Run    {_range(estimate.total_seconds)} for {steps}, with start-up and checkpoints")
+    low, mid, high = estimate.gpu_hours
+    money = ""
+    if estimate.cost is not None:
+        money = f"; cost {estimate.cost[1]:,.2f} ({estimate.cost[0]:,.2f} to {estimate.cost[2]:,.2f})"
+    return [*lines, f"GPUs   {mid:,.1f} GPU-hours ({low:,.1f} to {high:,.1f}){money}"]
+
+
+def _runners(plan: Plan, everything: bool) -> list[str]:
+    runners = plan.sharding.runners_up
+    if not runners:
+        return []
+    shown = runners if everything else runners[:SHOWN_RUNNERS]
+    rows = [(str(runner.choice), _speed(runner), runner.why) for runner in shown]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    rest = f" (--all shows {len(runners)})" if len(shown) < len(runners) else ""
+    lines = [f"  {name:<{widths[0]}}  {speed:>{widths[1]}}  {why}" for name, speed, why in rows]
+    return ["", f"Also considered{rest}", *lines]
+
+
+def _speed(runner: Runner) -> str:
+    speed = runner.choice.speed
+    return f"{speed.tokens_per_second:,.0f} tokens/s" if speed and runner.choice.fits else ""
+
+
+def fit_lines(job: Job, found: Sequence[Smallest]) -> list[str]:
+    """Return the smallest clusters as a table; the first one is of the job's own GPU."""
+    own, others = found[0], [one for one in found[1:] if one.choice]
+    if own.choice is None:
+        lines = [f"{job.name} fits no cluster of {own.gpu} up to {own.nodes} nodes: {own.why}"]
+    else:
+        lines = [f"{job.name} fits {own.nodes} x {own.gpus_per_node} {own.gpu}: {own.choice}"]
+    rows = [_fit_row(one) for one in found if one.choice]
+    if others or own.choice:
+        heading = ("GPUs", "", "GiB a GPU", "tokens/s", "run", "GPU-hours", "how")
+        table = [heading, *rows]
+        widths = [max(len(row[column]) for row in table) for column in range(len(heading))]
+        lines += ["", *("  " + _aligned(row, widths) for row in table)]
+    return lines
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    last = len(row) - 1
+    marks = ["<" if column < 2 or column == last else ">" for column in range(len(row))]
+    return "  ".join(f"{row[i]:{marks[i]}{widths[i]}}" for i in range(len(row))).rstrip()
+
+
+def _fit_row(one: Smallest) -> tuple[str, ...]:
+    assert one.choice is not None
+    speed = one.run.speed if one.run else None
+    estimate = one.run.estimate if one.run else None
+    memory = one.choice.memory
+    return (
+        f"{one.nodes} x {one.gpus_per_node}",
+        one.gpu,
+        f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f}" if memory.capacity else "unknown",
+        f"{speed.tokens_per_second:,.0f}" if speed else "unknown",
+        duration(estimate.total_seconds[1]) if estimate else "",
+        f"{estimate.gpu_hours[1]:,.1f}" if estimate else "",
+        str(one.choice),
+    )
+
+
+def fit_as_dict(one: Smallest) -> dict[str, Any]:
+    """Return one smallest cluster as plain values."""
+    choice = one.choice
+    return {
+        "gpu": one.gpu,
+        "fits": choice is not None,
+        "nodes": one.nodes if choice else None,
+        "gpus_per_node": one.gpus_per_node if choice else None,
+        "choice": _runner_as_dict(Runner(choice, "")) if choice else None,
+        "run": run_as_dict(one.run),
+        "why": one.why,
+    }
+
+
+def compare_lines(names: tuple[str, str], found: Sequence[Difference]) -> list[str]:
+    """Return the differences of two jobs as a table."""
+    if not found:
+        return [f"{names[0]} and {names[1]} give the same plan"]
+    rows = [("", *names, "")]
+    rows += [(one.field, show(one.first), show(one.second), _ratio(one)) for one in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _ratio(one: Difference) -> str:
+    return "" if one.ratio is None else f"x {one.ratio:.3g}"
+
+
+def show(value: Any) -> str:
+    """Return a value as job.yaml would have it."""
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 45 s, 12 min, 3.5 h, 2.1 days."""
+    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if size < 3600 else f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _range(seconds: tuple[float, float, float]) -> str:
+    low, mid, high = map(duration, seconds)
+    return f"{mid} ({low} to {high})"
+
+
+def _count(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.0f}"

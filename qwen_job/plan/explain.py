@@ -1,0 +1,156 @@
+"""Why a value is what it is: a decision, a field of job.yaml, a DeepSpeed setting, a variable, an item of memory."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel
+
+from qwen_job.errors import UsageError
+from qwen_job.job import Job
+from qwen_job.plan.compare import flatten
+from qwen_job.plan.memory import GIB
+from qwen_job.plan.plan import Plan
+from qwen_job.plan.search import Choice, choose
+
+# What each item of memory is made of; the formulas with their sources stand in qwen_job/plan/memory.py.
+ITEMS = {
+    "weights": "bytes of the precision a parameter; ZeRO-3 shares them out over all GPUs",
+    "gradients": "bytes of the precision a parameter; shared out from ZeRO-2 on, on the host with offload",
+    "master weights": "4 bytes a parameter, the fp32 copy that is updated; shared out from ZeRO-1 on",
+    "optimizer": "8 bytes a parameter, Adam's two moments in fp32; shared out from ZeRO-1 on",
+    "optimizer's temporaries": "copies of this GPU's gradients, one of them in fp32, while the optimizer steps",
+    "reduce buckets": "gradients on their way: zero_optimization.reduce_bucket_size elements, twice with overlap",
+    "gathered weights": "weights of other GPUs in use: at most zero_optimization.stage3_max_live_parameters",
+    "offload staging": "the largest gradient, on its way to the host",
+    "activations": "what the backward pass needs of every layer; with checkpointing each layer's input only",
+    "one layer's backward": "one layer's activations (computed again with checkpointing) and gradients",
+    "logits and loss": "vocabulary x tokens for the plain loss, a chunk of it for a fused one",
+    "fragmentation": "what the allocator cannot use, a share of the allocated bytes (plan.fragmentation)",
+    "CUDA context": "CUDA itself, cuBLAS and kernels (plan.context_bytes)",
+    "NCCL": "buffers of the collectives (plan.nccl_bytes)",
+    "processes": "each training process without its model (plan.process_bytes)",
+    "loading the weights": "every process reads its copy of the weights before they are shared out",
+    "offloaded optimizer": "12 bytes a parameter: master weights and moments, this node's share",
+    "offloaded gradients": "gradients in fp32 and in the precision, this node's share",
+    "pinned weights": "updated weights on their way back to the GPU",
+    "checkpoints": "weights, master weights and moments: train.save_total_limit of them and one being written",
+    "model": "the final weights in the precision",
+}
+_CHOSEN = {
+    "deepspeed.zero_stage": "zero_stage",
+    "deepspeed.offload_optimizer": "offload_optimizer",
+    "train.gradient_checkpointing": "gradient_checkpointing",
+    "train.per_device_train_batch_size": "micro_batch_size",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A field's full name, its value, and the reasons, the first one the shortest."""
+
+    field: str
+    value: Any
+    reasons: tuple[str, ...]
+
+
+def explain(plan: Plan, field: str) -> Explanation:
+    """Explain one field by its full name or its last part.
+
+    Errors: :class:`UsageError` for a name that is not known (with the nearest) or that means several fields.
+    """
+    known = _known(plan)
+    name = _resolve(field, list(known))
+    value = known[name]
+    decision = next((one for one in plan.decisions if one.field == name), None)
+    if decision is not None:
+        why = _origin(plan, name) if decision.written else decision.reason
+        return Explanation(name, value, (why, *_description(name), *_alternatives(plan, name)))
+    kind, _, rest = name.partition(".")
+    if kind in ("memory", "host", "disk"):
+        return Explanation(name, value, (ITEMS.get(rest, "see qwen_job/plan/memory.py"),))
+    if kind == "env":
+        return Explanation(name, value, (_origin(plan, name, "a preset for this device and network"),))
+    if name.startswith("deepspeed.config."):
+        default = f"from configs/deepspeed/zero{plan.sharding.zero_stage}.json, or by the plan"
+        return Explanation(name, value, (_origin(plan, name, default),))
+    if kind == "step":
+        words = "seconds in an optimizer step before anything overlaps; qwen_job/plan/speed.py has the formula"
+        return Explanation(name, value, (words,))
+    return Explanation(name, value, (_origin(plan, name, "the default"), *_description(name)))
+
+
+def _known(plan: Plan) -> dict[str, Any]:
+    found = flatten(plan.job.model_dump(mode="json", exclude={"env"}))
+    found |= flatten({"deepspeed": {"config": plan.deepspeed_config}})
+    found |= {f"env.{name}": value for name, value in plan.env.items()}
+    memory, speed = plan.sharding.memory, plan.sharding.speed
+    if memory is not None:
+        for kind, items in (("memory", memory.gpu), ("host", memory.host), ("disk", memory.disk)):
+            found |= {f"{kind}.{item}": f"{size / GIB:.2f} GiB" for item, size in items.items()}
+    if speed is not None:
+        found |= {f"step.{part}": f"{seconds:.3f} s" for part, seconds in speed.parts.items()}
+    return found | {decision.field: decision.value for decision in plan.decisions}
+
+
+def _resolve(field: str, known: list[str]) -> str:
+    if field in known:
+        return field
+    ends = [name for name in known if name.endswith(f".{field}")]
+    # A field of job.yaml is what is meant, where DeepSpeed's file repeats it.
+    ends = [name for name in ends if not name.startswith("deepspeed.config.")] or ends
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise UsageError(f"--explain: {field!r} is several fields: {', '.join(ends)}; name one in full")
+    lasts = {name.rpartition(".")[2]: name for name in reversed(known)}
+    near = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
+    near += [lasts[word] for word in difflib.get_close_matches(field.rpartition(".")[2], lasts, n=3, cutoff=0.6)]
+    near += [name for name in known if field.lower() in name.lower()]
+    hint = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else "'qwen-job plan' shows them"
+    raise UsageError(f"--explain: no field {field!r}; {hint}")
+
+
+def _origin(plan: Plan, name: str, otherwise: str = "written in the job") -> str:
+    path = tuple(name.split("."))
+    if not plan.job.wrote(*path):
+        return otherwise
+    at = plan.job.problem(path, "")
+    return f"written in {at.source}" + (f", line {at.line}" if at.line else "")
+
+
+def _description(name: str) -> list[str]:
+    """Return the field's own words from the types of job.yaml."""
+    model: Any = Job
+    field = None
+    for part in name.split("."):
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            return []
+        model = field.annotation
+    return [field.description] if field is not None and field.description else []
+
+
+def _alternatives(plan: Plan, name: str) -> list[str]:
+    """Say what the search would take if the field were free, and what its other values come to."""
+    attribute, best = _CHOSEN.get(name), plan.sharding.choice
+    if attribute is None or plan.question is None or best is None:
+        return []
+    lines = []
+    free = choose(replace(plan.question, **{attribute: None}))  # type: ignore[arg-type]
+    if getattr(plan.question, attribute) is not None and free.best is not None:
+        same = getattr(free.best, attribute) == getattr(best, attribute)
+        lines.append(f"left free, the plan takes {'the same' if same else f'{free.best}{_speed(free.best)}'}")
+    shown = {getattr(best, attribute)}
+    for runner in free.runners_up:
+        value = getattr(runner.choice, attribute)
+        if value not in shown:
+            shown.add(value)
+            lines.append(f"{str(value).lower()}: {runner.why} ({runner.choice})")
+    return lines
+
+
+def _speed(choice: Choice) -> str:
+    return f": {choice.speed.tokens_per_second:,.0f} tokens/s" if choice.speed else ""

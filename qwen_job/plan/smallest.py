@@ -1,0 +1,82 @@
+"""The smallest cluster for a job: of the GPU that it names, and of every other one that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from qwen_job.errors import JobError
+from qwen_job.job import Job
+from qwen_job.plan.facts import gpu_names
+from qwen_job.plan.plan import question_for
+from qwen_job.plan.run import DataSize, RunPlan, plan_run
+from qwen_job.plan.search import LARGEST_CLUSTER, Choice, Question, choose
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The fewest GPUs of one kind on which the job fits; ``choice`` is None, and ``why`` says more, if none do."""
+
+    gpu: str
+    nodes: int
+    gpus_per_node: int
+    choice: Choice | None
+    run: RunPlan | None
+    why: str = ""
+
+
+def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
+    """Return the job's own GPU first, then every other known one that can run the job, fewest GPUs first.
+
+    The price that the job names is that of its own GPU, so only that one gets a cost.
+
+    Errors: :class:`JobError` when the model's shape is not known.
+    """
+    own = question_for(job)
+    first = _smallest(job, own, data)
+    unpriced = job.model_copy(update={"cluster": job.cluster.model_copy(update={"price_per_gpu_hour": None})})
+    others = []
+    for name in gpu_names():
+        if name == own.gpu.name or name.upper() == "CPU":
+            continue
+        try:
+            question = question_for(job, name)
+        except JobError:
+            continue
+        # Doubling is fine enough beside the one that was asked about, and a tenth of the work.
+        found = _smallest(unpriced, question, data, doubling=True)
+        others += [found] if found.choice else []
+    return [first, *sorted(others, key=lambda one: (one.nodes * one.gpus_per_node, one.gpu))]
+
+
+def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: bool = False) -> Smallest:
+    for nodes, gpus in _sizes(job.cluster.gpus_per_node, doubling):
+        asked = replace(question, nodes=nodes, gpus_per_node=gpus)
+        if not asked.rows or asked.rows % (asked.micro_batch_size or 1):
+            continue
+        best = choose(asked).best
+        if best is not None:
+            return Smallest(question.gpu.name, nodes, gpus, best, plan_run(job, asked, best, data))
+    nodes = LARGEST_CLUSTER
+    return Smallest(question.gpu.name, nodes, question.gpus_per_node, None, None, _why(question))
+
+
+def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
+    """Yield (nodes, GPUs a node), smallest first: parts of one node, then whole nodes."""
+    size = 1
+    while size < gpus_per_node:
+        yield 1, size
+        size *= 2
+    nodes = 1
+    while nodes <= LARGEST_CLUSTER:
+        yield nodes, gpus_per_node
+        nodes = 2 * nodes if doubling else nodes + 1
+
+
+def _why(question: Question) -> str:
+    largest = replace(question, nodes=LARGEST_CLUSTER, global_batch_size=None)
+    runners = choose(largest).runners_up
+    least = min((runner.choice for runner in runners), key=lambda choice: choice.memory.gpu_bytes, default=None)
+    if least is None or least.fits:
+        return f"{question.global_batch_size} rows a step divide by no cluster that is large enough"
+    return f"{least} {least.misfit}"
