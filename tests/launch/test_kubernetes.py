@@ -1,0 +1,220 @@
+"""The kubectl backend against a kubectl that answers from recorded JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_job.errors import ClusterRefused, EnvironmentFault
+from qwen_job.job import load_job
+from qwen_job.launch import kubernetes
+from qwen_job.launch.backend import Entry
+from qwen_job.launch.pods import pod_reason
+from qwen_job.plan import make_plan
+from qwen_job.render import Bundle, render
+from qwen_job.resources import resource
+
+JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
+FAKE = f"""#!{sys.executable}
+import json, os, sys
+answers = json.load(open(os.path.join(os.path.dirname(__file__), "answers.json")))
+words = " ".join(sys.argv[1:])
+with open(os.path.join(os.path.dirname(__file__), "calls"), "a") as calls:
+    calls.write(words + "\\n")
+for start, (code, out, err) in answers:
+    if words.startswith(start):
+        if "-f -" in words:
+            sys.stdin.read()
+        sys.stdout.write(out)
+        sys.stderr.write(err)
+        sys.exit(code)
+sys.exit("Error from server: nothing recorded for " + words)
+"""
+
+
+class Recorded:
+    """A kubectl on PATH; the first recorded answer whose start fits is given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "kubectl").write_text(FAKE)
+        (folder / "kubectl").chmod(0o755)
+
+    def answers(self, *answers: tuple[str, Any]) -> None:
+        rows = [
+            (start, a if isinstance(a, tuple) else (0, json.dumps(a) if a != "" else "", "")) for start, a in answers
+        ]
+        (self.folder / "answers.json").write_text(json.dumps(rows))
+
+    @property
+    def calls(self) -> list[str]:
+        return (self.folder / "calls").read_text().splitlines()
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return Recorded(tmp_path)
+
+
+def bundle() -> Bundle:
+    return render(make_plan(load_job([JOB])), "kubernetes")
+
+
+def items(*things: Any) -> dict[str, Any]:
+    return {"kind": "List", "items": list(things)}
+
+
+def job(name: str = "a", condition: str = "Running", message: str = "", **metadata: Any) -> dict[str, Any]:
+    return {
+        "kind": "PyTorchJob",
+        "metadata": {"name": name, "namespace": "ml", "creationTimestamp": "2026-11-01T00:00:00Z", **metadata},
+        "status": {"conditions": [{"type": condition, "status": "True", "message": message}]},
+    }
+
+
+def pod(name: str = "a", phase: str = "Running", **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": f"{name}-worker-0", "namespace": "ml", "labels": {"app.kubernetes.io/instance": name}},
+        "spec": {"nodeName": "gpu1"} if phase == "Running" else {},
+        "status": {"phase": phase, **status},
+    }
+
+
+def unscheduled(message: str) -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return pod(phase="Pending", conditions=[condition])
+
+
+def waiting(reason: str) -> dict[str, Any]:
+    return pod(phase="Pending", containerStatuses=[{"state": {"waiting": {"reason": reason, "message": "m"}}}])
+
+
+def ended(code: int, reason: str = "Error") -> dict[str, Any]:
+    return pod(phase="Failed", containerStatuses=[{"state": {"terminated": {"exitCode": code, "reason": reason}}}])
+
+
+def only(kubectl: Recorded, this: dict[str, Any], *pods: dict[str, Any]) -> Entry:
+    unknown = (1, "", 'error: the server doesn\'t have a resource type "x"')
+    kubectl.answers(
+        ("get pods", items(*pods)),
+        ("get pytorchjobs", items(this)),
+        ("get trainjobs", unknown),
+        ("get jobsets", unknown),
+    )
+    (entry,) = kubernetes.entries()
+    return entry
+
+
+def test_submit_asks_first_and_gives_the_id(kubectl: Recorded) -> None:
+    kubectl.answers(("get", ""), ("apply --dry-run=server", ""), ("apply", items({"kind": "ConfigMap"}, job("qwen"))))
+    assert kubernetes.submit(bundle()).id == "ml/qwen"
+    assert [call.split()[0] for call in kubectl.calls] == ["get", "apply", "apply"]
+    assert "--dry-run=server" in kubectl.calls[1]
+
+
+def test_a_job_that_is_there_is_not_applied_over(kubectl: Recorded) -> None:
+    kubectl.answers(("get", job("qwen-7b-chat", "Failed")))
+    with pytest.raises(ClusterRefused, match=r"'qwen-7b-chat' is there already \(failed\)"):
+        kubernetes.submit(bundle())
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        (
+            'resource mapping not found: no matches for kind "PyTorchJob" in version "kubeflow.org/v1"',
+            "kubernetes.kind",
+        ),
+        ('Error from server (NotFound): namespaces "x" not found', "there is no namespace 'x'"),
+        ('User "u" cannot create resource "pytorchjobs" in API group', "no permission to create pytorchjobs"),
+        ("ConfigMap is invalid: data: Forbidden: field is immutable when `immutable` is set", "with other settings"),
+        ("something else", "Kubernetes refuses: something else"),
+    ],
+)
+def test_a_refusal_names_the_field(kubectl: Recorded, said: str, meant: str) -> None:
+    kubectl.answers(("get", ""), ("apply", (1, "", said)))
+    with pytest.raises(ClusterRefused, match=meant):
+        kubernetes.submit(bundle())
+
+
+def test_no_cluster_and_no_kubectl_are_told(kubectl: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubectl.answers(("get", (1, "", "The connection to the server localhost:8080 was refused")))
+    with pytest.raises(EnvironmentFault, match="reaches no cluster"):
+        kubernetes.entries()
+    monkeypatch.setenv("PATH", "")
+    assert not kubernetes.available()
+    with pytest.raises(EnvironmentFault, match="not on this machine"):
+        kubernetes.entries()
+
+
+def test_a_running_job(kubectl: Recorded) -> None:
+    entry = only(kubectl, job(annotations={"qwen-job/output": "/shared/run"}), pod())
+    wanted = Entry("kubernetes", "ml/a", "a", "running", "", "/shared/run", "a-worker-0", "gpu1", 0)
+    assert entry == wanted
+
+
+@pytest.mark.parametrize(
+    ("pods", "state", "reason"),
+    [
+        (unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "pending", "enough nvidia.com/gpu"),
+        (unscheduled('persistentvolumeclaim "shared" not found'), "pending", "there is no claim 'shared'"),
+        (unscheduled("2 node(s) didn't match Pod's node affinity/selector"), "pending", "kubernetes.gpu_products"),
+        (unscheduled("1 node(s) had untolerated taint {spot: true}"), "pending", "tainted (spot)"),
+        (waiting("ImagePullBackOff"), "pending", "the image cannot be pulled"),
+        (waiting("CreateContainerConfigError"), "pending", "a secret or a ConfigMap is missing"),
+        (waiting("ContainerCreating"), "pending", ""),
+        (ended(137, "OOMKilled"), "failed", "killed for memory"),
+        (ended(3), "failed", "exit code 3 (final"),
+        (ended(160), "pending", "exit code 160 (tried again)"),
+        (pod(phase="Failed", reason="Evicted", message="low on disk"), "failed", "Evicted: low on disk"),
+    ],
+)  # fmt: skip
+def test_why_a_job_does_not_run_is_one_line(kubectl: Recorded, pods: Any, state: str, reason: str) -> None:
+    condition = {"pending": "Created", "failed": "Failed"}[state]
+    entry = only(kubectl, job(condition=condition), pods)
+    assert entry.state == state and reason in entry.reason and "\n" not in entry.reason
+
+
+def test_a_queue_is_waited_for(kubectl: Recorded) -> None:
+    this = job(condition="Suspended", labels={"kueue.x-k8s.io/queue-name": "q"})
+    assert only(kubectl, this).reason == "waits for its queue to admit it"
+
+
+def test_a_pod_that_runs_has_no_reason() -> None:
+    assert pod_reason(pod()) == ""
+
+
+def test_one_namespace_where_all_are_forbidden(kubectl: Recorded) -> None:
+    forbidden = (1, "", 'User "u" cannot list resource "pods" in API group "" at the cluster scope')
+    names = [f"get {kind}" for kind in ("pods", *kubernetes.KINDS.values())]
+    kubectl.answers(*((f"{name} --all-namespaces", forbidden) for name in names), *((name, items()) for name in names))
+    assert kubernetes.entries() == []
+
+
+def test_logs_and_cancel(kubectl: Recorded, capfd: pytest.CaptureFixture[str]) -> None:
+    kubectl.answers(("logs --namespace ml --follow a-worker-0", (0, "step 1\n", "")), ("delete", ""))
+    entry = Entry("kubernetes", "ml/a", "a", "running", log="a-worker-0")
+    assert kubernetes.logs(entry, follow=True) == 0
+    assert capfd.readouterr().out == "step 1\n"
+    kubernetes.cancel(entry)
+    deleted = [call.split()[1] for call in kubectl.calls if call.startswith("delete")]
+    assert "pytorchjobs.kubeflow.org" in deleted and "persistentvolumeclaim" not in deleted
+    with pytest.raises(EnvironmentFault, match="has no pod"):
+        kubernetes.logs(Entry("kubernetes", "ml/a", "a", "pending", "no GPU"), follow=False)
+
+
+def test_a_thousand_jobs_in_three_seconds(kubectl: Recorded) -> None:
+    names = [f"run-{number}" for number in range(1000)]
+    kubectl.answers(
+        ("get pods", items(*map(pod, names))), ("get pytorchjobs", items(*map(job, names))), ("get", items())
+    )
+    begin = time.process_time()
+    assert len(kubernetes.entries()) == 1000
+    assert time.process_time() - begin < 3
