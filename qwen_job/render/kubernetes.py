@@ -22,6 +22,7 @@ from qwen_job.render.quote import to_yaml
 
 Object = dict[str, Any]
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+OUTPUT = "qwen-job/output"  # the annotation that tells a job's folder
 _CONTAINERS = {"pytorchjob": "pytorch", "trainjob": "node", "jobset": "node"}
 _SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
 _CONTAINER_SECURITY = {
@@ -123,8 +124,8 @@ def _context(chosen: Settings) -> dict[str, Any]:
     }
     job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": queue} if gang == "kueue" else {})}
     namespace = {"namespace": k.namespace} if k.namespace else {}
-    annotations = {**k.annotations, "qwen-job/checksum": checksum}
-    pod_annotations = dict(annotations)
+    pod_annotations = {**k.annotations, "qwen-job/checksum": checksum}
+    annotations = {**pod_annotations, OUTPUT: chosen.output}
     if gang == "kueue" and k.topology:
         pod_annotations["kueue.x-k8s.io/podset-required-topology"] = k.topology
     return {

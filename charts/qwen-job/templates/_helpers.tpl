@@ -129,11 +129,13 @@
 {{- define "qwen-job.annotations" -}}
 {{- $all := deepCopy .Values.kubernetes.annotations -}}
 {{- $_ := set $all "qwen-job/checksum" (include "qwen-job.checksum" .) -}}
+{{- $_ := set $all "qwen-job/output" (include "qwen-job.output" .) -}}
 {{- toYaml $all -}}
 {{- end -}}
 
 {{- define "qwen-job.pod_annotations" -}}
-{{- $all := include "qwen-job.annotations" . | fromYaml -}}
+{{- $all := deepCopy .Values.kubernetes.annotations -}}
+{{- $_ := set $all "qwen-job/checksum" (include "qwen-job.checksum" .) -}}
 {{- if and .Values.kubernetes.topology (eq (include "qwen-job.gang" .) "kueue") -}}
 {{- $_ := set $all "kueue.x-k8s.io/podset-required-topology" .Values.kubernetes.topology -}}
 {{- end -}}
