@@ -23,6 +23,7 @@ from qwen_job.render.helm import values_text  # noqa: E402
 from qwen_job.train.config import TrainConfig  # noqa: E402
 
 CHART = ROOT / "charts" / "qwen-job"
+NUMBER = r"^[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"
 REFERENCE = ROOT / "configs" / "jobs" / "qwen-1_8b-chat-a100.yaml"
 
 
@@ -57,6 +58,9 @@ def schema() -> dict[str, Any]:
 def _partial(value: Any) -> Any:
     """Drop what a partial document need not have: required fields and defaults."""
     if isinstance(value, dict):
+        if value.get("type") == "number":
+            # Helm takes --set x=2e-5 for text; the trainer reads the number in it.
+            value = {**value, "type": ["number", "string"], "pattern": NUMBER}
         return {key: _partial(item) for key, item in value.items() if key not in ("required", "default")}
     return [_partial(item) for item in value] if isinstance(value, list) else value
 

@@ -96,6 +96,11 @@ def test_ten_lines_by_hand() -> None:
     parse_config(train, "train.yaml")
 
 
+def test_numbers_may_be_set_on_the_command_line() -> None:
+    train, _ = configs(template("--set", "train.training.learning_rate=2e-5"))
+    assert parse_config(train, "train.yaml").training.learning_rate == 2e-5
+
+
 @pytest.mark.parametrize("version", WHEELS)
 @pytest.mark.parametrize(
     ("wrong", "said"),
@@ -107,6 +112,7 @@ def test_ten_lines_by_hand() -> None:
         ("kubernetes.queue=kueue", "queue"),
         ("train.training.per_device_train_batch_size=0", "per_device_train_batch_size"),
         ("train.precison=fp16", "precison"),
+        ("train.training.learning_rate=fast", "learning_rate"),
         ("image=a b", "image"),
         ("cluster.nodes=3", "32 rows does not divide by 6 GPUs"),
         ("output=/other/x", "below no volume's mount_path (/shared)"),
