@@ -5,15 +5,18 @@ Runs on every rank, under any launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, M
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from qwen_job.errors import OutOfMemory, QwenJobError, Retryable, StoppedAndSaved, UsageError
+from qwen_job.errors import EnvironmentFault, OutOfMemory, QwenJobError, Retryable, StoppedAndSaved, UsageError
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig, load_config, save_config
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
@@ -189,8 +192,10 @@ def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
 
 def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log: RunLog | None) -> int:
     """Say what happened, leave it in the run folder, and return its exit code."""
+    # A data worker that ends from here on must not raise into this.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     known: QwenJobError | None = error if isinstance(error, QwenJobError) else None
-    known = known or _out_of_memory(error, config, deepspeed) or _lost_peer(error)
+    known = known or _out_of_memory(error, config, deepspeed) or _storage(error) or _lost_peer(error)
     if log is not None:
         log.close()
     if known is None:
@@ -203,9 +208,26 @@ def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log:
             _complain(known)
     if log is not None and log.active:
         steps = [line["step"] for line in read_metrics(config.output_dir) if "step" in line]
-        log.write("stop", max(steps, default=0), reason=reason, exit_code=code)
-        log.heartbeat(state, max(steps, default=0))
+        # Where the storage is the reason, nothing can be left there.
+        with contextlib.suppress(OSError):
+            log.write("stop", max(steps, default=0), reason=reason, exit_code=code)
+            log.heartbeat(state, max(steps, default=0))
     return code
+
+
+_PASSING = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
+
+
+def _storage(error: Exception) -> QwenJobError | None:
+    """Tell storage that is full, which a person must change, from storage that is away for a while."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError):
+        return None
+    where = f"{error.filename or 'the output folder'}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EnvironmentFault(f"{where}: make room, then run the job again; it goes on from the last save")
+    if error.errno in _PASSING:
+        return Retryable(f"{where}; running the same job again goes on from the last save")
+    return None
 
 
 def _out_of_memory(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig) -> OutOfMemory | None:
@@ -218,8 +240,10 @@ def _out_of_memory(error: Exception, config: TrainConfig, deepspeed: DeepSpeedCo
 
 
 def _lost_peer(error: Exception) -> Retryable | None:
-    """Tell a rank that failed by itself from one whose partner went away."""
+    """Tell a rank that failed by itself from one whose partner, or data worker, went away."""
     text = " ".join(str(error).split())
+    if "DataLoader worker" in text:
+        return Retryable(f"a data worker died ({text[:200]}); running the same job again goes on from the last save")
     if not any(sign in text for sign in ("gloo", "NCCL", "Connection closed by peer", "Connection reset")):
         return None
     # The rank that failed first has the reason: let the launcher see it first.

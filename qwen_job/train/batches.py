@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -90,6 +91,7 @@ class Loader(DataLoader[Any]):
             collate_fn=partial(collate, pad_id=pad_id, length=length),
             num_workers=workers,
             pin_memory=pin,
+            worker_init_fn=_outlive_signals,
             # Its own generator: the loader must not move the training's random state.
             generator=torch.Generator().manual_seed(0),
         )
@@ -97,6 +99,12 @@ class Loader(DataLoader[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next pass."""
         self.sampler_of_steps.set_epoch(epoch)
+
+
+def _outlive_signals(_worker: int) -> None:
+    """Leave TERM and USR1 to the rank: a scheduler sends them to all processes, and a rank that saves needs its workers."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1) -> Batch:

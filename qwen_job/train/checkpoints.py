@@ -8,6 +8,8 @@ says so there, so that all ranks fail alike and the previous checkpoint stays as
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
 from collections import OrderedDict
@@ -20,9 +22,12 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # type: ignore[import-untyped]
 
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
 from qwen_job.train.files import sync_folder
 from qwen_job.train.manifest import FileEntry, describe, write_manifest
+
+# What storage says that is away for a while.
+_PASSING = tuple(os.strerror(code) for code in (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN))
 
 
 class Saved(NamedTuple):
@@ -84,6 +89,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
 
         Raises:
             EnvironmentFault: some rank could not write; the previous checkpoint is untouched.
+            Retryable: the storage is only away for a while.
         """
         started = time.monotonic()
         self._wait()
@@ -183,12 +189,14 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     def _under(self, step: int) -> Path:
         return self.folder / f".step-{step}.partial"
 
-    def _failure(self, step: int, problems: list[str]) -> EnvironmentFault:
+    def _failure(self, step: int, problems: list[str]) -> QwenJobError:
         if dist.get_rank() == 0:
             shutil.rmtree(self._under(step), ignore_errors=True)
+        what = f"the checkpoint of step {step} could not be written below {self.folder} ({'; '.join(problems[:4])})"
+        if any(sign in text for text in problems for sign in _PASSING):
+            return Retryable(f"{what}; earlier ones are as they were, running the same job again goes on from there")
         return EnvironmentFault(
-            f"the checkpoint of step {step} could not be written below {self.folder} ({'; '.join(problems[:4])}); "
-            "earlier checkpoints are as they were: make room or correct the permissions, then run the job again"
+            f"{what}; earlier checkpoints are as they were: make room or correct permissions, then run the job again"
         )
 
 
