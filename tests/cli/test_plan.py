@@ -1,0 +1,146 @@
+"""``qwen-job plan`` as a user calls it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from qwen_job.cli import cli
+from qwen_job.errors import EnvironmentFault, QwenJobError, UsageError
+from tests.plan.jobs import BASE, job_file
+from tests.plan.test_calibrate import measured_run
+
+
+def run(*args: object) -> str:
+    result = CliRunner().invoke(cli, ["plan", *map(str, args)], catch_exceptions=False, standalone_mode=False)
+    return result.stdout
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    rows = [{"conversations": [{"from": "user", "value": "你好" * 30}, {"from": "assistant", "value": "hello " * 40}]}]
+    (tmp_path / "chats.json").write_text(json.dumps(rows * 640, ensure_ascii=False), encoding="utf-8")
+    return job_file(tmp_path, BASE.replace("/shared/runs/demo", str(tmp_path / "run")))
+
+
+def test_the_plan_tells_time_cost_and_what_lost(job: Path) -> None:
+    text = run(job, "--set", "cluster.price_per_gpu_hour=2")
+    assert "Data   640 conversations" in text and "(counted, tokens estimated from the text)" in text
+    for word in ("Memory of one GPU", "Host   ", "Disk   ", "Step   ", "Epoch  ", "Run    ", "GPU-hours", "cost "):
+        assert word in text
+    assert "Also considered (--all shows 11)" in text and text.count("micro-batch") < run(job, "--all").count("micro-b")
+
+
+def test_a_hundred_tokens_are_counted_as_about_that(job: Path) -> None:
+    data = json.loads(run(job, "--json"))["run"]["data"]
+    assert data["samples"] == 640
+    assert data["tokens"] / 640 == pytest.approx(60 / 1.5 + 240 / 4 + 28 / 4 + 15)  # question, answer, system, frames
+
+
+def test_compressed_data_and_weights_count_too(job: Path) -> None:
+    text = (job.parent / "chats.json").read_bytes()
+    (job.parent / "more.json.gz").write_bytes(gzip.compress(text))
+    files = f"data.train=[chats.json, {{path: {job.parent}/more.json.gz, weight: 2}}]"
+    found = json.loads(run(job, "--set", files.replace("chats.json", f"{job.parent}/chats.json", 1), "--json"))
+    assert found["run"]["data"]["samples"] == 3 * 640
+
+
+def test_long_data_is_estimated_from_its_beginning(job: Path) -> None:
+    from qwen_job.cli.plan_count import data_size
+    from qwen_job.job import load_job
+
+    size, missing = data_size(load_job([job]), limit=20_000)
+    assert size is not None and not missing
+    assert size.samples == pytest.approx(640, rel=0.05) and "estimated from the first" in size.source
+
+
+def test_data_that_is_elsewhere_is_said_to_be(job: Path) -> None:
+    (job.parent / "chats.json").unlink()
+    assert "chats.json is not on this machine; --samples N tells" in run(job)
+    assert "at most 50,000 rows of 512 an epoch" in run(job, "--samples", 50_000)
+
+
+def test_the_smallest_cluster(job: Path) -> None:
+    assert "demo fits 1 x 1 A100-80G: ZeRO-2" in run(job, "--fit")
+    found = json.loads(run(job, "--fit", "--json"))
+    assert found[0]["gpu"] == "A100-80G" and {one["gpu"] for one in found} > {"V100-32G", "H100-80G"}
+
+
+def test_explain_and_compare(job: Path) -> None:
+    assert run(job, "--explain", "precision").splitlines()[0] == "precision: bf16"
+    other = job_file(job.parent, job.read_text().replace("A100-80G", "H100-80G"), "other.yaml")
+    lines = run(job, "--compare", other).splitlines()
+    assert lines[1].split() == ["cluster.gpu", "A100-80G", "H100-80G"]
+    assert json.loads(run(job, "--compare", other, "--json"))[0]["field"] == "cluster.gpu"
+
+
+def test_calibrated_constants_go_back_into_a_job(job: Path, tmp_path: Path) -> None:
+    runs = [measured_run(tmp_path / f"run{micro}", micro) for micro in (1, 8)]
+    (runs[0] / "job.yaml").write_text(job.read_text())
+    snippet = run("--calibrate", *runs)
+    assert yaml.safe_load(snippet)["plan"]["activation_factor"] == pytest.approx(1.2, rel=0.01)
+    site = job_file(tmp_path, snippet, "site.yaml")
+    before, after = (json.loads(run(*layers, "--json"))["memory"]["gpu"] for layers in ((job,), ("-f", site, job)))
+    assert after["weights"] == before["weights"] and after != before
+
+
+def test_the_picture_is_svg_and_replaces_nothing_else(job: Path, tmp_path: Path) -> None:
+    run(job, "--svg", tmp_path / "memory.svg")
+    run(job, "--svg", tmp_path / "memory.svg")
+    assert ElementTree.parse(tmp_path / "memory.svg").getroot().tag.endswith("svg")
+    (tmp_path / "notes.svg").write_text("mine")
+    with pytest.raises(EnvironmentFault, match="is no SVG picture"):
+        run(job, "--svg", tmp_path / "notes.svg")
+    assert (tmp_path / "notes.svg").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--fit", "--explain", "precision"], "--fit and --explain exclude each other"),
+        (["--fit", "--svg", "x.svg"], "--svg belongs to the plan itself"),
+        (["--all", "--explain", "precision"], "--all belongs to the plan itself"),
+        (["--calibrate"], "needs the folder of at least one finished run"),
+        (["--calibrate", "x", "--samples", "5"], "--samples says nothing about finished runs"),
+        (["a.yaml", "b.yaml"], "one job at a time"),
+    ],
+)
+def test_options_that_exclude_each_other(args: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(*args)
+
+
+def test_another_picture_format_is_refused(job: Path) -> None:
+    with pytest.raises(QwenJobError, match=r"does not end in \.svg"):
+        run(job, "--svg", "x.png")
+
+
+def test_help_and_render_load_none_of_it(job: Path) -> None:
+    program = (
+        "import sys, qwen_job.cli as c\n"
+        "try: c.cli.main(sys.argv[2:])\nexcept SystemExit: pass\n"
+        "print(*[m for m in sys.argv[1].split(',') if m in sys.modules], file=sys.stderr)"
+    )
+
+    def loaded(modules: str, *args: str) -> str:
+        command = [sys.executable, "-c", program, modules, *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()[-1]
+
+    assert loaded("qwen_job.plan,qwen_job.job,yaml,pydantic", "--help") == ""
+    heavy = "qwen_job.plan.smallest,qwen_job.plan.explain,qwen_job.plan.calibrate,qwen_job.data,numpy,torch"
+    assert loaded(heavy, "render", str(job), "-t", "local") == ""
+
+
+def test_a_rooms_own_errors_are_not_in_the_table_of_exit_codes(job: Path) -> None:
+    from qwen_job.errors import JobError, table
+    from qwen_job.plan.facts import UnknownName
+
+    assert issubclass(UnknownName, JobError) and "UnknownName" not in {name for _, name, _ in table()}
