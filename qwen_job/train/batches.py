@@ -102,7 +102,7 @@ class Loader(DataLoader[Any]):
 
 
 def _outlive_signals(_worker: int) -> None:
-    """Leave TERM and USR1 to the rank: a scheduler sends them to all processes, and a rank that saves needs its workers."""
+    """Leave TERM and USR1 to the rank: a scheduler sends them to all processes, and a save needs its step's data."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
