@@ -61,8 +61,8 @@ def submit(bundle: Bundle) -> Submitted:
     Errors: :class:`EnvironmentFault` without kubectl or a cluster; :class:`ClusterRefused` with the server's words.
     """
     _refuse_second(bundle)
-    _kubectl("apply", "--dry-run=server", "-f", "-", text=bundle.text)
-    answer = json.loads(_kubectl("apply", "-o", "json", "-f", "-", text=bundle.text))
+    kubectl("apply", "--dry-run=server", "-f", "-", text=bundle.text)
+    answer = json.loads(kubectl("apply", "-o", "json", "-f", "-", text=bundle.text))
     things = answer["items"] if answer.get("kind") == "List" else [answer]
     (job,) = [thing for thing in things if thing["kind"] in KINDS]
     return Submitted(f"{job['metadata'].get('namespace', 'default')}/{job['metadata']['name']}")
@@ -76,8 +76,8 @@ def _refuse_second(bundle: Bundle) -> None:
         where = ("--namespace", namespace) if namespace else ()
         name = job["metadata"]["name"]
         try:
-            text = _kubectl("get", KINDS[job["kind"]], name, *where, "--ignore-not-found", "-o", "json")
-        except _NoSuchKind:
+            text = kubectl("get", KINDS[job["kind"]], name, *where, "--ignore-not-found", "-o", "json")
+        except NoSuchKind:
             return
         if text.strip():
             state, _ = _state(json.loads(text), [])
@@ -159,22 +159,22 @@ def cancel(entry: Entry) -> None:
     for kind in ("configmap", "networkpolicy", "trainingruntimes.trainer.kubeflow.org", *KINDS.values()):
         selector = f"{_INSTANCE}={name},app.kubernetes.io/name=qwen-job"
         try:
-            _kubectl("delete", kind, "--namespace", namespace, "-l", selector, "--wait=false", "--ignore-not-found")
-        except _NoSuchKind:
+            kubectl("delete", kind, "--namespace", namespace, "-l", selector, "--wait=false", "--ignore-not-found")
+        except NoSuchKind:
             continue
 
 
-class _NoSuchKind(ClusterRefused):
+class NoSuchKind(ClusterRefused):
     """The cluster does not know the resource."""
 
 
 def _list(resource: str) -> list[Object]:
     try:
-        text = _kubectl("get", resource, "--all-namespaces", *_OURS)
-    except _NoSuchKind:
+        text = kubectl("get", resource, "--all-namespaces", *_OURS)
+    except NoSuchKind:
         return []
     except ClusterRefused:
-        text = _kubectl("get", resource, *_OURS)
+        text = kubectl("get", resource, *_OURS)
     try:
         items: list[Object] = json.loads(text)["items"]
     except (ValueError, KeyError, TypeError):
@@ -182,7 +182,8 @@ def _list(resource: str) -> list[Object]:
     return items
 
 
-def _kubectl(*words: str, text: str | None = None) -> str:
+def kubectl(*words: str, text: str | None = None) -> str:
+    """Run kubectl and return its output. Errors: as :func:`submit`; :class:`NoSuchKind` for an unknown resource."""
     try:
         done = subprocess.run(["kubectl", *words], input=text, capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError:
@@ -194,7 +195,7 @@ def _kubectl(*words: str, text: str | None = None) -> str:
         return done.stdout
     said = " ".join(done.stderr.split())
     if re.search(r"doesn't have a resource type|could not find the requested resource", said):
-        raise _NoSuchKind(said)
+        raise NoSuchKind(said)
     if re.search(_UNREACHABLE, said):
         raise EnvironmentFault(f"kubectl reaches no cluster: {said}; check the kubeconfig ('kubectl cluster-info')")
     for pattern, meaning in _MEANINGS:
