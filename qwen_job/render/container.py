@@ -16,6 +16,10 @@ from qwen_job.job.model import Container
 from qwen_job.plan import Plan
 
 
+# Set on the node, so the runtimes that start with an empty environment must be told of them.
+_PASSED = ("CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "TMPDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
+
+
 def command_words(plan: Plan, runtime: str, python: str) -> list[str]:
     """Return the words that start ``python`` on a node, inside the container where the runtime needs a prefix."""
     if runtime in _PREFIXES:
@@ -45,7 +49,7 @@ def mounts(plan: Plan) -> list[str]:
     own = [f"{path}:{path}" for path in covered if not _inside(path, covered)]
     own += [f"{path}:{path}:ro" for path in others - covered if not _inside(path, others)]
     # Outer folders first: a later mount of /shared would hide an earlier one of /shared/runs.
-    own.sort()
+    own.sort(key=lambda pair: pair.split(":")[0])
     return [*own, *(_user_mount(plan, index, text) for index, text in enumerate(job.container.mounts))]
 
 
@@ -124,7 +128,7 @@ def _oci(program: str) -> Callable[[Plan, str, list[str]], list[str]]:
             result += ["--device", "/dev/infiniband", "--cap-add", "IPC_LOCK"]
         for pair in pairs:
             result += ["--volume", pair]
-        for name in (*plan.env, "CUDA_VISIBLE_DEVICES"):
+        for name in (*plan.env, *_PASSED):
             result += ["--env", name]
         return [*result, "--workdir", "/", "--entrypoint", "", *plan.job.container.options, image]
 

@@ -108,7 +108,7 @@ def test_set_assigns_yaml(assignment: str, value: dict[str, Any]) -> None:
         ("a.b", "write it as field=value"), ("=1", "write it as field=value"), ("a..b=1", "write it as field=value"),
         (".a=1", "write it as field=value"), ("a[=1", "write it as field=value"), ("a[0]b=1", "write it as"),
         ("a.b.c=1", "--set: a.b: is 1, which has no fields to set"), ("l.2=1", "--set: l.2: the list has 2 items"),
-        ("l.²=1", "the list has 2 items"), ("l.first=1", "the list has 2 items"), ("l.0.x=1", "l[0]: is 1, which has no"),
+        ("l.²=1", "the list has 2 items"), ("l.first=1", "the list has 2 items"), ("l.0.x=1", "l[0]: is 1, which has"),
         ("a.b=[1", "--set: a.b: invalid YAML"), ("a.b={c: 1, c: 2}", "--set: a.b: written twice"),
     ],
 )  # fmt: skip

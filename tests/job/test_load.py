@@ -1,5 +1,6 @@
 """From files, layers and --set to a Job, or to every problem with its place."""
 
+# ruff: noqa: E501 - tables, one case a line
 from __future__ import annotations
 
 import io

@@ -1,5 +1,6 @@
 #!/bin/bash
 # qwen-job 0.1.0: one-node on this machine, 2 processes
+# shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -euo pipefail
 
 # --- the run's configuration, exactly as planned ---------------------------------------------------------------
@@ -42,7 +43,7 @@ world_size: 2
 device: cuda
 precision: bf16
 attention: varlen
-fused_loss: torch
+fused_loss: chunked
 torch_compile: false
 gradient_checkpointing: true
 peak_tflops: null
@@ -131,8 +132,11 @@ put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 #!/bin/bash
 # What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT]
 # The node's exit code and name go to launch/exit.RDZV_ID.NODE_RANK in the run's folder, for the script that started it.
+# shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
+# When this try began: the trainer saves before the time limit, counted from here.
+export QWEN_JOB_STARTED="${5:-$(date +%s)}"
 run=/shared/runs/one-node
 
 # start WORD...: become the command, in the job's environment. Only called in a subshell, so that no variable of the

@@ -1,6 +1,7 @@
 #!/bin/bash
 # qwen-job 0.1.0: two-nodes on 2 hosts over ssh (torchrun). Run it on any host that
 # reaches the others; the run's folder must be on storage that all of them share.
+# shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 
 # --- the run's configuration, exactly as planned ---------------------------------------------------------------
@@ -70,7 +71,7 @@ world_size: 16
 device: cuda
 precision: bf16
 attention: varlen
-fused_loss: torch
+fused_loss: chunked
 torch_compile: false
 gradient_checkpointing: true
 peak_tflops: null
@@ -159,8 +160,11 @@ put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 #!/bin/bash
 # What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT]
 # The node's exit code and name go to launch/exit.RDZV_ID.NODE_RANK in the run's folder, for the script that started it.
+# shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
+# When this try began: the trainer saves before the time limit, counted from here.
+export QWEN_JOB_STARTED="${5:-$(date +%s)}"
 run='/shared/runs/two nodes'
 
 # start WORD...: become the command, in the job's environment. Only called in a subshell, so that no variable of the
@@ -227,9 +231,9 @@ TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 TORCH_NCCL_DUMP_ON_TIMEOUT=1
 TORCH_NCCL_TRACE_BUFFER_SIZE=2000
 QWEN_JOB_ENV_END
-rdzv_id="hosts-$(date +%s)-$$"
 master_addr=gpu01
 master_port=29500
+rdzv_id="hosts-$(date +%s)-$$"
 
 pids=()
 stop() { for pid in "${pids[@]}"; do kill -s TERM "$pid" 2> /dev/null || true; done; }

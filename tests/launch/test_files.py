@@ -1,0 +1,50 @@
+"""Writing a bundle loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwen_job.errors import EnvironmentFault
+from qwen_job.launch.files import write_atomically, write_bundle
+from qwen_job.render import Bundle
+
+BUNDLE = Bundle("hostfile", {"a.sh": "#!/bin/sh\n", "b": "你\n"}, "a.sh", frozenset({"a.sh"}))
+
+
+def test_files_and_modes(tmp_path: Path) -> None:
+    paths = write_bundle(BUNDLE, tmp_path / "new" / "folder")
+    assert [path.read_text("utf-8") for path in paths] == ["#!/bin/sh\n", "你\n"]
+    assert [path.stat().st_mode & 0o777 for path in paths] == [0o755, 0o644]
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["a.sh", "b"]
+
+
+def test_the_same_content_may_be_there(tmp_path: Path) -> None:
+    write_bundle(BUNDLE, tmp_path)
+    assert len(write_bundle(BUNDLE, tmp_path)) == 2
+
+
+def test_another_content_is_kept_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("mine")
+    with pytest.raises(EnvironmentFault, match="b: there already, with another content; --diff shows it"):
+        write_bundle(BUNDLE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"] and (tmp_path / "b").read_text() == "mine"
+    write_bundle(BUNDLE, tmp_path, force=True)
+    assert (tmp_path / "b").read_text("utf-8") == "你\n"
+
+
+def test_a_folder_that_cannot_be_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentFault, match="cannot be written"):
+        write_bundle(BUNDLE, tmp_path / "file")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(EnvironmentFault, match="cannot be written: Is a directory"):
+        write_bundle(BUNDLE, tmp_path)
+
+
+def test_a_write_that_fails_leaves_no_crumbs(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        write_atomically(tmp_path / "x", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -1,0 +1,98 @@
+"""The local script for real, with a stand-in for the training's Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_job.render import Bundle
+from tests.jobs import bundle
+
+ROOT = Path(__file__).parents[2]
+# Answers the question for a free port, and notes how it was called for everything else.
+PYTHON = """#!/bin/bash
+if [ "$1" = -c ]; then echo 29999; exit 0; fi
+exec {python} - "$@" << 'CODE'
+import json, os, sys
+from pathlib import Path
+Path(r'''{out}''').write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
+sys.exit(int(os.environ.get("CODE", "0")))
+CODE
+"""
+
+
+def script(folder: Path, **sections: Any) -> Bundle:
+    stand_in = folder / "python"
+    stand_in.write_text(PYTHON.format(python=sys.executable, out=folder / "called.json"))
+    stand_in.chmod(0o755)
+    return bundle(folder, "local", output=str(folder / "run"), local={"python": str(stand_in)}, **sections)
+
+
+def submit(made: Bundle, folder: Path, **env: str) -> subprocess.Popen[str]:
+    (folder / "script.sh").write_text(made.text)
+    code = (
+        "import sys; from pathlib import Path; from qwen_job.render import Bundle; from qwen_job.launch import local\n"
+        "text = Path(sys.argv[1]).read_text(); print('up', flush=True)\n"
+        "sys.exit(local.submit(Bundle('local', {'run.sh': text}, 'run.sh')).exit_code)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    words = [sys.executable, "-c", code, str(folder / "script.sh")]
+    return subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("code", [0, 7, 160])
+def test_the_training_s_own_code_comes_back(tmp_path: Path, code: int) -> None:
+    process = submit(script(tmp_path), tmp_path, CODE=str(code))
+    process.communicate(timeout=60)
+    assert process.returncode == code
+
+
+def test_the_launcher_is_called_with_the_plan(tmp_path: Path) -> None:
+    submit(script(tmp_path, env={"GREETING": "it's\n$x", "run": "/elsewhere"}), tmp_path).communicate(timeout=60)
+    arguments, env = json.loads((tmp_path / "called.json").read_text())
+    assert arguments[:8] == [
+        "-m",
+        "qwen_job.train.launch",
+        "--nnodes",
+        "1",
+        "--node_rank",
+        "0",
+        "--nproc_per_node",
+        "2",
+    ]
+    assert arguments[-2:] == ["--config", f"{tmp_path}/run/train.yaml"]
+    assert (env["GREETING"], env["run"], env["NCCL_DEBUG"]) == ("it's\n$x", "/elsewhere", "WARN")
+
+
+def test_a_complete_run_is_left_alone_whatever_the_script_s_length(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "done.json").touch()
+    made = script(tmp_path)
+    process = submit(Bundle("local", {"x": made.text + "# more\n" * 100_000}, "x"), tmp_path)
+    assert "choose another output" in process.communicate(timeout=60)[1] and process.returncode == 0
+    assert not (tmp_path / "called.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_reach_the_training(tmp_path: Path, number: signal.Signals) -> None:
+    made = script(tmp_path)
+    wait = (
+        f"#!/bin/bash\nif [ \"$1\" = -c ]; then echo 1; exit; fi\ntrap 'exit 160' TERM USR1\n"
+        f"touch {tmp_path}/ready\nfor _ in $(seq 200); do sleep 0.05; done\n"
+    )
+    (tmp_path / "python").write_text(wait)
+    process = submit(made, tmp_path)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 160

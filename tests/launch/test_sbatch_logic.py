@@ -1,0 +1,215 @@
+"""What the sbatch script decides, run in bash with stand-ins for Slurm's programs: every ending, every retry."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import bundle
+
+# Each stand-in is a small program of its own; what it does is set by files in $LAB.
+SRUN = """#!/bin/bash
+printf '%s\\n' "$@" > "$LAB/srun.args"
+[ -e "$LAB/srun.sh" ] && . "$LAB/srun.sh"
+exit "$(cat "$LAB/srun.code" 2> /dev/null || echo 0)"
+"""
+SCONTROL = """#!/bin/bash
+echo "$*" >> "$LAB/scontrol.log"
+case $1 in
+  show) echo host1; echo host2 ;;
+  ping) echo "Slurmctld(primary) at host1 is UP" ;;
+  requeue) [ ! -e "$LAB/refuse" ] ;;
+esac
+"""
+SQUEUE = """#!/bin/bash
+case "$*" in *%x*) echo "(null)" ;; *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;; esac
+"""
+SLEEP = "#!/bin/bash\nexit 0\n"
+
+
+class Lab:
+    """A folder with the stand-ins, a run's folder and a rendered script."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        self.folder, self.run_folder = folder, folder / "run"
+        for name, text in {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE, "sleep": SLEEP}.items():
+            (folder / "bin").mkdir(exist_ok=True)
+            path = folder / "bin" / name
+            path.write_text(text)
+            path.chmod(0o755)
+        self.script = bundle(folder, "slurm", output=str(self.run_folder), **sections).text
+        self.env = {**os.environ, "LAB": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+        self.env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host[1-2]"}
+
+    def ends(self, srun: int, nodes: dict[int, int] | None = None, *, attempt: int = 0, then: str = "") -> int:
+        """Run the script with an srun that ends so, its nodes with their own codes; return its exit code."""
+        (self.folder / "srun.code").write_text(str(srun))
+        lines = [
+            f'echo "{code} host{rank + 1}" > "{self.run_folder}/launch/exit.7-{attempt}.{rank}"'
+            for rank, code in (nodes or {}).items()
+        ]
+        (self.folder / "srun.sh").write_text("\n".join([*lines, then]))
+        env = {**self.env, "SLURM_RESTART_COUNT": str(attempt)}
+        self.done = subprocess.run(
+            ["bash", "-s"], input=self.script, env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        return self.done.returncode
+
+    def checkpoint(self, step: int) -> str:
+        folder = f"{self.run_folder}/checkpoints/step-{step}"
+        return f"mkdir -p '{folder}'; echo '{{}}' > '{folder}/manifest.json'"
+
+    @property
+    def finished(self) -> str:
+        return f"echo '{{}}' > '{self.run_folder}/done.json'"
+
+    @property
+    def said(self) -> str:
+        return self.done.stdout
+
+    @property
+    def requeued(self) -> bool:
+        log = self.folder / "scontrol.log"
+        return log.exists() and "requeue 7" in log.read_text()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def test_a_complete_run_ends_with_0(lab: Lab) -> None:
+    assert lab.ends(0, {0: 0, 1: 0}, then=lab.finished) == 0
+    assert "complete" in lab.said and not lab.requeued
+
+
+def test_the_node_script_gets_rank_address_port_and_rendezvous(lab: Lab) -> None:
+    lab.ends(0, then=lab.finished)
+    arguments = (lab.folder / "srun.args").read_text().splitlines()
+    assert arguments[-5:-1] == [f"{lab.run_folder}/launch/node.sh", "host1", "61007", "7-0"]
+
+
+def test_a_run_that_is_done_is_not_run_again(lab: Lab) -> None:
+    lab.ends(0, then=lab.finished)
+    (lab.folder / "srun.args").unlink()
+    assert lab.ends(9) == 0 and "choose another output" in lab.said
+    assert not (lab.folder / "srun.args").exists()
+
+
+def test_0_without_done_json_is_no_success(lab: Lab) -> None:
+    assert lab.ends(0) == 1 and "done.json is missing" in lab.said
+
+
+@pytest.mark.parametrize(
+    ("srun", "nodes", "code"),
+    [
+        (7, {0: 7}, 7), (1, {}, 1), (143, {0: 143, 1: 7}, 7), (137, {0: 4, 1: 137}, 4), (143, {0: 1, 1: 143}, 1),
+        (161, {0: 161, 1: 10}, 10), (2, {}, 2),
+    ],
+)  # fmt: skip
+def test_a_final_code_of_any_node_ends_the_job(lab: Lab, srun: int, nodes: dict[int, int], code: int) -> None:
+    assert lab.ends(srun, nodes) == code
+    assert "another try would not help" in lab.said and not lab.requeued
+
+
+@pytest.mark.parametrize(
+    ("srun", "nodes", "code"),
+    [(160, {0: 160}, 160), (143, {0: 160, 1: 143}, 160), (137, {}, 137), (143, {0: 143}, 143), (137, {0: 1}, 137),
+     (143, {0: 162, 1: 162}, 162)],
+)  # fmt: skip
+def test_a_retryable_code_requeues(lab: Lab, srun: int, nodes: dict[int, int], code: int) -> None:
+    assert lab.ends(srun, nodes) == code
+    assert lab.requeued and f"exit code {code}" in lab.said
+
+
+def test_tries_without_a_newer_checkpoint_end_with_8(lab: Lab) -> None:
+    codes = [lab.ends(161, attempt=attempt) for attempt in range(3)]
+    assert codes == [161, 161, 8] and "gave up: 3 tries without a newer checkpoint than -1" in lab.said
+
+
+def test_a_newer_checkpoint_begins_the_count_anew(lab: Lab) -> None:
+    steps = [None, None, 50, None, None, None]
+    codes = [
+        lab.ends(161, attempt=attempt, then=lab.checkpoint(step) if step else "") for attempt, step in enumerate(steps)
+    ]
+    assert codes == [161, 161, 161, 161, 161, 8]
+
+
+def test_an_incomplete_checkpoint_is_no_progress(lab: Lab) -> None:
+    for attempt in range(3):
+        code = lab.ends(161, attempt=attempt, then=f"mkdir -p '{lab.run_folder}/checkpoints/step-{attempt}0/rank0'")
+    assert code == 8
+
+
+def test_the_number_of_retries_is_bounded(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, retry={"max_retries": 1})
+    assert [lab.ends(160, attempt=n, then=lab.checkpoint(n + 1)) for n in range(2)] == [160, 8]
+    assert "retry.max_retries" in lab.said
+
+
+def test_without_requeue_the_code_is_passed_on(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, slurm={"requeue": False})
+    assert lab.ends(160) == 160 and "submit again to go on" in lab.said and not lab.requeued
+
+
+def test_a_requeue_that_slurm_refuses_keeps_the_code(lab: Lab) -> None:
+    (lab.folder / "refuse").touch()
+    assert lab.ends(161) == 161
+
+
+def test_a_cancelled_job_is_left_to_slurm(lab: Lab) -> None:
+    (lab.folder / "state").write_text("COMPLETING\n")
+    assert lab.ends(143) == 143 and not lab.requeued
+
+
+def test_an_unhealthy_node_is_left_out_of_the_next_try(lab: Lab) -> None:
+    assert lab.ends(163, {0: 143, 1: 163}) == 163
+    assert "update JobId=7 ExcNodeList=host2" in (lab.folder / "scontrol.log").read_text() and lab.requeued
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_reaches_srun_as_usr1(lab: Lab, number: signal.Signals) -> None:
+    (lab.folder / "srun.code").write_text("1")
+    wait = 'trap "touch $LAB/got; exit 160" USR1; touch $LAB/up; for _ in $(seq 200); do /bin/sleep 0.05; done'
+    (lab.folder / "srun.sh").write_text(wait)
+    script = lab.folder / "job.sh"
+    script.write_text(lab.script)
+    process = subprocess.Popen(["bash", script], env=lab.env, stdout=subprocess.PIPE, text=True)
+    while not (lab.folder / "up").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[0]
+    assert (lab.folder / "got").exists() and lab.requeued
+    assert process.returncode == 160 and f"signal {number.name[3:]}: saving" in said
+
+
+def test_the_configs_are_written_and_earlier_ones_kept(lab: Lab) -> None:
+    lab.ends(160)
+    train = lab.run_folder / "train.yaml"
+    first = train.read_text()
+    lab.ends(160, attempt=1)
+    assert train.read_text() == first and len(list(lab.run_folder.glob("train.yaml*"))) == 1
+    train.write_text("mine\n")
+    lab.ends(160, attempt=2)
+    kept = [path for path in lab.run_folder.glob("train.yaml.*") if path.read_text() == "mine\n"]
+    assert train.read_text() == first and len(kept) == 1
+    assert json.loads((lab.run_folder / "deepspeed.json").read_text())["train_batch_size"] == 32
+
+
+def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.run_folder.write_text("a file is in the way")
+    assert lab.ends(0) == 5 and "cannot create" in lab.done.stderr
+
+
+def test_it_must_be_submitted(lab: Lab) -> None:
+    del lab.env["SLURM_JOB_ID"]
+    assert lab.ends(0) != 0 and "submit this script with sbatch" in lab.done.stderr

@@ -1,0 +1,137 @@
+"""The #SBATCH lines, srun's options and the containers."""
+
+# ruff: noqa: E501 - tables, one case a line
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_job.errors import JobError
+from qwen_job.render.slurm import sbatch_options, slurm_time
+from tests.jobs import bundle, pinned_plan
+from tests.render.reading import srun_words
+
+LONG = "x" * 1001
+
+
+def options(folder: Path, **slurm: Any) -> dict[str, str | None]:
+    return sbatch_options(pinned_plan(folder, slurm=slurm))
+
+
+def refusal(folder: Path, **sections: Any) -> str:
+    with pytest.raises(JobError) as caught:
+        bundle(folder, "slurm", **sections)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def test_the_plain_job_asks_for_its_machines(tmp_path: Path) -> None:
+    assert options(tmp_path) == {
+        "job-name": "tiny", "nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "2", "output": "%x-%j.out",
+        "open-mode": "append", "requeue": None, "comment": "qwen-job:/runs/tiny",
+    }  # fmt: skip
+
+
+def test_sites_ask_for_gpus_in_their_way(tmp_path: Path) -> None:
+    assert options(tmp_path, gpu_request="gres", gpu_type="x1")["gres"] == "gpu:x1:2"
+    assert options(tmp_path, gpu_type="x1")["gpus-per-node"] == "x1:2"
+    assert not {"gres", "gpus-per-node"} & set(options(tmp_path, gpu_request="none"))
+
+
+def test_any_option_is_laid_over_ours(tmp_path: Path) -> None:
+    written = {"--mail-type": "END", "requeue": False, "nice": 10, "contiguous": True, "spread-job": None}
+    merged = options(tmp_path, sbatch=written)
+    assert merged["mail-type"] == "END" and merged["nice"] == "10" and "requeue" not in merged
+    assert merged["contiguous"] is None and merged["spread-job"] is None
+
+
+def test_the_signal_leaves_time_to_save(tmp_path: Path) -> None:
+    assert options(tmp_path, time="12:00:00")["signal"] == "B:USR1@240"
+    assert options(tmp_path, time="2m")["signal"] == "B:USR1@60"
+    assert options(tmp_path, time="12h", signal_seconds=600)["signal"] == "B:USR1@600"
+    assert "signal" not in options(tmp_path)
+
+
+def test_many_nodes_are_exclusive_by_default(tmp_path: Path) -> None:
+    two = pinned_plan(tmp_path, cluster={"nodes": 2, "cpus_per_gpu": 8})
+    assert sbatch_options(two)["exclusive"] is None and sbatch_options(two)["cpus-per-task"] == "16"
+    assert "exclusive" not in sbatch_options(pinned_plan(tmp_path, cluster={"nodes": 2}, slurm={"exclusive": False}))
+
+
+def test_the_log_s_folder_is_no_pattern(tmp_path: Path) -> None:
+    assert options(tmp_path, log_dir="/logs/100%/")["output"] == "/logs/100%%/%x-%j.out"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(90, "00:01:30"), (45000, "12:30:00"), (86400, "1-00:00:00"), (90061, "1-01:01:01")]
+)
+def test_times(seconds: int, text: str) -> None:
+    assert slurm_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"slurm": {"sbatch": {"nodes": 3}}}, "slurm.sbatch.nodes: is planned from cluster"),
+        ({"slurm": {"partition": LONG}}, "slurm.partition: is over 1000 bytes"),
+        ({"slurm": {"gpu_type": LONG}}, "slurm.gpu_type: is over 1000 bytes"),
+        ({"slurm": {"log_dir": LONG}}, "slurm.log_dir: is over 1000 bytes"),
+        ({"slurm": {"sbatch": {"comment": LONG}}}, "slurm.sbatch.comment: is over 1000 bytes"),
+        ({"container": {"runtime": "pyxis"}}, "container.runtime pyxis needs an image"),
+        ({"image": "i", "container": {"runtime": "docker", "mounts": ["x:y"]}}, "container.mounts[0]: 'x:y' is not"),
+        ({"image": "i", "container": {"runtime": "pyxis"}, "output": "/a,b"}, "output: pyxis cannot mount '/a,b': it holds a comma"),
+        ({"image": "i", "container": {"runtime": "docker"}, "data": {"train": "/a:b/c.json"}}, "data.train[0]: docker cannot mount '/a:b': it holds a colon"),
+    ],
+)  # fmt: skip
+def test_what_slurm_or_a_runtime_cannot_hold_is_refused_by_its_field(
+    tmp_path: Path, sections: dict[str, Any], field: str
+) -> None:
+    assert field in refusal(tmp_path, **sections)
+
+
+def test_all_refusals_come_at_once(tmp_path: Path) -> None:
+    assert refusal(tmp_path, slurm={"partition": LONG, "account": LONG}).count("\n") == 1
+
+
+def test_a_run_s_folder_that_no_comment_holds_is_left_out(tmp_path: Path) -> None:
+    assert "comment" not in sbatch_options(pinned_plan(tmp_path, output=f"/runs/{LONG}"))
+
+
+def test_srun_gets_the_cpus_and_the_user_s_options(tmp_path: Path) -> None:
+    text = bundle(tmp_path, "slurm", slurm={"cpus_per_task": 4, "srun": {"mpi": "pmix", "wait": False}}).text
+    words = srun_words(text)
+    assert "--cpus-per-task=4" in words and "--mpi=pmix" in words and not any(w.startswith("--wait") for w in words)
+
+
+RUNTIMES = ("pyxis", "apptainer", "podman", "docker", "charliecloud")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_runtime_sees_the_run_the_data_and_the_job_s_mounts(tmp_path: Path, runtime: str) -> None:
+    container = {"runtime": runtime, "image": "/images/x", "mounts": ["/opt/tools"], "options": ["--an-option"]}
+    text = bundle(tmp_path, "slurm", container=container, cluster={"interconnect": "infiniband", "nodes": 2}).text
+    for word in ("/images/x", "/runs/tiny:/runs/tiny", "/data:/data", "/opt/tools:/opt/tools", "--an-option"):
+        assert word in text, word
+
+
+def test_outer_folders_are_mounted_before_those_inside_them(tmp_path: Path) -> None:
+    text = bundle(
+        tmp_path,
+        "slurm",
+        data={"train": "/s/chats.json"},
+        output="/s/runs/x",
+        container={"runtime": "apptainer", "image": "i"},
+    ).text
+    assert re.findall(r"--bind (\S+)", text)[:3] == [
+        "/s:/s:ro",
+        "/s/runs/.qwen-job-cache:/s/runs/.qwen-job-cache",
+        "/s/runs/x:/s/runs/x",
+    ]
+
+
+def test_home_is_mounted_only_when_asked(tmp_path: Path) -> None:
+    container = {"runtime": "pyxis", "image": "i"}
+    assert "--no-container-mount-home" in bundle(tmp_path, "slurm", container=container).text
+    assert " --container-mount-home" in bundle(tmp_path, "slurm", container={**container, "mount_home": True}).text
