@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qwen_job.job import Job
+from qwen_job.plan.run import PACKED_FILL
 
 if TYPE_CHECKING:
     from qwen_job.plan.plan import Plan
@@ -21,6 +22,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
     job, gpu = plan.job, plan.gpu
     sharding = plan.sharding
     memory, speed = sharding.memory, sharding.speed
+    fill = PACKED_FILL if job.data.packing else 1.0
     return {
         "version": 1,
         "name": job.name,
@@ -48,10 +50,11 @@ def train_config(plan: Plan) -> dict[str, Any]:
             "loss_spike_factor": job.train.loss_spike_factor,
             "hang_seconds": job.train.hang_seconds,
         },
+        # What metrics.jsonl measures: bytes that torch allocates (no context, no fragmentation), and real tokens.
         "plan": {
-            "memory_bytes_per_gpu": memory.gpu_bytes if memory and memory.gpu_bytes else None,
+            "memory_bytes_per_gpu": memory.moments[memory.peak] if memory and memory.gpu_bytes else None,
             "step_seconds": round(speed.mid, 6) if speed else None,
-            "tokens_per_second": round(speed.tokens_per_second, 1) if speed else None,
+            "tokens_per_second": round(speed.tokens_per_second * fill, 1) if speed else None,
         },
     }
 
