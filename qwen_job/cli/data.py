@@ -33,7 +33,9 @@ def _reading_options(command: Any) -> Any:
         click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows."),
         click.option("--tokenizer", type=_FILE, help="Folder with tokenizer.json: count tokens exactly."),
         click.option("--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True),
-        click.option("--max-length", type=click.IntRange(1), default=2048, show_default=True),
+        click.option(
+            "--max-length", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of one row."
+        ),
     ):
         command = option(command)
     return command
@@ -169,7 +171,9 @@ def _known(rules: tuple[str, ...]) -> set[str]:
 @click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeat for more).")
 @click.option("--eval-split", type=float, default=0.0, help="Hold out this fraction instead of a file.")
 @click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows.")
-@click.option("--system-prompt", default=DEFAULT_SYSTEM_PROMPT, show_default=True)
+@click.option(
+    "--system-prompt", default=DEFAULT_SYSTEM_PROMPT, show_default=True, help="For conversations without one."
+)
 @click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of one row.")
 @click.option("--long-samples", type=click.Choice(LONG_SAMPLES), default="truncate", show_default=True)
 @click.option("--mask", type=click.Choice(MASKS), default="assistant", show_default=True)
