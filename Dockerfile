@@ -29,7 +29,7 @@ RUN /opt/venv/bin/python /opt/build/build_ops.py /opt/build
 COPY scripts/image/slim.py scripts/image/describe.py /opt/build/
 COPY scripts/image/site/ /opt/venv/lib/python3.11/site-packages/
 RUN /opt/venv/bin/python /opt/build/slim.py /opt/build/set.yaml /opt/venv \
-    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
+    && /opt/venv/bin/python -m compileall -q -j 0 -x /py31[2-9]_ --invalidation-mode unchecked-hash /opt/venv/lib \
     && /opt/venv/bin/python /opt/build/describe.py /opt/build /opt/image
 
 FROM build AS package
