@@ -198,7 +198,7 @@ def fit_lines(job: Job, found: Sequence[Smallest]) -> list[str]:
         lines = [f"{job.name} fits {own.nodes} x {own.gpus_per_node} {own.gpu}: {own.choice}"]
     rows = [_fit_row(one) for one in found if one.choice]
     if others or own.choice:
-        heading = ("GPUs", "", "GiB a GPU", "tokens/s", "run", "GPU-hours", "how")
+        heading = ("GPUs", "", "GiB a GPU", "host GiB", "tokens/s", "run", "GPU-hours", "how")
         table = [heading, *rows]
         widths = [max(len(row[column]) for row in table) for column in range(len(heading))]
         lines += ["", *("  " + _aligned(row, widths) for row in table)]
@@ -220,6 +220,7 @@ def _fit_row(one: Smallest) -> tuple[str, ...]:
         f"{one.nodes} x {one.gpus_per_node}",
         one.gpu,
         f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f}" if memory.capacity else "unknown",
+        f"{memory.host_bytes / GIB:,.0f}",
         f"{speed.tokens_per_second:,.0f}" if speed else "unknown",
         duration(estimate.total_seconds[1]) if estimate else "",
         f"{estimate.gpu_hours[1]:,.1f}" if estimate else "",
@@ -236,6 +237,7 @@ def fit_as_dict(one: Smallest) -> dict[str, Any]:
         "nodes": one.nodes if choice else None,
         "gpus_per_node": one.gpus_per_node if choice else None,
         "choice": _runner_as_dict(Runner(choice, "")) if choice else None,
+        "host_bytes": choice.memory.host_bytes if choice else None,
         "run": run_as_dict(one.run),
         "why": one.why,
     }
