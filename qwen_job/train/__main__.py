@@ -222,7 +222,7 @@ def _storage(error: Exception) -> QwenJobError | None:
     """Tell storage that is full, which a person must change, from storage that is away for a while."""
     if not isinstance(error, OSError) or isinstance(error, ConnectionError):
         return None
-    where = f"{error.filename or 'the output folder'}: {error.strerror}"
+    where = f"{error.filename2 or error.filename or 'the output folder'}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(f"{where}: make room, then run the job again; it goes on from the last save")
     if error.errno in _PASSING:
