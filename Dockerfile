@@ -59,9 +59,9 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONDONTWRITEBYTECODE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY scripts/image/qwen-job-sshd /usr/local/bin/
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/image /opt/image
+COPY scripts/image/qwen-job-sshd /usr/local/bin/
 COPY --from=package /opt/package /opt/venv
 ARG SET
 ARG VERSION=0.0.0

@@ -93,6 +93,7 @@ def test_a_user_without_an_account_can_be_reached_by_ssh() -> None:
     script = """
     mkdir -p /tmp/k && ssh-keygen -q -t ed25519 -N '' -f /tmp/k/id
     QWEN_JOB_AUTHORIZED_KEYS=/tmp/k/id.pub qwen-job-sshd 2222 2>/tmp/sshd.log &
+    until [ -s /tmp/qwen-job/ssh/sshd_config ]; do sleep 0.1; done
     export LD_PRELOAD=libnss_wrapper.so
     export NSS_WRAPPER_PASSWD=/tmp/qwen-job/ssh/passwd NSS_WRAPPER_GROUP=/tmp/qwen-job/ssh/group
     for i in $(seq 50); do
