@@ -1,5 +1,8 @@
 """The Job: its types, loading, layering, ``--set``, and errors that name file, line and field."""
 
+import qwen_job.job.start  # noqa: F401  # before pydantic
+
+# isort: split
 from qwen_job.job.load import load_job
 from qwen_job.job.model import Job
 

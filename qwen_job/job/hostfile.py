@@ -1,7 +1,5 @@
 """The ``hostfile:`` section: machines reached over ssh."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator

@@ -1,7 +1,5 @@
 """The ``kubernetes:`` section, for PyTorchJob, TrainJob and JobSet manifests and the Helm chart alike."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -54,7 +52,7 @@ class Volume(Strict):
     read_only: bool = False
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Volume:
+    def _one_kind(self) -> "Volume":
         kinds = [kind for kind in (self.pvc or self.size, self.nfs, self.host_path) if kind is not None]
         if len(kinds) != 1:
             raise ValueError("needs exactly one of pvc, nfs and host_path (or a size, to create a claim)")

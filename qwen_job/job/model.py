@@ -4,8 +4,6 @@ Contents: Model, Data, Cluster, Train, DeepSpeed, Container, Retry and Local sec
 Kubernetes, the hostfile and the plan's constants have a module each.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -26,7 +24,8 @@ from qwen_job.job.types import (
     Seconds,
     Strict,
     Text,
-)  # fmt: skip
+    section,
+)
 
 
 class Model(Strict):
@@ -252,17 +251,17 @@ class Job(Strict):
     output: Text = Field(description="The run's folder, on storage that all nodes share")
     cluster: Cluster = Field(description="The machines, e.g. {gpu: A100-80G, nodes: 1, gpus_per_node: 2}")
     image: Text | None = Field(None, description="The container image, best with its digest (name@sha256:...)")
-    train: Train = Field(default_factory=lambda: Train.model_validate({}))
-    deepspeed: DeepSpeed = Field(default_factory=lambda: DeepSpeed.model_validate({}))
-    plan: Planning = Field(default_factory=lambda: Planning.model_validate({}))
+    train: Train = section()
+    deepspeed: DeepSpeed = section()
+    plan: Planning = section()
     env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of every process")
     uses_env: list[EnvName] = Field([], description="Variables of this shell that ${NAME} may stand for in this file")
-    container: Container = Field(default_factory=lambda: Container.model_validate({}))
-    retry: Retry = Field(default_factory=lambda: Retry.model_validate({}))
-    slurm: Slurm = Field(default_factory=lambda: Slurm.model_validate({}))
-    kubernetes: Kubernetes = Field(default_factory=lambda: Kubernetes.model_validate({}))
-    hostfile: Hostfile = Field(default_factory=lambda: Hostfile.model_validate({}))
-    local: Local = Field(default_factory=lambda: Local.model_validate({}))
+    container: Container = section()
+    retry: Retry = section()
+    slurm: Slurm = section()
+    kubernetes: Kubernetes = section()
+    hostfile: Hostfile = section()
+    local: Local = section()
 
     _document: Document | None = PrivateAttr(None)
 

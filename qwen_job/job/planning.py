@@ -1,7 +1,5 @@
 """What the plan's estimates take from a cluster: the margin, and constants that no formula gives."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

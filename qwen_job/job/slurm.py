@@ -1,7 +1,5 @@
 """The ``slurm:`` section: what a site profile usually holds."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """The small types that job.yaml is made of: text that fits one line, paths, durations, sizes."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any
 
@@ -23,7 +21,12 @@ _OF_BASH = re.compile(
 class Strict(BaseModel):
     """Base of every section: types are not coerced, unknown fields are refused, values do not change afterwards."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, defer_build=True)
+
+
+def section() -> Any:
+    """Return the default of a section that may be left out: an empty one, validated as part of the whole."""
+    return Field(default_factory=dict)
 
 
 def _storable(text: str) -> str:

@@ -82,7 +82,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)
     attention = decide_attention(job, gpu, precision, ledger)
-    fused_loss = decide_fused_loss(job, gpu, ledger)
+    fused_loss = decide_fused_loss(job, gpu, precision, ledger)
     world_size = job.cluster.nodes * job.cluster.gpus_per_node
     rows = rows_per_gpu(job, world_size)
     question = None
@@ -134,7 +134,7 @@ def question_for(job: Job, gpu_name: str | None = None) -> Question:
     # A global batch that is written is shared out over each cluster that is tried, whatever the job's own size.
     fixed = job.train.global_batch_size is not None
     rows = 1 if fixed else rows_per_gpu(job, job.cluster.nodes * job.cluster.gpus_per_node)
-    attention, loss = decide_attention(job, gpu, precision, ledger), decide_fused_loss(job, gpu, ledger)
+    attention, loss = decide_attention(job, gpu, precision, ledger), decide_fused_loss(job, gpu, precision, ledger)
     asked = question_of(job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=loss)
     return replace(asked, micro_batch_size=job.train.per_device_train_batch_size) if fixed else asked
 

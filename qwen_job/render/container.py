@@ -15,7 +15,6 @@ from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Container
 from qwen_job.plan import Plan
 
-
 # Set on the node, so the runtimes that start with an empty environment must be told of them.
 _PASSED = ("CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "TMPDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
 

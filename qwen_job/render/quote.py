@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from typing import Any
-
-import yaml
 
 _PLAIN_SBATCH = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _PLAIN_YAML = re.compile(r"[A-Za-z_/][A-Za-z0-9_./@+-]*")
 # Words that some YAML 1.1 or 1.2 reader takes for something other than text.
+# Spelt out, because str.isprintable() differs between Python versions.
+_BLOCK_LINE = re.compile(r"[\x20-\x7e\xa1-\u2027\u202a-\ud7ff\uff00-\uffee]*")
+_NOT_IN_YAML = re.compile(r"[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+# YAML wants a longer key marked with "?" (1.2, section 7.4).
+_LONGEST_KEY = 1000
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 _DEEPSPEED_ENV_UNSAFE = re.compile(r'["$`\\\x00-\x1f\x7f\x85\u2028\u2029]')
 # Slurm 22.05 refuses a longer comment ("Pathname of a file, directory or other parameter too long").
@@ -82,51 +86,70 @@ def heredoc(text: str, stem: str = "END") -> str:
     return f"'{delimiter}'\n{body}{delimiter}"
 
 
-class _Dumper(yaml.SafeDumper):
-    """Block style; text is plain only when no YAML reader can take it for anything else."""
+def to_yaml(value: Any) -> str:
+    """Serialize plain values as a YAML document in block style: same bytes on every machine and Python version.
 
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    Written here because PyYAML's dumper leaves plain what other readers take for a number (1e5) or a truth value (on),
+    and takes most of a render's time. Text that is not plainly a word is a JSON string or a literal block.
+    """
+    if isinstance(value, (dict, list)) and value:
+        return "\n".join(_yaml_lines(value)) + "\n"
+    return _yaml_scalar(value) + "\n"
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        # Lists are indented below their key, as yamllint and most people have them.
-        super().increase_indent(flow, False)
 
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    if _PLAIN_YAML.fullmatch(text) and text.lower() not in _YAML_WORDS:
-        style = None
+def _yaml_lines(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            head = _yaml_scalar(str(key))
+            if len(head) > _LONGEST_KEY:
+                yield f"? {head}"
+                head = ""
+            yield from _yaml_entry(f"{head}:", item)
     else:
-        style = "|" if _fits_block(text) else '"'
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+        for item in value:
+            yield from _yaml_item(item)
+
+
+def _yaml_entry(head: str, item: Any) -> Iterator[str]:
+    if isinstance(item, (dict, list)) and item:
+        yield head
+        yield from (f"  {line}" if line else line for line in _yaml_lines(item))
+    elif isinstance(item, str) and _fits_block(item):
+        yield f"{head} {'|' if item.endswith(chr(10)) else '|-'}"
+        yield from (f"  {line}" if line else line for line in item.rstrip("\n").split("\n"))
+    else:
+        yield f"{head} {_yaml_scalar(item)}"
+
+
+def _yaml_item(item: Any) -> Iterator[str]:
+    if isinstance(item, (dict, list)) and item:
+        mark = "- "
+        for line in _yaml_lines(item):
+            yield f"{mark}{line}" if line else line
+            mark = "  "
+    else:
+        yield from _yaml_entry("-", item)
+
+
+def _yaml_scalar(value: Any) -> str:
+    if isinstance(value, str):
+        if _PLAIN_YAML.fullmatch(value) and value.lower() not in _YAML_WORDS:
+            return value
+        text = json.dumps(value, ensure_ascii=False)
+        return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    if isinstance(value, float):
+        # YAML 1.1 takes 1e-05 for text: it wants a point.
+        text = json.dumps(value, allow_nan=False)
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text
+    return json.dumps(value)
 
 
 def _fits_block(text: str) -> bool:
-    """Tell whether a literal block holds ``text`` unchanged: printable lines, the first not indented."""
+    """Tell whether a literal block holds ``text`` unchanged: printable lines, the first not indented, one end."""
     lines = text.split("\n")
-    return len(lines) > 1 and lines[0][:1] not in ("", " ") and all(_block_line(line) for line in lines)
-
-
-def _block_line(line: str) -> bool:
-    # Spelt out, because str.isprintable() differs between Python versions.
-    return (
-        not line.endswith(" ") and re.fullmatch(r"[\x20-\x7e\xa1-\u2027\u202a-\ud7ff\uff00-\uffee]*", line) is not None
-    )
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def to_yaml(value: Any) -> str:
-    """Serialize plain values as a YAML document: same bytes on every machine and Python version."""
-    return yaml.dump(
-        value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, default_flow_style=False, width=2**31, indent=2
-    )
-
-
-def to_yaml_inline(value: Any) -> str:
-    """Serialize a value for the place after ``key:``: JSON, which is YAML too."""
-    return to_json(value, indent=None)
+    if len(lines) < 2 or lines[0][:1] in ("", " ") or text.endswith("\n\n"):
+        return False
+    return all(_BLOCK_LINE.fullmatch(line) and not line.endswith(" ") for line in lines)
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:

@@ -71,11 +71,6 @@ def test_yaml_lists_are_indented() -> None:
     assert quote.to_yaml({"a": ["b"]}) == "a:\n  - b\n"
 
 
-def test_inline_yaml_is_json() -> None:
-    text = quote.to_yaml_inline({"a": "你", "b": [1, None]})
-    assert yaml.safe_load(text) == json.loads(text) == {"a": "你", "b": [1, None]} and text.isascii()
-
-
 def test_json_refuses_what_is_not_json() -> None:
     with pytest.raises(ValueError, match="JSON"):
         quote.to_json(float("nan"))
