@@ -32,7 +32,9 @@ def _reading_options(command: Any) -> Any:
     for option in (
         click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows."),
         click.option("--tokenizer", type=_FILE, help="Folder with tokenizer.json: count tokens exactly."),
-        click.option("--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True),
+        click.option(
+            "--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one turn."
+        ),
         click.option(
             "--max-length", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of one row."
         ),
@@ -175,9 +177,15 @@ def _known(rules: tuple[str, ...]) -> set[str]:
     "--system-prompt", default=DEFAULT_SYSTEM_PROMPT, show_default=True, help="For conversations without one."
 )
 @click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of one row.")
-@click.option("--long-samples", type=click.Choice(LONG_SAMPLES), default="truncate", show_default=True)
-@click.option("--mask", type=click.Choice(MASKS), default="assistant", show_default=True)
-@click.option("--packing/--no-packing", default=True, show_default=True)
+@click.option(
+    "--long-samples",
+    type=click.Choice(LONG_SAMPLES),
+    default="truncate",
+    show_default=True,
+    help="What becomes of conversations over --max-length.",
+)
+@click.option("--mask", type=click.Choice(MASKS), default="assistant", show_default=True, help="What is learnt.")
+@click.option("--packing/--no-packing", default=True, show_default=True, help="Several conversations in a row.")
 @click.option("--workers", type=click.IntRange(1), help="Processes (default: the cores of this machine).")
 @click.option("--json", "as_json", is_flag=True, help="Print folder and figures as JSON.")
 def prepare(
