@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import EnvironmentFault, OutOfMemory, QwenJobError, Retryable, StoppedAndSaved, UsageError
-from qwen_job.train.config import DeepSpeedConfig, TrainConfig, load_config, save_config
+from qwen_job.train.config import DeepSpeedConfig, TrainConfig, keep_settings, load_config, save_config
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment
@@ -128,6 +128,8 @@ def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, Deep
             config, note = _other_world(config, place.world_size)
             notes.append(note)
             given = {key: value for key, value in given.items() if key not in _BATCH_KEYS}
+        if place.is_first:
+            keep_settings(path.parent, config.output_dir)
     elif not arguments or arguments[0] in ("-h", "--help"):
         raise UsageError("usage: python -m qwen_job.train --config RUN/train.yaml, or finetune.py's flags")
     else:

@@ -137,6 +137,16 @@ def save_config(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
     write_atomic(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
 
 
+def keep_settings(source: Path, run: Path) -> None:
+    """Copy what the run was made from into its folder, where it was mounted from elsewhere (as Kubernetes does)."""
+    if source.resolve() == run.resolve():
+        return
+    for name in ("job.yaml", "train.yaml", "deepspeed.json"):
+        if (source / name).is_file():
+            run.mkdir(parents=True, exist_ok=True)
+            write_atomic(run / name, (source / name).read_text(encoding="utf-8"))
+
+
 def _read(path: Path, parse: Any, wrong: type[Exception]) -> object:
     try:
         return parse(path.read_text(encoding="utf-8"))

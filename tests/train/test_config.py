@@ -81,3 +81,15 @@ def test_stage_and_offload_are_read() -> None:
     assert zero_stage({"zero_optimization": {"stage": 3}}) == 3
     assert offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
     assert not offloads_optimizer({"zero_optimization": {"offload_optimizer": {"device": "none"}}})
+
+
+def test_settings_mounted_elsewhere_are_kept_in_the_run(tmp_path: Path) -> None:
+    from qwen_job.train.config import keep_settings
+
+    mounted, run = tmp_path / "etc", tmp_path / "run"
+    mounted.mkdir()
+    (mounted / "train.yaml").write_text("version: 1\n")
+    keep_settings(mounted, run)
+    keep_settings(run, run)
+    assert [path.name for path in run.iterdir()] == ["train.yaml"]
+    assert (run / "train.yaml").read_text() == "version: 1\n"
