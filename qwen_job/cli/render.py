@@ -62,7 +62,9 @@ def render(
             click.echo(str(path))
     else:
         # Not click.echo: a script's text must reach the pipe byte for byte.
-        sys.stdout.buffer.write(bundle.text.encode())
+        rest = memoryview(bundle.text.encode())
+        while rest:  # with PYTHONUNBUFFERED a write may take a part only
+            rest = rest[sys.stdout.buffer.write(rest) :]
         sys.stdout.buffer.flush()
 
 

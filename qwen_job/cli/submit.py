@@ -11,7 +11,9 @@ from qwen_job.cli.options import job_options, load_plan, show_words
 
 @click.command()
 @job_options
-@click.option("-t", "--target", type=click.Choice(["local", "slurm", "kubernetes"]), required=True)
+@click.option(
+    "-t", "--target", type=click.Choice(["local", "slurm", "kubernetes"]), required=True, help="Where the job will run."
+)
 def submit(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], target: str) -> None:
     """Render the job and hand it to the target.
 

@@ -39,10 +39,11 @@ class Position:
 
 @dataclass
 class Document:
-    """A mapping with the position of every key and value in it."""
+    """A mapping with the position of every key and value in it; ``texts`` holds its numbers as they were written."""
 
     value: dict[str, Any]
     positions: dict[Path, Position] = field(default_factory=dict)
+    texts: dict[Path, str] = field(default_factory=dict)
 
     def position(self, path: Path) -> Position | None:
         """Return where ``path`` was written, or the nearest enclosing place that has a position."""
@@ -71,6 +72,10 @@ for _tag, _pattern, _first in _RULES:
 
 def parse_scalar(text: str) -> Any:
     """Read ``text`` as YAML: what ``--set field=text`` means. Errors: ValueError."""
+    return _parse_value(text)[0]
+
+
+def _parse_value(text: str) -> tuple[Any, dict[Path, str]]:
     reader = _Reader("--set")
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -83,7 +88,7 @@ def parse_scalar(text: str) -> Any:
         raise ValueError(_TOO_DEEP) from None
     if reader.problems:
         raise ValueError(reader.problems[0].message)
-    return value
+    return value, reader.texts
 
 
 def parse(text: str, source: str) -> Document:
@@ -115,7 +120,7 @@ def _parse(text: str, source: str) -> Document:
     value = reader.read(node, ())
     if reader.problems:
         raise JobError(reader.problems)
-    return Document(value, reader.positions)
+    return Document(value, reader.positions, reader.texts)
 
 
 def _first_line(error: yaml.YAMLError) -> str:
@@ -130,6 +135,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self.source = source
         self.positions: dict[Path, Position] = {}
+        self.texts: dict[Path, str] = {}
         self.problems: list[Problem] = []
         self._left = MAX_VALUES
         self._open: list[yaml.Node] = []
@@ -179,6 +185,7 @@ class _Reader:
             return None
         if kind == "bool" and text.lower() in ("true", "false"):
             return text.lower() == "true"
+        self.texts[path] = text
         try:
             if kind == "int":
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
@@ -216,7 +223,7 @@ def dotted(path: Path) -> str:
 
 def merge(base: Document, layer: Document) -> Document:
     """Lay ``layer`` over ``base``: mappings merge key by key, everything else is replaced."""
-    merged = Document(_merge(base.value, layer.value), {})
+    merged = Document(_merge(base.value, layer.value))
     for document in (base, layer):
         for path, position in document.positions.items():
             if _exists(merged.value, path):
@@ -247,7 +254,7 @@ def assign(document: Document, assignment: str) -> None:
         raise JobError([Problem("--set", 0, 0, name, "write it as field=value, e.g. train.learning_rate=2e-5")])
     parts = [bracketed or plain for bracketed, plain in steps]
     try:
-        value = parse_scalar(text)
+        value, texts = _parse_value(text)
     except ValueError as error:
         raise JobError([Problem("--set", 0, 0, name, str(error))]) from None
     target: Any = document.value
@@ -260,6 +267,7 @@ def assign(document: Document, assignment: str) -> None:
     for known in [p for p in document.positions if p[: len(path)] == path]:
         del document.positions[known]
     document.positions[path] = Position("--set", 0, 0)
+    document.texts = {(*path, *inner): written for inner, written in texts.items()}
 
 
 def _step(target: Any, part: str, path: Path) -> tuple[Any, Path]:

@@ -22,6 +22,8 @@ from qwen_job.resources import resource
 
 MAX_BYTES = 16 * 2**20
 STDIN = "job.yaml (stdin)"
+# What is text there stays as it was typed: VERSION: 1.10 is not 1.1.
+_TEXT_SECTIONS: tuple[FieldPath, ...] = (("env",), ("slurm", "sbatch"), ("slurm", "srun"))
 _SHORT: dict[str, tuple[str, tuple[type, ...]]] = {"model": ("name", (str,)), "data": ("train", (str, list))}
 _TYPE_TAG = re.compile(r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)")
 _EXPECTED = "expected "
@@ -72,10 +74,19 @@ def _spelt_out(layer: Document) -> Document:
             moved = {path: at for path, at in layer.positions.items() if path[:1] == (section,)}
             layer.positions |= {(section, field, *path[1:]): at for path, at in moved.items()}
             layer.value[section] = {field: short}
+    for path, text in layer.texts.items():
+        if path[:-1] in _TEXT_SECTIONS:
+            _at(layer.value, path[:-1])[path[-1]] = text
     for name, field_info in Job.model_fields.items():
         if layer.value.get(name, "") is None and field_info.default is not None and not field_info.is_required():
             del layer.value[name]
     return layer
+
+
+def _at(value: Any, path: FieldPath) -> Any:
+    for part in path:
+        value = value[part]
+    return value
 
 
 def _read(file: str | Path) -> str:

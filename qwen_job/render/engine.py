@@ -56,7 +56,7 @@ FILTERS = {
     "comment": _quoting(quote.shell_comment),
     "heredoc": _quoting(quote.heredoc),
     "yaml": _quoting(lambda value: quote.to_yaml(value).rstrip("\n")),
-    "json": _quoting(quote.to_json),
+    "json": _quoting(quote.to_yaml_inline),
     "hostfile_line": _quoting(quote.hostfile_line),
     # slurm.setup is shell that the user wrote for the shell to run; nothing else may pass here.
     "verbatim_shell": _quoting("\n".join),

@@ -152,6 +152,15 @@ def _fits_block(text: str) -> bool:
     return all(_BLOCK_LINE.fullmatch(line) and not line.endswith(" ") for line in lines)
 
 
+def to_yaml_inline(value: Any, indent: int | None = None) -> str:
+    """Serialize a value as JSON that every YAML reader takes, too: for the place after ``key:``.
+
+    Beyond U+FFFF JSON would write two halves (``\\ud83d\\ude00``), which no YAML reader puts together.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"[\x7f-\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def to_json(value: Any, indent: int | None = 2) -> str:
     """Serialize plain values as JSON in ASCII, so that no reader's encoding matters."""
     return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False)

@@ -202,7 +202,8 @@ def test_too_long_a_variable_is_refused(tmp_path: Path) -> None:
 
 def test_scalars_stand_for_text_in_env_and_options(tmp_path: Path) -> None:
     job = load(
-        tmp_path, "env: {A: 4, B: true, C: 1.5}\nslurm: {memory: 0, sbatch: {nice: 10, contiguous: true, x: }}\n"
+        tmp_path,
+        "env: {A: 4, B: true, C: 1.50, D: 1e5, E: 007}\nslurm: {memory: 0, sbatch: {nice: 10, contiguous: true, x: }}\n",
     )
-    assert job.env == {"A": "4", "B": "true", "C": "1.5"}
+    assert job.env == {"A": "4", "B": "true", "C": "1.50", "D": "1e5", "E": "007"}
     assert job.slurm.memory == "0" and job.slurm.sbatch == {"nice": "10", "contiguous": True, "x": None}

@@ -103,3 +103,9 @@ def test_a_hostfile_line_is_a_host(host: str, slots: int) -> None:
 
 def test_comments_stay_on_their_line() -> None:
     assert quote.shell_comment("a\nrm -rf x\u2028\r\0b ") == "a rm -rf x b"
+
+
+def test_inline_yaml_is_json_that_yaml_readers_take() -> None:
+    for value in ["😀\x7f\x85\u2028\ufeff你", *HOSTILE, {"a": [1, None]}]:
+        text = quote.to_yaml_inline(value)
+        assert yaml.load(text, Loader=yaml.CSafeLoader) == json.loads(text) == value

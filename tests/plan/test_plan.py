@@ -1,0 +1,84 @@
+"""The whole plan: pure, reasoned, and honest about what it does not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwen_job.job import load_job
+from qwen_job.plan import make_plan
+from qwen_job.resources import resource
+from tests.jobs import pinned_plan, plan, problems
+
+JOBS = sorted(resource("configs", "jobs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_choice_says_why(path: Path) -> None:
+    made = make_plan(load_job([path]))
+    assert all(decision.reason for decision in made.decisions)
+    fields = [decision.field for decision in made.decisions]
+    assert len(fields) == len(set(fields)) and {"precision", "deepspeed.zero_stage", "train.global_batch_size"} <= set(
+        fields
+    )
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_what_was_written_is_kept(path: Path) -> None:
+    job = load_job([path])
+    for decision in make_plan(job).decisions:
+        wrote = job.wrote(*decision.field.split("."))
+        assert decision.written == wrote or decision.field == "precision", decision
+
+
+def test_a_plan_is_a_function_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = plan(tmp_path)
+    files = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    monkeypatch.chdir("/")
+    second = plan(tmp_path)
+    assert (first.decisions, first.env, first.warnings) == (second.decisions, second.env, second.warnings)
+    assert first.train_config == second.train_config and first.deepspeed_config == second.deepspeed_config
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_an_unknown_gpu_by_its_numbers_has_no_guessed_peak(tmp_path: Path) -> None:
+    made = pinned_plan(tmp_path)
+    assert made.train_config["peak_tflops"] is None and made.gpu.name == "X1"
+    known = pinned_plan(
+        tmp_path, cluster={"gpu": {"name": "X", "memory_gib": 1, "compute_capability": 9, "peak_tflops": {"bf16": 5}}}
+    )
+    assert known.train_config["peak_tflops"] == 5
+
+
+def test_an_unknown_gpu_by_name_is_refused_with_those_known(tmp_path: Path) -> None:
+    assert "cluster.gpu: " in problems(tmp_path, "", "cluster.gpu=A1000x")[0]
+
+
+def test_an_unknown_model_is_said_not_guessed(tmp_path: Path) -> None:
+    made = plan(tmp_path, "", "model=acme/unknown")
+    assert made.shape is None and "model.name: acme/unknown: its config is not known here" in made.warnings[0]
+    local = plan(tmp_path, "", "model=/nosuch/model")
+    assert "no model there that this machine can read" in local.warnings[0]
+
+
+def test_a_random_model_must_be_known(tmp_path: Path) -> None:
+    assert "model.name: " in problems(tmp_path, "", "model={name: nobody, source: random}")[0]
+
+
+def test_a_broken_local_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{]")
+    assert "model.name: " in problems(tmp_path, "", f"model={tmp_path}/m")[0]
+
+
+def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
+    found = problems(tmp_path, "", "model=Qwen/Qwen2.5-72B-Instruct", "cluster.gpu=V100-16G")
+    assert len(found) == 1 and "fit" in found[0]
+
+
+def test_the_model_s_cache_lies_beside_the_run(tmp_path: Path) -> None:
+    assert pinned_plan(tmp_path).model_cache == "/runs/.qwen-job-cache"
+    assert pinned_plan(tmp_path, model={"cache_dir": "/c"}).model_cache == "/c"

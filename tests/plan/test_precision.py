@@ -1,0 +1,49 @@
+"""Precision, attention and loss by device, and what the device cannot do."""
+
+# ruff: noqa: E501 - tables, one case a line
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import plan, problems
+
+
+@pytest.mark.parametrize(
+    ("gpu", "train", "precision", "attention", "loss"),
+    [
+        ("A100-80G", "", "bf16", "varlen", None),
+        ("H100-80G", "fp16: true", "fp16", "varlen", None),
+        ("A100-80G", "bf16: false", "fp32", "sdpa", None),
+        ("V100-32G", "", "fp16", "sdpa", "chunked"),
+        ("V100-32G", "fp16: false", "fp32", "sdpa", None),
+        ("V100-32G", "bf16: false", "fp16", "sdpa", "chunked"),
+        ("CPU", "", "fp32", "sdpa", "none"),
+        ("CPU", "bf16: true", "bf16", "sdpa", "none"),
+        ("A100-80G", "attention: eager, fused_loss: liger", "bf16", "eager", "liger"),
+    ],
+)
+def test_the_device_decides(
+    tmp_path: Path, gpu: str, train: str, precision: str, attention: str, loss: str | None
+) -> None:
+    sets = (f"cluster.gpu={gpu}", "model=Qwen/Qwen1.5-0.5B-Chat")
+    made = plan(tmp_path, f"train: {{{train}}}\n", *sets)
+    assert (made.precision, made.attention) == (precision, attention)
+    assert loss in (None, made.fused_loss)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "train", "message"),
+    [
+        ("V100-32G", "bf16: true", "train.bf16: V100-32G (compute capability 7.0) has no bf16; remove the line, or write"),
+        ("A100-80G", "bf16: true, fp16: true", "train.fp16: bf16 and fp16 are both true; keep one"),
+        ("CPU", "fp16: true", "train.fp16: DeepSpeed has no fp16 on a CPU; remove the line"),
+        ("V100-32G", "attention: varlen", "train.attention: varlen is FlashAttention: half precision and compute"),
+        ("A100-80G", "bf16: false, attention: varlen", "not A100-80G in fp32; write sdpa"),
+        ("V100-32G", "fused_loss: liger", "train.fused_loss: Liger needs Triton and compute capability 8.0 or more"),
+    ],
+)  # fmt: skip
+def test_what_the_device_cannot_do_is_refused(tmp_path: Path, gpu: str, train: str, message: str) -> None:
+    found = problems(tmp_path, f"train: {{{train}}}\n", f"cluster.gpu={gpu}")
+    assert len(found) == 1 and message in found[0]
