@@ -81,6 +81,14 @@ class Run:
         """Wait until training has done ``step``."""
         self._wait(lambda: self.last_step() >= step, timeout, f"step {step}")
 
+    def wait_line(self, kind: str, count: int, timeout: float = 240) -> None:
+        """Wait until metrics.jsonl has ``count`` lines of a type."""
+
+        def written() -> bool:
+            return sum(line["type"] == kind for line in read_metrics(self.path)) >= count
+
+        self._wait(written, timeout, f"{count} x {kind}")
+
     def wait_file(self, pattern: str, timeout: float = 240) -> Path:
         """Wait for a file of the run, without a pause: some live for milliseconds."""
         deadline = time.monotonic() + timeout
