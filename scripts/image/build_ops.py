@@ -32,12 +32,25 @@ def torch_cuda_arch_list(architectures: list[str]) -> str:
     return ";".join(f"{n[:-1]}.{n[-1]}{'+PTX' if n in ptx else ''}" for n in numbers)
 
 
-def cuda_home(site_packages: Path) -> Path:
-    """Return the CUDA toolkit that the nvidia-* packages unpacked, finished so that DeepSpeed can link against it."""
+def cuda_home(site_packages: Path) -> Path | None:
+    """Return the CUDA toolkit that the nvidia-* packages unpacked, made complete; None where they hold no nvcc.
+
+    NVIDIA's packages for CUDA 12 hold ptxas alone: DeepSpeed then builds its host-side operators without CUDA.
+    """
     nvcc = next(iter(sorted(site_packages.glob("nvidia/**/bin/nvcc"))), None)
     if nvcc is None:
-        raise SystemExit("build_ops: no nvcc in the build tools: the set's build.in must name the CUDA compiler")
-    return nvcc.parent.parent
+        return None
+    home = nvcc.parent.parent
+    libraries = home / "lib"
+    if not (home / "lib64").exists():
+        (home / "lib64").symlink_to("lib")
+    for runtime in libraries.glob("libcudart.so.*"):
+        (libraries / "libcudart.so").unlink(missing_ok=True)
+        (libraries / "libcudart.so").symlink_to(runtime.name)
+    # The driver's library is on the GPU node only; linking against async_io needs its name, not its code.
+    stub = ["gcc", "-shared", "-o", str(libraries / "libcuda.so"), "-Wl,-soname,libcuda.so.1", "-x", "c", "/dev/null"]
+    subprocess.run(stub, check=True)
+    return home
 
 
 def environment(settings: dict[str, object], folder: Path) -> dict[str, str]:
@@ -48,6 +61,8 @@ def environment(settings: dict[str, object], folder: Path) -> dict[str, str]:
     result = os.environ | {
         "CXX": str(folder / "portable-cxx"),
         "DS_BUILD_OPS": "0",
+        # DeepSpeed compiles one file after another unless told otherwise.
+        "DS_ENABLE_NINJA": "1",
         # Without it the version would carry a git hash of whatever lies around.
         "DS_BUILD_STRING": "",
         "DS_ACCELERATOR": "cuda" if settings["cuda"] else "cpu",
@@ -57,8 +72,11 @@ def environment(settings: dict[str, object], folder: Path) -> dict[str, str]:
         **{SWITCHES[op]: "1" for op in ops},
     }
     if settings["cuda"]:
-        home = cuda_home(tools)
-        result |= {"CUDA_HOME": str(home), "TORCH_CUDA_ARCH_LIST": torch_cuda_arch_list(architectures)}
+        result["TORCH_CUDA_ARCH_LIST"] = torch_cuda_arch_list(architectures)
+        if home := cuda_home(tools):
+            result["CUDA_HOME"] = str(home)
+        elif "fused_adam" in ops:
+            raise SystemExit("build_ops: fused_adam needs nvcc: the set's build.in must name the CUDA compiler")
     return result
 
 

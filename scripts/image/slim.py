@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,10 +45,17 @@ def remove(site_packages: Path, patterns: list[str]) -> int:
     return freed
 
 
+def strip_debug(site_packages: Path) -> None:
+    """Drop the debug tables of DeepSpeed's operators, which it compiles with -g."""
+    for library in site_packages.glob("deepspeed/**/*_op*.so"):
+        subprocess.run(["strip", "--strip-debug", str(library)], check=True)
+
+
 def main(set_yaml: Path, environment: Path) -> None:
     settings = yaml.safe_load(set_yaml.read_text())
     patterns = ALWAYS if settings["keep_headers"] else ALWAYS + HEADERS
     for site_packages in environment.glob("lib/python3*/site-packages"):
+        strip_debug(site_packages)
         print(f"slim: {remove(site_packages, patterns) / 1e6:.0f} MB removed from {site_packages}")
 
 
