@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slurm
 
 VALUES = [
     "a # b",
-    'quotes " and \' and `id`',
+    "quotes \" and ' and `id`",
     "back\\slash \\n \\\\",
     "$(touch canary) $HOME ${X}",
     "中文 和 emoji 😀",

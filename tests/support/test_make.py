@@ -19,7 +19,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 
 def setup(checkout: Path, level: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = ["bash", checkout / "scripts" / "setup.sh", level]
+    command = ["bash", str(checkout / "scripts" / "setup.sh"), level]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
