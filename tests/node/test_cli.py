@@ -10,7 +10,7 @@ from qwen_job.errors import EnvironmentFault
 def test_quick_check_as_json() -> None:
     result = CliRunner().invoke(cli, ["node", "check", "--quick", "--device", "cpu", "--json"])
     assert result.exit_code == 0
-    assert [finding["check"] for finding in json.loads(result.output)] == ["cache", "shared memory"]
+    assert [finding["check"] for finding in json.loads(result.output)["findings"]] == ["cache", "shared memory"]
 
 
 def test_a_fault_ends_with_the_environment_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

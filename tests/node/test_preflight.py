@@ -1,0 +1,72 @@
+"""The checks before training, against this machine's own folders, ports and clock."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from qwen_job.node.preflight import Expected, clock, disk_space, free_port, output_folder, shared_memory_for
+
+
+def states(run: Path, token: str = "") -> list[str]:
+    return [finding.state for finding in output_folder(Expected(0, run, token=token))]
+
+
+def test_an_output_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    assert states(tmp_path) == ["ok"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["launch"]
+
+
+def test_an_output_folder_that_cannot_be_written_names_the_field() -> None:
+    (finding,) = output_folder(Expected(0, Path("/proc/nowhere")))
+    assert finding.state == "fault" and finding.message.startswith("output: /proc/nowhere cannot be written")
+
+
+def test_a_folder_that_is_not_shared_holds_another_token(tmp_path: Path) -> None:
+    assert states(tmp_path, "7-0") == ["fault"]
+    (tmp_path / "launch" / "token").write_text("7-0\n")
+    assert states(tmp_path, "7-0") == ["ok"]
+    assert states(tmp_path, "7-1") == ["fault"]
+
+
+def test_disk_space_is_held_against_the_plan(tmp_path: Path) -> None:
+    assert disk_space(Expected(0, tmp_path, disk_bytes=1)).state == "ok"
+    too_much = disk_space(Expected(0, tmp_path, disk_bytes=2**60))
+    assert too_much.state == "fault" and "1073741824.0 GiB are needed" in too_much.message
+
+
+def test_a_clock_that_is_off_is_a_fault() -> None:
+    assert clock(time.time() - 2).state == "ok"
+    assert clock(time.time() - 3600).state == clock(time.time() + 3600).state == "fault"
+
+
+def test_a_port_that_is_taken_is_a_fault() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_port(port).state == "fault"
+    assert free_port(port).state == "ok"
+
+
+def test_shared_memory_is_asked_for_by_the_gpu() -> None:
+    assert shared_memory_for(0).state == "ok"
+    assert shared_memory_for(10**6).state == "fault"
+
+
+def check(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "qwen_job", "node", "check", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_what_every_node_would_have_is_final_and_a_fault_of_the_node_is_tried_again(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    assert check("--run", run).returncode == 0
+    not_shared = check("--run", run, "--token", "1-0")
+    assert not_shared.returncode == 5 and "put it on shared storage" in not_shared.stderr
+    wrong_clock = check("--run", run, "--sent-at", "1000")
+    assert wrong_clock.returncode == 163 and wrong_clock.stderr.startswith(f"error: {socket.gethostname()}: ")
+    assert check("--quick", "--run", run).returncode == 2
