@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import importlib
 import os
 import sys
@@ -132,8 +131,6 @@ def _internal(error: Exception) -> int:
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line and exit with a code of :mod:`qwen_job.errors`."""
-    # A command is a short process that frees little: collecting in between would only cost time.
-    gc.set_threshold(200_000)
     colour = False if os.environ.get("NO_COLOR") else None
     try:
         code = cli.main(args, prog_name="qwen-job", color=colour, standalone_mode=False)
