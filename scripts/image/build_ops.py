@@ -75,6 +75,9 @@ def environment(settings: dict[str, object], folder: Path) -> dict[str, str]:
         result["TORCH_CUDA_ARCH_LIST"] = torch_cuda_arch_list(architectures)
         if home := cuda_home(tools):
             result["CUDA_HOME"] = str(home)
+            # The libraries that torch itself requires came with their headers; nvcc's own stand before them.
+            installed = Path(sysconfig.get_path("purelib"), "nvidia")
+            result["CPATH"] = os.pathsep.join(map(str, sorted(installed.glob("*/include"))))
         elif "fused_adam" in ops:
             raise SystemExit("build_ops: fused_adam needs nvcc: the set's build.in must name the CUDA compiler")
     return result

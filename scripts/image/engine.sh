@@ -32,11 +32,22 @@ pip_setting() {  # one setting's value, or nothing
     awk -F "[.=]" -v key="$1" '{k = $2 != "" ? $2 : $3} k == key {sub(/^[^=]*=/, ""); gsub(/^'"'|'"'$/, ""); print; exit}' <<<"$PIP_SETTINGS"
 }
 
-write_pip_conf() {
+# The folders of wheels that a set may use. One with CUDA must not see a CPU build of torch: pip takes the local version
+# for the newer one, and then its hash is wrong.
+wheel_folders() {  # SET
+    local folder
+    for folder in $(pip_setting find-links); do
+        grep -q '^cuda: null' "$ROOT/configs/image/$1/set.yaml" || ! compgen -G "$folder/torch-*+cpu*" >/dev/null || continue
+        echo "$folder"
+    done | paste -sd ' '
+}
+
+write_pip_conf() {  # SET
     local key value
     echo '[global]'
     for key in cert index-url extra-index-url find-links timeout; do
         value=$(pip_setting "$key")
+        [ "$key" != find-links ] || value=$(wheel_folders "$1")
         [ "$key" != timeout ] || value=${value:-$(pip_setting default-timeout)}
         # A folder of this machine serves the build only where it is mounted: find-links and the CA bundle are.
         [ "$key" != extra-index-url ] || value=$(tr ' ' '\n' <<<"$value" | { grep -v '^file:' || true; } | paste -sd ' ')
@@ -46,11 +57,11 @@ write_pip_conf() {
     done
 }
 
-pip_mounts() {  # HOST:CONTAINER lines
+pip_mounts() {  # SET; prints HOST:CONTAINER lines
     local path
     path=$(pip_setting cert)
     [ ! -f "$path" ] || echo "$path:/etc/pip-ca.pem"
-    for path in $(pip_setting find-links); do
+    for path in $(wheel_folders "$1"); do
         case $path in /*) [ ! -d "$path" ] || echo "$path:$path" ;; esac
     done
 }

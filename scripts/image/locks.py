@@ -42,6 +42,10 @@ def lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
+def has_cuda(name: str) -> bool:
+    return "\ncuda: null\n" not in (CONFIGS / name / "set.yaml").read_text()
+
+
 def python_inputs(name: str) -> dict[str, list[str]]:
     """Lock file name -> the requirements that it answers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -73,6 +77,8 @@ def problems_of_python(lock: Path, inputs: list[str]) -> list[str]:
         pin = pins.get(canonicalize_name(wanted.name))
         if pin is None or not wanted.specifier.contains(pin, prereleases=True):
             found.append(f"{lock}: {line} is not met (locked: {pin})")
+    if has_cuda(lock.parent.name) and "+cpu" in pins.get("torch", ""):
+        found.append(f"{lock}: torch is a build for CPUs: run 'make image-lock'")
     blocks = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.M)[1:]
     found += [f"{lock}: {block.split()[0]} has no hash" for block in blocks if "--hash=sha256:" not in block]
     return found
@@ -110,14 +116,18 @@ def write_lock(lock: Path, inputs: list[str], body: str) -> None:
     print(f"locks: {lock.relative_to(ROOT)}: {len(lines(lock))} lines")
 
 
-def resolve_python(inputs: list[str], *options: str) -> str:
-    """Resolve with uv; where pip of this machine looks for packages (find-links), uv looks too."""
+def resolve_python(name: str, inputs: list[str], *options: str) -> str:
+    """Resolve with uv; where pip of this machine looks for packages (find-links), uv looks too.
+
+    A set with CUDA does not look there: a CPU build of torch in such a folder would win over the one with CUDA.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "UV_FIND_LINKS" or not has_cuda(name)}
     with tempfile.NamedTemporaryFile("w", suffix=".in") as wanted:
         wanted.write("\n".join(inputs) + "\n")
         wanted.flush()
         command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
         command += ["--python-version", PYTHON, "--python-platform", PLATFORM, *options, wanted.name]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 @cache
@@ -136,11 +146,11 @@ def write(name: str, base: str) -> None:
     python = python_inputs(name)
     # DeepSpeed's own requirements are locked with ours; the package itself is built in the image from its source.
     everything = python["requirements.lock"] + python["deepspeed.lock"]
-    body = resolve_python(everything, "--no-emit-package", "deepspeed", "--prerelease", "disallow")
+    body = resolve_python(name, everything, "--no-emit-package", "deepspeed", "--prerelease", "disallow")
     write_lock(CONFIGS / name / "requirements.lock", python["requirements.lock"], body)
-    deepspeed = resolve_python(python["deepspeed.lock"], "--no-deps")
+    deepspeed = resolve_python(name, python["deepspeed.lock"], "--no-deps")
     write_lock(CONFIGS / name / "deepspeed.lock", python["deepspeed.lock"], deepspeed)
-    build = resolve_python(python["build.lock"], "--allow-unsafe")
+    build = resolve_python(name, python["build.lock"], "--allow-unsafe")
     write_lock(CONFIGS / name / "build.lock", python["build.lock"], build)
 
     debian = debian_inputs(name)
