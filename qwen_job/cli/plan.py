@@ -113,7 +113,7 @@ def _data(job: Job) -> tuple[DataSize | None, str]:
 
 def _draw(made: Plan, file: str) -> None:
     from qwen_job.launch.files import write_atomically
-    from qwen_job.plan.picture import svg
+    from qwen_job.picture import svg
 
     memory, path = made.sharding.memory, Path(file)
     if memory is None:
@@ -124,7 +124,7 @@ def _draw(made: Plan, file: str) -> None:
         raise EnvironmentFault(f"{file}: exists and is no SVG picture; name another file")
     title = f"{made.job.name}: memory of one {'node' if made.gpu.is_cpu else made.gpu.name}"
     try:
-        write_atomically(path, svg(memory, title=title))
+        write_atomically(path, svg(memory.stack, title=title))
     except OSError as error:
         raise EnvironmentFault(f"{file}: cannot be written: {error.strerror}") from None
 

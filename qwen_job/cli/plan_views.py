@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from qwen_job.job import Job
+from qwen_job.picture import bar
 from qwen_job.plan import Plan
 from qwen_job.plan.compare import Difference
 from qwen_job.plan.memory import GIB
-from qwen_job.plan.picture import bar
 from qwen_job.plan.run import RunPlan
 from qwen_job.plan.search import Runner
 from qwen_job.plan.smallest import Smallest
@@ -103,7 +103,7 @@ def plan_lines(plan: Plan, missing: str, everything: bool) -> list[str]:
     memory = plan.sharding.memory
     if memory is not None:
         title = f"Memory of {'one node' if plan.gpu.is_cpu else 'one GPU'}"
-        lines += ["", *bar(memory, title=title).splitlines(), "", *_host_and_disk(plan)]
+        lines += ["", *bar(memory.stack, title=title).splitlines(), "", *_host_and_disk(plan)]
     lines += ["", *_time(plan, missing)]
     return lines + _runners(plan, everything)
 

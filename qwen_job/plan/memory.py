@@ -17,11 +17,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_job.plan.activations import BYTES, activation_bytes, loss_bytes
 from qwen_job.plan.facts import Gpu, ModelShape
 from qwen_job.resources import resource
+
+if TYPE_CHECKING:
+    from qwen_job.picture import Stack
 
 GIB = 2**30
 MASTER_BYTES, ADAM_BYTES = 4, 8
@@ -75,6 +78,13 @@ class MemoryEstimate:
     def disk_bytes(self) -> int:
         """Total that the run folder takes."""
         return sum(self.disk.values())
+
+    @property
+    def stack(self) -> Stack:
+        """What to draw: one GPU against its memory, or one node where there is no GPU."""
+        from qwen_job.picture import Stack  # only who draws pays for it
+
+        return Stack(self.gpu, self.capacity) if self.gpu else Stack(self.host, of="node")
 
     def fits(self, margin: float = 0.05) -> bool:
         """Tell whether the GPU holds it and keeps ``margin`` free; unknown memory is not judged."""

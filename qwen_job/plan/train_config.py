@@ -21,7 +21,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
     """Return train.yaml's content; every key is present, None where something is off."""
     job, gpu = plan.job, plan.gpu
     sharding = plan.sharding
-    memory, speed = sharding.memory, sharding.speed
+    speed = sharding.speed
     fill = PACKED_FILL if job.data.packing else 1.0
     return {
         "version": 1,
@@ -52,11 +52,29 @@ def train_config(plan: Plan) -> dict[str, Any]:
         },
         # What metrics.jsonl measures: bytes that torch allocates (no context, no fragmentation), and real tokens.
         "plan": {
-            "memory_bytes_per_gpu": memory.moments[memory.peak] if memory and memory.gpu_bytes else None,
+            "memory_bytes_per_gpu": _measurable_bytes(plan),
             "step_seconds": round(speed.mid, 6) if speed else None,
             "tokens_per_second": round(speed.tokens_per_second * fill, 1) if speed else None,
+            "memory_items": _memory_items(plan),
+            "memory_capacity_bytes": plan.sharding.memory.capacity if plan.sharding.memory else None,
         },
     }
+
+
+def _measurable_bytes(plan: Plan) -> int | None:
+    """Bytes that a run measures: what torch allocates on a GPU; on a CPU the whole of one process."""
+    memory = plan.sharding.memory
+    if memory is None:
+        return None
+    return memory.moments[memory.peak] if memory.gpu else sum((_memory_items(plan) or {}).values())
+
+
+def _memory_items(plan: Plan) -> dict[str, int] | None:
+    """Bytes by item of one GPU at its peak, for the report's picture; on a CPU those of one process."""
+    memory = plan.sharding.memory
+    if memory is None:
+        return None
+    return memory.gpu or {item: size // plan.gpus_per_node for item, size in memory.host.items()}
 
 
 def _data(job: Job) -> dict[str, Any]:

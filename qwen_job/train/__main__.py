@@ -93,14 +93,14 @@ def train(
 
 def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, started: float) -> None:
     """Write model/ and, last of all, done.json."""
-    from qwen_job.train.closing import tell
+    from qwen_job.train.closing import against_plan, tell
     from qwen_job.train.export import export, write_done
 
     log.heartbeat("saving", trainer.state.global_step)
     trainer.settle_best()
     export(trainer, model_folder, config.output_dir / "model")
     step, seconds = trainer.state.global_step, time.time() - started
-    log.write("end", step, train_seconds=seconds)
+    log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
     if log.active:
         tell(config.output_dir, log.say)
         losses = {line["step"]: line["loss"] for line in read_metrics(config.output_dir) if line["type"] == "step"}
@@ -212,7 +212,10 @@ def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log:
         steps = [line["step"] for line in read_metrics(config.output_dir) if "step" in line]
         # Where the storage is the reason, nothing can be left there.
         with contextlib.suppress(OSError):
-            log.write("stop", max(steps, default=0), reason=reason, exit_code=code)
+            from qwen_job.train.closing import against_plan
+
+            compared = against_plan(config.output_dir)
+            log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)
             log.heartbeat(state, max(steps, default=0))
     return code
 

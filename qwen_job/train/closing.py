@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from qwen_job.train.model_card import write_model_card
 from qwen_job.train.report import main_figures, write_report
+from qwen_job.train.summary import summarize
+
+
+def against_plan(run_dir: Path) -> dict[str, Any]:
+    """Return what was planned and what was measured so far, for the last line of metrics.jsonl.
+
+    Empty where the folder cannot be read: the last line matters more.
+    """
+    try:
+        pairs = summarize(run_dir).against_plan
+    except Exception:
+        return {}
+    return {
+        "planned": {key: planned for key, (planned, _) in pairs.items()},
+        "measured": {key: measured for key, (_, measured) in pairs.items()},
+    }
 
 
 def tell(run_dir: Path, say: Callable[[str], None]) -> None:

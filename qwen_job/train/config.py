@@ -71,11 +71,17 @@ class Guards(_Strict):
 
 
 class Planned(_Strict):
-    """What the plan foresaw, for messages and the report beside what was measured."""
+    """What the plan foresaw, for messages and the report beside what was measured.
+
+    Memory is that of one GPU, or of one process on a CPU: ``memory_bytes_per_gpu`` counts what the run measures (on a
+    GPU what torch allocates), ``memory_items`` everything, to be drawn against ``memory_capacity_bytes``.
+    """
 
     memory_bytes_per_gpu: int | None = None
     step_seconds: float | None = None
     tokens_per_second: float | None = None
+    memory_items: dict[str, int] | None = None
+    memory_capacity_bytes: int | None = None
 
 
 class TrainConfig(_Strict):

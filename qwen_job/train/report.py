@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import EnvironmentFault, UsageError
+from qwen_job.picture import Stack, svg
 from qwen_job.train.files import write_atomic
 from qwen_job.train.plot import Formatter, Series, chart, smooth
 from qwen_job.train.runlog import duration
@@ -54,7 +55,14 @@ def write_report(run_dir: Path) -> Path:
 def main_figures(run_dir: Path) -> list[str]:
     """Return the run's main figures as lines of text, the effective share of its wall time last."""
     summary = summarize(run_dir)
-    lines = [f"{label.split(' · ')[0]}: {value}" for label, value, _ in _figures(summary)[:-1] if value != "–"]
+    lines = [
+        f"{label.split(' · ')[0]}: {value}{f' ({note})' if note.startswith('planned') else ''}"
+        for label, value, note in _figures(summary)[:-1]
+        if value != "–"
+    ]
+    planned, measured = summary.against_plan["step_seconds"]
+    if planned and measured:
+        lines.append(f"Seconds a step: {_number(measured)} (planned {_number(planned)})")
     spent = [(name, summary.seconds[name]) for name in ACCOUNTS if summary.seconds[name] > 0]
     if spent:
         parts = ", ".join(f"{_ACCOUNT_NAMES[name].split(' · ')[0].lower()} {duration(value)}" for name, value in spent)
@@ -66,7 +74,7 @@ def main_figures(run_dir: Path) -> list[str]:
 def page(summary: Summary) -> str:
     """Return the whole page."""
     title = f"{summary.name} · qwen-job"
-    body = [_header(summary), _cards(summary), _time(summary), _charts(summary), _planned(summary)]
+    body = [_header(summary), _cards(summary), _time(summary), _charts(summary), _planned(summary), _memory(summary)]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     body += [_attempts(summary), _guards(summary), _evaluation(summary), _settings(summary)]
     return (
@@ -193,17 +201,35 @@ def _figure(title: str, series: list[Series], form: Formatter, marks: list[float
 
 def _planned(summary: Summary) -> str:
     rows = []
-    for label, planned, measured, form in (
-        ("Memory per GPU · 每卡显存", summary.planned("memory_bytes_per_gpu"), summary.peak("memory_bytes"), _bytes),
-        ("Seconds a step · 每步耗时", summary.planned("step_seconds"), summary.median("step_seconds"), _number),
-        ("Tokens/s · 吞吐", summary.planned("tokens_per_second"), summary.median("tokens_per_second"), _count),
+    memory = "Memory of a process · 每进程内存" if _on_cpu(summary) else "Memory per GPU · 每卡显存"
+    for label, key, form in (
+        (memory, "memory_bytes", _bytes),
+        ("Seconds a step · 每步耗时", "step_seconds", _number),
+        ("Tokens/s · 吞吐", "tokens_per_second", _count),
     ):
+        planned, measured = summary.against_plan[key]
         if planned or measured:
             ratio = f"{measured / planned:.2f}" if planned and measured else "–"
             rows.append([label, form(planned), form(measured), ratio])
     return _table(
         "Planned and measured · 计划与实测", ["", "planned · 计划", "measured · 实测", "measured / planned"], rows
     )
+
+
+def _on_cpu(summary: Summary) -> bool:
+    return summary.settings.get("device") == "cpu"
+
+
+def _memory(summary: Summary) -> str:
+    """Draw the planned memory, item by item against the card, and below it the measured peak."""
+    items = summary.memory_items
+    if not items:
+        return ""
+    on_cpu = _on_cpu(summary)
+    stack = Stack(items, summary.planned_bytes("memory_capacity_bytes"), "process" if on_cpu else "GPU")
+    title = "One process" if on_cpu else "One GPU"
+    drawing = svg(stack, title=title, measured=summary.peak("memory_bytes"))
+    return f'<section class="memory"><h2>Planned memory · 计划显存</h2>{drawing}</section>'
 
 
 def _attempts(summary: Summary) -> str:

@@ -76,6 +76,29 @@ class Summary:
         plan = self.settings.get("plan")
         return number(plan, key) if isinstance(plan, dict) else None
 
+    @property
+    def against_plan(self) -> dict[str, tuple[float | None, float | None]]:
+        """Return (planned, measured) of what the plan foresees, by the names of metrics.jsonl."""
+        return {
+            "memory_bytes": (self.planned("memory_bytes_per_gpu"), self.peak("memory_bytes")),
+            "step_seconds": (self.planned("step_seconds"), self.median("step_seconds")),
+            "tokens_per_second": (self.planned("tokens_per_second"), self.median("tokens_per_second")),
+        }
+
+    def planned_bytes(self, key: str) -> int | None:
+        """Return a whole number of train.yaml's plan section."""
+        value = self.planned(key)
+        return None if value is None else int(value)
+
+    @property
+    def memory_items(self) -> dict[str, int]:
+        """Return the planned bytes by item, empty where nothing was planned."""
+        plan = self.settings.get("plan")
+        items = plan.get("memory_items") if isinstance(plan, dict) else None
+        if not isinstance(items, dict):
+            return {}
+        return {str(name): int(size) for name in items if (size := number(items, name)) is not None and size > 0}
+
     def section(self, name: str) -> Mapping[str, Any]:
         """Return a section of train.yaml, empty when it is missing."""
         value = self.settings.get(name)

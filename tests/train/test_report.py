@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from qwen_job.cli.report import report
 from qwen_job.errors import UsageError
-from qwen_job.train.closing import tell
+from qwen_job.train.closing import against_plan, tell
 from qwen_job.train.model_card import write_model_card
 from qwen_job.train.plot import Series, chart, nice_ticks, smooth, thin
 from qwen_job.train.report import main_figures, write_report
@@ -26,7 +26,9 @@ world_size: 2
 model: {name: Qwen/Qwen-1_8B-Chat, source: modelscope, revision: null}
 data: {train: [{path: /data/a.json, weight: 1.0}], eval: [], max_length: 512, system_prompt: "</td><script>"}
 training: {learning_rate: 1.0e-05}
-plan: {memory_bytes_per_gpu: 2000000000, step_seconds: 2.0, tokens_per_second: 500.0}
+plan: {memory_bytes_per_gpu: 2000000000, step_seconds: 2.0, tokens_per_second: 500.0,
+  memory_items: {weights: 1500000000, "one layer's backward": 500000000, CUDA context: 400000000, torn: x},
+  memory_capacity_bytes: 4000000000}
 """
 
 
@@ -82,6 +84,25 @@ def test_the_report_has_the_figures(run: Path) -> None:
     assert main_figures(run)[-1] == "Effective training time: 9.2%"
 
 
+def test_the_planned_memory_is_drawn_beside_the_measured_peak(run: Path) -> None:
+    text = write_report(run).read_text()
+    assert "One GPU: 2.2 of 3.7 GiB, 1.5 GiB free" in text and "measured peak: 1.00 GiB" in text
+    for item in ("weights: 1.40 GiB", "one layer&#x27;s backward: 0.47 GiB", "CUDA context: 0.37 GiB"):
+        assert item in text, item
+    assert "torn" not in text
+    (run / "train.yaml").write_text(SETTINGS.replace("memory_items", "other"))
+    assert "Planned memory" not in write_report(run).read_text()
+
+
+def test_planned_and_measured_stand_side_by_side(run: Path) -> None:
+    lines = main_figures(run)
+    assert "Peak memory: 1.0 GiB (planned 1.9 GiB)" in lines and "Seconds a step: 2 (planned 2)" in lines
+    assert against_plan(run) == {
+        "planned": {"memory_bytes": 2e9, "step_seconds": 2.0, "tokens_per_second": 500.0},
+        "measured": {"memory_bytes": float(1 << 30), "step_seconds": 2.0, "tokens_per_second": 480.0},
+    }
+
+
 class _Page(HTMLParser):
     """Collects tags, addresses and the text of a page."""
 
@@ -109,7 +130,7 @@ def test_the_page_is_whole_offline_and_quotes_what_users_wrote(run: Path) -> Non
     assert page.open == [] and page.addresses == [] and "script" not in page.tags and "b" in page.tags
     assert "url(" not in text and "@import" not in text
     assert "&lt;b&gt;客服&lt;/b&gt;" in text
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 7
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.plan.memory import GIB, MemoryEstimate
-from qwen_job.plan.picture import FILLS, bar, svg
+from qwen_job.picture import FILLS, GIB, Stack, bar, svg
 
-HALF = MemoryEstimate({"weights": 6 * GIB, "optimizer": 10 * GIB}, {}, {}, "loss", {}, 32 * GIB)
-OVER = MemoryEstimate({"weights": 48 * GIB}, {}, {}, "loss", {}, 32 * GIB)
-HOST = MemoryEstimate({}, {"processes": 4 * GIB}, {}, "loss")
+HALF = Stack({"weights": 6 * GIB, "optimizer": 10 * GIB}, 32 * GIB)
+OVER = Stack({"weights": 48 * GIB}, 32 * GIB)
+HOST = Stack({"processes": 4 * GIB}, of="node")
 
 
 def test_half_a_card_is_half_a_bar() -> None:
@@ -37,14 +36,21 @@ def test_colour_only_when_asked_for() -> None:
     assert "\033" not in bar(HALF) and "\033[34m" in bar(HALF, colour=True)
 
 
-@pytest.mark.parametrize("estimate", [HALF, OVER, HOST], ids=["half", "over", "host"])
-def test_svg_has_a_rectangle_for_each_item_and_says_what_it_shows(estimate: MemoryEstimate) -> None:
-    root = ElementTree.fromstring(svg(estimate, title='<plan> & "co"'))
+@pytest.mark.parametrize("stack", [HALF, OVER, HOST], ids=["half", "over", "host"])
+def test_svg_has_a_rectangle_for_each_item_and_says_what_it_shows(stack: Stack) -> None:
+    root = ElementTree.fromstring(svg(stack, title='<plan> & "co"'))
     space = "{http://www.w3.org/2000/svg}"
     assert root.findtext(f"{space}title") == '<plan> & "co"'
     assert "GiB" in (root.findtext(f"{space}desc") or "")
-    items = len(estimate.gpu or estimate.host)
-    assert len(root.findall(f"{space}rect/{space}title")) == items
+    assert len(root.findall(f"{space}rect/{space}title")) == len(stack.items)
+
+
+def test_what_was_measured_is_drawn_on_the_same_scale_and_what_torch_does_not_allocate_stands_last() -> None:
+    stack = Stack({"CUDA context": 8 * GIB, "weights": 6 * GIB, "optimizer": 2 * GIB}, 32 * GIB)
+    assert [name for name, _ in stack.ordered] == ["weights", "optimizer", "CUDA context"]
+    root = ElementTree.fromstring(svg(stack, width=340, measured=16 * GIB))
+    drawn = {rect[0].text: rect.get("width") for rect in root.iter("{http://www.w3.org/2000/svg}rect") if len(rect)}
+    assert drawn["weights: 6.00 GiB"] == "60.0" and drawn["measured peak: 16.00 GiB"] == "160.0"
 
 
 @given(
@@ -52,5 +58,5 @@ def test_svg_has_a_rectangle_for_each_item_and_says_what_it_shows(estimate: Memo
     st.integers(10, 200),
 )
 def test_the_bar_is_as_wide_as_asked(items: dict[str, int], width: int) -> None:
-    drawn = bar(MemoryEstimate(items, {}, {}, "loss"), width=width).split("\n")[1]
+    drawn = bar(Stack(items), width=width).split("\n")[1]
     assert len(drawn) == width + 2

@@ -1,0 +1,136 @@
+"""Memory against the card, drawn: a stacked bar for a terminal, the same as SVG for a file and for the report.
+
+- ``Stack``: the items of one bar and what they have to fit into
+- ``bar``: lines of text; ``svg``: a picture, with what was measured below it when that is known
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from typing import Literal
+
+GIB = 2**30
+# A fill of its own for each item, so that the bar reads without colour; colours of equal lightness from Okabe and Ito.
+FILLS = "█▓▒░▚▞╳▤▥▦◧◩"
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C564B")
+ANSI = (34, 33, 32, 35, 36, 31, 93, 90)
+OVER, MEASURED = "#B00020", "#667085"
+# What torch does not allocate, and so does not measure: drawn last, that the rest compares with a measured peak.
+NOT_ALLOCATED = ("fragmentation", "CUDA context", "NCCL")
+_WITHOUT_CARD = {
+    "GPU": "a GPU, whose memory is not known",
+    "node": "of host memory on a node",
+    "process": "of memory in a process",
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Bytes by item ``of`` one GPU, node or process, and the bytes that it has (None: not known, or not limited)."""
+
+    items: Mapping[str, int]
+    capacity: int | None = None
+    of: Literal["GPU", "node", "process"] = "GPU"
+
+    @property
+    def total(self) -> int:
+        """Bytes of all items."""
+        return sum(self.items.values())
+
+    @property
+    def ordered(self) -> list[tuple[str, int]]:
+        """Return the items as drawn: the largest first, and after them what torch does not allocate."""
+        return sorted(self.items.items(), key=lambda item: (item[0] in NOT_ALLOCATED, -item[1]))
+
+    @property
+    def sentence(self) -> str:
+        """Say how much it is and how much is free, or too much."""
+        if self.capacity is None:
+            return f"{_gib(self.total)} {_WITHOUT_CARD[self.of]}"
+        over, card = self.total - self.capacity, _gib(self.capacity)
+        if over > 0:
+            return f"{_gib(self.total)}, {_gib(over)} more than the card's {card}"
+        return f"{self.total / GIB:.1f} of {card}, {_gib(-over)} free"
+
+
+def bar(stack: Stack, *, width: int = 60, colour: bool = False, title: str = "") -> str:
+    """Return the bar with a legend, as lines of text; ``width`` is that of the bar in characters.
+
+    The bar ends at the card's memory (``│``); what is over it stands behind. Where there is no card, or its memory is
+    unknown, the bar is drawn against its own total.
+    """
+    total, capacity = stack.total, stack.capacity
+    scale = max(total, capacity or 0) or 1
+    widths = _widths([size for _, size in stack.ordered], width * total / scale)
+    pieces = [_paint(FILLS[i % len(FILLS)] * n, i, colour) for i, n in enumerate(widths)]
+    edge = round(width * (capacity or scale) / scale)
+    drawn = "".join(pieces) + " " * max(0, edge - sum(widths))
+    head = f"{title}: " if title else ""
+    lines = [f"{head}{stack.sentence}", f"▕{drawn}▏"]
+    if capacity is not None and total > capacity:
+        lines.append(" " * (edge + 1) + "╵ the card ends here")
+    longest = max((len(name) for name in stack.items), default=0)
+    for i, (name, size) in enumerate(stack.ordered):
+        fill = _paint(FILLS[i % len(FILLS)], i, colour)
+        lines.append(f"  {fill} {name:{longest}} {size / GIB:9.2f} GiB {size / total:6.1%}")
+    return "\n".join(lines)
+
+
+def svg(stack: Stack, *, width: int = 720, title: str = "Memory", measured: float | None = None) -> str:
+    """Return the bar as an SVG picture with a title, a legend and the card's limit; it stands alone or in a page.
+
+    ``measured`` bytes (the peak that torch allocated) are drawn as a bar of their own, on the same scale.
+    """
+    total, capacity = stack.total, stack.capacity
+    scale = (width - 20) / (max(total, capacity or 0, measured or 0) or 1)
+    row, top = 20, 64 if measured is None else 86
+    height = top + 18 + row * len(stack.items)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+        'role="img" font-family="sans-serif" font-size="13" fill="currentColor">',
+        f"<title>{escape(title)}</title><desc>{escape(stack.sentence)}</desc>",
+        f'<text x="10" y="20" font-weight="bold">{escape(title)}: {escape(stack.sentence)}</text>',
+    ]
+    left = 10.0
+    for i, (name, size) in enumerate(stack.ordered):
+        label, colour, y = f"{name}: {size / GIB:.2f} GiB", COLOURS[i % len(COLOURS)], top + 18 + row * i
+        parts += [
+            _rectangle(left, 30, size * scale, 28, colour, label),
+            f'<rect x="10" y="{y - 11}" width="12" height="12" fill="{colour}"/>',
+            f'<text x="28" y="{y}">{escape(label)} ({size / total:.1%})</text>',
+        ]
+        left += size * scale
+    if measured is not None:
+        label = f"measured peak: {measured / GIB:.2f} GiB"
+        parts.append(_rectangle(10, 62, measured * scale, 10, MEASURED, label))
+        parts.append(f'<text x="10" y="86" font-size="12">{escape(label)}</text>')
+    if capacity is not None:
+        x, low = 10 + capacity * scale, 62 if measured is None else 74
+        parts.append(f'<rect x="10" y="30" width="{capacity * scale:.1f}" height="28" fill="none" stroke="#888"/>')
+        parts.append(f'<line x1="{x:.1f}" y1="26" x2="{x:.1f}" y2="{low}" stroke="{OVER}" stroke-width="2"/>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _rectangle(x: float, y: int, width: float, height: int, colour: str, label: str) -> str:
+    place = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}"'
+    return f'<rect {place} fill="{colour}"><title>{escape(label)}</title></rect>'
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _widths(sizes: Sequence[int], width: float) -> list[int]:
+    """Share ``width`` characters out by size so that their sum is right: borders are rounded, not parts."""
+    total, borders, below = sum(sizes) or 1, [0], 0
+    for size in sizes:
+        below += size
+        borders.append(round(width * below / total))
+    return [after - before for before, after in pairwise(borders)]
+
+
+def _paint(text: str, index: int, colour: bool) -> str:
+    return f"\033[{ANSI[index % len(ANSI)]}m{text}\033[0m" if colour and text else text
