@@ -1,36 +1,34 @@
 """The ``kubernetes:`` section, for PyTorchJob, TrainJob and JobSet manifests and the Helm chart alike."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from qwen_job.job.types import Count, EnvName, FreeText, Positive, Seconds, Strict
-
-_NAME = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-_SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
-
-DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-DnsSubdomain = Annotated[str, Field(pattern=rf"^{_SUBDOMAIN}$", max_length=253)]
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$")]
-WholeQuantity = Annotated[str, Field(pattern=r"^[0-9]+$")]
-QualifiedName = Annotated[str, Field(pattern=rf"^([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}$")]
-LabelValue = Annotated[str, Field(pattern=rf"^({_NAME})?$")]
-MountPath = Annotated[str, Field(pattern=r"^/[^:\x00-\x1f\x7f]*$", max_length=4096)]
-SecretKey = Annotated[str, Field(pattern=rf"^{_SUBDOMAIN}/[-._a-zA-Z0-9]+$")]
-Cidr = Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")]
-
-
-def _no_null(value: Any) -> Any:
-    """Refuse null inside an overlay: Helm drops such a key, kubectl's server ignores it, so it would mean nothing."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        if item is None:
-            raise ValueError(f"{key}: null means nothing to Kubernetes; write a value, or remove the line")
-        _no_null(item)
-    return value
-
-
-Overlay = Annotated[dict[str, Any], AfterValidator(_no_null)]
+from qwen_job.job.kubernetes_types import (
+    OWN_ANNOTATIONS,
+    OWN_LABELS,
+    SUBDOMAIN,
+    Amounts,
+    Cidr,
+    Deadline,
+    DnsLabel,
+    DnsSubdomain,
+    ExtendedResource,
+    LabelValue,
+    Lifetime,
+    MountPath,
+    Natural,
+    Overlay,
+    QualifiedName,
+    Quantity,
+    SecretKey,
+    Storage,
+    Toleration,
+    Whole,
+    forward,
+    not_ours,
+)
+from qwen_job.job.types import EnvName, FreeText, Strict
 
 
 class Volume(Strict):
@@ -42,13 +40,13 @@ class Volume(Strict):
     nfs: Annotated[str, Field(pattern=r"^[^\s:][^:]*:/[^\x00-\x1f\x7f]*$")] | None = Field(
         None, description="SERVER:/PATH"
     )
-    host_path: MountPath | None = Field(
+    host_path: Annotated[MountPath, forward] | None = Field(
         None, description="A folder of the node; breaks the restricted pod security level"
     )
-    size: Quantity | None = Field(None, description="Create the claim, with so much storage; it outlives the job")
+    size: Storage | None = Field(None, description="Create the claim, with so much storage; it outlives the job")
     storage_class: DnsSubdomain | None = Field(None, description="Of the claim that is created")
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"] = "ReadWriteMany"
-    sub_path: Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$")] | None = None
+    sub_path: Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"), forward] | None = None
     read_only: bool = False
 
     @model_validator(mode="after")
@@ -67,42 +65,57 @@ class Kubernetes(Strict):
     )
     master: bool = Field(False, description="PyTorchJob: a Master and Workers instead of elastic workers alone")
     namespace: DnsLabel | None = None
-    labels: dict[QualifiedName, LabelValue] = {}
-    annotations: dict[QualifiedName, FreeText] = {}
+    labels: Annotated[dict[QualifiedName, LabelValue], not_ours(OWN_LABELS, "choose another label")] = {}
+    annotations: Annotated[dict[QualifiedName, FreeText], not_ours(OWN_ANNOTATIONS, "choose another")] = {}
     volumes: list[Volume] = Field([], description="Shared storage for model, data and output")
     shm_size: Quantity = Field("16Gi", description="Size of /dev/shm; counts as the pod's memory")
     cpu: Quantity | None = Field(None, description="CPU request and limit of a pod")
     memory: Quantity | None = Field(None, description="Memory request and limit of a pod")
-    gpu_resource: QualifiedName | None = Field("nvidia.com/gpu", description="The resource that a GPU is requested by")
-    resources: dict[QualifiedName, Quantity] = Field({}, description="More resources of a pod, e.g. {rdma/hca: '1'}")
+    gpu_resource: ExtendedResource | None = Field(
+        "nvidia.com/gpu", description="The resource that a GPU is requested by"
+    )
+    resources: Amounts = Field({}, description="More resources of a pod, e.g. {rdma/hca: '1'}")
     gpu_products: list[LabelValue] = Field([], description="Node label nvidia.com/gpu.product: one of these")
     node_selector: dict[QualifiedName, LabelValue] = {}
-    tolerations: list[Overlay] = Field([], description="More tolerations; the GPU's own is always there")
+    tolerations: list[Toleration] = Field([], description="More tolerations; the GPU's own is always there")
     topology: QualifiedName | None = Field(
         None, description="Node label of the part of the cluster to keep the job in, e.g. topology.kubernetes.io/zone"
     )
     spread: QualifiedName | None = Field(None, description="Node label to spread the pods over evenly")
-    queue: Annotated[str, Field(pattern=rf"^((kueue|volcano):{_SUBDOMAIN}|volcano|coscheduling)$")] | None = Field(
-        None, description="Gang scheduling: kueue:QUEUE, volcano, volcano:QUEUE or coscheduling"
-    )
+    queue: (
+        Annotated[str, Field(pattern=rf"^((kueue|volcano):{SUBDOMAIN}|volcano|coscheduling)$", max_length=71)] | None
+    ) = Field(None, description="Gang scheduling: kueue:QUEUE, volcano, volcano:QUEUE or coscheduling")
     priority_class: DnsSubdomain | None = None
     service_account: DnsSubdomain | None = None
     image_pull_secrets: list[DnsSubdomain] = []
     env_from_secrets: list[DnsSubdomain] = Field([], description="Secrets whose every key becomes a variable")
     secret_env: dict[EnvName, SecretKey] = Field({}, description="Variables from secrets: {HF_TOKEN: SECRET/KEY}")
-    run_as_user: Positive | None = Field(10001, description="The pods' user; null leaves it to the namespace")
-    fs_group: Positive | None = Field(10001, description="Group that volumes are made writable for")
+    run_as_user: Natural | None = Field(10001, description="The pods' user; null leaves it to the namespace")
+    fs_group: Natural | None = Field(10001, description="Group that volumes are made writable for")
     ipc_lock: bool = Field(False, description="The capability that RDMA needs; breaks the restricted level")
     host_network: bool = Field(False, description="The node's own network; breaks the restricted level")
     network_policy: bool = Field(False, description="Let the pods talk to each other, DNS and egress only")
     egress: list[Cidr] = Field([], description="With network_policy: what else the pods may reach")
     master_port: Annotated[int, Field(ge=1024, le=65535)] = Field(29400, description="Port of the rendezvous")
-    rendezvous_timeout: Positive = Field(900, description="Seconds for all pods to start, image pulls included")
-    backoff_limit: Count = 10
-    active_deadline: Seconds | None = None
-    ttl_after_finished: Seconds | None = None
-    suspend: bool = False
-    max_restarts: Positive = Field(10, description="How often the group of pods is restarted")
+    rendezvous_timeout: Natural = Field(900, description="Seconds for all pods to start, image pulls included")
+    backoff_limit: Whole = Field(
+        10, description="PyTorchJob: 0 makes the first failure final; the operator bounds nothing by larger numbers"
+    )
+    active_deadline: Deadline | None = Field(None, description="The job's time limit; it saves before")
+    ttl_after_finished: Lifetime | None = Field(
+        None, description="When the finished job is removed; a TrainJob has no such field and stays"
+    )
+    suspend: bool = Field(False, description="Make the job without pods; setting it to false starts it")
+    max_restarts: Natural = Field(10, description="TrainJob, JobSet: how often the group of pods is restarted")
+    prepare: bool = Field(
+        False, description="A Job without GPUs fetches the model and prepares the data first; then the training starts"
+    )
+    prepare_cpu: Quantity = Field("4", description="CPU request and limit of that Job")
+    prepare_memory: Quantity = Field("16Gi", description="Memory request and limit of that Job")
+    prepare_account: DnsSubdomain | None = Field(
+        None, description="A service account that may patch the training job; default: one is made, with a Role for it"
+    )
+    prepare_pod: Overlay = Field({}, description="Laid over the spec of that Job's pod")
     pod: Overlay = Field({}, description="Laid over the pod's spec")
     pod_container: Overlay = Field({}, description="Laid over the container")
     job: Overlay = Field({}, description="Laid over the spec of the PyTorchJob, TrainJob or JobSet")

@@ -125,8 +125,6 @@ def _section_problems(plan: Plan) -> Iterator[Problem]:
             yield job.problem((*where, "name"), f"{volume.name!r} is the job's own; choose another")
         if paths[index] in ("/", "/tmp", "/dev/shm", CONFIG_PATH) or paths.count(paths[index]) > 1:
             yield job.problem((*where, "mount_path"), f"{volume.mount_path!r} is taken already; choose another")
-        if volume.sub_path and ".." in volume.sub_path.split("/"):
-            yield job.problem((*where, "sub_path"), "must not hold '..'")
 
 
 CONFIG_PATH = "/etc/qwen-job"

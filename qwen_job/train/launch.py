@@ -17,10 +17,14 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from qwen_job.errors import QwenJobError, RendezvousFailed, Retryable, UsageError
+from qwen_job.node import tries
 
 _FORWARDED = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -37,12 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file=sys.stderr,
         flush=True,
     )
+    run = _counted_run(options)
     try:
+        if run:
+            tries.begin(run, options.max_without_progress)
         _check_master(options)
-        return _run(options, relay)
+        code = _run(options, relay)
     except QwenJobError as error:
         print(f"qwen-job: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        code = error.exit_code
+    if run:
+        tries.end(run, code, signalled=relay.used)
+    return code
+
+
+def _counted_run(options: argparse.Namespace) -> Path | None:
+    """Return the run's folder where this node is the one that counts its tries."""
+    if not options.max_without_progress or options.node_rank or options.command[:1] != ["--config"]:
+        return None
+    # The trainer compares the same limit with the tries that got as far as training.
+    os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
+    try:
+        text = Path(options.command[1]).read_text("utf-8")
+        return Path(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["output_dir"])
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return None  # the trainer says what is wrong with its settings
 
 
 class _Relay:
@@ -50,6 +73,7 @@ class _Relay:
 
     def __init__(self) -> None:
         self.agent: Any = None
+        self.used = False
         self._early: int | None = None
         for number in _FORWARDED:
             signal.signal(number, self._forward)
@@ -64,6 +88,7 @@ class _Relay:
             self._forward(number, None)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
+        self.used = True
         pids = self._pids()
         if not pids:
             self._early = number
@@ -87,6 +112,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--master_port", "--master-port", type=int, default=0)
     parser.add_argument("--rdzv_id", "--rdzv-id", default="qwen-job")
     parser.add_argument("--rdzv_timeout", "--rdzv-timeout", type=float, default=60.0, help="seconds")
+    parser.add_argument(
+        "--max_without_progress", type=int, default=0, help="tries in a row without a newer checkpoint; 0: any number"
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- arguments of qwen_job.train")
     options = parser.parse_args(arguments)
     options.command = [word for index, word in enumerate(options.command) if index or word != "--"]

@@ -78,7 +78,7 @@ def refuse_going_in_circles(folder: Path, step: int | None) -> None:
         NoProgress: trying again would only use up the allocation.
     """
     count = fruitless_attempts(read_metrics(folder), step)
-    if count >= _MOST_FRUITLESS:
+    if count >= int(os.environ.get("QWEN_JOB_MAX_WITHOUT_PROGRESS") or _MOST_FRUITLESS):
         raise NoProgress(
             f"{count} attempts in a row began at step {step or 0} and ended before the next checkpoint; look at the "
             f"logs of the last one, or lower save_steps so that an attempt reaches a save, then run the job again"
