@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -43,6 +42,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 def suggest(word: str, known: list[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest of ``known``, or an empty string."""
+    import difflib
+
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

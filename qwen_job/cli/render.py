@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
     type=click.Path(exists=True, file_okay=False),
     help="A folder whose templates replace ours of the same name.",
 )
+@click.option("--separate", is_flag=True, help="One script for each run of a sweep, also on Slurm.")
 def render(
     job: str | None,
     files: tuple[str, ...],
@@ -38,6 +38,7 @@ def render(
     diff: bool,
     force: bool,
     template_dirs: tuple[str, ...],
+    separate: bool,
 ) -> None:
     """Write the job for one target: to stdout, or to files with -o.
 
@@ -46,26 +47,36 @@ def render(
     qwen-job render job.yaml --target kubernetes | kubectl apply -f -
     qwen-job render -f site.yaml -f job.yaml --set train.learning_rate=2e-5 -t helm > values.yaml
     """
-    from qwen_job.render import render as render_bundle
+    from qwen_job.render import render as render_one
+    from qwen_job.render import render_each
 
     plan = load_plan(job, files, sets)
-    bundle = render_bundle(plan, target, template_dirs)
-    show_words(plan.warnings)
-    if output is None:
+    if output is None and not (diff or separate):
+        bundle = render_one(plan, target, template_dirs)
+        show_words(plan.warnings)
         show_words(bundle.notes, "cyan", "note")
-    if diff:
-        _show_diff(bundle.files, output or Path())
-    elif output is not None:
-        from qwen_job.launch.files import write_bundle
+        _print(bundle.text)
+        return
+    if output is None and separate:
+        raise click.UsageError("--separate writes several files: give -o DIR")
+    bundles = render_each(plan, target, template_dirs, separate=separate)
+    show_words(plan.warnings)
+    for folder, (_, bundle) in bundles.items():
+        if diff:
+            _show_diff(bundle.files, (output or Path()) / folder)
+        elif output is not None:
+            from qwen_job.launch.files import write_bundle
 
-        for path in write_bundle(bundle, output, force=force):
-            click.echo(str(path))
-    else:
-        # Not click.echo: a script's text must reach the pipe byte for byte.
-        rest = memoryview(bundle.text.encode())
-        while rest:  # with PYTHONUNBUFFERED a write may take a part only
-            rest = rest[sys.stdout.buffer.write(rest) :]
-        sys.stdout.buffer.flush()
+            for path in write_bundle(bundle, output / folder, force=force):
+                click.echo(str(path))
+
+
+def _print(text: str) -> None:
+    # Not click.echo: a script's text must reach the pipe byte for byte.
+    rest = memoryview(text.encode())
+    while rest:  # with PYTHONUNBUFFERED a write may take a part only
+        rest = rest[sys.stdout.buffer.write(rest) :]
+    sys.stdout.buffer.flush()
 
 
 def _show_diff(files: dict[str, str], folder: Path) -> None:
@@ -77,6 +88,8 @@ def _show_diff(files: dict[str, str], folder: Path) -> None:
             before = ""
         except OSError as error:
             raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from None
+        import difflib
+
         changes = difflib.unified_diff(
             before.splitlines(True), text.splitlines(True), str(path), f"{path} (rendered now)"
         )

@@ -6,7 +6,6 @@ a figure that a file leaves out is None. Only the file that is asked for is read
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -262,6 +261,8 @@ def _declared(path: Path, kind: str) -> list[str]:
 
 def _unknown(name: str, kind: str, known: Sequence[str]) -> str:
     by_lower = {entry.lower(): entry for entry in known}
+    import difflib
+
     near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)]
     near += [entry for entry in known if name.lower() in entry.lower() and entry not in near][:3]
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"

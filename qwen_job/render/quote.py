@@ -14,14 +14,15 @@ from typing import Any
 
 _PLAIN_SBATCH = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _PLAIN_YAML = re.compile(r"[A-Za-z_/][A-Za-z0-9_./@+-]*")
-# Words that some YAML 1.1 or 1.2 reader takes for something other than text.
-# Spelt out, because str.isprintable() differs between Python versions.
-_BLOCK_LINE = re.compile(r"[\x20-\x7e\xa1-\u2027\u202a-\ud7ff\uff00-\uffee]*")
-_NOT_IN_YAML = re.compile(r"[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+# Patterns over all of Unicode take milliseconds to compile, and most jobs are ASCII: these are compiled at first use.
+# Spelt out, because str.isprintable() differs between Python versions beyond ASCII.
+_BLOCK_LINE = r"[\x20-\x7e\xa1-\u2027\u202a-\ud7ff\uff00-\uffee]*"
+_NOT_IN_YAML = r"[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]"
 # YAML wants a longer key marked with "?" (1.2, section 7.4).
 _LONGEST_KEY = 1000
+# Words that some YAML 1.1 or 1.2 reader takes for something other than text.
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
-_DEEPSPEED_ENV_UNSAFE = re.compile(r'["$`\\\x00-\x1f\x7f\x85\u2028\u2029]')
+_DEEPSPEED_ENV_UNSAFE = r'["$`\\\x00-\x1f\x7f\x85\u2028\u2029]'
 # Slurm 22.05 refuses a longer comment ("Pathname of a file, directory or other parameter too long").
 _MAX_SBATCH_BYTES = 1000
 
@@ -136,7 +137,9 @@ def _yaml_scalar(value: Any) -> str:
         if _PLAIN_YAML.fullmatch(value) and value.lower() not in _YAML_WORDS:
             return value
         text = json.dumps(value, ensure_ascii=False)
-        return _NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        if text.isascii() and "\x7f" not in text:
+            return text
+        return re.sub(_NOT_IN_YAML, lambda found: f"\\u{ord(found[0]):04x}", text)
     if isinstance(value, float):
         # YAML 1.1 takes 1e-05 for text: it wants a point.
         text = json.dumps(value, allow_nan=False)
@@ -149,7 +152,11 @@ def _fits_block(text: str) -> bool:
     lines = text.split("\n")
     if len(lines) < 2 or lines[0][:1] in ("", " ") or text.endswith("\n\n"):
         return False
-    return all(_BLOCK_LINE.fullmatch(line) and not line.endswith(" ") for line in lines)
+    return all(_is_block_line(line) and not line.endswith(" ") for line in lines)
+
+
+def _is_block_line(line: str) -> bool:
+    return line.isprintable() if line.isascii() else re.fullmatch(_BLOCK_LINE, line) is not None
 
 
 def to_yaml_inline(value: Any, indent: int | None = None) -> str:
@@ -172,7 +179,7 @@ def deepspeed_env(name: str, value: str) -> str:
     DeepSpeed 0.19 splits at the first ``=``, strips, and puts the value between double quotes into the shell line of
     every node (deepspeed/launcher/multinode_runner.py), so whatever is alive in double quotes is refused.
     """
-    found = _DEEPSPEED_ENV_UNSAFE.search(value)
+    found = re.search(_DEEPSPEED_ENV_UNSAFE, value)
     if found:
         raise Unrepresentable(f"holds {found[0]!r}, which .deepspeed_env cannot carry", value)
     if value != value.strip():
