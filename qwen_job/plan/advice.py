@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.search import HOST_MARGIN, Choice, Question, choose
@@ -18,8 +19,7 @@ TIGHT_SHARE = 0.90
 WORTH_IT = 1.25
 
 
-@dataclass(frozen=True)
-class PlanWarning:
+class PlanWarning(NamedTuple):
     """One thing that may go wrong: the field of job.yaml, what is wrong with it, and what to do instead."""
 
     field: str

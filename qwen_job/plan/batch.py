@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qwen_job.errors import JobError
 from qwen_job.job import Job
@@ -12,8 +12,7 @@ from qwen_job.plan.decision import Ledger
 REFERENCE_ROWS_PER_GPU = 16
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows at once on a GPU, times accumulation steps, times GPUs."""
 
     micro_batch_size: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from qwen_job.job import Job
 from qwen_job.plan.search import Choice, Question, choose
@@ -13,8 +14,7 @@ from qwen_job.plan.speed import DEFAULT_STORAGE_GBS, RunEstimate, SpeedEstimate,
 PACKED_FILL = 0.97
 
 
-@dataclass(frozen=True)
-class DataSize:
+class DataSize(NamedTuple):
     """How much there is to train on in one epoch; the plan is told, it looks at no file.
 
     ``tokens`` counts real tokens of all ``samples`` conversations, none of them over the row's length; None when they
@@ -27,8 +27,7 @@ class DataSize:
     source: str = "written in the job"
 
 
-@dataclass(frozen=True)
-class RunPlan:
+class RunPlan(NamedTuple):
     """The run as planned. ``rows_per_epoch`` is None without data, ``estimate`` and ``speed`` on an unknown device.
 
     ``speed`` is for the data at hand: its tokens/s count real tokens, and its attention sees only one conversation.

@@ -5,8 +5,8 @@ the others lost; the smallest cluster that is enough; and, when nothing fits, th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 from qwen_job.plan.facts import Gpu, ModelShape
 from qwen_job.plan.memory import DEFAULT_CONSTANTS, GIB, Constants, MemoryEstimate, estimate_memory
@@ -69,8 +69,7 @@ class Question:
         return 0 if self.global_batch_size % self.world_size else self.global_batch_size // self.world_size
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """One combination with its estimates. ``speed`` is None where the GPU's peak is unknown (a CPU, for one)."""
 
     zero_stage: int
@@ -95,25 +94,22 @@ class Choice:
         return f"{', '.join(parts)}, micro-batch {self.micro_batch_size}"
 
 
-@dataclass(frozen=True)
-class Runner:
+class Runner(NamedTuple):
     """A combination that was not chosen, and why it lost."""
 
     choice: Choice
     why: str
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The chosen combination (None when nothing fits), the runners-up in order, and how many were considered."""
 
     best: Choice | None
-    runners_up: list[Runner] = field(default_factory=list)
+    runners_up: Sequence[Runner] = ()
     considered: int = 0
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One change that makes a job fit: ``field`` of job.yaml, its new value (None: remove the line), in words."""
 
     field: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError
 from qwen_job.job import Job
@@ -14,8 +15,7 @@ from qwen_job.plan.search import MARGIN, Choice, Question, Runner, choose, fit, 
 from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, SpeedEstimate
 
 
-@dataclass(frozen=True)
-class Sharding:
+class Sharding(NamedTuple):
     """One way to lay the job over the GPUs, what it is estimated to take, and what came next to it."""
 
     zero_stage: int
@@ -26,7 +26,7 @@ class Sharding:
     speed: SpeedEstimate | None
     reason: str
     choice: Choice | None = None
-    runners_up: list[Runner] = field(default_factory=list)
+    runners_up: Sequence[Runner] = ()
     considered: int = 0
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from qwen_job.plan.activations import BYTES, layer_activation_bytes
 from qwen_job.plan.facts import Gpu, ModelShape
@@ -53,8 +54,7 @@ DEFAULT_STORAGE_GBS, START_SECONDS = 1.0, 180.0
 DEFAULT_NETWORK_GBS = 12.5
 
 
-@dataclass(frozen=True)
-class SpeedEstimate:
+class SpeedEstimate(NamedTuple):
     """Seconds of one optimizer step as a range, what it comes to, and what bounds it.
 
     ``tokens_per_second`` is of the whole job; ``mfu`` is in our convention and None when the peak is unknown;
@@ -65,7 +65,7 @@ class SpeedEstimate:
     tokens_per_second: float
     mfu: float | None
     bound_by: str
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, float]
 
     @property
     def low(self) -> float:
@@ -86,8 +86,7 @@ class SpeedEstimate:
 Range = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class RunEstimate:
+class RunEstimate(NamedTuple):
     """A whole run: (low, expected, high) seconds of an epoch and in all, GPU-hours, and money if a price is known.
 
     ``save_seconds`` is one checkpoint's time when nothing is computed meanwhile.

@@ -136,7 +136,7 @@ def test_estimates_are_ordered_and_possible(
 
 
 def test_a_run_counts_steps_hours_and_money() -> None:
-    speed = SpeedEstimate((1.0, 2.0, 4.0), 1000.0, 0.5, "compute")
+    speed = SpeedEstimate((1.0, 2.0, 4.0), 1000.0, 0.5, "compute", {})
     run = estimate_run(
         speed,
         rows=1000,
@@ -156,6 +156,6 @@ def test_a_run_counts_steps_hours_and_money() -> None:
 
 
 def test_max_steps_wins_over_epochs() -> None:
-    speed = SpeedEstimate((1.0, 1.0, 1.0), 1.0, None, "compute")
+    speed = SpeedEstimate((1.0, 1.0, 1.0), 1.0, None, "compute", {})
     run = estimate_run(speed, rows=10, global_batch_size=10, num_train_epochs=3, world_size=1, max_steps=7)
     assert run.steps == 7 and run.cost is None
