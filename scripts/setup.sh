@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=$(grep '^torch==' constraints.txt)
-SYSTEM_PACKAGES=(slurm-wlm munge iproute2 openssh-server openssh-client pdsh)
+SYSTEM_PACKAGES=(slurm-wlm munge iproute2 openssh-server openssh-client openssl pdsh)
 
 say() { echo "== $*" >&2; }
 

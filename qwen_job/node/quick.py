@@ -44,10 +44,15 @@ def quick_check(device: str = "auto") -> list[Finding]:
 
 
 def require(device: str = "auto") -> None:
-    """Raise EnvironmentFault with the first fault of :func:`quick_check`: what a start-up calls before torch."""
-    for finding in quick_check(device):
-        if finding.state == "fault":
-            raise EnvironmentFault(finding.message)
+    """Raise EnvironmentFault with the first fault: what a start-up calls before torch.
+
+    ``device`` as in :func:`quick_check`. Outside an image the cache is not looked at: a job may name its own.
+    """
+    image = installed_image()
+    if device == "cuda" or (device == "auto" and image.cuda is not None):
+        check_gpus(image)
+    if image.set is not None:
+        check_cache()
 
 
 def check_gpus(image: Image) -> str:

@@ -1,0 +1,75 @@
+"""Fetch the model and prepare the data in a pod without GPUs, then let the training start.
+
+    python3 -m qwen_job.node.prepare --config /etc/qwen-job/train.yaml [--release pytorchjob/NAME [--queue QUEUE]]
+
+The training finds both where it looks for them itself, so that the first step follows soon after its pods start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen_job.errors import QwenJobError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare, release, and return the exit code of the table in qwen_job/errors.py."""
+    parser = argparse.ArgumentParser(prog="python -m qwen_job.node.prepare", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="train.yaml")
+    parser.add_argument("--release", metavar="KIND/NAME", help="the suspended job to start afterwards")
+    parser.add_argument("--queue", help="hand it to this Kueue queue instead of starting it at once")
+    options = parser.parse_args(arguments)
+    try:
+        prepare(options.config)
+        if options.release:
+            from qwen_job.node.release import release
+
+            kind, _, name = options.release.partition("/")
+            release(kind, name, options.queue)
+            say(f"{options.release} was {f'given to the queue {options.queue}' if options.queue else 'started'}")
+    except QwenJobError as error:
+        say(str(error))
+        return error.exit_code
+    return 0
+
+
+def prepare(config_file: Path) -> None:
+    """Make what the training would make first of all. Errors: those of the model's and the data's room."""
+    from qwen_job.data import DataSpec
+    from qwen_job.data import prepare as prepare_data
+    from qwen_job.models import ModelSpec, ensure_model
+    from qwen_job.train.config import load_config
+
+    config, _ = load_config(config_file)
+    files = [Path(item["path"]) for item in config.data.get("train", [])]
+    model = ensure_model(
+        ModelSpec.from_dict(config.model), output_dir=config.output_dir, training_data=files, progress=say
+    )
+    say(f"the model is in {model}")
+    spec = DataSpec.from_dict(config.data)
+    cache = spec.cache_dir or config.output_dir / "prepared"
+    prepared = prepare_data(spec, model, cache, workers=spec.num_workers or cores())
+    say(f"the data is in {prepared}")
+
+
+def cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return the cores that the container may use: its limit, where it has one, rather than the node's number."""
+    here = len(os.sched_getaffinity(0))
+    try:
+        quota, period = limit.read_text().split()
+        return max(1, min(here, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return here
+
+
+def say(text: str) -> None:
+    """Print a line for the pod's log."""
+    print(f"qwen-job: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

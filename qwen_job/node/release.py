@@ -1,0 +1,105 @@
+"""Start a suspended training job from inside the cluster, with the pod's own service account.
+
+The account may patch this one job and nothing else (templates/kubernetes/role.yaml.j2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from qwen_job.errors import ClusterRefused, EnvironmentFault, Retryable
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+# The job may be made some seconds after this pod; a server that is upgraded is away for some minutes.
+PATIENCE_SECONDS = 600.0
+_RESOURCES = {
+    "pytorchjob": "kubeflow.org/v1/namespaces/{}/pytorchjobs/{}",
+    "trainjob": "trainer.kubeflow.org/v1alpha1/namespaces/{}/trainjobs/{}",
+    "jobset": "jobset.x-k8s.io/v1alpha2/namespaces/{}/jobsets/{}",
+}
+
+
+def release(
+    kind: str, name: str, queue: str | None = None, *, account: Path = ACCOUNT, patience: float = PATIENCE_SECONDS
+) -> None:
+    """Unsuspend the job, or give it to a Kueue queue, which then starts it.
+
+    Raises:
+        EnvironmentFault: this is no pod with a service account's token.
+        ClusterRefused: the account may not do it, or the server refuses the change.
+        Retryable: the server could not be reached, or the job did not appear, within ``patience`` seconds.
+    """
+    deadline, pause, reason = time.monotonic() + patience, 0.5, ""
+    while True:
+        status, reason = _patch(_url(kind, name, account), _change(kind, queue), account)
+        if 200 <= status < 300:
+            return
+        if status in (401, 403):
+            way_out = "give kubernetes.prepare_account a role that may patch it, or start the job by hand"
+            raise ClusterRefused(f"may not patch {kind}/{name}: {reason}; {way_out}")
+        if status and status not in (404, 409, 429) and status < 500:
+            raise ClusterRefused(f"cannot start {kind}/{name}: {reason}")
+        if time.monotonic() + pause > deadline:
+            raise Retryable(f"could not start {kind}/{name} within {patience:.0f} s: {reason}")
+        time.sleep(pause)
+        pause = min(10.0, 2 * pause)
+
+
+def _change(kind: str, queue: str | None) -> dict[str, Any]:
+    if queue:
+        return {"metadata": {"labels": {QUEUE_LABEL: queue}}}
+    running = {"suspend": False}
+    return {"spec": {"runPolicy": running} if kind == "pytorchjob" else running}
+
+
+def _url(kind: str, name: str, account: Path) -> str:
+    host = os.environ.get("KUBERNETES_SERVICE_HOST") or "kubernetes.default.svc"
+    port = os.environ.get("KUBERNETES_SERVICE_PORT") or "443"
+    where = f"[{host}]" if ":" in host else host
+    return f"https://{where}:{port}/apis/{_RESOURCES[kind].format(_read(account / 'namespace'), name)}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: {error.strerror}: the pod has no service account's token") from None
+
+
+def _patch(url: str, change: dict[str, Any], account: Path) -> tuple[int, str]:
+    """Return the server's status, 0 when it did not answer, and its message."""
+    request = urllib.request.Request(
+        url,
+        data=json.dumps(change).encode(),
+        method="PATCH",
+        headers={
+            "Authorization": f"Bearer {_read(account / 'token')}",
+            "Content-Type": "application/merge-patch+json",
+            "Accept": "application/json",
+        },
+    )
+    trusted = ssl.create_default_context(cafile=str(account / "ca.crt"))
+    # A proxy for the model's download does not lead to the cluster's own server.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
+    try:
+        with opener.open(request, timeout=30) as answer:
+            return int(answer.status), ""
+    except urllib.error.HTTPError as error:
+        return error.code, _message(error.read()) or str(error.reason)
+    except OSError as error:
+        return 0, str(getattr(error, "reason", error))
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
