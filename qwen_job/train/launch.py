@@ -25,6 +25,7 @@ import yaml
 
 from qwen_job.errors import QwenJobError, RendezvousFailed, Retryable, UsageError
 from qwen_job.node import tries
+from qwen_job.node.start import check_start
 
 _FORWARDED = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if run:
             tries.begin(run, options.max_without_progress)
+        # Before torch, whose own errors about a driver or a GPU come late and name no remedy.
+        check_start(options.command)
         _check_master(options)
         code = _run(options, relay)
     except QwenJobError as error:
