@@ -60,12 +60,14 @@ def train(
         # DeepSpeed compiles functions that are never called here: seconds of importing the compiler.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile else "1")
     store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
+    wish.leave_if_heard()
     join(place, store, config.device)
 
     # Model and data, made by one process while the others poll.
     log.heartbeat("preparing")
-    model_folder = once(place, store, "model", lambda: _model(config, log))
-    prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
+    with wish.interrupting():
+        model_folder = once(place, store, "model", lambda: _model(config, log))
+        prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
 
     # Imported late: seconds that a wrong setting should not cost.
     from qwen_job.train.setup import build_trainer, choose_checkpoint

@@ -3,9 +3,10 @@
     python -m qwen_job.train.launch --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr n0 \\
         --master_port 29500 --rdzv_id job -- --config RUN/train.yaml
 
-torchrun turns every failure into exit code 1 and kills the workers 30 seconds after a TERM. Here USR1 and
-TERM reach the workers, which save at a step boundary, and the first failing worker's code (128 + n for a
-signal) becomes ours, so that a scheduler can tell "run it again" from "a person must look".
+torchrun turns every failure into exit code 1 and kills the workers 30 seconds after a TERM. Here USR1, TERM
+and HUP (ssh hung up) reach the workers as USR1, upon which they save at a step boundary, and the first failing
+worker's code (128 + n for a signal) becomes ours, so that a scheduler can tell "run it again" from "a person
+must look".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +28,7 @@ import yaml
 from qwen_job.errors import QwenJobError, RendezvousFailed, Retryable, UsageError
 from qwen_job.node import tries
 from qwen_job.node.start import check_start
-
-_FORWARDED = (signal.SIGUSR1, signal.SIGTERM)
+from qwen_job.train.signals import WISH, hear
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(sys.argv[1:] if arguments is None else list(arguments))
     os.environ.setdefault("QWEN_JOB_STARTED", f"{time.time():.0f}")
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
-    relay = _Relay()
+    relay = _Relay(options.grace_seconds)
     print(
         f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
         f"{options.nproc_per_node} workers, rendezvous {options.master_addr}:{options.master_port}",
@@ -72,30 +73,42 @@ def _counted_run(options: argparse.Namespace) -> Path | None:
 
 
 class _Relay:
-    """Passes USR1 and TERM to the workers; one that comes before they exist waits for them."""
+    """Passes a signal to the workers as USR1; one that comes before they exist waits for them.
 
-    def __init__(self) -> None:
+    Nobody is left to end workers that do not save in ``grace_seconds`` after a hang-up, so the relay does.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
         self.agent: Any = None
         self.used = False
-        self._early: int | None = None
-        for number in _FORWARDED:
-            signal.signal(number, self._forward)
+        self._grace = grace_seconds
+        self._early = False
+        hear(self._forward)
+
+    def hold(self) -> None:
+        """Block USR1 here and so in the workers that are started next: it would kill one that does not listen yet."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {WISH})
 
     def attach(self, agent: Any) -> None:
+        """Take the agent, whose workers have been started."""
         self.agent = agent
-
-    def deliver_early(self) -> None:
-        """Send on a signal that came before there was a worker."""
-        if self._early is not None and self._pids():
-            number, self._early = self._early, None
-            self._forward(number, None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {WISH})
+        if self._early and self._pids():
+            self._early = False
+            self._send(WISH)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self.used = True
-        pids = self._pids()
-        if not pids:
-            self._early = number
-        for pid in pids:
+        if not self._pids():
+            self._early = True
+        self._send(WISH)
+        if number == signal.SIGHUP:
+            timer = threading.Timer(self._grace, self._send, [signal.SIGKILL])
+            timer.daemon = True
+            timer.start()
+
+    def _send(self, number: int) -> None:
+        for pid in self._pids():
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -118,6 +131,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max_without_progress", type=int, default=0, help="tries in a row without a newer checkpoint; 0: any number"
     )
+    parser.add_argument("--grace_seconds", "--grace-seconds", type=float, default=120.0, help="to save after HUP")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- arguments of qwen_job.train")
     options = parser.parse_args(arguments)
     options.command = [word for index, word in enumerate(options.command) if index or word != "--"]
@@ -152,8 +166,8 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The agent would end the workers on TERM; the relay lets them save instead.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    # The agent would end the workers on TERM and HUP; the relay lets them save instead.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGQUIT"
     os.environ["QWEN_JOB_RENDEZVOUS_SECONDS"] = str(options.rdzv_timeout)
     config = LaunchConfig(
         min_nodes=options.nnodes,
@@ -167,8 +181,9 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
         monitor_interval=0.1,
     )
     if hasattr(config, "signals_to_handle"):
-        config.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+        config.signals_to_handle = "SIGINT,SIGQUIT"
     _watch_agent(relay)
+    relay.hold()
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "qwen_job.train", *options.command)
     except ChildFailedError as error:
@@ -188,7 +203,6 @@ def _watch_agent(relay: _Relay) -> None:
 
     def watched(agent: Any, group: Any) -> Any:
         relay.attach(agent)
-        relay.deliver_early()
         return monitor(agent, group)
 
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
