@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qwen_job import __version__
-from qwen_job.errors import UsageError
+from qwen_job.errors import JobError, UsageError
 from qwen_job.plan import Plan
 from qwen_job.plan.deepspeed import overlay
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
+from qwen_job.render.kubernetes_check import object_problems, size_notes
+from qwen_job.render.kubernetes_prepare import prepare_context
 from qwen_job.render.kubernetes_settings import CONFIG_PATH, Settings, settings
-from qwen_job.render.pod_security import pod_security_level
+from qwen_job.render.pod_security import LEVELS, pod_security_level
 from qwen_job.render.quote import to_yaml
 
 Object = dict[str, Any]
@@ -36,8 +38,11 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     """Return NAME.yaml with all objects. Errors: :class:`JobError` for what Kubernetes could not run."""
     chosen = settings(plan)
     things = objects(chosen, folders)
+    problems = list(object_problems(plan, things))
+    if problems:
+        raise JobError(problems)
     text = "".join(f"---\n{to_yaml(thing)}" for thing in things)
-    notes = [*chosen.notes, *security_notes(things)]
+    notes = [*chosen.notes, *size_notes(things), *security_notes(things)]
     if chosen.section.master and chosen.nodes > 1:
         notes.append("kubernetes.master: the operator adds an init container to each Worker, with an image of its own")
     return Bundle("kubernetes", {f"{chosen.name}.yaml": text}, f"{chosen.name}.yaml", notes=tuple(notes))
@@ -54,6 +59,8 @@ def objects(chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object
     result.append(_load("configmap", context, folders))
     if chosen.section.network_policy:
         result.append(_load("networkpolicy", context, folders))
+    if chosen.section.prepare:
+        result += _preparation(chosen, context, folders)
     if chosen.section.kind != "pytorchjob":
         context["jobset"] = _load("jobset-spec", context, folders)
     if chosen.section.kind == "trainjob":
@@ -63,31 +70,30 @@ def objects(chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object
     return [*result, job]
 
 
+def _preparation(chosen: Settings, context: dict[str, Any], folders: Sequence[str | Path]) -> list[Object]:
+    """Return the Job that prepares and, unless a person is to start the training, what lets it do so."""
+    there = prepare_context(chosen, context)
+    there["pod"] = overlay(_load("pod", there, folders), chosen.section.prepare_pod)
+    access = ("account", "role", "rolebinding") if there["own_account"] else ()
+    return [_load(template, there, folders) for template in (*access, "prepare")]
+
+
 def security_notes(things: list[Object]) -> list[str]:
     """Say which Pod Security level the pods need, and why where it is not the strictest."""
-    level, reasons = pod_security_level(_pod_of(things))
+    found = [pod_security_level(pod) for thing in things for pod in _pods(thing)]
+    level = max((level for level, _ in found), key=LEVELS.index, default=LEVELS[0])
+    reasons = list(dict.fromkeys(reason for _, several in found for reason in several))
     why = f" ({', '.join(reasons)})" if reasons else ""
     return [f"the pods meet the Pod Security level {level!r}{why}"]
 
 
-def _pod_of(things: list[Object]) -> Object:
-    for thing in reversed(things):
-        found = _find_pod(thing)
-        if found:
-            return found
-    return {}
-
-
-def _find_pod(value: Any) -> Object | None:
-    if isinstance(value, dict):
-        if isinstance(value.get("containers"), list):
-            return value
-        value = list(value.values())
-    for item in value if isinstance(value, list) else ():
-        found = _find_pod(item)
-        if found:
-            return found
-    return None
+def _pods(value: Any) -> Iterator[Object]:
+    """Yield every pod's spec inside an object."""
+    if isinstance(value, dict) and isinstance(value.get("containers"), list):
+        yield value
+        return
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _pods(item)
 
 
 def _load(template: str, context: dict[str, Any], folders: Sequence[str | Path]) -> Object:
@@ -119,10 +125,13 @@ def _context(chosen: Settings) -> dict[str, Any]:
     labels = {
         "app.kubernetes.io/name": "qwen-job",
         "app.kubernetes.io/instance": chosen.name,
-        "app.kubernetes.io/version": __version__,
+        # A local version has a plus sign, which a label cannot hold.
+        "app.kubernetes.io/version": __version__.replace("+", "_"),
         **k.labels,
     }
-    job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": queue} if gang == "kueue" else {})}
+    # Kueue starts what it admits: a job that waits for its preparation is given to it only then.
+    queued = gang == "kueue" and not k.prepare
+    job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": queue} if queued else {})}
     namespace = {"namespace": k.namespace} if k.namespace else {}
     pod_annotations = {**k.annotations, "qwen-job/checksum": checksum}
     annotations = {**pod_annotations, OUTPUT: chosen.output}
@@ -136,6 +145,8 @@ def _context(chosen: Settings) -> dict[str, Any]:
         "grace_seconds": chosen.grace_seconds,
         "files": chosen.files,
         "k": k.model_dump(),
+        "suspend": k.suspend or k.prepare,
+        "token": False,
         "metadata": {"name": chosen.name, **namespace, "labels": job_labels, "annotations": annotations},
         "pod_metadata": {"labels": labels, "annotations": pod_annotations},
         "container": _CONTAINERS[k.kind],
@@ -169,6 +180,7 @@ def command(chosen: Settings) -> list[str]:
         "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
+        "--max_without_progress", str(chosen.max_without_progress),
         "--", "--config", f"{CONFIG_PATH}/train.yaml",
     ]  # fmt: skip
 

@@ -14,8 +14,15 @@ from qwen_job.render.files import config_files
 
 # Seconds between "saved" and the end of the processes, on top of the time that saving takes.
 LEAVING_SECONDS = 30
-# NAME-worker-9999 and NAME-node-0-9999 must be DNS labels of at most 63 characters.
+# Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
+# most 63 characters. JobSet's webhook refuses longer ones; nothing does for a PyTorchJob, whose pods then never come.
 MAX_NAME = 63 - len("-worker-9999")
+_MAX_NAME_JOBSET = 63 - len("-node-0-9999-abcde")
+MAX_NAMES = {"pytorchjob": MAX_NAME, "trainjob": _MAX_NAME_JOBSET, "jobset": _MAX_NAME_JOBSET}
+_DOMAIN = r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]+)?"
+_PATH = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+# The grammar of a reference (github.com/distribution/reference); the API server takes any text, and no pod starts.
+IMAGE = rf"({_DOMAIN}/)?{_PATH}(/{_PATH})*(:[A-Za-z0-9_][-A-Za-z0-9_.]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
 # The server refuses larger ConfigMaps (1 MiB); some room for the rest of the object.
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -30,6 +37,7 @@ class Settings:
     nodes: int
     gpus_per_node: int
     grace_seconds: int
+    max_without_progress: int
     env: dict[str, str]
     files: dict[str, str]
     section: Kubernetes
@@ -58,6 +66,7 @@ def settings(plan: Plan) -> Settings:
         notes.append(
             f"image: none is written, so {default_image(plan)!r} must be on the nodes; name the one you pushed"
         )
+    notes += [*_section_notes(plan, volumes), *_prepare_notes(plan)]
     cpus = job.cluster.cpus_per_gpu
     section = job.kubernetes.model_copy(
         update={
@@ -73,6 +82,7 @@ def settings(plan: Plan) -> Settings:
         nodes=plan.nodes,
         gpus_per_node=plan.gpus_per_node,
         grace_seconds=job.retry.grace + LEAVING_SECONDS,
+        max_without_progress=job.retry.max_without_progress,
         env=plan.env,
         files=files,
         section=section,
@@ -96,25 +106,28 @@ def default_image(plan: Plan) -> str:
 
 
 def _name_problems(plan: Plan) -> Iterator[Problem]:
-    name = plan.job.name
-    if re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= MAX_NAME:
+    name, kind = plan.job.name, plan.job.kubernetes.kind
+    most, pods = MAX_NAMES[kind], "NAME-worker-N" if kind == "pytorchjob" else "NAME-node-0-N-XXXXX"
+    if re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= most:
         return
-    near = re.sub(r"[^-a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:MAX_NAME].rstrip("-")
-    what = f"has {len(name)} characters, over {MAX_NAME}" if len(name) > MAX_NAME else "is not a Kubernetes name"
+    near = re.sub(r"[^-a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:most].rstrip("-")
+    what = f"has {len(name)} characters, over {most}" if len(name) > most else "is not a Kubernetes name"
     hint = f"e.g. {near!r}" if near else "e.g. 'my-run'"
-    text = f"{name!r} {what} (a-z, 0-9 and -, a letter first; pods are called NAME-worker-N); write {hint}"
+    text = f"{name!r} {what} (a-z, 0-9 and -, a letter first; pods are called {pods}); write {hint}"
     yield plan.job.problem(("name",), text)
 
 
 def _section_problems(plan: Plan) -> Iterator[Problem]:
     job, section = plan.job, plan.job.kubernetes
-    if job.image and (re.search(r"\s", job.image) or job.image.startswith(("-", "/"))):
+    if job.image and not re.fullmatch(IMAGE, job.image):
         yield job.problem(("image",), f"{job.image!r} is not a registry's image; write e.g. registry/qwen-job:ampere")
     gang = (section.queue or "").partition(":")[0]
     if section.kind == "jobset" and gang in ("volcano", "coscheduling"):
         yield job.problem(("kubernetes", "queue"), f"{gang} does not gang-schedule a JobSet; take kueue:QUEUE")
     if section.master and section.kind != "pytorchjob":
         yield job.problem(("kubernetes", "master"), f"a {section.kind} has no Master; remove the line")
+    if section.egress and not section.network_policy:
+        yield job.problem(("kubernetes", "egress"), "means nothing without network_policy: true; write that too")
     names = [volume.name for volume in section.volumes]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield job.problem(("kubernetes", "volumes"), f"two are named {name!r}; give each its own name")
@@ -123,12 +136,51 @@ def _section_problems(plan: Plan) -> Iterator[Problem]:
         where = ("kubernetes", "volumes", index)
         if volume.name in RESERVED_VOLUMES:
             yield job.problem((*where, "name"), f"{volume.name!r} is the job's own; choose another")
-        if paths[index] in ("/", "/tmp", "/dev/shm", CONFIG_PATH) or paths.count(paths[index]) > 1:
+        if paths[index] in ("/", "/tmp") or f"{paths[index]}/".startswith(OWN_MOUNTS) or paths.count(paths[index]) > 1:
             yield job.problem((*where, "mount_path"), f"{volume.mount_path!r} is taken already; choose another")
 
 
 CONFIG_PATH = "/etc/qwen-job"
 RESERVED_VOLUMES = ("config", "shm", "tmp")
+# Nothing can be mounted below a ConfigMap, which is read-only; the system's own folders belong to it.
+OWN_MOUNTS = (f"{CONFIG_PATH}/", "/dev/", "/proc/", "/sys/", "/var/run/secrets/")
+
+
+def _section_notes(plan: Plan, volumes: list[Volume]) -> Iterator[str]:
+    section, nodes = plan.job.kubernetes, plan.nodes
+    if section.kind == "trainjob" and section.ttl_after_finished is not None:
+        yield "kubernetes.ttl_after_finished: a TrainJob has no such field: it stays until somebody deletes it"
+    if section.queue is None and nodes > 1:
+        gangs = "kueue:QUEUE" if section.kind == "jobset" else "kueue:QUEUE, volcano or coscheduling"
+        yield (
+            f"kubernetes.queue: none is written, so the {nodes} pods are scheduled one by one, and two such jobs may "
+            f"wait for each other's GPUs; {gangs} schedules them together"
+        )
+    if section.suspend and (section.queue or "").startswith("kueue:") and not section.prepare:
+        yield "kubernetes.suspend: Kueue starts the job all the same as soon as it admits it"
+    for volume in volumes:
+        if nodes > 1 and volume.size and volume.access_mode in ("ReadWriteOnce", "ReadWriteOncePod"):
+            yield (
+                f"kubernetes.volumes: {volume.name!r} is {volume.access_mode}, which one machine can mount, and the "
+                f"job has {nodes}; ReadWriteMany is for all"
+            )
+
+
+def _prepare_notes(plan: Plan) -> Iterator[str]:
+    section, name = plan.job.kubernetes, plan.job.name
+    if not section.prepare:
+        return
+    if section.suspend:
+        yield (
+            f"kubernetes.prepare: Job {name}-prepare fetches model and data; the {section.kind} stays suspended after "
+            "it (kubernetes.suspend) until you start it"
+        )
+        return
+    account = f"the account {section.prepare_account!r}" if section.prepare_account else "an account of its own"
+    yield (
+        f"kubernetes.prepare: Job {name}-prepare fetches model and data and then starts the {section.kind}; its pod "
+        f"holds the token of {account}, which may patch this one {section.kind}"
+    )
 
 
 def _paths(plan: Plan) -> dict[tuple[str | int, ...], tuple[str, bool]]:
