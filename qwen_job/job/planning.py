@@ -33,4 +33,4 @@ class Planning(Strict):
 
     def constants(self) -> dict[str, float]:
         """Return the constants that were written, by name."""
-        return {name: value for name, value in self.model_dump(exclude={"margin"}).items() if value is not None}
+        return {name: value for name, value in self if name != "margin" and value is not None}

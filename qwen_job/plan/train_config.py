@@ -35,7 +35,8 @@ def train_config(plan: Plan) -> dict[str, Any]:
         "fused_loss": plan.fused_loss,
         "torch_compile": job.train.torch_compile,
         "gradient_checkpointing": sharding.gradient_checkpointing,
-        "peak_tflops": gpu.peak_tflops.get(plan.precision),
+        # A processor's peak is assumed: good enough for a rough time, not for an MFU.
+        "peak_tflops": None if gpu.is_cpu else gpu.peak_tflops.get(plan.precision),
         "model": {
             "name": job.model.name,
             "source": job.model.resolved_source,
@@ -78,7 +79,9 @@ def _memory_items(plan: Plan) -> dict[str, int] | None:
 
 
 def _data(job: Job) -> dict[str, Any]:
-    data = job.data.model_dump(exclude={"samples", "tokens_per_sample"})
+    # Dumped by the whole job: a serializer of its own would have to be built for this section.
+    data: dict[str, Any] = job.model_dump(include={"data"})["data"]
+    del data["samples"], data["tokens_per_sample"]
     data["max_length"] = job.train.model_max_length
     return data
 
