@@ -73,7 +73,8 @@ def _section(title: str, schema: dict[str, Any], definitions: dict[str, Any]) ->
 
 
 def _reference(field: dict[str, Any]) -> str:
-    return str(field.get("$ref", "")).rpartition("/")[2]
+    forms = [form for form in (field, *field.get("anyOf", [])) if "$ref" in form]
+    return str(forms[0]["$ref"]).rpartition("/")[2] if len(forms) == 1 else ""
 
 
 def _default(field: dict[str, Any]) -> str:

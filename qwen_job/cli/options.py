@@ -29,12 +29,14 @@ def job_options(command: F) -> F:
     return command
 
 
-def load_plan(job: str | None, files: tuple[str, ...], sets: tuple[str, ...]) -> Plan:
-    """Load the layers and plan them; without any file ./job.yaml is taken."""
+def load_plan(
+    job: str | None, files: tuple[str, ...], sets: tuple[str, ...], under: dict[str, Any] | None = None
+) -> Plan:
+    """Load the layers over ``under`` and plan them; without any file ./job.yaml is taken."""
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
 
-    return make_plan(load_job(layers(job, files), sets=sets))
+    return make_plan(load_job(layers(job, files), sets=sets, under=under))
 
 
 def layers(job: str | None, files: tuple[str, ...]) -> list[str]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from qwen_job.cli.options import job_options, load_plan, show_words
+
+if TYPE_CHECKING:
+    from qwen_job.plan import Plan
+    from qwen_job.render import Bundle
 
 
 @click.command()
@@ -14,22 +20,85 @@ from qwen_job.cli.options import job_options, load_plan, show_words
 @click.option(
     "-t", "--target", type=click.Choice(["local", "slurm", "kubernetes"]), required=True, help="Where the job will run."
 )
-def submit(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], target: str) -> None:
+@click.option("--after", metavar="JOB", help="Begin when this Slurm job (a name, an id, a run's folder) has succeeded.")
+@click.option(
+    "--chain",
+    type=click.IntRange(min=2),
+    help="So many Slurm jobs in a row, where requeueing is forbidden (slurm.chain).",
+)
+@click.option("--then", type=click.Choice(["evaluate"]), help="Submit this, too, for when the training has succeeded.")
+@click.option("--separate", is_flag=True, help="One job for each run of a sweep, also on Slurm.")
+def submit(
+    job: str | None,
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    target: str,
+    after: str | None,
+    chain: int | None,
+    then: str | None,
+    separate: bool,
+) -> None:
     """Render the job and hand it to the target.
 
-    local runs it here and now, and ends with its exit code; slurm prints the job's id; kubernetes its name.
+    local runs it here and now, and ends with its exit code; slurm prints the job's id; kubernetes its name. A sweep is
+    one array on Slurm; elsewhere its runs are submitted one by one.
     """
+    from qwen_job.render import render_each
+
+    if target != "slurm" and (after or chain or then):
+        raise click.UsageError("--after, --chain and --then are Slurm's: add --target slurm")
+    if chain:
+        sets = (*sets, f"slurm.chain={chain}")
+    plan = load_plan(job, files, sets, {"evaluate": {}} if then else None)
+    show_words(plan.warnings)
+    bundles = render_each(plan, target, separate=separate)
+    for _, bundle in bundles.values():
+        show_words(bundle.notes, "cyan", "note")
+    if target == "local":
+        sys.exit(_run_here([bundle for _, bundle in bundles.values()]))
+    options = _waiting_for(after, plan) if after else ()
+    for one, bundle in bundles.values():
+        _hand_over(one, bundle, target, options)
+
+
+def _run_here(bundles: Sequence[Bundle]) -> int:
+    """Run one after the other and return the first exit code that is not 0; a signal ends them all."""
+    from qwen_job.errors import is_retryable
+    from qwen_job.launch.local import submit as run
+
+    codes = []
+    for bundle in bundles:
+        codes.append(run(bundle).exit_code)
+        if is_retryable(codes[-1]):
+            break
+    return next((code for code in codes if code), 0)
+
+
+def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
+    """Return sbatch's words for a job that waits for ``after``, and for what the job itself waits for."""
+    from qwen_job.launch.find import find_one
+    from qwen_job.launch.slurm import dependency
+
+    entry = find_one(after, "slurm").entry
+    written = plan.job.slurm.sbatch.get("dependency")
+    # A task of an array stands for the whole of it.
+    conditions = [f"afterok:{entry.id.partition('_')[0]}", *([written] if isinstance(written, str) else [])]
+    return dependency(",".join(conditions))
+
+
+def _hand_over(plan: Plan, bundle: Bundle, target: str, options: Sequence[str]) -> None:
     from qwen_job.launch.backend import backend
     from qwen_job.launch.index import remember
-    from qwen_job.render import render
 
-    plan = load_plan(job, files, sets)
-    show_words(plan.warnings)
-    bundle = render(plan, target)
-    show_words(bundle.notes, "cyan", "note")
-    submitted = backend(target).submit(bundle)
-    if target == "local":
-        sys.exit(submitted.exit_code)
+    if options:
+        from qwen_job.launch.slurm import submit as to_slurm
+
+        submitted = to_slurm(bundle, options)
+    else:
+        submitted = backend(target).submit(bundle)
     remember(target, submitted.id, plan.job.name, plan.job.output)
     click.echo(submitted.id)
+    for (name, _), job_id in zip(bundle.then, submitted.then, strict=True):
+        remember(target, job_id, name.partition(".")[0], plan.job.output)
+        click.echo(f"{name}: job {job_id} waits for it", err=True)
     click.echo(f"submitted; next: qwen-job status {submitted.id}, or logs -f {submitted.id}", err=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -28,8 +28,7 @@ _TOO_DEEP = "nested too deeply: write it with fewer brackets or less indentation
 _STEP = re.compile(r"\[([^\[\]]+)\]|(?:^|(?<=.)\.)([^.\[\]]+)")
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where a value was written; ``line`` and ``column`` count from 1."""
 
     source: str
@@ -249,42 +248,62 @@ def _exists(value: Any, path: Path) -> bool:
 def assign(document: Document, assignment: str) -> None:
     """Carry out ``--set a.b=c`` (``a.0.b`` or ``a[0].b`` for a list's item). Errors: :class:`JobError`."""
     name, equals, text = assignment.partition("=")
-    steps = _STEP.findall(name)
-    if not equals or not steps or "".join(_STEP.split(name)[::3]):
+    if not equals or not _steps(name):
         raise JobError([Problem("--set", 0, 0, name, "write it as field=value, e.g. train.learning_rate=2e-5")])
-    parts = [bracketed or plain for bracketed, plain in steps]
     try:
         value, texts = _parse_value(text)
     except ValueError as error:
         raise JobError([Problem("--set", 0, 0, name, str(error))]) from None
+    path = place(document, name, value, Position("--set", 0, 0))
+    document.texts = {(*path, *inner): written for inner, written in texts.items()}
+
+
+def place(document: Document, name: str, value: Any, at: Position) -> Path:
+    """Put ``value``, which was written ``at``, in the field ``name`` (``a.b[0].c``) and return the field's path.
+
+    Errors: :class:`JobError` where there is no such place.
+    """
+    steps = _steps(name)
+    if not steps:
+        raise JobError([Problem(*_place(at), name, "is not a field's name; write it as train.learning_rate")])
     target: Any = document.value
     path: Path = ()
-    for part in parts[:-1]:
-        target, path = _step(target, part, path)
-    key = _key(target, parts[-1], path)
+    for part in steps[:-1]:
+        target, path = _step(target, part, path, at)
+    key = _key(target, steps[-1], path, at)
     target[key] = value
     path = (*path, key)
     for known in [p for p in document.positions if p[: len(path)] == path]:
         del document.positions[known]
-    document.positions[path] = Position("--set", 0, 0)
-    document.texts = {(*path, *inner): written for inner, written in texts.items()}
+    document.positions[path] = at
+    return path
 
 
-def _step(target: Any, part: str, path: Path) -> tuple[Any, Path]:
+def _steps(name: str) -> list[str]:
+    """Return the parts of ``a.b[c]``, none when it is written wrongly."""
+    steps = _STEP.findall(name)
+    return [] if "".join(_STEP.split(name)[::3]) else [bracketed or plain for bracketed, plain in steps]
+
+
+def _place(at: Position) -> tuple[str, int, int]:
+    return at.source, at.line, at.column
+
+
+def _step(target: Any, part: str, path: Path, at: Position) -> tuple[Any, Path]:
     """Return the mapping or list at ``part`` of ``target``, made where there is none yet, and its path."""
-    key = _key(target, part, path)
+    key = _key(target, part, path, at)
     path = (*path, key)
     if isinstance(target, dict) and target.get(key) is None:
         target[key] = {}
     return target[key], path
 
 
-def _key(target: Any, part: str, path: Path) -> str | int:
+def _key(target: Any, part: str, path: Path, at: Position) -> str | int:
     if isinstance(target, dict):
         return part
     if not isinstance(target, list):
-        raise JobError([Problem("--set", 0, 0, dotted(path), f"is {target!r}, which has no fields to set")])
+        raise JobError([Problem(*_place(at), dotted(path), f"is {target!r}, which has no fields to set")])
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(target):
         message = f"the list has {len(target)} items; name one by its number from 0"
-        raise JobError([Problem("--set", 0, 0, dotted((*path, part)), message)])
+        raise JobError([Problem(*_place(at), dotted((*path, part)), message)])
     return int(part)

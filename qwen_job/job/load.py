@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -38,32 +37,49 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def load_job(files: Sequence[str | Path], *, sets: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Job:
+def load_job(
+    files: Sequence[str | Path],
+    *,
+    sets: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+    under: Mapping[str, Any] | None = None,
+) -> Job:
     """Load a job from its layers, lowest first; ``-`` is standard input.
 
-    ``sets`` are ``field=value`` assignments carried out last. ``environ`` (default: this process's) supplies the
-    variables that ``uses_env`` declares. Relative paths are resolved against the file that wrote them.
+    ``sets`` are ``field=value`` assignments carried out last; ``under`` lies below all files. ``environ`` (default:
+    this process's) supplies the variables that ``uses_env`` declares. Relative paths are resolved against the file that
+    wrote them. The runs of a sweep are checked, too.
 
     Errors: :class:`EnvironmentFault` for a file that cannot be read, :class:`JobError` with all problems otherwise.
     """
-    document = Document({})
+    document = Document(dict(under or {}))
     for file in files:
         layer = parse(_read(file), STDIN if str(file) == "-" else str(file))
-        document = merge(document, _spelt_out(layer))
+        document = merge(document, spelt_out(layer))
     for assignment in sets:
         assign(document, assignment)
-        _spelt_out(document)
+        spelt_out(document)
     problems = _substitute(document, os.environ if environ is None else environ)
+    job = build(document, problems)
+    if job.sweep:
+        from qwen_job.job.sweep import points
+
+        job._points = points(job, document)
+    return job
+
+
+def build(document: Document, problems: Iterable[Problem] = ()) -> Job:
+    """Make the job of a document whose variables are replaced. Errors: :class:`JobError`, ``problems`` among them."""
     job, more = _validate(document)
-    problems += more + _check_training_arguments(document)
-    if problems or job is None:
-        raise JobError(_ordered(problems))
+    found = [*problems, *more, *_check_training_arguments(document)]
+    if found or job is None:
+        raise JobError(_ordered(found))
     job = _resolve_paths(job, document)
     job._document = document
     return job
 
 
-def _spelt_out(layer: Document) -> Document:
+def spelt_out(layer: Document) -> Document:
     """Write short forms in full (``model: x`` as ``{name: x}``), so that layers and ``--set`` add to them.
 
     A section with nothing below it, as when all its lines are comments, counts as not written.
@@ -75,12 +91,19 @@ def _spelt_out(layer: Document) -> Document:
             layer.positions |= {(section, field, *path[1:]): at for path, at in moved.items()}
             layer.value[section] = {field: short}
     for path, text in layer.texts.items():
-        if path[:-1] in _TEXT_SECTIONS:
+        if path[:-1] in _TEXT_SECTIONS or _sweeps_text(path):
             _at(layer.value, path[:-1])[path[-1]] = text
     for name, field_info in Job.model_fields.items():
         if layer.value.get(name, "") is None and field_info.default is not None and not field_info.is_required():
             del layer.value[name]
     return layer
+
+
+def _sweeps_text(path: FieldPath) -> bool:
+    """Tell whether ``path`` is a value that a sweep gives to a field of text."""
+    swept = ".".join(part for part in path[1:] if isinstance(part, str))
+    sections = [dotted(section) for section in _TEXT_SECTIONS]
+    return path[:1] == ("sweep",) and swept.startswith(tuple(f"{name}{sign}" for name in sections for sign in ".["))
 
 
 def _at(value: Any, path: FieldPath) -> Any:
@@ -219,6 +242,8 @@ def _did_you_mean(path: FieldPath) -> str:
     if model is None:
         return ""
     name = str(path[-1])
+    import difflib
+
     near = difflib.get_close_matches(name, list(model.model_fields), n=1, cutoff=0.55)
     if near:
         return f"; did you mean {dotted((*path[:-1], near[0]))!r}?"
@@ -276,6 +301,8 @@ def _training_argument_fault(name: str, value: Any, facts: dict[str, dict[str, s
 
 
 def _near(word: Any, known: Iterable[str], prefix: str = "") -> str:
+    import difflib
+
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
     return f"; did you mean '{prefix}{near[0]}'?" if near else ""
 
@@ -321,4 +348,10 @@ def _resolve_paths(job: Job, document: Document) -> Job:
         model = model.model_copy(update={"name": absolute(model.name, "model", "name")})
     if model.cache_dir:
         model = model.model_copy(update={"cache_dir": absolute(model.cache_dir, "model", "cache_dir")})
-    return job.model_copy(update={"data": data, "model": model, "output": absolute(job.output, "output")})
+    changed: dict[str, Any] = {"data": data, "model": model, "output": absolute(job.output, "output")}
+    if job.template_dirs:
+        changed["template_dirs"] = [absolute(d, "template_dirs", i) for i, d in enumerate(job.template_dirs)]
+    if job.evaluate and job.evaluate.data:
+        own = absolute(job.evaluate.data, "evaluate", "data")
+        changed["evaluate"] = job.evaluate.model_copy(update={"data": own})
+    return job.model_copy(update=changed)

@@ -1,10 +1,10 @@
 """The Job: what the user wrote, typed and checked. It knows nothing about numbers that were not written.
 
-Contents: Model, Data, Cluster, Train, DeepSpeed, Container, Retry and Local sections, then :class:`Job` itself; Slurm,
-Kubernetes, the hostfile and the plan's constants have a module each.
+Contents: Model, Data, Cluster, Train, DeepSpeed, Container, Retry, Evaluate and Local sections, then :class:`Job`
+itself; Slurm, Kubernetes, the hostfile and the plan's constants have a module each.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
@@ -26,6 +26,9 @@ from qwen_job.job.types import (
     Text,
     section,
 )
+
+if TYPE_CHECKING:
+    from qwen_job.job.sweep import Point
 
 
 class Model(Strict):
@@ -234,6 +237,16 @@ class Retry(Strict):
     grace: Seconds = Field(120, description="Time that saving a checkpoint may take")
 
 
+class Evaluate(Strict):
+    """A job on one GPU after the training: held-out loss, perplexity and sample answers. ``{}`` is enough."""
+
+    data: Text | None = Field(None, description="Conversations that were not trained on; default: data.eval's first")
+    samples: Count = Field(5, description="Questions to answer")
+    max_new_tokens: Positive = Field(128, description="Longest answer")
+    before: bool = Field(True, description="Measure the model before the training, too")
+    time: Seconds | None = Field(None, description="Its time limit; default: the partition's own")
+
+
 class Local(Strict):
     """Running on this machine."""
 
@@ -262,8 +275,19 @@ class Job(Strict):
     kubernetes: Kubernetes = section()
     hostfile: Hostfile = section()
     local: Local = section()
+    evaluate: Evaluate | None = Field(None, description="Measure the model when it is trained (Slurm); see below")
+    sweep: dict[str, Any] = Field(
+        {}, description="A grid: field -> list of values, e.g. {train.learning_rate: [1e-5, 2e-5]}; one run for each"
+    )
+    template_dirs: list[Text] = Field([], description="Folders whose templates replace ours of the same name")
 
     _document: Document | None = PrivateAttr(None)
+    _points: tuple[Any, ...] = PrivateAttr(())
+
+    @property
+    def points(self) -> "tuple[Point, ...]":
+        """The runs of the sweep, each with its job; none without one."""
+        return self._points
 
     def problem(self, path: Path, message: str) -> Problem:
         """Return a :class:`Problem` that points at where ``path`` was written, if it was."""

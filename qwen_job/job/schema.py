@@ -27,6 +27,10 @@ def job_schema() -> dict[str, Any]:
     _accept_scalars(definitions["Slurm"]["properties"]["sbatch"])
     _accept_scalars(definitions["Slurm"]["properties"]["srun"])
     definitions["Slurm"]["properties"]["memory"]["anyOf"].append({"type": "integer"})
+    # Values, or fields of a section that are swept: {train.seed: [1, 2]} and {train: {seed: [1, 2]}}.
+    schema["properties"]["sweep"]["additionalProperties"] = {
+        "anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]
+    }
     train = definitions["Train"]
     facts = yaml.safe_load(resource("configs", "train", "training_arguments.yaml").read_text("utf-8"))
     train["properties"] |= {name: {"type": _KINDS[kind]} for name, kind in facts["accepted"].items()}
@@ -34,6 +38,7 @@ def job_schema() -> dict[str, Any]:
     for section, name in (("Slurm", "time"), ("Kubernetes", "active_deadline"), ("Kubernetes", "ttl_after_finished")):
         _accept_text(definitions[section]["properties"], name)
     _accept_text(definitions["Retry"]["properties"], "grace")
+    _accept_text(definitions["Evaluate"]["properties"], "time")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "qwen-job job.yaml"
     return schema

@@ -46,6 +46,11 @@ class Slurm(Strict):
     scratch: Text | None = Field(None, description="A node-local folder for temporary files and compiled kernels")
     python: Text = Field("python3", description="The Python inside the container or on the nodes")
     requeue: bool = Field(True, description="Requeue after preemption, node failure and before the time limit")
+    chain: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="Instead of requeueing: so many jobs in a row, each going on where the last one stopped",
+    )
+    array_limit: Positive | None = Field(None, description="Runs of a sweep at the same time; default: all")
     preflight: bool = Field(True, description="Check every node before training; a bad one is left out of the next try")
     signal_seconds: Count | None = Field(None, description="Save so long before the time limit; default: planned")
     sbatch: dict[OptionName, OptionValue] = Field(

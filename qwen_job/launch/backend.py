@@ -32,10 +32,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a submission came to: the job's id, and the exit code of a job that ran here to its end."""
+    """What a submission came to: the job's id, and the exit code of a job that ran here to its end.
+
+    ``then`` are the ids of the jobs that wait for this one.
+    """
 
     id: str
     exit_code: int = 0
+    then: tuple[str, ...] = ()
 
 
 class Backend(Protocol):

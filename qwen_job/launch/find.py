@@ -82,6 +82,6 @@ def _with_run(entry: Entry, runs: dict[tuple[str, str], str]) -> Entry:
 
 
 def _named(entry: Entry, word: str) -> bool:
-    if word in (entry.id, entry.name):
+    if word in (entry.id, entry.name) or entry.id.startswith(f"{word}_"):
         return True
     return bool(entry.run) and str(Path(word).resolve()) == str(Path(entry.run).resolve())

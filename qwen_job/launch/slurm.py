@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,25 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def submit(bundle: Bundle) -> Submitted:
-    """Ask sbatch whether it would take the script, then hand it over.
+def submit(bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
+    """Ask sbatch whether it would take the scripts, then hand them over: the main one with ``options``, then the rest.
 
     Errors: :class:`EnvironmentFault` without sbatch; :class:`ClusterRefused` with sbatch's words and the field.
     """
-    _sbatch(["--test-only"], bundle.text)
-    return Submitted(_sbatch(["--parsable"], bundle.text).split(";")[0].strip())
+    for name in (bundle.main, *(name for name, _ in bundle.then)):
+        _sbatch(["--test-only"], bundle.files[name])
+    first = _hand_over(bundle.text, options)
+    then = [_hand_over(bundle.files[name], dependency(f"{kind}:{first}")) for name, kind in bundle.then]
+    return Submitted(first, then=tuple(then))
+
+
+def _hand_over(script: str, options: Sequence[str]) -> str:
+    return _sbatch(["--parsable", *options], script).split(";")[0].strip()
+
+
+def dependency(condition: str) -> tuple[str, ...]:
+    """Return sbatch's words for a job that waits; one that waits for what can no longer happen is cancelled."""
+    return f"--dependency={condition}", "--kill-on-invalid-dep=yes"
 
 
 def _sbatch(options: list[str], script: str) -> str:
@@ -67,25 +80,53 @@ def entries() -> list[Entry]:
         ) from None
     user = getpass.getuser()
     mine = [job for job in jobs if job.get("user_name") in (user, "", None)]
-    return sorted((_entry(job) for job in mine), key=lambda entry: int(entry.id), reverse=True)
+    mine.sort(key=lambda job: _number(job.get("job_id")), reverse=True)
+    return [_entry(job) for job in mine]
 
 
 def _entry(job: dict[str, Any]) -> Entry:
     comment = _text(job.get("comment"))
-    job_id, name = _number(job.get("job_id")), _text(job.get("name"))
-    output = _text(job.get("standard_output")).replace("%x", name).replace("%j", str(job_id))
+    name = _text(job.get("name"))
+    job_id, task = _array_id(job)
+    output = _text(job.get("standard_output"))
+    number, array = str(_number(job.get("job_id"))), job_id.partition("_")[0]
+    for mark, value in (("%x", name), ("%j", number), ("%A", array), ("%a", "" if task is None else str(task))):
+        output = output.replace(mark, value)
     state, reason = _text(job.get("job_state")).lower(), _text(job.get("state_reason"))
     return Entry(
         target="slurm",
-        id=str(job_id),
+        id=job_id,
         name=name,
         state=state,
         reason="" if reason == "None" else _explain(reason, job),
-        run=comment.removeprefix(COMMENT) if comment.startswith(COMMENT) else "",
+        run=_run_of(comment.removeprefix(COMMENT), task) if comment.startswith(COMMENT) else "",
         log=output,
         nodes=_text(job.get("nodes")),
         restarts=_number(job.get("restart_cnt")),
     )
+
+
+def _array_id(job: dict[str, Any]) -> tuple[str, int | None]:
+    """Return the id that scancel takes (12, 12_3, 12_[4-7]) and the number of the task, if it is one."""
+    array = _number(job.get("array_job_id"))
+    if not array:
+        return str(_number(job.get("job_id"))), None
+    waiting = _text(job.get("array_task_string")).partition("%")[0]
+    if waiting:
+        return f"{array}_[{waiting}]", None
+    task = _number(job.get("array_task_id"))
+    return f"{array}_{task}", task
+
+
+def _run_of(folder: str, task: int | None) -> str:
+    """Return the run's folder of a task: that of the sweep's list, else the job's own."""
+    if task is None:
+        return folder
+    try:
+        runs = json.loads(Path(folder, "sweep.json").read_text("utf-8"))["runs"]
+        return str(Path(folder, runs[task]["folder"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return folder
 
 
 def _explain(reason: str, job: dict[str, Any]) -> str:
@@ -94,6 +135,8 @@ def _explain(reason: str, job: dict[str, Any]) -> str:
         "Priority": "waits behind jobs of higher priority",
         "BeginTime": "waits for its start time (a requeued job waits a moment)",
         "Dependency": "waits for another job",
+        "DependencyNeverSatisfied": "waits for a job that failed, and will be cancelled",
+        "JobArrayTaskLimit": "waits for tasks of its array that run",
         "JobHeldUser": "held; 'scontrol release' lets it go",
         "JobHeldAdmin": "held by the administrator",
         "PartitionTimeLimit": "asks for more time than the partition gives (slurm.time)",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from qwen_job.errors import JobError, ModelError
+from qwen_job.errors import JobError, ModelError, Problem
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
 from qwen_job.plan.advice import RunNumbers, warnings_for
@@ -22,6 +22,14 @@ from qwen_job.plan.run import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search import Question
 from qwen_job.plan.sharding import Sharding, choose_sharding, question_of
 from qwen_job.plan.train_config import train_config
+
+
+class SweptRun(NamedTuple):
+    """One run of a sweep: its folder below the job's output, the values that make it, its plan."""
+
+    folder: str
+    values: dict[str, Any]
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Plan:
     warnings: tuple[str, ...]
     question: Question | None = None
     run: RunPlan | None = None
+    sweep: tuple[SweptRun, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -101,6 +110,8 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         batch=batch,
     )
     run = plan_run(job, question, sharding.choice, data or data_of(job))
+    own = (*warnings, *_warnings(job, question, sharding, run, disk_free_bytes))
+    sweep = _swept(job, data, disk_free_bytes)
     return Plan(
         job=job,
         gpu=gpu,
@@ -114,10 +125,38 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         deepspeed_config=config,
         env=environment(job, gpu, interconnect),
         decisions=tuple(ledger.decisions),
-        warnings=(*warnings, *_warnings(job, question, sharding, run, disk_free_bytes)),
+        warnings=(*own, *_only_there(sweep, own)),
         question=question,
         run=run,
+        sweep=sweep,
     )
+
+
+def _swept(job: Job, data: DataSize | None, disk_free_bytes: int | None) -> tuple[SweptRun, ...]:
+    """Plan every run of the sweep. Errors: :class:`JobError` with the problems of all runs."""
+    runs: list[SweptRun] = []
+    problems: dict[str, Problem] = {}
+    for point in job.points:
+        try:
+            plan = make_plan(point.job, data=data, disk_free_bytes=disk_free_bytes)
+        except JobError as error:
+            for problem in map(point.blame, error.problems):
+                problems.setdefault(problem.field, problem)
+            continue
+        runs.append(SweptRun(point.folder, point.values, plan))
+    if problems:
+        raise JobError(list(problems.values()))
+    return tuple(runs)
+
+
+def _only_there(runs: tuple[SweptRun, ...], known: tuple[str, ...]) -> list[str]:
+    """Return the warnings that only runs of the sweep have, each with the first run that has it."""
+    found: dict[str, str] = {}
+    for run in runs:
+        for warning in run.plan.warnings:
+            if warning not in known:
+                found.setdefault(warning, run.folder)
+    return [f"{warning} (in the run {folder})" for warning, folder in found.items()]
 
 
 def question_for(job: Job, gpu_name: str | None = None) -> Question:
@@ -154,9 +193,10 @@ def gpu_of(job: Job) -> Gpu:
             source="the job",
         )
     try:
-        return load_gpu(written)
+        gpu = load_gpu(written)
     except UnknownName as error:
         raise JobError([job.problem(("cluster", "gpu"), str(error))]) from None
+    return gpu.of_cores(job.cluster.cpus_per_gpu or 1) if gpu.is_cpu else gpu
 
 
 def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Bundle:
     """What one render gives. ``main`` is the file that goes to stdout; names in ``executable`` get mode 755.
 
-    ``notes`` are words for stderr: what the user should know about this render.
+    ``notes`` are words for stderr: what the user should know about this render. ``then`` names the files that are
+    submitted after the main one, each with the dependency on it that holds it back (afterok, aftercorr, afterany).
     """
 
     target: str
@@ -17,6 +18,7 @@ class Bundle:
     main: str
     executable: frozenset[str] = frozenset()
     notes: tuple[str, ...] = field(default=())
+    then: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> str:

@@ -1,29 +1,58 @@
 """How a container runtime is told to run a command on a node: mounts, GPUs, shared memory, environment.
 
-pyxis takes its settings as options of srun; the other runtimes are a prefix of the command. With ``none`` the
-command runs as it is. In every case the data, the model, the caches and the run's folder are seen under their own
-paths.
+pyxis takes its settings as options of srun, so that all of node.sh runs inside; the other runtimes are a prefix of the
+commands that node.sh starts (templates/common/container.sh.j2). With ``none`` the commands run as they are. In every
+case the data, the model, the caches and the run's folder are seen under their own paths.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
+from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.job.document import Path as FieldPath
-from qwen_job.job.model import Container
 from qwen_job.plan import Plan
 
 # Set on the node, so the runtimes that start with an empty environment must be told of them.
 _PASSED = ("CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "TMPDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
+# What divides a mount from the next and source from target; pyxis hands the rest to enroot as a line of an fstab.
+_UNMOUNTABLE = {"pyxis": r"[,\s$`\\]", "apptainer": r'[,"\n]'}
+_SIGNS = {":": "a colon", ",": "a comma", " ": "a space", "\n": "a newline", '"': "a quote"}
 
 
-def command_words(plan: Plan, runtime: str, python: str) -> list[str]:
-    """Return the words that start ``python`` on a node, inside the container where the runtime needs a prefix."""
-    if runtime in _PREFIXES:
-        return [*_PREFIXES[runtime](plan, _image(plan), mounts(plan)), python]
-    return [python]
+def node_settings(plan: Plan, runtime: str) -> dict[str, Any]:
+    """Return what node.sh must know of the container; ``runtime`` is none where the target has no containers."""
+    if runtime not in _ENGINES:
+        return {"runtime": runtime, "mount_home": plan.job.container.mount_home}
+    image, pairs = _image(plan), mounts(plan)
+    return {
+        "runtime": runtime,
+        "mount_home": plan.job.container.mount_home,
+        "image": image,
+        "image_field": ".".join(map(str, _image_field(plan))),
+        "engine": [*_ENGINES[runtime](plan, pairs), *plan.job.container.options],
+        "made": sorted({plan.job.output, *_writing(plan).values()}),
+        "mount_points": [_target(pair).lstrip("/") or "." for pair in pairs],
+    }
+
+
+def batch_settings(plan: Plan) -> dict[str, Any]:
+    """Return what the batch script must do before and after pyxis starts the step."""
+    if plan.job.container.runtime != "pyxis":
+        return {"pyxis": False}
+    image = _image(plan)
+    plans = [plan, *(run.plan for run in plan.sweep)]
+    return {
+        "pyxis": True,
+        "image": image,
+        "image_is_file": image.startswith("/"),
+        "image_field": ".".join(map(str, _image_field(plan))),
+        # pyxis refuses to mount what is not there. Scratch is the nodes' own.
+        "made": sorted({path for one in plans for field, path in _writing(one).items() if field[0] != "slurm"}),
+    }
 
 
 def srun_options(plan: Plan) -> list[str]:
@@ -31,6 +60,9 @@ def srun_options(plan: Plan) -> list[str]:
     container = plan.job.container
     if container.runtime != "pyxis":
         return []
+    if plan.job.slurm.modules:
+        message = "pyxis starts the whole step inside the container, where there are no modules: remove them"
+        raise JobError([plan.job.problem(("slurm", "modules"), message)])
     image, pairs = _image(plan), mounts(plan)
     home = "--container-mount-home" if container.mount_home else "--no-container-mount-home"
     options = [f"--container-image={image}", f"--container-mounts={','.join(pairs)}", home, "--container-workdir=/"]
@@ -39,7 +71,7 @@ def srun_options(plan: Plan) -> list[str]:
 
 
 def mounts(plan: Plan) -> list[str]:
-    """Return SOURCE:TARGET[:ro] for everything that the job touches, outermost folders only, then the user's."""
+    """Return SOURCE:TARGET[:ro] for all that the job touches, outermost folders only, and for the user's mounts."""
     job = plan.job
     reading, writing = _reading(plan), _writing(plan)
     _check_mountable(plan, {**reading, **writing})
@@ -47,9 +79,9 @@ def mounts(plan: Plan) -> list[str]:
     others = covered | set(reading.values())
     own = [f"{path}:{path}" for path in covered if not _inside(path, covered)]
     own += [f"{path}:{path}:ro" for path in others - covered if not _inside(path, others)]
+    pairs = [*own, *(_user_mount(plan, index, text) for index, text in enumerate(job.container.mounts))]
     # Outer folders first: a later mount of /shared would hide an earlier one of /shared/runs.
-    own.sort(key=lambda pair: pair.split(":")[0])
-    return [*own, *(_user_mount(plan, index, text) for index, text in enumerate(job.container.mounts))]
+    return sorted(pairs, key=lambda pair: PurePosixPath(_target(pair)).parts)
 
 
 def _reading(plan: Plan) -> dict[FieldPath, str]:
@@ -59,8 +91,12 @@ def _reading(plan: Plan) -> dict[FieldPath, str]:
     for name in ("train", "eval"):
         for index, file in enumerate(getattr(job.data, name)):
             folders["data", name, index] = str(PurePosixPath(file.path).parent)
+    if job.evaluate and job.evaluate.data:
+        folders["evaluate", "data"] = str(PurePosixPath(job.evaluate.data).parent)
     if job.model.resolved_source == "local":
         folders["model", "name"] = job.model.name
+    if job.evaluate and job.evaluate.data:
+        folders["evaluate", "data"] = str(PurePosixPath(job.evaluate.data).parent)
     return folders
 
 
@@ -77,13 +113,14 @@ def _writing(plan: Plan) -> dict[FieldPath, str]:
 def _check_mountable(plan: Plan, folders: dict[FieldPath, str]) -> None:
     container = plan.job.container
     written: dict[FieldPath, str] = {("container", "mounts", i): text for i, text in enumerate(container.mounts)}
-    # pyxis and apptainer read a list that commas divide; everywhere a colon divides source and target.
-    commas = {**folders, **written} if container.runtime in ("pyxis", "apptainer") else {}
+    others = _UNMOUNTABLE.get(container.runtime, r"\n")
     problems = [
-        plan.job.problem(path, f"{container.runtime} cannot mount {folder!r}: it holds {sign}")
-        for places, character, sign in ((folders, ":", "a colon"), (commas, ",", "a comma"))
+        plan.job.problem(
+            path, f"{container.runtime} cannot mount {folder!r}: it holds {_SIGNS.get(found[0], found[0])}"
+        )
+        for places, signs in ((folders, ":"), ({**folders, **written}, others))
         for path, folder in places.items()
-        if character in folder
+        if (found := re.search(signs, folder))
     ]
     if problems:
         raise JobError(problems)
@@ -101,47 +138,107 @@ def _user_mount(plan: Plan, index: int, text: str) -> str:
     return text if len(parts) > 1 else f"{text}:{text}"
 
 
+def _target(pair: str) -> str:
+    return pair.split(":")[1]
+
+
+def _image_field(plan: Plan) -> FieldPath:
+    return ("container", "image") if plan.job.container.image else ("image",)
+
+
 def _image(plan: Plan) -> str:
+    """Return the image as the runtime's own grammar wants it."""
+    runtime = plan.job.container.runtime
     image = plan.job.container.image or plan.job.image
     if not image:
-        message = f"container.runtime {plan.job.container.runtime} needs an image: write image or container.image"
+        message = f"container.runtime {runtime} needs an image: write image or container.image"
         raise JobError([plan.job.problem(("container", "runtime"), message)])
+    if problem := _image_problem(runtime, image):
+        raise JobError([plan.job.problem(_image_field(plan), problem)])
+    if image.startswith("/") or runtime in ("docker", "podman", "charliecloud"):
+        return image
+    if runtime == "apptainer":
+        return image if "://" in image else f"docker://{image}"
+    return _enroot_name(image)
+
+
+def _image_problem(runtime: str, image: str) -> str:
+    is_file = image.startswith((".", "/")) or image.endswith((".sqsh", ".sif", ".squashfs"))
+    if image.startswith("-"):
+        return f"{image!r} is not an image's name"
+    if is_file and runtime in ("docker", "podman"):
+        return f"{runtime} takes an image by its name, not the file or folder {image!r}"
+    if is_file and not image.startswith("/"):
+        return f"{image!r}: write the file's absolute path, the same on all nodes"
+    if "://" in image and runtime in ("docker", "charliecloud"):
+        return f"{runtime} knows no {image.partition('://')[0]}://; write the image's name"
+    return ""
+
+
+def _enroot_name(image: str) -> str:
+    """Write REGISTRY/NAME:TAG or NAME@DIGEST as enroot reads it: REGISTRY#NAME:TAG, NAME:DIGEST.
+
+    Enroot takes what stands before ``@`` for a user, and a name without ``#`` for one of Docker Hub.
+    """
+    image = image.removeprefix("docker://")
+    if "#" in image or "://" in image:
+        return image
+    name, at, digest = image.partition("@")
+    if at:
+        head, slash, last = name.rpartition("/")
+        image = f"{head}{slash}{last.partition(':')[0]}:{digest}"
+    registry, slash, path = image.partition("/")
+    if slash and (re.search("[.:]", registry) or registry == "localhost"):
+        return f"{registry}#{path}"
     return image
 
 
-def _apptainer(plan: Plan, image: str, pairs: list[str]) -> list[str]:
-    container: Container = plan.job.container
+def _apptainer(plan: Plan, pairs: list[str]) -> list[str]:
     words = ["apptainer", "exec", *([] if plan.gpu.is_cpu else ["--nv"]), "--pwd", "/"]
-    words += [] if container.mount_home else ["--no-home"]
+    words += [] if plan.job.container.mount_home else ["--no-home"]
     for pair in pairs:
         words += ["--bind", pair]
-    return [*words, *container.options, image]
+    return words
 
 
-def _oci(program: str) -> Callable[[Plan, str, list[str]], list[str]]:
-    def words(plan: Plan, image: str, pairs: list[str]) -> list[str]:
-        gpus = {"docker": ["--gpus", "all"], "podman": ["--device", "nvidia.com/gpu=all"]}[program]
-        result = [program, "run", "--rm", "--network", "host", "--ipc", "host", "--ulimit", "memlock=-1"]
+def _oci(program: str) -> Callable[[Plan, list[str]], list[str]]:
+    own = {
+        # The daemon is root and can lift the limit; the user's own podman can hand on the step's, and is root inside:
+        # the user outside.
+        "docker": (["--ulimit", "memlock=-1"], ["--gpus", "all"]),
+        "podman": (
+            ["--ulimit", "host", "--pids-limit", "-1", "--security-opt", "label=disable", "--user", "0:0"],
+            ["--device", "nvidia.com/gpu=all"],
+        ),
+    }
+
+    def words(plan: Plan, pairs: list[str]) -> list[str]:
+        limits, gpus = own[program]
+        result = [program, "run", "--rm", "--network", "host", "--ipc", "host", *limits]
         result += [] if plan.gpu.is_cpu else gpus
         if plan.interconnect in ("infiniband", "roce", "efa"):
             result += ["--device", "/dev/infiniband", "--cap-add", "IPC_LOCK"]
         for pair in pairs:
             result += ["--volume", pair]
-        for name in (*plan.env, *_PASSED):
+        for name in _PASSED:
             result += ["--env", name]
-        return [*result, "--workdir", "/", "--entrypoint", "", *plan.job.container.options, image]
+        for name, value in plan.env.items():
+            # Read before anything runs in the container; the rest of the job's environment is set in it.
+            result += ["--env", f"{name}={value}"] if name.startswith(("NVIDIA_", "MELLANOX_")) else []
+        return [*result, "--workdir", "/", "--entrypoint", ""]
 
     return words
 
 
-def _charliecloud(plan: Plan, image: str, pairs: list[str]) -> list[str]:
-    words = ["ch-run", "--write-fake", *([] if plan.job.container.mount_home else ["--no-home"]), "--cd", "/"]
+def _charliecloud(plan: Plan, pairs: list[str]) -> list[str]:
+    words = ["ch-run", *(["--home"] if plan.job.container.mount_home else []), "--cd", "/"]
     for pair in pairs:
+        # It has no read-only mounts.
         words += ["--bind", ":".join(pair.split(":")[:2])]
-    return [*words, *plan.job.container.options, image, "--"]
+    return words
 
 
-_PREFIXES: dict[str, Callable[[Plan, str, list[str]], list[str]]] = {
+_ENGINES: dict[str, Callable[[Plan, list[str]], list[str]]] = {
     "apptainer": _apptainer,
     "podman": _oci("podman"),
     "docker": _oci("docker"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_job import __version__
 from qwen_job.plan import Plan
-from qwen_job.render.container import command_words
+from qwen_job.render.container import node_settings
 from qwen_job.render.engine import render_template
 from qwen_job.render.files import config_files
 
@@ -24,6 +24,7 @@ def shell_context(
     launcher: str = "torchrun",
     preflight: Sequence[str] = (),
     scratch: str | None = None,
+    evaluate: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the context of a shell script: the configs, the node's script and the job's figures."""
     common = {
@@ -35,6 +36,7 @@ def shell_context(
         "env": plan.env,
         "python": python,
         "launcher": launcher,
+        "grace": plan.job.retry.grace,
     }
     node = {
         **common,
@@ -42,7 +44,8 @@ def shell_context(
         "setup": list(setup),
         "preflight": list(preflight),
         "scratch": scratch,
-        "command": command_words(plan, runtime, python),
+        "evaluate": list(evaluate),
+        **node_settings(plan, runtime),
     }
     node_script = render_template("common/node.sh.j2", node, folders)
     return {**common, "files": config_files(plan), "node_script": node_script}

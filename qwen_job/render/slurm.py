@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.container import srun_options
+from qwen_job.render.container import batch_settings, srun_options
 from qwen_job.render.context import shell_context
 from qwen_job.render.engine import render_template
 from qwen_job.render.quote import Unrepresentable, sbatch
@@ -22,25 +23,70 @@ COMMENT = "qwen-job:"
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     """Return NAME.sbatch. Errors: :class:`JobError` for options that contradict the job."""
     job, slurm = plan.job, plan.job.slurm
-    context = shell_context(
+    context = _context(plan, folders)
+    context |= {
+        "options": _checked(plan, sbatch_options(plan)),
+        "srun_options": _srun_options(plan),
+        "container": batch_settings(plan),
+        "requeue": slurm.requeue and not slurm.chain,
+        "chain": slurm.chain or 0,
+        "tasks": [],
+        "limit_seconds": _limit_seconds(plan),
+        "max_retries": job.retry.max_retries,
+        "max_without_progress": job.retry.max_without_progress,
+    }
+    if plan.sweep:
+        context |= _sweep(plan, folders)
+    name = f"{job.name}.sbatch"
+    script = render_template("slurm/job.sbatch.j2", context, folders)
+    if job.evaluate is None:
+        return Bundle("slurm", {name: script}, name)
+    return _with_evaluate(plan, folders, name, script)
+
+
+def _with_evaluate(plan: Plan, folders: Sequence[str | Path], name: str, script: str) -> Bundle:
+    """Return the bundle with the job that measures the trained model beside it."""
+    from qwen_job.render.slurm_evaluate import SUFFIX, dependency_of, evaluate_script
+
+    after = f"{plan.job.name}{SUFFIX}.sbatch"
+    text = evaluate_script(plan, folders, _checked, sbatch_options, _srun_options)
+    way = "'qwen-job submit' sends both, -o DIR writes both"
+    note = f"evaluate: {after} is a job of its own, which waits for this one; {way}"
+    return Bundle("slurm", {name: script, after: text}, name, notes=(note,), then=((after, dependency_of(plan)),))
+
+
+def _sweep(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
+    """Return what the template needs of a sweep. Errors: :class:`JobError` for runs that one array cannot hold."""
+    from qwen_job.render.slurm_array import check_common, check_size, sweep_index, task
+
+    check_common(plan, sbatch_options)
+    tasks = [task(run.plan, _context(run.plan, folders), _srun_options(run.plan)) for run in plan.sweep]
+    check_size(plan, tasks)
+    return {"tasks": tasks, "sweep_index": sweep_index(plan)}
+
+
+def _array(plan: Plan) -> dict[str, str]:
+    """Return the options that make the job an array, none for a plain job."""
+    if not (plan.job.sweep or plan.job.slurm.chain or "array" in plan.job.slurm.sbatch):
+        return {}
+    from qwen_job.render.slurm_array import array_options
+
+    return array_options(plan)
+
+
+def _context(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
+    """Return what the templates need of one run."""
+    slurm = plan.job.slurm
+    return shell_context(
         plan,
         folders,
         python=slurm.python,
-        runtime=job.container.runtime,
+        runtime=plan.job.container.runtime,
         modules=slurm.modules,
         setup=slurm.setup,
         preflight=_preflight(plan) if slurm.preflight else (),
         scratch=slurm.scratch,
     )
-    context |= {
-        "options": _checked(plan, sbatch_options(plan)),
-        "srun_options": _srun_options(plan),
-        "requeue": slurm.requeue,
-        "max_retries": job.retry.max_retries,
-        "max_without_progress": job.retry.max_without_progress,
-    }
-    name = f"{job.name}.sbatch"
-    return Bundle("slurm", {name: render_template("slurm/job.sbatch.j2", context, folders)}, name)
 
 
 def _preflight(plan: Plan) -> list[str]:
@@ -80,10 +126,9 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
     slurm, cluster = plan.job.slurm, plan.job.cluster
     cpus = slurm.cpus_per_task or (cluster.cpus_per_gpu * plan.gpus_per_node if cluster.cpus_per_gpu else None)
     exclusive = plan.nodes > 1 and not plan.gpu.is_cpu if slurm.exclusive is None else slurm.exclusive
+    array = _array(plan)
     log_dir = f"{slurm.log_dir.rstrip('/').replace('%', '%%')}/" if slurm.log_dir else ""
-    signal = slurm.signal_seconds
-    if signal is None and slurm.time is not None:
-        signal = min(plan.job.retry.grace + SIGNAL_MARGIN_SECONDS, slurm.time // 2)
+    signal = _signal_seconds(plan)
     planned: dict[str, str | None] = {
         "job-name": plan.job.name,
         "nodes": str(plan.nodes),
@@ -93,9 +138,10 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
         **({"mem": slurm.memory} if slurm.memory is not None else {}),
         **({"exclusive": None} if exclusive else {}),
         **({"time": slurm_time(slurm.time)} if slurm.time else {}),
-        "output": f"{log_dir}%x-%j.out",
+        **array,
+        "output": f"{log_dir}{array.get('output', '%x-%j.out')}",
         "open-mode": "append",
-        "requeue" if slurm.requeue else "no-requeue": None,
+        "requeue" if slurm.requeue and not slurm.chain else "no-requeue": None,
         **({"signal": f"B:USR1@{signal}"} if signal else {}),
     }
     comment = COMMENT + plan.job.output
@@ -110,6 +156,22 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
             message = f"is planned from cluster ({planned[name]}); remove it and set cluster's fields"
             raise JobError([plan.job.problem(("slurm", "sbatch", name), message)])
     return laid_over(planned, slurm.sbatch)
+
+
+def _signal_seconds(plan: Plan) -> int | None:
+    """Return how long before the time limit Slurm's signal comes."""
+    slurm = plan.job.slurm
+    if slurm.signal_seconds is None and slurm.time is not None:
+        return min(plan.job.retry.grace + SIGNAL_MARGIN_SECONDS, slurm.time // 2)
+    return slurm.signal_seconds
+
+
+def _limit_seconds(plan: Plan) -> int | None:
+    """Return after how many seconds a signal means the time limit; Slurm sends it up to a minute early."""
+    limit, signal = plan.job.slurm.time, _signal_seconds(plan)
+    if limit is None or signal is None:
+        return None
+    return max(limit - signal - 60, limit // 4)
 
 
 def laid_over(planned: dict[str, str | None], written: Mapping[str, str | bool | None]) -> dict[str, str | None]:

@@ -20,15 +20,43 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     """Render the plan for one of :data:`TARGETS`; templates in ``template_dirs`` replace ours of the same name.
 
     A pure function: no clock, no randomness, no network. Errors: :class:`JobError` naming the field for a value that
-    the target's format cannot hold.
+    the target's format cannot hold, and for a sweep, which only Slurm holds in one bundle (see :func:`render_each`).
     """
+    if plan.sweep and target != "slurm":
+        message = f"its {len(plan.sweep)} runs are bundles of their own on {target}: render them with -o DIR"
+        raise JobError([plan.job.problem(("sweep",), message)])
+    folders = [*template_dirs, *_own_templates(plan)]
     module = importlib.import_module(f"qwen_job.render.{target}")
     try:
-        bundle: Bundle = module.render(plan, template_dirs)
+        bundle: Bundle = module.render(plan, folders)
     except Unrepresentable as error:
         path = _locate(plan.job.model_dump(), error.value) or ()
         raise JobError([plan.job.problem(path, str(error))]) from None
     return bundle
+
+
+def render_each(
+    plan: Plan, target: str, template_dirs: Sequence[str | Path] = (), *, separate: bool = False
+) -> dict[str, tuple[Plan, Bundle]]:
+    """Render a job or its sweep: folder -> plan and bundle, the folder empty where one bundle holds everything.
+
+    On Slurm a sweep is one array job unless ``separate``. Errors: as :func:`render`.
+    """
+    if not plan.sweep or (target == "slurm" and not separate):
+        return {"": (plan, render(plan, target, template_dirs))}
+    return {run.folder: (run.plan, render(run.plan, target, template_dirs)) for run in plan.sweep}
+
+
+def _own_templates(plan: Plan) -> list[str]:
+    """Return the job's own template folders. Errors: :class:`JobError` for one that is not there."""
+    problems = [
+        plan.job.problem(("template_dirs", index), f"{folder}: there is no such folder")
+        for index, folder in enumerate(plan.job.template_dirs)
+        if not Path(folder).is_dir()
+    ]
+    if problems:
+        raise JobError(problems)
+    return plan.job.template_dirs
 
 
 def _locate(value: Any, wanted: Any, path: FieldPath = ()) -> FieldPath | None:

@@ -1,0 +1,74 @@
+"""``qwen-job sweep``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qwen_job.cli.options import job_options, layers
+
+if TYPE_CHECKING:
+    from qwen_job.launch.sweep import Outcome
+
+
+@click.command()
+@job_options
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> None:
+    """Show the runs of a sweep, the best first.
+
+    JOB is the sweep's job.yaml, or its output folder. Runs are ordered by their loss on held-out data where they have
+    one, else by the training's.
+    """
+    from qwen_job.launch.sweep import outcomes, runs_of_folder, runs_of_job
+
+    if job and Path(job).is_dir():
+        folder, runs = runs_of_folder(Path(job))
+    else:
+        from qwen_job.job import load_job
+
+        folder, runs = runs_of_job(load_job(layers(job, files), sets=sets))
+    found = outcomes(folder, runs)
+    if as_json:
+        click.echo(json.dumps([_as_dict(outcome) for outcome in found], indent=2, ensure_ascii=False))
+    else:
+        click.echo(_table(found))
+        click.echo(f"the runs lie in {folder}", err=True)
+
+
+def _table(found: list[Outcome]) -> str:
+    fields = list(found[0].values)
+    header = (*fields, "STATE", "STEP", "LOSS", "EVAL LOSS", "RUN")
+    rows = [header, *(_row(outcome, fields) for outcome in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _row(outcome: Outcome, fields: list[str]) -> tuple[str, ...]:
+    progress = outcome.progress
+    values = (outcome.values[field] for field in fields)
+    return (
+        *(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values),
+        outcome.state,
+        "" if progress.step is None else f"{progress.step}/{progress.total_steps or '?'}",
+        "" if outcome.loss is None else f"{outcome.loss:.4f}",
+        "" if outcome.eval_loss is None else f"{outcome.eval_loss:.4f}",
+        outcome.folder,
+    )
+
+
+def _as_dict(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "run": outcome.folder,
+        "values": outcome.values,
+        "state": outcome.state,
+        "step": outcome.progress.step,
+        "total_steps": outcome.progress.total_steps,
+        "loss": outcome.loss,
+        "eval_loss": outcome.eval_loss,
+    }

@@ -1,0 +1,197 @@
+"""The ``sweep:`` section: a grid over any field, and a job for each of its points.
+
+Every point is a whole job with a folder of its own below ``output``, named by its values, so that a grid that grows
+finds the runs that are finished already.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from qwen_job.errors import JobError, Problem
+from qwen_job.job.document import Document, Position, dotted, place
+from qwen_job.job.document import Path as FieldPath
+from qwen_job.job.load import build, spelt_out
+from qwen_job.job.model import Job
+
+# Slurm's MaxArraySize is 1001 unless the site raised it.
+MOST = 1000
+LONGEST_NAME = 120
+# What a sweep decides itself, or what a run cannot have of its own.
+_FIXED = {
+    "output": "every run gets a folder of its own below output",
+    "name": "the runs are numbered by themselves",
+    "sweep": "a sweep does not hold another one",
+    "uses_env": "the variables of this shell are the same for all runs",
+    "template_dirs": "one set of templates makes all runs",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One swept field with its values; ``path`` is where the list stands in the document."""
+
+    field: str
+    path: FieldPath
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: ``values`` by field, ``choice`` the number of each axis's value, ``folder`` its name below output."""
+
+    folder: str
+    values: dict[str, Any]
+    choice: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    job: Job
+
+    def blame(self, problem: Problem) -> Problem:
+        """Name the sweep's value where the problem lies in a swept field, else the run."""
+        return _blame(problem, self.axes, self.choice, self.folder)
+
+
+def points(job: Job, document: Document) -> tuple[Point, ...]:
+    """Return the jobs of the grid, the last field changing fastest. Errors: :class:`JobError` with all problems."""
+    axes = _axes(document)
+    count = 1
+    for axis in axes:
+        count *= len(axis.values)
+    if count > MOST:
+        message = f"makes {count} runs; at most {MOST} fit one array: sweep fewer values at once"
+        raise JobError([job.problem(("sweep",), message)])
+    choices = list(itertools.product(*(range(len(axis.values)) for axis in axes)))
+    names = _short_names([axis.field for axis in axes])
+    found: list[Point] = []
+    problems: list[Problem] = []
+    for number, choice in enumerate(choices):
+        values = {axis.field: axis.values[i] for axis, i in zip(axes, choice, strict=True)}
+        folder = folder_name(dict(zip(names, values.values(), strict=True)))
+        try:
+            made = _run(_document_of(document, axes, choice), job, folder, number)
+        except JobError as error:
+            problems += [_blame(problem, axes, choice, folder) for problem in error.problems]
+            continue
+        found.append(Point(folder, values, choice, axes, made))
+    if problems:
+        raise JobError(list(_once(problems)))
+    return tuple(found)
+
+
+def _axes(document: Document) -> tuple[Axis, ...]:
+    """Read the section: ``a.b: [1, 2]`` and ``a: {b: [1, 2]}`` are the same."""
+    axes: list[Axis] = []
+    problems: list[Problem] = []
+
+    def refuse(path: FieldPath, message: str) -> None:
+        at = document.position(path) or Position("job", 0, 0)
+        problems.append(Problem(at.source, at.line, at.column, dotted(path), message))
+
+    def visit(value: Any, path: FieldPath, field: str) -> None:
+        top = re.split(r"[.\[]", field)[0]
+        if top in _FIXED:
+            refuse(path, f"cannot be swept: {_FIXED[top]}")
+        elif isinstance(value, dict) and value:
+            for key, inner in value.items():
+                visit(inner, (*path, key), f"{field}.{key}")
+        elif not isinstance(value, list) or not value:
+            refuse(path, "expected a list of values, e.g. [1e-5, 2e-5]")
+        elif len({_canonical(item) for item in value}) < len(value):
+            refuse(path, "holds a value twice; keep one of the two")
+        elif field in (axis.field for axis in axes):
+            refuse(path, "is swept twice; keep one of the two lists")
+        else:
+            axes.append(Axis(field, path, tuple(value)))
+
+    for name, value in document.value["sweep"].items():
+        visit(value, ("sweep", name), name)
+    if problems:
+        raise JobError(problems)
+    return tuple(axes)
+
+
+def _document_of(document: Document, axes: Sequence[Axis], choice: Sequence[int]) -> Document:
+    value = {key: copy.deepcopy(item) for key, item in document.value.items() if key != "sweep"}
+    made = Document(value, dict(document.positions))
+    for axis, index in zip(axes, choice, strict=True):
+        at = document.position((*axis.path, index)) or Position("job", 0, 0)
+        place(made, axis.field, copy.deepcopy(axis.values[index]), at)
+        spelt_out(made)
+    return made
+
+
+def _run(document: Document, whole: Job, folder: str, number: int) -> Job:
+    """Make one run's job; models and prepared data are kept where all runs find them."""
+    job = build(document)
+    suffix = f"-{number}"
+    cache = whole.model.cache_dir or str(PurePosixPath(whole.output).parent / ".qwen-job-cache")
+    return job.model_copy(
+        update={
+            "name": whole.name[: 63 - len(suffix)].rstrip("._-") + suffix,
+            "output": str(PurePosixPath(whole.output, folder)),
+            "model": job.model.model_copy(update={"cache_dir": job.model.cache_dir or cache}),
+            "data": job.data.model_copy(
+                update={"cache_dir": job.data.cache_dir or str(PurePosixPath(whole.output, "prepared"))}
+            ),
+        }
+    )
+
+
+def _blame(problem: Problem, axes: Sequence[Axis], choice: Sequence[int], folder: str) -> Problem:
+    for axis, index in zip(axes, choice, strict=True):
+        # data.train.0.weight is written data.train[0].weight in a problem.
+        field = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", axis.field)
+        unknown = problem.message.startswith("unknown field")
+        if unknown and f"{field}.".startswith(f"{problem.field}."):
+            return problem._replace(field=dotted(axis.path))
+        rest = problem.field.removeprefix(field)
+        if rest != problem.field and (not rest or rest[0] in ".["):
+            return problem._replace(field=dotted((*axis.path, index)) + rest)
+    return problem._replace(message=f"{problem.message} (in the run {folder})")
+
+
+def _once(problems: Iterable[Problem]) -> Iterable[Problem]:
+    """Pass on each problem once, whatever runs it is met in."""
+    seen = set()
+    for problem in problems:
+        key = (problem.field, problem.message.partition(" (in the run ")[0])
+        if key not in seen:
+            seen.add(key)
+            yield problem
+
+
+def _short_names(fields: Sequence[str]) -> list[str]:
+    """Return as many last parts of each field's name as tell the fields apart."""
+    parts = [re.findall(r"[^.\[\]]+", field) for field in fields]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = [".".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(fields)
+
+
+def folder_name(values: dict[str, Any]) -> str:
+    """Return ``learning_rate=1e-05-seed=2``; a value that a folder's name cannot show adds a digest of all values."""
+    texts = {name: _text(value) for name, value in values.items()}
+    safe = {name: re.sub(r"[^A-Za-z0-9._+-]+", "_", text.rsplit("/", 1)[-1]) for name, text in texts.items()}
+    shown = "-".join(f"{re.sub('[^A-Za-z0-9._-]+', '_', name)}={text}" for name, text in safe.items())
+    if safe == texts and len(shown) <= LONGEST_NAME:
+        return shown
+    digest = hashlib.sha256(_canonical(values).encode()).hexdigest()[:8]
+    return f"{shown[: LONGEST_NAME - 9]}-{digest}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True)

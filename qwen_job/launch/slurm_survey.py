@@ -1,0 +1,220 @@
+"""What a Slurm cluster says of itself on a login node: its nodes, partitions, settings and the tools around it.
+
+``sinfo --json`` has two shapes: a list of nodes (Slurm 21.08 and 22.05), and, from 23.02 on, records that group nodes
+of one partition, with numbers as ``{"set": true, "infinite": false, "number": 7}``. Partitions and settings come from
+the ``Name=value`` and ``Name = value`` lines of scontrol, which all versions print alike.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_job.errors import ClusterRefused, EnvironmentFault
+from qwen_job.job.hosts import expand_hosts
+
+_GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?![^(]*\))")
+_DOWN = ("down", "drain", "fail", "maint", "not_responding", "powered_down", "unknown", "inval")
+# Programs that start containers -> container.runtime; enroot alone starts none on nodes.
+RUNTIMES = {
+    "apptainer": "apptainer",
+    "singularity": "",
+    "podman": "podman",
+    "docker": "docker",
+    "ch-run": "charliecloud",
+    "enroot": "",
+}
+INFINIBAND = Path("/sys/class/infiniband")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node; ``gpus`` by type (empty text: no type), memory in MiB, the local disk for temporary files in MiB."""
+
+    name: str
+    partitions: frozenset[str]
+    gpus: dict[str, int]
+    cpus: int
+    memory_mib: int
+    disk_mib: int
+    features: tuple[str, ...]
+    usable: bool
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition; ``fields`` are those of scontrol show partition."""
+
+    name: str
+    fields: dict[str, str]
+
+    @property
+    def max_seconds(self) -> int | None:
+        """The longest time that a job may ask for, None without a limit."""
+        return slurm_seconds(self.fields.get("MaxTime", ""))
+
+    @property
+    def is_up(self) -> bool:
+        """Tell whether jobs start there."""
+        return self.fields.get("State", "UP") == "UP"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found; ``runtimes`` are programs on this machine, ``adapters`` its own InfiniBand devices."""
+
+    nodes: tuple[Node, ...]
+    partitions: dict[str, Partition]
+    config: dict[str, str]
+    pyxis: bool
+    runtimes: tuple[str, ...]
+    adapters: tuple[str, ...]
+    accounts: tuple[str, ...]
+
+
+def survey() -> Survey:
+    """Ask Slurm's own tools. Errors: :class:`EnvironmentFault` without them or their controller."""
+    return Survey(
+        nodes=tuple(nodes_of(_json(ask("sinfo", "--json")))),
+        partitions=partitions_of(ask("scontrol", "show", "partition", "--oneliner")),
+        config=config_of(ask("scontrol", "show", "config")),
+        pyxis="--container-image" in _try("srun", "--help"),
+        runtimes=tuple(name for name in RUNTIMES if shutil.which(name)),
+        adapters=tuple(sorted(path.name for path in INFINIBAND.iterdir())) if INFINIBAND.is_dir() else (),
+        accounts=_accounts(),
+    )
+
+
+def ask(*words: str) -> str:
+    """Run one of Slurm's tools. Errors: :class:`EnvironmentFault`, :class:`ClusterRefused` with its words."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    except FileNotFoundError:
+        raise EnvironmentFault(f"{words[0]}: not on this machine; run this on a login node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFault(f"{words[0]}: no answer within a minute; is slurmctld up?") from None
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split())
+        if "--json" in words and re.search(r"unrecognized|invalid|unknown", said):
+            raise EnvironmentFault(f"{words[0]} --json: this Slurm is too old for it ({said}); 21.08 or newer has it")
+        raise ClusterRefused(f"{' '.join(words)}: {said}")
+    return done.stdout
+
+
+def _try(*words: str) -> str:
+    """Return what a tool prints, nothing when it is missing or refuses."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _accounts() -> tuple[str, ...]:
+    words = ("sacctmgr", "--noheader", "--parsable2", "show", "user", "withassoc", "format=account", "where")
+    user = _try("id", "-un").strip()
+    lines = _try(*words, f"name={user}").splitlines() if user else []
+    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise EnvironmentFault(f"sinfo --json: not the JSON that was expected ({error})") from None
+    return value if isinstance(value, dict) else {}
+
+
+def nodes_of(answer: dict[str, Any]) -> list[Node]:
+    """Read either shape of ``sinfo --json``. Errors: :class:`EnvironmentFault` for any other."""
+    try:
+        if isinstance(answer.get("nodes"), list):
+            return [_node(entry) for entry in answer["nodes"]]
+        return _grouped(answer["sinfo"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise EnvironmentFault(f"sinfo --json: neither of the shapes that are known ({what})") from None
+
+
+def _node(entry: dict[str, Any]) -> Node:
+    """Read one node of the older shape."""
+    return Node(
+        name=str(entry["name"]),
+        partitions=frozenset(entry.get("partitions") or ()),
+        gpus=gpus_of(entry.get("gres") or ""),
+        cpus=number(entry.get("cpus")),
+        memory_mib=number(entry.get("real_memory")),
+        disk_mib=number(entry.get("temporary_disk")),
+        features=_features(entry.get("features")),
+        usable=_usable([entry.get("state"), *(entry.get("state_flags") or [])]),
+    )
+
+
+def _grouped(entries: list[dict[str, Any]]) -> list[Node]:
+    """Read the newer shape, where a node stands once for each of its partitions."""
+    found: dict[str, Node] = {}
+    for entry in entries:
+        states = entry["node"]["state"]
+        for name in expand_hosts(entry["nodes"]["nodes"]):
+            before = found[name].partitions if name in found else frozenset()
+            found[name] = Node(
+                name=name,
+                partitions=before | {str(entry["partition"]["name"])},
+                gpus=gpus_of(entry["gres"]["total"]),
+                cpus=number(entry["cpus"]["maximum"]),
+                memory_mib=number(entry["memory"]["maximum"]),
+                disk_mib=number(entry.get("disk", {}).get("maximum")),
+                features=_features(entry["features"]["total"]),
+                usable=_usable(states if isinstance(states, list) else [states]),
+            )
+    return list(found.values())
+
+
+def gpus_of(gres: str) -> dict[str, int]:
+    """Read ``gpu:a100:8(S:0-1),nvme:1`` as type -> count; a type that stands twice is added up."""
+    found: dict[str, int] = {}
+    for item in _GPU.finditer(gres):
+        kind = item["type"] or ""
+        found[kind] = found.get(kind, 0) + int(item["count"])
+    return found
+
+
+def number(value: Any) -> int:
+    """Read a number of either shape; 0 where it is not set or has no end."""
+    if isinstance(value, dict):
+        value = value.get("number") if value.get("set", True) and not value.get("infinite") else 0
+    return int(value or 0)
+
+
+def _features(value: Any) -> tuple[str, ...]:
+    words = value if isinstance(value, list) else str(value or "").split(",")
+    return tuple(str(word) for word in words if word)
+
+
+def _usable(states: list[Any]) -> bool:
+    return not any(str(state).lower().startswith(_DOWN) for state in states if state)
+
+
+def partitions_of(text: str) -> dict[str, Partition]:
+    """Read ``scontrol show partition --oneliner``."""
+    lines = (dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines())
+    return {fields["PartitionName"]: Partition(fields["PartitionName"], fields) for fields in lines if fields}
+
+
+def config_of(text: str) -> dict[str, str]:
+    """Read ``scontrol show config``."""
+    return {name: value.strip() for name, value in re.findall(r"^(\S+)\s*=(.*)$", text, re.MULTILINE)}
+
+
+def slurm_seconds(text: str) -> int | None:
+    """Read ``2-00:00:00``; None for UNLIMITED, NONE or nothing."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

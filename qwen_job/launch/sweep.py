@@ -1,0 +1,105 @@
+"""The runs of a sweep side by side: what each was given and what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_job.errors import UsageError
+from qwen_job.job import Job
+from qwen_job.launch.progress import Progress, progress_of
+
+NOT_STARTED = "not started"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: ``loss`` is the mean of the training when it is done, that of the last step before."""
+
+    folder: str
+    values: dict[str, Any]
+    progress: Progress
+    loss: float | None
+    eval_loss: float | None
+
+    @property
+    def state(self) -> str:
+        """The run's own word for where it stands."""
+        return self.progress.state or NOT_STARTED
+
+
+def outcomes(folder: str, runs: list[tuple[str, dict[str, Any]]]) -> list[Outcome]:
+    """Return the runs below ``folder``, the best first: by the loss on held-out data where runs have one, else by loss.
+
+    Runs that are not done follow those that are.
+    """
+    found = [_outcome(folder, name, values) for name, values in runs]
+    by_eval = any(outcome.eval_loss is not None for outcome in found)
+
+    def order(outcome: Outcome) -> tuple[bool, float]:
+        loss = outcome.eval_loss if by_eval else outcome.loss
+        return outcome.state != "done", math.inf if loss is None or math.isnan(loss) else loss
+
+    return sorted(found, key=order)
+
+
+def runs_of_job(job: Job) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """Return the folder of a job's sweep and its runs. Errors: :class:`UsageError` for a job without one."""
+    if not job.points:
+        raise UsageError(f"{job.name} has no sweep: write sweep: {{train.learning_rate: [1e-5, 2e-5]}} in job.yaml")
+    return job.output, [(point.folder, point.values) for point in job.points]
+
+
+def runs_of_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """Return the runs that the array wrote down in ``folder``. Errors: :class:`UsageError` when it wrote none there."""
+    try:
+        runs = json.loads((folder / "sweep.json").read_text("utf-8"))["runs"]
+        return str(folder), [(str(run["folder"]), dict(run["values"])) for run in runs]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UsageError(f"{folder}: holds no sweep.json; give the sweep's output folder, or its job.yaml") from None
+
+
+def _outcome(folder: str, name: str, values: dict[str, Any]) -> Outcome:
+    run = Path(folder, name)
+    progress, done = progress_of(str(run)), _read(run / "done.json")
+    eval_loss = done.get("eval_loss")
+    if eval_loss is None:
+        eval_loss = _held_out(run / "evaluation.json")
+    loss = done.get("train_loss", progress.loss)
+    return Outcome(name, values, progress, loss, _last_eval(run) if eval_loss is None else eval_loss)
+
+
+def _held_out(path: Path) -> float | None:
+    """Return the loss that the follow-up job measured."""
+    after = _read(path).get("after")
+    loss = after.get("loss") if isinstance(after, dict) else None
+    return loss if isinstance(loss, (int, float)) else None
+
+
+def _last_eval(run: Path) -> float | None:
+    """Return the last evaluation in metrics.jsonl, read from its end."""
+    try:
+        lines = (run / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        if '"eval"' not in line:
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("type") == "eval" and isinstance(entry.get("loss"), (int, float)):
+            return float(entry["loss"])
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
