@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.e2e.steps import DEMO, SHORT, check_finished, environment
@@ -22,19 +25,60 @@ def hosts(make_slurm: Callable[..., Lab]) -> Lab:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "pdsh"])
 def test_the_rendered_script_trains_on_both_hosts(hosts: Lab, tmp_path: Path, launcher: str) -> None:
-    run, files = tmp_path / "run", tmp_path / "launch files"
-    words = ["qwen-job", "render", str(DEMO), "--target", "hostfile", "-o", str(files), *SHORT]
-    for assignment in (
-        "cluster.nodes=2",
-        "cluster.gpus_per_node=1",
-        f"output={run}",
-        "hostfile.hosts=node[1-2]",
-        f"hostfile.launcher={launcher}",
-        f"hostfile.python={sys.executable}",
-    ):
-        words += ["--set", assignment]
-    hosts.on("node1", words, env=environment())
-    done = hosts.on("node1", [str(files / "launch.sh")], cwd=tmp_path, env=environment(), timeout=420, check=False)
+    run, script = tmp_path / "run", rendered(hosts, tmp_path, launcher, sys.executable)
+    done = hosts.on("node1", [str(script)], cwd=tmp_path, env=environment(), timeout=420, check=False)
     logs = "".join(f"\n{log}:\n{log.read_text()[-2000:]}" for log in run.glob("logs/*.log"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + logs
     check_finished(run, world_size=2)
+
+
+def test_a_node_that_fails_ends_the_others_at_once_and_gives_the_code(hosts: Lab, tmp_path: Path) -> None:
+    script = rendered(hosts, tmp_path, "torchrun", stand_in(tmp_path, "[ $(uname -n) = node1 ] || exit 9"))
+    began = time.monotonic()
+    done = hosts.on("node1", [str(script)], env=environment(), timeout=60, check=False)
+    assert done.returncode == 9, done.stderr
+    assert time.monotonic() - began < 20
+    assert codes(tmp_path) == {"node1": 160, "node2": 9}
+    assert "a hang-up" in done.stdout, "node 0's log is shown to its end"
+
+
+def test_a_launcher_that_is_ended_lets_all_nodes_save(hosts: Lab, tmp_path: Path) -> None:
+    script = rendered(hosts, tmp_path, "torchrun", stand_in(tmp_path, f"touch {tmp_path}/begun-$(uname -n)"))
+    with hosts.popen("node1", ["bash", str(script)], env=environment()) as launcher:
+        hosts.wait(lambda: len(list(tmp_path.glob("begun-*"))) == 2, 30, "both nodes run")
+        (inside,) = [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["bash", str(script)]]
+        inside.send_signal(signal.SIGTERM)
+        launcher.communicate(timeout=30)
+        assert launcher.returncode == 160
+    assert codes(tmp_path) == {"node1": 160, "node2": 160}
+
+
+def stand_in(folder: Path, body: str) -> Path:
+    """Return a Python that runs ``body`` and then, in place of training, waits for a signal and saves."""
+    python = folder / "python"
+    trap = "for name in USR1 TERM HUP; do trap 'echo a hang-up; sleep 1; exit 160' $name; done"
+    python.write_text(f"#!/bin/bash\n{trap}\n{body}\nfor ((i = 0; i < 600; i++)); do sleep 0.1; done\n")
+    python.chmod(0o755)
+    return python
+
+
+def codes(folder: Path) -> dict[str, int]:
+    """Return node -> exit code, as the nodes wrote them down."""
+    lines = [path.read_text().split() for path in (folder / "run" / "launch").glob("exit.*")]
+    return {name: int(code) for code, name, _ in lines}
+
+
+def rendered(hosts: Lab, folder: Path, launcher: str, python: str | Path) -> Path:
+    """Render the demo for both hosts and return its launch.sh."""
+    words = ["qwen-job", "render", str(DEMO), "--target", "hostfile", "-o", str(folder / "launch files"), *SHORT]
+    for assignment in (
+        "cluster.nodes=2",
+        "cluster.gpus_per_node=1",
+        f"output={folder / 'run'}",
+        "hostfile.hosts=node[1-2]",
+        f"hostfile.launcher={launcher}",
+        f"hostfile.python={python}",
+    ):
+        words += ["--set", assignment]
+    hosts.on("node1", words, env=environment())
+    return folder / "launch files" / "launch.sh"

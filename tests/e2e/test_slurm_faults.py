@@ -20,6 +20,11 @@ def stand_in(folder: Path, body: str) -> dict[str, object]:
     return {"slurm__python": python, "slurm__preflight": "false"}
 
 
+def trained(run: Path) -> str:
+    """Return the shell line that stands for a training that completes."""
+    return f"touch {run}/run/done.json"
+
+
 def test_a_killed_rank_and_a_signal_leave_no_trace_in_the_weights(slurm: Lab, tmp_path: Path) -> None:
     calm = Run(slurm, tmp_path / "calm", train__max_steps=24).submit()
     assert calm.wait_end() == "COMPLETED", calm.output[-3000:]
@@ -49,3 +54,34 @@ def test_tries_without_a_newer_checkpoint_end_with_their_own_code(slurm: Lab, tm
     job = slurm.job(run.job)
     assert (job["ExitCode"], job["Restarts"]) == ("8:0", "1"), run.output
     assert "gave up: 2 tries without a newer checkpoint than -1 (last exit code 137)" in run.output
+
+
+def test_a_signal_before_training_requeues_the_job_and_is_not_counted(slurm: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "early"
+    begun = f"{tmp_path}/begun-$(uname -n)"
+    check = f"[ -e {begun} ] || {{ touch {begun}; exec sleep 300; }}"
+    python = stand_in(tmp_path, f'if [ "$3" = node ]; then {check}; else {trained(folder)}; fi')
+    run = Run(slurm, folder, **{**python, "slurm__preflight": "true"}, retry__max_without_progress=1).submit()
+    slurm.wait(lambda: len(list(tmp_path.glob("begun-*"))) == 2, 30, "the checks run", job=run.job)
+    slurm.on("ctl", ["scancel", "--batch", "--signal=USR1", str(run.job)])
+    assert run.wait_end(120) == "COMPLETED", run.output
+    assert slurm.job(run.job)["Restarts"] == "1"
+    assert "requeueing from checkpoint -1 (exit code 160, signal USR1)" in run.output
+    assert "signal TERM" not in run.output and "Terminated" not in run.output
+
+
+def test_a_users_error_on_one_node_ends_the_job_with_its_code(slurm: Lab, tmp_path: Path) -> None:
+    body = "[ $(uname -n) = node1 ] || exit 4; trap 'exit 128' TERM; sleep 300 & wait"
+    run = Run(slurm, tmp_path / "wrong", **stand_in(tmp_path, body)).submit()
+    assert run.wait_end(120) == "FAILED"
+    job = slurm.job(run.job)
+    assert (job["ExitCode"], job["Restarts"]) == ("4:0", "0"), run.output
+
+
+def test_retries_are_bounded_though_every_try_saves(slurm: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "often"
+    save = f"n={folder}/run/checkpoints/step-$(date +%s); mkdir -p $n; echo {{}} > $n/manifest.json; exit 160"
+    run = Run(slurm, folder, **stand_in(tmp_path, save), retry__max_retries=1)
+    assert run.submit().wait_end(120) == "FAILED"
+    assert slurm.job(run.job)["Restarts"] == "1"
+    assert "gave up: requeued 1 times (retry.max_retries)" in run.output
