@@ -8,12 +8,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from qwen_job.job.kubernetes import Kubernetes
+from qwen_job.job.kubernetes_types import Natural
 from qwen_job.job.types import Count, EnvName, Positive, Strict
-from qwen_job.render.kubernetes_settings import MAX_NAME, Settings
+from qwen_job.render.kubernetes_settings import IMAGE, MAX_NAME, Settings
 from qwen_job.render.quote import Unrepresentable
 
 JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME)]
-Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:@]*$", max_length=1000)]
+Image = Annotated[str, Field(pattern=f"^{IMAGE}$", max_length=1000)]
 # Helm turns a value with one of these into nothing, or into another one (U+0085), without a word.
 LOST_BY_HELM = "\x7f-\x9f\ufffe\uffff"
 CarriedText = Annotated[str, Field(pattern=f"^[^{LOST_BY_HELM}]*$")]
@@ -65,6 +66,9 @@ class ChartValues(Strict):
     train: dict[str, Any] = Field({}, description="Laid over train.yaml, e.g. {training: {learning_rate: 2.0e-5}}")
     deepspeed: dict[str, Any] = Field({}, description="Laid over deepspeed.json")
     grace_seconds: Count = Field(description="Seconds that a pod gets to save before it is killed")
+    max_without_progress: Natural = Field(
+        description="Tries in a row that bring no newer checkpoint, before the job ends with exit code 8"
+    )
     kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml, field by field")
     check_cluster: bool = Field(True, description="Refuse to install where the job's CRD is missing")
     allow_change: bool = Field(False, description="Let an upgrade change a job that exists already")
@@ -81,6 +85,7 @@ def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, A
         "output": None if shipped else chosen.output,
         "cluster": {"nodes": chosen.nodes, "gpus_per_node": chosen.gpus_per_node},
         "grace_seconds": chosen.grace_seconds,
+        "max_without_progress": chosen.max_without_progress,
         "kubernetes": chosen.section.model_dump(exclude_defaults=not shipped),
         "config": {
             "env": [{"name": name, "value": value} for name, value in chosen.env.items()],

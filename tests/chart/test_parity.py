@@ -23,6 +23,20 @@ VARIANTS = {
     "trainjob": ["kubernetes.kind=trainjob", "kubernetes.active_deadline=2h", "kubernetes.queue=coscheduling"],
     "trainjob on volcano": ["kubernetes.kind=trainjob", "kubernetes.queue=volcano"],
     "jobset": ["kubernetes.kind=jobset", "kubernetes.ttl_after_finished=1d", "kubernetes.active_deadline=3600"],
+    "prepare": ["kubernetes.prepare=true", "kubernetes.secret_env={HF_TOKEN: hub/token}", "kubernetes.memory=900Gi"],
+    "prepare for a queue": [
+        "kubernetes.prepare=true", "kubernetes.kind=jobset", "kubernetes.queue=kueue:team", "kubernetes.namespace=x",
+        "kubernetes.prepare_account=starter", "kubernetes.ttl_after_finished=1d", "kubernetes.topology=cloud/block",
+    ],
+    "prepare only": [
+        "kubernetes.prepare=true", "kubernetes.suspend=true", "kubernetes.service_account=s",
+        "kubernetes.queue=volcano", "kubernetes.kind=trainjob", "kubernetes.node_selector={pool: gpu}",
+        "kubernetes.host_network=true", "kubernetes.prepare_pod={tolerations: [], nodeSelector: {pool: cpu}}",
+        "kubernetes.ipc_lock=true",
+        "kubernetes.gpu_products=[A]", "kubernetes.spread=zone", "kubernetes.priority_class=high",
+        "kubernetes.topology=zone", "kubernetes.resources={rdma/hca: '1'}", "kubernetes.pod={hostIPC: false}",
+        "kubernetes.pod_container={imagePullPolicy: Always}", "kubernetes.annotations={a: b}",
+    ],
     "kueue": ["kubernetes.queue=kueue:team", "kubernetes.topology=cloud/block", "kubernetes.suspend=true"],
     "volcano": ["kubernetes.queue=volcano:team", "kubernetes.topology=topology.kubernetes.io/zone"],
     "network": [
@@ -35,7 +49,7 @@ VARIANTS = {
     ],
     "nodes": [
         "kubernetes.gpu_products=[NVIDIA-A100-SXM4-80GB]", "kubernetes.node_selector={pool: gpu, 'x/y': ''}",
-        "kubernetes.tolerations=[{key: spot, operator: Exists, tolerationSeconds: 3600}]",
+        "kubernetes.tolerations=[{key: spot, operator: Exists, effect: NoExecute, tolerationSeconds: 3600}]",
         "kubernetes.spread=kubernetes.io/hostname", "kubernetes.priority_class=high", "kubernetes.memory=900Gi",
     ],
     "volumes": [
@@ -69,6 +83,10 @@ def by_helm(plan: Plan, folder: Path, version: str = "4.3.1") -> list[dict[str, 
 
 
 def ordered(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort objects, without the marks that make Helm, but not kubectl, apply one before the others."""
+    for thing in objects:
+        for name in [name for name in thing["metadata"]["annotations"] if name.startswith("helm.sh/hook")]:
+            del thing["metadata"]["annotations"][name]
     return sorted(objects, key=lambda thing: (thing["kind"], thing["metadata"]["name"]))
 
 

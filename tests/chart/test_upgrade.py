@@ -19,8 +19,14 @@ from tests.support.schemas import load
 
 CHART = resource("charts", "qwen-job")
 GROUP = {"groupVersion": "kubeflow.org/v1", "version": "v1"}
-JOBS = {"name": "pytorchjobs", "singularName": "pytorchjob", "namespaced": True, "kind": "PyTorchJob", "verbs": ["get"]}
-PODS = {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": ["get"]}
+JOBS = {
+    "name": "pytorchjobs",
+    "singularName": "pytorchjob",
+    "namespaced": True,
+    "kind": "PyTorchJob",
+    "verbs": ["get", "list"],
+}
+PODS = {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": ["get", "list"]}
 MAPS = {**PODS, "name": "configmaps", "singularName": "configmap", "kind": "ConfigMap"}
 DISCOVERY: dict[str, dict[str, Any]] = {
     "/version": {"major": "1", "minor": "33", "gitVersion": "v1.33.0"},
@@ -32,7 +38,9 @@ DISCOVERY: dict[str, dict[str, Any]] = {
     },
     "/apis/kubeflow.org/v1": {"kind": "APIResourceList", "groupVersion": "kubeflow.org/v1", "resources": [JOBS]},
 }
-JOB_PATH = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs/my-run"
+BATCH = {"groupVersion": "jobset.x-k8s.io/v1alpha2", "version": "v1alpha2"}
+SETS = {**JOBS, "name": "jobsets", "singularName": "jobset", "kind": "JobSet"}
+JOBS_PATH = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs"
 
 
 class Server:
@@ -57,7 +65,7 @@ class Server:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
 
@@ -83,18 +91,73 @@ def template(server: Server, *arguments: str) -> list[dict[str, Any]]:
     return load(run_helm(*words))
 
 
-def job_of(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    (job,) = [thing for thing in objects if thing["kind"] == "PyTorchJob"]
-    return {**job, "metadata": {**job["metadata"], "namespace": "default", "uid": "1"}}
+def running(server: Server, *arguments: str, **status: Any) -> None:
+    """Let the server know the release's job as it was installed."""
+    (job,) = [thing for thing in template(server, *arguments) if thing["kind"] == "PyTorchJob"]
+    annotations = {**job["metadata"]["annotations"], "meta.helm.sh/release-name": "my-run"}
+    metadata = {**job["metadata"], "namespace": "default", "uid": "1", "annotations": annotations}
+    stranger = {**job, "metadata": {**metadata, "name": "another", "annotations": {}}}
+    items = [stranger, {**job, "metadata": metadata, "status": status}]
+    server.answers[JOBS_PATH] = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJobList", "items": items}
+
+
+def refusal(server: Server, *sets: str) -> str:
+    with pytest.raises(AssertionError) as refused:
+        template(server, "--is-upgrade", *[word for item in sets for word in ("--set", item)])
+    return str(refused.value)
 
 
 def test_an_upgrade_that_changes_the_run_is_refused(server: Server) -> None:
-    server.answers[JOB_PATH] = job_of(template(server))
-    assert template(server, "--is-upgrade", "--set", "kubernetes.suspend=true")
+    running(server)
     change = "train.training.learning_rate=2.0e-5"
-    with pytest.raises(AssertionError, match="the PyTorchJob my-run exists and would compute something else"):
-        template(server, "--is-upgrade", "--set", change)
+    assert "the PyTorchJob my-run exists and would compute something else" in refusal(server, change)
     assert template(server, "--is-upgrade", "--set", change, "--set", "allow_change=true")
+    assert template(server, "--is-upgrade", "--set", "kubernetes.ttl_after_finished=60")
+
+
+def test_an_upgrade_that_ends_the_pods_is_refused(server: Server) -> None:
+    running(server)
+    assert "kubernetes.suspend would end its pods" in refusal(server, "kubernetes.suspend=true")
+    assert "would delete it, because the job would become the pytorchjob other" in refusal(server, "name=other")
+    groups = server.answers["/apis"]["groups"]
+    group = {"name": "jobset.x-k8s.io", "versions": [BATCH], "preferredVersion": BATCH}
+    server.answers["/apis"] = {"kind": "APIGroupList", "groups": [*groups, group]}
+    server.answers["/apis/jobset.x-k8s.io/v1alpha2"] = {
+        "kind": "APIResourceList", "groupVersion": "jobset.x-k8s.io/v1alpha2", "resources": [SETS],
+    }  # fmt: skip
+    server.answers["/apis/jobset.x-k8s.io/v1alpha2/namespaces/default/jobsets"] = {
+        "kind": "JobSetList", "apiVersion": "jobset.x-k8s.io/v1alpha2", "items": [],
+    }  # fmt: skip
+    assert "would become the jobset my-run" in refusal(server, "kubernetes.kind=jobset")
+
+
+def test_a_finished_job_may_make_room_for_another(server: Server) -> None:
+    running(server, conditions=[{"type": "Succeeded", "status": "True"}])
+    assert template(server, "--is-upgrade", "--set", "name=other")
+
+
+def test_a_job_that_its_preparation_has_started_stays_so(server: Server) -> None:
+    batch = {"groupVersion": "batch/v1", "version": "v1"}
+    groups = server.answers["/apis"]["groups"]
+    server.answers["/apis"] = {
+        "kind": "APIGroupList", "groups": [*groups, {"name": "batch", "versions": [batch], "preferredVersion": batch}],
+    }  # fmt: skip
+    server.answers["/apis/batch/v1"] = {
+        "kind": "APIResourceList", "groupVersion": "batch/v1",
+        "resources": [{**JOBS, "name": "jobs", "singularName": "job", "kind": "Job"}],
+    }  # fmt: skip
+    prepared = ("--set", "kubernetes.prepare=true,kubernetes.prepare_account=starter")
+
+    def suspended(*arguments: str) -> bool:
+        objects = template(server, *prepared, *arguments)
+        (job,) = [thing for thing in objects if thing["kind"] == "PyTorchJob"]
+        return bool(job["spec"]["runPolicy"]["suspend"])
+
+    assert suspended()
+    running(server, *prepared)
+    assert suspended("--is-upgrade")
+    server.answers[JOBS_PATH]["items"][1]["spec"]["runPolicy"]["suspend"] = False
+    assert not suspended("--is-upgrade")
 
 
 def test_without_the_operator_the_install_is_refused(server: Server) -> None:

@@ -98,6 +98,54 @@ def test_secrets_are_only_named() -> None:
         (["kubernetes.pod={x: null}"], "null means nothing"),
         (["kubernetes.queue=slurm"], "kubernetes.queue"),
         (["image=my image"], "image: 'my image' is not a registry's image"),
+        (["image=docker://repo/x"], "is not a registry's image"),
+        (["image=Repo/X:1:2"], "is not a registry's image"),
+        (["kubernetes.kind=jobset", f"name={'a' * 46}"], "over 45 (a-z, 0-9 and -, a letter first"),
+        (["kubernetes.egress=[10.0.0.0/8]"], "kubernetes.egress: means nothing without network_policy"),
+        (["kubernetes.network_policy=true", "kubernetes.egress=[10.0.0.1/8]"], "has host bits set"),
+        (["kubernetes.egress=[300.0.0.0/8]"], "kubernetes.egress"),
+        (["kubernetes.labels={app.kubernetes.io/instance: x}"], "app.kubernetes.io/instance is written by"),
+        (["kubernetes.labels={kueue.x-k8s.io/queue-name: x}"], "kueue.x-k8s.io/queue-name is written by"),
+        (["kubernetes.labels={a..b/c: x}"], "kubernetes.labels"),
+        (["kubernetes.annotations={helm.sh/hook: test}"], "helm.sh/hook is written by"),
+        ([f"kubernetes.annotations={{a: {'x' * 270_000}}}"], "kubernetes.annotations: together over 256 KiB"),
+        (["kubernetes.resources={rdma/hca: '0.5'}"], "not a whole number"),
+        (["kubernetes.resources={gpu: '1'}"], "gpu is no resource of Kubernetes"),
+        (["kubernetes.gpu_resource=gpu"], "kubernetes.gpu_resource"),
+        (["kubernetes.run_as_user=3000000000"], "kubernetes.run_as_user"),
+        (["kubernetes.active_deadline=0"], "kubernetes.active_deadline"),
+        ([f"kubernetes.queue=kueue:{'q' * 64}"], "kubernetes.queue"),
+        (["kubernetes.tolerations=[{key: a, operator: Exists, tolerationSeconds: 3}]"], "goes with effect: NoExecute"),
+        (["kubernetes.tolerations=[{key: a, operator: Exists, value: x}]"], "Exists takes none"),
+        (["kubernetes.tolerations=[{operator: Is}]"], "neither Exists nor Equal"),
+        (["kubernetes.tolerations=[{effect: NoSchedule}]"], "key: is missing"),
+        (["kubernetes.tolerations=[{key: 1}]"], "must be text"),
+        (["kubernetes.tolerations=[{keyy: a}]"], "keyy: a toleration has"),
+        (["kubernetes.tolerations=[{key: a b}]"], "is not a taint's key"),
+        (["kubernetes.tolerations=[{key: a, value: b c}]"], "is not a taint's value"),
+        (["kubernetes.tolerations=[{key: a, effect: Never}]"], "is none of NoSchedule"),
+        (["kubernetes.volumes=[{name: x, mount_path: /shared, size: '0'}]"], "size"),
+        (["kubernetes.volumes=[{name: x, mount_path: /etc/qwen-job/x, pvc: x}]"], "is taken already"),
+        (["kubernetes.volumes=[{name: x, mount_path: /shared, host_path: /a/../b}]"], "must not hold '..'"),
+        (["kubernetes.volumes=[{name: x, mount_path: /shared, pvc: x, sub_path: a/..}]"], "must not hold '..'"),
+        (["kubernetes.pod={containers: [{name: x, image: y}]}"], "kubernetes.pod: containers: none is named 'pytorch'"),
+        (["kubernetes.pod={containers: [{name: pytorch, image: y}, {name: pytorch, image: y}]}"], "two are named"),
+        (["kubernetes.pod={restartPolicy: Sometimes}"], "kubernetes.pod: restartPolicy: 'Sometimes' is none of"),
+        (["kubernetes.pod={terminationGracePeriodSeconds: -1}"], "is no number of seconds"),
+        (["kubernetes.pod_container={imagePullPolicy: Often}"], "kubernetes.pod_container: imagePullPolicy"),
+        (["kubernetes.pod_container={image: ''}"], "is no image"),
+        (["kubernetes.pod_container={env: [{name: X, value: 1}]}"], "env: X: values are text"),
+        (["kubernetes.pod_container={ports: [{containerPort: 70000}]}"], "70000 is no port"),
+        (["kubernetes.pod_container={volumeMounts: [{name: y, mountPath: /y}]}"], "there is no volume 'y'"),
+        (["kubernetes.pod_container={resources: {limits: {memory: 8GB}}}"], "'8GB' is no quantity"),
+        (["kubernetes.pod_container={resources: {limits: {nvidia.com/gpu: 4}}}"], "nvidia.com/gpu differ"),
+        (["kubernetes.job={runPolicy: {cleanPodPolicy: running}}"], "kubernetes.job: runPolicy.cleanPodPolicy:"),
+        (["kubernetes.job={nprocPerNode: 8}"], "nprocPerNode: must be text"),
+        (["kubernetes.job={pytorchReplicaSpecs: {Worker: {restartPolicy: Now}}}"], "Worker.restartPolicy: 'Now'"),
+        (["kubernetes.job={pytorchReplicaSpecs: {Worker: {replicas: 0}}}"], "replicas: 0 is no number of pods"),
+        (["kubernetes.kind=trainjob", "kubernetes.job={trainer: {numNodes: 0}}"], "numNodes: 0 is no number"),
+        (["kubernetes.kind=trainjob", "kubernetes.job={trainer: {env: [{name: PET_X}]}}"], "the trainer's own"),
+        (["kubernetes.prepare=true", "kubernetes.prepare_pod={dnsPolicy: Any}"], "kubernetes.prepare_pod: dnsPolicy"),
     ],
 )  # fmt: skip
 def test_what_could_not_run_is_refused_by_field(sets: list[str], said: str) -> None:
@@ -117,6 +165,62 @@ def test_what_could_not_run_is_refused_by_field(sets: list[str], said: str) -> N
 )
 def test_render_says_the_security_level(sets: list[str], level: str) -> None:
     assert any(level in note for note in rendered(*sets).notes)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        ([], "the 2 pods are scheduled one by one"),
+        (["kubernetes.kind=jobset"], "wait for each other's GPUs; kueue:QUEUE schedules them together"),
+        (["kubernetes.kind=trainjob", "kubernetes.ttl_after_finished=1d"], "a TrainJob has no such field"),
+        (["kubernetes.queue=kueue:q", "kubernetes.suspend=true"], "Kueue starts the job all the same"),
+        (
+            ["kubernetes.volumes=[{name: x, mount_path: /shared, size: 1Ti, access_mode: ReadWriteOnce}]"],
+            "'x' is ReadWriteOnce, which one machine can mount",
+        ),
+        (["kubernetes.prepare=true"], "token of an account of its own, which may patch this one pytorchjob"),
+        (["kubernetes.prepare=true", "kubernetes.prepare_account=s"], "token of the account 's'"),
+        (["kubernetes.prepare=true", "kubernetes.suspend=true"], "stays suspended after it"),
+        ([f"env.X={'x' * 90_000}", f"env.Y={'x' * 90_000}", f"env.Z={'x' * 90_000}"], "kubectl apply --server-side"),
+    ],
+)
+def test_render_says_what_a_person_should_know(sets: list[str], said: str) -> None:
+    assert any(said in note for note in rendered(*sets).notes), rendered(*sets).notes
+
+
+def test_the_preparation_takes_no_gpu_and_may_start_one_job_only() -> None:
+    found = objects("kubernetes.prepare=true", "kubernetes.node_selector={pool: gpu}", "kubernetes.ipc_lock=true")
+    spec = found["Job"]["spec"]["template"]["spec"]
+    assert spec["containers"][0]["resources"]["limits"] == {"cpu": "4", "memory": "16Gi"}
+    assert spec["containers"][0]["command"][-2:] == ["--release", "pytorchjob/qwen-7b-chat"]
+    assert not {"affinity", "nodeSelector", "hostNetwork"} & set(spec)
+    assert spec["automountServiceAccountToken"] is True and spec["serviceAccountName"] == "qwen-7b-chat-prepare"
+    (rule,) = found["Role"]["rules"]
+    assert (rule["resourceNames"], rule["resources"], rule["verbs"]) == (
+        ["qwen-7b-chat"], ["pytorchjobs"], ["get", "patch"],
+    )  # fmt: skip
+    assert found["PyTorchJob"]["spec"]["runPolicy"]["suspend"] is True
+    assert found["PyTorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"][
+        "automountServiceAccountToken"
+    ] is False  # fmt: skip
+
+
+def test_kueue_is_given_the_job_only_when_it_is_prepared() -> None:
+    found = objects("kubernetes.prepare=true", "kubernetes.queue=kueue:team")
+    assert "kueue.x-k8s.io/queue-name" not in found["PyTorchJob"]["metadata"]["labels"]
+    command = found["Job"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[-2:] == ["--queue", "team"]
+
+
+def test_a_preparation_that_starts_nothing_holds_no_token() -> None:
+    found = objects("kubernetes.prepare=true", "kubernetes.suspend=true")
+    assert not {"Role", "RoleBinding", "ServiceAccount"} & set(found)
+    assert found["Job"]["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_the_launcher_is_told_when_to_give_up() -> None:
+    command = pod("retry.max_without_progress=7")["containers"][0]["command"]
+    assert command[command.index("--max_without_progress") + 1] == "7"
 
 
 def test_security_level_sees_every_way_out() -> None:

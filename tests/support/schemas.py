@@ -21,7 +21,8 @@ import yaml
 
 from tests.support import pods
 
-KUBERNETES = "1.37"
+# From the oldest release that the chart takes (Chart.yaml's kubeVersion) to the newest that there is a schema of.
+KUBERNETES = ("1.27", "1.29", "1.31", "1.33", "1.35", "1.37")
 Object = dict[str, Any]
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -77,13 +78,14 @@ def _problems(thing: Object) -> Iterator[str]:
 
 
 def _by_release(thing: Object) -> Iterator[str]:
-    """Judge by the schemas of the Kubernetes release: types, required and unknown fields."""
-    try:
-        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
-    except kubernetes_validate.ValidationError as error:
-        yield f"{_place(error.path)}: {error.message:.300}"
-    except kubernetes_validate.SchemaNotFoundError as error:
-        yield f"kind: {error.message}"
+    """Judge by the schemas of several Kubernetes releases: types, required and unknown fields."""
+    for release in KUBERNETES:
+        try:
+            kubernetes_validate.validate(thing, release, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            yield f"{_place(error.path)}: {error.message:.300}"
+        except kubernetes_validate.SchemaNotFoundError as error:
+            yield f"kind: {error.message}"
 
 
 def _place(path: Any) -> str:

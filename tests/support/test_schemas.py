@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from qwen_job.resources import resource
 from tests.support import pods, schemas
 from tests.support.schemas import compare, crd_folder, strict, validate
 
@@ -149,6 +151,17 @@ def test_a_bad_train_job_is_refused(place: tuple[str | int, ...], value: Any, sa
 def test_a_bad_config_map_is_refused(place: tuple[str | int, ...], value: Any, said: str) -> None:
     problems = validate([changed(CONFIG_MAP, place, value)])
     assert any(said in problem for problem in problems), problems
+
+
+def test_a_field_that_only_newer_releases_know_is_refused() -> None:
+    # Pod-level resources came with 1.32.
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {**POD, "resources": {}}}
+    assert any("resources" in problem for problem in validate([pod]))
+
+
+def test_the_oldest_release_is_the_chart_s() -> None:
+    chart = yaml.safe_load(resource("charts", "qwen-job", "Chart.yaml").read_text())
+    assert chart["kubeVersion"] == f">={schemas.KUBERNETES[0]}.0-0"
 
 
 def test_claims_and_pods_are_checked_as_well() -> None:

@@ -8,20 +8,101 @@
 {{- if and $k.master (ne $k.kind "pytorchjob") -}}
 {{- fail (printf "kubernetes.master: a %s has no Master; remove the line" $k.kind) -}}
 {{- end -}}
-{{- $names := list -}}
-{{- range $k.volumes -}}
-{{- if has .name (concat $names (list "config" "shm" "tmp")) -}}
+{{- if and $k.egress (not $k.network_policy) -}}
+{{- fail "kubernetes.egress: means nothing without network_policy: true; write that too" -}}
+{{- end -}}
+{{- range $name, $value := $k.labels -}}
+{{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|version|component)$|kueue\\.x-k8s\\.io/queue-name$|training\\.kubeflow\\.org/|jobset\\.sigs\\.k8s\\.io/|batch\\.kubernetes\\.io/)" $name -}}
+{{- fail (printf "kubernetes.labels: %s is written by qwen-job, Helm or the operator; choose another label" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := $k.annotations -}}
+{{- if regexMatch "^(qwen-job/|helm\\.sh/|meta\\.helm\\.sh/)" $name -}}
+{{- fail (printf "kubernetes.annotations: %s is written by qwen-job, Helm or the operator; choose another" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- include "qwen-job.guard_volumes" . -}}
+{{- include "qwen-job.paths" . -}}
+{{- include "qwen-job.cluster" . -}}
+{{- end -}}
+
+{{- define "qwen-job.guard_volumes" -}}
+{{- $names := list "config" "shm" "tmp" -}}
+{{- $mounts := list "/" "/tmp" -}}
+{{- range .Values.kubernetes.volumes -}}
+{{- if has .name $names -}}
 {{- fail (printf "kubernetes.volumes: the name %q is taken already; choose another" .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
+{{- $mount := clean .mount_path -}}
+{{- if or (has $mount $mounts) (regexMatch "^/(etc/qwen-job|dev|proc|sys|var/run/secrets)/" (printf "%s/" $mount)) -}}
+{{- fail (printf "kubernetes.volumes: the mount_path %q is taken already; choose another" .mount_path) -}}
+{{- end -}}
+{{- $mounts = append $mounts $mount -}}
 {{- $kinds := 0 -}}
 {{- range list (or .pvc .size) .nfs .host_path -}}{{- if . -}}{{- $kinds = add $kinds 1 -}}{{- end -}}{{- end -}}
 {{- if ne (int $kinds) 1 -}}
 {{- fail (printf "kubernetes.volumes: %q needs exactly one of pvc, nfs and host_path (or a size, to create a claim)" .name) -}}
 {{- end -}}
+{{- range $field, $path := dict "host_path" .host_path "sub_path" .sub_path -}}
+{{- if has ".." (splitList "/" ($path | default "")) -}}
+{{- fail (printf "kubernetes.volumes: %s: must not hold '..'; write the path without it" $field) -}}
 {{- end -}}
-{{- include "qwen-job.paths" . -}}
-{{- include "qwen-job.cluster" . -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a server takes although it is wrong, in a pod over which the user's fields were laid: (pod, container, field). */}}
+{{- define "qwen-job.guard_pod" -}}
+{{- $pod := index . 0 -}}
+{{- $wanted := index . 1 -}}
+{{- $field := index . 2 -}}
+{{- $names := list -}}
+{{- range $pod.containers -}}{{- $names = append $names .name -}}{{- end -}}
+{{- if not (has $wanted $names) -}}
+{{- fail (printf "%s: containers: none is named %q, which runs the job; use kubernetes.pod_container" $field $wanted) -}}
+{{- end -}}
+{{- range $word, $known := dict "restartPolicy" (list "Always" "OnFailure" "Never") "dnsPolicy" (list "ClusterFirst" "ClusterFirstWithHostNet" "Default" "None") -}}
+{{- $value := get $pod $word -}}
+{{- if and $value (not (has $value $known)) -}}
+{{- fail (printf "%s: %s: %q is none of %s" $field $word (toString $value) (join ", " $known)) -}}
+{{- end -}}
+{{- end -}}
+{{- $volumes := list -}}
+{{- range $pod.volumes -}}{{- $volumes = append $volumes .name -}}{{- end -}}
+{{- range $pod.containers -}}
+{{- range .env -}}
+{{- if and (hasKey . "value") (not (kindIs "string" .value)) -}}
+{{- fail (printf "%s: env: %s: values are text: write it in quotes" $field .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range .volumeMounts -}}
+{{- if not (has .name $volumes) -}}
+{{- fail (printf "%s: volumeMounts: there is no volume %q" $field .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "qwen-job.guard_pytorchjob" -}}
+{{- $clean := dig "runPolicy" "cleanPodPolicy" "Running" . -}}
+{{- if not (has $clean (list "All" "Running" "None")) -}}
+{{- fail (printf "kubernetes.job: runPolicy.cleanPodPolicy: %q is none of All, Running, None" $clean) -}}
+{{- end -}}
+{{- if not (kindIs "string" .nprocPerNode) -}}
+{{- fail "kubernetes.job: nprocPerNode: must be text: write it in quotes" -}}
+{{- end -}}
+{{- range $role, $replica := .pytorchReplicaSpecs -}}
+{{- if not (has $role (list "Master" "Worker")) -}}
+{{- fail (printf "kubernetes.job: pytorchReplicaSpecs: %q is neither Master nor Worker" $role) -}}
+{{- end -}}
+{{- if not (has $replica.restartPolicy (list "Always" "OnFailure" "Never" "ExitCode")) -}}
+{{- fail (printf "kubernetes.job: pytorchReplicaSpecs.%s.restartPolicy: %q is none of Always, OnFailure, Never, ExitCode" $role (toString $replica.restartPolicy)) -}}
+{{- end -}}
+{{- if lt (int $replica.replicas) 1 -}}
+{{- fail (printf "kubernetes.job: pytorchReplicaSpecs.%s.replicas: %v is no number of pods" $role $replica.replicas) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Every path that the job touches lies on a volume. */}}
@@ -54,13 +135,51 @@
 {{- fail (printf "kubernetes.kind: this cluster has no %s: install %s, choose another of pytorchjob, trainjob and jobset, or set check_cluster=false" $wanted (get $owners $kind)) -}}
 {{- end -}}
 {{- if and .Release.IsUpgrade (not .Values.allow_change) -}}
-{{- $parts := splitList "/" $wanted -}}
+{{- include "qwen-job.upgrade" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuse an upgrade that would end, or mix with another, what runs. */}}
+{{- define "qwen-job.upgrade" -}}
+{{- $kind := .Values.kubernetes.kind -}}
 {{- $name := include "qwen-job.name" . -}}
-{{- $old := lookup (printf "%s/%s" (index $parts 0) (index $parts 1)) (index $parts 2) (.Values.kubernetes.namespace | default .Release.Namespace) $name -}}
-{{- if $old -}}
-{{- if ne (dig "metadata" "annotations" "qwen-job/checksum" "" $old) (include "qwen-job.checksum" .) -}}
-{{- fail (printf "the %s %s exists and would compute something else after this upgrade: its pods would be killed, or would mix both. Uninstall the release first, install the change under another name, or set allow_change=true" (index $parts 2) $name) -}}
+{{- $checksum := include "qwen-job.checksum" . -}}
+{{- $way := "Uninstall the release first, install the change under another name, or set allow_change=true" -}}
+{{- range include "qwen-job.live" . | fromJsonArray -}}
+{{- if or (ne (lower .kind) $kind) (ne .name $name) -}}
+{{- if not .finished -}}
+{{- fail (printf "the %s %s runs, and this upgrade would delete it, because the job would become the %s %s. %s" .kind .name $kind $name $way) -}}
+{{- end -}}
+{{- else if ne .checksum $checksum -}}
+{{- fail (printf "the %s %s exists and would compute something else after this upgrade: its pods would be killed, or would mix both. %s" .kind .name $way) -}}
+{{- else if and $.Values.kubernetes.suspend (not .finished) (not .suspended) -}}
+{{- fail (printf "the %s %s runs, and kubernetes.suspend would end its pods. Set allow_change=true to do so; the run goes on later from its newest checkpoint" .kind .name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* The jobs of this release that the server knows, as JSON; none when Helm asks no server. */}}
+{{- define "qwen-job.live" -}}
+{{- $found := list -}}
+{{- $root := . -}}
+{{- $namespace := .Values.kubernetes.namespace | default .Release.Namespace -}}
+{{- if .Release.IsUpgrade -}}
+{{- range list (list "kubeflow.org/v1" "PyTorchJob") (list "trainer.kubeflow.org/v1alpha1" "TrainJob") (list "jobset.x-k8s.io/v1alpha2" "JobSet") -}}
+{{- if $root.Capabilities.APIVersions.Has (join "/" .) -}}
+{{- $kind := index . 1 -}}
+{{- range (lookup (index . 0) $kind $namespace "").items | default list -}}
+{{- $annotations := .metadata.annotations | default dict -}}
+{{- if eq (get $annotations "meta.helm.sh/release-name") $root.Release.Name -}}
+{{- $finished := false -}}
+{{- range dig "status" "conditions" list . -}}
+{{- if and (eq .status "True") (has .type (list "Succeeded" "Failed" "Complete" "Completed")) -}}{{- $finished = true -}}{{- end -}}
+{{- end -}}
+{{- $suspended := dig "spec" "runPolicy" "suspend" (dig "spec" "suspend" false .) . -}}
+{{- $found = append $found (dict "kind" $kind "name" .metadata.name "checksum" (get $annotations "qwen-job/checksum") "finished" $finished "suspended" $suspended) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
 {{- end -}}

@@ -4,8 +4,10 @@
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
 {{- fail (printf "name: %q is not a Kubernetes name (a-z, 0-9 and -, a letter first; pods are called NAME-worker-N): choose another release name, or set name" $name) -}}
 {{- end -}}
-{{- if gt (len $name) 51 -}}
-{{- fail (printf "name: %q has %d characters, over 51 (pods are called NAME-worker-N): choose a shorter release name, or set name" $name (len $name)) -}}
+{{- $most := has .Values.kubernetes.kind (list "pytorchjob" "prepare") | ternary 51 45 -}}
+{{- if gt (len $name) $most -}}
+{{- $pods := eq .Values.kubernetes.kind "pytorchjob" | ternary "NAME-worker-N" "NAME-node-0-N-XXXXX" -}}
+{{- fail (printf "name: %q has %d characters, over %d (pods are called %s): choose a shorter release name, or set name" $name (len $name) $most $pods) -}}
 {{- end -}}
 {{- $name -}}
 {{- end -}}
@@ -113,14 +115,15 @@
 {{- end -}}
 
 {{- define "qwen-job.pod_labels" -}}
-{{- $labels := dict "app.kubernetes.io/name" "qwen-job" "app.kubernetes.io/instance" (include "qwen-job.name" .) "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- $labels := dict "app.kubernetes.io/name" "qwen-job" "app.kubernetes.io/instance" (include "qwen-job.name" .) "app.kubernetes.io/version" (replace "+" "_" .Chart.AppVersion) -}}
 {{- include "qwen-job.overlay" (list $labels .Values.kubernetes.labels) -}}
 {{- toYaml $labels -}}
 {{- end -}}
 
 {{- define "qwen-job.labels" -}}
 {{- $labels := include "qwen-job.pod_labels" . | fromYaml -}}
-{{- if eq (include "qwen-job.gang" .) "kueue" -}}
+{{/* Kueue starts what it admits: a job that waits for its preparation is given to it only then. */}}
+{{- if and (eq (include "qwen-job.gang" .) "kueue") (not .Values.kubernetes.prepare) -}}
 {{- $_ := set $labels "kueue.x-k8s.io/queue-name" (include "qwen-job.queue" .) -}}
 {{- end -}}
 {{- toYaml $labels -}}
@@ -151,4 +154,15 @@ labels:
   {{- include "qwen-job.labels" . | nindent 2 }}
 annotations:
   {{- include "qwen-job.annotations" . | nindent 2 }}
+{{- end -}}
+
+{{/* Whether the job is made without pods: by wish, or until it is prepared. One that has been started stays so. */}}
+{{- define "qwen-job.suspend" -}}
+{{- $suspend := or .Values.kubernetes.suspend .Values.kubernetes.prepare -}}
+{{- if and $suspend (not .Values.kubernetes.suspend) -}}
+{{- range include "qwen-job.live" . | fromJsonArray -}}
+{{- if not .suspended -}}{{- $suspend = false -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $suspend -}}
 {{- end -}}

@@ -17,11 +17,23 @@
 {{- $port = "$(MASTER_PORT)" -}}
 {{- $rank = "$(RANK)" -}}
 {{- end -}}
+{{- if eq $k.kind "prepare" -}}
+{{- $words := list "python3" "-m" "qwen_job.node.prepare" "--config" "/etc/qwen-job/train.yaml" -}}
+{{- if not $k.suspend -}}
+{{- $words = concat $words (list "--release" (printf "%s/%s" $k.starts $name)) -}}
+{{- if eq (include "qwen-job.gang" .) "kueue" -}}
+{{- $words = concat $words (list "--queue" (include "qwen-job.queue" .)) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $words -}}
+{{- else -}}
 {{- list "python3" "-m" "qwen_job.train.launch"
   "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
   "--master_addr" $address "--master_port" $port "--rdzv_id" $name
   "--rdzv_timeout" (int $k.rendezvous_timeout | toString)
+  "--max_without_progress" (int .Values.max_without_progress | toString)
   "--" "--config" "/etc/qwen-job/train.yaml" | toYaml -}}
+{{- end -}}
 {{- end -}}
 
 {{/* The environment, sorted by name: planned, then the user's, then secrets and the node's rank. */}}
@@ -70,8 +82,8 @@
 {{- $wanted := dict -}}
 {{- if $k.cpu -}}{{- $_ := set $wanted "cpu" $k.cpu -}}{{- end -}}
 {{- if $k.memory -}}{{- $_ := set $wanted "memory" $k.memory -}}{{- end -}}
-{{- if $k.gpu_resource -}}{{- $_ := set $wanted $k.gpu_resource (int .Values.cluster.gpus_per_node | toString) -}}{{- end -}}
-{{- range $name, $value := $k.resources -}}{{- $_ := set $wanted $name $value -}}{{- end -}}
+{{- if and $k.gpu_resource (ne $k.kind "prepare") -}}{{- $_ := set $wanted $k.gpu_resource (int .Values.cluster.gpus_per_node | toString) -}}{{- end -}}
+{{- range $name, $value := $k.resources -}}{{- $_ := set $wanted $name (toString $value) -}}{{- end -}}
 {{- toYaml $wanted -}}
 {{- end -}}
 
@@ -148,7 +160,9 @@ seccompProfile:
 {{- fail (printf "the pod is not valid YAML: %s" $pod.Error) -}}
 {{- end -}}
 {{- include "qwen-job.overlay" (list (first $pod.containers) .Values.kubernetes.pod_container) -}}
+{{- $wanted := (first $pod.containers).name -}}
 {{- include "qwen-job.overlay" (list $pod .Values.kubernetes.pod) -}}
+{{- include "qwen-job.guard_pod" (list $pod $wanted (printf "kubernetes.%s" (eq $wanted "prepare" | ternary "prepare_pod" "pod"))) -}}
 {{- toYaml $pod -}}
 {{- end -}}
 
@@ -156,7 +170,7 @@ seccompProfile:
 {{- $k := .Values.kubernetes -}}
 {{- $name := include "qwen-job.name" . -}}
 {{- $gang := include "qwen-job.gang" . -}}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ and (eq $k.kind "prepare") (not $k.suspend) }}
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ int .Values.grace_seconds }}
 securityContext:
@@ -165,7 +179,8 @@ securityContext:
 hostNetwork: true
 dnsPolicy: ClusterFirstWithHostNet
 {{- end }}
-{{- if eq $gang "volcano" }}
+{{- if eq $k.kind "prepare" }}
+{{- else if eq $gang "volcano" }}
 schedulerName: volcano
 {{- else if eq $gang "coscheduling" }}
 schedulerName: scheduler-plugins-scheduler
@@ -197,7 +212,7 @@ tolerations:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}
-{{- $near := and $k.topology (ne $gang "kueue") }}
+{{- $near := and $k.topology (ne $gang "kueue") (ne $k.kind "prepare") }}
 {{- if or $k.gpu_products $near }}
 affinity:
   {{- with $k.gpu_products }}
@@ -229,7 +244,7 @@ topologySpreadConstraints:
         app.kubernetes.io/instance: {{ $name | toJson }}
 {{- end }}
 containers:
-  - name: {{ eq $k.kind "pytorchjob" | ternary "pytorch" "node" }}
+  - name: {{ get (dict "pytorchjob" "pytorch" "prepare" "prepare") $k.kind | default "node" }}
     image: {{ .Values.image | toJson }}
     command:
       {{- include "qwen-job.command" . | nindent 6 }}
