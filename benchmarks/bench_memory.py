@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from qwen_job.plan.facts import ModelShape, load_gpu, load_model_shape, model_shape_from_config
+from qwen_job.plan.layout import Layout
 from qwen_job.plan.memory import Constants, MemoryEstimate, estimate_memory, zero_settings
 
 ROWS = Path(__file__).with_name("published_memory.yaml")
@@ -32,8 +33,6 @@ OPTIONS = (
     "micro_batch_size",
     "gradient_checkpointing",
     "gradient_accumulation_steps",
-    "master_weights",
-    "fused_optimizer",
     "attention",
     "fused_loss",
 )
@@ -42,15 +41,14 @@ OPTIONS = (
 def predict(row: dict[str, Any], constants: Constants | None = None) -> float:
     """Return the bytes that the plan gives for a published row, counted as that row counts."""
     options = {key: row[key] for key in OPTIONS if key in row}
-    options.setdefault("fused_loss", "none")
-    zero = {**zero_settings(row["zero_stage"]), **row.get("zero", {})}
+    # Where the source does not say, several micro-batches a step, as its scripts have.
+    options = {"fused_loss": "none", "gradient_accumulation_steps": 2, **options}
+    layout = Layout(shape_of(row), gpu=load_gpu("A100-80G"), gpus_per_node=row["world_size"], **options)
     estimate: MemoryEstimate = estimate_memory(
-        shape_of(row),
-        gpu=load_gpu("A100-80G"),
-        gpus_per_node=row["world_size"],
-        zero=zero,
-        constants=constants or Constants(),
-        **options,
+        layout,
+        zero={**zero_settings(row["zero_stage"]), **row.get("zero", {})},
+        constants=constants,
+        **{key: row[key] for key in ("master_weights", "fused_optimizer") if key in row},
     )
     return estimate.gpu_bytes if row["counts"] == "device" else estimate.moments[estimate.peak]
 

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from qwen_job.plan.facts import load_gpu, load_model_shape, model_shape_from_config
+from qwen_job.plan.layout import Layout
 from qwen_job.plan.search import Question, choose, fit
 from qwen_job.plan.speed import estimate_speed
 
@@ -101,7 +102,7 @@ def speeds() -> None:
             model_shape_from_config(row["config"], row["name"]) if "config" in row else load_model_shape(row["model"])
         )
         options = {key: row[key] for key in OPTIONS if key in row}
-        speed = estimate_speed(shape, gpu=load_gpu(row["gpu"]), gpus_per_node=row["world_size"], **options)
+        speed = estimate_speed(Layout(shape, gpu=load_gpu(row["gpu"]), gpus_per_node=row["world_size"], **options))
         assert speed is not None
         planned = speed.tokens_per_second / row["world_size"]
         slow, fast = planned * speed.mid / speed.high, planned * speed.mid / speed.low

@@ -21,6 +21,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 from qwen_job.plan.activations import activation_bytes  # noqa: E402
 from qwen_job.plan.facts import ModelShape, load_model_shape, model_shape_from_config  # noqa: E402
+from qwen_job.plan.layout import Layout  # noqa: E402
 from qwen_job.plan.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402
 
 # The shared-memory collective would be compiled for minutes; gloo itself is enough to count tensors.
@@ -160,15 +161,8 @@ def count_offload(shape: ModelShape, stage: int, dtype: torch.dtype) -> None:
         if micro < 2:
             engine.step()
     measured = sum(size for key, size in alive().items() if key not in before)
-    planned = estimate_memory(
-        shape,
-        world_size=world,
-        gpus_per_node=world,
-        zero_stage=stage,
-        offload_optimizer=True,
-        precision=precision,
-        zero={**zero_settings(stage), **TINY_ZERO},
-    )
+    layout = Layout(shape, world, world, stage, offload_optimizer=True, precision=precision)
+    planned = estimate_memory(layout, zero={**zero_settings(stage), **TINY_ZERO})
     kept = [planned.host[item] for item in planned.host if item.startswith(("offload", "pinned"))]
     device = planned.gpu["weights"] + planned.gpu.get("offload staging", 0)
     if stage == 3:  # its one bucket stays; ZeRO-2 frees its two after backward
@@ -204,14 +198,17 @@ def count_activations(shape: ModelShape, dtype: torch.dtype, attention: str, che
         output = model.model(input_ids=tokens).last_hidden_state
     kept = {**alive(), **storages(saved.values())}
     measured = sum(size for key, size in kept.items() if key not in before)
-    planned = activation_bytes(
+    layout = Layout(
         shape,
-        length,
-        length,
+        1,
+        1,
+        zero_stage=0,
+        sequence_length=length,
         precision=PRECISION[dtype],
         attention="varlen" if attention == "sdpa" else attention,
         gradient_checkpointing=checkpointing,
-    )["saved"]
+    )
+    planned = activation_bytes(layout)["saved"]
     del output
     name = f"activations {PRECISION[dtype]} {attention}{' checkpointed' if checkpointing else ''}"
     report(name, planned, measured)
@@ -246,15 +243,17 @@ def on_gpu() -> None:
         engine = engine_for(model, 2, torch.bfloat16, {}, steps=2)
         for length in (512, 2048, 8192):
             measured = peak_of(engine, shape, length)
-            planned = estimate_memory(
+            layout = Layout(
                 shape,
-                world_size=1,
-                gpus_per_node=1,
+                1,
+                1,
                 zero_stage=2,
+                gradient_accumulation_steps=2,
                 sequence_length=length,
                 gradient_checkpointing=checkpointing,
                 fused_loss="none",
             )
+            planned = estimate_memory(layout)
             name = f"Qwen-1.8B ZeRO-2, {length} tokens{', checkpointed' if checkpointing else ''}: {planned.peak}"
             report(name, planned.moments[planned.peak], measured)
         engine.destroy()

@@ -176,8 +176,6 @@ def _calibrate(runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, .
 
     job = load_job(files or [str(Path(runs[0]) / "job.yaml")], sets=sets)
     gpu = gpu_of(job)
-    if gpu.is_cpu:
-        raise UsageError("--calibrate: the constants are those of GPUs, and these runs were on a CPU: nothing to fit")
     cluster = job.cluster
     fitted = calibrate(runs, gpu, gpus_per_node=cluster.gpus_per_node, network_gbs=cluster.network_gbs)
     if as_json:

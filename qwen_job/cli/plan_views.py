@@ -29,7 +29,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "gpus_per_node": plan.gpus_per_node,
         "world_size": plan.world_size,
         "parameters": plan.shape.num_parameters if plan.shape else None,
-        "decisions": [vars(decision) for decision in plan.decisions],
+        "decisions": [decision._asdict() for decision in plan.decisions],
         "memory": {
             "gpu_bytes": memory.gpu_bytes,
             "gpu_capacity_bytes": memory.capacity,
@@ -63,7 +63,7 @@ def run_as_dict(run: RunPlan | None) -> dict[str, Any] | None:
         return None
     estimate, speed = run.estimate, run.speed
     return {
-        "data": vars(run.data) if run.data else None,
+        "data": run.data._asdict() if run.data else None,
         "rows_per_epoch": run.rows_per_epoch,
         "steps_per_epoch": run.steps_per_epoch,
         "steps": run.steps,
@@ -155,16 +155,20 @@ def _steps(plan: Plan, run: RunPlan) -> list[str]:
         lines = [f"Steps  {steps}"] if steps else []
         return [
             *lines,
-            f"Time   unknown: no peak speed of {plan.gpu.name} is known, so no time and no MFU is estimated",
+            f"Time   unknown: no peak speed of {plan.gpu.name} in {plan.precision} is known, so no time is estimated",
         ]
     mfu = f", MFU {speed.mfu:.0%}" if speed.mfu is not None else ""
+    guessed = speed.rough and not plan.job.plan.constants()
+    rough = " (a processor's speed is guessed; --calibrate fits it to runs)" if guessed else ""
     seconds = f"{speed.mid:.2f} s ({speed.low:.2f} to {speed.high:.2f})"
-    lines = [f"Step   {seconds}, {speed.tokens_per_second:,.0f} tokens/s{mfu}, bound by {speed.bound_by}"]
+    lines = [f"Step   {seconds}, {speed.tokens_per_second:,.0f} tokens/s{mfu}, bound by {speed.bound_by}{rough}"]
     if estimate is None:
         return lines
     if run.data is not None:
         lines.append(f"Epoch  {_range(estimate.epoch_seconds)}")
     lines.append(f"Run    {_range(estimate.total_seconds)} for {steps}, with start-up and checkpoints")
+    if plan.gpu.is_cpu and estimate.cost is None:
+        return lines
     low, mid, high = estimate.gpu_hours
     money = ""
     if estimate.cost is not None:

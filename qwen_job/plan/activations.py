@@ -6,9 +6,7 @@ against real tensors by benchmarks/bench_memory.py --cpu.
 
 from __future__ import annotations
 
-from qwen_job.plan.facts import ModelShape
-
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+from qwen_job.plan.layout import Layout
 
 # The plain loss at its peak, bytes per logit: fp32 log-probabilities, their gradient and that of the logits.
 PLAIN_LOSS_BYTES = 12
@@ -16,69 +14,55 @@ PLAIN_LOSS_BYTES = 12
 CHUNKED_ROWS = 2048
 
 
-def layer_activation_bytes(
-    shape: ModelShape,
-    tokens: int,
-    sequence_length: int,
-    *,
-    precision: str = "bf16",
-    attention: str = "varlen",
-) -> int:
-    """Bytes that autograd saves in one decoder layer for ``tokens`` tokens (micro-batch x sequence).
+def layer_activation_bytes(layout: Layout) -> int:
+    """Bytes that autograd saves in one decoder layer for one micro-batch.
 
     Per token, with e bytes an element: two norms (an fp32 input, the normalised value, the output, 1/rms), q,
     k, v and the attention's output with its log-sum-exp, and four values of the FFN's width (gate, silu, up,
     product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask repeats k and v for every query head;
-    ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in ``sequence_length``.
+    ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in the sequence's length.
     """
-    e = BYTES[precision]
+    shape, e = layout.shape, layout.element
     half = e < 4  # in fp32 the norm's input is the residual stream itself and nothing is saved twice
     heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
     norms = 2 * ((4 + 2 * e) * shape.hidden_size + 4)
-    kept_kv = kv if attention == "varlen" else q
+    kept_kv = kv if layout.attention == "varlen" else q
     attended = e * (2 * q + 2 * kept_kv) + 4 * heads
-    if attention == "eager":
-        attended += heads * (sequence_length * (4 + e if half else 4) - 4)
+    if layout.attention == "eager":
+        attended += heads * (layout.sequence_length * (4 + e if half else 4) - 4)
     if shape.qk_norm:
         attended += (4 + e) * (q + kv) + 4 * (heads + shape.num_key_value_heads)
-    return tokens * (norms + attended + 4 * e * shape.intermediate_size)
+    return layout.tokens * (norms + attended + 4 * e * shape.intermediate_size)
 
 
-def activation_bytes(
-    shape: ModelShape,
-    tokens: int,
-    sequence_length: int,
-    *,
-    precision: str = "bf16",
-    attention: str = "varlen",
-    gradient_checkpointing: bool = True,
-) -> dict[str, int]:
+def activation_bytes(layout: Layout) -> dict[str, int]:
     """Bytes of activations: ``saved`` until their layer's backward, and ``working`` while a layer runs
     backward.
 
     With checkpointing a layer saves its input only and is computed once more, so ``working`` holds that one
     layer. Both ways ``working`` has the gradients of the FFN's three wide values and of the hidden state.
     """
-    e = BYTES[precision]
-    layer = layer_activation_bytes(shape, tokens, sequence_length, precision=precision, attention=attention)
+    shape, tokens, e = layout.shape, layout.tokens, layout.element
+    layer = layer_activation_bytes(layout)
     final_norm = tokens * ((4 + 2 * e) * shape.hidden_size + 2 * e * shape.head_dim + 12)
-    mask = e * sequence_length * tokens if attention != "varlen" else 0
+    mask = e * layout.sequence_length * tokens if layout.attention != "varlen" else 0
     gradients = tokens * e * (3 * shape.intermediate_size + 2 * shape.hidden_size)
-    if gradient_checkpointing:
+    if layout.gradient_checkpointing:
         saved, working = shape.num_hidden_layers * tokens * e * shape.hidden_size, layer + gradients
     else:
         saved, working = shape.num_hidden_layers * layer, gradients
     return {"saved": saved + final_norm + mask, "working": working}
 
 
-def loss_bytes(shape: ModelShape, tokens: int, fused_loss: str, precision: str = "bf16") -> int:
+def loss_bytes(layout: Layout) -> int:
     """Peak bytes that the loss adds to the activations, with the head's gradient where a fused loss makes it early.
 
     ``none`` holds all logits: 12 bytes each. ``torch`` and ``liger`` hold a chunk that is about as large as the hidden
     states (torch's ``aspect_ratio:2``: half of that) in fp32, its softmax and its half-precision gradient; ``chunked``
     holds 2048 rows, and the head's gradient in fp32. All three keep the gradient of the hidden states.
     """
-    e, hidden, vocabulary = BYTES[precision], shape.hidden_size, shape.vocab_size
+    tokens, fused_loss, e = layout.tokens, layout.fused_loss, layout.element
+    hidden, vocabulary = layout.shape.hidden_size, layout.shape.vocab_size
     if fused_loss == "none":
         return PLAIN_LOSS_BYTES * tokens * vocabulary
     gradients = e * hidden * (tokens + vocabulary)

@@ -112,6 +112,8 @@ def _small_batches(question: Question, choice: Choice) -> PlanWarning | None:
     """A micro-batch that the user fixed, where another one computes the same step clearly faster."""
     if question.micro_batch_size is None or choice.speed is None:
         return None
+    if choice.speed.rough:
+        return None
     best = choose(replace(question, micro_batch_size=None)).best
     if best is None or best.speed is None or best.speed.tokens_per_second < WORTH_IT * choice.speed.tokens_per_second:
         return None

@@ -1,8 +1,8 @@
 """Fit the few free constants of the estimates to finished runs of a cluster, for its site profile.
 
-Read from a run's folder: train.yaml, deepspeed.json and metrics.jsonl. Fitted: ``activation_factor`` (memory),
-``compute_factor`` and ``layer_seconds`` (speed). One run fits one constant of speed, the one that bounds it; two runs
-with different micro-batches fit both. Nothing is fitted from runs that measured nothing on a GPU.
+Read from a run's folder: train.yaml, deepspeed.json and metrics.jsonl. Fitted: ``activation_factor`` (memory; on a CPU
+``process_bytes``), ``compute_factor`` and ``layer_seconds`` (speed). One run fits one constant of speed, the one that
+bounds it; two runs with different micro-batches fit both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,23 @@ from typing import Any
 import yaml
 
 from qwen_job.errors import EnvironmentFault, JobError
-from qwen_job.plan.facts import Gpu, ModelShape, load_model_shape
-from qwen_job.plan.memory import DEFAULT_CONSTANTS, Constants, estimate_memory
-from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, estimate_speed
+from qwen_job.plan.facts import Gpu, load_model_shape
+from qwen_job.plan.layout import Layout
+from qwen_job.plan.memory import DEFAULT_CONSTANTS, Constants, default_constants, estimate_memory
+from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, default_speed, estimate_speed
 
 # The first steps compile, allocate and fill caches.
 WARMUP_STEPS = 5
 LEAST_STEPS = 3
 # A fitted factor outside this range means that the run is not what the formulas describe.
-BOUNDS = {"activation_factor": (0.3, 3.0), "compute_factor": (0.1, 1.6), "layer_seconds": (0.0002, 0.05)}
+BOUNDS = {
+    "activation_factor": (0.3, 3.0),
+    "compute_factor": (0.1, 1.6),
+    "layer_seconds": (0.0002, 0.05),
+    "process_bytes": (1e8, 2e10),
+}
+# A processor's assumed speed may be further off than a GPU's known one.
+CPU_BOUNDS = {"compute_factor": (0.02, 10.0), "layer_seconds": (0.0002, 0.5)}
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,9 @@ class Run:
     """What one finished run was asked to do, and what it measured (medians over its steps after the first five)."""
 
     folder: str
-    shape: ModelShape
-    options: dict[str, Any]
-    gradient_accumulation_steps: int
+    layout: Layout
+    zero: Mapping[str, Any]
+    on_cpu: bool
     fill: float
     network_gbs: float | None
     memory_bytes: float | None
@@ -45,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Fit:
-    """One run's figures before and after: planned and measured bytes (allocated) and seconds of a step."""
+    """One run's bytes (allocated; on a CPU of a process) and seconds of a step: planned, planned now, measured."""
 
     folder: str
     memory: tuple[float, float, float] | None
@@ -59,11 +67,14 @@ class Calibration:
     constants: Constants
     speed: SpeedConstants
     fits: tuple[Fit, ...]
+    on_cpu: bool = False
 
     def as_mapping(self) -> dict[str, float]:
         """Return the fitted constants by name, as ``constants_from`` reads them."""
-        return {
-            "activation_factor": round(self.constants.activation_factor, 4),
+        memory: dict[str, float] = {"activation_factor": round(self.constants.activation_factor, 4)}
+        if self.on_cpu:
+            memory = {"process_bytes": self.constants.process_bytes}
+        return memory | {
             "compute_factor": round(self.speed.compute_factor, 4),
             "layer_seconds": round(self.speed.layer_seconds, 6),
         }
@@ -75,12 +86,15 @@ class Calibration:
             memory = _change("memory", fit.memory, 1e9, "GB")
             lines.append(f"#   {fit.folder}: {memory}{_change('step', fit.seconds, 1.0, 's')}".rstrip("; "))
         lines.append("plan:")
-        lines += [f"  {name}: {value:g}" for name, value in self.as_mapping().items()]
+        lines += [
+            f"  {name}: {value if isinstance(value, int) else f'{value:g}'}"
+            for name, value in self.as_mapping().items()
+        ]
         return "\n".join(lines) + "\n"
 
 
-def constants_from(values: dict[str, float]) -> tuple[Constants, SpeedConstants]:
-    """Return the defaults with ``values`` laid over them. Errors: JobError for a name that is no constant."""
+def constants_from(values: Mapping[str, float], gpu: Gpu | None = None) -> tuple[Constants, SpeedConstants]:
+    """Return the device's defaults with ``values`` laid over them. Errors: JobError for a name that is no constant."""
     memory = {name: value for name, value in values.items() if hasattr(DEFAULT_CONSTANTS, name)}
     speed = {name: value for name, value in values.items() if hasattr(DEFAULT_SPEED, name)}
     unknown = sorted(set(values) - set(memory) - set(speed))
@@ -88,7 +102,7 @@ def constants_from(values: dict[str, float]) -> tuple[Constants, SpeedConstants]
         raise JobError(f"plan.{unknown[0]}: no such constant; qwen-job plan --calibrate writes them")
     changed: dict[str, Any] = memory
     faster: dict[str, Any] = speed
-    return replace(DEFAULT_CONSTANTS, **changed), replace(DEFAULT_SPEED, **faster)
+    return replace(default_constants(gpu), **changed), replace(default_speed(gpu), **faster)
 
 
 def calibrate(
@@ -104,10 +118,14 @@ def calibrate(
     runs = [read_run(Path(folder), gpus_per_node, network_gbs) for folder in folders]
     if not runs:
         raise EnvironmentFault("no run to calibrate with: name one or more run folders")
+    other = next((run for run in runs if run.on_cpu != gpu.is_cpu), None)
+    if other is not None:
+        ran = "a CPU" if other.on_cpu else "a GPU"
+        raise EnvironmentFault(f"{other.folder}: ran on {ran}, not on {gpu.name}; -f names the job of these runs")
     constants = _fit_memory(runs, gpu)
     speed = _fit_speed(runs, gpu)
     fits = tuple(_fit(run, gpu, constants, speed) for run in runs)
-    return Calibration(constants, speed, fits)
+    return Calibration(constants, speed, fits, gpu.is_cpu)
 
 
 def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float | None = None) -> Run:
@@ -124,61 +142,51 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
     rows = micro * accumulation * train["world_size"]
     tokens = statistics.median(float(step["tokens"]) for step in steps)
     measured = [float(step["memory_bytes"]) for step in steps if step.get("memory_bytes")]
-    options = {
-        "world_size": train["world_size"],
-        "gpus_per_node": gpus_per_node or train["world_size"],
-        "zero_stage": zero["stage"],
-        "offload_optimizer": (zero.get("offload_optimizer") or {}).get("device", "none") != "none",
-        "precision": train["precision"],
-        "micro_batch_size": micro,
-        "sequence_length": length,
-        "gradient_checkpointing": train["gradient_checkpointing"],
-        "memory": {"attention": train["attention"], "fused_loss": train["fused_loss"], "zero": zero},
-    }
+    layout = Layout(
+        load_model_shape(train["model"]["name"]),
+        world_size=train["world_size"],
+        gpus_per_node=gpus_per_node or train["world_size"],
+        zero_stage=zero["stage"],
+        offload_optimizer=(zero.get("offload_optimizer") or {}).get("device", "none") != "none",
+        precision=train["precision"],
+        micro_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        sequence_length=length,
+        gradient_checkpointing=train["gradient_checkpointing"],
+        attention=train["attention"],
+        fused_loss=train["fused_loss"],
+    )
     return Run(
         folder=str(folder),
-        shape=load_model_shape(train["model"]["name"]),
-        options=options,
-        gradient_accumulation_steps=accumulation,
+        layout=layout,
+        zero=zero,
+        on_cpu=train["device"] == "cpu",
         fill=min(1.0, tokens / (rows * length)),
         network_gbs=network_gbs,
-        memory_bytes=max(measured) if measured and train["device"] == "cuda" else None,
+        memory_bytes=max(measured) if measured else None,
         step_seconds=statistics.median(float(step["step_seconds"]) for step in steps),
     )
 
 
 def planned_bytes(run: Run, constants: Constants) -> float:
-    """Bytes that torch allocates at the run's peak, by the estimate: what metrics.jsonl measures."""
-    common = {key: value for key, value in run.options.items() if key != "memory"}
-    estimate = estimate_memory(
-        run.shape,
-        **common,
-        **run.options["memory"],
-        gradient_accumulation_steps=run.gradient_accumulation_steps,
-        constants=constants,
-    )
-    return float(estimate.moments[estimate.peak])
+    """Bytes that metrics.jsonl measures, by the estimate: what torch allocates, on a CPU a whole process."""
+    estimate = estimate_memory(run.layout, zero=run.zero, constants=constants)
+    return float(estimate.moments[estimate.peak] + (constants.process_bytes if run.on_cpu else 0))
 
 
 def planned_seconds(run: Run, gpu: Gpu, constants: SpeedConstants) -> float | None:
     """Seconds of the run's step by the estimate; None for a GPU without a known peak."""
-    common = {key: value for key, value in run.options.items() if key != "memory"}
-    estimate = estimate_speed(
-        run.shape,
-        gpu=gpu,
-        **common,
-        gradient_accumulation_steps=run.gradient_accumulation_steps,
-        fill=run.fill,
-        network_gbs=run.network_gbs,
-        constants=constants,
-    )
+    layout = run.layout._replace(gpu=gpu)
+    estimate = estimate_speed(layout, fill=run.fill, network_gbs=run.network_gbs, constants=constants)
     return None if estimate is None else estimate.mid
 
 
 def _fit_memory(runs: Sequence[Run], gpu: Gpu) -> Constants:
     measured = [run for run in runs if run.memory_bytes]
-    if not measured or gpu.is_cpu:
-        return DEFAULT_CONSTANTS
+    if not measured:
+        return default_constants(gpu)
+    if gpu.is_cpu:
+        return _fit_process(measured)
 
     def loss(factor: float) -> float:
         constants = replace(DEFAULT_CONSTANTS, activation_factor=factor)
@@ -190,11 +198,21 @@ def _fit_memory(runs: Sequence[Run], gpu: Gpu) -> Constants:
     return replace(DEFAULT_CONSTANTS, activation_factor=_least(loss, "activation_factor"))
 
 
+def _fit_process(runs: Sequence[Run]) -> Constants:
+    """Take what the processes held beside their tensors: the most, since too little is what hurts."""
+    bare = replace(default_constants(None), process_bytes=0)
+    most = max((run.memory_bytes or 0) - planned_bytes(run, bare) for run in runs)
+    low, high = BOUNDS["process_bytes"]
+    if not low < most < high:
+        raise JobError(f"process_bytes would be {most:.3g}: these runs are not what the formulas describe")
+    return replace(bare, process_bytes=int(most))
+
+
 def _fit_speed(runs: Sequence[Run], gpu: Gpu) -> SpeedConstants:
-    known = [run for run in runs if planned_seconds(run, gpu, DEFAULT_SPEED)]
+    best = default_speed(gpu)
+    known = [run for run in runs if planned_seconds(run, gpu, best)]
     if not known:
-        return DEFAULT_SPEED
-    best = DEFAULT_SPEED
+        return best
     names = ["compute_factor", "layer_seconds"] if len(known) > 1 else [_bounding(known[0], gpu)]
     for _ in range(8 if len(names) > 1 else 1):  # one after the other until both are at rest
         for name in names:
@@ -210,13 +228,14 @@ def _refit(best: SpeedConstants, name: str, runs: Sequence[Run], gpu: Gpu) -> Sp
     def loss(value: float) -> float:
         return _squares((planned_seconds(run, gpu, changed(value)) or 1.0, run.step_seconds) for run in runs)
 
-    return changed(_least(loss, name))
+    return changed(_least(loss, name, CPU_BOUNDS if gpu.is_cpu else BOUNDS))
 
 
 def _bounding(run: Run, gpu: Gpu) -> str:
     """Name the constant that a single run can tell: which of the two moves its step more."""
-    seconds = planned_seconds(run, gpu, replace(DEFAULT_SPEED, layer_seconds=DEFAULT_SPEED.layer_seconds / 2))
-    again = planned_seconds(run, gpu, replace(DEFAULT_SPEED, compute_factor=DEFAULT_SPEED.compute_factor * 2))
+    default = default_speed(gpu)
+    seconds = planned_seconds(run, gpu, replace(default, layer_seconds=default.layer_seconds / 2))
+    again = planned_seconds(run, gpu, replace(default, compute_factor=default.compute_factor * 2))
     return "layer_seconds" if (seconds or 0.0) < (again or 0.0) else "compute_factor"
 
 
@@ -224,9 +243,10 @@ def _squares(pairs: Iterable[tuple[float, float]]) -> float:
     return sum(math.log(planned / measured) ** 2 for planned, measured in pairs)
 
 
-def _least(loss: Callable[[float], float], name: str) -> float:
+def _least(loss: Callable[[float], float], name: str, bounds: Mapping[str, tuple[float, float]] = BOUNDS) -> float:
     """Return where ``loss`` is least inside the constant's bounds (golden section on a logarithmic scale)."""
-    low, high = (math.log(bound) for bound in BOUNDS[name])
+    lowest, highest = bounds[name]
+    low, high = math.log(lowest), math.log(highest)
     ratio = (math.sqrt(5) - 1) / 2
     for _ in range(60):
         first, second = high - ratio * (high - low), low + ratio * (high - low)
@@ -235,17 +255,18 @@ def _least(loss: Callable[[float], float], name: str) -> float:
         else:
             low = first
     found = math.exp((low + high) / 2)
-    bounds = BOUNDS[name]
-    if found < bounds[0] * 1.001 or found > bounds[1] * 0.999:
-        raise JobError(f"{name} would be {found:.3g}, at the end of what it can mean: is this the GPU of these runs?")
+    if found < lowest * 1.001 or found > highest * 0.999:
+        raise JobError(
+            f"{name} would be {found:.3g}, at the end of what it can mean; were these runs on this device, and alone?"
+        )
     return found
 
 
 def _fit(run: Run, gpu: Gpu, constants: Constants, speed: SpeedConstants) -> Fit:
-    before, after = planned_seconds(run, gpu, DEFAULT_SPEED), planned_seconds(run, gpu, speed)
+    before, after = planned_seconds(run, gpu, default_speed(gpu)), planned_seconds(run, gpu, speed)
     memory = None
     if run.memory_bytes:
-        memory = (planned_bytes(run, DEFAULT_CONSTANTS), planned_bytes(run, constants), run.memory_bytes)
+        memory = (planned_bytes(run, default_constants(gpu)), planned_bytes(run, constants), run.memory_bytes)
     seconds = (before, after, run.step_seconds) if before is not None and after is not None else None
     return Fit(run.folder, memory, seconds)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ class Gpu:
     def is_cpu(self) -> bool:
         """Tell whether this is a processor, not an accelerator."""
         return self.name.upper() == "CPU"
+
+    def of_cores(self, cores: int) -> Gpu:
+        """Return a processor whose figures, which are those of one core, are of ``cores`` cores."""
+        peaks = {precision: cores * peak for precision, peak in self.peak_tflops.items()}
+        return replace(self, peak_tflops=peaks)
 
 
 @dataclass(frozen=True)

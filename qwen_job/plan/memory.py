@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qwen_job.plan.activations import BYTES, activation_bytes, loss_bytes
-from qwen_job.plan.facts import Gpu, ModelShape
+from qwen_job.plan.activations import activation_bytes, loss_bytes
+from qwen_job.plan.facts import Gpu
+from qwen_job.plan.layout import BYTES, Layout
 from qwen_job.resources import resource
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 MASTER_BYTES, ADAM_BYTES = 4, 8
-# Without CUDA's libraries and pinned buffers: torch, DeepSpeed and transformers imported are 0.4 GB.
-CPU_PROCESS_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,23 @@ class Constants:
 
 
 DEFAULT_CONSTANTS = Constants()
+# Without CUDA's libraries and pinned buffers: eight runs of the demo's model took 0.48 to 0.66 GB beside their tensors.
+CPU_CONSTANTS = Constants(process_bytes=700_000_000)
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
+def default_constants(gpu: Gpu | None) -> Constants:
+    """Return the constants of a device that nobody calibrated."""
+    return CPU_CONSTANTS if gpu is not None and gpu.is_cpu else DEFAULT_CONSTANTS
+
+
+class MemoryEstimate(NamedTuple):
     """Bytes by item: ``gpu`` of one GPU at its ``peak``, ``host`` of one whole node, ``disk`` of the run."""
 
     gpu: dict[str, int]
     host: dict[str, int]
     disk: dict[str, int]
     peak: str
-    moments: dict[str, int] = field(default_factory=dict)
+    moments: dict[str, int]
     capacity: int | None = None
 
     @property
@@ -135,82 +140,56 @@ def model_state_bytes(
 
 
 def estimate_memory(
-    shape: ModelShape,
+    layout: Layout,
     *,
-    gpu: Gpu | None = None,
-    world_size: int,
-    gpus_per_node: int,
-    zero_stage: int,
-    offload_optimizer: bool = False,
-    precision: str = "bf16",
-    micro_batch_size: int = 1,
-    sequence_length: int = 512,
-    gradient_checkpointing: bool = True,
-    attention: str = "varlen",
-    fused_loss: str = "torch",
-    gradient_accumulation_steps: int = 2,
     master_weights: bool = True,
     fused_optimizer: bool = True,
     data_bytes: int = 0,
     save_total_limit: int = 2,
     zero: Mapping[str, Any] | None = None,
-    constants: Constants = DEFAULT_CONSTANTS,
+    constants: Constants | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak memory of one GPU, of one node and of the run folder, item by item, in bytes.
 
-    ``world_size`` counts processes, one a GPU. ``zero`` is the ``zero_optimization`` block that will run, by
-    default that of configs/deepspeed. ``master_weights=False`` means plain half-precision AdamW without
-    DeepSpeed. ``data_bytes`` is the size of the prepared data. For a CPU job (or ``gpu=None``) see
-    ``MemoryEstimate.gpu``.
+    ``zero`` is the ``zero_optimization`` block that will run, by default that of configs/deepspeed.
+    ``master_weights=False`` means plain half-precision AdamW without DeepSpeed. ``data_bytes`` is the size of the
+    prepared data; ``constants`` default to the device's. For a CPU job (or no GPU) see ``MemoryEstimate.gpu``.
     """
-    settings = zero_settings(zero_stage) if zero is None else zero
+    settings = zero_settings(layout.zero_stage) if zero is None else zero
+    constants = constants or default_constants(layout.gpu)
     states = model_state_bytes(
-        shape.num_parameters,
-        zero_stage=zero_stage,
-        world_size=world_size,
-        precision=precision,
-        offload_optimizer=offload_optimizer,
+        layout.shape.num_parameters,
+        zero_stage=layout.zero_stage,
+        world_size=layout.world_size,
+        precision=layout.precision,
+        offload_optimizer=layout.offload_optimizer,
         master_weights=master_weights,
-    )
-    tokens = micro_batch_size * sequence_length
-    activations = activation_bytes(
-        shape,
-        tokens,
-        sequence_length,
-        precision=precision,
-        attention=attention,
-        gradient_checkpointing=gradient_checkpointing,
     )
     moments = _moments(
         states,
-        {item: int(constants.activation_factor * size) for item, size in activations.items()},
-        loss_bytes(shape, tokens, fused_loss, precision),
-        _buffers(shape, settings, zero_stage, world_size, precision, offload_optimizer) if master_weights else {},
-        0
-        if offload_optimizer
-        else _step_bytes(shape, settings, zero_stage, world_size, precision, master_weights, fused_optimizer),
-        keeps_gradients=gradient_accumulation_steps > 1 or zero_stage == 3,
+        {item: int(constants.activation_factor * size) for item, size in activation_bytes(layout).items()},
+        loss_bytes(layout),
+        _buffers(layout, settings) if master_weights else {},
+        0 if layout.offload_optimizer else _step_bytes(layout, settings, master_weights, fused_optimizer),
+        keeps_gradients=layout.gradient_accumulation_steps > 1 or layout.zero_stage == 3,
     )
     totals = {moment: sum(items.values()) for moment, items in moments.items()}
     peak = max(totals, key=lambda moment: totals[moment])
-    device = moments[peak]
-    ranks = min(gpus_per_node, world_size)
-    host = _host(shape, zero_stage, precision, world_size, ranks, offload_optimizer, data_bytes, constants)
-    if gpu is not None and gpu.is_cpu:
-        host.update({item: ranks * size for item, size in device.items()}, **{"loading the weights": 0})
-        host["processes"] = ranks * min(CPU_PROCESS_BYTES, constants.process_bytes)
+    device, host = moments[peak], _host(layout, data_bytes, constants)
+    if layout.on_cpu:
+        host.update({item: layout.ranks * size for item, size in device.items()}, **{"loading the weights": 0})
         device = {}
     else:
         device["fragmentation"] = int(constants.fragmentation * totals[peak])
         device["CUDA context"] = constants.context_bytes
-        device["NCCL"] = constants.nccl_bytes if world_size > 1 else 0
+        device["NCCL"] = constants.nccl_bytes if layout.world_size > 1 else 0
     return MemoryEstimate(
         gpu={item: size for item, size in device.items() if size},
         host={item: size for item, size in host.items() if size},
-        disk=_disk(shape, precision, save_total_limit, data_bytes),
+        disk=_disk(layout, save_total_limit, data_bytes),
         peak=peak,
         moments=totals,
-        capacity=None if gpu is None else gpu.memory_bytes,
+        capacity=None if layout.gpu is None else layout.gpu.memory_bytes,
     )
 
 
@@ -239,100 +218,82 @@ def _moments(
     }
 
 
-def _buffers(
-    shape: ModelShape,
-    zero: Mapping[str, Any],
-    zero_stage: int,
-    world_size: int,
-    precision: str,
-    offload_optimizer: bool,
-) -> dict[str, int]:
+def _buffers(layout: Layout, zero: Mapping[str, Any]) -> dict[str, int]:
     """DeepSpeed's buffers during backward: reduce buckets, gathered weights and the offload's staging buffer.
 
     ZeRO-1 and 2 have two buckets when communication overlaps, ZeRO-3 always one; a parameter larger than a bucket
     (Qwen's embedding and head) is reduced by itself. ZeRO-3 gathers at most ``stage3_max_live_parameters``,
     prefetched ones among them; it never shards norms and biases. Offload stages the largest gradient.
     """
-    if zero_stage == 0:
+    shape, stage, element = layout.shape, layout.zero_stage, layout.element
+    if stage == 0:
         return {}
-    element, total = BYTES[precision], shape.num_parameters
-    bucket, largest = int(zero["reduce_bucket_size"]), shape.vocab_size * shape.hidden_size
-    copies = 2 if zero_stage < 3 and zero.get("overlap_comm") else 1
+    total = shape.num_parameters
+    bucket, largest = int(zero["reduce_bucket_size"]), _largest_gradient(layout)
+    copies = 2 if stage < 3 and zero.get("overlap_comm") else 1
     buckets = copies * min(bucket, total) + (largest if largest > bucket else 0)
     buffers = {"reduce buckets": element * buckets}
-    if zero_stage == 3 and world_size > 1:
+    if stage == 3 and layout.world_size > 1:
         live = int(zero["stage3_max_live_parameters"])
         layers = shape.num_hidden_layers * (shape.layer_parameters - shape.layer_matmul_parameters)
         unsharded = layers + shape.hidden_size
         buffers["gathered weights"] = element * (min(max(live, largest), total) + unsharded)
-    if offload_optimizer and zero_stage < 3:
+    if layout.offload_optimizer and stage < 3:
         buffers["offload staging"] = element * largest
     return buffers
 
 
-def _step_bytes(
-    shape: ModelShape,
-    zero: Mapping[str, Any],
-    zero_stage: int,
-    world_size: int,
-    precision: str,
-    master_weights: bool,
-    fused_optimizer: bool,
-) -> int:
+def _largest_gradient(layout: Layout) -> int:
+    """Elements of the embedding's or the head's gradient."""
+    return layout.shape.vocab_size * layout.shape.hidden_size
+
+
+def _step_bytes(layout: Layout, zero: Mapping[str, Any], master_weights: bool, fused_optimizer: bool) -> int:
     """Temporaries of the optimizer step on the GPU, beside the gradients.
 
     ZeRO makes a flat copy of this rank's gradients and its fp32 version, ZeRO-3 one ``sub_group_size`` at a time; in
     fp32 the flat copy is the only one, without ZeRO the fp32 version is. An AdamW that is not fused holds one more
     temporary of the moments' size; the flat copy is gone by then.
     """
-    element, total = BYTES[precision], shape.num_parameters
+    element, total = layout.element, layout.shape.num_parameters
     if not master_weights:
         return 0 if fused_optimizer else element * total
-    if zero_stage == 0:
+    if layout.zero_stage == 0:
         return (4 * total if element < 4 else 0) + (0 if fused_optimizer else 4 * total)
-    shard = -(-total // world_size)
-    if zero_stage == 3:
+    shard = layout.shard
+    if layout.zero_stage == 3:
         shard = min(shard, int(zero["sub_group_size"]))
     flat = element if element < 4 else 0
     return (4 + max(flat, 0 if fused_optimizer else 4)) * shard
 
 
-def _host(
-    shape: ModelShape,
-    zero_stage: int,
-    precision: str,
-    world_size: int,
-    ranks: int,
-    offload_optimizer: bool,
-    data_bytes: int,
-    constants: Constants,
-) -> dict[str, int]:
-    """Host memory of one node with ``ranks`` processes.
+def _host(layout: Layout, data_bytes: int, constants: Constants) -> dict[str, int]:
+    """Host memory of one node.
 
     An offloaded optimizer keeps master weights 4, moments 8 and fp32 gradients 4 bytes a parameter, 16-bit
     accumulated gradients and (ZeRO-1 and 2) pinned 16-bit weights, each sharded over all ranks. While weights load,
     every process holds one copy in the working type.
     """
-    element, total = BYTES[precision], shape.num_parameters
-    shard = -(-total // world_size)
+    element, ranks, shard = layout.element, layout.ranks, layout.shard
     host = {"processes": ranks * constants.process_bytes, "data and page cache": data_bytes}
     kept = 0
-    if offload_optimizer:
-        staging = element * shape.vocab_size * shape.hidden_size if zero_stage < 3 else 0
+    if layout.offload_optimizer:
+        staging = element * _largest_gradient(layout) if layout.zero_stage < 3 else 0
         host["offloaded optimizer"] = ranks * shard * (MASTER_BYTES + ADAM_BYTES)
         host["offloaded gradients"] = ranks * shard * (4 + element)
-        host["pinned weights"] = ranks * (shard * element if zero_stage < 3 else 0)
+        host["pinned weights"] = ranks * (shard * element if layout.zero_stage < 3 else 0)
         host["offload staging"] = ranks * staging
         kept = ranks * (shard * (MASTER_BYTES + ADAM_BYTES + 4 + element))
-    host["loading the weights"] = max(0, ranks * element * total - kept)
+    host["loading the weights"] = max(0, ranks * element * layout.shape.num_parameters - kept)
     return host
 
 
-def _disk(shape: ModelShape, precision: str, save_total_limit: int, data_bytes: int) -> dict[str, int]:
+def _disk(layout: Layout, save_total_limit: int, data_bytes: int) -> dict[str, int]:
     """Disk of a run: every kept checkpoint, and one more while it is written."""
-    checkpoint = shape.num_parameters * (BYTES[precision] + MASTER_BYTES + ADAM_BYTES)
+    total = layout.shape.num_parameters
+    checkpoint = total * (layout.element + MASTER_BYTES + ADAM_BYTES)
     return {
         "checkpoints": checkpoint * (save_total_limit + 1),
-        "model": shape.num_parameters * BYTES[precision],
+        "model": total * layout.element,
         "prepared data": data_bytes,
     }

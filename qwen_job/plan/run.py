@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 from qwen_job.job import Job
 from qwen_job.plan.search import Choice, Question, choose
-from qwen_job.plan.speed import DEFAULT_STORAGE_GBS, RunEstimate, SpeedEstimate, estimate_run
+from qwen_job.plan.speed import (
+    CPU_START_SECONDS,
+    DEFAULT_STORAGE_GBS,
+    START_SECONDS,
+    RunEstimate,
+    SpeedEstimate,
+    estimate_run,
+)
 
 # Share of real tokens in packed rows: best-fit packing leaves little free.
 PACKED_FILL = 0.97
@@ -75,6 +82,7 @@ def plan_run(job: Job, question: Question | None, choice: Choice | None, data: D
             checkpoint_bytes=choice.memory.disk["checkpoints"] // (question.save_total_limit + 1),
             save_steps=train.save_steps,
             storage_gbs=job.cluster.storage_gbs or DEFAULT_STORAGE_GBS,
+            start_seconds=CPU_START_SECONDS if question.gpu.is_cpu else START_SECONDS,
             price_per_gpu_hour=job.cluster.price_per_gpu_hour,
         )
     return RunPlan(data, rows, per_epoch, steps, speed, estimate)

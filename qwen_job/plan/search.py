@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from qwen_job.plan.facts import Gpu, ModelShape
-from qwen_job.plan.memory import DEFAULT_CONSTANTS, GIB, Constants, MemoryEstimate, estimate_memory
-from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, SpeedEstimate, estimate_speed
+from qwen_job.plan.layout import Layout
+from qwen_job.plan.memory import GIB, Constants, MemoryEstimate, estimate_memory
+from qwen_job.plan.speed import SpeedConstants, SpeedEstimate, estimate_speed
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class Question:
 
     ``rows_per_gpu`` is micro-batch x accumulation; with ``global_batch_size`` it follows from the number of GPUs.
     ``host_memory_bytes`` is that of one node; None leaves the host unjudged. ``network_gbs``: see ``estimate_speed``.
+    Constants that are None are the device's defaults.
     """
 
     shape: ModelShape
@@ -53,8 +55,8 @@ class Question:
     network_gbs: float | None = None
     save_total_limit: int = 2
     margin: float = MARGIN
-    constants: Constants = DEFAULT_CONSTANTS
-    speed_constants: SpeedConstants = DEFAULT_SPEED
+    constants: Constants | None = None
+    speed_constants: SpeedConstants | None = None
 
     @property
     def world_size(self) -> int:
@@ -212,8 +214,7 @@ def _micro_batches(question: Question) -> list[int]:
 
 
 def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool, micro: int) -> Choice:
-    accumulation = max(1, question.rows // micro)
-    memory = estimate_memory(
+    layout = Layout(
         question.shape,
         gpu=question.gpu,
         world_size=question.world_size,
@@ -222,33 +223,23 @@ def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool
         offload_optimizer=offload,
         precision=question.precision,
         micro_batch_size=micro,
+        gradient_accumulation_steps=max(1, question.rows // micro),
         sequence_length=question.sequence_length,
         gradient_checkpointing=checkpointing,
         attention=question.attention,
         fused_loss=question.fused_loss,
-        gradient_accumulation_steps=accumulation,
-        save_total_limit=question.save_total_limit,
-        constants=question.constants,
     )
+    memory = estimate_memory(layout, save_total_limit=question.save_total_limit, constants=question.constants)
     speed = estimate_speed(
-        question.shape,
-        gpu=question.gpu,
-        world_size=question.world_size,
-        gpus_per_node=question.gpus_per_node,
-        zero_stage=stage,
-        offload_optimizer=offload,
-        precision=question.precision,
-        micro_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        sequence_length=question.sequence_length,
+        layout,
         attended_length=question.attended_length,
         fill=question.fill,
-        gradient_checkpointing=checkpointing,
         network_gbs=question.network_gbs,
         constants=question.speed_constants,
     )
+    steps = layout.gradient_accumulation_steps
     misfit = _misfit(question, memory)
-    return Choice(stage, offload, checkpointing, micro, accumulation, question.nodes, memory, speed, misfit)
+    return Choice(stage, offload, checkpointing, micro, steps, question.nodes, memory, speed, misfit)
 
 
 def _misfit(question: Question, memory: MemoryEstimate) -> str:
@@ -275,7 +266,7 @@ def _misfit(question: Question, memory: MemoryEstimate) -> str:
 def _preference(choice: Choice) -> tuple[float, ...]:
     """Order of choices that fit: faster to the nearest percent, then the simpler and the smaller one."""
     simple = (choice.offload_optimizer, choice.gradient_checkpointing, choice.zero_stage != 2, choice.zero_stage)
-    if choice.speed is None:
+    if choice.speed is None or choice.speed.rough:
         return (0.0, *simple, -choice.micro_batch_size)
     return (
         -round(choice.speed.tokens_per_second, -_digits(choice.speed.tokens_per_second)),
@@ -307,8 +298,8 @@ def _why(best: Choice | None, choice: Choice) -> str:
     """Say why ``choice`` lost: it does not fit, or it is slower and by what."""
     if not choice.fits or best is None:
         return choice.misfit
-    if choice.speed is None or best.speed is None:
-        return "speed unknown; the chosen one is simpler"
+    if choice.speed is None or best.speed is None or best.speed.rough:
+        return "speed not known well enough; the chosen one is simpler"
     ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
     if ratio < 1.01:
         return "as fast, but more complicated or larger"

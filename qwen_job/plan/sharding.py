@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from qwen_job.errors import JobError
 from qwen_job.job import Job
 from qwen_job.plan.facts import Gpu, ModelShape, gpu_names, load_gpu
-from qwen_job.plan.memory import DEFAULT_CONSTANTS, GIB, Constants, MemoryEstimate
+from qwen_job.plan.memory import GIB, Constants, MemoryEstimate
 from qwen_job.plan.precision import BF16_FROM
 from qwen_job.plan.search import MARGIN, Choice, Question, Runner, choose, fit, refusal
-from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, SpeedEstimate
+from qwen_job.plan.speed import SpeedConstants, SpeedEstimate
 
 
 class Sharding(NamedTuple):
@@ -35,7 +35,7 @@ def question_of(
 ) -> Question:
     """Return what the search is asked for this job; what the user wrote is fixed, the rest is free."""
     train, cluster = job.train, job.cluster
-    constants, speed_constants = _constants(job)
+    constants, speed_constants = _constants(job, gpu)
     micro = train.per_device_train_batch_size
     if micro is None and train.gradient_accumulation_steps is not None:
         micro = rows // train.gradient_accumulation_steps
@@ -63,14 +63,14 @@ def question_of(
     )
 
 
-def _constants(job: Job) -> tuple[Constants, SpeedConstants]:
+def _constants(job: Job, gpu: Gpu) -> tuple[Constants | None, SpeedConstants | None]:
     written = job.plan.constants()
     if not written:
-        return DEFAULT_CONSTANTS, DEFAULT_SPEED
+        return None, None
     # Only here: whoever calibrated nothing need not import what calibrates.
     from qwen_job.plan.calibrate import constants_from
 
-    return constants_from(written)
+    return constants_from(written, gpu)
 
 
 def choose_sharding(job: Job, question: Question | None, rows: int, *, on_cpu: bool) -> Sharding:

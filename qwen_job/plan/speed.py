@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qwen_job.plan.activations import BYTES, layer_activation_bytes
+from qwen_job.plan.activations import layer_activation_bytes
 from qwen_job.plan.facts import Gpu, ModelShape
+from qwen_job.plan.layout import BYTES, Layout
 
 # Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach
 # 0.87 on A100 and 0.80 on H100 (stas00/ml-engineering, maximum achievable matmul); fitted: BENCHMARKS.md.
-MATMUL_EFFICIENCY = {7: 0.60, 8: 0.80, 9: 0.58}
+MATMUL_EFFICIENCY = {0: 0.70, 7: 0.60, 8: 0.80, 9: 0.58}
 
 
 @dataclass(frozen=True)
@@ -43,22 +44,34 @@ class SpeedConstants:
 
 
 DEFAULT_SPEED = SpeedConstants()
+# A processor works a layer's operations off one by one, and is as busy with few tokens as with many.
+CPU_SPEED = SpeedConstants(layer_seconds=0.01, half_tokens=0.0)
+
+
+def default_speed(gpu: Gpu | None) -> SpeedConstants:
+    """Return the constants of a device that nobody calibrated."""
+    return CPU_SPEED if gpu is not None and gpu.is_cpu else DEFAULT_SPEED
+
+
 # Bytes per logit that pass the GPU's memory: written and read in fp32, forward and backward.
 LOSS_TRAFFIC = 24
 # Adam on the GPU, bytes a parameter read and written: gradients (twice, for the norm), master, two moments,
 # weights.
 ADAM_TRAFFIC = 40
 # Shared file systems: 1 GB/s for one job is modest; imports, NCCL and loading the weights take minutes.
-DEFAULT_STORAGE_GBS, START_SECONDS = 1.0, 180.0
+DEFAULT_STORAGE_GBS, START_SECONDS, CPU_START_SECONDS = 1.0, 180.0, 10.0
 # Without a figure, one 100 Gb/s link a node: the least that is common in GPU clusters.
 DEFAULT_NETWORK_GBS = 12.5
+# Processes without GPUs exchange through gloo: about this, inside one machine.
+GLOO_GBS = 1.0
 
 
 class SpeedEstimate(NamedTuple):
     """Seconds of one optimizer step as a range, what it comes to, and what bounds it.
 
     ``tokens_per_second`` is of the whole job; ``mfu`` is in our convention and None when the peak is unknown;
-    ``parts`` are the middle estimate's seconds by cause before any overlap.
+    ``parts`` are the middle estimate's seconds by cause before any overlap; ``rough``: the device's speed is assumed,
+    so that nothing should be chosen by it.
     """
 
     step_seconds: tuple[float, float, float]
@@ -66,6 +79,7 @@ class SpeedEstimate(NamedTuple):
     mfu: float | None
     bound_by: str
     parts: dict[str, float]
+    rough: bool = False
 
     @property
     def low(self) -> float:
@@ -127,63 +141,54 @@ def hardware_flops_per_token(shape: ModelShape, sequence_length: float, gradient
 
 
 def estimate_speed(
-    shape: ModelShape,
+    layout: Layout,
     *,
-    gpu: Gpu | None = None,
-    world_size: int,
-    gpus_per_node: int,
-    zero_stage: int,
-    offload_optimizer: bool = False,
-    precision: str = "bf16",
-    micro_batch_size: int = 1,
-    gradient_accumulation_steps: int = 1,
-    sequence_length: int = 512,
     attended_length: float | None = None,
     fill: float = 1.0,
-    gradient_checkpointing: bool = True,
     network_gbs: float | None = None,
     data_tokens_per_second: float | None = None,
-    constants: SpeedConstants = DEFAULT_SPEED,
+    constants: SpeedConstants | None = None,
 ) -> SpeedEstimate | None:
-    """Estimate the time of one optimizer step. Returns None when the GPU's peak at this precision is unknown.
+    """Estimate the time of one optimizer step. Returns None when the device's peak at this precision is unknown.
 
     ``attended_length`` is sum(s_i^2)/sum(s_i) of packed samples (default: the whole sequence); ``fill`` the
     share of real tokens in a row; ``network_gbs`` 10^9 bytes/s of one node in one direction;
-    ``data_tokens_per_second`` what storage and loaders give the whole job (default: enough, as prepared data is).
+    ``data_tokens_per_second`` what storage and loaders give the whole job (default: enough, as prepared data is);
+    ``constants`` default to the device's.
     """
-    peak = gpu.peak_tflops.get(precision) if gpu is not None else None
+    gpu, shape = layout.gpu, layout.shape
+    peak = gpu.peak_tflops.get(layout.precision) if gpu is not None else None
     if gpu is None or peak is None:
         return None
-    tokens = micro_batch_size * sequence_length
-    attended = float(sequence_length) if attended_length is None else attended_length
-    accumulation = gradient_accumulation_steps
-    bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
-    again = 4 / 3 if gradient_checkpointing else 1.0  # of three passes forward and backward, one is done twice
-    layers = layer_activation_bytes(shape, tokens, sequence_length, precision=precision) * shape.num_hidden_layers
+    constants = constants or default_speed(gpu)
+    attended = float(layout.sequence_length) if attended_length is None else attended_length
+    tokens = layout.tokens * layout.gradient_accumulation_steps * layout.world_size
+    parts = _on_gpu(layout, gpu, peak * 1e12, attended, constants)
+    parts["network"] = _link_seconds(layout, gpu, network_gbs, constants)
+    parts |= _offload_seconds(layout, gpu, constants)
+    parts["data"] = 0.0 if data_tokens_per_second is None else tokens / data_tokens_per_second
+    low, mid, high = _one_after_another(parts, constants) if gpu.is_cpu else _overlapped(parts)
+    flops = flops_per_token(shape, attended) * tokens * fill
+    # A processor's peak is assumed, not known, so no share of it is told.
+    mfu = None if gpu.is_cpu else flops / (mid * layout.world_size * peak * 1e12)
+    return SpeedEstimate((low, mid, high), tokens * fill / mid, mfu, _bound(parts), parts, rough=gpu.is_cpu)
+
+
+def _on_gpu(layout: Layout, gpu: Gpu, peak: float, attended: float, constants: SpeedConstants) -> dict[str, float]:
+    """Seconds of a step that computing, memory traffic and launching take; ``peak`` in FLOP/s."""
+    shape, tokens, accumulation = layout.shape, layout.tokens, layout.gradient_accumulation_steps
+    again = 4 / 3 if layout.gradient_checkpointing else 1.0  # of three passes, forward and backward, one is done twice
+    layers = layer_activation_bytes(layout) * shape.num_hidden_layers
     traffic = constants.traffic * again * layers + LOSS_TRAFFIC * tokens * shape.vocab_size
-    sent = communication_bytes(shape, zero_stage, world_size, precision, accumulation)
-    nodes = -(-world_size // gpus_per_node)
-    work = hardware_flops_per_token(shape, attended, gradient_checkpointing) * tokens
-    update = 0.0 if offload_optimizer else ADAM_TRAFFIC * shape.num_parameters / (world_size if zero_stage else 1)
-    parts = {
-        "compute": accumulation * work / (peak * 1e12 * _efficiency(shape, gpu, tokens, constants)),
+    updated = shape.num_parameters / (layout.world_size if layout.zero_stage else 1)
+    update = 0.0 if layout.offload_optimizer else ADAM_TRAFFIC * updated
+    work = hardware_flops_per_token(shape, attended, layout.gradient_checkpointing) * tokens
+    bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
+    return {
+        "compute": accumulation * work / (peak * _efficiency(shape, gpu, tokens, constants)),
         "memory": (accumulation * traffic + update) / bandwidth if bandwidth else 0.0,
         "launch": accumulation * again * constants.layer_seconds * shape.num_hidden_layers,
-        "network": _link_seconds(sent, gpu, nodes, network_gbs, constants),
-        "PCIe": 0.0,
-        "host": 0.0,
-        "data": 0.0 if data_tokens_per_second is None else tokens * accumulation * world_size / data_tokens_per_second,
     }
-    if offload_optimizer:
-        parts.update(_offload_seconds(shape, gpu, world_size, gpus_per_node, accumulation, precision, constants))
-    # How fast a host launches kernels differs most between machines: half to nearly twice the constant.
-    low, mid, high = (
-        _combine({**parts, "launch": host * parts["launch"]}, share)
-        for share, host in ((0.0, 0.5), (0.3, 1.0), (1.0, 1.8))
-    )
-    real_tokens = tokens * accumulation * world_size * fill
-    mfu = flops_per_token(shape, attended) * real_tokens / (mid * world_size * peak * 1e12)
-    return SpeedEstimate((0.85 * low, mid, 1.25 * high), real_tokens / mid, mfu, _bound(parts), parts)
 
 
 def _efficiency(shape: ModelShape, gpu: Gpu, tokens: int, constants: SpeedConstants) -> float:
@@ -242,35 +247,48 @@ def communication_bytes(
     return volume * passes
 
 
-def _link_seconds(traffic: float, gpu: Gpu, nodes: int, network_gbs: float | None, constants: SpeedConstants) -> float:
+def _link_seconds(layout: Layout, gpu: Gpu, network_gbs: float | None, constants: SpeedConstants) -> float:
     """Seconds of collectives: a ring is as fast as its slowest link; GPUs of a node share its network."""
+    steps = layout.gradient_accumulation_steps
+    traffic = communication_bytes(layout.shape, layout.zero_stage, layout.world_size, layout.precision, steps)
     if not traffic:
         return 0.0
     links = []
-    if gpu.nvlink_gbs:
+    if gpu.is_cpu:
+        links.append(GLOO_GBS)
+    elif gpu.nvlink_gbs:
         links.append(gpu.nvlink_gbs / 2 * constants.nvlink_efficiency)
     elif gpu.pcie_gbs:
         links.append(gpu.pcie_gbs / 2 * constants.pcie_efficiency)
-    if nodes > 1:
+    if layout.nodes > 1:
         links.append((network_gbs or DEFAULT_NETWORK_GBS) * constants.network_efficiency)
     return traffic / (min(links or [DEFAULT_NETWORK_GBS]) * 1e9)
 
 
-def _offload_seconds(
-    shape: ModelShape,
-    gpu: Gpu,
-    world_size: int,
-    gpus_per_node: int,
-    accumulation: int,
-    precision: str,
-    constants: SpeedConstants,
-) -> Mapping[str, float]:
+def _offload_seconds(layout: Layout, gpu: Gpu, constants: SpeedConstants) -> dict[str, float]:
     """Seconds of gradients to the host each micro-batch, weights back each step, and Adam on the host."""
-    shard = shape.num_parameters / world_size
-    volume = BYTES[precision] * shard * 2 * accumulation
+    if not layout.offload_optimizer:
+        return {"PCIe": 0.0, "host": 0.0}
+    shard = layout.shape.num_parameters / layout.world_size
+    volume = layout.element * shard * 2 * layout.gradient_accumulation_steps
     link = (gpu.pcie_gbs or 32.0) / 2 * constants.pcie_efficiency * 1e9
-    ranks = min(gpus_per_node, world_size)
-    return {"PCIe": volume / link, "host": shard * ranks / constants.host_adam_per_second}
+    return {"PCIe": volume / link, "host": shard * layout.ranks / constants.host_adam_per_second}
+
+
+def _overlapped(parts: Mapping[str, float]) -> Range:
+    """Return the range of a step on GPUs, where transfers hide behind computing: all of it, most, or nothing."""
+    # How fast a host launches kernels differs most between machines: half to nearly twice the constant.
+    low, mid, high = (
+        _combine({**parts, "launch": host * parts["launch"]}, share)
+        for share, host in ((0.0, 0.5), (0.3, 1.0), (1.0, 1.8))
+    )
+    return 0.85 * low, mid, 1.25 * high
+
+
+def _one_after_another(parts: Mapping[str, float], constants: SpeedConstants) -> Range:
+    """Return the range of a step on processors: the same cores do everything, and one differs much from another."""
+    mid, off = sum(parts.values()), 2.0 if constants == CPU_SPEED else 1.4
+    return mid / off, mid, mid * off
 
 
 def _combine(parts: Mapping[str, float], exposed: float) -> float:

@@ -62,7 +62,9 @@ def test_every_gpu_has_sensible_numbers_and_a_source(name: str) -> None:
     gpu = load_gpu(name)
     assert gpu.source
     if gpu.is_cpu:
-        assert gpu.memory_bytes is None and not gpu.peak_tflops
+        assert gpu.memory_bytes is None and gpu.of_cores(4).peak_tflops == {
+            "fp32": pytest.approx(4 * gpu.peak_tflops["fp32"])
+        }
         return
     assert gpu.memory_bytes and 15 * 2**30 < gpu.memory_bytes < 142 * 2**30
     assert ("bf16" in gpu.peak_tflops) == (gpu.compute_capability >= 8.0)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_job.plan.facts import load_gpu, load_model_shape
+from qwen_job.plan.layout import Layout
 from qwen_job.plan.speed import (
     SpeedEstimate,
     communication_bytes,
@@ -24,8 +25,15 @@ LARGE = load_model_shape("Qwen/Qwen2.5-14B-Instruct")
 
 
 def estimate(**options: Any) -> SpeedEstimate:
-    base: dict[str, Any] = {"gpu": load_gpu("A100-80G"), "world_size": 8, "gpus_per_node": 8, "zero_stage": 2}
-    found = estimate_speed(options.pop("shape", SMALL), **{**base, **options})
+    base: dict[str, Any] = {
+        "shape": SMALL,
+        "gpu": load_gpu("A100-80G"),
+        "world_size": 8,
+        "gpus_per_node": 8,
+        "zero_stage": 2,
+    }
+    extra = {key: options.pop(key) for key in ("network_gbs", "data_tokens_per_second") if key in options}
+    found = estimate_speed(Layout(**{**base, **options}), **extra)
     assert found is not None
     return found
 
@@ -73,10 +81,17 @@ def test_the_published_14b_run_lies_in_the_range(stage: int, published: float) -
 
 
 def test_unknown_peak_gives_no_speed() -> None:
-    assert estimate_speed(SMALL, gpu=load_gpu("CPU"), world_size=1, gpus_per_node=1, zero_stage=2) is None
-    assert estimate_speed(SMALL, gpu=None, world_size=1, gpus_per_node=1, zero_stage=2) is None
-    v100 = load_gpu("V100-32G")
-    assert estimate_speed(SMALL, gpu=v100, world_size=1, gpus_per_node=1, zero_stage=2, precision="bf16") is None
+    for name, precision in (("CPU", "bf16"), ("V100-32G", "bf16")):
+        assert estimate_speed(Layout(SMALL, 1, 1, 2, load_gpu(name), precision=precision)) is None
+    assert estimate_speed(Layout(SMALL, 1, 1, 2)) is None
+
+
+def test_a_processor_is_estimated_roughly_and_without_mfu() -> None:
+    cpu = load_gpu("CPU")
+    one, four = (estimate(gpu=cpu.of_cores(cores), precision="fp32", world_size=1, gpus_per_node=1) for cores in (1, 4))
+    assert one.rough and one.mfu is None and one.high >= 4 * one.low
+    assert one.parts["compute"] == pytest.approx(4 * four.parts["compute"]) and one.bound_by == "compute"
+    assert one.mid == pytest.approx(sum(one.parts.values()))
 
 
 def test_small_batches_are_bound_by_launches_and_large_ones_by_computing() -> None:
