@@ -222,7 +222,7 @@ def dotted(path: Path) -> str:
 
 def merge(base: Document, layer: Document) -> Document:
     """Lay ``layer`` over ``base``: mappings merge key by key, everything else is replaced."""
-    merged = Document(_merge(base.value, layer.value))
+    merged = Document(overlay(base.value, layer.value))
     for document in (base, layer):
         for path, position in document.positions.items():
             if _exists(merged.value, path):
@@ -230,9 +230,10 @@ def merge(base: Document, layer: Document) -> Document:
     return merged
 
 
-def _merge(base: Any, layer: Any) -> Any:
+def overlay(base: Any, layer: Any) -> Any:
+    """Lay one plain value over another: mappings key by key, anything else is replaced."""
     if isinstance(base, dict) and isinstance(layer, dict):
-        return {**base, **{key: _merge(base.get(key), value) for key, value in layer.items()}}
+        return {**base, **{key: overlay(base.get(key), value) for key, value in layer.items()}}
     return layer
 
 

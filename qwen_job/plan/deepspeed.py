@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen_job.errors import JobError, Problem
 from qwen_job.job import Job
+from qwen_job.job.document import overlay
 from qwen_job.plan.batch import Batch
 from qwen_job.resources import resource
 
@@ -32,13 +33,6 @@ def deepspeed_config(job: Job, *, zero_stage: int, offload: bool, precision: str
         base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     laid: dict[str, Any] = overlay(base, job.deepspeed.config)
     return laid
-
-
-def overlay(base: Any, layer: Any) -> Any:
-    """Lay one mapping over another, key by key; anything else is replaced."""
-    if isinstance(base, dict) and isinstance(layer, dict):
-        return {**base, **{key: overlay(base.get(key), value) for key, value in layer.items()}}
-    return layer
 
 
 def _contradictions(job: Job, zero_stage: int, offload: bool, precision: str, batch: Batch) -> list[Problem]:

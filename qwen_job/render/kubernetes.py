@@ -12,8 +12,8 @@ import yaml
 
 from qwen_job import __version__
 from qwen_job.errors import JobError, UsageError
+from qwen_job.job.document import overlay
 from qwen_job.plan import Plan
-from qwen_job.plan.deepspeed import overlay
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
 from qwen_job.render.kubernetes_check import object_problems, size_notes
