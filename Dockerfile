@@ -1,14 +1,16 @@
 # The training image. SET names a folder of configs/image/: cpu, ampere (A100 and H100) or v100.
 # Four stages: base (Debian packages), build (compilers, wheels, DeepSpeed's ops), package (our wheel), and the image:
 # base plus what build and package made, our own code last, so that a change of it rebuilds only two small layers.
-ARG BASE_IMAGE=docker.io/library/debian:bookworm-slim
+# WITH_COMPILER=1 adds gcc and Python's headers for jobs that compile kernels as they run (torch_compile, Liger).
+# Debian's own image of one day; what is older in it than in the set's debian.lock is brought to the lock's versions.
+ARG BASE_IMAGE=docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
 
 FROM ${BASE_IMAGE} AS base
 ARG SET=ampere
 ARG DEBIAN_SNAPSHOT=
 ARG DEBIAN_PINS=exact
 COPY scripts/image/apt-install configs/image/${SET}/debian.lock /opt/image/
-RUN /opt/image/apt-install /opt/image/debian.lock
+RUN /opt/image/apt-install /opt/image/debian.lock && dpkg-query -W -f '${Package}\n' >/opt/image/debian.txt
 
 FROM base AS build
 ARG SET
@@ -26,9 +28,11 @@ RUN python3 -m venv --without-pip /opt/venv \
         --no-cache-dir --no-compile --no-deps --require-hashes -r /opt/build/requirements.lock
 COPY configs/image/${SET}/deepspeed.lock configs/image/${SET}/set.yaml scripts/image/build_ops.py scripts/image/portable-cxx /opt/build/
 RUN /opt/venv/bin/python /opt/build/build_ops.py /opt/build
-COPY scripts/image/slim.py scripts/image/describe.py /opt/build/
+COPY scripts/image/slim.py scripts/image/describe.py configs/image/${SET}/debian-compiler.lock /opt/build/
 COPY scripts/image/site/ /opt/venv/lib/python3.11/site-packages/
-RUN /opt/venv/bin/python /opt/build/slim.py /opt/build/set.yaml /opt/venv \
+ARG WITH_COMPILER=0
+RUN if [ "$WITH_COMPILER" = 1 ]; then grep -v '^#' /opt/build/debian-compiler.lock | cut -d= -f1 >>/opt/image/debian.txt; fi \
+    && /opt/venv/bin/python /opt/build/slim.py /opt/venv "$WITH_COMPILER" \
     && /opt/venv/bin/python -m compileall -q -j 0 -x /py31[2-9]_ --invalidation-mode unchecked-hash /opt/venv/lib \
     && /opt/venv/bin/python /opt/build/describe.py /opt/build /opt/image
 
@@ -59,11 +63,14 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONDONTWRITEBYTECODE=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ARG SET
+ARG WITH_COMPILER=0
+COPY configs/image/${SET}/debian-compiler.lock /opt/image/
+RUN if [ "$WITH_COMPILER" = 1 ]; then /opt/image/apt-install /opt/image/debian-compiler.lock; fi
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/image /opt/image
 COPY scripts/image/qwen-job-sshd /usr/local/bin/
 COPY --from=package /opt/package /opt/venv
-ARG SET
 ARG VERSION=0.0.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="qwen-job" \

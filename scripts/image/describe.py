@@ -46,8 +46,8 @@ def describe(settings: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def debian_components() -> list[dict[str, Any]]:
-    """The Debian packages as CycloneDX components."""
+def debian_components(names: set[str]) -> list[dict[str, Any]]:
+    """The Debian packages of the final image as CycloneDX components: the build stage holds more."""
     form = "${Package} ${Version} ${Architecture}\n"
     listing = subprocess.run(["dpkg-query", "-W", "-f", form], check=True, capture_output=True, text=True).stdout
     rows = [line.split() for line in listing.splitlines()]
@@ -60,14 +60,15 @@ def debian_components() -> list[dict[str, Any]]:
             "purl": f"pkg:deb/debian/{name}@{number}?arch={arch}",
         }
         for name, number, arch in rows
+        if name in names
     ]
 
 
-def bill_of_materials() -> dict[str, Any]:
+def bill_of_materials(debian: set[str]) -> dict[str, Any]:
     """Python packages as cyclonedx-bom finds them in this environment, and the Debian packages beside them."""
     command = [CYCLONEDX, "environment", "--output-reproducible", "--of", "JSON", sys.executable]
     bom: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    bom["components"] += debian_components()
+    bom["components"] += debian_components(debian)
     return bom
 
 
@@ -84,7 +85,7 @@ def licence(component: dict[str, Any]) -> str:
 def main(build: Path, target: Path) -> None:
     settings = yaml.safe_load((build / "set.yaml").read_text())
     (target / "image.json").write_text(json.dumps(describe(settings, settings["name"]), indent=1) + "\n")
-    bom = bill_of_materials()
+    bom = bill_of_materials(set((target / "debian.txt").read_text().split()))
     (target / "sbom.cdx.json").write_text(json.dumps(bom, separators=(",", ":")) + "\n")
     rows = sorted(f"{c['name']} {c.get('version', '')}\t{licence(c)}" for c in bom["components"])
     (target / "licenses.txt").write_text("\n".join(rows) + "\n")

@@ -61,7 +61,10 @@ def python_inputs(name: str) -> dict[str, list[str]]:
 
 def debian_inputs(name: str) -> dict[str, list[str]]:
     runtime = lines(CONFIGS / "debian.in") + lines(CONFIGS / name / "debian.in")
-    return {"debian.lock": sorted(runtime), "debian-build.lock": sorted(lines(CONFIGS / "debian-build.in"))}
+    others = ("build", "compiler")
+    return {"debian.lock": sorted(runtime)} | {
+        f"debian-{kind}.lock": sorted(lines(CONFIGS / f"debian-{kind}.in")) for kind in others
+    }
 
 
 def digest(inputs: list[str]) -> str:
@@ -155,9 +158,10 @@ def write(name: str, base: str) -> None:
 
     debian = debian_inputs(name)
     runtime = resolve_debian(base, tuple(debian["debian.lock"]))
-    both = resolve_debian(base, tuple(debian["debian.lock"] + debian["debian-build.lock"]))
     write_lock(CONFIGS / name / "debian.lock", debian["debian.lock"], "\n".join(runtime))
-    write_lock(CONFIGS / name / "debian-build.lock", debian["debian-build.lock"], "\n".join(set_minus(both, runtime)))
+    for file in ("debian-build.lock", "debian-compiler.lock"):
+        both = resolve_debian(base, tuple(debian["debian.lock"] + debian[file]))
+        write_lock(CONFIGS / name / file, debian[file], "\n".join(set_minus(both, runtime)))
 
 
 def set_minus(whole: list[str], part: list[str]) -> list[str]:

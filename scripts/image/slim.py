@@ -1,6 +1,6 @@
 """Remove what no job uses from the image's environment: test suites, C++ test programs, static libraries, headers.
 
-    slim.py SET_YAML ENVIRONMENT
+    slim.py ENVIRONMENT WITH_COMPILER       WITH_COMPILER is 1 where jobs compile: then headers stay
 
 ``torch.testing`` stays (torch imports it), and so does ``torch/bin/torch_shm_manager`` (shared-memory tensors).
 """
@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 # Below site-packages. A pattern that matches nothing is fine: builds of torch differ.
 ALWAYS = [
     "torch/test",
@@ -22,13 +20,14 @@ ALWAYS = [
     "torch/bin/upgrader_models",
     "torch/bin/*.ptl",
     "torch/lib/*.a",
+    "nvidia/**/lib/*.a",
     "sympy/**/tests",
     "networkx/**/tests",
     "numpy/**/tests",
     "torchgen/packaged",
     "**/__pycache__",
 ]
-HEADERS = ["torch/include", "torch/share/cmake", "deepspeed/ops/csrc", "numpy/_core/include"]
+HEADERS = ["torch/include", "torch/share/cmake", "deepspeed/ops/csrc", "numpy/_core/include", "nvidia/**/include"]
 
 
 def remove(site_packages: Path, patterns: list[str]) -> int:
@@ -51,13 +50,12 @@ def strip_debug(site_packages: Path) -> None:
         subprocess.run(["strip", "--strip-debug", str(library)], check=True)
 
 
-def main(set_yaml: Path, environment: Path) -> None:
-    settings = yaml.safe_load(set_yaml.read_text())
-    patterns = ALWAYS if settings["keep_headers"] else ALWAYS + HEADERS
+def main(environment: Path, with_compiler: bool) -> None:
+    patterns = ALWAYS if with_compiler else ALWAYS + HEADERS
     for site_packages in environment.glob("lib/python3*/site-packages"):
         strip_debug(site_packages)
         print(f"slim: {remove(site_packages, patterns) / 1e6:.0f} MB removed from {site_packages}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2] == "1")

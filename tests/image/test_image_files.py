@@ -82,7 +82,7 @@ def test_an_unknown_set_names_the_known_ones() -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_says_everything_that_the_build_reads(name: str) -> None:
     values = yaml.safe_load((ROOT / "configs" / "image" / name / "set.yaml").read_text())
-    keys = {"name", "description", "cuda", "minimum_driver", "architectures", "gpus", "ops", "keep_headers"}
+    keys = {"name", "description", "cuda", "minimum_driver", "architectures", "gpus", "ops"}
     assert set(values) == keys
     assert values["name"] == name
     assert (values["cuda"] is None) == (values["architectures"] == []) == (values["minimum_driver"] is None)
