@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault, QwenJobError, UsageError
@@ -12,6 +12,8 @@ from qwen_job.launch.index import Submission, submissions
 from qwen_job.launch.progress import Progress, progress_of
 
 GONE = "gone"
+# In a list of many jobs that many are asked, and so many seconds; a job that was named is waited for.
+_MOST_ASKED, _PATIENCE, _PATIENCE_FOR_ONE = 16, 1.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,20 @@ class Found:
     progress: Progress
 
 
-def find(word: str | None, target: str | None, *, old: bool = False) -> list[Found]:
+def find(word: str | None, target: str | None, *, old: bool = False, ask: bool = True) -> list[Found]:
     """Return the jobs that ``word`` names, or all that a queue knows (``old``: also those it has forgotten).
+
+    With ``ask`` the pods are asked for the progress of runs whose folders this machine does not see.
 
     Errors: :class:`EnvironmentFault` when the target's tools are not here; :class:`UsageError` when nothing matches.
     """
     entries = _entries([target] if target else TARGETS, required=target is not None)
     known = {(entry.target, entry.id): entry for entry in entries}
     past = [item for item in submissions() if target in (None, item.target)]
+    arrays = {(entry.target, entry.id.partition("_")[0]) for entry in entries}
     for item in past if word or old else []:
-        known.setdefault((item.target, item.id), _forgotten(item))
+        if (item.target, item.id) not in arrays:
+            known.setdefault((item.target, item.id), _forgotten(item))
     runs = {(item.target, item.id): item.run for item in past}
     jobs = [entry if entry.run else _with_run(entry, runs) for entry in known.values()]
     if word:
@@ -42,13 +48,36 @@ def find(word: str | None, target: str | None, *, old: bool = False) -> list[Fou
             raise UsageError(
                 f"no job {word!r}: give a job's name, its id or its run's folder; 'qwen-job status --all' lists"
             )
-    return [Found(entry, progress_of(entry.run)) for entry in jobs]
+    found = [Found(entry, progress_of(entry.run)) for entry in jobs]
+    return _asked(found, seconds=_PATIENCE_FOR_ONE if word else _PATIENCE) if ask else found
 
 
-def find_one(word: str, target: str | None) -> Found:
-    """Return the one job that ``word`` names, the live one where several have the name. Errors: as :func:`find`."""
-    found = find(word, target)
+def _asked(found: list[Found], *, seconds: float) -> list[Found]:
+    """Ask the newest of the running jobs whose folders this machine does not see where they are themselves."""
+    blind = [
+        job
+        for job in found
+        if job.entry.target == "kubernetes" and job.entry.state == "running" and not job.progress.state
+    ][:_MOST_ASKED]
+    if not blind:
+        return found
+    from qwen_job.launch import kubernetes
+
+    told = dict(zip(map(id, blind), kubernetes.progress([job.entry for job in blind], seconds=seconds), strict=True))
+    return [Found(job.entry, told[id(job)]) if id(job) in told else job for job in found]
+
+
+def find_one(word: str, target: str | None, *, whole: bool = False) -> Found:
+    """Return the one job that ``word`` names, the live one where several have the name. Errors: as :func:`find`.
+
+    With ``whole`` the tasks of one Slurm array are one job, under the array's id.
+    """
+    found = find(word, target, ask=False)
     live = [job for job in found if job.entry.state in ("running", "pending")] or found[:1]
+    arrays = {(job.entry.target, job.entry.id.partition("_")[0]) for job in live}
+    if whole and len(arrays) == 1 and "_" in live[0].entry.id and word != live[0].entry.id:
+        first = live[0]
+        return replace(first, entry=replace(first.entry, id=first.entry.id.partition("_")[0]))
     if len(live) > 1:
         ids = ", ".join(f"{job.entry.target} {job.entry.id}" for job in live)
         raise UsageError(f"{word!r} names {len(live)} jobs ({ids}): give the id")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
+import time
 from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import yaml
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Entry, Submitted
+from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl
+from qwen_job.launch.pod_progress import pod_progress
 from qwen_job.launch.pods import pod_reason
+from qwen_job.launch.progress import Progress
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.kubernetes import OUTPUT
 
@@ -25,6 +31,8 @@ KINDS = {
 }
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _OURS = ("-l", "app.kubernetes.io/name=qwen-job", "-o", "json")
+_APPLY = ("apply", "--server-side", "--force-conflicts", "--field-manager=qwen-job")
+_ACCESS = ("rolebindings", "roles", "serviceaccounts")
 _INSTANCE = "app.kubernetes.io/instance"
 # Conditions from the most telling on, and the state that each one means.
 _STATES = (
@@ -35,18 +43,6 @@ _STATES = (
     ("Suspended", "suspended"),
     ("Restarting", "pending"),
     ("Running", "running"),
-)
-# Words of a refusal -> what it means for the job.
-_MEANINGS = (
-    (r"no matches for kind \"?(\w+)", "kubernetes.kind: the cluster has no {0}: install its operator or take another"),
-    (r"namespaces? \"([^\"]+)\" not found", "kubernetes.namespace: there is no namespace {0!r}: create it"),
-    (r"cannot (\w+) resource \"([^\"]+)\"", "no permission to {0} {1}: ask for a role in this namespace"),
-    (r"field is immutable", "name: a job of this name is there with other settings; cancel it, or take another name"),
-    (r"exceeded quota", "cluster: over the namespace's quota; take fewer nodes or GPUs"),
-)  # fmt: skip
-_UNREACHABLE = (
-    r"connection to the server|connection refused|no such host|i/o timeout|Unauthorized|current-context|"
-    r"no configuration"
 )
 
 
@@ -60,49 +56,77 @@ def submit(bundle: Bundle) -> Submitted:
 
     Errors: :class:`EnvironmentFault` without kubectl or a cluster; :class:`ClusterRefused` with the server's words.
     """
-    _refuse_second(bundle)
-    kubectl("apply", "--dry-run=server", "-f", "-", text=bundle.text)
-    answer = json.loads(kubectl("apply", "-o", "json", "-f", "-", text=bundle.text))
+    things = list(yaml.load_all(bundle.text, _LOADER))
+    _refuse_second(things)
+    # Trainer refuses a TrainJob whose runtime is not there, as in a dry run it cannot be.
+    asked = [thing for thing in things if thing["kind"] != "TrainJob"]
+    kubectl(*_APPLY, "--dry-run=server", "-f", "-", text=_documents(asked))
+    answer = json.loads(kubectl(*_APPLY, "-o", "json", "-f", "-", text=bundle.text))
     things = answer["items"] if answer.get("kind") == "List" else [answer]
     (job,) = [thing for thing in things if thing["kind"] in KINDS]
     return Submitted(f"{job['metadata'].get('namespace', 'default')}/{job['metadata']['name']}")
 
 
-def _refuse_second(bundle: Bundle) -> None:
-    """An apply over a job that is there would start nothing, or mix two jobs in one."""
-    jobs = [thing for thing in yaml.load_all(bundle.text, _LOADER) if thing["kind"] in KINDS]
-    for job in jobs:
-        namespace = job["metadata"].get("namespace")
-        where = ("--namespace", namespace) if namespace else ()
-        name = job["metadata"]["name"]
+def _documents(things: list[Object]) -> str:
+    return "".join(f"---\n{json.dumps(thing)}\n" for thing in things)
+
+
+def _refuse_second(things: list[Object]) -> None:
+    """An apply over a job that is there would start nothing, or mix two jobs; what a past one left is cleared away."""
+    (job,) = [thing for thing in things if thing["kind"] in KINDS]
+    name, namespace = job["metadata"]["name"], job["metadata"].get("namespace")
+    where = ("--namespace", namespace) if namespace else ()
+    for kind, resource in KINDS.items():
         try:
-            text = kubectl("get", KINDS[job["kind"]], name, *where, "--ignore-not-found", "-o", "json")
+            text = kubectl("get", resource, name, *where, "--ignore-not-found", "-o", "json")
         except NoSuchKind:
-            return
+            continue
+        except Forbidden:
+            if kind == job["kind"]:
+                raise
+            continue
         if text.strip():
             state, _ = _state(json.loads(text), [])
             way_out = "'qwen-job cancel' removes it (the output stays, and a new job goes on from it)"
             raise ClusterRefused(f"name: {name!r} is there already ({state}); {way_out}, or take another name")
+    # A ConfigMap and a Job's template never change: those of a job that is gone would be in the way.
+    for kind in ("configmap", "jobs.batch"):
+        with suppress(Forbidden):
+            _remove(kind, name, *where)
+
+
+def _remove(kind: str, name: str, *where: str) -> None:
+    selector = f"{_INSTANCE}={name},app.kubernetes.io/name=qwen-job"
+    kubectl("delete", kind, *where, "-l", selector, "--wait=false", "--ignore-not-found")
 
 
 def entries() -> list[Entry]:
     """Return the jobs that were made by qwen-job, newest first; all namespaces where that is allowed."""
+    with ThreadPoolExecutor() as several:
+        found, *lists = several.map(_list, ("pods", *KINDS.values()))
     pods: dict[tuple[str, str], list[Object]] = defaultdict(list)
-    for pod in _list("pods"):
+    for pod in found:
         pods[_place(pod, pod["metadata"].get("labels", {}).get(_INSTANCE, ""))].append(pod)
-    jobs = [job for resource in KINDS.values() for job in _list(resource)]
+    jobs = [job for jobs in lists for job in jobs]
     jobs.sort(key=lambda job: str(job["metadata"].get("creationTimestamp")), reverse=True)
-    return [_entry(job, pods[_place(job, job["metadata"]["name"])]) for job in jobs]
+    return [_entry(job, pods[_place(job, _name(job))], pods[_place(job, f"{_name(job)}-prepare")]) for job in jobs]
+
+
+def _name(thing: Object) -> str:
+    return str(thing["metadata"]["name"])
 
 
 def _place(thing: Object, name: str) -> tuple[str, str]:
     return str(thing["metadata"].get("namespace", "default")), name
 
 
-def _entry(job: Object, pods: list[Object]) -> Entry:
+def _entry(job: Object, pods: list[Object], preparing: list[Object]) -> Entry:
     metadata = job["metadata"]
-    pods = sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
+    pods = sorted(pods, key=_name)
     state, reason = _state(job, pods)
+    if state == "suspended" and preparing:
+        pods = [max(preparing, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))]
+        state, reason = _preparation(pods[0])
     nodes = sorted({pod["spec"]["nodeName"] for pod in pods if pod.get("spec", {}).get("nodeName")})
     counts = [c.get("restartCount", 0) for pod in pods for c in pod.get("status", {}).get("containerStatuses") or []]
     return Entry(
@@ -137,6 +161,16 @@ def _state(job: Object, pods: list[Object]) -> tuple[str, str]:
     return state, reasons[0] if reasons else " ".join(message.split())
 
 
+def _preparation(pod: Object) -> tuple[str, str]:
+    """Return state and reason of a job that waits for its preparation, whose newest pod this is."""
+    phase, reason = (pod.get("status") or {}).get("phase"), pod_reason(pod)
+    if phase == "Succeeded":
+        return "suspended", "model and data are prepared; waits to be started, or for its queue"
+    if phase == "Failed" and "(final" in reason:
+        return "failed", reason
+    return "pending", reason or f"{_name(pod)}: fetches the model and prepares the data"
+
+
 def _labels(job: Object) -> Object:
     return job["metadata"].get("labels") or {}
 
@@ -156,16 +190,29 @@ def logs(entry: Entry, *, follow: bool) -> int:
 def cancel(entry: Entry) -> None:
     """Delete the job and what was made for it, claims excepted; its pods get their time to save."""
     namespace, _, name = entry.id.partition("/")
-    for kind in ("configmap", "networkpolicy", "trainingruntimes.trainer.kubeflow.org", *KINDS.values()):
-        selector = f"{_INSTANCE}={name},app.kubernetes.io/name=qwen-job"
+    kinds = (
+        *KINDS.values(),
+        "trainingruntimes.trainer.kubeflow.org",
+        "jobs.batch",
+        "configmap",
+        "networkpolicy",
+        *_ACCESS,
+    )
+    for kind in kinds:
         try:
-            kubectl("delete", kind, "--namespace", namespace, "-l", selector, "--wait=false", "--ignore-not-found")
+            _remove(kind, name, "--namespace", namespace)
         except NoSuchKind:
             continue
+        except Forbidden:
+            # Most users may not look at roles, and most jobs have none.
+            if kind not in _ACCESS:
+                raise
 
 
-class NoSuchKind(ClusterRefused):
-    """The cluster does not know the resource."""
+def progress(entries: Sequence[Entry], *, seconds: float) -> list[Progress]:
+    """Ask the jobs' own pods how far they are, all at once; one that does not answer in time gives nothing."""
+    with ThreadPoolExecutor(8) as several:
+        return list(several.map(lambda entry: pod_progress(entry, time.monotonic() + seconds), entries))
 
 
 def _list(resource: str) -> list[Object]:
@@ -180,26 +227,3 @@ def _list(resource: str) -> list[Object]:
     except (ValueError, KeyError, TypeError):
         raise EnvironmentFault(f"kubectl get {resource}: not the JSON that was expected") from None
     return items
-
-
-def kubectl(*words: str, text: str | None = None) -> str:
-    """Run kubectl and return its output. Errors: as :func:`submit`; :class:`NoSuchKind` for an unknown resource."""
-    try:
-        done = subprocess.run(["kubectl", *words], input=text, capture_output=True, text=True, check=False, timeout=120)
-    except FileNotFoundError:
-        way_out = "install it, or carry the manifest of 'render' to a machine that has it"
-        raise EnvironmentFault(f"kubectl: not on this machine; {way_out}") from None
-    except subprocess.TimeoutExpired:
-        raise EnvironmentFault("kubectl: no answer within two minutes; is the cluster reachable?") from None
-    if done.returncode == 0:
-        return done.stdout
-    said = " ".join(done.stderr.split())
-    if re.search(r"doesn't have a resource type|could not find the requested resource", said):
-        raise NoSuchKind(said)
-    if re.search(_UNREACHABLE, said):
-        raise EnvironmentFault(f"kubectl reaches no cluster: {said}; check the kubeconfig ('kubectl cluster-info')")
-    for pattern, meaning in _MEANINGS:
-        found = re.search(pattern, said)
-        if found:
-            raise ClusterRefused(f"{meaning.format(*found.groups())} ({said})")
-    raise ClusterRefused(f"Kubernetes refuses: {said}")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_job.errors import ClusterRefused
-from qwen_job.launch.kubernetes import KINDS, NoSuchKind, kubectl
+from qwen_job.launch.kubectl import NoSuchKind, kubectl
+from qwen_job.launch.kubernetes import KINDS
 from qwen_job.render.quote import to_yaml
 
 _GPU_RESOURCES = ("nvidia.com/gpu",)

@@ -25,20 +25,31 @@ class Progress:
 def progress_of(run: str, now: float | None = None) -> Progress:
     """Read a run's folder; an absent or half-written file gives an empty :class:`Progress`."""
     folder = Path(run)
-    beat = _read(folder / "heartbeat")
-    if not run or not beat:
-        return Progress(state="done" if run and (folder / "done.json").exists() else "")
-    written = beat.get("time")
-    age = max(0.0, (time.time() if now is None else now) - written) if isinstance(written, (int, float)) else None
+    done = bool(run) and (folder / "done.json").exists()
+    beat = _read(folder / "heartbeat") if run else {}
+    if not beat:
+        return Progress(state="done" if done else "")
+    return progress_from({**beat, "state": "done"} if done else beat, now)
+
+
+def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
+    """Read a heartbeat; what has another type than it should counts as missing."""
+    numbers = {name: _number(beat.get(name)) for name in ("loss", "tokens_per_second", "eta_seconds", "time")}
+    step, total = beat.get("step"), beat.get("total_steps")
+    written = numbers["time"]
     return Progress(
-        state="done" if (folder / "done.json").exists() else str(beat.get("state") or ""),
-        step=beat.get("step"),
-        total_steps=beat.get("total_steps"),
-        loss=beat.get("loss"),
-        tokens_per_second=beat.get("tokens_per_second"),
-        eta_seconds=beat.get("eta_seconds"),
-        age_seconds=age,
+        state=str(beat.get("state") or ""),
+        step=step if isinstance(step, int) else None,
+        total_steps=total if isinstance(total, int) else None,
+        loss=numbers["loss"],
+        tokens_per_second=numbers["tokens_per_second"],
+        eta_seconds=numbers["eta_seconds"],
+        age_seconds=None if written is None else max(0.0, (time.time() if now is None else now) - written),
     )
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,10 +15,14 @@ from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
 from qwen_job.launch import kubernetes
 from qwen_job.launch.backend import Entry
+from qwen_job.launch.find import find
+from qwen_job.launch.pod_progress import progress_of_log
 from qwen_job.launch.pods import pod_reason
+from qwen_job.launch.progress import Progress
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
 from qwen_job.resources import resource
+from qwen_job.train.runlog import progress_text
 
 JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
 FAKE = f"""#!{sys.executable}
@@ -30,12 +34,16 @@ with open(os.path.join(os.path.dirname(__file__), "calls"), "a") as calls:
 for start, (code, out, err) in answers:
     if words.startswith(start):
         if "-f -" in words:
-            sys.stdin.read()
+            with open(os.path.join(os.path.dirname(__file__), "stdin"), "a") as stdin:
+                stdin.write(sys.stdin.read() + "=== next\\n")
         sys.stdout.write(out)
         sys.stderr.write(err)
         sys.exit(code)
 sys.exit("Error from server: nothing recorded for " + words)
 """
+
+
+DRY = "apply --server-side --force-conflicts --field-manager=qwen-job --dry-run=server"
 
 
 class Recorded:
@@ -47,6 +55,8 @@ class Recorded:
         (folder / "kubectl").chmod(0o755)
 
     def answers(self, *answers: tuple[str, Any]) -> None:
+        # What a user may do, and what is not there to be deleted.
+        answers = (*answers, ("delete configmap", ""), ("delete jobs.batch", ""))
         rows = [
             (start, a if isinstance(a, tuple) else (0, json.dumps(a) if a != "" else "", "")) for start, a in answers
         ]
@@ -113,10 +123,20 @@ def only(kubectl: Recorded, this: dict[str, Any], *pods: dict[str, Any]) -> Entr
 
 
 def test_submit_asks_first_and_gives_the_id(kubectl: Recorded) -> None:
-    kubectl.answers(("get", ""), ("apply --dry-run=server", ""), ("apply", items({"kind": "ConfigMap"}, job("qwen"))))
+    kubectl.answers(("get", ""), (DRY, ""), ("apply", items({"kind": "ConfigMap"}, job("qwen"))))
     assert kubernetes.submit(bundle()).id == "ml/qwen"
-    assert [call.split()[0] for call in kubectl.calls] == ["get", "apply", "apply"]
-    assert "--dry-run=server" in kubectl.calls[1]
+    assert [call.split()[0] for call in kubectl.calls] == [*["get"] * 3, *["delete"] * 2, *["apply"] * 2]
+    assert "--dry-run=server" in kubectl.calls[5]
+
+
+def test_a_train_job_is_not_asked_for_before_its_runtime_is_there(kubectl: Recorded) -> None:
+    made = {**job("qwen"), "kind": "TrainJob"}
+    kubectl.answers(("get", ""), (DRY, ""), ("apply", items({"kind": "TrainingRuntime"}, made)))
+    train_job = render(make_plan(load_job([JOB], sets=["kubernetes.kind=trainjob"])), "kubernetes")
+    assert kubernetes.submit(train_job).id == "ml/qwen"
+    dry, real = (kubectl.folder / "stdin").read_text().split("=== next\n")[:2]
+    assert ("TrainingRuntime" in dry, "kind: TrainJob" in dry, '"TrainJob"' in dry) == (True, False, False)
+    assert "kind: TrainJob" in real
 
 
 def test_a_job_that_is_there_is_not_applied_over(kubectl: Recorded) -> None:
@@ -135,6 +155,15 @@ def test_a_job_that_is_there_is_not_applied_over(kubectl: Recorded) -> None:
         ('Error from server (NotFound): namespaces "x" not found', "there is no namespace 'x'"),
         ('User "u" cannot create resource "pytorchjobs" in API group', "no permission to create pytorchjobs"),
         ("ConfigMap is invalid: data: Forbidden: field is immutable when `immutable` is set", "with other settings"),
+        ('strict decoding error: unknown field "spec.x"', "the server knows no field spec.x"),
+        (
+            'pods "x" is forbidden: violates PodSecurity "restricted:latest": hostPath',
+            "pods of the level restricted only",
+        ),
+        (
+            'PersistentVolumeClaim "x" is invalid: spec: Forbidden: spec is immutable after creation',
+            "kubernetes.volumes",
+        ),
         ("something else", "Kubernetes refuses: something else"),
     ],
 )
@@ -210,11 +239,88 @@ def test_logs_and_cancel(kubectl: Recorded, capfd: pytest.CaptureFixture[str]) -
         kubernetes.logs(Entry("kubernetes", "ml/a", "a", "pending", "no GPU"), follow=False)
 
 
-def test_a_thousand_jobs_in_three_seconds(kubectl: Recorded) -> None:
-    names = [f"run-{number}" for number in range(1000)]
-    kubectl.answers(
-        ("get pods", items(*map(pod, names))), ("get pytorchjobs", items(*map(job, names))), ("get", items())
+BEAT = {"state": "training", "step": 7, "total_steps": 50, "loss": 1.5, "eta_seconds": 60.0, "time": 1.0}
+
+
+def test_a_running_job_s_own_pod_tells_its_progress(kubectl: Recorded) -> None:
+    kubectl.answers(("exec --namespace ml a-worker-0 -- cat /shared/run/heartbeat", BEAT))
+    (found,) = kubernetes.progress(
+        [Entry("kubernetes", "ml/a", "a", "running", run="/shared/run", log="a-worker-0")], seconds=9
     )
-    begin = time.process_time()
-    assert len(kubernetes.entries()) == 1000
-    assert time.process_time() - begin < 3
+    assert (found.step, found.total_steps, found.loss, found.eta_seconds) == (7, 50, 1.5, 60.0)
+    assert found.age_seconds is not None and found.age_seconds > 1e9
+
+
+@pytest.mark.parametrize("beat", ["", "{", "[1]"])
+def test_where_exec_is_forbidden_the_log_tells_it(kubectl: Recorded, beat: str) -> None:
+    line = "step 120/500 · loss 1.2345 · 34,289 tokens/s · MFU 45.2% · 2h05m left"
+    forbidden = (1, "", 'User "u" cannot create resource "pods/exec" in API group ""')
+    kubectl.answers(
+        ("exec", (0, beat, "") if beat else forbidden),
+        ("logs --namespace ml a-worker-0 --tail=50", (0, f"step 119/500\n{line}\nqwen-job: saved step 120\n", "")),
+    )
+    (found,) = kubernetes.progress([Entry("kubernetes", "ml/a", "a", "running", run="/r", log="a-worker-0")], seconds=9)
+    wanted = Progress("training", 120, 500, 1.2345, 34289.0, 7500.0)
+    assert found == wanted
+
+
+def test_the_log_s_line_is_the_trainer_s_own() -> None:
+    values = {"loss": 0.5, "tokens_per_second": 1234.4, "mfu": 0.41, "step_seconds": 1}
+    assert progress_of_log(progress_text(3, 9, values, 3725)) == Progress("training", 3, 9, 0.5, 1234.0, 3720.0)
+    assert progress_of_log(progress_text(3, None, {}, None)) == Progress("training", 3)
+    assert progress_of_log("nothing\n") == Progress()
+
+
+def test_a_pod_that_does_not_answer_costs_no_more_than_its_time(kubectl: Recorded) -> None:
+    (kubectl.folder / "kubectl").write_text("#!/bin/sh\nexec sleep 30\n")
+    begin = time.monotonic()
+    entry = Entry("kubernetes", "ml/a", "a", "running", run="/r", log="a-worker-0")
+    assert kubernetes.progress([entry] * 4, seconds=0.3) == [Progress()] * 4
+    assert time.monotonic() - begin < 5
+
+
+def preparing(phase: str = "Running", **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "a-prepare-x", "namespace": "ml", "labels": {"app.kubernetes.io/instance": "a-prepare"}},
+        "status": {"phase": phase, **status},
+    }
+
+
+@pytest.mark.parametrize(
+    ("its_pod", "state", "reason"),
+    [
+        (preparing(), "pending", "a-prepare-x: fetches the model and prepares the data"),
+        (preparing("Succeeded"), "suspended", "model and data are prepared"),
+        (preparing("Failed", containerStatuses=[{"state": {"terminated": {"exitCode": 4}}}]), "failed", "exit code 4"),
+        (
+            preparing("Failed", containerStatuses=[{"state": {"terminated": {"exitCode": 137}}}]),
+            "pending",
+            "tried again",
+        ),
+    ],
+)
+def test_a_job_that_is_prepared_says_so(kubectl: Recorded, its_pod: dict[str, Any], state: str, reason: str) -> None:
+    entry = only(kubectl, job(condition="Suspended"), its_pod)
+    assert entry.state == state and reason in entry.reason and entry.log == "a-prepare-x"
+
+
+def test_a_cancel_needs_no_right_to_roles(kubectl: Recorded) -> None:
+    forbidden = (1, "", 'User "u" cannot list resource "roles" in API group "rbac.authorization.k8s.io"')
+    kubectl.answers(
+        *((f"delete {kind}", forbidden) for kind in ("rolebindings", "roles", "serviceaccounts")), ("delete", "")
+    )
+    kubernetes.cancel(Entry("kubernetes", "ml/a", "a", "running"))
+    assert kubectl.calls[0].startswith("delete pytorchjobs")
+
+
+def test_a_thousand_jobs_in_three_seconds(kubectl: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    names = [f"run-{number}" for number in range(1000)]
+    jobs = [job(name, annotations={"qwen-job/output": f"/shared/{name}"}) for name in names]
+    kubectl.answers(
+        ("get pods", items(*map(pod, names))), ("get pytorchjobs", items(*jobs)), ("get", items()), ("exec", BEAT)
+    )  # fmt: skip
+    begin = time.monotonic()
+    found = find(None, "kubernetes")
+    assert time.monotonic() - begin < 3
+    assert len(found) == 1000 and 0 < sum(item.progress.step == 7 for item in found) <= 16
