@@ -31,7 +31,7 @@ RUN /opt/venv/bin/python /opt/build/build_ops.py /opt/build
 COPY scripts/image/slim.py scripts/image/describe.py configs/image/${SET}/debian-compiler.lock /opt/build/
 COPY scripts/image/site/ /opt/venv/lib/python3.11/site-packages/
 ARG WITH_COMPILER=0
-RUN if [ "$WITH_COMPILER" = 1 ]; then grep -v '^#' /opt/build/debian-compiler.lock | cut -d= -f1 >>/opt/image/debian.txt; fi \
+RUN if [ "$WITH_COMPILER" = 1 ]; then sed -n '/^#/d; s/=.*//p' /opt/build/debian-compiler.lock >>/opt/image/debian.txt; fi \
     && /opt/venv/bin/python /opt/build/slim.py /opt/venv "$WITH_COMPILER" \
     && /opt/venv/bin/python -m compileall -q -j 0 -x /py31[2-9]_ --invalidation-mode unchecked-hash /opt/venv/lib \
     && /opt/venv/bin/python /opt/build/describe.py /opt/build /opt/image
