@@ -115,7 +115,7 @@ def _draw(made: Plan, file: str) -> None:
     from qwen_job.launch.files import write_atomically
     from qwen_job.picture import svg
 
-    memory, path = made.sharding.memory, Path(file)
+    memory, path = made.memory, Path(file)
     if memory is None:
         raise EnvironmentFault("--svg: the memory is not estimated, so there is nothing to draw; see the warning")
     if path.suffix.lower() != ".svg":

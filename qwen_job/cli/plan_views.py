@@ -21,7 +21,7 @@ SHOWN_RUNNERS = 3
 
 def plan_as_dict(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values."""
-    memory, speed = plan.sharding.memory, plan.sharding.speed
+    memory, speed = plan.memory, plan.sharding.speed
     return {
         "name": plan.job.name,
         "gpu": plan.gpu.name,
@@ -100,7 +100,7 @@ def plan_lines(plan: Plan, missing: str, everything: bool) -> list[str]:
     size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
     where = f"{plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}"
     lines = [f"{plan.job.name}: {plan.job.model.name} ({size}) on {where}", "", *_decisions(plan)]
-    memory = plan.sharding.memory
+    memory = plan.memory
     if memory is not None:
         title = f"Memory of {'one node' if plan.gpu.is_cpu else 'one GPU'}"
         lines += ["", *bar(memory.stack, title=title).splitlines(), "", *_host_and_disk(plan)]
@@ -118,7 +118,7 @@ def _decisions(plan: Plan) -> list[str]:
 
 
 def _host_and_disk(plan: Plan) -> list[str]:
-    memory, have = plan.sharding.memory, plan.job.cluster.memory_gib
+    memory, have = plan.memory, plan.job.cluster.memory_gib
     assert memory is not None
     known = f" of {have:.0f}" if have else ""
     lines = [f"Host   {memory.host_bytes / GIB:.1f}{known} GiB a node: {_items(memory.host)}"]

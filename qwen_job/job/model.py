@@ -135,7 +135,7 @@ class Cluster(Strict):
     )
     network_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s between two nodes, for the plan")
     storage_gbs: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="GB/s that one job writes to output, for the plan; default: 1"
+        None, description="GB/s that one job writes to output and reads of its data, for the plan; default: 1"
     )
     price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Money for one GPU for one hour, in any currency, for the plan's cost"

@@ -77,6 +77,16 @@ def requeues(total_seconds: float, limit: float, restart_seconds: float, save_se
     return None if useful <= 0 else max(0, math.ceil(total_seconds / useful) - 1)
 
 
+def bytes_of(quantity: str) -> int:
+    """Return a Kubernetes quantity (16Gi, 512M) in bytes."""
+    number = quantity.rstrip("mkKMGTPEi")
+    unit = quantity[len(number) :]
+    if unit == "m":
+        return int(float(number) / 1000)
+    power = "kMGTPE".index(unit[0].replace("K", "k")) + 1 if unit else 0
+    return int(float(number) * (1024 if unit.endswith("i") else 1000) ** power)
+
+
 def _host(question: Question, choice: Choice) -> PlanWarning | None:
     need, have = choice.memory.host_bytes, question.host_memory_bytes
     if have is not None and need > have * (1 - HOST_MARGIN):
@@ -174,7 +184,7 @@ def _shm(question: Question, run: RunNumbers) -> PlanWarning | None:
         return None
     message = f"/dev/shm has {run.shm_bytes / GIB:.2f} GiB; NCCL and the data loaders may need {need / GIB:.0f} GiB"
     return PlanWarning(
-        "/dev/shm", message, f"give the container {need / GIB:.0f} GiB (--shm-size, or a memory emptyDir)"
+        "/dev/shm", message, f"write kubernetes.shm_size: {need / GIB:.0f}Gi, or --shm-size in other containers"
     )
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from qwen_job.errors import UsageError
+from qwen_job.errors import JobError, UsageError
 from qwen_job.job import Job
+from qwen_job.plan.activations import layer_activation_bytes
 from qwen_job.plan.compare import flatten
+from qwen_job.plan.decision import Ledger
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.plan import Plan
-from qwen_job.plan.search import Choice, choose
+from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
+from qwen_job.plan.search import Choice, choose, layout_of
 
 # What each item of memory is made of; the formulas with their sources stand in qwen_job/plan/memory.py.
 ITEMS = {
@@ -36,6 +39,8 @@ ITEMS = {
     "offloaded optimizer": "12 bytes a parameter: master weights and moments, this node's share",
     "offloaded gradients": "gradients in fp32 and in the precision, this node's share",
     "pinned weights": "updated weights on their way back to the GPU",
+    "data and page cache": "the prepared data, 4 bytes a token and 40 a conversation, as far as it is known",
+    "prepared data": "4 bytes a token and 40 a conversation, inside the run's folder or data.cache_dir",
     "checkpoints": "weights, master weights and moments: train.save_total_limit of them and one being written",
     "model": "the final weights in the precision",
 }
@@ -44,6 +49,14 @@ _CHOSEN = {
     "deepspeed.offload_optimizer": "offload_optimizer",
     "train.gradient_checkpointing": "gradient_checkpointing",
     "train.per_device_train_batch_size": "micro_batch_size",
+}
+
+
+# Decided by what the device can do, before the search: the field of the search's question, and the possible values.
+_RULED = {
+    "precision": ("precision", ("bf16", "fp16", "fp32")),
+    "train.attention": ("attention", ("varlen", "sdpa", "eager")),
+    "train.fused_loss": ("fused_loss", ("chunked", "torch", "liger", "none")),
 }
 
 
@@ -67,10 +80,11 @@ def explain(plan: Plan, field: str) -> Explanation:
     decision = next((one for one in plan.decisions if one.field == name), None)
     if decision is not None:
         why = _origin(plan, name) if decision.written else decision.reason
-        return Explanation(name, value, (why, *_description(name), *_alternatives(plan, name)))
+        others = _by_rule(plan, name) if name in _RULED else _alternatives(plan, name)
+        return Explanation(name, value, (why, *_description(name), *others))
     kind, _, rest = name.partition(".")
     if kind in ("memory", "host", "disk"):
-        return Explanation(name, value, (ITEMS.get(rest, "see qwen_job/plan/memory.py"),))
+        return Explanation(name, value, (ITEMS.get(rest, "see qwen_job/plan/memory.py"), *_by_layer(plan, rest)))
     if kind == "env":
         return Explanation(name, value, (_origin(plan, name, "a preset for this device and network"),))
     if name.startswith("deepspeed.config."):
@@ -86,7 +100,7 @@ def _known(plan: Plan) -> dict[str, Any]:
     found = flatten(plan.job.model_dump(mode="json", exclude={"env"}))
     found |= flatten({"deepspeed": {"config": plan.deepspeed_config}})
     found |= {f"env.{name}": value for name, value in plan.env.items()}
-    memory, speed = plan.sharding.memory, plan.sharding.speed
+    memory, speed = plan.memory, plan.sharding.speed
     if memory is not None:
         for kind, items in (("memory", memory.gpu), ("host", memory.host), ("disk", memory.disk)):
             found |= {f"{kind}.{item}": f"{size / GIB:.2f} GiB" for item, size in items.items()}
@@ -150,6 +164,52 @@ def _alternatives(plan: Plan, name: str) -> list[str]:
             shown.add(value)
             lines.append(f"{str(value).lower()}: {runner.why} ({runner.choice})")
     return lines
+
+
+def _by_rule(plan: Plan, name: str) -> list[str]:
+    """Say what the best plan with each other value of a ruled field comes to."""
+    attribute, values = _RULED[name]
+    if plan.question is None:
+        return []
+    lines = []
+    for value in values:
+        if value == getattr(plan.question, attribute):
+            continue
+        refused = _refused(plan, name, value)
+        asked = replace(plan.question, **{attribute: value})  # type: ignore[arg-type]
+        best = None if refused else choose(asked).best
+        if best is None:
+            lines.append(f"{value}: {refused or 'does not fit'}")
+        elif best.memory.gpu:
+            room = f"{best.memory.gpu_bytes / GIB:.1f} GiB a GPU"
+            lines.append(f"{value}: {room}{_speed(best) if name == 'precision' else ''} ({best})")
+    return lines
+
+
+def _refused(plan: Plan, name: str, value: str) -> str:
+    """Return why the device cannot do what a ruled field would be; empty when it can."""
+    written: dict[str, Any] = {name.rpartition(".")[2]: value}
+    if name == "precision":
+        written = {kind: value == kind for kind in ("bf16", "fp16")}
+    job = plan.job.model_copy(update={"train": plan.job.train.model_copy(update=written)})
+    decide: Any = {"precision": decide_precision, "train.attention": decide_attention}
+    rest = () if name == "precision" else (plan.precision,)
+    try:
+        decide.get(name, decide_fused_loss)(job, plan.gpu, *rest, Ledger())
+    except JobError as error:
+        return error.problems[0].message
+    return ""
+
+
+def _by_layer(plan: Plan, item: str) -> list[str]:
+    """Say what a layer's share of the saved activations is."""
+    if item != "activations" or plan.shape is None or plan.question is None or plan.sharding.choice is None:
+        return []
+    layout, layers = layout_of(plan.question, plan.sharding.choice), plan.shape.num_hidden_layers
+    whole = layer_activation_bytes(layout) / 2**20
+    kept = layout.tokens * layout.element * plan.shape.hidden_size / 2**20 if layout.gradient_checkpointing else whole
+    words = f"{layers} layers of {kept:,.1f} MiB each for {layout.tokens:,} tokens with {layout.attention} attention"
+    return [words + (f"; without checkpointing {whole:,.1f} MiB each" if layout.gradient_checkpointing else "")]
 
 
 def _speed(choice: Choice) -> str:

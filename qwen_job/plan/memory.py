@@ -91,6 +91,13 @@ class MemoryEstimate(NamedTuple):
 
         return Stack(self.gpu, self.capacity) if self.gpu else Stack(self.host, of="node")
 
+    def with_data(self, data_bytes: int) -> MemoryEstimate:
+        """Return the estimate with so many bytes of prepared data on disk, and in the page cache of every node."""
+        if not data_bytes:
+            return self
+        host, disk = {**self.host, "data and page cache": data_bytes}, {**self.disk, "prepared data": data_bytes}
+        return self._replace(host=host, disk=disk)
+
     def fits(self, margin: float = 0.05) -> bool:
         """Tell whether the GPU holds it and keeps ``margin`` free; unknown memory is not judged."""
         return self.capacity is None or self.gpu_bytes <= self.capacity * (1 - margin)
@@ -144,7 +151,6 @@ def estimate_memory(
     *,
     master_weights: bool = True,
     fused_optimizer: bool = True,
-    data_bytes: int = 0,
     save_total_limit: int = 2,
     zero: Mapping[str, Any] | None = None,
     constants: Constants | None = None,
@@ -152,8 +158,8 @@ def estimate_memory(
     """Estimate the peak memory of one GPU, of one node and of the run folder, item by item, in bytes.
 
     ``zero`` is the ``zero_optimization`` block that will run, by default that of configs/deepspeed.
-    ``master_weights=False`` means plain half-precision AdamW without DeepSpeed. ``data_bytes`` is the size of the
-    prepared data; ``constants`` default to the device's. For a CPU job (or no GPU) see ``MemoryEstimate.gpu``.
+    ``master_weights=False`` means plain half-precision AdamW without DeepSpeed; ``constants`` default to the device's.
+    For a CPU job see ``MemoryEstimate.gpu``, for the data ``MemoryEstimate.with_data``.
     """
     settings = zero_settings(layout.zero_stage) if zero is None else zero
     constants = constants or default_constants(layout.gpu)
@@ -175,7 +181,7 @@ def estimate_memory(
     )
     totals = {moment: sum(items.values()) for moment, items in moments.items()}
     peak = max(totals, key=lambda moment: totals[moment])
-    device, host = moments[peak], _host(layout, data_bytes, constants)
+    device, host = moments[peak], _host(layout, constants)
     if layout.on_cpu:
         host.update({item: layout.ranks * size for item, size in device.items()}, **{"loading the weights": 0})
         device = {}
@@ -186,7 +192,7 @@ def estimate_memory(
     return MemoryEstimate(
         gpu={item: size for item, size in device.items() if size},
         host={item: size for item, size in host.items() if size},
-        disk=_disk(layout, save_total_limit, data_bytes),
+        disk=_disk(layout, save_total_limit),
         peak=peak,
         moments=totals,
         capacity=None if layout.gpu is None else layout.gpu.memory_bytes,
@@ -267,7 +273,7 @@ def _step_bytes(layout: Layout, zero: Mapping[str, Any], master_weights: bool, f
     return (4 + max(flat, 0 if fused_optimizer else 4)) * shard
 
 
-def _host(layout: Layout, data_bytes: int, constants: Constants) -> dict[str, int]:
+def _host(layout: Layout, constants: Constants) -> dict[str, int]:
     """Host memory of one node.
 
     An offloaded optimizer keeps master weights 4, moments 8 and fp32 gradients 4 bytes a parameter, 16-bit
@@ -275,7 +281,7 @@ def _host(layout: Layout, data_bytes: int, constants: Constants) -> dict[str, in
     every process holds one copy in the working type.
     """
     element, ranks, shard = layout.element, layout.ranks, layout.shard
-    host = {"processes": ranks * constants.process_bytes, "data and page cache": data_bytes}
+    host = {"processes": ranks * constants.process_bytes}
     kept = 0
     if layout.offload_optimizer:
         staging = element * _largest_gradient(layout) if layout.zero_stage < 3 else 0
@@ -288,12 +294,11 @@ def _host(layout: Layout, data_bytes: int, constants: Constants) -> dict[str, in
     return host
 
 
-def _disk(layout: Layout, save_total_limit: int, data_bytes: int) -> dict[str, int]:
+def _disk(layout: Layout, save_total_limit: int) -> dict[str, int]:
     """Disk of a run: every kept checkpoint, and one more while it is written."""
     total = layout.shape.num_parameters
     checkpoint = total * (layout.element + MASTER_BYTES + ADAM_BYTES)
     return {
         "checkpoints": checkpoint * (save_total_limit + 1),
         "model": total * layout.element,
-        "prepared data": data_bytes,
     }

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from qwen_job.errors import JobError, ModelError, Problem
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
-from qwen_job.plan.advice import RunNumbers, warnings_for
+from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
 from qwen_job.plan.facts import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
-from qwen_job.plan.memory import GIB
+from qwen_job.plan.memory import GIB, MemoryEstimate
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
 from qwen_job.plan.run import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search import Question
@@ -67,6 +67,11 @@ class Plan:
     def world_size(self) -> int:
         """Processes in all."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def memory(self) -> MemoryEstimate | None:
+        """The estimate of memory, with the data where its size is known; None for an unknown model."""
+        return self.run.memory if self.run is not None else self.sharding.memory
 
     @property
     def model_cache(self) -> str:
@@ -231,6 +236,12 @@ def _note_sharding(job: Job, sharding: Sharding, ledger: Ledger) -> None:
     )
 
 
+def _shared_memory(job: Job) -> int | None:
+    """Return the size of /dev/shm where the job itself decides it; our containers elsewhere share the host's."""
+    meant = job.wrote("kubernetes") or job.wrote("kubernetes", "shm_size")
+    return bytes_of(job.kubernetes.shm_size) if meant else None
+
+
 def _warnings(
     job: Job, question: Question | None, sharding: Sharding, run: RunPlan | None, disk_free_bytes: int | None
 ) -> list[str]:
@@ -248,6 +259,8 @@ def _warnings(
         time_limit_seconds=job.slurm.time,
         save_seconds=run.estimate.save_seconds if run.estimate else RunNumbers.save_seconds,
         max_retries=job.retry.max_retries,
+        shm_bytes=_shared_memory(job),
         disk_free_bytes=disk_free_bytes,
     )
-    return [str(warning) for warning in warnings_for(question, sharding.choice, numbers)]
+    choice = sharding.choice._replace(memory=run.memory)
+    return [str(warning) for warning in warnings_for(question, choice, numbers)]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from qwen_job.job import Job
-from qwen_job.plan.search import Choice, Question, choose
+from qwen_job.plan.memory import MemoryEstimate
+from qwen_job.plan.search import TOKEN_BYTES, Choice, Question, choose
 from qwen_job.plan.speed import (
     CPU_START_SECONDS,
     DEFAULT_STORAGE_GBS,
@@ -19,6 +20,8 @@ from qwen_job.plan.speed import (
 
 # Share of real tokens in packed rows: best-fit packing leaves little free.
 PACKED_FILL = 0.97
+# The prepared data's index, bytes a conversation (data/prepared.py).
+SAMPLE_BYTES = 40
 
 
 class DataSize(NamedTuple):
@@ -38,6 +41,7 @@ class RunPlan(NamedTuple):
     """The run as planned. ``rows_per_epoch`` is None without data, ``estimate`` and ``speed`` on an unknown device.
 
     ``speed`` is for the data at hand: its tokens/s count real tokens, and its attention sees only one conversation.
+    ``memory`` is the choice's with the prepared data in it.
     """
 
     data: DataSize | None
@@ -46,6 +50,7 @@ class RunPlan(NamedTuple):
     steps: int | None
     speed: SpeedEstimate | None
     estimate: RunEstimate | None
+    memory: MemoryEstimate
 
 
 def data_of(job: Job) -> DataSize | None:
@@ -85,7 +90,12 @@ def plan_run(job: Job, question: Question | None, choice: Choice | None, data: D
             start_seconds=CPU_START_SECONDS if question.gpu.is_cpu else START_SECONDS,
             price_per_gpu_hour=job.cluster.price_per_gpu_hour,
         )
-    return RunPlan(data, rows, per_epoch, steps, speed, estimate)
+    return RunPlan(data, rows, per_epoch, steps, speed, estimate, choice.memory.with_data(_prepared_bytes(data)))
+
+
+def _prepared_bytes(data: DataSize | None) -> int:
+    """Bytes of the prepared data: its tokens, and the index of its conversations; 0 where nothing is known."""
+    return 0 if data is None or data.tokens is None else int(TOKEN_BYTES * data.tokens + SAMPLE_BYTES * data.samples)
 
 
 def _held_out(job: Job) -> float:

@@ -20,6 +20,8 @@ MARGIN = 0.08
 HOST_MARGIN = 0.05
 LARGEST_MICRO_BATCH = 64
 LARGEST_CLUSTER = 64
+# Prepared data, bytes a token (data/prepared.py): read from storage while training.
+TOKEN_BYTES = 4
 # Tokens of a micro-batch where speed is not known: enough for a processor's caches and threads.
 USUAL_TOKENS = 2048
 # Sequence lengths are cut in these steps when the nearest job that fits is looked for.
@@ -53,6 +55,7 @@ class Question:
     micro_batch_size: int | None = None
     host_memory_bytes: int | None = None
     network_gbs: float | None = None
+    storage_gbs: float | None = None
     save_total_limit: int = 2
     margin: float = MARGIN
     constants: Constants | None = None
@@ -213,8 +216,15 @@ def _micro_batches(question: Question) -> list[int]:
     return sizes
 
 
-def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool, micro: int) -> Choice:
-    layout = Layout(
+def layout_of(question: Question, choice: Choice) -> Layout:
+    """Return the layout that a choice stands for."""
+    return _layout(
+        question, choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing, choice.micro_batch_size
+    )
+
+
+def _layout(question: Question, stage: int, offload: bool, checkpointing: bool, micro: int) -> Layout:
+    return Layout(
         question.shape,
         gpu=question.gpu,
         world_size=question.world_size,
@@ -229,12 +239,17 @@ def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool
         attention=question.attention,
         fused_loss=question.fused_loss,
     )
+
+
+def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool, micro: int) -> Choice:
+    layout = _layout(question, stage, offload, checkpointing, micro)
     memory = estimate_memory(layout, save_total_limit=question.save_total_limit, constants=question.constants)
     speed = estimate_speed(
         layout,
         attended_length=question.attended_length,
         fill=question.fill,
         network_gbs=question.network_gbs,
+        data_tokens_per_second=question.storage_gbs * 1e9 / TOKEN_BYTES if question.storage_gbs else None,
         constants=question.speed_constants,
     )
     steps = layout.gradient_accumulation_steps
@@ -312,7 +327,7 @@ def _why(best: Choice | None, choice: Choice) -> str:
         reasons.append("gathers weights for every micro-batch" if choice.zero_stage == 3 else "reduces more often")
     if choice.micro_batch_size < best.micro_batch_size:
         reasons.append("has room for smaller micro-batches only")
-    return f"{(ratio - 1) * 100:.0f}% slower: {'; '.join(reasons) or 'communicates more'}"
+    return f"{1 - 1 / ratio:.0%} slower: {'; '.join(reasons) or 'communicates more'}"
 
 
 def _freed(question: Question) -> Iterator[Change]:

@@ -56,6 +56,7 @@ def question_of(
         micro_batch_size=micro,
         host_memory_bytes=int(cluster.memory_gib * GIB) if cluster.memory_gib else None,
         network_gbs=cluster.network_gbs,
+        storage_gbs=cluster.storage_gbs,
         save_total_limit=train.save_total_limit,
         margin=MARGIN if job.plan.margin is None else job.plan.margin,
         constants=constants,

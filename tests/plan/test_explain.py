@@ -46,7 +46,22 @@ def test_defaults_presets_and_items(tmp_path: Path, field: str, value: object, r
 def test_every_item_of_memory_has_its_words(tmp_path: Path) -> None:
     for sets in (("deepspeed.zero_stage=3",), ("deepspeed.offload_optimizer=true", "deepspeed.zero_stage=2")):
         memory = plan_of(tmp_path, *sets).sharding.memory
-        assert memory is not None and {*memory.gpu, *memory.host} <= {*ITEMS, "data and page cache"}
+        assert memory is not None and {*memory.gpu, *memory.host} <= set(ITEMS)
+
+
+def test_what_the_device_decides_is_told_for_every_value(tmp_path: Path) -> None:
+    attention = explain(plan_of(tmp_path), "train.attention").reasons
+    assert any(reason.startswith("eager: ") and "GiB a GPU" in reason for reason in attention)
+    old = explain(plan_of(tmp_path, "cluster.gpu=V100-32G"), "precision").reasons
+    assert any(reason.startswith("bf16: ") and "has no bf16" in reason for reason in old)
+    assert any(reason.startswith("fp32: ") and "tokens/s" in reason for reason in old)
+
+
+def test_activations_are_told_by_layer(tmp_path: Path) -> None:
+    told = explain(
+        plan_of(tmp_path, "train.gradient_checkpointing=true", "train.model_max_length=8192"), "memory.activations"
+    ).reasons[1]
+    assert told.startswith("24 layers of ") and "; without checkpointing " in told
 
 
 @pytest.mark.parametrize(

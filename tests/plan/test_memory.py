@@ -30,7 +30,7 @@ def estimate(**options: Any) -> MemoryEstimate:
         "zero_stage": 2,
         "gradient_accumulation_steps": 2,
     }
-    extra = {key: options.pop(key) for key in ("zero", "constants", "data_bytes") if key in options}
+    extra = {key: options.pop(key) for key in ("zero", "constants") if key in options}
     return estimate_memory(Layout(**{**base, **options}), **extra)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
+from qwen_job.plan.advice import bytes_of
 from qwen_job.resources import resource
 from tests.jobs import pinned_plan, plan, problems
 
@@ -82,3 +83,22 @@ def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
 def test_the_model_s_cache_lies_beside_the_run(tmp_path: Path) -> None:
     assert pinned_plan(tmp_path).model_cache == "/runs/.qwen-job-cache"
     assert pinned_plan(tmp_path, model={"cache_dir": "/c"}).model_cache == "/c"
+
+
+def test_the_prepared_data_is_on_the_host_and_on_disk_and_changes_nothing_that_runs(tmp_path: Path) -> None:
+    bare, told = plan(tmp_path), plan(tmp_path, "", "data.samples=1000000", "data.tokens_per_sample=300")
+    assert bare.memory is not None and told.memory is not None
+    assert told.memory.host["data and page cache"] == told.memory.disk["prepared data"] == 4 * 300_000_000 + 40_000_000
+    assert "prepared data" not in bare.memory.disk and told.train_config == bare.train_config
+
+
+def test_a_small_shared_memory_is_warned_of_where_the_job_sets_it(tmp_path: Path) -> None:
+    cluster = "cluster={gpu: A100-80G, gpus_per_node: 8}"
+    found = plan(tmp_path, "", cluster, "kubernetes.shm_size=64Mi").warnings
+    assert any(warning.startswith("/dev/shm: ") and "kubernetes.shm_size: 8Gi" in warning for warning in found)
+    assert not any("/dev/shm" in warning for warning in plan(tmp_path, "", cluster).warnings)
+
+
+@pytest.mark.parametrize(("quantity", "size"), [("16Gi", 16 << 30), ("512M", 512_000_000), ("1.5Ki", 1536), ("7", 7)])
+def test_kubernetes_quantities(quantity: str, size: int) -> None:
+    assert bytes_of(quantity) == size
