@@ -31,7 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qwen_job.data import DataFile, DataSpec, open_prepared, prepare
-from qwen_job.data.encoder import _ranks
+from qwen_job.data.vocabulary import bytes_of
 from qwen_job.models.chatml import PATTERN
 
 MAX_LENGTH = 2048
@@ -42,7 +42,7 @@ IGNORE = -100
 def make_writer(tokenizer: Path, characters: int) -> Any:
     """Return a function that makes up one conversation of about ``characters`` characters."""
     vocab = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    words = [token.decode("utf-8", "ignore") for token in _ranks(vocab)]
+    words = [token.decode("utf-8", "ignore") for token in bytes_of(vocab)]
     chinese = [word for word in words if len(word) > 1 and all("\u4e00" <= char <= "\u9fff" for char in word)][:8000]
     english = [word[1:] for word in words if word[:1] == " " and word[1:].isascii() and word[1:].isalpha()][:16000]
     choose = random.Random(1)
@@ -75,7 +75,7 @@ def reference_tokenizer(tokenizer: Path) -> Any:
     from transformers import PreTrainedTokenizer
 
     vocab = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    ranks = _ranks(vocab)
+    ranks = bytes_of(vocab)
     special = {"<|endoftext|>": len(ranks), "<|im_start|>": len(ranks) + 1, "<|im_end|>": len(ranks) + 2}
 
     class Reference(PreTrainedTokenizer):

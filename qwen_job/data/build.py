@@ -10,7 +10,6 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from qwen_job.data.files import CHUNK_BYTES, read_chunks
 from qwen_job.data.lock import FileLock
 from qwen_job.data.prepared import LAYOUT, SPLITS, read_index
 from qwen_job.data.spec import DataSpec
-from qwen_job.data.worker import Worker, make_encoder, make_setup
+from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault
 
 _LOG = logging.getLogger(__name__)
@@ -152,10 +151,7 @@ def _encode(
         for task in tasks:
             report(task.number, encoder.encode(task))
         return
-    with ExitStack() as stack:
-        pool = [Worker(setup) for _ in range(workers)]
-        for worker in pool:
-            stack.callback(worker.close)
+    with Workers(setup, workers) as pool:
         _run_pool(pool, tasks, report)
 
 

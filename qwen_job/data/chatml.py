@@ -15,7 +15,6 @@ characters.
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +23,8 @@ from qwen_job.data.formats import Conversation, Turn
 from qwen_job.errors import EnvironmentFault, ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
 IGNORE = -100
@@ -43,6 +44,13 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
+
+
+class Flat(NamedTuple):
+    """The ids of many texts: ``ids`` int32[n] of all of them in a row, ``lengths`` int64[texts] adding up to n."""
+
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
 
 
 class ChatTokenizer:
@@ -84,9 +92,13 @@ class ChatTokenizer:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode_packed(self, texts: Sequence[str]) -> list[bytes]:
-        """Return the ids of many texts as native int32, four bytes each: no Python object per token."""
-        return [array("i", ids).tobytes() for ids in self.encode_batch(texts)]
+    def encode_flat(self, texts: Sequence[str]) -> Flat:
+        """Return the ids of many texts one after the other, see :meth:`encode`."""
+        import numpy as np
+
+        ids = [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        return Flat(np.concatenate([np.empty(0, np.int32), *ids]), lengths)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, control tokens written out."""

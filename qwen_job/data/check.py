@@ -88,9 +88,9 @@ class Examiner:
             return
         frame = len(self._tokenizer.frame("user")) + len(self._tokenizer.tail)
         texts = [text.encode("utf-8", "replace").decode() for sample in samples for text in sample]
-        packed = iter(self._tokenizer.encode_packed(texts))
+        counts = iter(self._tokenizer.encode_flat(texts).lengths.tolist())
         for sample in samples:
-            yield [len(next(packed)) // 4 + frame for _ in sample]
+            yield [next(counts) + frame for _ in sample]
 
     def _duplicate(self, conversation: Conversation, file: str, row: int) -> Iterator[tuple[str, str, str]]:
         parts = [conversation.system or "", *(part.strip() for turn in conversation.turns for part in turn)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qwen_job.data.chatml import ChatTokenizer, Segment, signed_ids, texts_of
+from qwen_job.data.chatml import ChatTokenizer, Flat, Segment, signed_ids, texts_of
 from qwen_job.data.choose import copies, held_out
 from qwen_job.data.files import Chunk, Malformed, parse_chunk
 from qwen_job.data.fit import fit
@@ -18,12 +17,14 @@ from qwen_job.data.formats import Conversation, RecordError, order_problems, par
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN
 from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError
+from qwen_job.models.chatml import ROLES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SHOWN = 10
-_BATCH = 256
+_BATCH = 1024
+_ROLE = {role: number for number, role in enumerate(ROLES)}
 
 
 class Task(NamedTuple):
@@ -40,7 +41,7 @@ class ChunkEncoder:
 
     def __init__(self, spec: DataSpec, tokenizer: ChatTokenizer, folder: Path) -> None:
         self._spec, self._tokenizer, self._folder = spec, tokenizer, folder
-        self._frames = PackedFrames(tokenizer, spec.mask)
+        self._frames = Frames(tokenizer, spec.mask)
 
     def encode(self, task: Task) -> dict[str, int]:
         """Write the chunk's files and return its counts. DataError names its bad rows (the first ten)."""
@@ -55,25 +56,36 @@ class ChunkEncoder:
         return dict(counts)
 
     def _encode_batch(
-        self,
-        rows: list[tuple[int, Conversation]],
-        task: Task,
-        out: dict[str, _Documents],
-        counts: Counter[str],
+        self, rows: list[tuple[int, Conversation]], task: Task, out: dict[str, _Documents], counts: Counter[str]
     ) -> None:
         samples = [texts_of(conversation, self._spec.system_prompt) for _, conversation in rows]
-        ids = iter(self._tokenizer.encode_packed([text for sample in samples for _, text in sample]))
-        for (row, _), sample in zip(rows, samples, strict=True):
-            split = self._split_of(task, row)
-            counts[f"{split}_samples"] += 1
-            parts = [(role, next(ids)) for role, _ in sample]
-            signed = self._frames.join(parts)
-            if len(signed) <= self._spec.max_length * TOKEN.itemsize:
-                out[split].add(signed, row)
-                continue
-            segments = [Segment(role, array("i", text).tolist()) for role, text in parts]
-            for document in fit(segments, self._tokenizer, self._spec, counts):
-                out[split].add(array("i", document).tobytes(), row)
+        numbers = [row for row, _ in rows]
+        parts = [part for sample in samples for part in sample]
+        flat = self._tokenizer.encode_flat([text for _, text in parts])
+        roles = np.fromiter((_ROLE[role] for role, _ in parts), np.intp, len(parts))
+        signed, segment_lengths = self._frames.join(flat, roles)
+        segments = np.fromiter(map(len, samples), np.intp, len(samples))
+        lengths = np.add.reduceat(segment_lengths, np.cumsum(segments) - segments)
+        splits = [self._split_of(task, row) for row in numbers]
+        for split in set(splits):
+            counts[f"{split}_samples"] += splits.count(split)
+        if len(set(splits)) == 1 and int(lengths.max()) <= self._spec.max_length:
+            out[splits[0]].add(signed, lengths, numbers)
+            return
+        ids = iter(np.split(flat.ids, np.cumsum(flat.lengths[:-1])))
+        framed = np.split(signed, np.cumsum(lengths[:-1]))
+        for split, row, sample, whole in zip(splits, numbers, samples, framed, strict=True):
+            texts = [(role, next(ids)) for role, _ in sample]
+            for document in self._fit(texts, whole, counts):
+                out[split].add(document, [document.size], [row])
+
+    def _fit(
+        self, parts: list[tuple[str, NDArray[np.int32]]], whole: NDArray[np.int32], counts: Counter[str]
+    ) -> list[NDArray[np.int32]]:
+        if whole.size <= self._spec.max_length:
+            return [whole]
+        segments = [Segment(role, ids.tolist()) for role, ids in parts]
+        return [np.array(document, np.int32) for document in fit(segments, self._tokenizer, self._spec, counts)]
 
     def _split_of(self, task: Task, row: int) -> str:
         split_off = task.split == "train" and not self._spec.eval
@@ -99,8 +111,7 @@ class ChunkEncoder:
         return good
 
     def _write(self, number: int, split: str, documents: _Documents, counts: Counter[str]) -> None:
-        signed = np.frombuffer(b"".join(documents.texts), np.int32)
-        records = documents.records()
+        signed, records = documents.tokens(), documents.records()
         counts[f"{split}_documents"] += records.size
         counts[f"{split}_tokens"] += signed.size
         counts[f"{split}_trained_tokens"] += int(np.count_nonzero(signed >= 0))
@@ -108,51 +119,61 @@ class ChunkEncoder:
         records.tofile(self._folder / f"{number:08d}.{split}.docs")
 
 
-class PackedFrames:
-    """:func:`~qwen_job.data.chatml.signed_ids` on packed ids: the same tokens without a Python object for each."""
+class Frames:
+    """:func:`~qwen_job.data.chatml.signed_ids` on arrays: the same tokens without a Python object for each."""
 
     def __init__(self, tokenizer: ChatTokenizer, mask: str) -> None:
-        def framed(role: str) -> tuple[bytes, bytes]:
-            marked = signed_ids([Segment(role, [])], tokenizer, mask)
+        self._before, self._after = [], []
+        for role in ROLES:
+            marked = np.array(signed_ids([Segment(role, [])], tokenizer, mask), np.int32)
             length = len(tokenizer.masked_frames[role])
-            return array("i", marked[:length]).tobytes(), array("i", marked[length:]).tobytes()
+            self._before.append(marked[:length])
+            self._after.append(marked[length:])
+        self._before_lengths, self._after_lengths = (
+            np.array([frame.size for frame in frames]) for frames in (self._before, self._after)
+        )
 
-        self._frames = {role: framed(role) for role in tokenizer.roles}
-        self._last_system = (b"", b"")
+    def join(self, flat: Flat, roles: NDArray[np.intp]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return (signed ids int32[n], length of each segment int64[segments]); ``roles``: indices in ROLES."""
+        before = self._before_lengths[roles]
+        lengths = before + flat.lengths + self._after_lengths[roles]
+        starts = np.cumsum(lengths) - lengths
+        text_starts = starts + before
+        signed = np.empty(int(lengths.sum()), np.int32)
+        shift = text_starts - (np.cumsum(flat.lengths) - flat.lengths)
+        masked = np.repeat(np.where(roles == _ROLE["assistant"], 0, -1).astype(np.int32), flat.lengths)
+        signed[np.arange(flat.ids.size) + np.repeat(shift, flat.lengths)] = flat.ids ^ masked
+        for number in range(len(ROLES)):
+            here = roles == number
+            text_ends = (text_starts + flat.lengths)[here]
+            _place(signed, starts[here], self._before[number])
+            _place(signed, text_ends, self._after[number])
+        return signed, lengths
 
-    def join(self, parts: Iterable[tuple[str, bytes]]) -> bytes:
-        """Return the signed ids, packed, of segments given as (role, packed ids of the text)."""
-        pieces: list[bytes] = []
-        for role, text in parts:
-            before, after = self._frames[role]
-            if role == "system":
-                # Nearly always the same one.
-                if text != self._last_system[0]:
-                    self._last_system = (text, _masked(text))
-                text = self._last_system[1]
-            elif role == "user":
-                text = _masked(text)
-            pieces += before, text, after
-        return b"".join(pieces)
 
-
-def _masked(text: bytes) -> bytes:
-    return np.invert(np.frombuffer(text, np.int32)).tobytes()
+def _place(signed: NDArray[np.int32], at: NDArray[np.int64], frame: NDArray[np.int32]) -> None:
+    signed[at[:, None] + np.arange(frame.size)] = frame
 
 
 class _Documents:
     def __init__(self, file: int) -> None:
         self._file = file
-        self.texts: list[bytes] = []
+        self._tokens: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
+        self._lengths: list[int] = []
         self._rows: list[int] = []
 
-    def add(self, signed: bytes, row: int) -> None:
-        self.texts.append(signed)
-        self._rows.append(row)
+    def add(self, signed: NDArray[np.int32], lengths: Iterable[int], rows: list[int]) -> None:
+        """Add documents of ``lengths``, lying one after the other in ``signed``."""
+        self._tokens.append(signed)
+        self._lengths.extend(lengths)
+        self._rows.extend(rows)
+
+    def tokens(self) -> NDArray[np.int32]:
+        return np.concatenate(self._tokens)
 
     def records(self) -> NDArray[Any]:
         records = np.zeros(len(self._rows), DOCUMENT)
-        records["length"] = [len(text) // TOKEN.itemsize for text in self.texts]
+        records["length"] = self._lengths
         records["offset"] = np.cumsum(records["length"], dtype=np.int64) - records["length"]
         records["file"], records["row"] = self._file, self._rows
         return records

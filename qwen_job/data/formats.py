@@ -10,7 +10,6 @@ query_response  {"query": ..., "response": ..., "system": ..., "history": [[ques
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 ROLES = {
@@ -40,8 +39,7 @@ class Turn(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """A system prompt (None: the data gives none) and turns in their order."""
 
     id: str
@@ -89,16 +87,19 @@ def order_problems(conversation: Conversation) -> Iterator[RecordError]:
     """Yield what keeps a conversation from being trained on: order of roles, empty turns, no answer."""
     turns = conversation.turns
     for number, turn in enumerate(turns):
-        field = f"turn {number + 1} ({turn.role})"
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected:
+            field = f"turn {number + 1} ({turn.role})"
             yield RecordError(field, f"should be the {expected}'s; let user and assistant take turns, user first")
             break
         if not turn.text.strip():
-            yield RecordError(field, "is empty; give it text or remove the conversation")
-    if not any(turn.role == "assistant" for turn in turns):
+            yield RecordError(f"turn {number + 1} ({turn.role})", "is empty; give it text or remove the conversation")
+    if "assistant" not in [turn.role for turn in turns]:
         yield RecordError("turns", "hold no assistant answer to learn from; add one or remove the conversation")
-    for number, text in enumerate((conversation.system or "", *(turn.text for turn in turns))):
+    texts = [conversation.system or "", *[turn.text for turn in turns]]
+    if not _has_lone_surrogate("".join(texts)):
+        return
+    for number, text in enumerate(texts):
         if _has_lone_surrogate(text):
             where = f"turn {number}" if number else "system"
             yield RecordError(where, r"holds half of a surrogate pair (\ud800-\udfff); re-export the text as UTF-8")
@@ -120,24 +121,28 @@ def _listed(record: dict[Any, Any], key: str) -> Conversation:
         raise RecordError(key, f"is {_kind(entries)}; write a list of turns")
     if not entries:
         raise RecordError(key, "is empty; write at least one question and one answer")
-    turns = [_turn(entry, f"{key}[{number}]") for number, entry in enumerate(entries)]
+    turns = [_turn(entry, key, number) for number, entry in enumerate(entries)]
     system = _optional_text(record, "system")
     if turns[0].role == "system":
         system, turns = turns[0].text, turns[1:]
     return Conversation(str(record.get("id", "")), system, tuple(turns))
 
 
-def _turn(entry: object, field: str) -> Turn:
+def _turn(entry: object, key: str, number: int) -> Turn:
+    # Most turns are right: where a turn stands is spelled out only for one that is not.
     if not isinstance(entry, dict):
-        raise RecordError(field, f"is {_kind(entry)}; write an object with a role and a text")
+        raise RecordError(f"{key}[{number}]", f"is {_kind(entry)}; write an object with a role and a text")
     role_key = "from" if "from" in entry else "role"
     text_key = "value" if "value" in entry else "content"
     if role_key not in entry or text_key not in entry:
-        raise RecordError(field, "lacks its role or its text; write from and value, or role and content")
-    role = ROLES.get(entry[role_key]) if isinstance(entry[role_key], str) else None
+        message = "lacks its role or its text; write from and value, or role and content"
+        raise RecordError(f"{key}[{number}]", message)
+    name, text = entry[role_key], entry[text_key]
+    role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise RecordError(f"{field}.{role_key}", f"is {entry[role_key]!r}; write system, user or assistant")
-    return Turn(role, _text(entry[text_key], f"{field}.{text_key}"))
+        message = f"is {name!r}; write system, user or assistant"
+        raise RecordError(f"{key}[{number}].{role_key}", message)
+    return Turn(role, text if isinstance(text, str) else _text(text, f"{key}[{number}].{text_key}"))
 
 
 def _text(value: object, field: str) -> str:

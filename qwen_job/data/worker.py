@@ -1,22 +1,30 @@
-"""Worker processes of ``data prepare``: text goes in through a pipe, token files are written by the worker
-itself.
+"""Worker processes of ``data prepare``: text goes in through pipes, token files are written by the workers themselves.
 
-    in    a line of JSON {spec, tokenizer, folder}; then for each chunk a line of JSON and its raw bytes
-    out   a line of JSON for each chunk: {"counts": ...} or {"error": ..., "kind": name of the class}
+One process loads the tokenizer and forks the workers, which share its memory; each has a pipe of its own.
+
+    setup    on the first process's stdin, a line of JSON {spec, tokenizer, folder, pipes: [[in, out], ...]}
+    in       for each chunk a line of JSON and its raw bytes
+    out      a line of JSON for each chunk: {"counts": ...} or {"error": ..., "kind": name of the class}
+    deaths   on the first process's stdout, a line of JSON [worker, exit code] for each that failed
 
 Plain processes instead of multiprocessing: nothing of the parent (torch, a launcher's main module) is
-imported again, no token crosses a pipe, and a worker whose parent is killed sees the end of its input and
-leaves.
+imported again or forked with its threads, no token crosses a pipe, and workers whose parent is killed see the end of
+their input and leave.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 from qwen_job import errors
@@ -26,27 +34,62 @@ from qwen_job.data.spec import DataSpec
 from qwen_job.errors import EnvironmentFault, QwenJobError
 
 
-class Worker:
-    """The parent's end of one worker process."""
+class Workers:
+    """``with Workers(setup, count) as workers``: a list of :class:`Worker`; all processes end with the block."""
 
-    def __init__(self, setup: dict[str, Any]) -> None:
+    def __init__(self, setup: dict[str, Any], count: int) -> None:
+        self._setup, self._count = setup, count
+
+    def __enter__(self) -> list[Worker]:
+        pipes = [(*os.pipe(), *os.pipe()) for _ in range(self._count)]
+        theirs = [(source, sink) for source, _, _, sink in pipes]
         package_home = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_home, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "qwen_job.data.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=[end for ends in theirs for end in ends],
+            start_new_session=True,  # so that all of them can be ended by one signal
             env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
         )
+        for ends in theirs:
+            _close_all(ends)
         assert self._process.stdin and self._process.stdout
-        self._to, self._from = self._process.stdin, self._process.stdout
-        self._send(setup)
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stream:
+            stream.write(json.dumps(self._setup | {"pipes": theirs}).encode() + b"\n")
+        mine = [(to, source) for _, to, source, _ in pipes]
+        self._workers = [Worker(number, *ends, self._process) for number, ends in enumerate(mine)]
+        return self._workers
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for worker in self._workers:
+            worker.close()
+        assert self._process.stdout
+        self._process.stdout.close()
+
+
+class Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, number: int, to: int, source: int, first: subprocess.Popen[bytes]) -> None:
+        self._number, self._first = number, first
+        self._to, self._from = os.fdopen(to, "wb"), os.fdopen(source, "rb")
 
     def encode(self, task: Task) -> dict[str, int]:
         """Have one chunk encoded; raises what the worker raised, or EnvironmentFault if it died."""
         chunk = task.chunk
         header = [task.number, task.split, task.file, chunk.first_row, chunk.kind, len(chunk.payload)]
-        self._send(header, chunk.payload)
+        try:
+            self._to.write(json.dumps(header).encode() + b"\n" + chunk.payload)
+            self._to.flush()
+        except BrokenPipeError:
+            self._died()
         line = self._from.readline()
         if not line:
             self._died()
@@ -57,44 +100,31 @@ class Worker:
         return counts
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
+        """Close the pipes."""
         for pipe in (self._to, self._from):
-            try:
+            with contextlib.suppress(OSError):
                 pipe.close()
-            except OSError:
-                continue
-
-    def _send(self, header: object, payload: bytes = b"") -> None:
-        try:
-            self._to.write(json.dumps(header).encode() + b"\n" + payload)
-            self._to.flush()
-        except BrokenPipeError:
-            self._died()
 
     def _died(self) -> None:
-        code = self._process.wait()
+        assert self._first.stdout
+        deaths = dict(json.loads(line) for line in self._first.stdout)
+        code = deaths.get(self._number) or self._first.wait()
         why = "killed, perhaps by the memory limit: use fewer workers" if code == -9 else "see its words above"
         raise EnvironmentFault(f"a data worker ended with {code} ({why})")
 
 
-def serve(source: IO[bytes], sink: IO[bytes]) -> None:
+def serve(source: IO[bytes], sink: IO[bytes], encoder: ChunkEncoder | QwenJobError, folder: str) -> None:
     """Be a worker: answer chunks from ``source`` on ``sink`` until the input ends."""
-    setup = json.loads(source.readline())
-    encoder: ChunkEncoder | None = None
     for line in iter(source.readline, b""):
         number, split, file, first_row, kind, size = json.loads(line)
         task = Task(number, split, file, Chunk(first_row, kind, source.read(size)))
         answer: dict[str, Any]
         try:
-            encoder = encoder or make_encoder(setup)
+            if isinstance(encoder, QwenJobError):
+                raise encoder
             answer = {"counts": encoder.encode(task)}
         except OSError as error:
-            answer = {
-                "error": f"{setup['folder']}: cannot be written: {error.strerror}",
-                "kind": "EnvironmentFault",
-            }
+            answer = {"error": f"{folder}: cannot be written: {error.strerror}", "kind": "EnvironmentFault"}
         except QwenJobError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
         sink.write(json.dumps(answer).encode() + b"\n")
@@ -114,10 +144,49 @@ def make_setup(spec: DataSpec, tokenizer_dir: Path, folder: Path) -> dict[str, A
     return {"spec": spec.to_dict(), "tokenizer": str(tokenizer_dir), "folder": str(folder)}
 
 
+def main(deaths: IO[bytes]) -> None:
+    """Be the first process: load the tokenizer, fork the workers and tell which of them failed."""
+    setup = json.loads(sys.stdin.buffer.readline())
+    encoder: ChunkEncoder | QwenJobError
+    try:
+        encoder = make_encoder(setup)
+    except QwenJobError as error:
+        encoder = error
+    pipes: list[tuple[int, int]] = setup["pipes"]
+    children: dict[int, int] = {}
+    for number, (source, sink) in enumerate(pipes):
+        pid = os.fork()
+        if not pid:
+            _close_all([end for ends in pipes[number + 1 :] for end in ends])
+            _be_a_worker(source, sink, encoder, setup["folder"])
+        children[pid] = number
+        _close_all((source, sink))
+    while children:
+        pid, status = os.wait()
+        number, code = children.pop(pid), os.waitstatus_to_exitcode(status)
+        if code:
+            deaths.write(json.dumps([number, code]).encode() + b"\n")
+            deaths.flush()
+
+
+def _be_a_worker(source: int, sink: int, encoder: ChunkEncoder | QwenJobError, folder: str) -> None:
+    try:
+        serve(os.fdopen(source, "rb"), os.fdopen(sink, "wb"), encoder, folder)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _close_all(ends: Iterable[int]) -> None:
+    for end in ends:
+        os.close(end)
+
+
 if __name__ == "__main__":
-    # Rows go out on stdout's own descriptor; whatever else is printed must not mix with them.
     # Nothing here makes cycles, and looking for them in a million tuples costs a third of the time.
     gc.disable()
-    answers = os.fdopen(os.dup(1), "wb")
+    # Whatever is printed must not mix with what stdout is for.
+    told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    serve(sys.stdin.buffer, answers)
+    main(told)

@@ -6,12 +6,13 @@ import json
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_job.data.chatml import ChatTokenizer, encode_conversation, encode_prompt
-from qwen_job.data.chunk_encoder import PackedFrames
+from qwen_job.data.chunk_encoder import Frames
 from qwen_job.data.formats import Conversation, Turn
 from qwen_job.errors import ModelError
 
@@ -80,15 +81,13 @@ def test_hostile_text_comes_back_and_makes_no_control_token(
 
 
 @given(texts=st.lists(HOSTILE, min_size=2, max_size=4), mask=st.sampled_from(["assistant", "reference"]))
-def test_the_packed_way_gives_the_same(tokenizer: ChatTokenizer, texts: list[str], mask: str) -> None:
-    from array import array
-
+def test_the_way_by_arrays_gives_the_same(tokenizer: ChatTokenizer, texts: list[str], mask: str) -> None:
     ids, labels = encode_conversation(_talk(*texts), tokenizer, system_prompt=SYSTEM, mask=mask)
-    roles = ["system", *["user", "assistant"] * 2]
-    parts = zip(roles, tokenizer.encode_packed([SYSTEM, *texts]), strict=False)
-    signed = array("i", PackedFrames(tokenizer, mask).join(parts)).tolist()
-    assert [number if number >= 0 else ~number for number in signed] == ids
-    assert [number if number >= 0 else -100 for number in signed] == labels
+    roles = np.array([0, 1, 2, 1, 2][: len(texts) + 1])
+    signed, lengths = Frames(tokenizer, mask).join(tokenizer.encode_flat([SYSTEM, *texts]), roles)
+    assert np.where(signed >= 0, signed, ~signed).tolist() == ids
+    assert np.where(signed >= 0, signed, -100).tolist() == labels
+    assert lengths.size == roles.size and lengths.sum() == len(ids)
 
 
 def test_frames_marked_as_words_are_control_tokens_too_but_think_is_text(tiny: Path, tmp_path: Path) -> None:

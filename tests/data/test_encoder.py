@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from array import array
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_job.data.chatml import ChatTokenizer
+from qwen_job.data import encoder
+from qwen_job.data.characters import HanCuts, character_classes
+from qwen_job.data.chatml import ChatTokenizer, Flat
 from qwen_job.data.encoder import FastTokenizer, load_encoder
+from qwen_job.data.vocabulary import bytes_of
 
 SPACED = st.lists(
     st.sampled_from(["a", "It's", "don'T", " ", "  ", "\n", "\t ", "12", "中文", "，", "!!", "é", "。\n"])
+)
+CHINESE = st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5) | st.sampled_from(
+    "的一是了我不人在他有这个上们来到时¾¼３ \n，"
 )
 SAMPLES = [
     "The quick brown fox. It's 2026, isn't IT? \n - a list\n - of  things\n\n\ttabs and   spaces ",
@@ -32,12 +38,13 @@ SAMPLES = [
 def pair(qwen: Path) -> tuple[ChatTokenizer, FastTokenizer]:
     """Qwen's tokenizer, plain and fast."""
     fast = load_encoder(qwen)
-    assert isinstance(fast, FastTokenizer) and fast.uses_tiktoken
+    assert isinstance(fast, FastTokenizer)
     return ChatTokenizer.load(qwen), fast
 
 
 def _same(plain: ChatTokenizer, fast: FastTokenizer, texts: list[str]) -> None:
-    assert fast.encode_packed(texts) == plain.encode_packed(texts)
+    for ours, theirs in zip(fast.encode_flat(texts), plain.encode_flat(texts), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 @settings(max_examples=300)
@@ -46,11 +53,42 @@ def test_any_text(pair: tuple[ChatTokenizer, FastTokenizer], texts: list[str]) -
     _same(*pair, texts)
 
 
-def test_samples_without_tiktoken(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tiktoken", None)
+@settings(max_examples=300)
+@given(texts=st.lists(st.text(CHINESE, max_size=40)))
+def test_chinese_text_with_marks_in_it(pair: tuple[ChatTokenizer, FastTokenizer], texts: list[str]) -> None:
+    _same(*pair, texts)
+
+
+def test_every_pair_of_characters_that_a_token_joins(qwen: Path, pair: tuple[ChatTokenizer, FastTokenizer]) -> None:
+    vocabulary = bytes_of(json.loads((qwen / "tokenizer.json").read_bytes())["model"]["vocab"])
+    words = [word.decode(errors="ignore") for word in vocabulary if b"\xe4" <= word[:1] < b"\xea" and len(word) > 3]
+    assert len(words) > 15000
+    _same(*pair, [f"{one}{two}" for one, two in zip(words, reversed(words), strict=True)])
+
+
+def test_a_cut_is_never_made_inside_a_token() -> None:
+    # A whole word, the end of one character with the next, and a character with the start of the next.
+    words = ["机器学".encode(), "器学".encode()[2:], "学习".encode()[:-1]]
+    text = "机器学习了，机学"
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    cuts = HanCuts(dict.fromkeys(words, 0)).find(codes, character_classes()[codes])
+    assert [text[at - 1 : at + 1] for at in cuts] == ["习了", "机学"]
+
+
+def test_without_gigatoken_the_tokenizer_itself_is_used(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gigatoken.gigatoken_rs", None)
+    assert type(load_encoder(qwen)) is ChatTokenizer
+
+
+def test_what_is_known_is_forgotten_when_it_grows(
+    qwen: Path, pair: tuple[ChatTokenizer, FastTokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "_KNOWN_BYTES", -(1 << 50))
     fast = load_encoder(qwen)
-    assert isinstance(fast, FastTokenizer) and not fast.uses_tiktoken
-    _same(ChatTokenizer.load(qwen), fast, SAMPLES * 2)
+    assert isinstance(fast, FastTokenizer)
+    before = fast._native
+    _same(pair[0], fast, SAMPLES)
+    assert fast._native is not before
 
 
 def test_every_assigned_character_among_neighbours(pair: tuple[ChatTokenizer, FastTokenizer]) -> None:
@@ -67,14 +105,15 @@ def test_a_wrong_short_cut_is_found_and_dropped(
     qwen: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fast = load_encoder(qwen)
-    monkeypatch.setattr(fast, "_quick", lambda _text: array("i", [0]).tobytes())
+    wrong = Flat(np.zeros(len(SAMPLES), np.int32), np.ones(len(SAMPLES), np.int64))
+    monkeypatch.setattr(fast, "_encode", lambda _texts: wrong)
     _same(ChatTokenizer.load(qwen), fast, SAMPLES)
     assert "the fast way differs" in caplog.text
 
 
-def test_another_pattern_gets_no_short_cut(tiny: Path, tmp_path: Path) -> None:
-    content = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
-    assert isinstance(load_encoder(tiny), FastTokenizer)
+def test_another_pattern_gets_no_short_cut(qwen: Path, tiny: Path, tmp_path: Path) -> None:
+    assert type(load_encoder(tiny)) is ChatTokenizer, "its vocabulary has no mark"
+    content = json.loads((qwen / "tokenizer.json").read_text(encoding="utf-8"))
     content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\S+|\s+"
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     assert type(load_encoder(tmp_path)) is ChatTokenizer

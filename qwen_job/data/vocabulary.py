@@ -1,0 +1,60 @@
+"""What a tokenizer.json says about cutting and merging text, for :mod:`qwen_job.data.encoder`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from qwen_job.models.chatml import PATTERN
+
+
+def is_qwen(content: dict[str, Any]) -> bool:
+    """Tell whether text is normalised (NFC or not at all), cut and mapped to bytes as Qwen's tokenizers do."""
+    model = content["model"]
+    plain = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    normalizer = content.get("normalizer")
+    return (
+        model.get("type") == "BPE"
+        and not any(model.get(key) for key in plain)
+        and not model.get("byte_fallback")
+        and (normalizer is None or normalizer == {"type": "NFC"})
+        and _cuts(content.get("pre_tokenizer") or {}) == [PATTERN, "bytes"]
+    )
+
+
+def tokens_in_text(content: dict[str, Any]) -> tuple[str, ...]:
+    """Return the added tokens that count as text (``<think>``): only the tokenizer itself cuts around them."""
+    words = [token["content"] for token in content.get("added_tokens") or [] if not token["special"]]
+    return tuple(word for word in words if not word.startswith("<|"))
+
+
+def bytes_of(vocab: dict[str, int]) -> dict[bytes, int]:
+    """Return bytes -> id of a byte-level vocabulary (GPT-2's printable stand-ins for bytes taken back)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    back = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    try:
+        return {bytes(map(back.__getitem__, token)): number for token, number in vocab.items()}
+    except KeyError:
+        return {}  # it holds tokens that are not bytes, such as added ones
+
+
+def probes(vocabulary: dict[bytes, int], usable: Callable[[str], bool]) -> list[str]:
+    """Return texts made of this vocabulary: triples of its ``usable`` tokens, and runs of one character."""
+    choose = random.Random(0)
+    some = choose.sample(sorted(vocabulary), min(len(vocabulary), 6000))
+    tokens = [text for text in (token.decode(errors="ignore") for token in some) if usable(text)]
+    runs = [char * length for char in " \n\tae0.=-*哈的。" for length in (2, 3, 5, 8, 13, 47)]
+    return runs + ["".join(choose.choices(tokens, k=3)) for _ in range(2000)]
+
+
+def _cuts(pre_tokenizer: dict[str, Any]) -> list[str]:
+    kind = pre_tokenizer.get("type")
+    if kind == "Sequence":
+        return [cut for part in pre_tokenizer["pretokenizers"] for cut in _cuts(part)]
+    if kind == "Split" and pre_tokenizer["behavior"] == "Isolated" and not pre_tokenizer["invert"]:
+        return [str(pre_tokenizer["pattern"].get("Regex"))]
+    if kind == "ByteLevel" and not pre_tokenizer["add_prefix_space"] and not pre_tokenizer["use_regex"]:
+        return ["bytes"]
+    return [f"unknown {kind}"]

@@ -1,0 +1,45 @@
+"""Worker processes: what a lost one says."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwen_job.data import DataFile, DataSpec
+from qwen_job.data.chunk_encoder import Task
+from qwen_job.data.files import Chunk
+from qwen_job.data.worker import Workers, make_setup
+from qwen_job.errors import EnvironmentFault, ModelError
+from tests.data.conftest import conversation
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_killed_worker_is_named_and_the_other_goes_on(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write([conversation("q", "a")], "rows.jsonl")
+    chunk = Chunk(1, "lines", path.read_bytes())
+    before = _children(os.getpid())
+    with Workers(make_setup(DataSpec(train=(DataFile(path),)), tiny, tmp_path), 2) as (one, other):
+        assert one.encode(Task(0, "train", 0, chunk))["train_samples"] == 1
+        (first,) = set(_children(os.getpid())) - set(before)
+        os.kill(min(_children(first)), signal.SIGKILL)
+        assert other.encode(Task(1, "train", 0, chunk))["train_samples"] == 1
+        other.close()
+        with pytest.raises(EnvironmentFault, match=r"ended with -9 \(killed, perhaps by the memory limit"):
+            one.encode(Task(2, "train", 0, chunk))
+    assert _children(os.getpid()) == before
+
+
+def test_no_tokenizer(tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write([conversation("q", "a")])
+    with (
+        Workers(make_setup(DataSpec(train=(DataFile(path),)), tmp_path, tmp_path), 1) as (worker,),
+        pytest.raises(ModelError, match=r"tokenizer\.json: does not exist"),
+    ):
+        worker.encode(Task(0, "train", 0, Chunk(1, "lines", b"{}")))
