@@ -53,6 +53,6 @@ def _words(line: bytes) -> list[str]:
 
 def srun_words(script: str) -> list[str]:
     """Return the words of the srun line."""
-    found = re.search(r"^srun (.*?) \\\n", script, re.MULTILINE | re.DOTALL)
+    found = re.search(r"^ *srun (.*?) \\\n", script, re.MULTILINE | re.DOTALL)
     assert found
     return shlex.split(found[1])

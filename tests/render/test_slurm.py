@@ -1,9 +1,8 @@
-"""The #SBATCH lines, srun's options and the containers."""
+"""The #SBATCH lines and srun's options."""
 
 # ruff: noqa: E501 - tables, one case a line
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -103,35 +102,3 @@ def test_srun_gets_the_cpus_and_the_user_s_options(tmp_path: Path) -> None:
     text = bundle(tmp_path, "slurm", slurm={"cpus_per_task": 4, "srun": {"mpi": "pmix", "wait": False}}).text
     words = srun_words(text)
     assert "--cpus-per-task=4" in words and "--mpi=pmix" in words and not any(w.startswith("--wait") for w in words)
-
-
-RUNTIMES = ("pyxis", "apptainer", "podman", "docker", "charliecloud")
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_every_runtime_sees_the_run_the_data_and_the_job_s_mounts(tmp_path: Path, runtime: str) -> None:
-    container = {"runtime": runtime, "image": "/images/x", "mounts": ["/opt/tools"], "options": ["--an-option"]}
-    text = bundle(tmp_path, "slurm", container=container, cluster={"interconnect": "infiniband", "nodes": 2}).text
-    for word in ("/images/x", "/runs/tiny:/runs/tiny", "/data:/data", "/opt/tools:/opt/tools", "--an-option"):
-        assert word in text, word
-
-
-def test_outer_folders_are_mounted_before_those_inside_them(tmp_path: Path) -> None:
-    text = bundle(
-        tmp_path,
-        "slurm",
-        data={"train": "/s/chats.json"},
-        output="/s/runs/x",
-        container={"runtime": "apptainer", "image": "i"},
-    ).text
-    assert re.findall(r"--bind (\S+)", text)[:3] == [
-        "/s:/s:ro",
-        "/s/runs/.qwen-job-cache:/s/runs/.qwen-job-cache",
-        "/s/runs/x:/s/runs/x",
-    ]
-
-
-def test_home_is_mounted_only_when_asked(tmp_path: Path) -> None:
-    container = {"runtime": "pyxis", "image": "i"}
-    assert "--no-container-mount-home" in bundle(tmp_path, "slurm", container=container).text
-    assert " --container-mount-home" in bundle(tmp_path, "slurm", container={**container, "mount_home": True}).text

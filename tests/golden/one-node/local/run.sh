@@ -9,7 +9,7 @@ mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create
 
 # put FILE: write standard input to FILE at once; an earlier, different FILE is kept beside it.
 put() {
-  local new="$1.new.$$"
+  local new="$1.new.${SLURM_JOB_ID:-}$$"
   cat > "$new" || { rm -f -- "$new"; echo "qwen-job: output: cannot write $1" >&2; exit 5; }
   if [ -e "$1" ] && ! cmp -s -- "$new" "$1"; then
     cp -p -- "$1" "$1.$(date -r "$1" +%Y%m%d-%H%M%S)"
@@ -99,6 +99,8 @@ plan:
   memory_bytes_per_gpu: null
   step_seconds: null
   tokens_per_second: null
+  memory_items: null
+  memory_capacity_bytes: null
 QWEN_JOB_END
 put "$run"/deepspeed.json << 'QWEN_JOB_END'
 {
@@ -135,11 +137,27 @@ put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
+node_name=${SLURMD_NODENAME:-$(uname -n)}
 # When this try began: the trainer saves before the time limit, counted from here.
 export QWEN_JOB_STARTED="${5:-$(date +%s)}"
 run=/shared/runs/one-node
 
-# start WORD...: become the command, in the job's environment. Only called in a subshell, so that no variable of the
+# A signal may come at any time. What runs then is told; between two commands there is nothing to save.
+pid=
+stopped=
+signals=0
+# shellcheck disable=SC2329  # the traps call it
+pass_on() {
+  stopped=$1
+  signals=$((signals + 1))
+  if [ -n "$pid" ]; then kill -s "$1" "$pid" 2> /dev/null || true; fi
+}
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+trap 'pass_on HUP' HUP
+
+# start WORD...: become the command, in the job's environment. Only called in the background, so that no variable of the
 # job can disturb this script.
 start() {
   export CUDA_DEVICE_MAX_CONNECTIONS=1
@@ -154,30 +172,46 @@ start() {
   exec "$@"
 }
 
-leave() {
-  echo "$1 $(uname -n)" > "$run/launch/exit.$rdzv_id.$node_rank"
-  exit "$1"
+# attend WORD...: run a command in the job's environment to its end, whatever signals come; return its exit code.
+attend() {
+  local heard=-1 code=0 ended
+  start "$@" &
+  pid=$!
+  if [ -n "$stopped" ]; then kill -s "$stopped" "$pid" 2> /dev/null; fi
+  # A trapped signal ends 'wait' early: wait again until the process is really gone.
+  while [ "$heard" -ne "$signals" ]; do
+    heard=$signals
+    wait "$pid"
+    ended=$?
+    # How a process ended that ended with the signal, bash may not know: -1. Then it is the signal that it was.
+    if [ "$ended" -ge 0 ]; then code=$ended; fi
+  done
+  pid=
+  return "$code"
 }
 
-pid=
-# shellcheck disable=SC2329  # the traps call it
-pass_on() { if [ -n "$pid" ]; then kill -s "$1" "$pid" 2> /dev/null || true; fi; }
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
+# Written in full now and over itself later: that needs no room on a disk that has run full meanwhile.
+note="$run/launch/exit.$rdzv_id.$node_rank"
+printf '%-200s\n' "143 $node_name running" 2> /dev/null > "$note"
+leave() {
+  local code=$1
+  # Ended by a signal before anybody listened: nothing was there to be saved, and the next try goes on.
+  if [ -n "$stopped" ]; then
+    case $code in 129 | 130 | 138 | 143) code=160 ;; esac
+  fi
+  printf '%-200s\n' "$code $node_name ended" 1<> "$note"
+  exit "$code"
+}
+if [ -n "$stopped" ]; then leave 160; fi
 
-start python3 -m qwen_job.train.launch \
+python=(python3)
+trainer=("${python[@]}")
+
+attend "${trainer[@]}" -m qwen_job.train.launch \
   --nnodes 1 --node_rank "$node_rank" --nproc_per_node 2 \
   --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
-  -- --config "$run/train.yaml" &
-pid=$!
-# A trapped signal ends 'wait' early: wait again until the process is really gone.
-while :; do
-  wait "$pid"
-  code=$?
-  kill -0 "$pid" 2> /dev/null || break
-done
-leave "$code"
+  --grace_seconds 120 -- --config "$run/train.yaml"
+leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then

@@ -10,7 +10,7 @@ mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create
 
 # put FILE: write standard input to FILE at once; an earlier, different FILE is kept beside it.
 put() {
-  local new="$1.new.$$"
+  local new="$1.new.${SLURM_JOB_ID:-}$$"
   cat > "$new" || { rm -f -- "$new"; echo "qwen-job: output: cannot write $1" >&2; exit 5; }
   if [ -e "$1" ] && ! cmp -s -- "$new" "$1"; then
     cp -p -- "$1" "$1.$(date -r "$1" +%Y%m%d-%H%M%S)"
@@ -40,7 +40,7 @@ image: "registry.example.com/qwen-job:ampere"
 env:
   GREETING: "hello, 你好"
 container:
-  runtime: pyxis
+  runtime: podman
   mounts:
     - "/opt/tools:/opt/tools:ro"
 slurm:
@@ -127,6 +127,8 @@ plan:
   memory_bytes_per_gpu: null
   step_seconds: null
   tokens_per_second: null
+  memory_items: null
+  memory_capacity_bytes: null
 QWEN_JOB_END
 put "$run"/deepspeed.json << 'QWEN_JOB_END'
 {
@@ -163,11 +165,27 @@ put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
+node_name=${SLURMD_NODENAME:-$(uname -n)}
 # When this try began: the trainer saves before the time limit, counted from here.
 export QWEN_JOB_STARTED="${5:-$(date +%s)}"
 run='/shared/runs/two nodes'
 
-# start WORD...: become the command, in the job's environment. Only called in a subshell, so that no variable of the
+# A signal may come at any time. What runs then is told; between two commands there is nothing to save.
+pid=
+stopped=
+signals=0
+# shellcheck disable=SC2329  # the traps call it
+pass_on() {
+  stopped=$1
+  signals=$((signals + 1))
+  if [ -n "$pid" ]; then kill -s "$1" "$pid" 2> /dev/null || true; fi
+}
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+trap 'pass_on HUP' HUP
+
+# start WORD...: become the command, in the job's environment. Only called in the background, so that no variable of the
 # job can disturb this script.
 start() {
   export CUDA_DEVICE_MAX_CONNECTIONS=1
@@ -184,30 +202,46 @@ start() {
   exec "$@"
 }
 
-leave() {
-  echo "$1 $(uname -n)" > "$run/launch/exit.$rdzv_id.$node_rank"
-  exit "$1"
+# attend WORD...: run a command in the job's environment to its end, whatever signals come; return its exit code.
+attend() {
+  local heard=-1 code=0 ended
+  start "$@" &
+  pid=$!
+  if [ -n "$stopped" ]; then kill -s "$stopped" "$pid" 2> /dev/null; fi
+  # A trapped signal ends 'wait' early: wait again until the process is really gone.
+  while [ "$heard" -ne "$signals" ]; do
+    heard=$signals
+    wait "$pid"
+    ended=$?
+    # How a process ended that ended with the signal, bash may not know: -1. Then it is the signal that it was.
+    if [ "$ended" -ge 0 ]; then code=$ended; fi
+  done
+  pid=
+  return "$code"
 }
 
-pid=
-# shellcheck disable=SC2329  # the traps call it
-pass_on() { if [ -n "$pid" ]; then kill -s "$1" "$pid" 2> /dev/null || true; fi; }
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
+# Written in full now and over itself later: that needs no room on a disk that has run full meanwhile.
+note="$run/launch/exit.$rdzv_id.$node_rank"
+printf '%-200s\n' "143 $node_name running" 2> /dev/null > "$note"
+leave() {
+  local code=$1
+  # Ended by a signal before anybody listened: nothing was there to be saved, and the next try goes on.
+  if [ -n "$stopped" ]; then
+    case $code in 129 | 130 | 138 | 143) code=160 ;; esac
+  fi
+  printf '%-200s\n' "$code $node_name ended" 1<> "$note"
+  exit "$code"
+}
+if [ -n "$stopped" ]; then leave 160; fi
 
-start python3 -m qwen_job.train.launch \
+python=(python3)
+trainer=("${python[@]}")
+
+attend "${trainer[@]}" -m qwen_job.train.launch \
   --nnodes 2 --node_rank "$node_rank" --nproc_per_node 8 \
   --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
-  -- --config "$run/train.yaml" &
-pid=$!
-# A trapped signal ends 'wait' early: wait again until the process is really gone.
-while :; do
-  wait "$pid"
-  code=$?
-  kill -0 "$pid" 2> /dev/null || break
-done
-leave "$code"
+  --grace_seconds 120 -- --config "$run/train.yaml"
+leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then
@@ -236,28 +270,58 @@ master_port=29500
 rdzv_id="hosts-$(date +%s)-$$"
 
 pids=()
-stop() { for pid in "${pids[@]}"; do kill -s TERM "$pid" 2> /dev/null || true; done; }
-trap stop TERM INT
+stopping=
+# When its connection closes, a node hears a hang-up: its workers save at the next step and leave.
+hang_up() { for pid in "${pids[@]}"; do kill -s TERM "$pid" 2> /dev/null || true; done; }
+trap 'stopping=yes; hang_up' TERM INT HUP
+
+log="$run/logs/node-0.log"
+touch -- "$log" || exit 5
+said=$(wc -l < "$log")
 rank=0
 while read -r host _; do
-  # -tt makes a hang-up of this script reach the other side.
-  ssh -tt -o BatchMode=yes -p 2222 "$host" \
-    "bash $(printf %q "$run/launch/node.sh") $rank $master_addr $master_port $rdzv_id" < /dev/null \
-    > "$run/logs/node-$rank.log" 2>&1 &
+  # A node writes its own log, so that its last words need no connection. -tt makes it hear that we hang up.
+  words=$(printf '%q ' bash "$run/launch/node.sh" "$rank" "$master_addr" "$master_port" "$rdzv_id")
+  words="exec $words >> $(printf %q "$run/logs/node-$rank.log") 2>&1"
+  ssh -tt -o BatchMode=yes -p 2222 -o LogLevel=ERROR -o ServerAliveInterval=30 "$host" \
+    "exec bash -c $(printf %q "$words")" < /dev/null > /dev/null &
   pids+=($!)
   rank=$((rank + 1))
 done < "$run/launch/hostfile"
-tail -q -n +1 -F --pid="${pids[0]}" "$run/logs/node-0.log" 2> /dev/null &
+ranks=$rank
+if [ -n "$stopping" ]; then hang_up; fi
+tail -n "+$((said + 1))" -F "$log" 2> /dev/null &
 tail_pid=$!
 
+# The first node that fails ends the others.
 code=0
-for pid in "${pids[@]}"; do
-  wait "$pid"
-  node_code=$?
-  if [ "$node_code" -ne 0 ]; then
-    if [ "$code" -eq 0 ] || [ "$node_code" -lt "$code" ]; then code=$node_code; fi
-    stop
-  fi
+while [ -n "${pids[*]}" ]; do
+  wait -n
+  for rank in "${!pids[@]}"; do
+    if kill -0 "${pids[rank]}" 2> /dev/null; then continue; fi
+    wait "${pids[rank]}"
+    node_code=$?
+    unset "pids[rank]"
+    if [ "$node_code" -eq 0 ] || [ "$code" -ne 0 ]; then continue; fi
+    code=$node_code
+    hang_up
+  done
 done
-wait "$tail_pid"
+
+# Nodes that were hung up on save first. Where one of them knows a reason that is final, it is the reason.
+for ((seconds = 0; code != 0 && seconds < 120; seconds++)); do
+  if ! grep -qs running "$run/launch/exit.$rdzv_id".*; then break; fi
+  if [ "$seconds" -eq 1 ]; then echo "qwen-job: waiting for the nodes to save and leave" >&2; fi
+  sleep 1
+done
+for ((rank = 0; code != 0 && rank < ranks; rank++)); do
+  if ! read -r node_code _ 2> /dev/null < "$run/launch/exit.$rdzv_id.$rank"; then continue; fi
+  case $code:$node_code in
+    *:0 | *:1 | *:143) ;;
+    12[89]:* | 143:* | 255:*) code=$node_code ;;
+    1??:* | 2??:*) if [ "$node_code" -lt 128 ]; then code=$node_code; fi ;;
+  esac
+done
+sleep 1 # for the tail of the log
+kill "$tail_pid" 2> /dev/null
 exit "$code"
