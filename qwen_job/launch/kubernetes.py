@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -58,6 +58,7 @@ def submit(bundle: Bundle) -> Submitted:
     """
     things = list(yaml.load_all(bundle.text, _LOADER))
     _refuse_second(things)
+    _refuse_missing_claims(things)
     # Trainer refuses a TrainJob whose runtime is not there, as in a dry run it cannot be.
     asked = [thing for thing in things if thing["kind"] != "TrainJob"]
     kubectl(*_APPLY, "--dry-run=server", "-f", "-", text=_documents(asked))
@@ -93,6 +94,31 @@ def _refuse_second(things: list[Object]) -> None:
     for kind in ("configmap", "jobs.batch"):
         with suppress(Forbidden):
             _remove(kind, name, *where)
+
+
+def _refuse_missing_claims(things: list[Object]) -> None:
+    """A pod whose claim is not there waits for ever, and the server takes it all the same."""
+    made = {_name(thing) for thing in things if thing["kind"] == "PersistentVolumeClaim"}
+    wanted = {name for thing in things for name in _claims(thing)} - made
+    namespace = things[-1]["metadata"].get("namespace")
+    where = ("--namespace", namespace) if namespace else ()
+    for name in sorted(wanted):
+        try:
+            found = kubectl("get", "persistentvolumeclaims", name, *where, "--ignore-not-found", "-o", "name")
+        except Forbidden:
+            return
+        if not found.strip():
+            raise ClusterRefused(
+                f"kubernetes.volumes: there is no claim {name!r} in the namespace {namespace or 'of this context'}: "
+                "create it, name another, or write a size to have it created"
+            )
+
+
+def _claims(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and isinstance(value.get("claimName"), str):
+        yield value["claimName"]
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _claims(item)
 
 
 def _remove(kind: str, name: str, *where: str) -> None:

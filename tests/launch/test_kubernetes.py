@@ -56,6 +56,8 @@ class Recorded:
 
     def answers(self, *answers: tuple[str, Any]) -> None:
         # What a user may do, and what is not there to be deleted.
+        there = (0, "persistentvolumeclaim/shared\n", "")
+        answers = (("get persistentvolumeclaims shared", there), *answers)
         answers = (*answers, ("delete configmap", ""), ("delete jobs.batch", ""))
         rows = [
             (start, a if isinstance(a, tuple) else (0, json.dumps(a) if a != "" else "", "")) for start, a in answers
@@ -73,8 +75,8 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return Recorded(tmp_path)
 
 
-def bundle() -> Bundle:
-    return render(make_plan(load_job([JOB])), "kubernetes")
+def bundle(*sets: str) -> Bundle:
+    return render(make_plan(load_job([JOB], sets=sets)), "kubernetes")
 
 
 def items(*things: Any) -> dict[str, Any]:
@@ -125,18 +127,42 @@ def only(kubectl: Recorded, this: dict[str, Any], *pods: dict[str, Any]) -> Entr
 def test_submit_asks_first_and_gives_the_id(kubectl: Recorded) -> None:
     kubectl.answers(("get", ""), (DRY, ""), ("apply", items({"kind": "ConfigMap"}, job("qwen"))))
     assert kubernetes.submit(bundle()).id == "ml/qwen"
-    assert [call.split()[0] for call in kubectl.calls] == [*["get"] * 3, *["delete"] * 2, *["apply"] * 2]
-    assert "--dry-run=server" in kubectl.calls[5]
+    assert [call.split()[0] for call in kubectl.calls] == [*["get"] * 3, *["delete"] * 2, "get", *["apply"] * 2]
+    assert "--dry-run=server" in kubectl.calls[-2]
 
 
 def test_a_train_job_is_not_asked_for_before_its_runtime_is_there(kubectl: Recorded) -> None:
     made = {**job("qwen"), "kind": "TrainJob"}
     kubectl.answers(("get", ""), (DRY, ""), ("apply", items({"kind": "TrainingRuntime"}, made)))
-    train_job = render(make_plan(load_job([JOB], sets=["kubernetes.kind=trainjob"])), "kubernetes")
-    assert kubernetes.submit(train_job).id == "ml/qwen"
+    assert kubernetes.submit(bundle("kubernetes.kind=trainjob")).id == "ml/qwen"
     dry, real = (kubectl.folder / "stdin").read_text().split("=== next\n")[:2]
     assert ("TrainingRuntime" in dry, "kind: TrainJob" in dry, '"TrainJob"' in dry) == (True, False, False)
     assert "kind: TrainJob" in real
+
+
+@pytest.mark.parametrize("namespace", ["", "ml"])
+def test_a_claim_that_is_not_there_is_named(kubectl: Recorded, namespace: str) -> None:
+    volumes = "kubernetes.volumes=[{name: a, mount_path: /shared, pvc: mine}, {name: b, mount_path: /b, size: 1Gi}]"
+    sets = [volumes, *([f"kubernetes.namespace={namespace}"] if namespace else [])]
+    kubectl.answers(("get", ""))
+    with pytest.raises(ClusterRefused, match=r"kubernetes\.volumes: there is no claim 'mine' in the namespace"):
+        kubernetes.submit(bundle(*sets))
+
+
+def test_who_may_not_look_at_claims_or_clear_away_may_submit(kubectl: Recorded) -> None:
+    def forbidden(verb: str, what: str) -> tuple[int, str, str]:
+        return 1, "", f'User "u" cannot {verb} resource "{what}" in API group ""'
+
+    made = (0, json.dumps(items(job("qwen"))), "")
+    answers = [
+        ("get persistentvolumeclaims", forbidden("get", "persistentvolumeclaims")),
+        ("get trainjobs", forbidden("get", "x")), ("get", ""), ("delete", forbidden("deletecollection", "configmaps")), ("apply", made),
+    ]  # fmt: skip
+    kubectl.answers(*answers)
+    assert kubernetes.submit(bundle("kubernetes.volumes=[{name: a, mount_path: /shared, pvc: x}]")).id == "ml/qwen"
+    kubectl.answers(("get pytorchjobs", forbidden("get", "pytorchjobs")), ("get", ""))
+    with pytest.raises(ClusterRefused, match="no permission to get pytorchjobs"):
+        kubernetes.submit(bundle())
 
 
 def test_a_job_that_is_there_is_not_applied_over(kubectl: Recorded) -> None:
