@@ -156,7 +156,8 @@ def test_who_may_not_look_at_claims_or_clear_away_may_submit(kubectl: Recorded) 
     made = (0, json.dumps(items(job("qwen"))), "")
     answers = [
         ("get persistentvolumeclaims", forbidden("get", "persistentvolumeclaims")),
-        ("get trainjobs", forbidden("get", "x")), ("get", ""), ("delete", forbidden("deletecollection", "configmaps")), ("apply", made),
+        ("get trainjobs", forbidden("get", "x")),
+        ("get", ""), ("delete", forbidden("deletecollection", "configmaps")), ("apply", made),
     ]  # fmt: skip
     kubectl.answers(*answers)
     assert kubernetes.submit(bundle("kubernetes.volumes=[{name: a, mount_path: /shared, pvc: x}]")).id == "ml/qwen"
