@@ -52,6 +52,11 @@ class Slurm(Strict):
     )
     array_limit: Positive | None = Field(None, description="Runs of a sweep at the same time; default: all")
     preflight: bool = Field(True, description="Check every node before training; a bad one is left out of the next try")
+    min_allreduce_gbs: float | None = Field(
+        None,
+        gt=0,
+        description="GB/s (bus bandwidth) of an all-reduce between nodes; a slower node is left out of the next try",
+    )
     signal_seconds: Count | None = Field(None, description="Save so long before the time limit; default: planned")
     sbatch: dict[OptionName, OptionValue] = Field(
         {}, description="Any sbatch option, e.g. {mail-type: END, exclude: n7}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_job.node.driver import probe
+from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.quick import SHARED_MEMORY, Finding, quick_check
 
 GIB = 2**30
@@ -27,15 +28,17 @@ CLOCK_SECONDS = 30
 DISK_BYTES = GIB
 # A fault in one of these is the job's or the site's, not this node's.
 NOT_THE_NODE = frozenset({"output", "disk", "cache", "name", "memlock", "shm per gpu"})
+# A fault in one of these is another node's.
+OTHERS = frozenset({"network"})
 INFINIBAND = Path("/sys/class/infiniband")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the job counts on: ``gpus`` of a node (0: a CPU job), the run's folder, the rendezvous port on rank 0.
+    """What the job counts on: ``gpus`` of a node (0: on CPUs), its run's folder, the rendezvous at ``master``:``port``.
 
     ``token`` was written to ``run``/launch/token by the script that started the nodes; ``sent_at`` is its clock then,
-    in unix seconds. ``fabric`` is the interconnect of the plan.
+    in unix seconds. ``fabric`` is the interconnect of the plan, ``min_gbs`` the least bandwidth between the nodes.
     """
 
     gpus: int
@@ -46,6 +49,9 @@ class Expected:
     nodes: int = 1
     fabric: str = "auto"
     disk_bytes: int = DISK_BYTES
+    rank: int = 0
+    master: str = ""
+    min_gbs: float = 0.0
 
 
 def preflight(expected: Expected) -> list[Finding]:
@@ -54,15 +60,64 @@ def preflight(expected: Expected) -> list[Finding]:
     if expected.gpus and not any(f.check == "gpu" and f.state == "fault" for f in found):
         found += [gpu_count(expected.gpus), ecc_errors()]
     found += [shared_memory_for(expected.gpus), *output_folder(expected), disk_space(expected)]
-    if expected.sent_at is not None:
-        found.append(clock(expected.sent_at))
-    if expected.port is not None:
+    if expected.sent_at is not None and not expected.master:
+        found.append(clock(time.time() - expected.sent_at))
+    if expected.port is not None and expected.rank == 0:
         found.append(free_port(expected.port))
     if expected.nodes > 1:
         found.append(own_name())
         if expected.gpus and expected.fabric in ("infiniband", "roce", "efa"):
             found += [adapters(), locked_memory()]
+        if expected.master and expected.port is not None and not any(one.state == "fault" for one in found):
+            found += network(expected, expected.master, expected.port)
     return found
+
+
+def network(expected: Expected, master: str, port: int) -> list[Finding]:
+    """Have all nodes add numbers up over TCP, and name the node that others cannot reach, or only slowly.
+
+    A floor for GPUs is NCCL's to reach: their job tests it when it starts.
+    """
+    floor = 0.0 if expected.gpus else expected.min_gbs
+    attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    place = Place(expected.rank, expected.nodes, master, port, expected.token, floor, attempt)
+    try:
+        verdict = check_network(place)
+    except OSError as error:
+        return [Finding("network", "fault", f"the first node cannot be reached at {master}:{port}: {error}")]
+    if expected.rank == 0:
+        _note_missing(expected, verdict)
+    return [judge_network(verdict, place), *(clock(skew) for skew in verdict.skews[place.rank :][:1])]
+
+
+def judge_network(verdict: Verdict, place: Place) -> Finding:
+    """Say what the verdict means to this node: a fault of its own is called ``link``."""
+    at_fault = ", ".join(verdict.names[rank] for rank in verdict.unhealthy)
+    check = "link" if place.rank in verdict.unhealthy else "network"
+    if verdict.missing:
+        who = ", ".join(verdict.names[rank] for rank in verdict.missing)
+        return Finding(check, "fault", f"{who} did not come to the network test; left out next: {at_fault}")
+    if verdict.gbs is None:
+        return Finding(check, "fault", f"network test: {verdict.trouble}; left out next: {at_fault}")
+    text = f"all-reduce of {verdict.size >> 20} MiB between {place.nodes} nodes over TCP: {verdict.gbs:.2f} GB/s"
+    if verdict.gbs >= place.floor:
+        return Finding("network", "ok", text, verdict.gbs)
+    text += f", less than slurm.min_allreduce_gbs ({place.floor:g})"
+    if at_fault:
+        return Finding(check, "fault", f"{text}; the slow links are those of {at_fault}", verdict.gbs)
+    return Finding("network", "warning", f"{text}; no single node is at fault", verdict.gbs)
+
+
+def _note_missing(expected: Expected, verdict: Verdict) -> None:
+    """Write down nodes that never came, for the script that requeues the job: they cannot say it themselves."""
+    from qwen_job.job.hosts import expand_hosts
+
+    try:
+        names = expand_hosts([os.environ["SLURM_JOB_NODELIST"]])
+        for rank in set(verdict.missing) & set(verdict.unhealthy):
+            (expected.run / "launch" / f"unhealthy.{expected.token}.{rank}").write_text(f"{names[rank]}\n")
+    except (KeyError, IndexError, ValueError, OSError):
+        return  # no Slurm, or nowhere to write: the next try is made with the same nodes
 
 
 def gpu_count(wanted: int) -> Finding:
@@ -137,10 +192,9 @@ def disk_space(expected: Expected) -> Finding:
     return Finding("disk", "ok", text)
 
 
-def clock(sent_at: float) -> Finding:
-    """Hold this node's clock against the first node's, which said ``sent_at`` a moment ago."""
-    skew = time.time() - sent_at
-    text = f"{skew:+.0f} s against the node that started the job"
+def clock(skew: float) -> Finding:
+    """Judge how far this node's clock is from the others', in seconds."""
+    text = f"{skew:+.0f} s against the other nodes"
     return Finding("clock", "ok" if abs(skew) <= CLOCK_SECONDS else "fault", text)
 
 

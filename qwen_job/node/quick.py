@@ -23,11 +23,12 @@ SHARED_MEMORY_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``state``: ok, warning or fault."""
+    """One thing that was looked at. ``state``: ok, warning or fault; ``value``: the figure that was measured."""
 
     check: str
     state: str
     message: str
+    value: float | None = None
 
 
 def quick_check(device: str = "auto") -> list[Finding]:

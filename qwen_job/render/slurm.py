@@ -94,6 +94,8 @@ def _preflight(plan: Plan) -> list[str]:
     words = ["--gpus", "0" if plan.gpu.is_cpu else str(plan.gpus_per_node), "--nodes", str(plan.nodes)]
     if plan.interconnect not in ("none", "auto"):
         words += ["--fabric", plan.interconnect]
+    if plan.job.slurm.min_allreduce_gbs is not None:
+        words += ["--min-gbs", f"{plan.job.slurm.min_allreduce_gbs:g}"]
     if plan.sharding.memory is not None:
         words += ["--disk-bytes", str(plan.sharding.memory.disk_bytes)]
     return words

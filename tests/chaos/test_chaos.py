@@ -62,7 +62,7 @@ def test_drop_a_nodes_network(calm: Run, run: Run, lab: Lab) -> None:
     overcome("drop a node's network for 30 s", run, calm)
 
 
-def test_fill_the_disk(calm: Run, run: Run, disk: Path) -> None:
+def test_fill_the_disk(calm: Run, run: Run, lab: Lab, disk: Path) -> None:
     run.wait_step(BEGUN)
     state = os.statvfs(disk)
     used = (state.f_blocks - state.f_bfree) * state.f_frsize
@@ -72,6 +72,7 @@ def test_fill_the_disk(calm: Run, run: Run, disk: Path) -> None:
     finally:
         mount(["-o", "remount,size=4g", str(disk)])
     assert ended == "FAILED" and "No space left" in run.output, run.output[-4000:]
+    assert (lab.job(run.job)["ExitCode"], lab.job(run.job)["Restarts"]) == ("5:0", "0")
     run.submit()
     overcome("fill the disk, make room, submit again", run, calm)
 

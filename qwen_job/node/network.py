@@ -1,0 +1,220 @@
+"""Do the nodes of a job reach each other, and how fast? All of them ask at once; the first node judges.
+
+Each connects to the first node, which names the others to it, has them connect in a ring, and has the ring add
+numbers up (ring.py). Where that fails or is slower than the site's floor, links are looked at one by one, so that
+the node at fault is named: the requeued job leaves it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qwen_job.node.ring import MEBIBYTE, STEP_SECONDS, Line, Peer, Ring, bus_bandwidth, suspects
+
+# Nodes start at different times: one of them may have to fetch an image first.
+MEET_SECONDS = 300.0
+CONNECT_SECONDS = 10.0
+LARGEST, TARGET_SECONDS = 16 * MEBIBYTE, 0.2
+
+
+@dataclass(frozen=True)
+class Place:
+    """This node among ``nodes``; the first one listens at ``host``:``port``. ``floor``: GB/s, 0 for none.
+
+    Where one of several must be at fault and none can be told, each is left out in turn, ``attempt`` by attempt.
+    """
+
+    rank: int
+    nodes: int
+    host: str
+    port: int
+    token: str = ""
+    floor: float = 0.0
+    attempt: int = 0
+    meet_seconds: float = MEET_SECONDS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the first node says to all.
+
+    ``missing``: ranks that never came; ``unhealthy``: all at fault, those too. ``skews``: each clock against the
+    middle one, in seconds.
+    """
+
+    gbs: float | None = None
+    size: int = 0
+    names: list[str] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    unhealthy: list[int] = field(default_factory=list)
+    trouble: str = ""
+    skews: list[float] = field(default_factory=list)
+
+
+def node_name() -> str:
+    """Return the name by which the scheduler knows this node."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def check_network(place: Place) -> Verdict:
+    """Take part in the test, as its judge too on the first node, and return the verdict.
+
+    Raises OSError when the first node cannot be reached.
+    """
+    if place.rank == 0:
+        listener = socket.create_server(("", place.port), backlog=min(place.nodes, 1024))
+        threading.Thread(target=_judge, args=(place, listener), daemon=True).start()
+    deadline = time.monotonic() + place.meet_seconds
+    line = Line(_reach(place, deadline))
+    own = socket.create_server(("", 0))
+    ring = Ring(place.rank, own)
+    try:
+        line.say([place.token, place.rank, node_name(), own.getsockname()[1], time.time()])
+        # The judge waits as long as we do, and for every step after that.
+        return _obey(line, ring, place)
+    finally:
+        ring.close()
+        line.close()
+
+
+def _reach(place: Place, deadline: float) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection((place.host, place.port), timeout=CONNECT_SECONDS)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _obey(line: Line, ring: Ring, place: Place) -> Verdict:
+    deeds: dict[str, Callable[[Any], Any]] = {
+        "connect": lambda peers: ring.connect([Peer(*peer) for peer in peers], CONNECT_SECONDS),
+        "reduce": ring.all_reduce,
+        "links": lambda size: list(ring.receiving_rates(size).items()),
+    }
+    while True:
+        order, value = line.hear(place.meet_seconds + 6 * STEP_SECONDS)
+        if order == "verdict":
+            return Verdict(**value)
+        try:
+            line.say(["done", deeds[order](value)])
+        except (OSError, KeyError, ValueError) as error:
+            line.say(["failed", str(error)])
+
+
+def _judge(place: Place, listener: socket.socket) -> None:
+    lines: dict[int, Line] = {}
+    with listener, contextlib.suppress(OSError):
+        clocks: dict[int, float] = {}
+        peers = _gather(place, listener, lines, clocks)
+        verdict = asdict(_try(place, lines, peers))
+        middle = statistics.median_low(clocks.values())
+        verdict["skews"] = [clocks.get(rank, middle) - middle for rank in range(place.nodes)]
+        for line in lines.values():
+            with contextlib.suppress(OSError):
+                line.say(["verdict", verdict])
+    for line in lines.values():
+        # Who closes first keeps the port busy for a while: let it be the other side.
+        with contextlib.suppress(OSError):
+            line.hear(1.0)
+        line.close()
+
+
+def _gather(place: Place, listener: socket.socket, lines: dict[int, Line], clocks: dict[int, float]) -> dict[int, Peer]:
+    peers: dict[int, Peer] = {}
+    deadline = time.monotonic() + place.meet_seconds
+    while len(peers) < place.nodes and (left := deadline - time.monotonic()) > 0:
+        listener.settimeout(left)
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            link, (address, *_) = listener.accept()
+            line = Line(link)
+            token, rank, name, port, now = line.hear(CONNECT_SECONDS)
+            if token != place.token:  # of an earlier try
+                line.close()
+                continue
+            peers[rank] = Peer(name, place.host if rank == 0 else address, port)
+            lines[rank], clocks[rank] = line, now - time.time()
+    return peers
+
+
+def _try(place: Place, lines: dict[int, Line], peers: dict[int, Peer]) -> Verdict:
+    names = [peers[rank].name if rank in peers else f"node {rank}" for rank in range(place.nodes)]
+    missing = [rank for rank in range(place.nodes) if rank not in peers]
+    if missing:
+        unhealthy = missing
+        if len(missing) == place.nodes - 1:
+            unhealthy = [0] if place.nodes > 2 else _in_turn(place, [0, 1])
+        return Verdict(names=names, missing=missing, unhealthy=unhealthy)
+    failed = _ask(lines, "connect", [peers[rank] for rank in range(place.nodes)])
+    broken = {rank: value for rank, (state, value) in failed.items() if state == "failed" or value}
+    if broken:
+        return _unconnected(place, names, broken)
+    size = MEBIBYTE
+    answers = _ask(lines, "reduce", size)
+    if not _trouble(answers):
+        # The speed is measured with as much as takes a moment; first of all, connections warm up.
+        size = max(size, min(LARGEST, int(size * TARGET_SECONDS / _slowest(answers))))
+        _ask(lines, "reduce", size)
+        answers = _ask(lines, "reduce", size)
+    if trouble := _trouble(answers):
+        return Verdict(names=names, trouble=trouble)
+    gbs = bus_bandwidth(size, _slowest(answers), place.nodes)
+    if gbs >= place.floor:
+        return Verdict(gbs, size, names)
+    rates = {
+        (source, rank): rate
+        for rank, (_, links) in _ask(lines, "links", size).items()
+        if isinstance(links, list)
+        for source, rate in links
+    }
+    return Verdict(gbs, size, names, unhealthy=suspects(rates, place.nodes, place.floor))
+
+
+def _unconnected(place: Place, names: list[str], broken: dict[int, Any]) -> Verdict:
+    rates = dict.fromkeys(((a, (a + d) % place.nodes) for a in range(place.nodes) for d in (1, 2)), 1.0)
+    for rank, distances in broken.items():
+        for distance in distances if isinstance(distances, list) else (1, 2):
+            rates[rank, (rank + distance) % place.nodes] = 0.0
+    if place.nodes == 2:
+        rates = {link: rate for link, rate in rates.items() if link[0] != link[1]}
+    cut = [f"{names[a]} to {names[b]}" for (a, b), rate in rates.items() if not rate]
+    involved = sorted({rank for link, rate in rates.items() if not rate for rank in link})
+    unhealthy = suspects(rates, place.nodes, 0.0) or _in_turn(place, involved)
+    return Verdict(names=names, unhealthy=unhealthy, trouble=f"no connection from {', '.join(cut[:4])}")
+
+
+def _in_turn(place: Place, ranks: list[int]) -> list[int]:
+    """Return the last of ``ranks`` at the first attempt, then the one before: the first runs the batch script."""
+    return [ranks[-1 - place.attempt % len(ranks)]]
+
+
+def _ask(lines: dict[int, Line], order: str, value: object) -> dict[int, tuple[str, Any]]:
+    """Give all nodes an order and return their answers; one that is gone has failed."""
+    for line in lines.values():
+        with contextlib.suppress(OSError):
+            line.say([order, value])
+    answers: dict[int, tuple[str, Any]] = {}
+    for rank, line in lines.items():
+        try:
+            state, answer = line.hear(2 * STEP_SECONDS)
+            answers[rank] = (state, answer)
+        except (OSError, ValueError, TypeError) as error:
+            answers[rank] = ("failed", str(error))
+    return answers
+
+
+def _trouble(answers: dict[int, tuple[str, Any]]) -> str:
+    return next((str(value) for state, value in answers.values() if state != "done"), "")
+
+
+def _slowest(answers: dict[int, tuple[str, Any]]) -> float:
+    return max(float(value) for _, value in answers.values())

@@ -1,0 +1,85 @@
+"""A node that is slow, cut off or never comes is found before training, and the next try goes on without it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.run import Run
+from tests.slurmlab import Lab
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def lab(make_slurm: Callable[..., Lab]) -> Lab:
+    """Four hosts: three for the job, one to spare."""
+    return make_slurm(4)
+
+
+def checked_only(folder: Path, before: str = "") -> dict[str, object]:
+    """Return the settings of a job that is checked in earnest, and whose training is a line of shell."""
+    folder.mkdir()
+    python, done = folder / "python", folder / "run" / "done.json"
+    words = f'#!/bin/bash\n{before}\nif [ "$3" = node ]; then exec {sys.executable} "$@"; fi\ntouch {done}\n'
+    python.write_text(words)
+    python.chmod(0o755)
+    return {"slurm__python": python, "cluster__nodes": 3}
+
+
+def findings(run: Run, attempt: int) -> dict[str, dict[str, str]]:
+    """Return node -> check -> message of one try."""
+    found = {}
+    for path in (run.path / "launch").glob(f"check.{run.job}-{attempt}.*.json"):
+        if path.stat().st_size:
+            told = json.loads(path.read_text())
+            found[told["host"]] = {finding["check"]: finding["message"] for finding in told["findings"]}
+    return found
+
+
+def test_the_network_between_good_nodes_is_measured(lab: Lab, tmp_path: Path) -> None:
+    run = Run(lab, tmp_path / "good", **checked_only(tmp_path / "good")).submit()
+    assert run.wait_end(60) == "COMPLETED", run.output
+    found = findings(run, 0)
+    assert set(found) == {"node1", "node2", "node3"}
+    assert all("between 3 nodes over TCP" in checks["network"] for checks in found.values())
+
+
+def test_a_slow_node_is_left_out(lab: Lab, tmp_path: Path) -> None:
+    settings = checked_only(tmp_path / "slow")
+    lab.on("node2", "tc qdisc add dev eth0 root tbf rate 40mbit burst 32kbit latency 400ms")
+    try:
+        run = Run(lab, tmp_path / "slow", **settings, slurm__min_allreduce_gbs=0.01).submit()
+        assert run.wait_end(120) == "COMPLETED", run.output
+    finally:
+        lab.on("node2", "tc qdisc del dev eth0 root")
+    assert "leaving out node2, which failed the checks" in run.output
+    assert "the slow links are those of node2" in findings(run, 0)["node2"]["link"]
+    assert set(findings(run, 1)) == {"node1", "node3", "node4"}
+    assert lab.job(run.job)["ExcNodeList"] == "node2"
+
+
+def test_a_node_that_two_others_do_not_reach_is_left_out(lab: Lab, tmp_path: Path) -> None:
+    settings = checked_only(tmp_path / "cut")
+    for number in (2, 4):
+        lab.on("node3", f"ip route add unreachable 10.77.0.{number}/32")
+    try:
+        run = Run(lab, tmp_path / "cut", **settings).submit()
+        assert run.wait_end(120) == "COMPLETED", run.output
+    finally:
+        for number in (2, 4):
+            lab.on("node3", f"ip route del unreachable 10.77.0.{number}/32")
+    assert "no connection from" in run.output
+
+
+def test_a_node_that_cannot_be_spared_stays_and_the_job_gives_up(lab: Lab, tmp_path: Path) -> None:
+    wrong = "if [ $(uname -n) = node1 ]; then echo '{}'; exit 163; fi"
+    settings = {**checked_only(tmp_path / "all", wrong), "cluster__nodes": 4, "retry__max_without_progress": 2}
+    run = Run(lab, tmp_path / "all", **settings).submit()
+    assert run.wait_end(120) == "FAILED", run.output
+    assert "node1 failed the checks, but stays in: main has only 3 other nodes in service" in run.output
+    assert lab.job(run.job)["ExitCode"] == "8:0"
