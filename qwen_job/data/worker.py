@@ -65,11 +65,12 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        if error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         for worker in self._workers:
-            worker.close()
+            worker.close()  # it sees the end of its input
+        self._process.wait()
         assert self._process.stdout
         self._process.stdout.close()
 

@@ -32,6 +32,32 @@ def test_an_array_in_pieces_of_any_size(tmp_path: Path, size: int, indent: int |
     assert _rows(path, size) == list(enumerate(ROWS, 1))
 
 
+@pytest.mark.parametrize("size", range(40, 200, 7))
+@pytest.mark.parametrize(
+    "middle",
+    [
+        {"a": [{"a": 1}, {"a": 2}, {"a": [{"a": 3}, {"a": 4}]}]},
+        {"a": '},\n{"a": 1},\n{"a"'},
+        {"b": 1},
+        7,
+        {"a": {"a": 'x"},\n{"a" \\'}, "b": [{"a": 1}]},
+    ],
+)
+def test_what_looks_like_a_seam_is_none(tmp_path: Path, middle: Any, size: int) -> None:
+    path = tmp_path / "rows.json"
+    rows = [*[{"a": number} for number in range(9)], middle] * 3
+    path.write_text("[" + ",\n".join(map(json.dumps, rows)) + "]", encoding="utf-8")
+    assert _rows(path, size) == list(enumerate(rows, 1))
+
+
+def test_damage_after_many_good_chunks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    rows = [json.dumps({"a": number}) for number in range(1000)]
+    path.write_text("[" + ",\n".join([*rows[:700], '{"a": tru}', *rows[700:]]) + "]", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.json:701: row: is not JSON"):
+        _rows(path, 256)
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_lines_in_pieces_of_any_size(write: Callable[..., Path], size: int) -> None:
     assert _rows(write(ROWS, "rows.jsonl"), size) == list(enumerate(ROWS, 1))

@@ -1,0 +1,183 @@
+"""One huge JSON array -> chunks of whole elements, without holding more than a few MiB of it."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, NoReturn
+
+from qwen_job.errors import DataError
+
+LARGEST_ROW = 64 << 20
+_SPACE = " \t\r\n"
+# A JSON error this near to the end of what was read so far may only mean that the rest is not there yet.
+_MARGIN = 16
+_NUMBER_TAIL = 3
+_BETWEEN = re.compile(r'\}[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*"[^"\\]*"')
+
+
+class Chunk(NamedTuple):
+    """A run of whole rows: ``kind`` lines holds JSON Lines, ``kind`` array holds ``{...},{...}``; UTF-8."""
+
+    first_row: int
+    kind: str
+    payload: bytes
+
+
+def array_chunks(path: Path, stream: IO[bytes], head: bytes, size: int) -> Iterator[Chunk]:
+    """Cut the array that starts in ``head`` and goes on in ``stream`` into chunks of about ``size`` bytes."""
+    rest, row = yield from _guessed_chunks(head[head.index(b"[") + 1 :], stream, size)
+    yield from _scanned_chunks(path, stream, b"[" + rest, size, row)
+
+
+def _guessed_chunks(text: bytes, stream: IO[bytes], size: int) -> Generator[Chunk, None, tuple[bytes, int]]:
+    """Cut where it looks like the seam of the first two elements; return what is left and the number of its first row.
+
+    A cut is right if everything before it parses as elements: JSON can be read in one way only. What is left is the
+    end of the file, or everything from the first guess that was wrong.
+    """
+    row, seam = 1, _seam(text)
+    while seam and (cut := text.rfind(seam) + 1):
+        try:
+            count = len(json.loads(f"[{text[:cut].decode()}]"))
+        except (ValueError, RecursionError):
+            break
+        yield Chunk(row, "array", text[:cut])
+        row += count
+        text = text[text.index(b",", cut) + 1 :] + stream.read(size)
+    return text, row
+
+
+def _seam(text: bytes) -> bytes:
+    """Return what stands between the first two elements: from the one's last brace to the other's first key."""
+    decoded = text.decode(errors="ignore").lstrip()
+    try:
+        _, end = json.JSONDecoder().raw_decode(decoded)
+    except (ValueError, RecursionError):
+        return b""
+    between = _BETWEEN.match(decoded, end - 1)
+    return between[0].encode() if between else b""
+
+
+def _scanned_chunks(path: Path, stream: IO[bytes], head: bytes, size: int, row: int) -> Iterator[Chunk]:
+    scanner = _ArrayScanner(path, stream, head, size, row)
+    first, start = row, scanner.position
+    more = True
+    while more and scanner.next_element():
+        full = scanner.end - start >= size
+        if full:
+            yield Chunk(first, "array", scanner.text[start : scanner.end].encode())
+        more = scanner.step_over_comma()
+        if full:
+            first, start = scanner.row, scanner.forget_the_past()
+    # The last element ends where the scanner noted it, before any closing bracket.
+    if scanner.end > start:
+        yield Chunk(first, "array", scanner.text[start : scanner.end].encode())
+    elif scanner.row == 1:
+        raise DataError(f"{path}: holds an empty list; write at least one conversation")
+
+
+class _ArrayScanner:
+    """Finds where each element of a JSON array ends, holding only the part being looked at.
+
+    ``text[position]`` is where to go on, ``end`` the end of the last element, ``row`` the number of the next
+    one.
+    """
+
+    def __init__(self, path: Path, stream: IO[bytes], head: bytes, size: int, row: int) -> None:
+        self._path, self._stream, self._size = path, stream, size
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._scan = json.JSONDecoder().raw_decode
+        self._finished = False
+        self.row = row
+        self.end = 0
+        self.text = self._decode(head)
+        self.position = self.text.index("[") + 1
+
+    def next_element(self) -> bool:
+        """Move behind the next element; False at the closing bracket."""
+        char = self._peek()
+        if char == "]":
+            self._expect_nothing_more()
+            return False
+        self._element()
+        self.row += 1
+        return True
+
+    def step_over_comma(self) -> bool:
+        """Move behind the comma; False, behind the closing bracket, when the array ends here."""
+        char = self._peek()
+        self.position += 1
+        if char == ",":
+            if self._peek() == "]":
+                self._fail("is missing after the last comma; remove the comma")
+            return True
+        if char != "]":
+            self._fail(f"is preceded by {char!r} where a comma belongs")
+        self.position -= 1
+        self._expect_nothing_more()
+        return False
+
+    def forget_the_past(self) -> int:
+        self.text = self.text[self.position :]
+        self.position = self.end = 0
+        return 0
+
+    def _peek(self) -> str:
+        while True:
+            while self.position < len(self.text) and self.text[self.position] in _SPACE:
+                self.position += 1
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self._more():
+                self._fail("is missing: the file ends inside the list (was it cut off?); copy it again")
+
+    def _element(self) -> None:
+        while True:
+            try:
+                _, end = self._scan(self.text, self.position)
+            except RecursionError:
+                self._fail("is nested too deeply")
+            except json.JSONDecodeError as error:
+                unfinished = error.msg.startswith("Unterminated") or error.pos > len(self.text) - _MARGIN
+                if not unfinished or not self._more():
+                    self._fail(f"is not JSON ({error.msg} near {self.text[error.pos : error.pos + 20]!r})")
+            else:
+                # What follows must be seen too: 12 may be the start of 123, and of 12.5e+3.
+                if end + _NUMBER_TAIL < len(self.text) or not self._more():
+                    self.position = self.end = end
+                    return
+
+    def _more(self) -> bool:
+        if self._finished:
+            return False
+        if len(self.text) - self.position > LARGEST_ROW:
+            self._fail(f"is longer than {LARGEST_ROW >> 20} MiB, or a quote is missing; split it or repair it")
+        # As much again as is already held: a row of any length is scanned only a few times.
+        block = self._stream.read(max(self._size, len(self.text) - self.position))
+        self.text += self._decode(block)
+        return True
+
+    def _decode(self, block: bytes) -> str:
+        self._finished = not block
+        try:
+            return self._decoder.decode(block, self._finished)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._path}: after row {self.row}: is not UTF-8 ({error.reason}); "
+                            "convert the file to UTF-8") from error  # fmt: skip
+
+    def _expect_nothing_more(self) -> None:
+        self.position += 1
+        while True:
+            rest = self.text[self.position :].strip()
+            if rest:
+                self._fail(f"follows the closing bracket ({rest[:20]!r}); keep one list per file")
+            self.position = len(self.text)
+            if not self._more():
+                return
+
+    def _fail(self, message: str) -> NoReturn:
+        raise DataError(f"{self._path}:{self.row}: row: {message}")
