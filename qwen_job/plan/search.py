@@ -1,12 +1,12 @@
 """The choice: every combination of ZeRO stage, offload, checkpointing and micro-batch, the fastest that fits, and why
-the others lost; the smallest cluster that is enough; and, when nothing fits, the nearest job that does.
+the others lost; and the smallest cluster that is enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from qwen_job.plan.facts import Gpu, ModelShape
 from qwen_job.plan.layout import Layout
@@ -24,8 +24,6 @@ LARGEST_CLUSTER = 64
 TOKEN_BYTES = 4
 # Tokens of a micro-batch where speed is not known: enough for a processor's caches and threads.
 USUAL_TOKENS = 2048
-# Sequence lengths are cut in these steps when the nearest job that fits is looked for.
-LENGTH_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -114,14 +112,6 @@ class Answer(NamedTuple):
     considered: int = 0
 
 
-class Change(NamedTuple):
-    """One change that makes a job fit: ``field`` of job.yaml, its new value (None: remove the line), in words."""
-
-    field: str
-    value: int | str | bool | None
-    message: str
-
-
 def choose(question: Question) -> Answer:
     """Return the fastest combination that fits; of equally fast ones the one that takes least memory.
 
@@ -157,55 +147,15 @@ def fit(question: Question, largest: int = LARGEST_CLUSTER) -> tuple[int, Answer
     return None
 
 
-def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
-    """Return changes, each of which alone makes a job that does not fit fit: the least intrusive first.
-
-    Tried in this order: freeing one of the fields that the user fixed, a shorter sequence, more nodes, another GPU of
-    ``gpus`` (the smallest that is enough). Empty when none helps.
-    """
-    if choose(question).best:
-        return []
-    found = list(_freed(question))
-    shorter = _longest(question)
-    if shorter:
-        message = f"sequences of {shorter} tokens instead of {question.sequence_length} fit"
-        found.append(Change("train.model_max_length", shorter, message))
-    grown = fit(replace(question, global_batch_size=None))
-    if grown and grown[0] > question.nodes:
-        found.append(Change("cluster.nodes", grown[0], f"{grown[0]} nodes instead of {question.nodes} are enough"))
-    able = [gpu for gpu in gpus if gpu.memory_bytes and choose(replace(question, gpu=gpu)).best]
-    if able:
-        gpu = min(able, key=lambda gpu: gpu.memory_bytes or 0)
-        found.append(Change("cluster.gpu", gpu.name, f"{gpu.name} has enough memory"))
-    return found
-
-
-def refusal(question: Question, gpus: Iterable[Gpu] = ()) -> str:
-    """Return why nothing fits (the least that is needed, and what of it is largest) and the nearest jobs that do."""
-    choices = list(combinations(question))
-    if not choices:
-        return (
-            f"{question.global_batch_size} rows a step do not divide by {question.world_size} GPUs; "
-            f"write a multiple of {question.world_size}"
-        )
-    least = min(choices, key=_rank)
-    ways = [f"{change.field}: {change.message}" for change in nearest(question, gpus)]
-    return f"does not fit even with {least}: {least.misfit}; " + (
-        f"what would work: {'; or '.join(ways)}"
-        if ways
-        else "no length, number of nodes or GPU that is known is enough"
-    )
-
-
 def _free(value: T | None, possible: Sequence[T]) -> Sequence[T]:
     return possible if value is None else (value,)
 
 
 def _micro_batches(question: Question) -> list[int]:
     """Micro-batches to try: powers of two that divide a GPU's rows, and all of its rows."""
-    if question.micro_batch_size is not None:
-        return [question.micro_batch_size]
     rows, sizes, size = question.rows, [], 1
+    if question.micro_batch_size is not None:
+        return [question.micro_batch_size] if rows and rows % question.micro_batch_size == 0 else []
     most = min(rows, LARGEST_MICRO_BATCH)
     if question.gpu.is_cpu:
         most = min(most, max(1, USUAL_TOKENS // question.sequence_length))
@@ -314,7 +264,7 @@ def _why(best: Choice | None, choice: Choice) -> str:
     if not choice.fits or best is None:
         return choice.misfit
     if choice.speed is None or best.speed is None or best.speed.rough:
-        return "speed not known well enough; the chosen one is simpler"
+        return f"speed {'not known well enough' if choice.speed else 'unknown'}; the chosen one is simpler"
     ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
     if ratio < 1.01:
         return "as fast, but more complicated or larger"
@@ -328,34 +278,3 @@ def _why(best: Choice | None, choice: Choice) -> str:
     if choice.micro_batch_size < best.micro_batch_size:
         reasons.append("has room for smaller micro-batches only")
     return f"{1 - 1 / ratio:.0%} slower: {'; '.join(reasons) or 'communicates more'}"
-
-
-def _freed(question: Question) -> Iterator[Change]:
-    """Yield a change for each field that the user fixed and whose freeing alone makes the job fit."""
-    fields = (
-        ("zero_stage", "deepspeed.zero_stage"),
-        ("offload_optimizer", "deepspeed.offload_optimizer"),
-        ("gradient_checkpointing", "train.gradient_checkpointing"),
-        ("micro_batch_size", "train.per_device_train_batch_size"),
-    )
-    for name, place in fields:
-        if getattr(question, name) is None:
-            continue
-        free: dict[str, Any] = {name: None}
-        best = choose(replace(question, **free)).best
-        if best:
-            value = getattr(best, name)
-            words = f"{str(value).lower()} instead of {str(getattr(question, name)).lower()} fits ({best})"
-            yield Change(place, value, words)
-
-
-def _longest(question: Question) -> int | None:
-    """Return the longest sequence, in steps of 64 below the one asked for, with which the job fits."""
-    low, high = 0, (question.sequence_length - 1) // LENGTH_STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        if choose(replace(question, sequence_length=middle * LENGTH_STEP)).best:
-            low = middle
-        else:
-            high = middle - 1
-    return low * LENGTH_STEP or None

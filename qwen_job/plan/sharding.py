@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from qwen_job.errors import JobError
 from qwen_job.job import Job
 from qwen_job.plan.facts import Gpu, ModelShape, gpu_names, load_gpu
 from qwen_job.plan.memory import GIB, Constants, MemoryEstimate
 from qwen_job.plan.precision import BF16_FROM
-from qwen_job.plan.search import MARGIN, Choice, Question, Runner, choose, fit, refusal
+from qwen_job.plan.search import MARGIN, Choice, Question, Runner, choose
 from qwen_job.plan.speed import SpeedConstants, SpeedEstimate
 
 
@@ -84,7 +83,10 @@ def choose_sharding(job: Job, question: Question | None, rows: int, *, on_cpu: b
         return _reference(job, rows, on_cpu)
     answer = choose(question)
     if answer.best is None:
-        raise JobError([job.problem(("cluster", "gpu"), _refusal(question))])
+        from qwen_job.plan.nearest import refusal  # only who is refused pays for it
+
+        field, why = refusal(question, able_gpus(question))
+        raise JobError([job.problem(tuple(field.split(".")), why)])
     best = answer.best
     return Sharding(
         best.zero_stage,
@@ -130,26 +132,6 @@ def _refuse_contradictions(job: Job, on_cpu: bool) -> None:
         raise JobError([job.problem(where, "a job on CPUs keeps its optimizer on the host anyway; remove the line")])
     if job.deepspeed.zero_stage == 0:
         raise JobError([job.problem(where, "needs ZeRO, and deepspeed.zero_stage is 0; write zero_stage 1, 2 or 3")])
-
-
-def _refusal(question: Question) -> str:
-    """Say why nothing fits and what would; where no single change is enough, what all that was fixed costs."""
-    text = refusal(question, able_gpus(question))
-    fixed = {
-        "deepspeed.zero_stage": "zero_stage",
-        "deepspeed.offload_optimizer": "offload_optimizer",
-        "train.gradient_checkpointing": "gradient_checkpointing",
-        "train.per_device_train_batch_size": "micro_batch_size",
-    }
-    lines = [field for field, name in fixed.items() if getattr(question, name) is not None]
-    if "what would work" in text or len(lines) < 2:
-        return text
-    freed: dict[str, Any] = dict.fromkeys(fixed.values())
-    found = fit(replace(question, **freed))
-    if found is None or found[1].best is None:
-        return text
-    nodes, best = found[0], found[1].best
-    return f"{text.rpartition('; ')[0]}; what would work: without {' and '.join(lines)}, {nodes} nodes ({best})"
 
 
 def able_gpus(question: Question) -> list[Gpu]:

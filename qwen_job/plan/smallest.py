@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from qwen_job.errors import JobError
 from qwen_job.job import Job
 from qwen_job.plan.facts import gpu_names
+from qwen_job.plan.nearest import least_misfit, nearest, together
 from qwen_job.plan.plan import question_for
 from qwen_job.plan.run import DataSize, RunPlan, plan_run
 from qwen_job.plan.search import LARGEST_CLUSTER, Choice, Question, choose
+from qwen_job.plan.sharding import able_gpus
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: 
         if best is not None:
             return Smallest(question.gpu.name, nodes, gpus, best, plan_run(job, asked, best, data))
     nodes = LARGEST_CLUSTER
-    return Smallest(question.gpu.name, nodes, question.gpus_per_node, None, None, _why(question))
+    return Smallest(question.gpu.name, nodes, question.gpus_per_node, None, None, "" if doubling else _why(job, question))
 
 
 def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
@@ -73,10 +75,16 @@ def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
         nodes = 2 * nodes if doubling else nodes + 1
 
 
-def _why(question: Question) -> str:
+def _why(job: Job, question: Question) -> str:
+    """Say what is in the way on every cluster, and what would not be."""
+    if question.global_batch_size is not None:
+        for nodes, gpus in _sizes(job.cluster.gpus_per_node, False):
+            if choose(replace(question, nodes=nodes, gpus_per_node=gpus, global_batch_size=None)).best:
+                rows = f"{question.global_batch_size} rows a step do not divide by"
+                return f"{rows} {nodes * gpus} GPUs or any larger cluster; write a multiple of {nodes * gpus}"
     largest = replace(question, nodes=LARGEST_CLUSTER, global_batch_size=None)
-    runners = choose(largest).runners_up
-    least = min((runner.choice for runner in runners), key=lambda choice: choice.memory.gpu_bytes, default=None)
-    if least is None or least.fits:
-        return f"{question.global_batch_size} rows a step divide by no cluster that is large enough"
-    return f"{least} {least.misfit}"
+    least = least_misfit(largest)
+    if least is None:
+        return "the rows of a step do not divide by the micro-batch"
+    ways = [f"{way.field}: {way.message}" for way in nearest(largest)] or together(largest, able_gpus(largest))
+    return f"{least} {least.misfit}" + (f"; what would work: {'; or '.join(ways)}" if ways else "")

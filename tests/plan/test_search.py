@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from qwen_job.plan.advice import RunNumbers, requeues, warnings_for
 from qwen_job.plan.facts import gpu_names, load_gpu, load_model_shape
 from qwen_job.plan.memory import GIB
-from qwen_job.plan.search import Choice, Question, choose, combinations, fit, nearest, refusal
-
-GPUS = [load_gpu(name) for name in gpu_names()]
+from qwen_job.plan.search import Choice, Question, choose, combinations, fit
 
 
 def ask(model: str = "Qwen/Qwen-1_8B-Chat", gpu: str = "A100-80G", **options: Any) -> Question:
@@ -101,42 +99,6 @@ def test_a_global_batch_that_does_not_divide_leaves_that_cluster_out() -> None:
     assert choose(ask(nodes=3, gpus_per_node=1, global_batch_size=32)).best is None
     found = fit(ask("Qwen/Qwen2.5-7B-Instruct", "RTX-4090", offload_optimizer=False, global_batch_size=32))
     assert found is not None and 32 % found[0] == 0
-
-
-def test_the_nearest_job_names_fields_that_make_it_fit() -> None:
-    question = ask("Qwen/Qwen-7B-Chat", gpus_per_node=2, zero_stage=2, offload_optimizer=False)
-    changes = {change.field: change.value for change in nearest(question, GPUS)}
-    assert changes["deepspeed.offload_optimizer"] is True
-    assert chosen(replace(question, offload_optimizer=True)).fits
-    assert chosen(replace(question, nodes=int(str(changes["cluster.nodes"])))).fits
-    assert chosen(replace(question, gpu=load_gpu(str(changes["cluster.gpu"])))).fits
-
-
-def test_the_nearest_length_fits_and_the_next_does_not() -> None:
-    question = ask(sequence_length=400_000, gradient_checkpointing=False)
-    length = next(change.value for change in nearest(question) if change.field == "train.model_max_length")
-    assert isinstance(length, int)
-    assert choose(replace(question, sequence_length=length)).best
-    assert not choose(replace(question, sequence_length=length + 64)).best
-
-
-def test_a_refusal_says_by_how_much_and_what_would_work() -> None:
-    text = refusal(ask("Qwen/Qwen-7B-Chat", gpus_per_node=2, zero_stage=2, offload_optimizer=False), GPUS)
-    assert text.startswith("does not fit even with ZeRO-2")
-    assert "GiB more than 79.1 GiB" in text and "what would work: deepspeed.zero_stage: 3 instead of 2 fits" in text
-
-
-def test_a_refusal_of_a_batch_names_the_multiple() -> None:
-    assert "write a multiple of 3" in refusal(ask(nodes=3, global_batch_size=32))
-
-
-def test_a_refusal_without_any_way_out_says_so() -> None:
-    question = ask("Qwen/Qwen2.5-72B-Instruct", zero_stage=1, host_memory_bytes=1)
-    assert refusal(question).endswith("GPU that is known is enough")
-
-
-def test_a_job_that_fits_needs_no_nearest() -> None:
-    assert nearest(ask(), GPUS) == []
 
 
 @given(

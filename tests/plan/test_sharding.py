@@ -45,8 +45,9 @@ def test_two_lines_that_only_together_are_in_the_way_are_named(tmp_path: Path) -
 
 
 def test_a_host_that_is_too_small_is_named_as_the_limit(tmp_path: Path) -> None:
-    text = refused(tmp_path, "model=Qwen/Qwen-7B-Chat", "cluster.gpu=RTX-4090", "cluster.memory_gib=16")
-    assert "GiB of host memory a node" in text and "GiB too much" in text
+    text = refused(tmp_path, "model=Qwen/Qwen-7B-Chat", "cluster.gpu=RTX-4090", "cluster.memory_gib=100")
+    assert "--set: cluster.memory_gib: does not fit" in text and "GiB of host memory a node, " in text
+    assert "what would work: cluster.memory_gib: 145 GiB a node instead of 100 are enough" in text
 
 
 def test_only_gpus_that_can_do_the_job_are_proposed(tmp_path: Path) -> None:

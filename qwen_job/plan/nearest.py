@@ -1,0 +1,185 @@
+"""When nothing fits: which number is too large and by how much, and the nearest jobs that work.
+
+- ``refusal``: the whole sentence
+- ``nearest``: changes each of which alone is enough; ``together``: the fewest at once, where none is
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations as subsets
+from typing import Any, NamedTuple
+
+from qwen_job.plan.facts import Gpu
+from qwen_job.plan.memory import GIB
+from qwen_job.plan.search import HOST_MARGIN, LARGEST_CLUSTER, Choice, Question, choose, combinations, fit
+
+# Sequence lengths are cut in these steps when the nearest job that fits is looked for.
+LENGTH_STEP = 64
+# What the user may have fixed: the question's field, and that of job.yaml.
+FIXABLE = {
+    "zero_stage": "deepspeed.zero_stage",
+    "offload_optimizer": "deepspeed.offload_optimizer",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "micro_batch_size": "train.per_device_train_batch_size",
+}
+
+
+class Change(NamedTuple):
+    """One change that makes a job fit: ``field`` of job.yaml, its new value (None: remove the line), in words."""
+
+    field: str
+    value: int | str | bool | None
+    message: str
+
+
+def refusal(question: Question, gpus: Sequence[Gpu] = ()) -> tuple[str, str]:
+    """Return the field of job.yaml that is too small, and why nothing fits with the nearest jobs that do.
+
+    ``gpus`` are those that could be taken instead.
+    """
+    least = least_misfit(question)
+    if least is None:
+        near = f"write a multiple of {question.world_size}"
+        rows = f"{question.global_batch_size} rows a step do not divide by {question.world_size} GPUs"
+        return "train.global_batch_size", f"{rows}; {near}"
+    ways = [f"{change.field}: {change.message}" for change in nearest(question, gpus)] or together(question, gpus)
+    words = f"what would work: {'; or '.join(ways)}" if ways else "no length, number of nodes or GPU known is enough"
+    field = "cluster.memory_gib" if _fits_gpu(question, least) else "cluster.gpu"
+    return field, f"does not fit even with {least}: {least.misfit}; {words}"
+
+
+def least_misfit(question: Question) -> Choice | None:
+    """Return the combination that is over by the smallest share, None where there is no combination at all."""
+    return min(combinations(question), key=lambda choice: _excess(question, choice), default=None)
+
+
+def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
+    """Return changes, each of which alone makes a job that does not fit fit: the least intrusive first.
+
+    Tried in this order: freeing one of the fields that the user fixed, a shorter sequence, more host memory, more
+    nodes, another GPU of ``gpus`` (the smallest that is enough). Empty when none helps.
+    """
+    if choose(question).best:
+        return []
+    found = [*_freed(question), *_shorter(question), *_more_host_memory(question)]
+    grown = fit(question) or fit(replace(question, global_batch_size=None))
+    if grown and grown[0] > question.nodes:
+        found.append(Change("cluster.nodes", grown[0], f"{grown[0]} nodes instead of {question.nodes} are enough"))
+    able = [gpu for gpu in gpus if gpu.memory_bytes and choose(replace(question, gpu=gpu)).best]
+    if able:
+        gpu = min(able, key=lambda gpu: gpu.memory_bytes or 0)
+        found.append(Change("cluster.gpu", gpu.name, f"{gpu.name} has enough memory"))
+    return found
+
+
+def together(question: Question, gpus: Sequence[Gpu] = ()) -> list[str]:
+    """Return one way out that takes several changes at once, in words; empty when there is none.
+
+    Tried in this order: without two or more of the fixed fields, the same on more nodes, another GPU on 1 to 64 nodes,
+    a shorter sequence on the largest cluster.
+    """
+    fixed = [name for name in FIXABLE if getattr(question, name) is not None]
+    for count in range(2, len(fixed) + 1):
+        for names in subsets(fixed, count):
+            best = choose(_free(question, names)).best
+            if best:
+                return [f"without {_fields(names)} ({best})"]
+    freed, without = _free(question, fixed), f"without {_fields(fixed)}, " if fixed else ""
+    grown = fit(freed)
+    if grown and grown[1].best:
+        return [f"{without}{grown[0]} nodes ({grown[1].best})"]
+    for asked, words in ((question, ""), (freed, without)):
+        found = _smallest_other(asked, gpus)
+        if found:
+            return [words + found]
+    return _shorter_on_the_largest(freed, gpus, without)
+
+
+def _smallest_other(question: Question, gpus: Sequence[Gpu]) -> str:
+    """Name the other GPU that is enough on the fewest nodes, the smallest of them."""
+    nodes = 1
+    while nodes <= LARGEST_CLUSTER:
+        for gpu in sorted(gpus, key=lambda gpu: gpu.memory_bytes or 0):
+            best = choose(replace(question, gpu=gpu, nodes=nodes)).best
+            if best and gpu.memory_bytes:
+                return f"cluster.gpu: {gpu.name} with cluster.nodes: {nodes} ({best})"
+        nodes *= 2
+    return ""
+
+
+def _shorter_on_the_largest(question: Question, gpus: Sequence[Gpu], without: str) -> list[str]:
+    largest = max(gpus, key=lambda gpu: gpu.memory_bytes or 0, default=question.gpu)
+    asked = replace(question, gpu=largest, nodes=LARGEST_CLUSTER, global_batch_size=None)
+    length = _longest(asked)
+    words = f"{without}train.model_max_length: {length} on {LARGEST_CLUSTER} nodes of {largest.name}"
+    return [f"{words}, the largest cluster that is tried"] if length else []
+
+
+def _free(question: Question, names: Iterable[str]) -> Question:
+    freed: dict[str, Any] = dict.fromkeys(names)
+    return replace(question, **freed)
+
+
+def _fields(names: Iterable[str]) -> str:
+    return " and ".join(FIXABLE[name] for name in names)
+
+
+def _freed(question: Question) -> Iterator[Change]:
+    """Yield a change for each field that the user fixed and whose freeing alone makes the job fit."""
+    for name, place in FIXABLE.items():
+        if getattr(question, name) is None:
+            continue
+        best = choose(_free(question, [name])).best
+        if best:
+            value = getattr(best, name)
+            words = f"{str(value).lower()} instead of {str(getattr(question, name)).lower()} fits ({best})"
+            yield Change(place, value, words)
+
+
+def _shorter(question: Question) -> Iterator[Change]:
+    length = _longest(question)
+    if length:
+        message = f"sequences of {length} tokens instead of {question.sequence_length} fit"
+        yield Change("train.model_max_length", length, message)
+
+
+def _longest(question: Question) -> int | None:
+    """Return the longest sequence, in steps of 64 below the one asked for, with which the job fits."""
+    low, high = 0, (question.sequence_length - 1) // LENGTH_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        if choose(replace(question, sequence_length=middle * LENGTH_STEP)).best:
+            low = middle
+        else:
+            high = middle - 1
+    return low * LENGTH_STEP or None
+
+
+def _more_host_memory(question: Question) -> Iterator[Change]:
+    """Yield the host memory that is enough, where the host is what is too small."""
+    have = question.host_memory_bytes
+    if have is None:
+        return
+    fitting = [choice for choice in combinations(replace(question, host_memory_bytes=None)) if choice.fits]
+    if fitting:
+        best = min(fitting, key=lambda choice: choice.memory.host_bytes)
+        need = math.ceil(best.memory.host_bytes / (1 - HOST_MARGIN) / GIB)
+        message = f"{need} GiB a node instead of {have / GIB:g} are enough ({best})"
+        yield Change("cluster.memory_gib", need, message)
+
+
+def _excess(question: Question, choice: Choice) -> tuple[float, int]:
+    """Return by what share the tighter of GPU and host is over, and the bytes of a GPU."""
+    memory, shares = choice.memory, [0.0]
+    if memory.capacity:
+        shares.append(memory.gpu_bytes / (memory.capacity * (1 - question.margin)))
+    if question.host_memory_bytes:
+        shares.append(memory.host_bytes / (question.host_memory_bytes * (1 - HOST_MARGIN)))
+    return max(shares), memory.gpu_bytes
+
+
+def _fits_gpu(question: Question, choice: Choice) -> bool:
+    return choice.memory.fits(question.margin)

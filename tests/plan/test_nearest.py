@@ -1,0 +1,92 @@
+"""When nothing fits: what is too large by how much, and jobs near it that work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qwen_job.plan.facts import gpu_names, load_gpu, load_model_shape
+from qwen_job.plan.memory import GIB
+from qwen_job.plan.nearest import nearest, refusal, together
+from qwen_job.plan.search import Choice, Question, choose
+
+GPUS = [load_gpu(name) for name in gpu_names()]
+
+
+def ask(model: str = "Qwen/Qwen-1_8B-Chat", gpu: str = "A100-80G", **options: Any) -> Question:
+    return Question(load_model_shape(model), load_gpu(gpu), **options)
+
+
+def chosen(question: Question) -> Choice:
+    best = choose(question).best
+    assert best is not None
+    return best
+
+
+def test_the_nearest_job_names_fields_that_make_it_fit() -> None:
+    question = ask("Qwen/Qwen-7B-Chat", gpus_per_node=2, zero_stage=2, offload_optimizer=False)
+    changes = {change.field: change.value for change in nearest(question, GPUS)}
+    assert changes["deepspeed.offload_optimizer"] is True
+    assert chosen(replace(question, offload_optimizer=True)).fits
+    assert chosen(replace(question, nodes=int(str(changes["cluster.nodes"])))).fits
+    assert chosen(replace(question, gpu=load_gpu(str(changes["cluster.gpu"])))).fits
+
+
+def test_the_nearest_length_fits_and_the_next_does_not() -> None:
+    question = ask(sequence_length=400_000, gradient_checkpointing=False)
+    length = next(change.value for change in nearest(question) if change.field == "train.model_max_length")
+    assert isinstance(length, int)
+    assert choose(replace(question, sequence_length=length)).best
+    assert not choose(replace(question, sequence_length=length + 64)).best
+
+
+def test_a_refusal_says_by_how_much_and_what_would_work() -> None:
+    field, text = refusal(ask("Qwen/Qwen-7B-Chat", gpus_per_node=2, zero_stage=2, offload_optimizer=False), GPUS)
+    assert field == "cluster.gpu"
+    assert text.startswith("does not fit even with ZeRO-2")
+    assert "GiB more than 79.1 GiB" in text and "what would work: deepspeed.zero_stage: 3 instead of 2 fits" in text
+
+
+def test_a_refusal_of_a_batch_names_the_multiple() -> None:
+    assert "write a multiple of 3" in refusal(ask(nodes=3, global_batch_size=32))[1]
+
+
+def test_a_refusal_without_any_way_out_says_so() -> None:
+    question = ask("Qwen/Qwen2.5-72B-Instruct", host_memory_bytes=1)
+    assert refusal(question)[1].endswith("no length, number of nodes or GPU known is enough")
+
+
+def test_a_host_that_is_too_small_is_the_field_that_is_named_with_what_is_enough() -> None:
+    question = ask(gpus_per_node=2, host_memory_bytes=8 * GIB)
+    field, text = refusal(question, GPUS)
+    assert field == "cluster.memory_gib" and "what would work: cluster.memory_gib: " in text
+    need = next(change.value for change in nearest(question) if change.field == "cluster.memory_gib")
+    assert isinstance(need, int) and 8 < need < 24
+    assert chosen(replace(question, host_memory_bytes=need * GIB)).fits
+    assert choose(replace(question, host_memory_bytes=(need - 1) * GIB)).best is None
+
+
+def test_fixed_fields_are_freed_as_few_as_are_enough() -> None:
+    question = ask("Qwen/Qwen-7B-Chat", gpus_per_node=2, zero_stage=2, offload_optimizer=False, micro_batch_size=64)
+    question = replace(question, gradient_checkpointing=False, rows_per_gpu=64)
+    assert nearest(question, GPUS) == []
+    (way,) = together(question, GPUS)
+    assert way.startswith("without ") and way.count(" and ") == 1 and "(ZeRO-" in way
+
+
+def test_a_cluster_that_is_hopeless_is_told_the_gpu_and_the_nodes_that_are_not() -> None:
+    question = ask("Qwen/Qwen2.5-72B-Instruct", "RTX-4090", sequence_length=32768)
+    assert nearest(question, GPUS) == []
+    (way,) = together(question, [gpu for gpu in GPUS if not gpu.is_cpu])
+    gpu, nodes = way.split()[1], int(way.split()[4])
+    assert chosen(replace(question, gpu=load_gpu(gpu), nodes=nodes)).fits
+
+
+def test_a_sequence_that_no_cluster_holds_is_told_the_longest_that_one_does() -> None:
+    question = ask("Qwen/Qwen2.5-72B-Instruct", sequence_length=10_000_000)
+    (way,) = together(question, [load_gpu("H200")])
+    assert way.startswith("train.model_max_length: ") and "on 64 nodes of H200" in way
+
+
+def test_a_job_that_fits_needs_no_nearest() -> None:
+    assert nearest(ask(), GPUS) == []
