@@ -17,11 +17,6 @@ from tests.slurmlab import Lab, missing
 RESULTS: dict[str, Outcome | str] = {}
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "chaos: breaks a real cluster for half an hour; runs with -m chaos only")
-    config.addinivalue_line("markers", "settings(**values): fields of job.yaml for the run of a chaos test")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave these tests out unless they were asked for."""
     if "chaos" in str(config.getoption("markexpr")):
