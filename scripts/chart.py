@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from qwen_job import __version__  # noqa: E402
 from qwen_job.job import load_job  # noqa: E402
+from qwen_job.job.types import ENV_NAME  # noqa: E402
 from qwen_job.plan import make_plan  # noqa: E402
 from qwen_job.render.chart_values import ChartValues  # noqa: E402
 from qwen_job.render.helm import values_text  # noqa: E402
@@ -24,6 +25,8 @@ from qwen_job.train.config import TrainConfig  # noqa: E402
 
 CHART = ROOT / "charts" / "qwen-job"
 NUMBER = r"^[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"
+# Titles of the mappings whose keys are variables' names.
+ENVIRONMENTS = ("Env", "Secret Env")
 REFERENCE = ROOT / "configs" / "jobs" / "qwen-1_8b-chat-a100.yaml"
 
 
@@ -52,7 +55,22 @@ def schema() -> dict[str, Any]:
     files = definitions["Planned"]["properties"]["files"]
     names = ("job.yaml", "train.yaml", "deepspeed.json")
     files |= {"properties": {name: {"type": "string"} for name in names}, "additionalProperties": False}
+    result = _closed(result)
     return {"$schema": "http://json-schema.org/draft-07/schema#", **result, "title": "Values of the chart qwen-job"}
+
+
+def _closed(value: Any) -> Any:
+    """Refuse keys of other forms where a mapping's keys have a form: environment variables, labels."""
+    if isinstance(value, list):
+        return [_closed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: _closed(item) for key, item in value.items()}
+    if value.get("title") in ENVIRONMENTS and isinstance(value.get("additionalProperties"), dict):
+        value["patternProperties"] = {f"^{ENV_NAME.pattern}$": value.pop("additionalProperties")}
+    if "patternProperties" in value:
+        value.setdefault("additionalProperties", False)
+    return value
 
 
 def _partial(value: Any) -> Any:

@@ -86,9 +86,11 @@ Amounts = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "propertyNames": {"pattern": rf"^({_NATIVE}|{_EXTENDED})$"},
-            "patternProperties": {"/": {"type": "string", "pattern": "^[0-9]+$"}},
-            "additionalProperties": {"type": "string", "pattern": rf"^{_QUANTITY}$"},
+            "patternProperties": {
+                rf"^({_NATIVE})$": {"type": "string", "pattern": rf"^{_QUANTITY}$"},
+                rf"^{_EXTENDED}$": {"type": "string", "pattern": "^[0-9]+$"},
+            },
+            "additionalProperties": False,
         }
     ),
 ]

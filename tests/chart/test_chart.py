@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource as resource_module
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_job import __version__
+from qwen_job.job import load_job
+from qwen_job.plan import make_plan
+from qwen_job.render import render
 from qwen_job.render.quote import to_yaml
 from qwen_job.resources import resource
 from qwen_job.train.config import parse_config
@@ -119,6 +123,24 @@ def test_numbers_may_be_set_on_the_command_line() -> None:
         ("kubernetes.volumes[0].name=tmp,kubernetes.volumes[0].mount_path=/shared", "taken already"),
         ("kubernetes.volumes[0].name=a,kubernetes.volumes[0].mount_path=/shared", "exactly one of pvc"),
         ("name=9lives", "name"),
+        ("kubernetes.queue=volcano,kubernetes.kind=jobset", "does not gang-schedule a JobSet"),
+        ("kubernetes.master=true,kubernetes.kind=trainjob", "a trainjob has no Master"),
+        ("kubernetes.egress[0]=10.0.0.0/8", "means nothing without network_policy"),
+        ("kubernetes.labels.app\\.kubernetes\\.io/name=x", "app.kubernetes.io/name is written by"),
+        ("kubernetes.annotations.helm\\.sh/hook=x", "helm.sh/hook is written by"),
+        ("kubernetes.volumes[0].name=a,kubernetes.volumes[0].mount_path=/dev/x,kubernetes.volumes[0].pvc=a", "/dev/x"),
+        ("kubernetes.pod.restartPolicy=Sometimes", "kubernetes.pod: restartPolicy"),
+        ("kubernetes.pod.containers[0].name=x", 'none is named "pytorch"'),
+        ("kubernetes.pod_container.env[0].name=X,kubernetes.pod_container.env[0].value=1", "write it in quotes"),
+        ("kubernetes.pod_container.volumeMounts[0].name=x", "there is no volume"),
+        ("kubernetes.job.runPolicy.cleanPodPolicy=running", "cleanPodPolicy"),
+        ("kubernetes.job.nprocPerNode=8", "nprocPerNode"),
+        ("kubernetes.job.pytorchReplicaSpecs.Worker.replicas=0", "replicas"),
+        ("kubernetes.job.pytorchReplicaSpecs.Worker.restartPolicy=Now", "restartPolicy"),
+        ("kubernetes.job.pytorchReplicaSpecs.Boss.replicas=1", "neither Master nor Worker"),
+        ("kubernetes.kind=trainjob,kubernetes.job.trainer.numNodes=0", "numNodes"),
+        ("kubernetes.resources.rdma/hca=0.5", "hca"),
+        ("env.9X=1", "env"),
     ],
 )
 def test_wrong_values_are_refused_by_name(wrong: str, said: str, version: str) -> None:
@@ -127,6 +149,51 @@ def test_wrong_values_are_refused_by_name(wrong: str, said: str, version: str) -
 
 def test_names_too_long_for_the_pods_are_refused() -> None:
     assert "over 51" in refusal(name="a" * 52)
+    assert "over 45" in refusal("--set", "kubernetes.kind=jobset", name="a" * 46)
+
+
+@pytest.mark.parametrize("version", WHEELS)
+def test_trainer_finds_the_runtime_before_the_job(version: str) -> None:
+    """Helm applies kinds that it does not know by name, so the runtime goes ahead as a hook."""
+    objects = template("--set", "kubernetes.kind=trainjob", version=version)
+    assert of_kind(objects, "TrainingRuntime")["metadata"]["annotations"]["helm.sh/hook"] == "pre-install"
+    assert "helm.sh/hook" not in of_kind(objects, "TrainJob")["metadata"]["annotations"]
+
+
+# Helm's own toYaml does not indent lists.
+LINT = (
+    "{extends: default, rules: {line-length: disable, document-start: disable, empty-lines: {max-end: 1}, "
+    "indentation: {indent-sequences: whatever}}}"
+)
+
+
+def test_yamllint_finds_nothing(tmp_path: Path) -> None:
+    more = "kubernetes.kind=trainjob,kubernetes.prepare=true,kubernetes.network_policy=true"
+    (tmp_path / "chart.yaml").write_text(run_helm("template", "my-run", CHART))
+    (tmp_path / "more.yaml").write_text(run_helm("template", "my-run", CHART, "--set", more))
+    for job in resource("configs", "jobs").glob("*.yaml"):
+        plan = make_plan(load_job([job], sets=["kubernetes.prepare=true", "kubernetes.kind=jobset"]))
+        for target in ("kubernetes", "helm"):
+            (tmp_path / f"{job.stem}-{target}.yaml").write_text(render(plan, target).text, "utf-8")
+    words = [sys.executable, "-m", "yamllint", "--strict", "-d", LINT, tmp_path, CHART / "values.yaml", *CI]
+    done = subprocess.run([*words, CHART / "Chart.yaml"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_template_costs_less_than_half_a_second() -> None:
+    before = resource_module.getrusage(resource_module.RUSAGE_CHILDREN)
+    template()
+    after = resource_module.getrusage(resource_module.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_notes_say_what_to_type_next() -> None:
+    plain = run_helm("install", "my-run", CHART, "--dry-run=client").partition("NOTES:")[2]
+    assert "kubectl -n default get pytorchjob my-run" in plain and "preparation" not in plain
+    sets = "kubernetes.prepare=true,kubernetes.kind=trainjob,kubernetes.ttl_after_finished=9,cluster.nodes=2"
+    more = run_helm("install", "my-run", CHART, "--dry-run=client", "--set", sets).partition("NOTES:")[2]
+    assert "kubectl -n default logs -f job/my-run-prepare" in more
+    assert "delete trainingruntime my-run" in more and "has no such field" in more and "one by one" in more
 
 
 def test_a_cluster_without_the_kind_is_told() -> None:

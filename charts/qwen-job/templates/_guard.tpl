@@ -1,6 +1,11 @@
 {{/* Everything that is refused before an object is made; each message says what, where, and what to do. */}}
 {{- define "qwen-job.guard" -}}
 {{- $k := .Values.kubernetes -}}
+{{- range $field, $value := $k -}}
+{{- if regexMatch "[\\x{7f}-\\x{9f}\\x{fffe}\\x{ffff}]" (toJson $value) -}}
+{{- fail (printf "kubernetes.%s: holds a control character that Helm cannot carry (U+007F-U+009F); remove it" $field) -}}
+{{- end -}}
+{{- end -}}
 {{- $gang := include "qwen-job.gang" . -}}
 {{- if and (eq $k.kind "jobset") (has $gang (list "volcano" "coscheduling")) -}}
 {{- fail (printf "kubernetes.queue: %s does not gang-schedule a JobSet; take kueue:QUEUE" $gang) -}}
