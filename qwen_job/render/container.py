@@ -33,7 +33,8 @@ def node_settings(plan: Plan, runtime: str) -> dict[str, Any]:
         "mount_home": plan.job.container.mount_home,
         "image": image,
         "image_field": ".".join(map(str, _image_field(plan))),
-        "engine": [*_ENGINES[runtime](plan, pairs), *plan.job.container.options],
+        "engine": _ENGINES[runtime](plan, pairs),
+        "container_options": plan.job.container.options,
         "made": sorted({plan.job.output, *_writing(plan).values()}),
         "mount_points": [_target(pair).lstrip("/") or "." for pair in pairs],
     }
@@ -214,7 +215,7 @@ def _oci(program: str) -> Callable[[Plan, list[str]], list[str]]:
 
     def words(plan: Plan, pairs: list[str]) -> list[str]:
         limits, gpus = own[program]
-        result = [program, "run", "--rm", "--network", "host", "--ipc", "host", *limits]
+        result = [program, "run", "--network", "host", "--ipc", "host", *limits]
         result += [] if plan.gpu.is_cpu else gpus
         if plan.interconnect in ("infiniband", "roce", "efa"):
             result += ["--device", "/dev/infiniband", "--cap-add", "IPC_LOCK"]

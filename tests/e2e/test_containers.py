@@ -168,7 +168,7 @@ def test_the_container_of_a_killed_try_does_not_outlive_it(cluster: Lab, image: 
     cluster.wait(lambda: len(list(begun.parent.glob("begun.*"))) == 2, 60, "both containers run", job=run.job)
     sleeping = processes("sleep 987.654")
     assert len(sleeping) == 2
-    for client in processes(f"podman run --rm --network host .*--name qwen-job-{run.job} "):
+    for client in processes(f"podman run --network host .*--label qwen-job={run.job} "):
         client.kill()
     assert run.wait_end(90) == "FAILED"
     assert cluster.job(run.job)["ExitCode"] == "77:0", run.output

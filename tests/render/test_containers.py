@@ -32,7 +32,7 @@ FLAGS = {
 }
 VALUES = {
     "docker": ["network", "ipc", "ulimit", "gpus", "device", "cap-add", "volume", "env", "workdir", "entrypoint",
-               "user", "name", "shm-size", "security-opt", "pids-limit"],
+               "user", "name", "shm-size", "label", "security-opt", "pids-limit"],
     "apptainer": ["pwd", "bind", "home", "env", "no-mount", "scratch", "workdir"],
 }  # fmt: skip
 # github.com/NVIDIA/enroot doc/cmd/import.md: docker://[USER@][REGISTRY#]IMAGE[:TAG], with the characters that it takes.
@@ -77,23 +77,24 @@ FABRIC = {**GPUS, "nodes": 2, "interconnect": "infiniband"}
 
 
 def test_docker_runs_as_the_user_with_the_limits_and_the_devices(tmp_path: Path) -> None:
-    removed, *started = calls(tmp_path, "docker", cluster=FABRIC, env={"NVIDIA_VISIBLE_DEVICES": "0,1", "SECRET": "s"})
-    assert removed == ["rm", "--force", "qwen-job-1"]
+    found, *started, after = calls(
+        tmp_path, "docker", cluster=FABRIC, env={"NVIDIA_VISIBLE_DEVICES": "0,1", "SECRET": "s"}
+    )
+    assert found == after == ["ps", "--all", "--quiet", "--filter", "label=qwen-job=1"]
     assert len(started) == 3, "the image is tried, then the node is checked, then the trainer starts"
     for words in started:
         asked = parsed("docker", words)
-        assert (asked.verb, asked.rm, asked.image) == ("run", True, "registry.example.com/team/x:1")
+        assert (asked.verb, asked.image, asked.label) == ("run", "registry.example.com/team/x:1", ["qwen-job=1"])
         assert (asked.network, asked.ipc, asked.ulimit) == (["host"], ["host"], ["memlock=-1"])
         assert (asked.gpus, asked.device, asked.cap_add) == (["all"], ["/dev/infiniband"], ["IPC_LOCK"])
         assert (asked.user, asked.workdir) == ([f"{os.getuid()}:{os.getgid()}"], ["/"])
         assert "NVIDIA_VISIBLE_DEVICES=0,1" in asked.env and "CUDA_VISIBLE_DEVICES" in asked.env
         assert not any("SECRET" in word for word in words), "every user of the node can read a command line"
         assert asked.command[:3] == ["bash", f"{tmp_path}/run/launch/node.sh", "inside"]
-    assert [parsed("docker", words).name for words in started] == [[], [], ["qwen-job-1"]]
 
 
 def test_docker_s_client_tells_its_daemon_the_same(tmp_path: Path) -> None:
-    words = calls(tmp_path, "docker", cluster=GPUS, container={"mount_home": True, "mounts": ["/opt/tools"]})[-1]
+    words = calls(tmp_path, "docker", cluster=GPUS, container={"mount_home": True, "mounts": ["/opt/tools"]})[-2]
     volumes = ["/data:/data:ro", "/opt/tools:/opt/tools", f"{tmp_path}/run:{tmp_path}/run"]
     volumes += [f"{tmp_path}/.qwen-job-cache:{tmp_path}/.qwen-job-cache", "/home/somebody:/home/somebody"]
     assert sorted(parsed("docker", words).volume) == sorted(volumes)
@@ -101,7 +102,7 @@ def test_docker_s_client_tells_its_daemon_the_same(tmp_path: Path) -> None:
         asked = told_to_the_daemon([client, *words], tmp_path / "socket")
         host = asked["HostConfig"]
         assert sorted(host["Binds"]) == sorted(volumes)
-        assert (host["NetworkMode"], host["IpcMode"], host["AutoRemove"]) == ("host", "host", True)
+        assert (host["NetworkMode"], host["IpcMode"], host["AutoRemove"]) == ("host", "host", False)
         assert host["Ulimits"] == [{"Name": "memlock", "Hard": -1, "Soft": -1}]
         assert host["DeviceRequests"][0]["Count"] == -1
         assert (asked["User"], asked["WorkingDir"]) == (f"{os.getuid()}:{os.getgid()}", "/")

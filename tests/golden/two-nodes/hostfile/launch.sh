@@ -225,14 +225,19 @@ note="$run/launch/exit.$rdzv_id.$node_rank"
 printf '%-200s\n' "143 $node_name running" 2> /dev/null > "$note"
 leave() {
   local code=$1
-  # Ended by a signal before anybody listened: nothing was there to be saved, and the next try goes on.
-  if [ -n "$stopped" ]; then
-    case $code in 129 | 130 | 138 | 143) code=160 ;; esac
-  fi
+  # Asked to save before anybody listened: there was nothing to save. TERM is how Slurm ends us when another node fails.
+  case $stopped:$code in USR1:138 | HUP:129) code=160 ;; esac
   printf '%-200s\n' "$code $node_name ended" 1<> "$note"
   exit "$code"
 }
-if [ -n "$stopped" ]; then leave 160; fi
+leave_if_asked() {
+  case $stopped in
+    "") ;;
+    TERM) leave 143 ;;
+    *) leave 160 ;;
+  esac
+}
+leave_if_asked
 
 python=(python3)
 trainer=("${python[@]}")
