@@ -22,6 +22,7 @@ VARIANTS = {
     "one pod with a master": ["kubernetes.master=true", "cluster.nodes=1"],
     "trainjob": ["kubernetes.kind=trainjob", "kubernetes.active_deadline=2h", "kubernetes.queue=coscheduling"],
     "trainjob on volcano": ["kubernetes.kind=trainjob", "kubernetes.queue=volcano"],
+    "trainjob in a queue of volcano": ["kubernetes.kind=trainjob", "kubernetes.queue=volcano:team"],
     "jobset": ["kubernetes.kind=jobset", "kubernetes.ttl_after_finished=1d", "kubernetes.active_deadline=3600"],
     "prepare": ["kubernetes.prepare=true", "kubernetes.secret_env={HF_TOKEN: hub/token}", "kubernetes.memory=900Gi"],
     "prepare for a queue": [
