@@ -92,7 +92,7 @@ def _warnings(found: Survey) -> list[str]:
 def _notes(found: Survey) -> list[str]:
     named = {
         "GPUs": [f"{count} x {name}" for name, count in found.gpu_products.items()],
-        "RDMA resources (kubernetes.rdma)": list(found.rdma),
+        "RDMA resources (kubernetes.resources)": list(found.rdma),
         "storage classes": list(found.storage_classes),
         "queues": list(found.queues),
         "kinds of job": list(found.kinds),

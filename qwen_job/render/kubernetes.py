@@ -44,7 +44,10 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     text = "".join(f"---\n{to_yaml(thing)}" for thing in things)
     notes = [*chosen.notes, *size_notes(things), *security_notes(things)]
     if chosen.section.master and chosen.nodes > 1:
-        notes.append("kubernetes.master: the operator adds an init container to each Worker, with an image of its own")
+        notes.append(
+            "kubernetes.master: the operator adds an init container to each Worker, with an image of its own and "
+            "without a security context, which a restricted namespace refuses"
+        )
     return Bundle("kubernetes", {f"{chosen.name}.yaml": text}, f"{chosen.name}.yaml", notes=tuple(notes))
 
 
@@ -81,6 +84,8 @@ def _preparation(chosen: Settings, context: dict[str, Any], folders: Sequence[st
 def security_notes(things: list[Object]) -> list[str]:
     """Say which Pod Security level the pods need, and why where it is not the strictest."""
     found = [pod_security_level(pod) for thing in things for pod in _pods(thing)]
+    if {"Master", "Worker"} <= set(things[-1]["spec"].get("pytorchReplicaSpecs") or ()):
+        found.append((LEVELS[1], ["the operator's init container of each Worker"]))
     level = max((level for level, _ in found), key=LEVELS.index, default=LEVELS[0])
     reasons = list(dict.fromkeys(reason for _, several in found for reason in several))
     why = f" ({', '.join(reasons)})" if reasons else ""

@@ -18,6 +18,7 @@ from qwen_job import __version__
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.render import render
+from qwen_job.render.pod_security import pod_security_level
 from qwen_job.render.quote import to_yaml
 from qwen_job.resources import resource
 from qwen_job.train.config import parse_config
@@ -141,6 +142,7 @@ def test_numbers_may_be_set_on_the_command_line() -> None:
         ("kubernetes.kind=trainjob,kubernetes.job.trainer.numNodes=0", "numNodes"),
         ("kubernetes.resources.rdma/hca=0.5", "hca"),
         ("env.9X=1", "env"),
+        ("env.HF_TOKEN=x", "env.HF_TOKEN: looks like a secret"),
     ],
 )
 def test_wrong_values_are_refused_by_name(wrong: str, said: str, version: str) -> None:
@@ -150,6 +152,10 @@ def test_wrong_values_are_refused_by_name(wrong: str, said: str, version: str) -
 def test_names_too_long_for_the_pods_are_refused() -> None:
     assert "over 51" in refusal(name="a" * 52)
     assert "over 45" in refusal("--set", "kubernetes.kind=jobset", name="a" * 46)
+
+
+def test_a_restricted_namespace_admits_the_test_s_pod() -> None:
+    assert pod_security_level(of_kind(template(), "Pod")["spec"]) == ("restricted", [])
 
 
 @pytest.mark.parametrize("version", WHEELS)

@@ -98,6 +98,7 @@ def test_secrets_are_only_named() -> None:
         (["kubernetes.pod={x: null}"], "null means nothing"),
         (["kubernetes.queue=slurm"], "kubernetes.queue"),
         (["image=my image"], "image: 'my image' is not a registry's image"),
+        (["env.HF_TOKEN=x"], "env.HF_TOKEN: looks like a secret"),
         (["image=docker://repo/x"], "is not a registry's image"),
         (["image=Repo/X:1:2"], "is not a registry's image"),
         (["kubernetes.kind=jobset", f"name={'a' * 46}"], "over 45 (a-z, 0-9 and -, a letter first"),
@@ -160,6 +161,7 @@ def test_what_could_not_run_is_refused_by_field(sets: list[str], said: str) -> N
         (["kubernetes.volumes=[{name: x, mount_path: /shared, host_path: /x}]"], "'privileged' (hostPath volume x"),
         (["kubernetes.ipc_lock=true"], "'privileged' (capability IPC_LOCK)"),
         (["kubernetes.host_network=true"], "'privileged' (hostNetwork)"),
+        (["kubernetes.master=true"], "'baseline' (the operator's init container of each Worker)"),
         (["kubernetes.pod_container={securityContext: {allowPrivilegeEscalation: true}}"], "'baseline'"),
     ],
 )
@@ -221,6 +223,17 @@ def test_a_preparation_that_starts_nothing_holds_no_token() -> None:
 def test_the_launcher_is_told_when_to_give_up() -> None:
     command = pod("retry.max_without_progress=7")["containers"][0]["command"]
     assert command[command.index("--max_without_progress") + 1] == "7"
+
+
+@pytest.mark.parametrize("kind", ["pytorchjob", "trainjob", "jobset"])
+@pytest.mark.parametrize("job", resource("configs", "jobs").glob("*.yaml"), ids=lambda path: path.stem)
+def test_a_restricted_namespace_admits_every_example(job: Path, kind: str) -> None:
+    plan = make_plan(load_job([job], sets=[f"kubernetes.kind={kind}", "kubernetes.prepare=true"]))
+    assert "the pods meet the Pod Security level 'restricted'" in render(plan, "kubernetes").notes
+
+
+def test_what_is_no_secret_may_stand_in_env() -> None:
+    assert rendered("env.EOS_TOKEN=x", "env.TOKENIZERS_PARALLELISM='false'", "env.WANDB_API_KEY=''")
 
 
 def test_security_level_sees_every_way_out() -> None:

@@ -26,6 +26,11 @@
 {{- fail (printf "kubernetes.annotations: %s is written by qwen-job, Helm or the operator; choose another" $name) -}}
 {{- end -}}
 {{- end -}}
+{{- range $name, $value := .Values.env -}}
+{{- if and $value (regexMatch "^(.*_)?(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|SECRET_KEY|ACCESS_KEY)$" $name) (not (regexMatch "^(.*_)?(BOS|EOS|PAD|UNK|SEP|CLS|MASK|END|STOP)_TOKEN$" $name)) -}}
+{{- fail (printf "env.%s: looks like a secret, and env is for all to read; write kubernetes.secret_env: {%s: SECRET/KEY}" $name $name) -}}
+{{- end -}}
+{{- end -}}
 {{- include "qwen-job.guard_volumes" . -}}
 {{- include "qwen-job.paths" . -}}
 {{- include "qwen-job.cluster" . -}}
