@@ -15,7 +15,7 @@ def cancel(job: str, target: str | None) -> None:
     from qwen_job.launch.backend import backend
     from qwen_job.launch.find import find_one
 
-    entry = find_one(job, target).entry
+    entry = find_one(job, target, whole=True).entry
     backend(entry.target or "local").cancel(entry)
     click.echo(
         f"{entry.name} ({entry.id}) cancelled; its checkpoints stay in {entry.run or 'its run folder'}", err=True

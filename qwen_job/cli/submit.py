@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_job.cli.options import job_options, load_plan, show_words
+from qwen_job.errors import JobError
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
@@ -50,6 +51,8 @@ def submit(
     if chain:
         sets = (*sets, f"slurm.chain={chain}")
     plan = load_plan(job, files, sets, {"evaluate": {}} if then else None)
+    if then and plan.job.evaluate is None:
+        raise JobError([plan.job.problem(("evaluate",), "is null, but --then evaluate wants it: remove the line")])
     show_words(plan.warnings)
     bundles = render_each(plan, target, separate=separate)
     for _, bundle in bundles.values():
@@ -79,10 +82,9 @@ def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
     from qwen_job.launch.find import find_one
     from qwen_job.launch.slurm import dependency
 
-    entry = find_one(after, "slurm").entry
+    entry = find_one(after, "slurm", whole=True).entry
     written = plan.job.slurm.sbatch.get("dependency")
-    # A task of an array stands for the whole of it.
-    conditions = [f"afterok:{entry.id.partition('_')[0]}", *([written] if isinstance(written, str) else [])]
+    conditions = [f"afterok:{entry.id}", *([written] if isinstance(written, str) else [])]
     return dependency(",".join(conditions))
 
 

@@ -16,6 +16,8 @@ from qwen_job.launch.backend import Entry, Submitted
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.slurm import COMMENT
 
+_GPUS = "slurm.gpu_type or cluster.gpus_per_node"
+_NODES = "cluster.nodes or cluster.gpus_per_node"
 # Words of sbatch's refusals -> the field of job.yaml that they are about.
 _FIELDS = (
     (r"invalid partition", "slurm.partition"),
@@ -24,10 +26,12 @@ _FIELDS = (
     (r"reservation", "slurm.reservation"),
     (r"time limit", "slurm.time"),
     (r"invalid feature|constraint", "slurm.constraint"),
-    (r"gres|generic resource|gpu", "slurm.gpu_type or cluster.gpus_per_node"),
+    (r"gres|generic resource|gpu", _GPUS),
     (r"memory", "slurm.memory"),
-    (r"more processors|node count|node configuration|nodes? .*not available", "cluster.nodes or cluster.gpus_per_node"),
+    (r"more processors|node count|node configuration|nodes? .*not available", _NODES),
 )
+
+_NO_TASK = 0xFFFFFFFE
 
 
 def available() -> bool:
@@ -40,8 +44,11 @@ def submit(bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
 
     Errors: :class:`EnvironmentFault` without sbatch; :class:`ClusterRefused` with sbatch's words and the field.
     """
+    from qwen_job.launch.slurm_refusal import check_time
+
     for name in (bundle.main, *(name for name, _ in bundle.then)):
         _sbatch(["--test-only"], bundle.files[name])
+        check_time(bundle.files[name])
     first = _hand_over(bundle.text, options)
     then = [_hand_over(bundle.files[name], dependency(f"{kind}:{first}")) for name, kind in bundle.then]
     return Submitted(first, then=tuple(then))
@@ -65,6 +72,10 @@ def _sbatch(options: list[str], script: str) -> str:
         lines = [re.sub(r"^(sbatch: |allocation failure: |error: )+", "", line) for line in done.stderr.splitlines()]
         words = "; ".join(dict.fromkeys(line for line in lines if line))
         field = next((field for pattern, field in _FIELDS if re.search(pattern, words, re.IGNORECASE)), None)
+        if field in (_NODES, _GPUS):
+            from qwen_job.launch.slurm_refusal import explain
+
+            field = explain(script) or field
         raise ClusterRefused(f"{field}: Slurm refuses: {words}" if field else f"Slurm refuses: {words}")
     return done.stdout
 
@@ -114,7 +125,11 @@ def _array_id(job: dict[str, Any]) -> tuple[str, int | None]:
     waiting = _text(job.get("array_task_string")).partition("%")[0]
     if waiting:
         return f"{array}_[{waiting}]", None
-    task = _number(job.get("array_task_id"))
+    given = job.get("array_task_id")
+    task = _number(given)
+    # Tasks that were cancelled before they began are one record, with no number or Slurm's "none" (2^32 - 2).
+    if given is None or (isinstance(given, dict) and not given.get("set", True)) or task >= _NO_TASK:
+        return str(array), None
     return f"{array}_{task}", task
 
 

@@ -80,7 +80,7 @@ class Survey:
 def survey() -> Survey:
     """Ask Slurm's own tools. Errors: :class:`EnvironmentFault` without them or their controller."""
     return Survey(
-        nodes=tuple(nodes_of(_json(ask("sinfo", "--json")))),
+        nodes=tuple(nodes_of(read_json(ask("sinfo", "--json")))),
         partitions=partitions_of(ask("scontrol", "show", "partition", "--oneliner")),
         config=config_of(ask("scontrol", "show", "config")),
         pyxis="--container-image" in _try("srun", "--help"),
@@ -122,7 +122,8 @@ def _accounts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
-def _json(text: str) -> dict[str, Any]:
+def read_json(text: str) -> dict[str, Any]:
+    """Read what ``sinfo --json`` printed. Errors: :class:`EnvironmentFault`."""
     try:
         value = json.loads(text)
     except ValueError as error:
