@@ -75,7 +75,7 @@ def _row(item: Found) -> tuple[str, ...]:
         "" if progress.loss is None else f"{progress.loss:.4f}",
         "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
         "" if progress.eta_seconds is None else duration(progress.eta_seconds),
-        entry.nodes,
+        f"{entry.nodes} ({entry.pods} pods)" if entry.pods else entry.nodes,
         str(entry.restarts + 1) if entry.restarts else "",
         _remark(item),
     )

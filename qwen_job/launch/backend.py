@@ -16,7 +16,8 @@ class Entry:
     """One job as its queue knows it.
 
     ``state`` is the queue's own word in lower case (pending, running, completed ...); ``reason`` says in one line why
-    it is there. ``run`` is the run's folder where the queue tells it; ``log`` what to read the output from.
+    it is there. ``pods`` tells how many of them run, as 1/2, where there are any. ``run`` is the run's folder where
+    the queue tells it; ``log`` what to read the output from.
     """
 
     target: str
@@ -27,6 +28,7 @@ class Entry:
     run: str = ""
     log: str = ""
     nodes: str = ""
+    pods: str = ""
     restarts: int = 0
 
 

@@ -49,7 +49,16 @@ def find(word: str | None, target: str | None, *, old: bool = False, ask: bool =
                 f"no job {word!r}: give a job's name, its id or its run's folder; 'qwen-job status --all' lists"
             )
     found = [Found(entry, progress_of(entry.run)) for entry in jobs]
-    return _asked(found, seconds=_PATIENCE_FOR_ONE if word else _PATIENCE) if ask else found
+    found = _asked(found, seconds=_PATIENCE_FOR_ONE if word else _PATIENCE) if ask else found
+    return [_with_restarts(job) for job in found]
+
+
+def _with_restarts(job: Found) -> Found:
+    """An operator that makes pods anew does not count them; the run does."""
+    attempt = job.progress.attempt or 0
+    if job.entry.target != "kubernetes" or attempt <= job.entry.restarts:
+        return job
+    return replace(job, entry=replace(job.entry, restarts=attempt))
 
 
 def _asked(found: list[Found], *, seconds: float) -> list[Found]:

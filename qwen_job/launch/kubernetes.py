@@ -164,6 +164,7 @@ def _entry(job: Object, pods: list[Object], preparing: list[Object]) -> Entry:
         run=(metadata.get("annotations") or {}).get(OUTPUT, ""),
         log=pods[0]["metadata"]["name"] if pods else "",
         nodes=",".join(nodes),
+        pods=f"{sum(pod.get('status', {}).get('phase') == 'Running' for pod in pods)}/{len(pods)}" if pods else "",
         restarts=sum(counts) + int(job.get("status", {}).get("restarts") or 0),
     )
 

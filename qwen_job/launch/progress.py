@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """The run as its own folder tells it; ``age_seconds`` since the last heartbeat, None without one."""
+    """The run as its own folder tells it; ``age_seconds`` since the last heartbeat, ``attempt`` from 0."""
 
     state: str = ""
     step: int | None = None
@@ -20,6 +20,7 @@ class Progress:
     tokens_per_second: float | None = None
     eta_seconds: float | None = None
     age_seconds: float | None = None
+    attempt: int | None = None
 
 
 def progress_of(run: str, now: float | None = None) -> Progress:
@@ -35,7 +36,7 @@ def progress_of(run: str, now: float | None = None) -> Progress:
 def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
     """Read a heartbeat; what has another type than it should counts as missing."""
     numbers = {name: _number(beat.get(name)) for name in ("loss", "tokens_per_second", "eta_seconds", "time")}
-    step, total = beat.get("step"), beat.get("total_steps")
+    step, total, attempt = beat.get("step"), beat.get("total_steps"), beat.get("attempt")
     written = numbers["time"]
     return Progress(
         state=str(beat.get("state") or ""),
@@ -45,6 +46,7 @@ def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
         tokens_per_second=numbers["tokens_per_second"],
         eta_seconds=numbers["eta_seconds"],
         age_seconds=None if written is None else max(0.0, (time.time() if now is None else now) - written),
+        attempt=attempt if isinstance(attempt, int) else None,
     )
 
 

@@ -212,7 +212,7 @@ def test_no_cluster_and_no_kubectl_are_told(kubectl: Recorded, monkeypatch: pyte
 
 def test_a_running_job(kubectl: Recorded) -> None:
     entry = only(kubectl, job(annotations={"qwen-job/output": "/shared/run"}), pod())
-    wanted = Entry("kubernetes", "ml/a", "a", "running", "", "/shared/run", "a-worker-0", "gpu1", 0)
+    wanted = Entry("kubernetes", "ml/a", "a", "running", "", "/shared/run", "a-worker-0", "gpu1", "1/1", 0)
     assert entry == wanted
 
 
@@ -266,7 +266,7 @@ def test_logs_and_cancel(kubectl: Recorded, capfd: pytest.CaptureFixture[str]) -
         kubernetes.logs(Entry("kubernetes", "ml/a", "a", "pending", "no GPU"), follow=False)
 
 
-BEAT = {"state": "training", "step": 7, "total_steps": 50, "loss": 1.5, "eta_seconds": 60.0, "time": 1.0}
+BEAT = {"attempt": 2, "state": "training", "step": 7, "total_steps": 50, "loss": 1.5, "eta_seconds": 60.0, "time": 1.0}
 
 
 def test_a_running_job_s_own_pod_tells_its_progress(kubectl: Recorded) -> None:
@@ -350,4 +350,5 @@ def test_a_thousand_jobs_in_three_seconds(kubectl: Recorded, monkeypatch: pytest
     begin = time.monotonic()
     found = find(None, "kubernetes")
     assert time.monotonic() - begin < 3
+    assert {item.entry.restarts for item in found} == {0, 2}
     assert len(found) == 1000 and 0 < sum(item.progress.step == 7 for item in found) <= 16
