@@ -11,7 +11,7 @@ Object = dict[str, Any]
 _UNSCHEDULABLE = (
     (r'persistentvolumeclaim "([^"]+)" not found', "there is no claim {0!r}: create it, or change kubernetes.volumes"),
     (r"unbound immediate PersistentVolumeClaims", "its claim has no volume yet: look at 'kubectl get pvc'"),
-    (r"Insufficient ([\w./-]+)", "no node has enough {0} free"),
+    (r"Insufficient ([\w./-]*\w)", "no node has enough {0} free"),
     (r"didn't match Pod's node affinity/selector", "no node matches kubernetes.gpu_products or node_selector"),
     (
         r"untolerated taint\(?s?\)? ?\{?([^}:]*)",

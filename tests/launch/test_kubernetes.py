@@ -219,7 +219,7 @@ def test_a_running_job(kubectl: Recorded) -> None:
 @pytest.mark.parametrize(
     ("pods", "state", "reason"),
     [
-        (unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "pending", "enough nvidia.com/gpu"),
+        (unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "pending", "enough nvidia.com/gpu free"),
         (unscheduled('persistentvolumeclaim "shared" not found'), "pending", "there is no claim 'shared'"),
         (unscheduled("2 node(s) didn't match Pod's node affinity/selector"), "pending", "kubernetes.gpu_products"),
         (unscheduled("1 node(s) had untolerated taint {spot: true}"), "pending", "tainted (spot)"),
