@@ -9,7 +9,7 @@ BIN := .venv/bin
 # More words for pytest: make test PYTEST_ARGS="tests/job -x"
 PYTEST_ARGS ?=
 LAUNCHER := cli job plan render launch errors resources
-TYPED := -p qwen_job -p tests.support -p tests.slurmlab -p tests.e2e -p tests.conftest
+TYPED := -p qwen_job -p tests.support -p tests.slurmlab -p tests.e2e -p tests.chaos -p tests.conftest
 
 .PHONY: help demo test lint bench slurm-lab clean setup-run setup-test system
 
@@ -28,10 +28,11 @@ system:
 demo: setup-run ## fine-tune a tiny chat model here, with two processes, and talk to it (3 minutes)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh
 
-test: setup-test system lint ## lint, types, and all tests
+test: setup-test system lint ## lint, types, and all tests; ends with image-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest \
 	  $(foreach part,$(LAUNCHER),--cov=qwen_job.$(part)) --cov-report= --durations=15 $(PYTEST_ARGS)
 	@$(if $(PYTEST_ARGS),,scripts/coverage.sh)
+	@$(if $(PYTEST_ARGS),,scripts/image/test)
 
 lint: setup-test ## style and types only
 	@$(BIN)/ruff check .
@@ -42,6 +43,7 @@ lint: setup-test ## style and types only
 bench: setup-test ## measure the launcher against its peers
 	@$(BIN)/python benchmarks/bench_cli.py
 	@$(BIN)/python benchmarks/bench_scale.py
+	@$(BIN)/python benchmarks/bench_kubernetes.py
 
 slurm-lab: system ## a shell in a real Slurm cluster of two nodes on this machine
 	@python3 -m tests.slurmlab shell
