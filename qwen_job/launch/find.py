@@ -62,18 +62,21 @@ def _with_restarts(job: Found) -> Found:
 
 
 def _asked(found: list[Found], *, seconds: float) -> list[Found]:
-    """Ask the newest of the running jobs whose folders this machine does not see where they are themselves."""
-    blind = [
-        job
-        for job in found
-        if job.entry.target == "kubernetes" and job.entry.state == "running" and not job.progress.state
-    ][:_MOST_ASKED]
-    if not blind:
-        return found
-    from qwen_job.launch import kubernetes
+    """Ask the newest running jobs whose folders this machine does not see, and why the newest others have no pods."""
+    ours = [job for job in found if job.entry.target == "kubernetes"]
+    blind = [job for job in ours if job.entry.state == "running" and not job.progress.state][:_MOST_ASKED]
+    mute = [job for job in ours if not job.entry.pods and job.entry.reason in ("", "suspended")][:_MOST_ASKED]
+    mute = [job for job in mute if job.entry.state in ("pending", "suspended")]
+    told: dict[int, Found] = {}
+    if blind or mute:
+        from qwen_job.launch import kubernetes
 
-    told = dict(zip(map(id, blind), kubernetes.progress([job.entry for job in blind], seconds=seconds), strict=True))
-    return [Found(job.entry, told[id(job)]) if id(job) in told else job for job in found]
+        steps = kubernetes.progress([job.entry for job in blind], seconds=seconds) if blind else []
+        told |= {id(job): Found(job.entry, progress) for job, progress in zip(blind, steps, strict=True)}
+        words = kubernetes.reasons([job.entry for job in mute], seconds=seconds) if mute else []
+        for job, reason in zip(mute, words, strict=True):
+            told[id(job)] = replace(job, entry=replace(job.entry, reason=reason or job.entry.reason))
+    return [told.get(id(job), job) for job in found]
 
 
 def find_one(word: str, target: str | None, *, whole: bool = False) -> Found:

@@ -62,9 +62,14 @@ def kubectl(*words: str, text: str | None = None, seconds: float = 120) -> str:
         raise NoSuchKind(said)
     if re.search(_UNREACHABLE, said):
         raise EnvironmentFault(f"kubectl reaches no cluster: {said}; check the kubeconfig ('kubectl cluster-info')")
-    for pattern, meaning in _MEANINGS:
+    meant = meaning(said)
+    raise (Forbidden if meant.startswith("no permission") else ClusterRefused)(meant or f"Kubernetes refuses: {said}")
+
+
+def meaning(said: str) -> str:
+    """Return what a server's words mean for the job, with the field; empty for words that are not known."""
+    for pattern, meant in _MEANINGS:
         found = re.search(pattern, said)
         if found:
-            kind = Forbidden if meaning.startswith("no permission") else ClusterRefused
-            raise kind(f"{meaning.format(*found.groups())} ({said})")
-    raise ClusterRefused(f"Kubernetes refuses: {said}")
+            return f"{meant.format(*found.groups())} ({said})"
+    return ""

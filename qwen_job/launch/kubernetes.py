@@ -16,6 +16,7 @@ import yaml
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Entry, Submitted
+from qwen_job.launch.events import why_no_pods
 from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl
 from qwen_job.launch.pod_progress import pod_progress
 from qwen_job.launch.pods import pod_reason
@@ -240,6 +241,12 @@ def progress(entries: Sequence[Entry], *, seconds: float) -> list[Progress]:
     """Ask the jobs' own pods how far they are, all at once; one that does not answer in time gives nothing."""
     with ThreadPoolExecutor(8) as several:
         return list(several.map(lambda entry: pod_progress(entry, time.monotonic() + seconds), entries))
+
+
+def reasons(entries: Sequence[Entry], *, seconds: float) -> list[str]:
+    """Ask for the warnings about jobs that have no pods, all at once; empty where there is none, or not in time."""
+    with ThreadPoolExecutor(8) as several:
+        return list(several.map(lambda entry: why_no_pods(entry, time.monotonic() + seconds), entries))
 
 
 def _list(resource: str) -> list[Object]:

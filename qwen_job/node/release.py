@@ -37,15 +37,17 @@ def release(
         ClusterRefused: the account may not do it, or the server refuses the change.
         Retryable: the server could not be reached, or the job did not appear, within ``patience`` seconds.
     """
-    deadline, pause, reason = time.monotonic() + patience, 0.5, ""
+    deadline, pause, refusals = time.monotonic() + patience, 0.5, 0
     while True:
         status, reason = _patch(_url(kind, name, account), _change(kind, queue), account)
         if 200 <= status < 300:
             return
-        if status in (401, 403):
+        # A Role that was made a moment ago may not have reached the server's authorizer yet.
+        refusals += status in (401, 403)
+        if refusals > 2:
             way_out = "give kubernetes.prepare_account a role that may patch it, or start the job by hand"
             raise ClusterRefused(f"may not patch {kind}/{name}: {reason}; {way_out}")
-        if status and status not in (404, 409, 429) and status < 500:
+        if status and status not in (401, 403, 404, 409, 429) and status < 500:
             raise ClusterRefused(f"cannot start {kind}/{name}: {reason}")
         if time.monotonic() + pause > deadline:
             raise Retryable(f"could not start {kind}/{name} within {patience:.0f} s: {reason}")

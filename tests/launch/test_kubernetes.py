@@ -219,7 +219,7 @@ def test_a_running_job(kubectl: Recorded) -> None:
 @pytest.mark.parametrize(
     ("pods", "state", "reason"),
     [
-        (unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "pending", "enough nvidia.com/gpu free"),
+        (unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "pending", "nvidia.com/gpu free"),
         (unscheduled('persistentvolumeclaim "shared" not found'), "pending", "there is no claim 'shared'"),
         (unscheduled("2 node(s) didn't match Pod's node affinity/selector"), "pending", "kubernetes.gpu_products"),
         (unscheduled("1 node(s) had untolerated taint {spot: true}"), "pending", "tainted (spot)"),
@@ -304,6 +304,41 @@ def test_a_pod_that_does_not_answer_costs_no_more_than_its_time(kubectl: Recorde
     entry = Entry("kubernetes", "ml/a", "a", "running", run="/r", log="a-worker-0")
     assert kubernetes.progress([entry] * 4, seconds=0.3) == [Progress()] * 4
     assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("thing", "said", "meant"),
+    [
+        (
+            "a",
+            'pods "a-worker-0" is forbidden: violates PodSecurity "restricted:latest": x',
+            "of the level restricted only",
+        ),
+        ("a-prepare", 'pods "x" is forbidden: exceeded quota: q', "over the namespace's quota"),
+        ("a-node-0", "no service account", "no service account"),
+    ],
+)
+def test_a_job_without_pods_says_why(
+    kubectl: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, thing: str, said: str, meant: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    events = [{"message": "old", "lastTimestamp": "2026-01-01"}, {"message": said, "lastTimestamp": "2026-02-01"}]
+    selector = "get events --namespace ml --field-selector=type=Warning,involvedObject.name="
+    kubectl.answers(
+        (f"{selector}{thing} ", items(*events)), ("get pytorchjobs", items(job(condition="Created"))), ("get", items())
+    )  # fmt: skip
+    (found,) = find("a", "kubernetes")
+    assert found.entry.state == "pending" and meant in found.entry.reason
+
+
+def test_a_job_without_warnings_keeps_its_reason(
+    kubectl: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    forbidden = (1, "", 'User "u" cannot list resource "events" in API group ""')
+    kubectl.answers(("get events", forbidden), ("get pytorchjobs", items(job(condition="Suspended"))), ("get", items()))
+    (found,) = find(None, "kubernetes")
+    assert found.entry.reason == "suspended"
 
 
 def preparing(phase: str = "Running", **status: Any) -> dict[str, Any]:

@@ -105,6 +105,11 @@ def test_a_job_that_is_made_later_is_waited_for(server: Server, account: Path) -
     assert len(server.seen) == 3
 
 
+def test_a_role_that_comes_a_moment_later_is_waited_for(server: Server, account: Path) -> None:
+    server.answers = [403, 200]
+    release("pytorchjob", "run", account=account)
+
+
 @pytest.mark.parametrize(("status", "said"), [(403, "prepare_account"), (422, "status 422")])
 def test_a_refusal_is_final(server: Server, account: Path, status: int, said: str) -> None:
     server.answers = [status]
