@@ -94,7 +94,9 @@ def _notes(found: Survey) -> list[str]:
         "GPUs": [f"{count} x {name}" for name, count in found.gpu_products.items()],
         "RDMA resources (kubernetes.resources)": list(found.rdma),
         "storage classes": list(found.storage_classes),
+        "claims that several nodes can mount": list(found.claims),
         "queues": list(found.queues),
+        "schedulers": list(found.schedulers),
         "kinds of job": list(found.kinds),
     }
     return [f"{what}: {', '.join(names)}" for what, names in named.items() if names]

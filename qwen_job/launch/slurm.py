@@ -71,6 +71,8 @@ def _sbatch(options: list[str], script: str) -> str:
     if done.returncode != 0:
         lines = [re.sub(r"^(sbatch: |allocation failure: |error: )+", "", line) for line in done.stderr.splitlines()]
         words = "; ".join(dict.fromkeys(line for line in lines if line))
+        if re.search(r"unable to contact slurm|configuration source|connection refused", words, re.IGNORECASE):
+            raise EnvironmentFault(f"sbatch reaches no cluster: {words}; is slurmctld up, and is this a login node?")
         field = next((field for pattern, field in _FIELDS if re.search(pattern, words, re.IGNORECASE)), None)
         if field in (_NODES, _GPUS):
             from qwen_job.launch.slurm_refusal import explain

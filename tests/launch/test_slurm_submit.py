@@ -1,0 +1,172 @@
+"""What is handed to sbatch and read from squeue, with stand-ins that record the one and play the other."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from qwen_job.cli import cli
+from qwen_job.errors import ClusterRefused, EnvironmentFault, JobError, UsageError
+from qwen_job.launch.find import find, find_one
+from tests.jobs import PINNED
+
+# Numbers from 41 on; a script that asks for too much time is not Slurm's to refuse here.
+SBATCH = """#!/bin/bash
+cat > /dev/null
+case $* in *--test-only*) exit 0 ;; esac
+echo "$*" >> "$LAB/sbatch.log"
+echo $((40 + $(wc -l < "$LAB/sbatch.log")))
+"""
+SCONTROL = """#!/bin/bash
+echo "PartitionName=gpu Default=YES MaxTime=1-00:00:00 State=UP"
+"""
+SQUEUE = '#!/bin/bash\ncat "$LAB/squeue.json"\n'
+
+
+class Queue:
+    """Slurm's programs in a folder, and a user's job.yaml beside them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, text in {"sbatch": SBATCH, "scontrol": SCONTROL, "squeue": SQUEUE}.items():
+            path = folder / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o755)
+        self.holds()
+
+    def holds(self, *jobs: dict[str, Any]) -> None:
+        known = [{"user_name": getpass.getuser(), "comment": "", "job_state": "RUNNING", **job} for job in jobs]
+        (self.folder / "squeue.json").write_text(json.dumps({"jobs": known}))
+
+    def submit(self, *words: str, **sections: Any) -> Result:
+        (self.folder / "job.yaml").write_text(yaml.safe_dump({**PINNED, **sections}))
+        job = str(self.folder / "job.yaml")
+        return CliRunner().invoke(cli, ["submit", job, "--target", "slurm", *words])
+
+    @property
+    def asked(self) -> list[str]:
+        return (self.folder / "sbatch.log").read_text().splitlines()
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("LAB", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return Queue(tmp_path)
+
+
+def array_task(array: int, task: int, folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "job_id": array + task + 1, "array_job_id": array, "array_task_id": task, "array_task_string": "",
+        "name": "grid", "comment": f"qwen-job:{folder}", "standard_output": "/logs/%x-%A_%a.out", **more,
+    }  # fmt: skip
+
+
+def test_a_job_waits_for_another_and_for_what_it_asked_for_itself(queue: Queue) -> None:
+    queue.holds({"job_id": 7, "name": "first"})
+    result = queue.submit("--after", "first", slurm={"sbatch": {"dependency": "singleton"}})
+    assert result.stdout == "41\n"
+    assert queue.asked == ["--parsable --dependency=afterok:7,singleton --kill-on-invalid-dep=yes"]
+
+
+def test_waiting_for_a_sweep_is_waiting_for_all_of_it(queue: Queue, tmp_path: Path) -> None:
+    queue.holds(array_task(7, 0, tmp_path), array_task(7, 1, tmp_path))
+    queue.submit("--after", "grid")
+    assert "afterok:7 " in queue.asked[0]
+
+
+def test_a_job_that_is_not_there_cannot_be_waited_for(queue: Queue) -> None:
+    result = queue.submit("--after", "nobody")
+    assert isinstance(result.exception, UsageError) and "no job 'nobody'" in str(result.exception)
+
+
+def test_the_follow_up_waits_for_the_job(queue: Queue) -> None:
+    result = queue.submit("--then", "evaluate", data={"train": "/d/a.json", "eval": "/d/b.json"})
+    assert result.stdout == "41\n" and "tiny-evaluate.sbatch: job 42 waits for it" in result.stderr
+    assert queue.asked == ["--parsable", "--parsable --dependency=afterok:41 --kill-on-invalid-dep=yes"]
+
+
+def test_then_is_not_passed_over_in_silence(queue: Queue) -> None:
+    result = queue.submit("--then", "evaluate", evaluate=None)
+    assert isinstance(result.exception, JobError) and "evaluate: is null" in str(result.exception)
+
+
+def test_separate_jobs_are_submitted_one_by_one(queue: Queue) -> None:
+    result = queue.submit("--separate", sweep={"cluster.nodes": [1, 2]})
+    assert result.stdout == "41\n42\n"
+    assert [entry.entry.name for entry in find("tiny-1", None)] == ["tiny-1"]
+
+
+def test_a_time_over_the_partition_s_is_refused(queue: Queue) -> None:
+    result = queue.submit("--set", "slurm.time=36h")
+    assert isinstance(result.exception, ClusterRefused)
+    assert str(result.exception).startswith("slurm.time: 1-12:00:00 is over the limit of partition gpu, 1-00:00:00")
+
+
+@pytest.mark.parametrize("words", [["--after", "x"], ["--chain", "3"], ["--then", "evaluate"]])
+def test_what_only_slurm_can_is_refused_elsewhere(queue: Queue, words: list[str]) -> None:
+    (queue.folder / "job.yaml").write_text(yaml.safe_dump(PINNED))
+    result = CliRunner().invoke(cli, ["submit", str(queue.folder / "job.yaml"), "-t", "local", *words])
+    assert result.exit_code == 2 and "add --target slurm" in result.stderr
+
+
+def test_a_slurm_that_does_not_answer_is_no_refusal(queue: Queue) -> None:
+    lost = "#!/bin/bash\necho 'sbatch: error: Batch job submission failed: Unable to contact slurm controller' >&2; exit 1\n"
+    (queue.folder / "bin" / "sbatch").write_text(lost)
+    result = queue.submit()
+    assert isinstance(result.exception, EnvironmentFault) and "reaches no cluster" in str(result.exception)
+
+
+def test_without_sbatch_it_says_where_to_go(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(queue.folder))
+    result = queue.submit()
+    assert isinstance(result.exception, EnvironmentFault) and "run this on a login node" in str(result.exception)
+
+
+def test_a_task_of_a_sweep_has_its_own_run_id_and_log(queue: Queue, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": [{"folder": "seed=1"}, {"folder": "seed=2"}]}))
+    waiting = {"job_id": 7, "array_task_id": None, "array_task_string": "2-3%1", "job_state": "PENDING"}
+    newer = {
+        "array_job_id": {"set": True, "infinite": False, "number": 7},
+        "array_task_id": {"set": True, "infinite": False, "number": 1}, "job_state": ["RUNNING"],
+    }  # fmt: skip
+    queue.holds(array_task(7, 0, tmp_path), array_task(7, 1, tmp_path, **newer), array_task(7, 4, tmp_path, **waiting))
+    found = {job.entry.id: job.entry for job in find("7", "slurm")}
+    assert set(found) == {"7_0", "7_1", "7_[2-3]"}
+    assert (found["7_1"].run, found["7_1"].log) == (str(tmp_path / "seed=2"), "/logs/grid-7_1.out")
+    assert found["7_[2-3]"].run == str(tmp_path)
+    assert find_one("grid", "slurm", whole=True).entry.id == "7"
+    with pytest.raises(UsageError, match="names 3 jobs"):
+        find_one("grid", "slurm")
+    assert find_one("7_1", "slurm", whole=True).entry.id == "7_1"
+
+
+def test_tasks_that_were_cancelled_before_they_began_have_no_number(queue: Queue, tmp_path: Path) -> None:
+    for none in (None, 0xFFFFFFFE, {"set": False, "number": 0}):
+        queue.holds(array_task(7, 0, tmp_path, array_task_id=none, job_state="CANCELLED"))
+        assert [job.entry.id for job in find(None, "slurm")] == ["7"]
+
+
+def test_a_sweep_s_runs_follow_each_other_on_this_machine(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\nif [ "$1" = -c ]; then echo 1; exit; fi\necho "$*" >> {tmp_path}/ran\nexit 4\n')
+    python.chmod(0o755)
+    job = {
+        **PINNED,
+        "output": str(tmp_path / "runs"),
+        "local": {"python": str(python)},
+        "sweep": {"train.seed": [1, 2]},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    result = CliRunner().invoke(cli, ["submit", str(tmp_path / "job.yaml"), "--target", "local"])
+    assert result.exit_code == 4
+    ran = (tmp_path / "ran").read_text().splitlines()
+    assert ["seed=1" in ran[0], "seed=2" in ran[1], len(ran)] == [True, True, 2]
