@@ -1,0 +1,78 @@
+"""submit, status, cancel and doctor through a real kubectl, on a server that remembers what it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qwen_job.errors import ClusterRefused
+from qwen_job.job import load_job
+from qwen_job.launch import kubernetes
+from qwen_job.launch.kubernetes_doctor import survey
+from qwen_job.plan import make_plan
+from qwen_job.render import Bundle, render
+from qwen_job.resources import resource
+from tests.support.apiserver import ApiServer
+from tests.support.helm import kubectl as real_kubectl
+
+JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
+OWN_CLAIM = "kubernetes.volumes=[{name: shared, mount_path: /shared, size: 1Ti}]"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    running = ApiServer()
+    config = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": running.url}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "default"}}],
+        "users": [{"name": "u", "user": {}}],
+    }  # fmt: skip
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    (tmp_path / "kubectl").symlink_to(real_kubectl())
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    yield running
+    running.close()
+
+
+def bundle(*sets: str) -> Bundle:
+    return render(make_plan(load_job([JOB], sets=[OWN_CLAIM, *sets])), "kubernetes")
+
+
+@pytest.mark.parametrize("kind", ["pytorchjob", "trainjob"])
+def test_a_job_is_submitted_seen_and_cancelled(server: ApiServer, kind: str) -> None:
+    sets = [f"kubernetes.kind={kind}", "kubernetes.prepare=true", "kubernetes.network_policy=true"]
+    assert kubernetes.submit(bundle(*sets)).id == "default/qwen-7b-chat"
+    made = [name.partition("/")[0].lower() for name in server.made]
+    assert made[-1] == kind and made.index("rolebinding") < made.index("job")
+    (entry,) = kubernetes.entries()
+    assert (entry.id, entry.run) == ("default/qwen-7b-chat", "/shared/runs/qwen-7b-chat")
+    with pytest.raises(ClusterRefused, match="is there already"):
+        kubernetes.submit(bundle(*sets))
+    kubernetes.cancel(entry)
+    assert {thing["kind"] for thing in server.objects.values()} == {"PersistentVolumeClaim"}
+
+
+def test_what_a_past_job_left_is_cleared_away(server: ApiServer) -> None:
+    kubernetes.submit(bundle())
+    (path,) = [place for place, thing in server.objects.items() if thing["kind"] == "PyTorchJob"]
+    del server.objects[path]
+    kubernetes.submit(bundle("train.learning_rate=3.0e-5"))
+    (config,) = server.find("ConfigMap")
+    assert "3.0e-05" in config["data"]["train.yaml"]
+
+
+def test_a_claim_that_is_not_there_is_named(server: ApiServer) -> None:
+    with pytest.raises(ClusterRefused, match=r"kubernetes\.volumes: there is no claim 'mine'"):
+        kubernetes.submit(bundle("kubernetes.volumes=[{name: shared, mount_path: /shared, pvc: mine}]"))
+    assert server.made == []
+
+
+@pytest.mark.usefixtures("server")
+def test_the_doctor_sees_the_kinds() -> None:
+    assert survey().kinds == ("pytorchjob", "trainjob", "jobset")
