@@ -89,6 +89,8 @@ def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | 
         return
     click.echo("\n".join(plan_lines(made, missing, everything)))
     show_words(made.warnings)
+    if made.sweep:
+        show_words((f"sweep: {len(made.sweep)} runs; the figures are those of the job without it",), "cyan", "note")
 
 
 def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     except Unrepresentable as error:
         path = _locate(plan.job.model_dump(), error.value) or ()
         raise JobError([plan.job.problem(path, str(error))]) from None
+    if plan.job.evaluate is not None and target != "slurm":
+        note = (
+            f"evaluate: is a job of its own on Slurm only; afterwards: qwen-job evaluate {plan.job.output} --data FILE"
+        )
+        return replace(bundle, notes=(*bundle.notes, note))
     return bundle
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_job.errors import JobError
 from qwen_job.job.sweep import folder_name
@@ -57,6 +60,12 @@ def test_a_value_that_no_folder_can_show_is_told_apart_by_a_digest() -> None:
     assert len(set(names)) == 3 and all(name.startswith("data=x") for name in names)
     assert len(folder_name({"a": "x" * 500})) <= 120
     assert folder_name({"a": 1e-05, "b": True, "c": None}) == "a=1e-05-b=true-c=null"
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text() | st.integers() | st.none() | st.lists(st.text()), min_size=1))
+def test_a_folder_s_name_is_safe_whatever_is_swept(values: dict[str, object]) -> None:
+    name = folder_name(values)
+    assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,120}", name) and name not in (".", "..") and "=" in name
 
 
 def test_fields_with_the_same_last_part_keep_more_of_their_names(tmp_path: Path) -> None:

@@ -178,6 +178,11 @@ def test_the_follow_up_runs_in_the_same_container_and_sees_its_data(tmp_path: Pa
     check(tmp_path, made.files)
 
 
+def test_other_targets_say_that_they_do_not_measure(tmp_path: Path) -> None:
+    (note,) = bundle(tmp_path, "local", evaluate={}).notes
+    assert note == "evaluate: is a job of its own on Slurm only; afterwards: qwen-job evaluate /runs/tiny --data FILE"
+
+
 def test_a_model_without_success_is_not_measured(tmp_path: Path) -> None:
     made, _ = follow_up(tmp_path, output=str(tmp_path / "run"))
     env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "5"}
