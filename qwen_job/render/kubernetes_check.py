@@ -18,7 +18,6 @@ MAX_OBJECT = 1_500_000
 _RESTARTS = ("Always", "OnFailure", "Never")
 _QUANTITY = re.compile(r"\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?")
 _WORDS = {
-    "restartPolicy": _RESTARTS,
     "dnsPolicy": ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"),
     "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
     "preemptionPolicy": ("Never", "PreemptLowerPriority"),
@@ -114,7 +113,7 @@ def _pod(field: str, pod: Object, wanted: str) -> Iterator[tuple[Path, str]]:
     names = [_get(item, "name") for item in [*(pod.get("initContainers") or []), *containers]]
     for name in {name for name in names if names.count(name) > 1}:
         yield (field,), f"containers: two are named {name!r}"
-    for word in ("restartPolicy", "dnsPolicy", "preemptionPolicy"):
+    for word in ("dnsPolicy", "preemptionPolicy"):
         yield from _word((field,), word, pod.get(word), _WORDS[word])
     grace = pod.get("terminationGracePeriodSeconds", 0)
     if type(grace) is not int or grace < 0:

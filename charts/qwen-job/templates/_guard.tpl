@@ -16,6 +16,11 @@
 {{- if and $k.egress (not $k.network_policy) -}}
 {{- fail "kubernetes.egress: means nothing without network_policy: true; write that too" -}}
 {{- end -}}
+{{- range $field := list "pod" "prepare_pod" -}}
+{{- if hasKey (get $k $field) "restartPolicy" -}}
+{{- fail (printf "kubernetes.%s: restartPolicy: a %s sets it itself; remove the line" $field $k.kind) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name, $value := $k.labels -}}
 {{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|version|component)$|kueue\\.x-k8s\\.io/queue-name$|training\\.kubeflow\\.org/|jobset\\.sigs\\.k8s\\.io/|batch\\.kubernetes\\.io/)" $name -}}
 {{- fail (printf "kubernetes.labels: %s is written by qwen-job, Helm or the operator; choose another label" $name) -}}
@@ -72,7 +77,7 @@
 {{- if not (has $wanted $names) -}}
 {{- fail (printf "%s: containers: none is named %q, which runs the job; use kubernetes.pod_container" $field $wanted) -}}
 {{- end -}}
-{{- range $word, $known := dict "restartPolicy" (list "Always" "OnFailure" "Never") "dnsPolicy" (list "ClusterFirst" "ClusterFirstWithHostNet" "Default" "None") -}}
+{{- range $word, $known := dict "dnsPolicy" (list "ClusterFirst" "ClusterFirstWithHostNet" "Default" "None") -}}
 {{- $value := get $pod $word -}}
 {{- if and $value (not (has $value $known)) -}}
 {{- fail (printf "%s: %s: %q is none of %s" $field $word (toString $value) (join ", " $known)) -}}
