@@ -185,7 +185,8 @@ def _state(job: Object, pods: list[Object]) -> tuple[str, str]:
         return state, ""
     reasons = [reason for pod in pods if (reason := pod_reason(pod))]
     if state == "suspended":
-        return state, "waits for its queue to admit it" if "kueue.x-k8s.io/queue-name" in _labels(job) else "suspended"
+        queued = "kueue.x-k8s.io/queue-name" in _labels(job)
+        return ("pending", "waits for its queue to admit it") if queued else (state, "suspended")
     return state, reasons[0] if reasons else " ".join(message.split())
 
 
@@ -193,7 +194,7 @@ def _preparation(pod: Object) -> tuple[str, str]:
     """Return state and reason of a job that waits for its preparation, whose newest pod this is."""
     phase, reason = (pod.get("status") or {}).get("phase"), pod_reason(pod)
     if phase == "Succeeded":
-        return "suspended", "model and data are prepared; waits to be started, or for its queue"
+        return "suspended", "model and data are prepared; waits for somebody to start it"
     if phase == "Failed" and "(final" in reason:
         return "failed", reason
     return "pending", reason or f"{_name(pod)}: fetches the model and prepares the data"

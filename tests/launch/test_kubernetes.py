@@ -240,7 +240,8 @@ def test_why_a_job_does_not_run_is_one_line(kubectl: Recorded, pods: Any, state:
 
 def test_a_queue_is_waited_for(kubectl: Recorded) -> None:
     this = job(condition="Suspended", labels={"kueue.x-k8s.io/queue-name": "q"})
-    assert only(kubectl, this).reason == "waits for its queue to admit it"
+    assert only(kubectl, this, preparing("Succeeded")).reason == "waits for its queue to admit it"
+    assert only(kubectl, this).state == "pending"
 
 
 def test_a_pod_that_runs_has_no_reason() -> None:
