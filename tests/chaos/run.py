@@ -85,7 +85,7 @@ class Run:
         """Wait until metrics.jsonl has ``count`` lines of a type."""
 
         def written() -> bool:
-            return sum(line["type"] == kind for line in read_metrics(self.path)) >= count
+            return len([line for line in read_metrics(self.path) if line["type"] == kind]) >= count
 
         self._wait(written, timeout, f"{count} x {kind}")
 

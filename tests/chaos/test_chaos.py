@@ -14,6 +14,7 @@ from tests.chaos.run import Run
 from tests.slurmlab import Lab
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slurm, pytest.mark.train, pytest.mark.timeout(1200)]
+LONG = 250  # steps, which take more than a minute
 BEGUN = 7  # a step after the first checkpoint, and not one at which a save begins
 
 
@@ -119,10 +120,10 @@ def test_preempt_by_a_higher_partition(calm: Run, run: Run, lab: Lab) -> None:
 
 
 @pytest.mark.settings(
-    slurm__time=60, retry__grace="5s", retry__max_retries=30, slurm__signal_seconds=10, train__max_steps=100
+    slurm__time=60, retry__grace="5s", retry__max_retries=30, slurm__signal_seconds=10, train__max_steps=LONG
 )
 def test_hit_the_time_limit(run: Run, lab: Lab, disk: Path) -> None:
-    longer = Run(lab, disk / "longer", train__max_steps=100)
+    longer = Run(lab, disk / "longer", train__max_steps=LONG)
     assert run.wait_end(900) == "COMPLETED", run.output[-4000:]
     longer.submit()
     assert longer.wait_end(900) == "COMPLETED", longer.output[-4000:]
