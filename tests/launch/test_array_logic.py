@@ -10,15 +10,13 @@ import pytest
 from tests.launch.test_sbatch_logic import Lab
 
 SCANCEL = '#!/bin/bash\necho "$*" >> "$LAB/scancel.log"\n'
-SINFO = "#!/bin/bash\nprintf 'host%d\\n' 1 2 3 4\n"
 
 
 def array(folder: Path, **sections: Any) -> Lab:
     lab = Lab(folder, **sections)
-    for name, text in (("scancel", SCANCEL), ("sinfo", SINFO)):
-        (folder / "bin" / name).write_text(text)
-        (folder / "bin" / name).chmod(0o755)
-    lab.env |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_PARTITION": "p"}
+    (folder / "bin" / "scancel").write_text(SCANCEL)
+    (folder / "bin" / "scancel").chmod(0o755)
+    lab.env["SLURM_ARRAY_JOB_ID"] = "7"
     return lab
 
 

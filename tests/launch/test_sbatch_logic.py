@@ -31,6 +31,7 @@ esac
 SQUEUE = """#!/bin/bash
 case "$*" in *%x*) echo "(null)" ;; *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;; esac
 """
+SINFO = "#!/bin/bash\nprintf 'host%d\\n' 1 2 3 4\n"
 SLEEP = "#!/bin/bash\nexit 0\n"
 
 
@@ -39,14 +40,20 @@ class Lab:
 
     def __init__(self, folder: Path, **sections: Any) -> None:
         self.folder, self.run_folder = folder, folder / "run"
-        for name, text in {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE, "sleep": SLEEP}.items():
+        for name, text in {
+            "srun": SRUN,
+            "scontrol": SCONTROL,
+            "squeue": SQUEUE,
+            "sinfo": SINFO,
+            "sleep": SLEEP,
+        }.items():
             (folder / "bin").mkdir(exist_ok=True)
             path = folder / "bin" / name
             path.write_text(text)
             path.chmod(0o755)
         self.script = bundle(folder, "slurm", output=str(self.run_folder), **sections).text
         self.env = {**os.environ, "LAB": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
-        self.env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host[1-2]"}
+        self.env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host[1-2]", "SLURM_JOB_PARTITION": "p"}
 
     def ends(self, srun: int, nodes: dict[int, int] | None = None, *, attempt: int = 0, then: str = "") -> int:
         """Run the script with an srun that ends so, its nodes with their own codes; return its exit code."""
