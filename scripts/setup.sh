@@ -2,14 +2,14 @@
 # Makes what the Makefile's commands need:  setup.sh run | test | system
 #   run     .venv with the launcher and the training stack
 #   test    .venv with the test tools as well
-#   system  the distribution's packages for the Slurm lab (only as root on Debian or Ubuntu)
+#   system  the distribution's packages for the Slurm lab and the image (only as root on Debian or Ubuntu)
 # Doing it again costs nothing: .venv carries a stamp of what it was made from.
 # PYTHON names the interpreter to use; TORCH_INDEX_URL names the package index that torch alone comes from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=$(grep '^torch==' constraints.txt)
-SYSTEM_PACKAGES=(slurm-wlm munge iproute2 openssh-server openssh-client openssl pdsh)
+SYSTEM_PACKAGES=(slurm-wlm libslurm-dev libc6-dev munge iproute2 openssh-server openssh-client openssl pdsh)
 
 say() { echo "== $*" >&2; }
 
@@ -65,8 +65,14 @@ environment() { # extras
     touch ".venv/stamp-$1-$hash"
 }
 
+# The container tools, by command: other packages bring them too (docker's runc), and would be removed for Debian's.
+CONTAINER_TOOLS=(buildah:buildah podman:podman runc:runc debootstrap:debootstrap mksquashfs:squashfs-tools ch-run:charliecloud-runtime gcc:gcc)
+
 missing_packages() {
-    local package
+    local package tool
+    for tool in "${CONTAINER_TOOLS[@]}"; do
+        command -v "${tool%%:*}" >/dev/null || echo "${tool#*:}"
+    done
     for package in "${SYSTEM_PACKAGES[@]}"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
     done
@@ -74,14 +80,14 @@ missing_packages() {
 
 system() {
     if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
-        say "Not Debian or Ubuntu: the tests that need Slurm are skipped."
+        say "Not Debian or Ubuntu: the tests that need Slurm or containers are skipped."
         return
     fi
     local missing
     mapfile -t missing < <(missing_packages)
     [ "${#missing[@]}" -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ]; then
-        say "Not root, so ${missing[*]} cannot be installed: the tests that need Slurm are skipped."
+        say "Not root, so ${missing[*]} cannot be installed: the tests that need Slurm or containers are skipped."
         return
     fi
     say "Installing ${missing[*]} from the distribution ..."

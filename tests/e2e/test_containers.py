@@ -20,7 +20,7 @@ from tests.chaos.run import Run
 from tests.e2e.steps import CHECKOUT, check_model_loads, metrics
 from tests.slurmlab import Lab
 from tests.slurmlab.spank import missing_pyxis, pyxis
-from tests.support.containers import Image, missing_runtimes, own_storage, real, stand_in
+from tests.support.containers import Image, missing_runtimes, own_storage, real, remove, stand_in
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.slow]
 
@@ -52,11 +52,15 @@ def cluster(slurm: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     """The image that every runtime starts, in the form that it takes."""
     folder = tmp_path_factory.mktemp("image")
-    name = os.environ.get("IMAGE_UNDER_TEST")
-    return real(name, folder) if name else stand_in(folder)
+    if name := os.environ.get("IMAGE_UNDER_TEST"):
+        yield real(name, folder)
+        return
+    made = stand_in(folder)
+    yield made
+    remove(made)
 
 
 @pytest.fixture(scope="module", autouse=True)

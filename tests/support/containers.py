@@ -59,6 +59,11 @@ def stand_in(folder: Path) -> Image:
     return _complete(root, name, ENVIRONMENT, mounts, sys.executable)
 
 
+def remove(image: Image) -> None:
+    """Take the stand-in out of podman's storage."""
+    _run(["podman", "rmi", "--force", image.name])
+
+
 def real(name: str, folder: Path) -> Image:
     """Turn the image ``name`` of podman's storage into the forms that the other runtimes take."""
     root = folder / "root"
