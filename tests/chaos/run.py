@@ -48,6 +48,7 @@ class Run:
         self.folder = folder
         self.path = folder / "run"
         self.job = 0
+        self.submitted = 0.0
         values = {**SMALL, "output": self.path, **{name.replace("__", "."): value for name, value in settings.items()}}
         self._sets = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
 
@@ -57,6 +58,7 @@ class Run:
         words = ["qwen-job", "render", str(DEMO), "--target", "slurm", *self._sets]
         script = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60, check=True).stdout
         words = ["sbatch", "--parsable"]
+        self.submitted = time.time()
         self.job = int(self.lab.on("ctl", words, text=script, cwd=self.folder, env=environment()).stdout)
         return self
 

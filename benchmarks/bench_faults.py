@@ -1,0 +1,154 @@
+"""Faults, starts and a long queue on a real Slurm of two nodes on this machine (tests/slurmlab).
+
+    python benchmarks/bench_faults.py faults   # a rank killed every minute, a save about every 10 s
+    python benchmarks/bench_faults.py start    # from sbatch to the first step, against a bare srun torchrun
+    python benchmarks/bench_faults.py status   # `qwen-job status` with 1,000 jobs in the queue
+
+Needs root and slurm-wlm, munge, iproute2. The jobs are the demo, one process a node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from qwen_job.train.report import main_figures
+from qwen_job.train.runlog import read_metrics
+from tests.chaos.run import Run
+from tests.e2e.steps import environment
+from tests.slurmlab import Lab
+
+EVERY_SECONDS = 60.0
+SAVE_STEPS = 40
+JOBS = 1000
+BARE = """#!/bin/bash
+#SBATCH --nodes=2 --ntasks-per-node=1 --output={folder}/out
+export OMP_NUM_THREADS=1
+srun bash -c '{python} -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --node_rank $SLURM_NODEID \\
+  --master_addr node1 --master_port 29511 -m qwen_job.train --config {folder}/run/train.yaml'
+"""
+
+
+def main() -> int:
+    """Measure one thing and print the figures; 1 when a job did not complete."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["faults", "start", "status"])
+    parser.add_argument("--steps", type=int, default=800, help="of the run under faults")
+    options = parser.parse_args()
+    # /tmp is each host's own.
+    folder = Path(tempfile.mkdtemp(prefix="qwen-job-bench-", dir="/var/tmp"))
+    try:
+        with Lab(2) as lab:
+            if options.what == "faults":
+                return faults(lab, folder, options.steps)
+            return start(lab, folder) if options.what == "start" else status(lab)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def faults(lab: Lab, folder: Path, steps: int) -> int:
+    """Kill the two ranks in turn, one a minute, until the job is over."""
+    settings = {"train__max_steps": steps, "train__save_steps": SAVE_STEPS, "retry__max_retries": 100}
+    run = Run(lab, folder, **settings).submit()
+    over = threading.Event()
+    kills: list[float] = []
+    killer = threading.Thread(target=_kill_in_turn, args=(run, over, kills), daemon=True)
+    killer.start()
+    state = run.wait_end(3000)
+    over.set()
+    killer.join()
+    print(f"job {state}; {len(kills)} ranks killed, one every {EVERY_SECONDS:g} s")
+    print("\n".join(main_figures(run.path)[-2:]))
+    lines = read_metrics(run.path)
+    saves = [line["time"] for line in lines if line["type"] == "save"]
+    print(f"Median time between saves: {statistics.median(b - a for a, b in pairwise(saves)):.1f} s")
+    waits = [wait for kill in kills if (wait := _to_first_step(lines, kill))]
+    if waits:
+        print(f"From the kill to the first new step: {', '.join(f'{wait:.0f}' for wait in waits)} s")
+    requeues = [wait for moment in _requeues(run.output) if (wait := _to_first_step(lines, moment))]
+    if requeues:
+        print(f"From the requeue to the first new step: {', '.join(f'{wait:.0f}' for wait in requeues)} s")
+    return 0 if state == "COMPLETED" else 1
+
+
+def _kill_in_turn(run: Run, over: threading.Event, kills: list[float]) -> None:
+    while not over.is_set() and run.last_step() == 0:
+        over.wait(0.2)
+    while not over.wait(EVERY_SECONDS):
+        ranks = run.ranks()
+        if ranks and not (run.path / "done.json").exists():
+            ranks[len(kills) % len(ranks)].kill()
+            kills.append(time.time())
+
+
+def _requeues(output: str) -> list[float]:
+    """Return when the script said that it requeues the job (unix seconds)."""
+    times = [line.split("[")[1][:19] for line in output.splitlines() if "] requeueing from" in line]
+    return [time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S")) for text in times]
+
+
+def _to_first_step(lines: list[dict[str, float | str]], moment: float) -> float | None:
+    """Return the seconds from ``moment`` to the first step of the next start; None when there was none."""
+    begun = next((float(x["time"]) for x in lines if x["type"] == "start" and float(x["time"]) > moment), None)
+    if begun is None:
+        return None
+    return next((float(x["time"]) - moment for x in lines if x["type"] == "step" and float(x["time"]) > begun), None)
+
+
+def start(lab: Lab, folder: Path) -> int:
+    """Submit the same short training in turn by our script and by a bare srun torchrun."""
+    ours, bare = [], []
+    for turn in range(3):
+        one = folder / f"ours-{turn}"
+        run = Run(lab, one, train__max_steps=3, train__save_steps=3)
+        run.submit()
+        assert run.wait_end(200) == "COMPLETED", run.output
+        ours.append(_first_step(run.path) - run.submitted)
+        other = folder / f"bare-{turn}"
+        (other / "run").mkdir(parents=True)
+        for name in ("train.yaml", "deepspeed.json"):
+            text = (run.path / name).read_text(encoding="utf-8")
+            (other / "run" / name).write_text(text.replace(str(run.path), str(other / "run")), encoding="utf-8")
+        began = time.time()
+        script = BARE.format(folder=other, python=sys.executable)
+        job = int(lab.on("ctl", ["sbatch", "--parsable"], text=script, env=environment()).stdout)
+        lab.wait_job(job, "COMPLETED", timeout=200)
+        bare.append(_first_step(other / "run") - began)
+    for name, seconds in (("our script", ours), ("bare srun torchrun", bare)):
+        print(f"sbatch to first step, {name}: {', '.join(f'{second:.1f}' for second in seconds)} s")
+    print(f"our script adds {statistics.median(ours) - statistics.median(bare):+.1f} s (median)")
+    return 0
+
+
+def _first_step(run: Path) -> float:
+    return next(float(line["time"]) for line in read_metrics(run) if line["type"] == "step")
+
+
+def status(lab: Lab) -> int:
+    """Fill the queue with held jobs and ask for their status."""
+    one = "printf '#!/bin/sh\\ntrue\\n' | sbatch --hold --job-name=run-$i --comment=qwen-job:/runs/$i >/dev/null"
+    lab.on("ctl", f"for i in $(seq {JOBS}); do {one}; done", timeout=300)
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        done = lab.on("ctl", ["qwen-job", "status"], env=environment())
+        seconds.append(time.monotonic() - began)
+    print(f"{len(done.stdout.splitlines())} lines; status: {', '.join(f'{second:.2f}' for second in seconds)} s")
+    bare = time.monotonic()
+    subprocess.run(lab.hosts.enter("ctl", ["true"], Path("/")), check=True)
+    print(f"of which {time.monotonic() - bare:.2f} s to reach the lab's login node")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
