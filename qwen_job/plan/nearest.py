@@ -95,7 +95,7 @@ def together(question: Question, gpus: Sequence[Gpu] = ()) -> list[str]:
         found = _smallest_other(asked, gpus)
         if found:
             return [words + found]
-    return _shorter_on_the_largest(freed, gpus, without)
+    return _shorter_on_the_largest(freed, gpus, without) or _with_a_larger_host(question, gpus)
 
 
 def _smallest_other(question: Question, gpus: Sequence[Gpu]) -> str:
@@ -116,6 +116,14 @@ def _shorter_on_the_largest(question: Question, gpus: Sequence[Gpu], without: st
     length = _longest(asked)
     words = f"{without}train.model_max_length: {length} on {LARGEST_CLUSTER} nodes of {largest.name}"
     return [f"{words}, the largest cluster that is tried"] if length else []
+
+
+def _with_a_larger_host(question: Question, gpus: Sequence[Gpu]) -> list[str]:
+    if question.host_memory_bytes is None:
+        return []
+    roomy = replace(question, host_memory_bytes=None)
+    ways = [f"{change.field}: {change.message}" for change in nearest(roomy, gpus)] or together(roomy, gpus)
+    return [f"{way}, with more host memory than cluster.memory_gib says" for way in ways[:1]]
 
 
 def _free(question: Question, names: Iterable[str]) -> Question:

@@ -52,8 +52,13 @@ def test_a_refusal_of_a_batch_names_the_multiple() -> None:
 
 
 def test_a_refusal_without_any_way_out_says_so() -> None:
-    question = ask("Qwen/Qwen2.5-72B-Instruct", host_memory_bytes=1)
+    question = ask("Qwen/Qwen2.5-72B-Instruct", margin=0.9999)
     assert refusal(question)[1].endswith("no length, number of nodes or GPU known is enough")
+
+
+def test_a_host_that_no_cluster_makes_up_for_is_said_to_be_in_the_way_too() -> None:
+    question = ask("Qwen/Qwen2.5-72B-Instruct", host_memory_bytes=1)
+    assert "nodes instead of 1 are enough, with more host memory than cluster.memory_gib says" in refusal(question)[1]
 
 
 def test_a_host_that_is_too_small_is_the_field_that_is_named_with_what_is_enough() -> None:
