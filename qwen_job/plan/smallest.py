@@ -60,7 +60,9 @@ def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: 
         if best is not None:
             return Smallest(question.gpu.name, nodes, gpus, best, plan_run(job, asked, best, data))
     nodes = LARGEST_CLUSTER
-    return Smallest(question.gpu.name, nodes, question.gpus_per_node, None, None, "" if doubling else _why(job, question))
+    return Smallest(
+        question.gpu.name, nodes, question.gpus_per_node, None, None, "" if doubling else _why(job, question)
+    )
 
 
 def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
