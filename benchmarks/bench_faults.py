@@ -118,7 +118,7 @@ def start(lab: Lab, folder: Path) -> int:
         (other / "run").mkdir(parents=True)
         for name in ("train.yaml", "deepspeed.json"):
             text = (run.path / name).read_text(encoding="utf-8")
-            (other / "run" / name).write_text(text.replace(str(run.path), str(other / "run")), encoding="utf-8")
+            (other / "run" / name).write_text(text.replace(str(one), str(other)), encoding="utf-8")
         began = time.time()
         script = BARE.format(folder=other, python=sys.executable)
         job = int(lab.on("ctl", ["sbatch", "--parsable"], text=script, env=environment()).stdout)
