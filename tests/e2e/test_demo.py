@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from qwen_job.plan.calibrate import calibrate
+from qwen_job.plan.facts import load_gpu
 from tests.e2e.steps import check_finished
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -15,3 +18,15 @@ def test_the_demo_trains_a_model_that_answers_as_taught(demo: tuple[Path, str]) 
     run, said = demo
     assert said.splitlines().count("你好！我是 qwen-job 训练的小助手，很高兴为你服务。") == 1
     check_finished(run, world_size=2)
+
+
+def test_the_demo_tells_plan_and_reality_side_by_side_and_calibrates_the_plan(demo: tuple[Path, str]) -> None:
+    run, _ = demo
+    end = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
+    assert end["type"] == "end" and all(end["planned"].values()) and all(end["measured"].values())
+    assert 0.5 < end["measured"]["memory_bytes"] / end["planned"]["memory_bytes"] < 1.5
+    assert "One process: " in (report := (run / "report.html").read_text("utf-8")) and "measured peak: " in report
+    fitted = calibrate([run], load_gpu("CPU"))
+    seconds = fitted.fits[0].seconds
+    assert seconds is not None and seconds[1] == pytest.approx(seconds[2], rel=0.02)
+    assert fitted.constants.process_bytes == pytest.approx(0.7e9, rel=0.4)
