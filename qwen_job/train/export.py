@@ -115,7 +115,9 @@ def _name_the_old_way(path: Path) -> None:
 
 
 def _replace(aside: Path, target: Path) -> None:
+    mode = (aside / "config.json").stat().st_mode & 0o777
     for path in aside.iterdir():
+        path.chmod(mode)  # safetensors lets only the owner read what it writes
         sync_file(path)
     sync_folder(aside)
     old = target.with_name(f".{target.name}.old")

@@ -4,6 +4,7 @@ gradients  write the first step's full gradients to $GRADIENTS and stop
 nan        make the loss of prepared row 3 a NaN
 stop       wish to stop after step $STOP_AT
 background write checkpoints in the background, as on GPUs
+oom        run out of the GPU's memory in the third step
 """
 
 from __future__ import annotations
@@ -66,11 +67,29 @@ def save_in_background() -> None:
     setup._has_room_aside = lambda *_: True
 
 
+def run_out_of_memory() -> None:
+    """Raise what the allocator of a GPU raises."""
+    from qwen_job.train.trainer import JobTrainer
+
+    step = JobTrainer.training_step
+
+    def full(self: Any, *arguments: Any) -> torch.Tensor:
+        if self.state.global_step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
+        return step(self, *arguments)
+
+    JobTrainer.training_step = full  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     from qwen_job.train.rendezvous import quiet_deepspeed
 
     quiet_deepspeed("cpu")
-    {"gradients": record_gradients, "nan": spoil_a_row, "stop": stop_after, "background": save_in_background}[
-        os.environ["DOCTOR"]
-    ]()
+    {
+        "gradients": record_gradients,
+        "nan": spoil_a_row,
+        "stop": stop_after,
+        "background": save_in_background,
+        "oom": run_out_of_memory,
+    }[os.environ["DOCTOR"]]()
     os._exit(train.main(sys.argv[1:]))

@@ -61,6 +61,7 @@ def test_the_model_loads_without_remote_code_and_stops_at_the_end_of_a_turn(fini
     assert model.generation_config.eos_token_id == stops
     config = json.loads((finished / "model" / "config.json").read_text())
     assert config["rope_theta"] == 10000.0 and "auto_map" not in config
+    assert len({path.stat().st_mode for path in (finished / "model").iterdir()}) == 1, "others may read the weights too"
 
 
 def test_a_finished_run_is_not_run_again(finished: Path) -> None:

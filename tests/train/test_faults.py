@@ -155,3 +155,18 @@ def test_an_exploding_loss_stops_with_step_rank_and_rows(home: Path) -> None:
     assert "the loss is nan" in output or "the loss is inf" in output
     assert "rank 0, rows" in output and "data.json:" in output and "Lower learning_rate" in output
     assert not (train_yaml.parent / "checkpoints").exists()
+
+
+def test_running_out_of_memory_puts_plan_and_measurement_side_by_side_and_names_three_settings(home: Path) -> None:
+    changes = {"training__per_device_train_batch_size": 2, "plan__memory_bytes_per_gpu": 30 * 2**30}
+    train_yaml = tiny.write_run(home / "oom", **changes)
+    code, output = tiny.run(train_yaml, DOCTOR="oom")
+    assert code == 1 and "exitcode  : 10" in output, output  # torchrun's own, and the worker's
+    for text in (
+        "out of memory (CUDA out of memory. Tried to allocate 4.00 GiB.); planned 30.0 GiB, peak before the failure",
+        "any of these would fit: per_device_train_batch_size: 1 with gradient_accumulation_steps: 4; "
+        "gradient_checkpointing: true; ZeRO stage 3 instead of 2",
+    ):
+        assert text in output
+    stopped = tiny.metrics(train_yaml.parent, "stop")[-1]
+    assert (stopped["step"], stopped["exit_code"]) == (2, 10) and "planned 30.0 GiB" in stopped["reason"]
