@@ -32,7 +32,7 @@ case " $* " in *" qwen_job.train.launch "*) ;; *) {otherwise} ;; esac
 {{
   echo "pwd=$PWD"
   echo "memlock=$(ulimit -l)"
-  echo "env=$IN_IMAGE,$BOTH,$CUDA_VISIBLE_DEVICES"
+  echo "env=$QWEN_JOB_CACHE,$LANG,$CUDA_VISIBLE_DEVICES"
   echo "home=$HOME,$(ls {home} 2>&1 | grep -c secret)"
   echo "shm=$(stat -f -c %T /dev/shm)"
   echo "user=$(id -u)"
@@ -91,7 +91,7 @@ def contained(lab: Lab, image: Image, folder: Path, runtime: str, *, then: str =
     }
     values: dict[str, Any] = {
         "container": json.dumps(container),
-        "env": json.dumps({"BOTH": "job"}),
+        "env": json.dumps({"LANG": "POSIX"}),
         "slurm.python": probe,
         "slurm.setup": json.dumps([f"export CONTAINERS_STORAGE_CONF={own_storage(folder)}"]),
         "data.train": data / "demo.json",
@@ -132,8 +132,9 @@ def test_the_container_is_as_the_job_wants_it(cluster: Lab, trained: dict[str, R
         assert seen(trained[runtime], node) == {
             "pwd": "/",
             "memlock": cluster.on(node, "ulimit -H -l").stdout.strip(),
-            "env": "image,job,",
-            "home": "/tmp,0" if runtime != "podman" else "/,0",
+            # The image's own, and the job's over the image's.
+            "env": "/tmp/qwen-job,POSIX,",
+            "home": "/tmp,0",
             "shm": "tmpfs",
             "user": "0",
             # ch-run knows no read-only mounts.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-# The image says so; the job says otherwise of BOTH.
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "IN_IMAGE": "image", "BOTH": "image"}
+# As the Dockerfile's ENV has it.
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "QWEN_JOB_CACHE": "/tmp/qwen-job"}
 
 
 class Image(NamedTuple):
