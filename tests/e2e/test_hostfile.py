@@ -33,7 +33,9 @@ def test_the_rendered_script_trains_on_both_hosts(hosts: Lab, tmp_path: Path, la
 
 
 def test_a_node_that_fails_ends_the_others_at_once_and_gives_the_code(hosts: Lab, tmp_path: Path) -> None:
-    script = rendered(hosts, tmp_path, "torchrun", stand_in(tmp_path, "[ $(uname -n) = node1 ] || exit 9"))
+    begun = f"{tmp_path}/begun"
+    body = f"if [ $(uname -n) = node1 ]; then touch {begun}; else until [ -e {begun} ]; do sleep 0.1; done; exit 9; fi"
+    script = rendered(hosts, tmp_path, "torchrun", stand_in(tmp_path, body))
     began = time.monotonic()
     done = hosts.on("node1", [str(script)], env=environment(), timeout=60, check=False)
     assert done.returncode == 9, done.stderr
