@@ -22,9 +22,9 @@ def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, 
     Compares the model that the run started from with the one it made, on the answers in the file. The result of a
     run is kept in its evaluation.json, for 'qwen-job report'.
     """
+    from qwen_job.files import write_atomically
     from qwen_job.train.evaluate import as_text
     from qwen_job.train.evaluate import evaluate as measure
-    from qwen_job.train.files import write_atomic
 
     def say(line: str) -> None:
         click.echo(line, err=True)
@@ -32,5 +32,5 @@ def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, 
     result = measure(run_or_model, data, samples=samples, before=before, max_new_tokens=max_new_tokens, progress=say)
     text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
     if (run_or_model / "train.yaml").is_file():
-        write_atomic(run_or_model / "evaluation.json", text + "\n")
+        write_atomically(run_or_model / "evaluation.json", text + "\n")
     click.echo(text if as_json else as_text(result, shutil.get_terminal_size((100, 24)).columns))

@@ -16,7 +16,7 @@ from qwen_job.errors import EnvironmentFault
 def init(file: Path, example: str | None, force: bool) -> None:
     """Write a commented job.yaml to start from."""
     from qwen_job.cli import suggest
-    from qwen_job.launch.files import write_atomically
+    from qwen_job.files import write_atomically
     from qwen_job.resources import resource
 
     folder = resource("configs", "jobs")

@@ -114,7 +114,7 @@ def _data(job: Job) -> tuple[DataSize | None, str]:
 
 
 def _draw(made: Plan, file: str) -> None:
-    from qwen_job.launch.files import write_atomically
+    from qwen_job.files import write_atomically
     from qwen_job.picture import svg
 
     memory, path = made.memory, Path(file)

@@ -33,7 +33,7 @@ def list_templates() -> None:
 def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
     """Copy templates (all, or those in NAMES) to FOLDER, for 'render --template-dir FOLDER'."""
     from qwen_job.cli import suggest
-    from qwen_job.launch.files import write_atomically
+    from qwen_job.files import write_atomically
     from qwen_job.render.engine import TEMPLATES
 
     known = _names()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from qwen_job.data.pack import WINDOW, pack
 from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS
 from qwen_job.data.spec import DataSpec
 from qwen_job.errors import DataError
+from qwen_job.files import sync_file, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,13 +53,10 @@ class Assembler:
         files = {}
         for name in sorted(f"{split}.{part}" for split in SPLITS for part in _PARTS):
             files[name] = (self._folder / name).stat().st_size
-            _sync(self._folder / name)
+            sync_file(self._folder / name)
         index = {"layout": LAYOUT, "spec": self._spec.to_dict(), "stats": stats, "files": files}
-        aside = self._folder / f"{INDEX}.aside"
-        aside.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _sync(aside)
-        aside.rename(self._folder / INDEX)
-        _sync(self._folder)
+        text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self._folder / INDEX, text)
 
     def _append(self, number: int) -> None:
         for split in SPLITS:
@@ -137,11 +134,3 @@ _COUNTED = (
     "pieces_without_answer",
     "left_out_by_weight",
 )
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault
+from qwen_job.files import write_atomically
 from qwen_job.render.bundle import Bundle
 
 
@@ -26,22 +25,7 @@ def write_bundle(bundle: Bundle, folder: Path, *, force: bool = False) -> list[P
                 f"{names}: there already, with another content; --diff shows it, --force replaces it"
             )
         for path, text in paths.items():
-            write_atomically(path, text, 0o755 if path.name in bundle.executable else 0o644)
+            write_atomically(path, text, mode=0o755 if path.name in bundle.executable else 0o644)
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return list(paths)
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write aside, sync and rename, so that no reader ever sees half of the file."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.files import sync_folder
 
-from .files import sha256_of, sync_folder, write_json
+from .files import sha256_of, write_json
 from .hub import (
     Hub,
     RemoteFile,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.files import sync_file, sync_folder, write_atomically
 
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
 
@@ -36,26 +36,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable (a rename is only lasting after this)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file aside, sync it and rename it into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        write_atomically(path, content)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); free space or fix rights") from error
 
 
@@ -95,8 +80,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         yield aside
         for path in sorted(aside.rglob("*")):
             if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                sync_file(path)
         sync_folder(aside)
         aside.replace(target)
         sync_folder(target.parent)

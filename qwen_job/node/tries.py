@@ -6,12 +6,12 @@ node's launcher keeps count beside the run, in ``launch/tries.json``, and ends w
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from qwen_job.errors import NoProgress, StoppedAndSaved, is_retryable
+from qwen_job.files import write_atomically
 
 
 def begin(run: Path, most: int) -> None:
@@ -65,17 +65,9 @@ def _read(run: Path) -> tuple[int | None, int]:
 
 def _write(run: Path, step: int, fruitless: int) -> None:
     """Storage that cannot be written is the trainer's to report: a try that is not counted harms nobody."""
-    folder = run / "launch"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".tries.")
-        with os.fdopen(descriptor, "w") as stream:
-            json.dump({"step": step, "fruitless": fruitless}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(folder / "tries.json")
-    except OSError:
-        return
+    text = json.dumps({"step": step, "fruitless": fruitless})
+    with contextlib.suppress(OSError):
+        write_atomically(run / "launch" / "tries.json", text)
 
 
 def _forget(run: Path) -> None:

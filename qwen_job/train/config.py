@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen_job.errors import JobError, Problem
-from qwen_job.train.files import write_atomic
+from qwen_job.files import write_atomically
 
 DeepSpeedConfig = dict[str, Any]
 
@@ -139,8 +139,8 @@ def parse_config(values: object, source: str) -> TrainConfig:
 def save_config(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> None:
     """Write train.yaml and deepspeed.json, so that a run started from flags leaves the same folder."""
     values = config.model_dump(mode="json")
-    write_atomic(folder / "train.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    write_atomic(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
+    write_atomically(folder / "train.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_atomically(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
 
 
 def keep_settings(source: Path, run: Path) -> None:
@@ -150,7 +150,7 @@ def keep_settings(source: Path, run: Path) -> None:
     for name in ("job.yaml", "train.yaml", "deepspeed.json"):
         if (source / name).is_file():
             run.mkdir(parents=True, exist_ok=True)
-            write_atomic(run / name, (source / name).read_text(encoding="utf-8"))
+            write_atomically(run / name, (source / name).read_text(encoding="utf-8"))
 
 
 def _read(path: Path, parse: Any, wrong: type[Exception]) -> object:

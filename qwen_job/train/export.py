@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from qwen_job.errors import ModelError
-from qwen_job.train.files import sync_file, sync_folder, write_atomic
+from qwen_job.files import sync_file, sync_folder, write_atomically
 
 _PROBE_TOKENS = 16
 # Largest difference over largest logit: another kernel on another device rounds differently.
@@ -131,4 +131,4 @@ def _replace(aside: Path, target: Path) -> None:
 
 def write_done(path: Path, values: dict[str, Any]) -> None:
     """Declare the run complete."""
-    write_atomic(path, json.dumps({"version": 1, **values}, indent=1) + "\n")
+    write_atomically(path, json.dumps({"version": 1, **values}, indent=1) + "\n")

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_job.train.files import sync_file, write_atomic
+from qwen_job.files import sync_file, write_atomically
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -60,7 +60,7 @@ def write_manifest(folder: Path, *, step: int, world_size: int, zero_stage: int,
         "zero_stage": zero_stage,
         "files": {name: entry._asdict() for name, entry in sorted(files.items())},
     }
-    write_atomic(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def check(folder: Path, *, hashes: bool = True) -> Checkpoint | str:

@@ -10,8 +10,8 @@ import yaml
 
 from qwen_job import __version__
 from qwen_job.errors import EnvironmentFault
+from qwen_job.files import write_atomically
 from qwen_job.models.files import sha256_of
-from qwen_job.train.files import write_atomic
 from qwen_job.train.summary import Summary, summarize
 
 _SETTINGS = ("world_size", "device", "precision", "attention", "seed")
@@ -40,7 +40,7 @@ def write_model_card(run_dir: Path) -> Path:
     """
     path = run_dir / "model" / "README.md"
     try:
-        write_atomic(path, card(summarize(run_dir)))
+        write_atomically(path, card(summarize(run_dir)))
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be written ({error.strerror})") from error
     return path

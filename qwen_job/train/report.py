@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import EnvironmentFault, UsageError
+from qwen_job.files import write_atomically
 from qwen_job.picture import Stack, svg
-from qwen_job.train.files import write_atomic
 from qwen_job.train.plot import Formatter, Series, chart, smooth
 from qwen_job.train.runlog import duration
 from qwen_job.train.summary import Summary, summarize
@@ -46,7 +46,7 @@ def write_report(run_dir: Path) -> Path:
         raise UsageError(f"{run_dir}: is no run's folder; it holds neither train.yaml nor metrics.jsonl")
     path = run_dir / "report.html"
     try:
-        write_atomic(path, page(summarize(run_dir)))
+        write_atomically(path, page(summarize(run_dir)))
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be written ({error.strerror})") from error
     return path

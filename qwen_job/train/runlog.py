@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qwen_job.errors import RETRYABLE_FROM
-from qwen_job.train.files import write_atomic
+from qwen_job.files import write_atomically
 
 _HEARTBEAT_SECONDS = 2.0
 _PLAIN_LINE_SECONDS = 10.0
@@ -75,7 +75,7 @@ class RunLog:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        write_atomic(self.folder / "heartbeat", json.dumps(beat) + "\n", sync=False)
+        write_atomically(self.folder / "heartbeat", json.dumps(beat) + "\n", sync=False)
 
     def say(self, text: str) -> None:
         """Print one line for people."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import EnvironmentFault
-from qwen_job.launch.files import write_atomically, write_bundle
+from qwen_job.launch.files import write_bundle
 from qwen_job.render import Bundle
 
 BUNDLE = Bundle("hostfile", {"a.sh": "#!/bin/sh\n", "b": "你\n"}, "a.sh", frozenset({"a.sh"}))
@@ -41,10 +41,3 @@ def test_a_folder_that_cannot_be_is_reported(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(EnvironmentFault, match="cannot be written: Is a directory"):
         write_bundle(BUNDLE, tmp_path)
-
-
-def test_a_write_that_fails_leaves_no_crumbs(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    with pytest.raises(OSError, match="Is a directory"):
-        write_atomically(tmp_path / "x", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
