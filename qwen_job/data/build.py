@@ -16,11 +16,11 @@ from typing import Any
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.files import CHUNK_BYTES, read_chunks
-from qwen_job.data.lock import FileLock
 from qwen_job.data.prepared import LAYOUT, SPLITS, read_index
 from qwen_job.data.spec import DataSpec
 from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault
+from qwen_job.lock import FileLock
 
 _LOG = logging.getLogger(__name__)
 # Inputs up to this size are prepared in this process: starting workers would take longer.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.data.lock import FileLock
+from qwen_job.lock import FileLock
 
 
 def _never() -> bool:
@@ -83,3 +83,20 @@ def test_without_flock_the_heartbeat_decides_alone(tmp_path: Path, monkeypatch: 
     for thread in threads:
         thread.join(20)
     assert not held and path.read_text() == ""
+
+
+def test_who_is_waited_for_is_told_once(tmp_path: Path) -> None:
+    path, told = tmp_path / "lock", list[str]()
+    _foreign(path, 0)
+    with FileLock(path, lambda: len(told) > 0, waiting=told.append, poll=0.01) as held:
+        assert not held
+    assert told == ["another (process 1)"]
+
+
+def test_a_holder_that_has_not_written_its_name_yet_is_waited_for_too(tmp_path: Path) -> None:
+    path, told = tmp_path / "lock", list[str]()
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with FileLock(path, lambda: len(told) > 0, waiting=told.append, poll=0.01) as held:
+            assert not held
+    assert told == ["another process"]

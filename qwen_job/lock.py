@@ -24,10 +24,21 @@ from qwen_job.errors import EnvironmentFault
 
 
 class FileLock:
-    """``with FileLock(path, done) as held``: ``held`` is False when ``done()`` became true while waiting."""
+    """``with FileLock(path, done) as held``: ``held`` is False when ``done()`` became true while waiting.
 
-    def __init__(self, path: Path, done: Callable[[], bool], *, stale_after: float = 60.0, poll: float = 0.25) -> None:
-        self._path, self._done = path, done
+    ``waiting`` is called once, with the holder's host and process, when there is somebody to wait for.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        done: Callable[[], bool] = lambda: False,
+        *,
+        waiting: Callable[[str], None] | None = None,
+        stale_after: float = 60.0,
+        poll: float = 0.25,
+    ) -> None:
+        self._path, self._done, self._waiting = path, done, waiting
         self._stale_after, self._poll = stale_after, poll
         self._token = uuid.uuid4().hex
         self._beats = 0
@@ -42,6 +53,9 @@ class FileLock:
                 self._heart = threading.Thread(target=self._beat_on, daemon=True)
                 self._heart.start()
                 return True
+            if self._waiting:
+                self._waiting(_holder(self._path))
+                self._waiting = None
             time.sleep(self._poll)
         return False
 
@@ -62,7 +76,9 @@ class FileLock:
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise EnvironmentFault(f"{self._path}: cannot be opened for locking: {error.strerror}") from error
+            raise EnvironmentFault(
+                f"{self._path}: cannot be opened for locking: {error.strerror}; set another cache_dir"
+            ) from error
         reliable = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,3 +136,12 @@ def _host() -> str:
     except OSError:
         boot = ""
     return f"{socket.gethostname()} {boot}"
+
+
+def _holder(path: Path) -> str:
+    """Name the host and process that hold the lock, as they wrote it down."""
+    try:
+        owner = json.loads(path.read_bytes())
+        return f"{owner['host'].split()[0]} (process {owner['pid']})"
+    except (OSError, ValueError, KeyError):
+        return "another process"  # it is about to write its name
