@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.data.spec import DEFAULT_SYSTEM_PROMPT, FORMATS, LONG_SAMPLES, MASKS, DataFile, DataSpec
+from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
+from qwen_job.models.chatml import SYSTEM_PROMPT
 
 if TYPE_CHECKING:
     from qwen_job.data.check import Examiner, Report
@@ -173,9 +174,7 @@ def _known(rules: tuple[str, ...]) -> set[str]:
 @click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeat for more).")
 @click.option("--eval-split", type=float, default=0.0, help="Hold out this fraction instead of a file.")
 @click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows.")
-@click.option(
-    "--system-prompt", default=DEFAULT_SYSTEM_PROMPT, show_default=True, help="For conversations without one."
-)
+@click.option("--system-prompt", default=SYSTEM_PROMPT, show_default=True, help="For conversations without one.")
 @click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of one row.")
 @click.option(
     "--long-samples",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.data.formats import Conversation, Turn
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.models.chatml import ROLES, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 IGNORE = -100
-CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 class Segment(NamedTuple):
@@ -57,7 +57,7 @@ class ChatTokenizer:
     """A tokenizer.json with the three ChatML tokens, which never reads control tokens out of text."""
 
     def __init__(self, tokenizer: Tokenizer, name: str) -> None:
-        ids = {token: tokenizer.token_to_id(token) for token in CONTROL_TOKENS}
+        ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
         found = [number for number in ids.values() if number is not None]
         missing = [token for token, number in ids.items() if number is None]
         if missing:
@@ -65,7 +65,7 @@ class ChatTokenizer:
         self.tokenizer, self.name = tokenizer, name
         self.endoftext, self.im_start, self.im_end = found
         self.newline = self.encode("\n")
-        self.roles = {role: self.encode(role) for role in ("system", "user", "assistant")}
+        self.roles = {role: self.encode(role) for role in ROLES}
         self.masked_frames = {role: [~number for number in self.frame(role)] for role in self.roles}
         self.tail = [self.im_end, *self.newline]
         self.masked_tail = [~number for number in self.tail]

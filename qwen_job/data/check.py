@@ -14,7 +14,7 @@ from qwen_job.data.chatml import ChatTokenizer, texts_of
 from qwen_job.data.files import read_rows
 from qwen_job.data.formats import Conversation
 from qwen_job.data.rules import RULES, Finding, Limits, inspect, lengths, read
-from qwen_job.data.spec import DEFAULT_SYSTEM_PROMPT
+from qwen_job.models.chatml import SYSTEM_PROMPT
 
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _BATCH = 256
@@ -82,7 +82,7 @@ class Examiner:
 
     def _count(self, conversations: list[Conversation]) -> Iterator[list[int]]:
         """Yield the tokens of the system prompt and of each turn, frame included."""
-        samples = [[text for _, text in texts_of(each, DEFAULT_SYSTEM_PROMPT)] for each in conversations]
+        samples = [[text for _, text in texts_of(each, SYSTEM_PROMPT)] for each in conversations]
         if self._tokenizer is None:
             yield from ([_estimate(text) for text in sample] for sample in samples)
             return

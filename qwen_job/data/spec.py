@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qwen_job.errors import DataError
+from qwen_job.models.chatml import SYSTEM_PROMPT
 
 FORMATS = ("auto", "reference", "sharegpt", "messages", "alpaca", "query_response")
 LONG_SAMPLES = ("truncate", "drop", "split")
 MASKS = ("assistant", "reference")
-DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant."
 MIN_LENGTH = 32
 
 
@@ -36,7 +36,7 @@ class DataSpec:
     eval: tuple[DataFile, ...] = ()
     eval_split: float = 0.0
     format: str = "auto"
-    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    system_prompt: str = SYSTEM_PROMPT
     max_length: int = 512
     long_samples: str = "truncate"
     packing: bool = True

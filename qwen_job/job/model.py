@@ -26,6 +26,7 @@ from qwen_job.job.types import (
     Text,
     section,
 )
+from qwen_job.models.chatml import SYSTEM_PROMPT
 
 if TYPE_CHECKING:
     from qwen_job.job.sweep import Point
@@ -82,7 +83,7 @@ class Data(Strict):
     format: Literal["auto", "reference", "sharegpt", "messages", "alpaca", "query_response"] = Field(
         "auto", description="auto tells the formats apart by their keys"
     )
-    system_prompt: FreeText = Field("You are a helpful assistant.", description="For conversations without their own")
+    system_prompt: FreeText = Field(SYSTEM_PROMPT, description="For conversations without their own")
     long_samples: Literal["truncate", "drop", "split"] = Field(
         "truncate",
         description="What becomes of conversations over train.model_max_length; truncate keeps the answer",

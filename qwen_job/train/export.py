@@ -15,6 +15,7 @@ import torch
 
 from qwen_job.errors import ModelError
 from qwen_job.files import sync_file, sync_folder, write_atomically
+from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS
 
 _PROBE_TOKENS = 16
 # Largest difference over largest logit: another kernel on another device rounds differently.
@@ -79,18 +80,17 @@ def verify(folder: Path, tokens: torch.Tensor, expected: torch.Tensor) -> None:
 def control_tokens(folder: Path) -> dict[str, int]:
     """Return the ids of ``<|im_start|>``, ``<|im_end|>`` and ``<|endoftext|>`` that the tokenizer has."""
     added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
-    wanted = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-    return {token["content"]: token["id"] for token in added if token["content"] in wanted}
+    return {token["content"]: token["id"] for token in added if token["content"] in SPECIAL_TOKENS}
 
 
 def _write(model: Any, state: Any, source: Path, folder: Path) -> None:
     ids = control_tokens(source)
     # <|im_start|> too: a model that begins a turn of its own has finished its answer.
-    stops = [ids[token] for token in ("<|im_end|>", "<|im_start|>") if token in ids]
+    stops = [ids[token] for token in (IM_END, IM_START) if token in ids]
     model.config.use_cache = True
     if model.generation_config is not None and stops:
         model.generation_config.eos_token_id = stops
-        model.generation_config.pad_token_id = ids.get("<|endoftext|>", stops[0])
+        model.generation_config.pad_token_id = ids.get(END_OF_TEXT, stops[0])
     model.save_pretrained(folder, state_dict=state)
     _name_the_old_way(folder / "config.json")
     for name in _TOKENIZER_FILES:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job.errors import UsageError
+from qwen_job.models.chatml import SYSTEM_PROMPT
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig, parse_config
 
 
@@ -284,7 +285,7 @@ def _data_values(own: dict[str, Any]) -> dict[str, Any]:
         "eval": files(own.get("eval_data_path")),
         "eval_split": 0.0,
         "format": "auto",
-        "system_prompt": own.get("system_prompt", "You are a helpful assistant."),
+        "system_prompt": own.get("system_prompt", SYSTEM_PROMPT),
         "max_length": own.get("model_max_length", 8192),
         "long_samples": own.get("long_samples", "truncate"),
         "packing": own.get("packing", False),

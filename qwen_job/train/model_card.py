@@ -11,6 +11,7 @@ import yaml
 from qwen_job import __version__
 from qwen_job.errors import EnvironmentFault
 from qwen_job.files import write_atomically
+from qwen_job.models.chatml import SYSTEM_PROMPT
 from qwen_job.models.files import sha256_of
 from qwen_job.train.summary import Summary, summarize
 
@@ -53,7 +54,7 @@ def card(summary: Summary) -> str:
     if "/" in base and not base.startswith(("/", ".")):
         head["base_model"] = base
     data = summary.section("data")
-    system = data.get("system_prompt") or "You are a helpful assistant."
+    system = data.get("system_prompt") or SYSTEM_PROMPT
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {_cell(summary.name)}",

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from qwen_job.data.spec import DEFAULT_SYSTEM_PROMPT
 from qwen_job.errors import ModelError
+from qwen_job.models.chatml import SYSTEM_PROMPT
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Target(NamedTuple):
     @property
     def system_prompt(self) -> str:
         """The system prompt that the model was trained with."""
-        return str((self.settings.get("data") or {}).get("system_prompt") or DEFAULT_SYSTEM_PROMPT)
+        return str((self.settings.get("data") or {}).get("system_prompt") or SYSTEM_PROMPT)
 
 
 def find_model(path: Path) -> Target:
