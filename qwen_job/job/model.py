@@ -32,6 +32,41 @@ if TYPE_CHECKING:
     from qwen_job.job.sweep import Point
 
 
+# The names that transformers 5 knows. A name that it refuses would cost a place in the queue.
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+]
+Reporter = Literal[
+    "tensorboard",
+    "wandb",
+    "swanlab",
+    "mlflow",
+    "trackio",
+    "comet_ml",
+    "clearml",
+    "neptune",
+    "dvclive",
+    "azure_ml",
+    "codecarbon",
+    "dagshub",
+    "flyte",
+    "kubeflow",
+    "all",
+    "none",
+]
+
+
 class Model(Strict):
     """The model to start from. ``model: Qwen/Qwen-1_8B-Chat`` is short for ``model: {name: ...}``."""
 
@@ -165,14 +200,14 @@ class Train(Strict):
     adam_beta2: Fraction = 0.95
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    lr_scheduler_type: Text = Field("cosine", description="cosine, linear, constant_with_warmup ...")
+    lr_scheduler_type: Scheduler = Field("cosine", description="How the learning rate falls after the warmup")
     warmup_ratio: Fraction = Field(0.01, description="Share of all steps")
     logging_steps: Positive = 1
     eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: as save_steps")
     save_steps: Positive = Field(500, description="Steps between checkpoints")
     save_total_limit: Positive = Field(2, description="Checkpoints kept")
     dataloader_num_workers: Count = 1
-    report_to: list[Text] = Field(
+    report_to: list[Reporter] = Field(
         ["tensorboard"], description="tensorboard, wandb, swanlab, mlflow; metrics.jsonl always"
     )
     early_stopping_patience: Positive | None = Field(None, description="Evaluations without a better loss")

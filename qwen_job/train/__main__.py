@@ -14,53 +14,62 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_job.errors import EnvironmentFault, OutOfMemory, QwenJobError, Retryable, StoppedAndSaved, UsageError
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig, keep_settings, load_config, save_config
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
-from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment
+from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
 from qwen_job.train.runlog import RunLog, duration, read_metrics
 from qwen_job.train.signals import StopWish
 from qwen_job.train.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 
 def main(arguments: list[str]) -> int:
     """Train, and return the exit code of the table in qwen_job/errors.py."""
+    place: Place | None = None
     try:
         place = place_from_environment()
         config, deepspeed, notes = read_settings(arguments, place)
     except QwenJobError as error:
+        if place is not None and place.local_rank:
+            # A node's first rank reads the same files, and when it fails the launcher ends this one meanwhile.
+            time.sleep(_MANNERS_SECONDS)
         return _complain(error)
     if (config.output_dir / "done.json").exists():
         if place.is_first:
             print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
         return 0
-    wish = StopWish(config.stop.time_limit_seconds, config.stop.grace_seconds)
+    # One clock decides: the ranks agree on what rank 0 says.
+    wish = StopWish(config.stop.time_limit_seconds if place.is_first else None, config.stop.grace_seconds)
     wish.listen()
     log: RunLog | None = None
+    store: Store | None = None
     try:
         log = RunLog(config.output_dir, active=place.is_first)
-        train(config, deepspeed, notes, place, wish, log)
+        log.heartbeat("starting")
+        for note in notes:
+            log.say(note)
+        if config.device == "cpu":
+            # DeepSpeed compiles functions that are never called here: seconds of importing the compiler.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile else "1")
+        store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
+        train(config, deepspeed, place, store, wish, log)
         return 0
     except Exception as error:
-        return _end(error, config, deepspeed, log)
+        return _end(error, config, deepspeed, store, log)
 
 
 def train(
-    config: TrainConfig, deepspeed: DeepSpeedConfig, notes: list[str], place: Place, wish: StopWish, log: RunLog
+    config: TrainConfig, deepspeed: DeepSpeedConfig, place: Place, store: Store, wish: StopWish, log: RunLog
 ) -> None:
-    """Meet, prepare, train, export: top to bottom."""
+    """Prepare, train, export: top to bottom."""
     started = time.time()
-    log.heartbeat("starting")
-    for note in notes:
-        log.say(note)
-    if config.device == "cpu":
-        # DeepSpeed compiles functions that are never called here: seconds of importing the compiler.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile else "1")
-    store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
-    wish.leave_if_heard()
+    tell(store, "stay", place.is_first, wish.leave_if_heard)
     join(place, store, config.device)
 
     # Model and data, made by one process while the others poll.
@@ -194,7 +203,9 @@ def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
     return prepare(spec, model_folder, cache, workers=spec.num_workers)
 
 
-def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log: RunLog | None) -> int:
+def _end(
+    error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, store: Store | None, log: RunLog | None
+) -> int:
     """Say what happened, leave it in the run folder, and return its exit code."""
     # A data worker that ends from here on must not raise into this.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -202,14 +213,17 @@ def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log:
     known = known or _out_of_memory(error, config, deepspeed) or _storage(error) or _lost_peer(error)
     if log is not None:
         log.close()
+    stopped = isinstance(known, StoppedAndSaved)
     if known is None:
-        traceback.print_exc()
         code, reason, state = 1, f"{type(error).__name__}: {error}", "failed"
     else:
-        code, reason = known.exit_code, str(known)
-        state = "stopped" if isinstance(known, StoppedAndSaved) else "failed"
-        if log is None or log.active or not isinstance(known, StoppedAndSaved):
-            _complain(known)
+        code, reason, state = known.exit_code, str(known), "stopped" if stopped else "failed"
+
+    def speak() -> None:
+        words = f"qwen-job: {known}" if known else "".join(traceback.format_exception(error)).rstrip()
+        print(words, file=sys.stderr, flush=True)
+
+    active = log is not None and log.active
     if log is not None and log.active:
         steps = [line["step"] for line in read_metrics(config.output_dir) if "step" in line]
         # Where the storage is the reason, nothing can be left there.
@@ -219,6 +233,8 @@ def _end(error: Exception, config: TrainConfig, deepspeed: DeepSpeedConfig, log:
             compared = against_plan(config.output_dir)
             log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)
             log.heartbeat(state, max(steps, default=0))
+    # A stop is rank 0's to tell; of failures in the same words the first is enough.
+    speak_once(store, "stop" if stopped else reason, speak, active if stopped else None)
     return code
 
 

@@ -35,7 +35,8 @@ def training_arguments(
     ``first`` is true on the rank that reports to TensorBoard and the like.
 
     Raises:
-        JobError: a field under ``training`` is unknown to the installed transformers, or is decided elsewhere.
+        JobError: a field under ``training`` is unknown to the installed transformers, has a value that it refuses, or
+            is decided elsewhere.
     """
     training = config.training
     extra, notes = _translate(training.extra())
@@ -68,7 +69,10 @@ def training_arguments(
         "dataloader_pin_memory": config.device == "cuda",
         **extra,
     }
-    return TrainingArguments(**values), notes
+    try:
+        return TrainingArguments(**values), notes
+    except (ValueError, TypeError) as error:
+        raise JobError([Problem("train.yaml", 0, 0, "training", " ".join(str(error).split()))]) from None
 
 
 def _ours(training: Any) -> set[str]:

@@ -12,6 +12,7 @@ must look".
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -183,10 +184,12 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
     if hasattr(config, "signals_to_handle"):
         config.signals_to_handle = "SIGINT,SIGQUIT"
     _watch_agent(relay)
+    _quiet_agent()
     relay.hold()
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "qwen_job.train", *options.command)
     except ChildFailedError as error:
+        _name_killed(list(error.failures.values()))
         return exit_code([(failure.timestamp, failure.exitcode) for failure in error.failures.values()])
     except Exception as error:
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
@@ -206,6 +209,33 @@ def _watch_agent(relay: _Relay) -> None:
         return monitor(agent, group)
 
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
+
+
+def _quiet_agent() -> None:
+    """Turn off what the agent logs of every worker that ends: the workers say why, and :func:`_name_killed` the rest.
+
+    LOGLEVEL, torch's own variable, brings it back.
+    """
+    if "LOGLEVEL" in os.environ:
+        return
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch.distributed.elastic") and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.CRITICAL)
+
+
+def _name_killed(failures: Sequence[Any]) -> None:
+    """Say which workers ended by a signal, which they could not say themselves; not those that the agent ended."""
+    for failure in failures:
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            number = -failure.exitcode
+            name = signal.Signals(number).name if number in iter(signal.Signals) else f"signal {number}"
+            hint = ", often by the kernel when the host's memory is full" if name == "SIGKILL" else ""
+            print(
+                f"qwen-job: a worker on {socket.gethostname()} (local rank {failure.local_rank}, process "
+                f"{failure.pid}) was ended by {name}{hint}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def exit_code(failures: Sequence[tuple[float, int]]) -> int:

@@ -4,10 +4,13 @@
 - ``meet``: check in at the store; who is missing after a minute is named
 - ``join``: the process group, gloo on a CPU and NCCL on GPUs
 - ``tell``, ``once``: one rank works, the others poll the store for its answer
+- ``speak_once``: what several ranks have to say in the same words is said by one of them
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import socket
 import sys
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.1
 _COLLECTIVE_MINUTES = 30
+_SPEAK_SECONDS = 5.0
 
 
 class Place(NamedTuple):
@@ -146,7 +150,7 @@ def once(place: Place, store: Store, name: str, work: Callable[[], Path]) -> Pat
     return Path(tell(store, here, place.local_rank == 0, lambda: str(work())))
 
 
-def tell(store: Store, name: str, mine: bool, work: Callable[[], str]) -> str:
+def tell(store: Store, name: str, mine: bool, work: Callable[[], str | None]) -> str:
     """Return the answer of the one rank whose ``mine`` is true; its failure fails all in the same words.
 
     The others poll the store for as long as it takes: no collective is open, so none can time out.
@@ -154,7 +158,7 @@ def tell(store: Store, name: str, mine: bool, work: Callable[[], str]) -> str:
     key = f"qwen_job/told/{name}"
     if mine:
         try:
-            answer = work()
+            answer = work() or ""
         except QwenJobError as error:
             store.set(key, f"error\n{type(error).__name__}\n{error}")
             raise
@@ -167,6 +171,27 @@ def tell(store: Store, name: str, mine: bool, work: Callable[[], str]) -> str:
         return rest
     kind, _, message = rest.partition("\n")
     raise getattr(errors, kind, QwenJobError)(message)
+
+
+def speak_once(store: Store | None, words: str, speak: Callable[[], None], mine: bool | None = None) -> None:
+    """Call ``speak`` on one rank of those that come here with ``words``; the others return when it has spoken.
+
+    That one is the first to come, or where ``mine`` is given the one that it is true for. The others wait because the
+    launcher ends every rank as soon as one has ended. Without a store every rank speaks.
+    """
+    key = f"qwen_job/words/{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+    try:
+        first = store is None or (store.add(key, 1) == 1 if mine is None else mine)
+        deadline = time.monotonic() + _SPEAK_SECONDS
+        while not first and store is not None and not store.check([f"{key}/said"]) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+    except (RuntimeError, OSError):
+        store, first = None, True  # it went away with the rank or the launcher that kept it
+    if first:
+        speak()
+        with contextlib.suppress(RuntimeError, OSError):
+            if store is not None:
+                store.set(f"{key}/said", "")
 
 
 def _unreachable(place: Place, seconds: float, error: Exception) -> str:

@@ -56,7 +56,8 @@ class StopWish:
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
         """Raise StoppedAndSaved in the middle of what is done here, as soon as a signal comes."""
-        self.leave_if_heard()
+        if self.reason is not None:
+            self.leave_if_heard()
         self._interrupting = True
         try:
             yield

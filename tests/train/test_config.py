@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from qwen_job.errors import JobError
+from qwen_job.job.model import Reporter, Scheduler
 from qwen_job.train.config import load_config, parse_config, save_config
 from qwen_job.train.deepspeed_config import offloads_optimizer, resolve, zero_stage
 from tests.train import tiny
@@ -93,3 +94,11 @@ def test_settings_mounted_elsewhere_are_kept_in_the_run(tmp_path: Path) -> None:
     keep_settings(run, run)
     assert [path.name for path in run.iterdir()] == ["train.yaml"]
     assert (run / "train.yaml").read_text() == "version: 1\n"
+
+
+def test_the_job_knows_the_names_that_the_trainer_knows() -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.trainer_utils import SchedulerType
+
+    assert set(get_args(Scheduler)) == {item.value for item in SchedulerType}
+    assert set(get_args(Reporter)) == {*INTEGRATION_TO_CALLBACK, "all", "none"}

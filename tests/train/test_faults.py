@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -110,14 +111,30 @@ def test_the_time_limit_counts_from_the_allocation(home: Path) -> None:
         home / "limit", training__num_train_epochs=5000.0, stop__time_limit_seconds=3600, stop__grace_seconds=60
     )
     # The allocation began so long ago that saving must begin before there is time for a step, ...
+    started = time.monotonic()
     code, output = tiny.run(train_yaml, QWEN_JOB_STARTED=f"{time.time() - 3550:.0f}")
     assert code == 160 and "the time limit is near" in output and "nothing new to save" in output, output
     assert not list(train_yaml.parent.glob("checkpoints/step-*"))
-    # ... and 20 s from now.
-    code, output = tiny.run(train_yaml, QWEN_JOB_STARTED=f"{time.time() - 3520:.0f}")
+    assert output.count("nothing new to save") == 1 and "SIGTERM" not in output, output
+    # ... and so that there is time for some, on a slow machine too.
+    left = 15 + 2 * (time.monotonic() - started)
+    code, output = tiny.run(train_yaml, QWEN_JOB_STARTED=f"{time.time() - 3540 + left:.0f}")
     assert code == 160 and "the time limit is near: saved at step" in output, output
     last = tiny.metrics(train_yaml.parent, "step")[-1]["step"]
     assert (train_yaml.parent / "checkpoints" / f"step-{last}" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"training__learning_rate": "fast"}, 3, "training.learning_rate"),  # before the ranks meet
+        ({"data__train": [{"path": "/nowhere/data.json", "weight": 1.0}]}, 4, "/nowhere/data.json"),  # on rank 0 alone
+        ({"training__lr_scheduler_type": "zigzag"}, 3, "zigzag"),  # on each
+    ],
+)
+def test_what_is_wrong_for_all_ranks_is_said_once(home: Path, changes: dict[str, Any], code: int, words: str) -> None:
+    found, output = tiny.run(tiny.write_run(home / f"wrong{len(words)}", **changes))
+    assert found == code and output.count(words) == 1, output
 
 
 def test_a_frozen_rank_is_named_within_the_limit(home: Path) -> None:
