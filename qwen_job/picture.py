@@ -1,6 +1,7 @@
 """Memory against the card, drawn: a stacked bar for a terminal, the same as SVG for a file and for the report.
 
 - ``Stack``: the items of one bar and what they have to fit into
+- ``write_svg``: a picture into the file that --svg names
 - ``bar``: lines of text; ``svg``: a picture, with what was measured below it when that is known
 """
 
@@ -10,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
+
+from qwen_job.errors import EnvironmentFault, UsageError
+from qwen_job.files import write_atomically
 
 GIB = 2**30
 # A fill of its own for each item, so that the bar reads without colour; colours of equal lightness from Okabe and Ito.
@@ -112,6 +117,21 @@ def svg(stack: Stack, *, width: int = 720, title: str = "Memory", measured: floa
         parts.append(f'<rect x="10" y="30" width="{capacity * scale:.1f}" height="28" fill="none" stroke="#888"/>')
         parts.append(f'<line x1="{x:.1f}" y1="26" x2="{x:.1f}" y2="{low}" stroke="{OVER}" stroke-width="2"/>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def write_svg(path: Path, picture: str) -> None:
+    """Write a picture where ``--svg`` asks for it; replaces a picture that is there, and nothing else.
+
+    Raises UsageError for another ending than .svg, EnvironmentFault for a file that is no picture or cannot be written.
+    """
+    if path.suffix.lower() != ".svg":
+        raise UsageError(f"--svg: {path} does not end in .svg; other formats are not drawn, a browser converts it")
+    try:
+        if path.exists() and not path.read_bytes().startswith(b"<svg"):
+            raise EnvironmentFault(f"{path}: exists and is no SVG picture; name another file")
+        write_atomically(path, picture)
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _rectangle(x: float, y: int, width: float, height: int, colour: str, label: str) -> str:

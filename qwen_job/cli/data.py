@@ -62,6 +62,7 @@ def _examiner(layout: str, tokenizer: Path | None, max_turn_tokens: int, max_len
 @click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="Rows shown for each rule.")
 @click.option("--all", "show_all", is_flag=True, help="Show every row.")
 @click.option("--strict", is_flag=True, help="Count warnings as errors.")
+@click.option("--svg", metavar="FILE", type=_FILE, help="Draw the lengths of the samples as SVG, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def check(
     files: tuple[Path, ...],
@@ -72,6 +73,7 @@ def check(
     limit: int,
     show_all: bool,
     strict: bool,
+    svg: Path | None,
     as_json: bool,
 ) -> None:
     """Report, rule by rule and with row numbers, what is wrong with FILES. Exit code 4 when there are
@@ -85,6 +87,8 @@ def check(
         click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_report(report)
+    if svg is not None:
+        _draw_lengths(report, svg, max_length)
     if report.errors:
         raise DataError(f"{report.bad_rows} of {report.rows} rows cannot be trained on; correct them, "
                         "or 'qwen-job data clean' writes a copy without them")  # fmt: skip
@@ -121,6 +125,15 @@ def _print_lengths(report: Report) -> None:
         if filled and filled[0] <= number <= filled[-1]:
             bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
             click.echo(f"{edge:>8} tokens {count:>9} {count / report.rows:6.1%} {bar}")
+
+
+def _draw_lengths(report: Report, path: Path, max_length: int) -> None:
+    from qwen_job.data.histogram import svg
+    from qwen_job.picture import write_svg
+
+    about = "" if report.exact else " (estimated)"
+    title = f"{report.rows} conversations, tokens each{about}; longest {report.longest}, max_length {max_length}"
+    write_svg(path, svg(report.to_dict()["token_histogram"], title=title, max_length=max_length))
 
 
 @data.command(short_help="Write a cleaned copy, and a list of what was dropped.")

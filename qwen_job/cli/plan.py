@@ -114,21 +114,13 @@ def _data(job: Job) -> tuple[DataSize | None, str]:
 
 
 def _draw(made: Plan, file: str) -> None:
-    from qwen_job.files import write_atomically
-    from qwen_job.picture import svg
+    from qwen_job.picture import svg, write_svg
 
     memory, path = made.memory, Path(file)
     if memory is None:
         raise EnvironmentFault("--svg: the memory is not estimated, so there is nothing to draw; see the warning")
-    if path.suffix.lower() != ".svg":
-        raise UsageError(f"--svg: {file} does not end in .svg; other formats are not drawn, a browser converts it")
-    if path.exists() and not path.read_bytes().startswith(b"<svg"):
-        raise EnvironmentFault(f"{file}: exists and is no SVG picture; name another file")
     title = f"{made.job.name}: memory of one {'node' if made.gpu.is_cpu else made.gpu.name}"
-    try:
-        write_atomically(path, svg(memory.stack, title=title))
-    except OSError as error:
-        raise EnvironmentFault(f"{file}: cannot be written: {error.strerror}") from None
+    write_svg(path, svg(memory.stack, title=title))
 
 
 def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,6 +17,7 @@ from qwen_job.resources import resource
 
 from .conftest import conversation
 
+SVG = "{http://www.w3.org/2000/svg}"
 DEMO = str(resource("configs", "data", "demo.json"))
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,6 +51,17 @@ def test_check_of_bad_data(run: Run, write: Callable[..., Path]) -> None:
     code, out, _ = run("check", path, "--json")
     assert code == 4
     assert json.loads(out)["counts"]["order"] == 1
+
+
+def test_check_draws_the_lengths(run: Run, tmp_path: Path) -> None:
+    picture = tmp_path / "lengths.svg"
+    assert run("check", DEMO, "--svg", picture)[0] == 0
+    drawn = [text.text or "" for text in ElementTree.parse(picture).getroot().iter(f"{SVG}text")]
+    assert drawn[0].startswith("72 conversations, tokens each (estimated)")
+    assert sum(int(text.split()[0]) for text in drawn[1:] if "(" in text) == 72
+    picture.write_text("mine")
+    assert run("check", DEMO, "--svg", picture)[0] != 0
+    assert picture.read_text() == "mine"
 
 
 def test_warnings_count_when_strict(run: Run, write: Callable[..., Path]) -> None:
