@@ -104,3 +104,15 @@ def test_git_lfs_is_named_as_the_cause(qwen1: Path, tmp_path: Path) -> None:
 def test_layers_are_all_there(converted: Path) -> None:
     names = json.loads((converted / "model.safetensors.index.json").read_text())["weight_map"]
     assert len(names) == 3 + 12 * LAYERS
+
+
+def test_a_conversion_goes_ahead_over_what_a_killed_one_left(qwen1: Path, converted: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".out.part"
+    left.mkdir()
+    (left / "model-00001-of-00002.safetensors").write_bytes(b"half")
+    (left / "stray").touch()
+    convert_folder(qwen1, tmp_path / "out")
+    assert not left.exists()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in converted.iterdir()
+    }
