@@ -90,7 +90,7 @@ def _crossed(vocabulary: dict[bytes, int]) -> tuple[NDArray[np.uint32], NDArray[
         for length in (1, 2, 3):
             starts[text[:length]].append(code)
             ends[text[-length:]].append(code)
-    pairs: set[tuple[int, int]] = set()
+    pairs: set[int] = set()
     for token in vocabulary:
         if token.isascii():
             continue
@@ -98,6 +98,6 @@ def _crossed(vocabulary: dict[bytes, int]) -> tuple[NDArray[np.uint32], NDArray[
             if token[place] in _HAN_LEAD:
                 before = ends.get(token[max(0, place - 3) : place], ())
                 after = starts.get(token[place : place + 3], ())
-                pairs.update((left, right) for left in before for right in after)
-    both = np.array(sorted(pairs), np.uint32).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+                pairs.update(left << 16 | right for left in before for right in after)
+    both = np.fromiter(pairs, np.uint32, len(pairs))
+    return both >> np.uint32(16), both & np.uint32(0xFFFF)
