@@ -22,7 +22,8 @@ from qwen_job.train.modeling import build_model, shape_of
 from qwen_job.train.rendezvous import Place, tell
 from qwen_job.train.runlog import RunLog, fruitless_attempts, read_metrics
 from qwen_job.train.signals import StopWish
-from qwen_job.train.trainer import JobTrainer, Parts
+from qwen_job.train.trainer import JobTrainer
+from qwen_job.train.trainer_base import Parts
 from qwen_job.train.universal import check_stage, make_universal
 from qwen_job.train.watchdog import Watchdog
 

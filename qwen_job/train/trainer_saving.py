@@ -1,0 +1,105 @@
+"""Where the trainer meets its checkpoints: what goes into one, when it is finished, and what comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qwen_job.train.manifest import prune
+from qwen_job.train.trainer_base import BaseTrainer
+from qwen_job.train.universal import discard_universal
+
+
+class SavingTrainer(BaseTrainer):
+    """A trainer that saves through the checkpointer, one save under way at a time."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        checkpointer = self.parts.checkpointer
+        self._moved("saving")
+        self._settle()
+        checkpointer.begin(self.state.global_step, self._collect)
+        if not checkpointer.background:
+            self._finish_save()
+        self._clock = time.monotonic()
+
+    def _collect(self, folder: Path) -> None:
+        checkpointer, step = self.parts.checkpointer, self.state.global_step
+        engine: Any = self.model_wrapped
+        engine.save_checkpoint(str(folder), tag=f"global_step{step}", save_latest=False)
+        checkpointer.keep(f"rng_state_{self.args.process_index}.pth", self._random_state())
+        if self.args.process_index == 0:
+            checkpointer.keep_text("latest", f"global_step{step}")
+            scheduler: Any = self.lr_scheduler
+            checkpointer.keep("scheduler.pt", scheduler.state_dict())
+            checkpointer.keep_text("trainer_state.json", self._state_text())
+
+    def _state_text(self) -> str:
+        state = dataclasses.asdict(self.state)
+        # The history is in metrics.jsonl, and paths of this folder would not survive its move.
+        state |= {"log_history": [], "best_model_checkpoint": None, "stateful_callbacks": {}}
+        return json.dumps(state, indent=1, sort_keys=True) + "\n"
+
+    def _random_state(self) -> dict[str, Any]:
+        state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+        if self.args.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore this rank's random state; a rank that the saved run did not have starts from the seed."""
+        path = Path(checkpoint or "") / f"rng_state_{self.args.process_index}.pth"
+        if checkpoint is None or not path.is_file():
+            return
+        # Our own file, checked against the manifest; numpy's state is not a plain tensor.
+        state = torch.load(path, weights_only=False)
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and self.args.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"])
+
+    def _prepare_for_training(self, max_steps: int, *arguments: Any) -> Any:
+        self.parts.log.total_steps = max_steps
+        prepared = super()._prepare_for_training(max_steps, *arguments)  # type: ignore[no-untyped-call]
+        self.model_wrapped.checkpoint_engine = self.parts.checkpointer
+        return prepared
+
+    def settle_best(self) -> None:
+        """Finish what is being saved, then bring back the best checkpoint's weights if that was asked for."""
+        self._settle()
+        best = self.state.best_global_step
+        if not self._wants_best() or best in (None, self.state.global_step):
+            return
+        folder = self.parts.checkpointer.folder / f"step-{best}"
+        self.parts.log.say(f"taking the weights of {folder.name}, the lowest held-out loss")
+        engine: Any = self.model_wrapped
+        engine.load_checkpoint(
+            str(folder), tag=f"global_step{best}", load_module_only=True, load_optimizer_states=False
+        )
+        self.eval_loss = self.state.best_metric
+
+    def _finish_save(self) -> None:
+        saved = self.parts.checkpointer.finish()
+        log, limit = self.parts.log, self.parts.config.training.save_total_limit
+        log.write("save", saved.step, seconds=saved.seconds, pause_seconds=saved.pause_seconds, bytes=saved.bytes)
+        self._saved = saved.step
+        if self.args.process_index == 0:
+            best = self.state.best_global_step if self._wants_best() else None
+            prune(self.parts.checkpointer.folder, keep=limit, keep_steps=[] if best is None else [best])
+            discard_universal(self.parts.checkpointer.folder)
+
+    def _settle(self) -> None:
+        """Finish the save under way, if there is one."""
+        if self.parts.checkpointer.under_way is not None:
+            self._finish_save()
+
+    def _last_saved(self) -> int | None:
+        under_way = self.parts.checkpointer.under_way
+        return under_way if under_way is not None else self._saved
