@@ -5,7 +5,6 @@ No weights are downloaded: the model has the shape of Qwen-1.8B-Chat (on a CPU a
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.train import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 # Dense bf16 peaks in TFLOP/s, as in configs/gpus; an unknown GPU gets no MFU.
@@ -46,21 +47,12 @@ def model_values(big: bool) -> dict[str, Any]:
     """Return a model file: Qwen-1.8B's shape, or a tiny one with a small vocabulary."""
     shape = BIG if big else SMALL
     return {
-        "name": "bench",
-        "architecture": "Qwen2ForCausalLM",
-        "source": "random",
-        "model_type": "qwen2",
-        "vocab_size": 151936 if big else 2048,
+        **tiny.MODEL,
         **shape,
+        "name": "bench",
+        "vocab_size": 151936 if big else 2048,
         "num_key_value_heads": shape["num_attention_heads"],
-        "hidden_act": "silu",
         "max_position_embeddings": 8192,
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "use_sliding_window": False,
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": False,
         "torch_dtype": "bfloat16" if big else "float32",
     }
 
@@ -80,41 +72,20 @@ def write_conversations(path: Path, count: int) -> None:
     path.write_text(json.dumps(rows), encoding="utf-8")
 
 
-def settings(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return train.yaml for this machine; keys of ``changes`` join levels with dots."""
+def settings(folder: Path, zero_stage: int, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return train.yaml for this machine, and deepspeed.json; keys of ``changes`` join levels with ``__``."""
     gpu = on_gpu()
-    values: dict[str, Any] = {
-        "version": 1,
+    ours: dict[str, Any] = {
         "name": folder.name,
-        "output_dir": str(folder),
         "seed": 1,
-        "world_size": 1,
         "device": "cuda" if gpu else "cpu",
         "precision": "bf16" if gpu else "fp32",
         "attention": "varlen" if gpu else "sdpa",
         "fused_loss": "chunked" if gpu else "none",
-        "torch_compile": False,
-        "gradient_checkpointing": False,
         "peak_tflops": peak_tflops(),
-        "model": {
-            "name": str(folder.parent / "bench.yaml"),
-            "source": "random",
-            "revision": None,
-            "cache_dir": str(folder.parent / "cache"),
-        },
-        "data": {
-            "train": [{"path": str(folder.parent / "data.json"), "weight": 1.0}],
-            "eval": [],
-            "eval_split": 0.0,
-            "format": "auto",
-            "system_prompt": "You are a helpful assistant.",
-            "max_length": 2048 if gpu else 256,
-            "long_samples": "truncate",
-            "packing": True,
-            "mask": "assistant",
-            "cache_dir": str(folder.parent / "prepared"),
-            "num_workers": None,
-        },
+        "model__name": str(folder.parent / "bench.yaml"),
+        "data__max_length": 2048 if gpu else 256,
+        "data__num_workers": None,
         "training": {
             "per_device_train_batch_size": 8 if gpu else 1,
             "gradient_accumulation_steps": 4 if gpu else 2,
@@ -125,14 +96,10 @@ def settings(folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
             "dataloader_num_workers": 2 if gpu else 0,
         },
     }
-    values = copy.deepcopy(values)
-    for key, value in changes.items():
-        *parents, last = key.split(".")
-        place = values
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return values
+    train, _ = tiny.settings(folder, **{**ours, **changes})
+    for section in ("stop", "guards", "plan"):
+        del train[section]  # those of a test
+    return train, {"zero_optimization": {"stage": zero_stage}}
 
 
 def run(folder: Path, zero_stage: int = 2, processes: int = 1, **changes: Any) -> list[dict[str, Any]]:
@@ -142,9 +109,9 @@ def run(folder: Path, zero_stage: int = 2, processes: int = 1, **changes: Any) -
     if not (home / "data.json").exists():
         write_conversations(home / "data.json", 4000 if on_gpu() else 200)
         (home / "bench.yaml").write_text(yaml.safe_dump(model_values(on_gpu())))
-    values = settings(folder, {"world_size": processes, **{k.replace("__", "."): v for k, v in changes.items()}})
+    values, deepspeed = settings(folder, zero_stage, {"world_size": processes, **changes})
     (folder / "train.yaml").write_text(yaml.safe_dump(values))
-    (folder / "deepspeed.json").write_text(json.dumps({"zero_optimization": {"stage": zero_stage}}))
+    (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
     command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes), "--"]
     done = subprocess.run([*command, "--config", str(folder / "train.yaml")], cwd=ROOT, check=False)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
