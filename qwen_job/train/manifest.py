@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qwen_job.files import sync_file, write_atomically
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
+# DeepSpeed's names of a shard, and ours of the random state.
+_OF_A_RANK = re.compile(r"(?:pp_rank|rng_state)_(\d+)")
 
 
 class FileEntry(NamedTuple):
@@ -66,8 +69,7 @@ def write_manifest(folder: Path, *, step: int, world_size: int, zero_stage: int,
 def check(folder: Path, *, hashes: bool = True) -> Checkpoint | str:
     """Return the checkpoint in ``folder``, or the reason why it is not complete."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+        content, files = _read(folder)
         found = Checkpoint(content["step"], folder, content["world_size"], content["zero_stage"])
     except FileNotFoundError:
         return "it has no manifest: its writing was cut short"
@@ -79,20 +81,37 @@ def check(folder: Path, *, hashes: bool = True) -> Checkpoint | str:
             return f"{name} is missing"
         if path.stat().st_size != entry.size:
             return f"{name} has {path.stat().st_size} bytes instead of {entry.size}"
-    if hashes:
-        # hashlib releases the interpreter lock, so threads do read in parallel.
-        with ThreadPoolExecutor(8) as pool:
-            for name, digest in zip(files, pool.map(lambda name: file_hash(folder / name), files), strict=True):
-                if digest != files[name].sha256:
-                    return f"{name} does not have the hash of its manifest"
-    return found
+    return (wrong_hash(folder) if hashes else None) or found
 
 
-def newest(checkpoints: Path, *, hashes: bool = True) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest complete checkpoint and, in words, why newer ones were passed over."""
+def wrong_hash(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
+    """Read the files of a complete checkpoint that fall to ``rank``; says which one is not what was written.
+
+    Each file falls to one rank: a shard to the rank that wrote it, the others in turn.
+    """
+    _, files = _read(folder)
+    mine = [name for place, name in enumerate(files) if _reader(name, place) % world_size == rank]
+    # hashlib releases the interpreter lock, so threads do read in parallel.
+    with ThreadPoolExecutor(8) as pool:
+        digests = pool.map(lambda name: _hash_or_error(folder / name), mine)
+        for name, digest in zip(mine, digests, strict=True):
+            if isinstance(digest, OSError):
+                return f"{name} cannot be read ({digest})"
+            if digest != files[name].sha256:
+                return f"{name} does not have the hash of its manifest"
+    return None
+
+
+def newest(
+    checkpoints: Path, *, hashes: bool = True, refused: Mapping[str, str] | None = None
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest complete checkpoint and, in words, why newer ones were passed over.
+
+    ``refused`` holds the folders' names that are known to be broken, with the reason.
+    """
     passed_over: list[str] = []
     for folder in reversed(_steps(checkpoints)):
-        verdict = check(folder, hashes=hashes)
+        verdict = (refused or {}).get(folder.name) or check(folder, hashes=hashes)
         if isinstance(verdict, Checkpoint):
             return verdict, passed_over
         passed_over.append(f"{folder.name} is passed over: {verdict}")
@@ -118,6 +137,23 @@ def prune(checkpoints: Path, *, keep: int | None, keep_steps: Iterable[int] = ()
         shutil.rmtree(folder, ignore_errors=True)
         gone.append(_number(folder))
     return gone
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, FileEntry]]:
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return content, {name: FileEntry(entry["size"], entry["sha256"]) for name, entry in content["files"].items()}
+
+
+def _reader(name: str, place: int) -> int:
+    found = _OF_A_RANK.search(name)
+    return int(found[1]) if found else place
+
+
+def _hash_or_error(path: Path) -> str | OSError:
+    try:
+        return file_hash(path)
+    except OSError as error:
+        return error
 
 
 def _steps(checkpoints: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens
 from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
-from qwen_job.train.manifest import newest
+from qwen_job.train.manifest import newest, wrong_hash
 from qwen_job.train.modeling import build_model, shape_of
 from qwen_job.train.rendezvous import Place, tell
 from qwen_job.train.runlog import RunLog, fruitless_attempts, read_metrics
@@ -108,15 +108,46 @@ class Resume(NamedTuple):
     universal: bool
 
 
+def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, str]:
+    """Read the newest checkpoint, each rank its own files, until one is whole; returns the broken ones and why.
+
+    The ranks read at the same time, and no collective is open while they do.
+    """
+    refused: dict[str, str] = {}
+
+    def candidate() -> str:
+        found, _ = newest(checkpoints, hashes=False, refused=refused)
+        return str(found.path) if found else ""
+
+    def judged(name: str, folder: Path) -> str:
+        for rank in range(place.world_size):
+            # Rank 0 reads its own files first; the others have begun with theirs meanwhile.
+            reason = tell(store, f"{name}/{rank}", rank == 0, lambda: wrong_hash(folder, 0, place.world_size))
+            if reason:
+                return f"{reason}, as rank {rank} read it"
+        return ""
+
+    while proposed := tell(store, f"candidate/{len(refused)}", place.is_first, candidate):
+        folder, name = Path(proposed), f"candidate/{len(refused)}/rank"
+        if not place.is_first:
+            tell(store, f"{name}/{place.rank}", True, lambda: wrong_hash(folder, place.rank, place.world_size))  # noqa: B023
+        reason = tell(store, f"{name}/verdict", place.is_first, lambda: judged(name, folder))  # noqa: B023
+        if not reason:
+            break
+        refused[folder.name] = reason
+    return refused
+
+
 def choose_checkpoint(config: TrainConfig, stage: int, place: Place, store: Store, log: RunLog) -> Resume | None:
-    """Choose the newest complete checkpoint on rank 0, say why, and tell all ranks.
+    """Choose the newest complete checkpoint, its files read by all ranks; rank 0 says why.
 
     Raises:
         JobError: the checkpoint was saved with another ZeRO stage.
     """
+    refused = refuse_corrupt(config.output_dir / "checkpoints", place, store)
 
     def choose() -> str:
-        found, passed_over = newest(config.output_dir / "checkpoints")
+        found, passed_over = newest(config.output_dir / "checkpoints", hashes=False, refused=refused)
         refuse_going_in_circles(config.output_dir, found.step if found else None)
         for line in passed_over:
             log.say(f"checkpoints: {line}")
