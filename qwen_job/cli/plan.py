@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_job.cli.options import layers, show_words
-from qwen_job.errors import EnvironmentFault, UsageError
+from qwen_job.errors import EnvironmentFault, OutOfMemory, UsageError
 
 if TYPE_CHECKING:
     from qwen_job.job import Job
@@ -135,6 +135,8 @@ def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
         _print_json([fit_as_dict(one) for one in found])
     else:
         click.echo("\n".join(fit_lines(job, found)))
+    if all(one.choice is None for one in found):
+        raise OutOfMemory(f"{job.name} fits no cluster of any known GPU; the answer above says what would work")
 
 
 def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool) -> None:

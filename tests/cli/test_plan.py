@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from qwen_job.cli import cli
-from qwen_job.errors import EnvironmentFault, QwenJobError, UsageError
+from qwen_job.errors import EnvironmentFault, OutOfMemory, QwenJobError, UsageError
 from tests.plan.jobs import BASE, job_file
 from tests.plan.test_calibrate import measured_run
 
@@ -72,6 +72,12 @@ def test_the_smallest_cluster(job: Path) -> None:
     assert "demo fits 1 x 1 A100-80G: ZeRO-2" in run(job, "--fit")
     found = json.loads(run(job, "--fit", "--json"))
     assert found[0]["gpu"] == "A100-80G" and {one["gpu"] for one in found} > {"V100-32G", "H100-80G"}
+
+
+def test_no_cluster_at_all_is_an_exit_code_of_its_own(job: Path) -> None:
+    huge = [f"--set=train.{name}" for name in ("per_device_train_batch_size=65536", "global_batch_size=null")]
+    result = CliRunner().invoke(cli, ["plan", str(job), "--fit", *huge])
+    assert isinstance(result.exception, OutOfMemory) and "what would work: " in result.stdout
 
 
 def test_explain_and_compare(job: Path) -> None:
