@@ -12,14 +12,15 @@ from tests.train import tiny
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 
-def test_four_then_two_then_four_ranks_learn_what_four_alone_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_four_then_two_then_four_ranks_learn_what_four_alone_do(tmp_path: Path, stage: int) -> None:
     changes = {"world_size": 4, "training__gradient_accumulation_steps": 1, "training__save_steps": 3}
-    calm = tiny.write_run(tmp_path / "calm", 2, **changes, training__max_steps=9)
+    calm = tiny.write_run(tmp_path / "calm", stage, **changes, training__max_steps=9)
     code, output = tiny.run(calm, 4)
     assert code == 0, output
     expected = [line["loss"] for line in tiny.metrics(calm.parent, "step")]
 
-    moved = tiny.write_run(tmp_path / "moved", 2, **changes, training__max_steps=9)
+    moved = tiny.write_run(tmp_path / "moved", stage, **changes, training__max_steps=9)
     settings = yaml.safe_load(moved.read_text())
     for last, ranks in ((3, 4), (6, 2), (9, 4)):
         # Ends there by the wish to stop: the schedule still knows of nine steps.
