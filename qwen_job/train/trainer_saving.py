@@ -68,8 +68,24 @@ class SavingTrainer(BaseTrainer):
     def _prepare_for_training(self, max_steps: int, *arguments: Any) -> Any:
         self.parts.log.total_steps = max_steps
         prepared = super()._prepare_for_training(max_steps, *arguments)  # type: ignore[no-untyped-call]
+        self._mend_groups()
         self.model_wrapped.checkpoint_engine = self.parts.checkpointer
         return prepared
+
+    def _mend_groups(self) -> None:
+        """Undo what DeepSpeed's ZeRO-3 does to a universal checkpoint: one step counter and one decay for all groups.
+
+        A counter that groups share is advanced once for each of them.
+        """
+        optimizer = getattr(getattr(self.model_wrapped, "optimizer", None), "optimizer", None)
+        if optimizer is None:
+            return
+        decays = [self.parts.config.training.weight_decay, 0.0] if len(optimizer.param_groups) == 2 else []
+        for group, decay in zip(optimizer.param_groups, decays, strict=False):
+            group["weight_decay"] = decay
+        for state in optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
 
     def settle_best(self) -> None:
         """Finish what is being saved, then bring back the best checkpoint's weights if that was asked for."""

@@ -12,7 +12,7 @@ from tests.train import tiny
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_four_then_two_then_four_ranks_learn_what_four_alone_do(tmp_path: Path, stage: int) -> None:
     changes = {"world_size": 4, "training__gradient_accumulation_steps": 1, "training__save_steps": 3}
     calm = tiny.write_run(tmp_path / "calm", stage, **changes, training__max_steps=9)
