@@ -25,6 +25,7 @@ def node() -> None:
 @click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="What the job runs on.")
 @click.option("--run", type=click.Path(path_type=Path), help="The run's folder: checks what that job needs.")
 @click.option("--gpus", type=click.IntRange(min=0), default=0, help="GPUs that the job takes here.")
+@click.option("--gpu", type=(str, float, int), help="The planned GPU: name, compute capability, bytes (0: unknown).")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Nodes of the job.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The rendezvous port: free on the first node.")
 @click.option("--rank", type=click.IntRange(min=0), default=0, help="This node's number; the first is 0.")
@@ -40,6 +41,7 @@ def check(
     device: str,
     run: Path | None,
     gpus: int,
+    gpu: tuple[str, float, int] | None,
     nodes: int,
     port: int | None,
     rank: int,
@@ -56,6 +58,7 @@ def check(
     Ends with exit code 5 for what every node would have (a full disk, an output folder that is not shared), and with
     163 for a fault of this node, which a requeued job then leaves out; 162 where another node is at fault.
     """
+    from qwen_job.node.gpus import PlannedGpu
     from qwen_job.node.network import node_name
     from qwen_job.node.preflight import DISK_BYTES, Expected, preflight
     from qwen_job.node.quick import quick_check
@@ -66,7 +69,8 @@ def check(
         findings = quick_check(device)
     else:
         room = DISK_BYTES if disk_bytes is None else disk_bytes
-        expected = Expected(gpus, run, port, token, sent_at, nodes, fabric, room, rank, master, min_gbs)
+        planned = PlannedGpu(*gpu) if gpu else None
+        expected = Expected(gpus, run, port, token, sent_at, nodes, fabric, room, rank, master, min_gbs, planned)
         findings = preflight(expected)
     if as_json:
         click.echo(json.dumps({"host": node_name(), "findings": [asdict(f) for f in findings]}))

@@ -11,17 +11,15 @@ import os
 import resource
 import shutil
 import socket
-import subprocess
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_job.node.driver import probe
+from qwen_job.node.gpus import GIB, PlannedGpu, gpu_checks
 from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.quick import SHARED_MEMORY, Finding, quick_check
 
-GIB = 2**30
 # Clocks of a cluster follow NTP; more apart than this and timestamps, certificates and file ages go wrong.
 CLOCK_SECONDS = 30
 # Without a figure from the plan: room for logs and a small checkpoint.
@@ -38,7 +36,8 @@ class Expected:
     """What the job counts on: ``gpus`` of a node (0: on CPUs), its run's folder, the rendezvous at ``master``:``port``.
 
     ``token`` was written to ``run``/launch/token by the script that started the nodes; ``sent_at`` is its clock then,
-    in unix seconds. ``fabric`` is the interconnect of the plan, ``min_gbs`` the least bandwidth between the nodes.
+    in unix seconds. ``gpu`` and ``fabric`` are the GPU and the interconnect of the plan, ``min_gbs`` is the least
+    bandwidth between the nodes.
     """
 
     gpus: int
@@ -52,13 +51,14 @@ class Expected:
     rank: int = 0
     master: str = ""
     min_gbs: float = 0.0
+    gpu: PlannedGpu | None = None
 
 
 def preflight(expected: Expected) -> list[Finding]:
     """Look at this node; nothing is raised for a fault."""
     found = quick_check("cuda" if expected.gpus else "cpu")
     if expected.gpus and not any(f.check == "gpu" and f.state == "fault" for f in found):
-        found += [gpu_count(expected.gpus), ecc_errors()]
+        found += gpu_checks(expected.gpus, expected.gpu)
     found += [shared_memory_for(expected.gpus), *output_folder(expected), disk_space(expected)]
     if expected.sent_at is not None and not expected.master:
         found.append(clock(time.time() - expected.sent_at))
@@ -118,33 +118,6 @@ def _note_missing(expected: Expected, verdict: Verdict) -> None:
             (expected.run / "launch" / f"unhealthy.{expected.token}.{rank}").write_text(f"{names[rank]}\n")
     except (KeyError, IndexError, ValueError, OSError):
         return  # no Slurm, or nowhere to write: the next try is made with the same nodes
-
-
-def gpu_count(wanted: int) -> Finding:
-    """Hold the number of visible GPUs against the job's."""
-    count = len(probe().gpus)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = len([device for device in visible.split(",") if device.strip()])
-    text = f"{count} GPUs visible, {wanted} wanted"
-    return Finding("gpu count", "ok" if count >= wanted else "fault", text)
-
-
-def ecc_errors() -> Finding:
-    """Ask nvidia-smi for uncorrected ECC errors since the driver was loaded; where it cannot tell, that is said."""
-    words = ["nvidia-smi", "--query-gpu=index,ecc.errors.uncorrected.volatile.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return Finding("ecc", "warning", "nvidia-smi cannot be asked here")
-    bad = []
-    for line in done.stdout.splitlines():
-        index, _, count = (part.strip() for part in line.partition(","))
-        if count.isdigit() and int(count):
-            bad.append(f"GPU {index} has {count}")
-    if bad:
-        return Finding("ecc", "fault", f"uncorrected memory errors: {', '.join(bad)}; the node needs a reset")
-    return Finding("ecc", "ok", "no uncorrected memory errors")
 
 
 def shared_memory_for(gpus: int) -> Finding:

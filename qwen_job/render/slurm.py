@@ -92,6 +92,8 @@ def _context(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
 def _preflight(plan: Plan) -> list[str]:
     """Return the options of 'qwen-job node check' that the plan knows."""
     words = ["--gpus", "0" if plan.gpu.is_cpu else str(plan.gpus_per_node), "--nodes", str(plan.nodes)]
+    if not plan.gpu.is_cpu:
+        words += ["--gpu", plan.gpu.name, str(plan.gpu.compute_capability), str(plan.gpu.memory_bytes or 0)]
     if plan.interconnect not in ("none", "auto"):
         words += ["--fabric", plan.interconnect]
     if plan.job.slurm.min_allreduce_gbs is not None:
