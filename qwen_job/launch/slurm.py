@@ -18,17 +18,24 @@ from qwen_job.render.slurm import COMMENT
 
 _GPUS = "slurm.gpu_type or cluster.gpus_per_node"
 _NODES = "cluster.nodes or cluster.gpus_per_node"
-# Words of sbatch's refusals -> the field of job.yaml that they are about.
+_YOURS = "'sacctmgr show assoc user=$USER format=account,partition,qos' lists yours"
+_LIMITS = "'sacctmgr show qos format=name,maxwall,maxtrespu,maxsubmitpu' lists the limits"
+_PARTITIONS = "'sinfo --summarize' lists the partitions"
+# Words of sbatch's refusals (slurm_errno.c) -> the field of job.yaml that they are about, and the way out. The first
+# that fits counts.
 _FIELDS = (
-    (r"invalid partition", "slurm.partition"),
-    (r"invalid account|account/partition", "slurm.account"),
-    (r"invalid qos", "slurm.qos"),
-    (r"reservation", "slurm.reservation"),
-    (r"time limit", "slurm.time"),
-    (r"invalid feature|constraint", "slurm.constraint"),
-    (r"gres|generic resource|gpu", _GPUS),
-    (r"memory", "slurm.memory"),
-    (r"more processors|node count|node configuration|nodes? .*not available", _NODES),
+    (r"accounting/qos policy", "slurm.qos or slurm.account", f"{_LIMITS}; fewer nodes or less time may fit"),
+    (r"qos not permitted", "slurm.qos", _YOURS),
+    (r"account not permitted|invalid account|account/partition", "slurm.account", _YOURS),
+    (r"invalid qos", "slurm.qos", _YOURS),
+    (r"group not permitted|permission denied", "slurm.partition", f"it is not open to you; {_PARTITIONS}"),
+    (r"invalid partition", "slurm.partition", _PARTITIONS),
+    (r"reservation", "slurm.reservation", ""),
+    (r"time limit", "slurm.time", ""),
+    (r"invalid feature|constraint", "slurm.constraint", ""),
+    (r"gres|generic resource|gpu", _GPUS, ""),
+    (r"memory", "slurm.memory", ""),
+    (r"more processors|node count|node configuration|nodes? .*not available", _NODES, ""),
 )
 
 _NO_TASK = 0xFFFFFFFE
@@ -73,12 +80,13 @@ def _sbatch(options: list[str], script: str) -> str:
         words = "; ".join(dict.fromkeys(line for line in lines if line))
         if re.search(r"unable to contact slurm|configuration source|connection refused", words, re.IGNORECASE):
             raise EnvironmentFault(f"sbatch reaches no cluster: {words}; is slurmctld up, and is this a login node?")
-        field = next((field for pattern, field in _FIELDS if re.search(pattern, words, re.IGNORECASE)), None)
+        fits = (said for said in _FIELDS if re.search(said[0], words, re.IGNORECASE))
+        _, field, way_out = next(fits, ("", "", ""))
         if field in (_NODES, _GPUS):
             from qwen_job.launch.slurm_refusal import explain
 
             field = explain(script) or field
-        raise ClusterRefused(f"{field}: Slurm refuses: {words}" if field else f"Slurm refuses: {words}")
+        raise ClusterRefused(": ".join(filter(None, (field, f"Slurm refuses: {words}", way_out))))
     return done.stdout
 
 

@@ -125,6 +125,34 @@ def test_a_slurm_that_does_not_answer_is_no_refusal(queue: Queue) -> None:
     assert isinstance(result.exception, EnvironmentFault) and "reaches no cluster" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "field", "remedy"),
+    [
+        (
+            "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            "slurm.qos or slurm.account",
+            "sacctmgr show qos",
+        ),
+        ("Invalid account or account/partition combination specified", "slurm.account", "sacctmgr show assoc"),
+        ("Job's account not permitted to use this partition (gpu allows a)", "slurm.account", "sacctmgr show assoc"),
+        ("Job's QOS not permitted to use this partition (gpu allows q)", "slurm.qos", "sacctmgr show assoc"),
+        ("Invalid qos specification", "slurm.qos", "sacctmgr show assoc"),
+        ("User's group not permitted to use this partition", "slurm.partition", "sinfo --summarize"),
+        ("Access/permission denied", "slurm.partition", "sinfo --summarize"),
+        ("Invalid partition name specified", "slurm.partition", "sinfo --summarize"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "slurm.time", ""),
+    ],
+)
+def test_a_refusal_names_the_field_and_the_way_out(queue: Queue, words: str, field: str, remedy: str) -> None:
+    (queue.folder / "bin" / "sbatch").write_text(
+        f'#!/bin/bash\necho "sbatch: error: Batch job submission failed: {words}" >&2; exit 1\n'
+    )
+    result = queue.submit()
+    assert isinstance(result.exception, ClusterRefused)
+    said = str(result.exception)
+    assert said.startswith(f"{field}: Slurm refuses: ") and words in said and remedy in said.partition(words)[2]
+
+
 def test_without_sbatch_it_says_where_to_go(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(queue.folder))
     result = queue.submit()
