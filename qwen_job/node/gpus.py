@@ -1,14 +1,18 @@
-"""Are these the GPUs that the plan counts on, and are they sound: number, type, ECC errors, Xid lines."""
+"""Are these the GPUs that the plan counts on, and are they sound: number, type, ECC errors, Xid lines.
+
+nvidia-smi tells of every card of the node where no cgroup hides the others; those in CUDA_VISIBLE_DEVICES are judged.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
-from qwen_job.node.driver import probe
+from qwen_job.node.driver import Driver, NodeGpu, probe
 from qwen_job.node.quick import Finding
 
 GIB = 2**30
@@ -48,19 +52,40 @@ def gpu_checks(count: int, planned: PlannedGpu | None) -> list[Finding]:
 
 def gpu_count(wanted: int) -> Finding:
     """Hold the number of visible GPUs against the job's."""
-    count = len(probe().gpus)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = len([device for device in visible.split(",") if device.strip()])
+    driver = probe()
+    count = os.environ.get("CUDA_VISIBLE_DEVICES", "").count("MIG-") or len(visible(driver))
     text = f"{count} GPUs visible, {wanted} wanted"
+    if count < wanted and len(driver.gpus) != count:
+        text += f"; the driver has {len(driver.gpus)}, CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}"
     return Finding("gpu count", "ok" if count >= wanted else "fault", text)
+
+
+def visible(driver: Driver) -> list[NodeGpu]:
+    """Return the cards that CUDA_VISIBLE_DEVICES leaves to this job, as CUDA reads it: up to the first unknown one.
+
+    Where it names slices of cards (MIG), every card is returned: which of them they belong to is not asked.
+    """
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # libcuda has read the variable itself, and counts what it left from 0.
+    if names is None or driver.version is None or "MIG-" in names:
+        return list(driver.gpus)
+    uuids = {uuid: int(index) for index, uuid in _query("uuid")} if "GPU-" in names else {}
+    cards = {gpu.index: gpu for gpu in driver.gpus}
+    found = []
+    for name in map(str.strip, names.split(",")):
+        like = [index for uuid, index in uuids.items() if name and uuid.startswith(name)]
+        index = int(name) if name.isdigit() else like[0] if len(like) == 1 else -1
+        if index not in cards:
+            break
+        found.append(cards[index])
+    return found
 
 
 def gpu_type(planned: PlannedGpu) -> Finding:
     """Hold the GPUs' compute capability and memory against the plan's: less is a fault, more a warning."""
     memory = {int(index): float(size) * 2**20 for index, size in _query("memory.total") if _is_number(size)}
     less, more = [], []
-    for gpu in probe().gpus:
+    for gpu in visible(probe()):
         capability = float("{}.{}".format(*gpu.capability)) if gpu.capability else planned.capability
         size = memory.get(gpu.index, float(planned.memory_bytes))
         smaller = size < _MEMORY_SHARE * planned.memory_bytes
@@ -84,7 +109,8 @@ def ecc_errors() -> Finding:
     counts = _query("ecc.errors.uncorrected.volatile.total")
     if not counts:
         return Finding("ecc", "warning", "nvidia-smi cannot be asked for ECC errors here")
-    bad = [f"GPU {index} has {count}" for index, count in counts if count.isdigit() and int(count)]
+    mine = {gpu.index for gpu in visible(probe())}
+    bad = [f"GPU {index} has {count}" for index, count in counts if int(index) in mine and count.strip("0").isdigit()]
     if bad:
         return Finding("ecc", "fault", f"uncorrected memory errors: {', '.join(bad)}; the node needs a reset")
     return Finding("ecc", "ok", "no uncorrected memory errors")
@@ -92,20 +118,32 @@ def ecc_errors() -> Finding:
 
 def xid_errors() -> Finding:
     """Look for Xid lines of the last hour in the kernel's log; most sites let only root read it, which is said."""
-    try:
-        done = subprocess.run(["dmesg"], capture_output=True, text=True, timeout=60, check=False, errors="replace")
-        uptime = float(Path("/proc/uptime").read_text("ascii").split()[0])
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return Finding("xid", "warning", "the kernel's log cannot be read here: Xid errors were not looked for")
-    if done.returncode:
-        return Finding("xid", "warning", "dmesg is not permitted here: Xid errors were not looked for")
-    return judge_xid(done.stdout, uptime)
+    for words in (["dmesg"], ["journalctl", "--dmesg", "--output=short-monotonic", "--no-pager", "--quiet"]):
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, errors="replace")
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if not done.returncode and done.stdout.strip():
+            return judge_xid(done.stdout, time.monotonic(), _others())
+    return Finding("xid", "warning", "neither dmesg nor journalctl may be read here: Xid errors were not looked for")
 
 
-def judge_xid(log: str, uptime: float) -> Finding:
-    """Judge the kernel's log; its lines begin with seconds since the start, which was ``uptime`` seconds ago."""
+def _others() -> set[str]:
+    """Return the bus numbers of the cards that are here but not this job's, as the kernel writes them: 0000:3b:00."""
+    mine = {gpu.index for gpu in visible(probe())}
+    # nvidia-smi writes 00000000:3B:00.0
+    return {bus[-12:-2].lower() for index, bus in _query("pci.bus_id") if int(index) not in mine}
+
+
+def judge_xid(log: str, uptime: float, others: Collection[str] = ()) -> Finding:
+    """Judge the kernel's log; its lines begin with seconds since the start, which was ``uptime`` seconds ago.
+
+    What it says of the cards ``others`` is not this job's. A card that fell off the bus is no longer among those.
+    """
     broken, other = [], []
     for match in filter(None, map(_XID.match, log.splitlines())):
+        if any(bus in match["device"].lower() for bus in others):
+            continue
         code, age = int(match["code"]), uptime - float(match["seconds"])
         text = f"Xid {code} of {match['device']} {max(0.0, age) / 60:.0f} min ago"
         if code in _BROKEN and age <= _RECENT_SECONDS:

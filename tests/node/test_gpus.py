@@ -79,8 +79,47 @@ def test_a_broken_gpu_of_the_last_hour_is_a_fault_and_an_older_line_is_told() ->
     assert judge_xid(LOG.splitlines()[0], uptime=9600.0).state == "ok"
 
 
+@pytest.mark.parametrize(("devices", "state"), [("0", "ok"), ("GPU-a", "ok"), ("1", "fault"), ("0,1", "fault")])
+def test_only_the_job_s_own_cards_are_judged(
+    node: Path, monkeypatch: pytest.MonkeyPatch, devices: str, state: str
+) -> None:
+    answers = {"uuid": "0, GPU-aa\n1, GPU-bb\n", "memory.total": "0, 81920\n1, 40960\n"}
+    answers |= {"ecc.errors": "0, 0\n1, 10\n", "pci.bus_id": "0, 00000000:5E:00.0\n1, 00000000:3B:00.0\n"}
+    for name, answer in answers.items():
+        (node / name).write_text(answer)
+    cases = "".join(f"*{name}*) cat '{node}/{name}' ;;\n" for name in answers)
+    (node / "nvidia-smi").write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\n')
+    (node / "nvidia-smi").chmod(0o755)
+    monkeypatch.setattr("time.monotonic", lambda: 9600.0)
+    program(node, "dmesg", LOG.replace("Xid (PCI:0000:5e:00): 31", "Xid (PCI:0000:3b:00): 31"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    assert [found.state for found in (gpu_type(A100), ecc_errors(), xid_errors())] == [state] * 3
+    assert gpu_count(2).state == ("ok" if devices == "0,1" else "fault")
+
+
+@pytest.mark.parametrize(("devices", "count"), [("", 0), ("NoDevFiles", 0), ("1,7,0", 1), ("MIG-1,MIG-2,MIG-3", 3)])
+@pytest.mark.usefixtures("node")
+def test_gpus_are_counted_as_cuda_does(monkeypatch: pytest.MonkeyPatch, devices: str, count: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    assert gpu_count(4).message.startswith(f"{count} GPUs visible, 4 wanted")
+
+
+def test_a_card_that_fell_off_the_bus_is_nobody_else_s() -> None:
+    assert judge_xid(LOG, 9600.0, {"0000:5e:00"}).state == "fault"
+    assert judge_xid(LOG, 9600.0, {"0000:3b:00"}).state == "warning"
+
+
+def test_the_journal_is_asked_where_dmesg_is_refused(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(node, "dmesg", "dmesg: read kernel buffer failed: Operation not permitted\n", code=1)
+    program(node, "nvidia-smi", "")
+    program(node, "journalctl", LOG.replace("] NVRM", "] gpu001 kernel: NVRM"))
+    monkeypatch.setattr("time.monotonic", lambda: 9600.0)
+    assert xid_errors().state == "fault"
+
+
 def test_a_kernel_log_that_may_not_be_read_is_said(node: Path) -> None:
     program(node, "dmesg", "dmesg: read kernel buffer failed: Operation not permitted\n", code=1)
-    assert xid_errors().message == "dmesg is not permitted here: Xid errors were not looked for"
+    program(node, "journalctl", "")
+    assert xid_errors().message == "neither dmesg nor journalctl may be read here: Xid errors were not looked for"
     program(node, "dmesg", "[    1.000000] Linux version 6.1.0\n")
     assert xid_errors().state == "ok"
