@@ -1,8 +1,9 @@
 """Do the nodes of a job reach each other, and how fast? All of them ask at once; the first node judges.
 
 Each connects to the first node, which names the others to it, has them connect in a ring, and has the ring add
-numbers up (ring.py). Where that fails or is slower than the site's floor, links are looked at one by one, so that
-the node at fault is named: the requeued job leaves it out.
+numbers up (ring.py). For GPUs with a floor, torch.distributed then does the same over NCCL (collective.py). Where
+that fails or is slower than the site's floor, links are looked at one by one, so that the node at fault is named: the
+requeued job leaves it out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qwen_job.node.collective import Collective, Group, pairs_of_ring
 from qwen_job.node.ring import MEBIBYTE, STEP_SECONDS, Line, Peer, Ring, bus_bandwidth, suspects
 
 # Nodes start at different times: one of them may have to fetch an image first.
@@ -29,6 +31,7 @@ LARGEST, TARGET_SECONDS = 16 * MEBIBYTE, 0.2
 class Place:
     """This node among ``nodes``; the first one listens at ``host``:``port``. ``floor``: GB/s, 0 for none.
 
+    The floor is TCP's to reach, or torch.distributed's where ``collective`` is set: that of a job on GPUs.
     Where one of several must be at fault and none can be told, each is left out in turn, ``attempt`` by attempt.
     """
 
@@ -40,14 +43,15 @@ class Place:
     floor: float = 0.0
     attempt: int = 0
     meet_seconds: float = MEET_SECONDS
+    collective: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the first node says to all.
 
-    ``missing``: ranks that never came; ``unhealthy``: all at fault, those too. ``skews``: each clock against the
-    middle one, in seconds.
+    ``gbs`` was measured with ``size`` bytes ``over`` TCP, NCCL or Gloo. ``missing``: ranks that never came;
+    ``unhealthy``: all at fault, those too. ``skews``: each clock against the middle one, in seconds.
     """
 
     gbs: float | None = None
@@ -57,6 +61,7 @@ class Verdict:
     unhealthy: list[int] = field(default_factory=list)
     trouble: str = ""
     skews: list[float] = field(default_factory=list)
+    over: str = "TCP"
 
 
 def node_name() -> str:
@@ -75,12 +80,13 @@ def check_network(place: Place) -> Verdict:
     deadline = time.monotonic() + place.meet_seconds
     line = Line(_reach(place, deadline))
     own = socket.create_server(("", 0))
-    ring = Ring(place.rank, own)
+    ring, collective = Ring(place.rank, own), Collective(place.rank)
     try:
         line.say([place.token, place.rank, node_name(), own.getsockname()[1], time.time()])
         # The judge waits as long as we do, and for every step after that.
-        return _obey(line, ring, place)
+        return _obey(line, ring, collective, place)
     finally:
+        collective.close()
         ring.close()
         line.close()
 
@@ -95,11 +101,13 @@ def _reach(place: Place, deadline: float) -> socket.socket:
             time.sleep(0.1)
 
 
-def _obey(line: Line, ring: Ring, place: Place) -> Verdict:
+def _obey(line: Line, ring: Ring, collective: Collective, place: Place) -> Verdict:
     deeds: dict[str, Callable[[Any], Any]] = {
         "connect": lambda peers: ring.connect([Peer(*peer) for peer in peers], CONNECT_SECONDS),
         "reduce": ring.all_reduce,
         "links": lambda size: list(ring.receiving_rates(size).items()),
+        "listen": collective.listen,
+        "collective": collective.run,
     }
     while True:
         order, value = line.hear(place.meet_seconds + 6 * STEP_SECONDS)
@@ -168,7 +176,9 @@ def _try(place: Place, lines: dict[int, Line], peers: dict[int, Peer]) -> Verdic
     if trouble := _trouble(answers):
         return Verdict(names=names, trouble=trouble)
     gbs = bus_bandwidth(size, _slowest(answers), place.nodes)
-    if gbs >= place.floor:
+    if place.collective and place.floor:
+        return _by_collective(place, names, lines, peers)
+    if place.collective or gbs >= place.floor:
         return Verdict(gbs, size, names)
     rates = {
         (source, rank): rate
@@ -177,6 +187,50 @@ def _try(place: Place, lines: dict[int, Line], peers: dict[int, Peer]) -> Verdic
         for source, rate in links
     }
     return Verdict(gbs, size, names, unhealthy=suspects(rates, place.nodes, place.floor))
+
+
+def _by_collective(place: Place, names: list[str], lines: dict[int, Line], peers: dict[int, Peer]) -> Verdict:
+    """Have torch.distributed add up over all nodes; where that does not do, over every two neighbours."""
+    answers = _collective(lines, peers, [list(range(place.nodes))])
+    broken = {rank: value for rank, value in answers.items() if "error" in value}
+    if not broken:
+        size, over = int(answers[0]["size"]), str(answers[0]["over"])
+        gbs = bus_bandwidth(size, float(answers[0]["seconds"]), place.nodes)
+        if gbs >= place.floor:
+            return Verdict(gbs, size, names, over=over)
+        return Verdict(gbs, size, names, unhealthy=_slow_nodes(place, lines, peers), over=over)
+    own = [rank for rank, value in broken.items() if value["own"]]
+    first = (own or [rank for rank, value in broken.items()])[0]
+    trouble = f"{names[first]}: {broken[first]['error']}"
+    if own:
+        return Verdict(names=names, unhealthy=own if len(own) < place.nodes else [], trouble=trouble)
+    if place.nodes == 2:
+        return Verdict(names=names, unhealthy=_in_turn(place, [0, 1]), trouble=trouble)
+    return Verdict(names=names, unhealthy=_slow_nodes(place, lines, peers, 0.0), trouble=trouble)
+
+
+def _slow_nodes(place: Place, lines: dict[int, Line], peers: dict[int, Peer], floor: float | None = None) -> list[int]:
+    """Return the nodes that are slow with both their neighbours; ``floor`` 0: with whom it does not work at all."""
+    if place.nodes == 2:
+        return []
+    rates: dict[tuple[int, int], float] = {}
+    for pairs in pairs_of_ring(place.nodes):
+        answers = _collective(lines, peers, [list(pair) for pair in pairs])
+        for one, other in pairs:
+            told = answers[one]
+            works = "error" not in told and "error" not in answers[other]
+            rate = bus_bandwidth(int(told["size"]), float(told["seconds"]), 2) if works else 0.0
+            rates[one, other] = rates[other, one] = rate
+    return suspects(rates, place.nodes, place.floor if floor is None else floor)
+
+
+def _collective(lines: dict[int, Line], peers: dict[int, Peer], groups: list[list[int]]) -> dict[int, dict[str, Any]]:
+    """Have every group add up, all at once; return what the nodes of all groups say."""
+    ports = {rank: value for rank, (state, value) in _ask(lines, "listen", None).items() if state == "done"}
+    told = [Group(ranks, peers[ranks[0]].address, ports.get(ranks[0], 0)) for ranks in groups]
+    answers = _ask(lines, "collective", told)
+    gone = {rank: {"error": str(value), "own": True} for rank, (state, value) in answers.items() if state != "done"}
+    return {rank: gone.get(rank) or answers[rank][1] for ranks in groups for rank in ranks}
 
 
 def _unconnected(place: Place, names: list[str], broken: dict[int, Any]) -> Verdict:

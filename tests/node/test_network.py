@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from qwen_job.node.preflight import judge_network
 from qwen_job.node.ring import bus_bandwidth, suspects
 
 
-def place(nodes: int, **values: float) -> Place:
+def place(nodes: int, **values: Any) -> Place:
     """Return the first node's place, at a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
