@@ -25,6 +25,7 @@ class Hostfile(Strict):
     )
     port: Annotated[int, Field(ge=1024, le=65535)] = Field(29500, description="Rendezvous port on the first host")
     python: Text = "python3"
+    preflight: bool = Field(True, description="Check every host before training")
     ssh_options: list[Text] = Field([], description="More options for ssh, one an item, e.g. -p, '2222'")
 
     @field_validator("hosts", mode="before")

@@ -102,13 +102,13 @@ def network(expected: Expected, master: str, port: int) -> list[Finding]:
 def judge_network(verdict: Verdict, place: Place) -> Finding:
     """Say what the verdict means to this node: a fault of its own is called ``link``."""
     at_fault = ", ".join(verdict.names[rank] for rank in verdict.unhealthy)
-    left_out = f"; left out next: {at_fault}" if at_fault else "; no single node is at fault"
+    whose = f"; at fault: {at_fault}" if at_fault else "; no single node is at fault"
     check = "link" if place.rank in verdict.unhealthy else "network"
     if verdict.missing:
         who = ", ".join(verdict.names[rank] for rank in verdict.missing)
-        return Finding(check, "fault", f"{who} did not come to the network test{left_out}")
+        return Finding(check, "fault", f"{who} did not come to the network test{whose}")
     if verdict.gbs is None:
-        return Finding(check, "fault", f"network test: {verdict.trouble}{left_out}")
+        return Finding(check, "fault", f"network test: {verdict.trouble}{whose}")
     how = f"{verdict.size >> 20} MiB between {place.nodes} nodes over {verdict.over}"
     text = f"all-reduce of {how}: {verdict.gbs:.2f} GB/s"
     if verdict.gbs >= place.floor or (place.collective and verdict.over == "TCP"):

@@ -49,3 +49,17 @@ def shell_context(
     }
     node_script = render_template("common/node.sh.j2", node, folders)
     return {**common, "files": config_files(plan), "node_script": node_script}
+
+
+def node_check(plan: Plan, min_gbs: float | None = None) -> list[str]:
+    """Return the options of 'qwen-job node check' that the plan knows; ``min_gbs``: the site's floor in GB/s."""
+    words = ["--gpus", "0" if plan.gpu.is_cpu else str(plan.gpus_per_node), "--nodes", str(plan.nodes)]
+    if not plan.gpu.is_cpu:
+        words += ["--gpu", plan.gpu.name, str(plan.gpu.compute_capability), str(plan.gpu.memory_bytes or 0)]
+    if plan.interconnect not in ("none", "auto"):
+        words += ["--fabric", plan.interconnect]
+    if min_gbs is not None:
+        words += ["--min-gbs", f"{min_gbs:g}"]
+    if plan.sharding.memory is not None:
+        words += ["--disk-bytes", str(plan.sharding.memory.disk_bytes)]
+    return words

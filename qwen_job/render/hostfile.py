@@ -9,7 +9,7 @@ from qwen_job.errors import JobError
 from qwen_job.job.hosts import expand_hosts
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.context import shell_context
+from qwen_job.render.context import node_check, shell_context
 from qwen_job.render.engine import render_template
 from qwen_job.render.quote import Unrepresentable, deepspeed_env
 
@@ -21,8 +21,15 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     lines = {"lines": hosts, "slots": plan.gpus_per_node}
     hostfile = render_template("hostfile/hostfile.j2", lines, folders)
     environment = _deepspeed_env(plan)
-    context = shell_context(plan, folders, python=section.python, launcher=section.launcher)
+    context = shell_context(
+        plan,
+        folders,
+        python=section.python,
+        launcher=section.launcher,
+        preflight=node_check(plan) if section.preflight else (),
+    )
     context |= {
+        "preflight": section.preflight,
         "hostfile": hostfile,
         "deepspeed_env": environment,
         "master_addr": hosts[0],

@@ -10,7 +10,7 @@ from qwen_job.errors import JobError
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.container import batch_settings, srun_options
-from qwen_job.render.context import shell_context
+from qwen_job.render.context import node_check, shell_context
 from qwen_job.render.engine import render_template
 from qwen_job.render.quote import Unrepresentable, sbatch
 
@@ -84,23 +84,9 @@ def _context(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
         runtime=plan.job.container.runtime,
         modules=slurm.modules,
         setup=slurm.setup,
-        preflight=_preflight(plan) if slurm.preflight else (),
+        preflight=node_check(plan, slurm.min_allreduce_gbs) if slurm.preflight else (),
         scratch=slurm.scratch,
     )
-
-
-def _preflight(plan: Plan) -> list[str]:
-    """Return the options of 'qwen-job node check' that the plan knows."""
-    words = ["--gpus", "0" if plan.gpu.is_cpu else str(plan.gpus_per_node), "--nodes", str(plan.nodes)]
-    if not plan.gpu.is_cpu:
-        words += ["--gpu", plan.gpu.name, str(plan.gpu.compute_capability), str(plan.gpu.memory_bytes or 0)]
-    if plan.interconnect not in ("none", "auto"):
-        words += ["--fabric", plan.interconnect]
-    if plan.job.slurm.min_allreduce_gbs is not None:
-        words += ["--min-gbs", f"{plan.job.slurm.min_allreduce_gbs:g}"]
-    if plan.sharding.memory is not None:
-        words += ["--disk-bytes", str(plan.sharding.memory.disk_bytes)]
-    return words
 
 
 def _checked(plan: Plan, options: dict[str, str | None]) -> list[tuple[str, str | None]]:

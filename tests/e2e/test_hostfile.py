@@ -44,6 +44,28 @@ def test_a_node_that_fails_ends_the_others_at_once_and_gives_the_code(hosts: Lab
     assert "a hang-up" in done.stdout, "node 0's log is shown to its end"
 
 
+def test_a_folder_that_a_host_does_not_share_is_named_before_training(hosts: Lab, tmp_path: Path) -> None:
+    script = rendered(hosts, tmp_path, "torchrun", sys.executable, "output=/tmp/of-one-host/run")
+    done = hosts.on("node1", [str(script)], env=environment(), timeout=60, check=False)
+    assert done.returncode == 5, done.stderr
+    assert "output: /tmp/of-one-host/run on node2 is not the folder that this host sees: put output on" in done.stderr
+    assert hosts.on("node1", ["ls", "/tmp/of-one-host/run/metrics.jsonl"], check=False).returncode == 2
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "pdsh"])
+def test_a_host_that_is_not_fit_is_named_before_training(hosts: Lab, tmp_path: Path, launcher: str) -> None:
+    python = tmp_path / "python"
+    unfit = 'if [ "$(uname -n)" = node2 ]; then export QWEN_JOB_CACHE=/proc/none; fi'
+    python.write_text(f'#!/bin/bash\n{unfit}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    script = rendered(hosts, tmp_path, launcher, python, "hostfile.preflight=true")
+    done = hosts.on("node1", [str(script)], env=environment(), timeout=60, check=False)
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "qwen-job: node2 ended first, with exit code 5; the end of " in done.stderr
+    assert "node2: the cache /proc/none cannot be written" in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_launcher_that_is_ended_lets_all_nodes_save(hosts: Lab, tmp_path: Path) -> None:
     script = rendered(hosts, tmp_path, "torchrun", stand_in(tmp_path, f"touch {tmp_path}/begun-$(uname -n)"))
     with hosts.popen("node1", ["bash", str(script)], env=environment()) as launcher:
@@ -70,7 +92,7 @@ def codes(folder: Path) -> dict[str, int]:
     return {name: int(code) for code, name, _ in lines}
 
 
-def rendered(hosts: Lab, folder: Path, launcher: str, python: str | Path) -> Path:
+def rendered(hosts: Lab, folder: Path, launcher: str, python: str | Path, *more: str) -> Path:
     """Render the demo for both hosts and return its launch.sh."""
     words = ["qwen-job", "render", str(DEMO), "--target", "hostfile", "-o", str(folder / "launch files"), *SHORT]
     for assignment in (
@@ -80,6 +102,8 @@ def rendered(hosts: Lab, folder: Path, launcher: str, python: str | Path) -> Pat
         "hostfile.hosts=node[1-2]",
         f"hostfile.launcher={launcher}",
         f"hostfile.python={python}",
+        f"hostfile.preflight={str(python == sys.executable).lower()}",
+        *more,
     ):
         words += ["--set", assignment]
     hosts.on("node1", words, env=environment())

@@ -210,9 +210,8 @@ leave_if_asked() {
 leave_if_asked
 
 python=(python3)
-trainer=("${python[@]}")
 
-attend "${trainer[@]}" -m qwen_job.train.launch \
+attend "${python[@]}" -m qwen_job.train.launch \
   --nnodes 1 --node_rank "$node_rank" --nproc_per_node 2 \
   --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
   --grace_seconds 120 -- --config "$run/train.yaml"

@@ -221,12 +221,13 @@ leave_if_asked() {
 leave_if_asked
 
 python=(python3)
-trainer=("${python[@]}")
 
-attend "${trainer[@]}" -m qwen_job.train.launch \
-  --nnodes 2 --node_rank "$node_rank" --nproc_per_node 4 \
-  --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
-  --grace_seconds 120 -- --config "$run/train.yaml"
+attend "${python[@]}" -m qwen_job node check --gpus 4 --nodes 2 --gpu X1 8.0 85899345920 --run "$run" --token "$rdzv_id" \
+  --sent-at "$QWEN_JOB_STARTED" --rank "$node_rank" --master "$master_addr" --port "$master_port" --json > "$run/launch/check.$rdzv_id.$node_rank.json" || leave $?
+leave_if_asked
+
+# The host is checked. DeepSpeed's own launcher starts its trainers.
+true
 leave $?
 QWEN_JOB_NODE_END
 
@@ -252,6 +253,79 @@ TORCH_NCCL_TRACE_BUFFER_SIZE=2000
 QWEN_JOB_ENV_END
 master_addr=a
 master_port=29500
+rdzv_id="hosts-$(date +%s)-$$"
+echo "$rdzv_id" > "$run/launch/token" || exit 5
+
+pids=()
+stopping=
+# When its connection closes, a node hears a hang-up: its workers save at the next step and leave.
+hang_up() { for pid in "${pids[@]}"; do kill -s TERM "$pid" 2> /dev/null || true; done; }
+trap 'stopping=yes; hang_up' TERM INT HUP
+
+log="$run/logs/node-0.log"
+touch -- "$log" || exit 5
+said=$(wc -l < "$log")
+# What a host does first: see that it has the same folder as this one (205: it has not). Storage may take a moment to
+# show a new file. Then it becomes node.sh, with a log of its own, so that its last words need no connection.
+on_host='for i in 1 2 3 4 5; do if read -r token 2> /dev/null < "$1/launch/token" && [ "$token" = "$5" ]; then'
+on_host+=' exec bash "$1/launch/node.sh" "$2" "$3" "$4" "$5" >> "$1/logs/node-$2.log" 2>&1; fi; sleep 1; done; exit 205'
+rank=0
+hosts=()
+while read -r host _; do
+  hosts+=("$host")
+  # -tt makes a node hear that we hang up.
+  ssh -tt -o BatchMode=yes -p 2222 -o LogLevel=ERROR -o ServerAliveInterval=30 "$host" \
+    "exec bash -c $(printf '%q ' "$on_host" qwen-job "$run" "$rank" "$master_addr" "$master_port" "$rdzv_id")" \
+    < /dev/null > /dev/null &
+  pids+=($!)
+  rank=$((rank + 1))
+done < "$run/launch/hostfile"
+ranks=$rank
+if [ -n "$stopping" ]; then hang_up; fi
+tail -n "+$((said + 1))" -F "$log" 2> /dev/null &
+tail_pid=$!
+
+# The first node that fails ends the others.
+code=0
+while [ -n "${pids[*]}" ]; do
+  wait -n
+  for rank in "${!pids[@]}"; do
+    if kill -0 "${pids[rank]}" 2> /dev/null; then continue; fi
+    wait "${pids[rank]}"
+    node_code=$?
+    unset "pids[rank]"
+    if [ "$node_code" -eq 0 ] || [ "$code" -ne 0 ]; then continue; fi
+    code=$node_code
+    if [ "$code" -eq 205 ]; then
+      code=5
+      echo "qwen-job: output: $run on ${hosts[rank]} is not the folder that this host sees: put output on storage that they share" >&2
+    elif [ -z "$stopping" ] && [ "$rank" -gt 0 ]; then
+      echo "qwen-job: ${hosts[rank]} ended first, with exit code $code; the end of $run/logs/node-$rank.log:" >&2
+      tail -n 5 -- "$run/logs/node-$rank.log" >&2
+    fi
+    hang_up
+  done
+done
+
+# Nodes that were hung up on save first. Where one of them knows a reason that is final, it is the reason.
+for ((seconds = 0; code != 0 && seconds < 120; seconds++)); do
+  if ! grep -qs running "$run/launch/exit.$rdzv_id".*; then break; fi
+  if [ "$seconds" -eq 1 ]; then echo "qwen-job: waiting for the nodes to save and leave" >&2; fi
+  sleep 1
+done
+for ((rank = 0; code != 0 && rank < ranks; rank++)); do
+  if ! read -r node_code _ 2> /dev/null < "$run/launch/exit.$rdzv_id.$rank"; then continue; fi
+  case $code:$node_code in
+    *:0 | *:1 | *:143) ;;
+    12[89]:* | 143:* | 255:*) code=$node_code ;;
+    1??:* | 2??:*) if [ "$node_code" -lt 128 ]; then code=$node_code; fi ;;
+  esac
+done
+sleep 1 # for the tail of the log
+kill "$tail_pid" 2> /dev/null
+if [ "$code" -ne 0 ]; then exit "$code"; fi
+if [ -n "$stopping" ]; then exit 160; fi
+trap - TERM INT HUP
 
 # DeepSpeed's own launcher: it reads the hostfile and .deepspeed_env, and reaches the hosts through pdsh.
 cd -- "$run/launch" || exit 5

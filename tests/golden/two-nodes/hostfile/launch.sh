@@ -240,9 +240,12 @@ leave_if_asked() {
 leave_if_asked
 
 python=(python3)
-trainer=("${python[@]}")
 
-attend "${trainer[@]}" -m qwen_job.train.launch \
+attend "${python[@]}" -m qwen_job node check --gpus 8 --nodes 2 --gpu X1 8.0 85899345920 --fabric infiniband --run "$run" --token "$rdzv_id" \
+  --sent-at "$QWEN_JOB_STARTED" --rank "$node_rank" --master "$master_addr" --port "$master_port" --json > "$run/launch/check.$rdzv_id.$node_rank.json" || leave $?
+leave_if_asked
+
+attend "${python[@]}" -m qwen_job.train.launch \
   --nnodes 2 --node_rank "$node_rank" --nproc_per_node 8 \
   --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
   --grace_seconds 120 -- --config "$run/train.yaml"
@@ -273,6 +276,7 @@ QWEN_JOB_ENV_END
 master_addr=gpu01
 master_port=29500
 rdzv_id="hosts-$(date +%s)-$$"
+echo "$rdzv_id" > "$run/launch/token" || exit 5
 
 pids=()
 stopping=
@@ -283,13 +287,18 @@ trap 'stopping=yes; hang_up' TERM INT HUP
 log="$run/logs/node-0.log"
 touch -- "$log" || exit 5
 said=$(wc -l < "$log")
+# What a host does first: see that it has the same folder as this one (205: it has not). Storage may take a moment to
+# show a new file. Then it becomes node.sh, with a log of its own, so that its last words need no connection.
+on_host='for i in 1 2 3 4 5; do if read -r token 2> /dev/null < "$1/launch/token" && [ "$token" = "$5" ]; then'
+on_host+=' exec bash "$1/launch/node.sh" "$2" "$3" "$4" "$5" >> "$1/logs/node-$2.log" 2>&1; fi; sleep 1; done; exit 205'
 rank=0
+hosts=()
 while read -r host _; do
-  # A node writes its own log, so that its last words need no connection. -tt makes it hear that we hang up.
-  words=$(printf '%q ' bash "$run/launch/node.sh" "$rank" "$master_addr" "$master_port" "$rdzv_id")
-  words="exec $words >> $(printf %q "$run/logs/node-$rank.log") 2>&1"
+  hosts+=("$host")
+  # -tt makes a node hear that we hang up.
   ssh -tt -o BatchMode=yes -p 2222 -o LogLevel=ERROR -o ServerAliveInterval=30 "$host" \
-    "exec bash -c $(printf %q "$words")" < /dev/null > /dev/null &
+    "exec bash -c $(printf '%q ' "$on_host" qwen-job "$run" "$rank" "$master_addr" "$master_port" "$rdzv_id")" \
+    < /dev/null > /dev/null &
   pids+=($!)
   rank=$((rank + 1))
 done < "$run/launch/hostfile"
@@ -309,6 +318,13 @@ while [ -n "${pids[*]}" ]; do
     unset "pids[rank]"
     if [ "$node_code" -eq 0 ] || [ "$code" -ne 0 ]; then continue; fi
     code=$node_code
+    if [ "$code" -eq 205 ]; then
+      code=5
+      echo "qwen-job: output: $run on ${hosts[rank]} is not the folder that this host sees: put output on storage that they share" >&2
+    elif [ -z "$stopping" ] && [ "$rank" -gt 0 ]; then
+      echo "qwen-job: ${hosts[rank]} ended first, with exit code $code; the end of $run/logs/node-$rank.log:" >&2
+      tail -n 5 -- "$run/logs/node-$rank.log" >&2
+    fi
     hang_up
   done
 done
