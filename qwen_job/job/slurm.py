@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from qwen_job.job.types import Count, FreeText, OptionValue, Positive, Seconds, Strict, Text
+from qwen_job.job.types import Count, FreeText, OptionValue, Positive, SlurmTime, Strict, Text
 
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
@@ -30,7 +30,9 @@ class Slurm(Strict):
     qos: Text | None = None
     constraint: Text | None = None
     reservation: Text | None = None
-    time: Seconds | None = Field(None, description="Time limit: 12:30:00, 1-00:00:00 or 2h30m")
+    time: SlurmTime | None = Field(
+        None, description="Time limit: 2h30m, seconds, or as sbatch reads it: 12:30:00, 1-12 (days-hours), 90:00"
+    )
     gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
         "gpus-per-node", description="How this site asks for GPUs; none on CPU clusters"
     )

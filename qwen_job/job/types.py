@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
+_SLURM_CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Linux refuses to start a program with a longer variable (MAX_ARG_STRLEN is 128 KiB with name and NUL).
 _MAX_ENV_BYTES = 100_000
@@ -94,6 +95,33 @@ def seconds(value: Any) -> Any:
     return ((days * 24 + hours) * 60 + minutes) * 60 + secs
 
 
+def slurm_seconds(text: str) -> int | None:
+    """Read what sbatch's --time takes: ``90`` and ``90:30`` (minutes first), ``1:30:00``, ``1-12``, ``1-12:30[:00]``.
+
+    None for anything else. Only the first number may be more than its unit holds: 36:00:00 is a time, 99:99:99 a slip.
+    """
+    found = _SLURM_CLOCK.fullmatch(text)
+    if not found:
+        return None
+    days, *clock = (None if part is None else int(part) for part in found.groups())
+    parts = [part for part in clock if part is not None]
+    first = 0 if days is not None else 1 if len(parts) == 3 else 2
+    numbers = ([days] if days is not None else [0] * first) + [*parts, 0, 0]
+    if any(number >= unit for number, unit in zip(numbers[first + 1 :], (24, 60, 60)[first:], strict=False)):
+        return None
+    return ((numbers[0] * 24 + numbers[1]) * 60 + numbers[2]) * 60 + numbers[3]
+
+
+def _slurm_time(value: Any) -> Any:
+    """Read ``2h30m``, a number of seconds, or sbatch's own ways; a text of digits only would be its minutes."""
+    if not isinstance(value, str) or not re.search("[:-]", value):
+        return seconds(value)
+    read = slurm_seconds(value)
+    if read is None:
+        raise ValueError(f"{value!r} is no time of Slurm's: write 2h30m, 12:30:00, 1-00:00:00 or 90:00 (minutes first)")
+    return read
+
+
 Text = Annotated[str, AfterValidator(_one_line), AfterValidator(_not_empty)]
 FreeText = Annotated[str, AfterValidator(_storable)]
 EnvName = Annotated[str, AfterValidator(_env_name)]
@@ -101,6 +129,7 @@ EnvValue = Annotated[str, BeforeValidator(_scalar_to_text), AfterValidator(_env_
 # An option of sbatch or srun: text or a number; null or true for a flag; false takes a planned option away.
 OptionValue = Annotated[str | bool | None, BeforeValidator(_number_to_text), AfterValidator(_option_value)]
 Seconds = Annotated[int, BeforeValidator(seconds), Field(ge=0)]
+SlurmTime = Annotated[int, BeforeValidator(_slurm_time), Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
