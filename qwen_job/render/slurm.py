@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import JobError
+from qwen_job.job.types import slurm_seconds
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.container import batch_settings, srun_options
@@ -32,6 +33,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         "chain": slurm.chain or 0,
         "tasks": [],
         "limit_seconds": _limit_seconds(plan),
+        "signal_seconds": _signal_seconds(plan),
         "max_retries": job.retry.max_retries,
         "max_without_progress": job.retry.max_without_progress,
     }
@@ -148,20 +150,22 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
     return laid_over(planned, slurm.sbatch)
 
 
-def _signal_seconds(plan: Plan) -> int | None:
-    """Return how long before the time limit Slurm's signal comes."""
-    slurm = plan.job.slurm
-    if slurm.signal_seconds is None and slurm.time is not None:
-        return min(plan.job.retry.grace + SIGNAL_MARGIN_SECONDS, slurm.time // 2)
-    return slurm.signal_seconds
+def _signal_seconds(plan: Plan) -> int:
+    """Return how long before the time limit Slurm's signal comes, 0 for no signal.
+
+    A job that asks for no time has a limit, too: its partition's.
+    """
+    limit, written = _limit_seconds(plan), plan.job.slurm.signal_seconds
+    if written is not None:
+        return written
+    signal = plan.job.retry.grace + SIGNAL_MARGIN_SECONDS
+    return signal if limit is None else min(signal, limit // 2)
 
 
 def _limit_seconds(plan: Plan) -> int | None:
-    """Return after how many seconds a signal means the time limit; Slurm sends it up to a minute early."""
-    limit, signal = plan.job.slurm.time, _signal_seconds(plan)
-    if limit is None or signal is None:
-        return None
-    return max(limit - signal - 60, limit // 4)
+    """Return the time limit that the job asks for, None where it leaves it to the partition."""
+    written = plan.job.slurm.sbatch.get("time")
+    return slurm_seconds(written) if isinstance(written, str) else plan.job.slurm.time
 
 
 def laid_over(planned: dict[str, str | None], written: Mapping[str, str | bool | None]) -> dict[str, str | None]:

@@ -70,6 +70,20 @@ def test_a_signal_before_training_requeues_the_job_and_is_not_counted(slurm: Lab
     assert "signal TERM" not in run.output and "Terminated" not in run.output
 
 
+def test_the_partition_s_own_time_limit_is_learnt_and_loses_nothing(slurm: Lab, tmp_path: Path) -> None:
+    slurm.on("ctl", "scontrol create PartitionName=brief Nodes=ALL DefaultTime=2 MaxTime=10")
+    folder = tmp_path / "brief"
+    save = f"n={folder}/run/checkpoints/step-5; mkdir -p $n; echo {{}} > $n/manifest.json; exit 160"
+    first = f"touch {tmp_path}/begun; trap '{save}' USR1; sleep 300 & wait"
+    body = f"if [ -e {tmp_path}/begun ]; then {trained(folder)}; else {first}; fi"
+    settings = {"slurm__partition": "brief", "slurm__signal_seconds": 30, "cluster__nodes": 1}
+    run = Run(slurm, folder, **stand_in(tmp_path, body), **settings).submit()
+    assert run.wait_end(200) == "COMPLETED", run.output
+    assert slurm.job(run.job)["Restarts"] == "1"
+    assert "requeueing from checkpoint 5 (exit code 160, signal USR1)" in run.output
+    assert "time_limit_seconds: 120\n" in (folder / "run" / "train.yaml").read_text()
+
+
 def test_a_users_error_on_one_node_ends_the_job_with_its_code(slurm: Lab, tmp_path: Path) -> None:
     body = "[ $(uname -n) = node1 ] || exit 4; trap 'exit 128' TERM; sleep 300 & wait"
     run = Run(slurm, tmp_path / "wrong", **stand_in(tmp_path, body)).submit()

@@ -29,7 +29,7 @@ def refusal(folder: Path, **sections: Any) -> str:
 def test_the_plain_job_asks_for_its_machines(tmp_path: Path) -> None:
     assert options(tmp_path) == {
         "job-name": "tiny", "nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "2", "output": "%x-%j.out",
-        "open-mode": "append", "requeue": None, "comment": "qwen-job:/runs/tiny",
+        "open-mode": "append", "requeue": None, "signal": "B:USR1@240", "comment": "qwen-job:/runs/tiny",
     }  # fmt: skip
 
 
@@ -50,7 +50,31 @@ def test_the_signal_leaves_time_to_save(tmp_path: Path) -> None:
     assert options(tmp_path, time="12:00:00")["signal"] == "B:USR1@240"
     assert options(tmp_path, time="2m")["signal"] == "B:USR1@60"
     assert options(tmp_path, time="12h", signal_seconds=600)["signal"] == "B:USR1@600"
-    assert "signal" not in options(tmp_path)
+    assert options(tmp_path, sbatch={"time": "1-12"})["signal"] == "B:USR1@240"
+    assert options(tmp_path, sbatch={"time": "2"})["signal"] == "B:USR1@60"
+    assert options(tmp_path)["signal"] == "B:USR1@240", "a partition has a limit, too"
+    assert "signal" not in options(tmp_path, signal_seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("1:30", 90),
+        ("90:00", 5400),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("1:2:3", 3723),
+        ("36:00:00", 129600),
+        ("2h30m", 9000),
+    ],
+)
+def test_a_time_is_read_as_sbatch_reads_it(tmp_path: Path, written: str, seconds: int) -> None:
+    assert options(tmp_path, time=written)["time"] == slurm_time(seconds)
+
+
+@pytest.mark.parametrize("written", ["99:99:99", "1-36:00", "90:99", "1:2:3:4", "-5"])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, written: str) -> None:
+    assert f"slurm.time: '{written}' is no time of Slurm's: write 2h30m" in refusal(tmp_path, slurm={"time": written})
 
 
 def test_many_nodes_are_exclusive_by_default(tmp_path: Path) -> None:
