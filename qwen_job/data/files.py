@@ -8,16 +8,15 @@ row of a table.
 from __future__ import annotations
 
 import codecs
-import gzip
 import importlib
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 from qwen_job.data.arrays import LARGEST_ROW, array_chunks
 from qwen_job.data.arrays import Chunk as Chunk
+from qwen_job.data.compress import DAMAGE, open_plain
 from qwen_job.errors import DataError, EnvironmentFault
 
 CHUNK_BYTES = 4 << 20
@@ -39,7 +38,7 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
         if path.suffix == ".parquet":
             yield from _parquet_chunks(path, size)
             return
-        with _open(path) as stream:
+        with open_plain(path) as stream:
             head = _skip_mark(stream.read(size))
             start = head.lstrip()[:1]
             if start == b"[":
@@ -50,7 +49,7 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
                 raise DataError(f"{path}: is empty; write at least one conversation")
             else:
                 raise DataError(f"{path}: is neither a JSON array nor JSON Lines (starts with {head[:20]!r})")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: is damaged or cut off ({error}); copy it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -86,24 +85,6 @@ def _parse_line(line: bytes) -> Any:
 
 def _skip_mark(head: bytes) -> bytes:
     return head[3:] if head.startswith(codecs.BOM_UTF8) else head
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if path.suffix in (".zst", ".zstd"):
-        return _open_zstd(path)
-    return path.open("rb")
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
-    for name in ("compression.zstd", "zstandard"):
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue
-        return cast("IO[bytes]", module.open(path, "rb"))
-    raise EnvironmentFault(f"{path}: reading .zst needs Python 3.14 or 'pip install zstandard'; or unpack the file")
 
 
 def _line_chunks(path: Path, stream: IO[bytes], head: bytes, size: int) -> Iterator[Chunk]:

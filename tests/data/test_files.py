@@ -156,6 +156,30 @@ def test_missing_folder_and_cut_off_files(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "a.jsonl.gz"))
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_cut_off_zst_is_named_wherever_the_cut_is(tmp_path: Path, frames: int) -> None:
+    import zstandard
+
+    path = tmp_path / "a.jsonl.zst"
+    text = "".join(json.dumps({"n": number, "text": f"{number * 7919 % 10007} " * 9}) + "\n" for number in range(9000))
+    packed = [zstandard.compress(text.encode()) for _ in range(frames)]
+    path.write_bytes(b"".join(packed))
+    assert len(list(read_rows(path))) == 9000 * frames
+    whole = path.read_bytes()
+    block = zstandard.frame_header_size(whole)  # where the first block's header lies
+    block += 3 + (int.from_bytes(whole[block : block + 3], "little") >> 3)
+    for size in (block, len(packed[0]) // 2, len(whole) - 4, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="damaged or cut off"):
+            list(read_rows(path))
+
+
+def test_what_is_no_zst_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b'{"a":1}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl\.zst: is damaged or cut off"):
+        list(read_rows(tmp_path / "a.jsonl.zst"))
+
+
 def test_memory_stays_flat_for_a_huge_array(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     row = json.dumps({"text": "你好 hello " * 400}, ensure_ascii=False)
