@@ -66,7 +66,7 @@ environment() { # extras
 }
 
 # The container tools, by command: other packages bring them too (docker's runc), and would be removed for Debian's.
-CONTAINER_TOOLS=(buildah:buildah podman:podman runc:runc debootstrap:debootstrap mksquashfs:squashfs-tools ch-run:charliecloud-runtime gcc:gcc)
+CONTAINER_TOOLS=(buildah:buildah podman:podman runc:runc debootstrap:debootstrap mksquashfs:squashfs-tools ch-run:charliecloud-runtime gcc:gcc g++:g++)
 
 missing_packages() {
     local package tool

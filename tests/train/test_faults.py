@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,6 @@ import pytest
 from tests.train import tiny
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], seconds: float = 90) -> None:
-    """Wait until metrics.jsonl has ``step``."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        path = folder / "metrics.jsonl"
-        if path.exists() and any(line["step"] >= step for line in tiny.metrics(folder, "step")):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached:\n{process.communicate()[0]}")
-
-
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the ranks below a launcher, lowest first."""
-    found = [p for p in psutil.Process(process.pid).children() if "qwen_job.train" in p.cmdline()]
-    return sorted(found, key=lambda p: int(p.environ()["RANK"]))
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +30,8 @@ def test_killed_and_resumed_weights_are_those_of_an_undisturbed_run(home: Path, 
     assert code == 0, output
     rough = tiny.write_run(home / f"rough{stage}", stage)
     process = tiny.start(rough)
-    wait_for_step(rough.parent, 6, process)
-    workers(process)[1].send_signal(signal.SIGKILL)
+    tiny.wait_for_step(rough.parent, 6, process)
+    tiny.workers(process)[1].send_signal(signal.SIGKILL)
     assert process.wait(60) == 128 + signal.SIGKILL, process.communicate()[0]
     code, output = tiny.run(rough)
     assert code == 0, output
@@ -85,7 +67,7 @@ def test_a_signal_saves_at_a_step_boundary_and_the_run_goes_on(home: Path, numbe
     )
     folder = train_yaml.parent
     process = tiny.start(train_yaml)
-    wait_for_step(folder, 3, process)
+    tiny.wait_for_step(folder, 3, process)
     process.send_signal(number)
     time.sleep(0.02)
     process.send_signal(number)
@@ -140,11 +122,11 @@ def test_what_is_wrong_for_all_ranks_is_said_once(home: Path, changes: dict[str,
 def test_a_frozen_rank_is_named_within_the_limit(home: Path) -> None:
     train_yaml = tiny.write_run(home / "frozen", training__num_train_epochs=200.0, guards__hang_seconds=4)
     process = tiny.start(train_yaml)
-    wait_for_step(train_yaml.parent, 2, process)
-    frozen = workers(process)[1]
+    tiny.wait_for_step(train_yaml.parent, 2, process)
+    frozen = tiny.workers(process)[1]
     frozen.send_signal(signal.SIGSTOP)
     try:
-        workers(process)[0].wait(60)
+        tiny.workers(process)[0].wait(60)
         time.sleep(1)  # the launcher looks ten times a second
     finally:
         frozen.kill()  # the agent would wait half a minute for it
@@ -158,8 +140,8 @@ def test_a_disk_that_is_full_keeps_the_previous_checkpoint(home: Path) -> None:
     train_yaml = tiny.write_run(home / "full", training__num_train_epochs=200.0, training__save_steps=3)
     folder = train_yaml.parent
     process = tiny.start(train_yaml)
-    wait_for_step(folder, 4, process)
-    for worker in workers(process):
+    tiny.wait_for_step(folder, 4, process)
+    for worker in tiny.workers(process):
         worker.rlimit(psutil.RLIMIT_FSIZE, (100_000, 100_000))
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 5, output

@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import yaml
 
 MODEL = {
@@ -164,3 +166,20 @@ def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Return the lines of one type in metrics.jsonl."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [line for line in map(json.loads, lines) if line["type"] == kind]
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], seconds: float = 90) -> None:
+    """Wait until metrics.jsonl has ``step``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        path = folder / "metrics.jsonl"
+        if path.exists() and any(line["step"] >= step for line in metrics(folder, "step")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached:\n{process.communicate()[0]}")
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the ranks below a launcher, lowest first."""
+    found = [p for p in psutil.Process(process.pid).children() if "qwen_job.train" in p.cmdline()]
+    return sorted(found, key=lambda p: int(p.environ()["RANK"]))
