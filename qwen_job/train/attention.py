@@ -7,11 +7,19 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
 from qwen_job.train.batches import Batch
+
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
+
+    _TAKES = frozenset(inspect.signature(_varlen_attn).parameters)
+except ImportError:  # torch before 2.10: the plan chooses sdpa
+    _TAKES = frozenset()
 
 VARLEN = "qwen_job_varlen"
 
@@ -65,21 +73,12 @@ def varlen(
             query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2), None
-    from torch.nn.attention.varlen import varlen_attn
-
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    attended: Any = varlen_attn(
-        q,
-        k,
-        v,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    # torch 2.10 says is_causal where later ones take a window, and knows no other scale than D ** -0.5.
+    grouped = q.shape[1] != k.shape[1]
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), "is_causal": True, "enable_gqa": grouped}
+    chosen = {name: value for name, value in options.items() if name in _TAKES}
+    attended: Any = _varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **chosen)
     return attended.unsqueeze(0), None
 
 

@@ -16,6 +16,7 @@ import torch
 from qwen_job.errors import ModelError
 from qwen_job.files import sync_file, sync_folder, write_atomically
 from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS
+from qwen_job.train.kernels import stock_kernels
 
 _PROBE_TOKENS = 16
 # Largest difference over largest logit: another kernel on another device rounds differently.
@@ -70,7 +71,8 @@ def verify(folder: Path, tokens: torch.Tensor, expected: torch.Tensor) -> None:
     model, report = loaded
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ModelError(f"{folder}: the exported weights do not match the model: {report}")
-    logits = probe(model.eval(), tokens).float()
+    with stock_kernels():
+        logits = probe(model.eval(), tokens).float()
     difference = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
     # Written so that NaN is refused too.
     if not difference <= _TOLERANCE[model.dtype]:

@@ -18,6 +18,8 @@ from torch.nn import functional as F  # noqa: N812 (torch's own habit)
 
 # Logits of one chunk: 2048 x 151,936 x 4 bytes are 1.2 GB.
 _CHUNK_ROWS = 2048
+# Products of 16-bit matrices in float32: torch 2.8 and later.
+_WIDE_PRODUCTS = "dtype_out" in torch.ops.aten.addmm.overloads()  # type: ignore[no-untyped-call]
 
 FusedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -103,8 +105,9 @@ class _Chunked(torch.autograd.Function):
             total += loss
             if grad_hidden is not None and grad_weight is not None:
                 grad_hidden[part] = slope @ weight
-                grad_weight += slope.T @ hidden[part]
-        ctx.grads = (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+                _add_product(grad_weight, slope.T, hidden[part])
+            del slope  # before the next chunk's logits
+        ctx.grads, ctx.dtype = (grad_hidden, grad_weight), weight.dtype
         return total
 
     @staticmethod
@@ -112,17 +115,27 @@ class _Chunked(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.grads
         ctx.grads = None
         slope = slopes[0]
-        return grad_hidden * slope.to(grad_hidden.dtype), grad_weight * slope.to(grad_weight.dtype), None
+        # In place and in float32: in fp16 the sum over many tokens could be infinite before it is divided.
+        return grad_hidden.mul_(slope.to(grad_hidden.dtype)), grad_weight.mul_(slope).to(ctx.dtype), None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` to the float32 ``total``; on a GPU inside the product, which is kept in float32 there."""
+    if total.is_cuda and left.dtype != total.dtype and _WIDE_PRODUCTS:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total += left @ right
 
 
 def _softmax_step(logits: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the summed loss of logits [T, V] and its slope softmax - one_hot; float32 inside."""
-    wide = logits.float()
-    norm = torch.logsumexp(wide, dim=-1, keepdim=True)
-    chosen = wide.gather(1, picked)
-    slope = torch.exp(wide - norm)
-    slope = slope.scatter(1, picked, torch.exp(chosen - norm) - 1.0)
-    return (norm - chosen).sum(), slope.to(logits.dtype)
+    """Return the summed loss of logits [T, V] and its slope softmax - one_hot; float32 inside.
+
+    Two passes of torch's own kernels over 16-bit logits: a float32 slope would be four times the memory traffic.
+    """
+    chosen = F.log_softmax(logits, dim=-1, dtype=torch.float32).gather(1, picked)
+    slope = F.softmax(logits, dim=-1)
+    slope.scatter_(1, picked, torch.expm1(chosen).to(slope.dtype))
+    return -chosen.sum(), slope
 
 
 _chunk_step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _softmax_step

@@ -13,6 +13,7 @@ from qwen_job.train.attention import implementation
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer
 from qwen_job.train.figures import Shape
+from qwen_job.train.kernels import use_lean_kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NOT_DECAYED = re.compile(r"bias$|norm", re.IGNORECASE)
@@ -42,6 +43,8 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
     model.config.use_cache = False
+    if config.device == "cuda":
+        use_lean_kernels(model, compiled=config.torch_compile)
     if config.torch_compile:
         # Layer by layer: one compilation serves all, and DeepSpeed's hooks stay outside.
         for layer in model.model.layers:

@@ -1,0 +1,81 @@
+"""Two of transformers' formulas by fewer passes over memory, for GPUs: what a compiler would do, without one.
+
+- ``use_lean_kernels``: gives a loaded model both
+- ``stock_kernels``: transformers' own again, for models that are loaded meanwhile
+- ``rotate``: the rotary embedding, in place of transformers' ``apply_rotary_pos_emb``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own habit)
+
+_ROTATION = "apply_rotary_pos_emb"
+# The modules of transformers whose rotation is ours now, and their own.
+_stock: dict[ModuleType, Callable[..., Any]] = {}
+
+
+def use_lean_kernels(model: Any, *, compiled: bool = False) -> None:
+    """Give a model of transformers torch's own RMSNorm kernel and, unless layers are compiled, our rotation."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(_rms_norm, module)
+    home = sys.modules[type(model).__module__]
+    if not compiled and hasattr(home, _ROTATION):
+        _stock.setdefault(home, getattr(home, _ROTATION))
+        setattr(home, _ROTATION, rotate)
+
+
+@contextmanager
+def stock_kernels() -> Iterator[None]:
+    """Within the block transformers' rotation is its own again, so that a check does not share what it checks."""
+    for home, function in _stock.items():
+        setattr(home, _ROTATION, function)
+    try:
+        yield
+    finally:
+        for home in _stock:
+            setattr(home, _ROTATION, rotate)
+
+
+def _rms_norm(module: Any, hidden: Tensor) -> Tensor:
+    return F.rms_norm(hidden, (hidden.shape[-1],), module.weight, module.variance_epsilon)
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Rotate query and key, each [B, heads, S, D], by ``cos`` and ``sin`` [B, S, D], whose halves are equal.
+
+    Results keep the memory layout of what is given, so that neither attention nor backward copies them.
+    """
+    half = cos.shape[-1] // 2
+    c, s = (part[..., :half].unsqueeze(unsqueeze_dim) for part in (cos, sin))
+    turned: tuple[Tensor, Tensor] = (_Rotate.apply(q, c, s), _Rotate.apply(k, c, s))  # type: ignore[no-untyped-call]
+    return turned
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(slopes[0], cos, sin, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    out = torch.empty_like(x)
+    first, second = x.chunk(2, dim=-1)
+    ours, other = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=ours).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=other).addcmul_(first, sin, value=direction)
+    return out
