@@ -17,22 +17,28 @@ CHUNKED_ROWS = 2048
 def layer_activation_bytes(layout: Layout) -> int:
     """Bytes that autograd saves in one decoder layer for one micro-batch.
 
-    Per token, with e bytes an element: two norms (an fp32 input, the normalised value, the output, 1/rms), q,
-    k, v and the attention's output with its log-sum-exp, and four values of the FFN's width (gate, silu, up,
-    product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask repeats k and v for every query head;
-    ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in the sequence's length.
+    Per token, with e bytes an element: two norms (an fp32 input, the normalised value, the output, 1/rms; fused: the
+    input as it is, the output, 1/rms), q, k, v and the attention's output with its log-sum-exp, and four values of the
+    FFN's width (gate, silu, up, product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask repeats k and v for
+    every query head; ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in the
+    sequence's length.
     """
     shape, e = layout.shape, layout.element
     half = e < 4  # in fp32 the norm's input is the residual stream itself and nothing is saved twice
     heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
-    norms = 2 * ((4 + 2 * e) * shape.hidden_size + 4)
+    norms = 2 * (_norm_bytes(layout) * shape.hidden_size + 4)
     kept_kv = kv if layout.attention == "varlen" else q
     attended = e * (2 * q + 2 * kept_kv) + 4 * heads
     if layout.attention == "eager":
         attended += heads * (layout.sequence_length * (4 + e if half else 4) - 4)
     if shape.qk_norm:
-        attended += (4 + e) * (q + kv) + 4 * (heads + shape.num_key_value_heads)
+        attended += (_norm_bytes(layout) - e) * (q + kv) + 4 * (heads + shape.num_key_value_heads)
     return layout.tokens * (norms + attended + 4 * e * shape.intermediate_size)
+
+
+def _norm_bytes(layout: Layout) -> int:
+    """Bytes that an RMSNorm keeps of each number that it normalises, its output among them."""
+    return 2 * layout.element if layout.fused_norms else 4 + 2 * layout.element
 
 
 def activation_bytes(layout: Layout) -> dict[str, int]:
@@ -44,7 +50,7 @@ def activation_bytes(layout: Layout) -> dict[str, int]:
     """
     shape, tokens, e = layout.shape, layout.tokens, layout.element
     layer = layer_activation_bytes(layout)
-    final_norm = tokens * ((4 + 2 * e) * shape.hidden_size + 2 * e * shape.head_dim + 12)
+    final_norm = tokens * (_norm_bytes(layout) * shape.hidden_size + 2 * e * shape.head_dim + 12)
     mask = e * layout.sequence_length * tokens if layout.attention != "varlen" else 0
     gradients = tokens * e * (3 * shape.intermediate_size + 2 * shape.hidden_size)
     if layout.gradient_checkpointing:
@@ -59,15 +65,17 @@ def loss_bytes(layout: Layout) -> int:
 
     ``none`` holds all logits: 12 bytes each. ``torch`` and ``liger`` hold a chunk that is about as large as the hidden
     states (torch's ``aspect_ratio:2``: half of that) in fp32, its softmax and its half-precision gradient; ``chunked``
-    holds 2048 rows, and the head's gradient in fp32. All three keep the gradient of the hidden states.
+    holds 2048 rows, once more in fp32 and their log-probabilities, and the head's gradient in fp32. All three keep the
+    gradient of the hidden states.
     """
     tokens, fused_loss, e = layout.tokens, layout.fused_loss, layout.element
     hidden, vocabulary = layout.shape.hidden_size, layout.shape.vocab_size
     if fused_loss == "none":
         return PLAIN_LOSS_BYTES * tokens * vocabulary
-    gradients = e * hidden * (tokens + vocabulary)
     if fused_loss == "chunked":
-        return (4 + e) * min(tokens, CHUNKED_ROWS) * vocabulary + 4 * hidden * vocabulary + gradients
+        widened = 4 if e < 4 else 0
+        return (4 + widened + e) * min(tokens, CHUNKED_ROWS) * vocabulary + hidden * (4 * vocabulary + e * tokens)
+    gradients = e * hidden * (tokens + vocabulary)
     rows = _power_of_two(-(-tokens // -(-vocabulary // hidden)))
     return (8 + e) * max(1, rows // 2 if fused_loss == "torch" else rows) * vocabulary + gradients
 

@@ -88,7 +88,7 @@ def bytes_of(quantity: str) -> int:
 
 
 def _host(question: Question, choice: Choice) -> PlanWarning | None:
-    need, have = choice.memory.host_bytes, question.host_memory_bytes
+    need, have = choice.memory.host_needed, question.host_memory_bytes
     if have is not None and need > have * (1 - HOST_MARGIN):
         message = f"a node needs about {need / GIB:.0f} GiB of host memory and has {have / GIB:.0f} GiB"
         way_out = "take more nodes" + (", or deepspeed.offload_optimizer: false" if choice.offload_optimizer else "")

@@ -155,6 +155,7 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
         gradient_checkpointing=train["gradient_checkpointing"],
         attention=train["attention"],
         fused_loss=train["fused_loss"],
+        fused_norms=train["device"] == "cuda",
     )
     return Run(
         folder=str(folder),

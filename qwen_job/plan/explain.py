@@ -35,6 +35,7 @@ ITEMS = {
     "CUDA context": "CUDA itself, cuBLAS and kernels (plan.context_bytes)",
     "NCCL": "buffers of the collectives (plan.nccl_bytes)",
     "processes": "each training process without its model (plan.process_bytes)",
+    "checkpoint copy": "the state to save, copied aside so that training goes on while it is written",
     "loading the weights": "every process reads its copy of the weights before they are shared out",
     "offloaded optimizer": "12 bytes a parameter: master weights and moments, this node's share",
     "offloaded gradients": "gradients in fp32 and in the precision, this node's share",

@@ -12,7 +12,8 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 class Layout(NamedTuple):
     """A model, the GPUs, and how one step is computed on them.
 
-    ``world_size`` counts processes, one a GPU; ``gpu`` None means that nothing is known about the device.
+    ``world_size`` counts processes, one a GPU; ``gpu`` None means that nothing is known about the device;
+    ``fused_norms`` is how our trainer computes norms on a GPU (train/kernels.py), False how transformers does.
     """
 
     shape: ModelShape
@@ -28,6 +29,7 @@ class Layout(NamedTuple):
     gradient_checkpointing: bool = True
     attention: str = "varlen"
     fused_loss: str = "torch"
+    fused_norms: bool = False
 
     @property
     def on_cpu(self) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 MASTER_BYTES, ADAM_BYTES = 4, 8
+CHECKPOINT_COPY = "checkpoint copy"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class MemoryEstimate(NamedTuple):
     def host_bytes(self) -> int:
         """Total of one node."""
         return sum(self.host.values())
+
+    @property
+    def host_needed(self) -> int:
+        """Total of one node without the copy of a checkpoint: where that has no room, training waits for saves."""
+        return self.host_bytes - self.host.get(CHECKPOINT_COPY, 0)
 
     @property
     def disk_bytes(self) -> int:
@@ -277,8 +283,10 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
     """Host memory of one node.
 
     An offloaded optimizer keeps master weights 4, moments 8 and fp32 gradients 4 bytes a parameter, 16-bit
-    accumulated gradients and (ZeRO-1 and 2) pinned 16-bit weights, each sharded over all ranks. While weights load,
-    every process holds one copy in the working type.
+    accumulated gradients and (ZeRO-1 and 2) pinned 16-bit weights, each sharded over all ranks. Without offload a
+    checkpoint is copied to the host and written from there: master weights and moments of every rank (ZeRO-0: of the
+    first), and the weights, whole on the first rank but for ZeRO-3. While weights load, every process holds one copy
+    in the working type.
     """
     element, ranks, shard = layout.element, layout.ranks, layout.shard
     host = {"processes": ranks * constants.process_bytes}
@@ -290,7 +298,12 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
         host["pinned weights"] = ranks * (shard * element if layout.zero_stage < 3 else 0)
         host["offload staging"] = ranks * staging
         kept = ranks * (shard * (MASTER_BYTES + ADAM_BYTES + 4 + element))
-    host["loading the weights"] = max(0, ranks * element * layout.shape.num_parameters - kept)
+    host["loading the weights"] = loading = max(0, ranks * element * layout.shape.num_parameters - kept)
+    if not layout.offload_optimizer and not layout.on_cpu:
+        whole = layout.shape.num_parameters
+        state = (MASTER_BYTES + ADAM_BYTES) * (ranks * shard if layout.zero_stage else whole)
+        copy = state + element * (ranks * shard if layout.zero_stage == 3 else whole)
+        host[CHECKPOINT_COPY] = max(0, copy - loading)  # the room for loading is free by then
     return host
 
 

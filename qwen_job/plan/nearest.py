@@ -173,8 +173,8 @@ def _more_host_memory(question: Question) -> Iterator[Change]:
         return
     fitting = [choice for choice in combinations(replace(question, host_memory_bytes=None)) if choice.fits]
     if fitting:
-        best = min(fitting, key=lambda choice: choice.memory.host_bytes)
-        need = math.ceil(best.memory.host_bytes / (1 - HOST_MARGIN) / GIB)
+        best = min(fitting, key=lambda choice: choice.memory.host_needed)
+        need = math.ceil(best.memory.host_needed / (1 - HOST_MARGIN) / GIB)
         message = f"{need} GiB a node instead of {have / GIB:g} are enough ({best})"
         yield Change("cluster.memory_gib", need, message)
 
@@ -185,7 +185,7 @@ def _excess(question: Question, choice: Choice) -> tuple[float, int]:
     if memory.capacity:
         shares.append(memory.gpu_bytes / (memory.capacity * (1 - question.margin)))
     if question.host_memory_bytes:
-        shares.append(memory.host_bytes / (question.host_memory_bytes * (1 - HOST_MARGIN)))
+        shares.append(memory.host_needed / (question.host_memory_bytes * (1 - HOST_MARGIN)))
     return max(shares), memory.gpu_bytes
 
 

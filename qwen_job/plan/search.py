@@ -188,6 +188,7 @@ def _layout(question: Question, stage: int, offload: bool, checkpointing: bool, 
         gradient_checkpointing=checkpointing,
         attention=question.attention,
         fused_loss=question.fused_loss,
+        fused_norms=question.gpu is None or not question.gpu.is_cpu,
     )
 
 
@@ -220,10 +221,10 @@ def _misfit(question: Question, memory: MemoryEstimate) -> str:
             )
     if question.host_memory_bytes is not None:
         allowed = question.host_memory_bytes * (1 - HOST_MARGIN)
-        if memory.host_bytes > allowed:
+        if memory.host_needed > allowed:
             return (
-                f"needs {memory.host_bytes / GIB:.0f} GiB of host memory a node, "
-                f"{(memory.host_bytes - allowed) / GIB:.0f} GiB too much"
+                f"needs {memory.host_needed / GIB:.0f} GiB of host memory a node, "
+                f"{(memory.host_needed - allowed) / GIB:.0f} GiB too much"
             )
     return ""
 
@@ -256,7 +257,7 @@ def _runners(best: Choice | None, choices: Sequence[Choice]) -> list[Runner]:
 
 
 def _rank(choice: Choice) -> tuple[float, ...]:
-    return _preference(choice) if choice.fits else (choice.memory.gpu_bytes, choice.memory.host_bytes)
+    return _preference(choice) if choice.fits else (choice.memory.gpu_bytes, choice.memory.host_needed)
 
 
 def _why(best: Choice | None, choice: Choice) -> str:

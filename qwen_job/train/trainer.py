@@ -65,6 +65,7 @@ class JobTrainer(GuardedTrainer):
         if self.state.global_step > self._boundary:
             self._boundary = self.state.global_step
             self._record(grad_norm, learning_rate)
+            self._reserve_room()
         if self.control.should_evaluate:
             metrics = self._evaluate(trial, ignore_keys_for_eval)
             if self._determine_best_metric(metrics=metrics, trial=trial) and self._wants_best():

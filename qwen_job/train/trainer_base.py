@@ -55,6 +55,7 @@ class BaseTrainer(Trainer):
         self._clock = 0.0
         self._skipped = 0
         self._saved: int | None = None
+        self._reserved = False
         self.eval_loss: float | None = None
 
     def get_train_dataloader(self) -> Any:

@@ -20,6 +20,13 @@ from qwen_job.train.universal import discard_universal
 class SavingTrainer(BaseTrainer):
     """A trainer that saves through the checkpointer, one save under way at a time."""
 
+    def _reserve_room(self) -> None:
+        """After the first step, when the optimizer's state exists: so that the first save is as quick as the others."""
+        if self.parts.checkpointer.background and not self._reserved:
+            self._reserved = True
+            if reason := self.parts.checkpointer.reserve(self._collect):
+                self.parts.log.say(reason)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         checkpointer = self.parts.checkpointer
         self._moved("saving")
@@ -69,7 +76,9 @@ class SavingTrainer(BaseTrainer):
         self.parts.log.total_steps = max_steps
         prepared = super()._prepare_for_training(max_steps, *arguments)  # type: ignore[no-untyped-call]
         self._mend_groups()
-        self.model_wrapped.checkpoint_engine = self.parts.checkpointer
+        engine: Any = self.model_wrapped
+        engine.checkpoint_engine = self.parts.checkpointer
+        engine._copy_recovery_script = self.parts.checkpointer.keep_recovery_scripts
         return prepared
 
     def _mend_groups(self) -> None:

@@ -156,7 +156,7 @@ def test_each_warning_names_its_field_and_a_way_out(field: str, change: dict[str
 
 def test_an_unknown_or_small_host_is_warned_of_with_offload() -> None:
     question = ask(gpu="RTX-4090")
-    assert fields(question, FINE) == ["cluster.memory_gib"]
+    assert "cluster.memory_gib" in fields(question, FINE)
     assert "cluster.memory_gib" in [
         w.field for w in warnings_for(replace(question, host_memory_bytes=8 * GIB), chosen(question), FINE)
     ]

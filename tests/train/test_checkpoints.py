@@ -1,0 +1,57 @@
+"""How the checkpointer makes room for a copy of the state, and does without where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.train
+
+torch = pytest.importorskip("torch")
+from qwen_job.train import checkpoints  # noqa: E402
+from qwen_job.train.checkpoints import Checkpointer, available_memory, map_tensors  # noqa: E402
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_containers_limit_counts_as_the_nodes_memory(tmp_path: Path) -> None:
+    whole = available_memory(tmp_path)
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("2000000\n")
+    assert available_memory(tmp_path) == 3_000_000 < whole
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) > 3_000_000
+
+
+@pytest.mark.usefixtures("alone")
+def test_training_waits_for_saves_where_a_copy_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "available_memory", lambda: 100 * 2**30)
+    for wanted, background in ((10 * 2**30, True), (90 * 2**30, False)):
+        checkpointer = Checkpointer(tmp_path, zero_stage=2, background=True)
+        monkeypatch.setattr(checkpointer, "_note_size", lambda _, c=checkpointer, w=wanted: c._sizes.append(w))
+        monkeypatch.setattr(checkpointer._snapshots, "reserve", lambda _: None)
+
+        def collect(folder: Path, checkpointer: Checkpointer = checkpointer) -> None:
+            checkpointer.makedirs(str(folder / "global_step1"))
+            checkpointer.save({"weights": [torch.zeros(3)]}, str(folder / "global_step1" / "model.pt"))
+            checkpointer.keep_text("latest", "global_step1")
+
+        reason = checkpointer.reserve(collect)
+        assert checkpointer.background == background == (reason is None)
+        assert reason is None or ("takes 90.0 GiB on rank 0" in reason and "100.0 GiB" in reason)
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]  # nothing was written
+
+
+def test_tensors_are_replaced_wherever_they_are() -> None:
+    state: dict[str, Any] = {"a": torch.ones(2), "b": [(torch.ones(3), "text")], "c": 7}
+    assert map_tensors(state, lambda tensor: tensor.numel()) == {"a": 2, "b": [(3, "text")], "c": 7}
