@@ -1,13 +1,14 @@
 """How long training stands still for a checkpoint, beside DeepSpeed's own save in the same run.
 
-    python benchmarks/bench_checkpoint_pause.py
+    python benchmarks/bench_checkpoint_pause.py [--saves 2] [--home DIR]
 
 Ours copies the state to page-locked memory and writes in the background; the peer is the engine's plain save_checkpoint
-of the same state, timed in the same process. Both write to the same disk.
+of the same state, timed in the same process. Both write to the same disk. On a CPU ours waits for the disk too.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -25,14 +26,28 @@ def main() -> None:
     if os.environ.get("BENCH_WORKER"):
         worker()
         return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--saves", type=int, default=2, help="end after so many saves, the first one the slowest")
+    parser.add_argument("--home", type=Path, help="a folder that keeps the model and the data for another run")
+    options = parser.parse_args()
     os.environ["BENCH_WORKER"] = "1"
+    gpu = train_runs.on_gpu()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "pause"
-        train_runs.sys.executable = write_wrapper(Path(scratch))
-        lines = train_runs.run(folder, training__save_steps=4, training__save_total_limit=1)
+        home = options.home or Path(scratch)
+        home.mkdir(parents=True, exist_ok=True)
+        train_runs.sys.executable = write_wrapper(home)
+        lines = train_runs.run(
+            home / "pause",
+            until=lambda lines: sum(line["type"] == "save" for line in lines) >= options.saves,
+            training__per_device_train_batch_size=1,
+            training__gradient_accumulation_steps=1,
+            training__max_steps=100_000 if gpu else 4 * options.saves,
+            training__save_steps=100 if gpu else 4,
+            training__save_total_limit=1,
+        )
         if lines[0]["type"] == "failed":
             raise SystemExit(lines[0]["reason"])
-        report(lines, json.loads((folder / "peer.json").read_text()))
+        report(lines, json.loads((home / "pause" / "peer.json").read_text()))
 
 
 def write_wrapper(home: Path) -> str:
@@ -83,13 +98,27 @@ def add_peer() -> None:
 
 
 def report(lines: list[dict[str, Any]], peer: dict[str, float]) -> None:
-    """Print the pauses."""
+    """Print the pauses, and the pace of training while files are written."""
     saves = [line for line in lines if line["type"] == "save"]
+    steps = [line for line in lines if line["type"] == "step"]
     print(f"\n{train_runs.device_name()}, {saves[-1]['bytes'] / 2**30:.2f} GiB a checkpoint\n")
-    print("| save | training stands still | written, synced, hashed after |\n|---|---|---|")
-    for line in saves:
-        print(f"| ours, step {line['step']} | {line['pause_seconds']:.2f} s | {line['seconds']:.2f} s |")
-    print(f"| DeepSpeed's save_checkpoint | {peer['seconds']:.2f} s | not synced, no hashes |")
+    print("| save | training stands still | written, synced, hashed after | a step meanwhile |\n|---|---|---|---|")
+    writing = [(line["time"] - line["seconds"], line["time"]) for line in saves]
+    for line, window in zip(saves, writing, strict=True):
+        pace = paces(steps, [window])
+        print(f"| ours, step {line['step']} | {line['pause_seconds']:.2f} s | {line['seconds']:.2f} s | {pace} |")
+    print(f"| DeepSpeed's save_checkpoint | {peer['seconds']:.2f} s | not synced, no hashes | |")
+    print(f"\nOther steps: {paces(steps, writing, inside=False)}")
+
+
+def paces(steps: list[dict[str, Any]], windows: list[tuple[float, float]], inside: bool = True) -> str:
+    """Return the median time of the steps that lie in one of the windows, or in none."""
+    chosen = [
+        line["step_seconds"]
+        for line in steps[5:]
+        if inside == any(start < line["time"] - line["step_seconds"] and line["time"] < end for start, end in windows)
+    ]
+    return f"{train_runs.median(chosen):.3f} s" if chosen else ""
 
 
 if __name__ == "__main__":

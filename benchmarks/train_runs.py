@@ -5,16 +5,23 @@ No weights are downloaded: the model has the shape of Qwen-1.8B-Chat (on a CPU a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import yaml
 
+from qwen_job.plan.facts import load_model_shape
+from qwen_job.plan.layout import Layout
+from qwen_job.plan.memory import estimate_memory
 from tests.train import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +96,7 @@ def settings(folder: Path, zero_stage: int, changes: dict[str, Any]) -> tuple[di
         "training": {
             "per_device_train_batch_size": 8 if gpu else 1,
             "gradient_accumulation_steps": 4 if gpu else 2,
-            "max_steps": 20 if gpu else 6,
+            "max_steps": 12 if gpu else 6,
             "num_train_epochs": 1000.0,
             "learning_rate": 1e-5,
             "save_steps": 0,
@@ -102,23 +109,87 @@ def settings(folder: Path, zero_stage: int, changes: dict[str, Any]) -> tuple[di
     return train, {"zero_optimization": {"stage": zero_stage}}
 
 
-def run(folder: Path, zero_stage: int = 2, processes: int = 1, **changes: Any) -> list[dict[str, Any]]:
-    """Train for some steps in ``folder`` and return the lines of its metrics.jsonl; exits if training fails."""
-    folder.mkdir(parents=True)
-    home = folder.parent
+def write_inputs(home: Path) -> None:
+    """Write conversations and the model's file into ``home``, whose runs share what is made of them."""
+    home.mkdir(parents=True, exist_ok=True)
     if not (home / "data.json").exists():
         write_conversations(home / "data.json", 4000 if on_gpu() else 200)
         (home / "bench.yaml").write_text(yaml.safe_dump(model_values(on_gpu())))
+
+
+def run(
+    folder: Path,
+    zero_stage: int = 2,
+    processes: int = 1,
+    until: Callable[[list[dict[str, Any]]], bool] | None = None,
+    **changes: Any,
+) -> list[dict[str, Any]]:
+    """Train in ``folder`` until the last step, or ``until``, is in metrics.jsonl, and return its lines.
+
+    The export is left out. A run that fails returns one line of type "failed".
+    """
+    folder.mkdir(parents=True)
+    write_inputs(folder.parent)
     values, deepspeed = settings(folder, zero_stage, {"world_size": processes, **changes})
     (folder / "train.yaml").write_text(yaml.safe_dump(values))
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
     command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes), "--"]
-    done = subprocess.run([*command, "--config", str(folder / "train.yaml")], cwd=ROOT, check=False)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    if done.returncode:
+    process = subprocess.Popen([*command, "--config", str(folder / "train.yaml")], cwd=ROOT)
+    last = values["training"]["max_steps"]
+    enough = until or (lambda lines: any(line["type"] == "step" and line["step"] == last for line in lines))
+    while process.poll() is None:
+        lines = metrics(folder)
+        if enough(lines):
+            end(process)
+            return lines
+        time.sleep(0.1)
+    lines = metrics(folder)
+    if process.returncode:
         stops = [line["reason"] for line in lines if line["type"] == "stop"]
-        return [{"type": "failed", "exit_code": done.returncode, "reason": (stops or ["?"])[-1]}]
+        return [{"type": "failed", "exit_code": process.returncode, "reason": (stops or ["?"])[-1]}]
     return lines
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a launcher and its ranks, and wait until they have given back what they held."""
+    launcher = psutil.Process(process.pid)
+    everyone = [*launcher.children(recursive=True), launcher]
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(everyone, timeout=60)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of metrics.jsonl so far."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def planned_bytes(folder: Path) -> float | None:
+    """Return what the plan foresees for the run in ``folder`` and torch's allocator can be asked for; None on a CPU."""
+    if not on_gpu():
+        return None
+    train = yaml.safe_load((folder / "train.yaml").read_text())
+    stage = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]["stage"]
+    layout = Layout(
+        load_model_shape("Qwen/Qwen-1_8B-Chat"),
+        train["world_size"],
+        train["world_size"],
+        zero_stage=stage,
+        precision=train["precision"],
+        attention=train["attention"],
+        fused_loss=train["fused_loss"],
+        fused_norms=True,
+        gradient_checkpointing=train["gradient_checkpointing"],
+        sequence_length=train["data"]["max_length"],
+        micro_batch_size=train["training"]["per_device_train_batch_size"],
+        gradient_accumulation_steps=train["training"]["gradient_accumulation_steps"],
+    )
+    estimate = estimate_memory(layout)
+    return float(estimate.moments[estimate.peak])
 
 
 def steady(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
