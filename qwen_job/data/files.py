@@ -20,6 +20,7 @@ from qwen_job.data.compress import DAMAGE, open_plain
 from qwen_job.errors import DataError, EnvironmentFault
 
 CHUNK_BYTES = 4 << 20
+_PARQUET_ROWS = 64
 
 
 class Malformed(NamedTuple):
@@ -109,17 +110,32 @@ def _parquet_chunks(path: Path, size: int) -> Iterator[Chunk]:
     except ImportError:
         message = f"{path}: reading Parquet needs 'pip install pyarrow'; or convert the file to JSON Lines"
         raise EnvironmentFault(message) from None
+    row, lines, held = 1, list[bytes](), 0
     try:
-        table = parquet.ParquetFile(path)
+        for line in _parquet_lines(parquet.ParquetFile(path, buffer_size=1 << 20), size):
+            lines.append(line)
+            held += len(line)
+            if held >= size:
+                yield Chunk(row, "lines", b"\n".join(lines))
+                row, lines, held = row + len(lines), [], 0
     except ValueError as error:
-        raise DataError(f"{path}: is not a Parquet file ({error})") from error
-    row, lines, held = 1, [], 0
-    for batch in table.iter_batches(batch_size=1024):
-        for value in batch.to_pylist():
-            lines.append(json.dumps(value, ensure_ascii=False, default=str).encode())
-            held += len(lines[-1])
-        if held >= size:
-            yield Chunk(row, "lines", b"\n".join(lines))
-            row, lines, held = row + len(lines), [], 0
+        raise DataError(f"{path}: is not a Parquet file, or is damaged ({error}); copy or write it again") from error
     if lines:
         yield Chunk(row, "lines", b"\n".join(lines))
+    elif row == 1:
+        raise DataError(f"{path}: holds no rows; write at least one conversation")
+
+
+def _parquet_lines(table: Any, size: int) -> Iterator[bytes]:
+    """Yield each row as a line of JSON; about ``size`` bytes, and the page being read, are in memory."""
+    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+    largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    # Equal values are stored once, so that the rows may be longer than the file says: few at a time.
+    for batch in table.iter_batches(batch_size=max(1, min(_PARQUET_ROWS, size // max(largest, 1)))):
+        for value in batch.to_pylist():
+            # Bytes that are not UTF-8 stay as they are: whoever parses the line reports them.
+            yield json.dumps(value, ensure_ascii=False, default=_plain).encode(errors="surrogateescape")
+
+
+def _plain(value: object) -> str:
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)

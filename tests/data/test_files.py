@@ -95,6 +95,46 @@ def test_parquet(tmp_path: Path) -> None:
     assert _rows(tmp_path / "rows.parquet", 100) == list(enumerate(ROWS, 1))
 
 
+def test_parquet_of_bytes_is_text_or_malformed(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"query": ["你好".encode(), b"q"], "response": [b"a\nb", b"\xff\xfe"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    (_, first), (row, second) = read_rows(tmp_path / "rows.parquet")
+    assert first == {"query": "你好", "response": "a\nb"}
+    assert row == 2 and isinstance(second, Malformed) and "is not UTF-8" in second.message
+
+
+def test_parquet_without_rows_or_cut_off_is_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"query": pyarrow.array([], pyarrow.string())}), path)
+    with pytest.raises(DataError, match="holds no rows"):
+        list(read_rows(path))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="is not a Parquet file, or is damaged"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_memory_stays_flat_for_parquet_of_long_rows(tmp_path: Path, equal: bool) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": ("0" if equal else str(number)) * 100000} for number in range(1000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    del rows
+    tracemalloc.start()
+    sizes = [len(chunk.payload) for chunk in read_chunks(tmp_path / "rows.parquet", 1 << 20)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(sizes) < 2 << 20 and sum(sizes) >= 100_000_000
+    assert peak + pyarrow.total_allocated_bytes() < 40 << 20
+
+
 @pytest.mark.parametrize(("name", "module"), [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow.parquet")])
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str) -> None:
     (tmp_path / name).write_bytes(b"x")
