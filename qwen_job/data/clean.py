@@ -18,7 +18,8 @@ from typing import IO, Any, cast
 
 from qwen_job.data.check import Examiner
 from qwen_job.data.files import read_rows
-from qwen_job.data.rules import CONTROL, RULES, Finding
+from qwen_job.data.formats import CONTROL
+from qwen_job.data.rules import RULES, Finding
 from qwen_job.errors import DataError, EnvironmentFault, UsageError
 
 DROPPED_BY_DEFAULT = ("malformed", "order", "encoding", "duplicate", "secret", "personal")
@@ -55,14 +56,19 @@ def clean(
         write_row = _array_writer(rows_out) if _is_array(target) else _line_writer(rows_out)
         rows = read_rows(source)
         while batch := list(islice(rows, _BATCH)):
-            for (_, value), found in zip(batch, examiner.examine(source, batch), strict=True):
-                bad = [finding for finding in found[3] if finding.rule in drop]
+            for (row, value), (*_, found) in zip(batch, examiner.examine(source, batch), strict=True):
+                mended, repaired = _repair(value), any(finding.rule == "control_character" for finding in found)
+                bad = [finding for finding in found if finding.rule in drop]
+                if repaired and not bad:
+                    # Without those characters it may be empty, a duplicate, or show a secret.
+                    bad = [each for *_, again in examiner.examine(source, [(row, mended)]) for each in again]
+                    bad = [finding for finding in bad if finding.rule in drop]
                 if bad:
                     _list(list_out, bad, result)
                 else:
                     result.kept += 1
-                    result.repaired += any(finding.rule == "control_character" for finding in found[3])
-                    write_row(_repair(value))
+                    result.repaired += repaired
+                    write_row(mended)
         if _is_array(target):
             rows_out.write(b"\n]\n" if result.kept else b"[]\n")
         if not result.kept:

@@ -9,8 +9,15 @@ query_response  {"query": ..., "response": ..., "system": ..., "history": [[ques
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+# C0 and C1 but tab and line ends; zero-width and bidirectional controls; BOM; the replacement character.
+_CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffd"
+CONTROL = re.compile(f"[{_CONTROL}]")
+# Those, white space, and what only joins or shapes the characters around it.
+_INVISIBLE = re.compile(rf"[\s{_CONTROL}\u00ad\u200c\u200d\u2061-\u2064\ufe00-\ufe0f]*")
 
 ROLES = {
     "user": "user",
@@ -92,8 +99,9 @@ def order_problems(conversation: Conversation) -> Iterator[RecordError]:
             field = f"turn {number + 1} ({turn.role})"
             yield RecordError(field, f"should be the {expected}'s; let user and assistant take turns, user first")
             break
-        if not turn.text.strip():
-            yield RecordError(f"turn {number + 1} ({turn.role})", "is empty; give it text or remove the conversation")
+        if _INVISIBLE.fullmatch(turn.text):
+            what = "holds only invisible characters" if turn.text.strip() else "is empty"
+            yield RecordError(f"turn {number + 1} ({turn.role})", f"{what}; give it text or remove the conversation")
     if "assistant" not in [turn.role for turn in turns]:
         yield RecordError("turns", "hold no assistant answer to learn from; add one or remove the conversation")
     texts = [conversation.system or "", *[turn.text for turn in turns]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qwen_job.data.files import Malformed
-from qwen_job.data.formats import Conversation, RecordError, order_problems, parse_record
+from qwen_job.data.formats import CONTROL, Conversation, RecordError, order_problems, parse_record
 from qwen_job.data.privacy import find_personal_data, find_secrets
 
 # rule -> (is it an error, what it means). An error keeps the row from being trained on.
@@ -30,10 +30,6 @@ RULES: dict[str, tuple[bool, str]] = {
 }
 
 _SPECIAL = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
-# C0 and C1 but tab and line ends; zero-width and bidirectional controls; BOM; the replacement character.
-CONTROL = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffd]"
-)
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _LATIN = re.compile("[A-Za-z]")
 _OTHER_LANGUAGE = re.compile(

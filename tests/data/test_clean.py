@@ -43,6 +43,14 @@ def test_keeps_repairs_drops_and_lists(write: Callable[..., Path], tmp_path: Pat
     assert not again.errors and set(again.counts) == {"special_token"}
 
 
+def test_a_repaired_row_is_judged_again(write: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [conversation("q", "a"), conversation("q", "a\u200b"), conversation("q", "138\u200b12345678"),
+            conversation("q", "\u200b"), conversation("q", "b\u200b")]  # fmt: skip
+    result = clean(write(rows), tmp_path / "out.json", Examiner())
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == [rows[0], conversation("q", "b")]
+    assert _list_of(result.dropped_list) == [(2, "duplicate"), (3, "personal"), (4, "order")]
+
+
 def test_rules_are_chosen_but_errors_always_go(write: Callable[..., Path], tmp_path: Path) -> None:
     result = clean(write(ROWS), tmp_path / "out.jsonl", Examiner(), drop={"special_token"})
     assert _list_of(result.dropped_list) == [(3, "malformed"), (6, "special_token")]

@@ -89,6 +89,8 @@ def test_a_named_layout_is_not_guessed() -> None:
         ([("assistant", "a")], ["turn 1 (assistant)"]),
         ([("user", "q"), ("user", "q"), ("assistant", "a")], ["turn 2 (user)"]),
         ([("user", " \n"), ("assistant", "")], ["turn 1 (user)", "turn 2 (assistant)"]),
+        ([("user", "\u200b"), ("assistant", "\ufeff \u200d\ufffd")], ["turn 1 (user)", "turn 2 (assistant)"]),
+        ([("user", "\u200bq\u200b"), ("assistant", "\U0001f44d\ufe0f")], []),
         ([("user", "q")], ["turns"]),
         ([("user", "\ud83d"), ("assistant", "a")], ["turn 1"]),
     ],
