@@ -76,6 +76,15 @@ def test_a_node_that_two_others_do_not_reach_is_left_out(lab: Lab, tmp_path: Pat
     assert "no connection from" in run.output
 
 
+def test_the_only_node_with_a_feature_is_not_left_out(lab: Lab, tmp_path: Path) -> None:
+    lab.on("ctl", "scontrol update NodeName=node1 AvailableFeatures=h100,big ActiveFeatures=h100,big")
+    wrong = 'if [ "$3" = node ]; then echo "{}"; exit 163; fi'
+    settings = {**checked_only(tmp_path / "only", wrong), "cluster__nodes": 1, "retry__max_without_progress": 2}
+    run = Run(lab, tmp_path / "only", **settings, slurm__constraint="big").submit()
+    assert run.wait_end(120) == "FAILED", run.output
+    assert "node1 failed the checks, but stays in: too few other nodes have what the job asks for" in run.output
+
+
 def test_a_node_that_cannot_be_spared_stays_and_the_job_gives_up(lab: Lab, tmp_path: Path) -> None:
     wrong = "if [ $(uname -n) = node1 ]; then echo '{}'; exit 163; fi"
     settings = {**checked_only(tmp_path / "all", wrong), "cluster__nodes": 4, "retry__max_without_progress": 2}

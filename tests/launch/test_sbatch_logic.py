@@ -31,6 +31,10 @@ esac
 SQUEUE = """#!/bin/bash
 case "$*" in *%x*) echo "(null)" ;; *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;; esac
 """
+SBATCH = """#!/bin/bash
+echo "$*" >> "$LAB/sbatch.log"
+if [ -e "$LAB/no-others" ]; then echo "allocation failure: Requested node configuration is not available" >&2; exit 1; fi
+"""
 SINFO = "#!/bin/bash\nprintf 'host%d\\n' 1 2 3 4\n"
 SLEEP = "#!/bin/bash\nexit 0\n"
 
@@ -45,6 +49,7 @@ class Lab:
             "scontrol": SCONTROL,
             "squeue": SQUEUE,
             "sinfo": SINFO,
+            "sbatch": SBATCH,
             "sleep": SLEEP,
         }.items():
             (folder / "bin").mkdir(exist_ok=True)
@@ -179,6 +184,14 @@ def test_a_cancelled_job_is_left_to_slurm(lab: Lab) -> None:
 def test_an_unhealthy_node_is_left_out_of_the_next_try(lab: Lab) -> None:
     assert lab.ends(163, {0: 143, 1: 163}) == 163
     assert "update JobId=7 ExcNodeList=host2" in (lab.folder / "scontrol.log").read_text() and lab.requeued
+
+
+def test_an_unhealthy_node_stays_in_where_no_other_has_what_the_job_asks_for(lab: Lab) -> None:
+    (lab.folder / "no-others").touch()
+    assert lab.ends(163, {0: 143, 1: 163}) == 163 and lab.requeued
+    assert "stays in: too few other nodes have what the job asks for" in lab.said
+    assert "--test-only --partition=p " in (lab.folder / "sbatch.log").read_text()
+    assert "ExcNodeList" not in (lab.folder / "scontrol.log").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
