@@ -15,7 +15,17 @@ from .files import new_folder, read_json, write_json
 from .folder import check_folder, is_qwen1, read_config
 from .legacy import pickled_shards, unpickle
 from .lock import Progress, exclusive
-from .qwen1 import assert_shapes, dtype_name, qwen1_config, qwen2_config, stack, to_qwen1, to_qwen2, write_shards
+from .qwen1 import (
+    assert_shapes,
+    dtype_name,
+    is_computed,
+    qwen1_config,
+    qwen2_config,
+    stack,
+    to_qwen1,
+    to_qwen2,
+    write_shards,
+)
 from .shapes import expected_shapes, size
 from .tensors import NewTensor, Tensor, read_folder, read_header, shards
 from .tokenizer import FILE, check_tiktoken, read_ranks, write_fast_tokenizer, write_generation_config, write_tiktoken
@@ -44,7 +54,8 @@ def convert(folder: Path, aside: Path, progress: Progress | None = None) -> None
     """
     config = read_config(folder)
     with tempfile.TemporaryDirectory(dir=aside, prefix=".bin-") as scratch:
-        tensors = _source(folder, Path(scratch), progress)
+        source = _source(folder, Path(scratch), progress)
+        tensors = {name: tensor for name, tensor in source.items() if not is_computed(name)}
         dtype = dtype_name(tensors)
         groups: dict[str, list[NewTensor]] = {}
         for tensor in tensors.values():

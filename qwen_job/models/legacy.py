@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from qwen_job.errors import EnvironmentFault, ModelError
 
 from .files import CHUNK, read_json
+from .qwen1 import is_computed
 from .tensors import NewTensor, write_tensors
 
 _DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
@@ -36,12 +38,13 @@ def unpickle(shards: list[Path], folder: Path) -> list[Path]:
     written = []
     for shard in shards:
         try:
-            state = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+            # Files from before torch 1.6 are no zip archives, and are read whole.
+            state = torch.load(shard, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(shard))
         except Exception as error:  # torch raises a dozen kinds for a broken or hostile pickle
             reason = str(error).splitlines()[0]
             raise ModelError(f"{shard}: cannot be read as weights ({reason}); fetch it again") from error
         target = folder / f"{shard.stem}.safetensors"
-        write_tensors(target, [_tensor(shard, name, value) for name, value in state.items()])
+        write_tensors(target, [_tensor(shard, name, value) for name, value in state.items() if not is_computed(name)])
         written.append(target)
     return written
 

@@ -39,7 +39,7 @@ _LAYER = {
 }
 _THIRDS = ("q_proj", "k_proj", "v_proj")
 # Tables that the remote code computes; some old checkpoints hold them.
-_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|attn\.(masked_bias|bias|logn_tensor)$")
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_bias|bias|logn_tensor)$")
 # What Qwen2ForCausalLM cannot express: another value in a config is refused, not guessed.
 _FIXED: dict[str, tuple[object, ...]] = {
     "no_bias": (True,),
@@ -134,8 +134,13 @@ def qwen1_config(config: Mapping[str, object]) -> dict[str, object]:
     }
 
 
+def is_computed(name: str) -> bool:
+    """Tell whether a checkpoint's tensor is a table that the model computes itself: no weight, whatever its type."""
+    return bool(_BUFFERS.search(name))
+
+
 def to_qwen2(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield (new name, rows) for a Qwen-1 tensor: one, the thirds of c_attn, or none for a computed table."""
+    """Yield (new name, rows) for a Qwen-1 tensor: one, or the thirds of c_attn."""
     if tensor.name in _GLOBAL:
         yield _GLOBAL[tensor.name], tensor
         return
@@ -151,7 +156,7 @@ def to_qwen2(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
             kind = part.rpartition(".")[2]
             rows = tensor.rows(index * third, (index + 1) * third)
             yield f"model.layers.{found.group(1)}.self_attn.{name}.{kind}", rows
-    elif not _BUFFERS.search(tensor.name):
+    else:
         raise ModelError(f"{tensor.path}: {tensor.name}: is no weight of Qwen-1; is config.json of this checkpoint?")
 
 

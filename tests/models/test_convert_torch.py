@@ -65,17 +65,26 @@ def test_logits_equal_an_own_forward_of_qwen1(qwen1: Path, tmp_path: Path) -> No
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_pickled_checkpoints_are_read_as_weights_only(qwen_tiktoken: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bin", "old bin", "safetensors"])
+def test_checkpoints_are_read_as_weights_only(qwen_tiktoken: Path, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "legacy"
     folder.mkdir()
     write_qwen1(folder, qwen_tiktoken)
     for path in folder.glob("model*"):
         path.unlink()
     state = {name: torch.from_numpy(value).bfloat16() for name, value in random_weights().items()}
-    torch.save(state, folder / "pytorch_model.bin")
-    convert_folder(folder, tmp_path / "out")
-    from safetensors.torch import load_file
+    tables = {
+        "transformer.rotary_emb.inv_freq": torch.ones(4),
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8).bool(),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    }
+    from safetensors.torch import load_file, save_file
 
+    if kind == "safetensors":
+        save_file(state | tables, folder / "model.safetensors")
+    else:
+        torch.save(state | tables, folder / "pytorch_model.bin", _use_new_zipfile_serialization=kind == "bin")
+    convert_folder(folder, tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(written["model.layers.1.mlp.gate_proj.weight"], state["transformer.h.1.mlp.w2.weight"])
     assert written["model.layers.0.self_attn.k_proj.weight"].shape == (HIDDEN, HIDDEN)
