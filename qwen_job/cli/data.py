@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ def check(
     examiner = _examiner(layout, tokenizer, max_turn_tokens, max_length)
     report = run(files, examiner, exact=tokenizer is not None, limit=None if show_all else limit)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        _print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_report(report)
     if svg is not None:
@@ -94,6 +95,11 @@ def check(
                         "or 'qwen-job data clean' writes a copy without them")  # fmt: skip
     if strict and report.counts.total():
         raise DataError(f"{report.counts.total()} warnings, and --strict counts them as errors")
+
+
+def _print(text: str) -> None:
+    """Print text that may hold halves of surrogate pairs, from the data or from a file's name."""
+    click.echo(text.encode(errors="backslashreplace").decode())
 
 
 def _print_report(report: Report) -> None:
@@ -108,7 +114,7 @@ def _print_report(report: Report) -> None:
         click.echo(f"{click.style(f'{kind} {rule}', fg=colour, bold=True)} {count}: {meaning}")
         shown = [finding for finding in report.findings if finding.rule == rule]
         for finding in shown:
-            click.echo(f"  {finding}")
+            _print(f"  {finding}")
         if count > len(shown):
             click.echo(f"  ... and {count - len(shown)} more (--all shows them)")
     _print_lengths(report)
@@ -167,7 +173,7 @@ def clean(
     reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
     click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
     click.echo(f"dropped rows are listed in {result.dropped_list}", err=True)
-    click.echo(str(target))
+    click.echo(os.fsencode(target))
 
 
 def _known(rules: tuple[str, ...]) -> set[str]:
@@ -250,7 +256,7 @@ def prepare(
     changed = {name: count for name, count in stats.items() if isinstance(count, int) and count}
     if changed:
         click.echo(", ".join(f"{name} {count}" for name, count in changed.items()), err=True)
-    click.echo(str(folder))
+    click.echo(os.fsencode(folder))
 
 
 def _progress() -> Any:

@@ -145,6 +145,8 @@ class _ArrayScanner:
                 unfinished = error.msg.startswith("Unterminated") or error.pos > len(self.text) - _MARGIN
                 if not unfinished or not self._more():
                     self._fail(f"is not JSON ({error.msg} near {self.text[error.pos : error.pos + 20]!r})")
+            except ValueError as error:  # a number of thousands of digits
+                self._fail(f"is not JSON ({error})")
             else:
                 # What follows must be seen too: 12 may be the start of 123, and of 12.5e+3.
                 if end + _NUMBER_TAIL < len(self.text) or not self._more():

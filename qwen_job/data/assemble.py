@@ -56,7 +56,8 @@ class Assembler:
             sync_file(self._folder / name)
         index = {"layout": LAYOUT, "spec": self._spec.to_dict(), "stats": stats, "files": files}
         text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self._folder / INDEX, text)
+        # A file's name may hold bytes that are no UTF-8; Python's surrogates for them become JSON's escapes.
+        write_atomically(self._folder / INDEX, text.encode(errors="backslashreplace"))
 
     def _append(self, number: int) -> None:
         for split in SPLITS:

@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
-from qwen_job.data.files import CHUNK_BYTES, read_chunks
+from qwen_job.data.files import CHUNK_BYTES, assert_file, read_chunks
 from qwen_job.data.prepared import LAYOUT, SPLITS, read_index
 from qwen_job.data.spec import DataSpec
 from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
@@ -78,8 +78,7 @@ def _identity(path: Path) -> list[Any]:
     """Identify a file's contents: by all of it, or, when hashing it would take long, by size, time and
     samples.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; give a file of conversations")
+    assert_file(path)
     status = path.stat()
     if status.st_size <= _HASHED_WHOLE:
         return [_digest(path)]

@@ -128,7 +128,8 @@ def _line_writer(stream: IO[bytes]) -> Any:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
+    # Half of a surrogate pair (in an id, say) becomes what JSON escapes it as.
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _list(stream: IO[bytes], bad: list[Finding], result: Cleaned) -> None:

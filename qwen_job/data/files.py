@@ -33,8 +33,7 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """Read a file as chunks of about ``size`` bytes. DataError: not readable as conversations, with its
     row.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'does not exist'}; give a file of conversations")
+    assert_file(path)
     try:
         if path.suffix == ".parquet":
             yield from _parquet_chunks(path, size)
@@ -54,6 +53,17 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
         raise DataError(f"{path}: is damaged or cut off ({error}); copy it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def assert_file(path: Path) -> None:
+    """Raise DataError unless ``path`` is a file, EnvironmentFault when that cannot be told."""
+    try:
+        if path.is_file():
+            return
+        kind = "is a folder" if path.is_dir() else "does not exist"
+    except OSError as error:
+        raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}; check the rights of its folder") from error
+    raise DataError(f"{path}: {kind}; give a file of conversations")
 
 
 def parse_chunk(chunk: Chunk) -> Iterator[tuple[int, Any]]:

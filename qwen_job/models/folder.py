@@ -17,7 +17,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 def read_config(folder: Path) -> dict[str, object]:
     """Return a model folder's config.json; ModelError says what is wrong with the folder."""
-    if not folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}; check the rights of its folder") from error
+    if not found:
         raise ModelError(f"{folder}: is no folder; model.name must be a model's folder when its source is local")
     return read_json(folder / "config.json")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,29 @@ def test_clean(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:
     assert run("clean", path, target, "--force", "--keep", "duplicate")[0] == 0
     code, _, err = run("clean", path, tmp_path / "new.jsonl", "--drop", "duplicates")
     assert code == 2 and "did you mean 'duplicate'" in err
+
+
+def test_halves_of_surrogate_pairs_are_escaped(run: Run, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.jsonl")
+    good = {"id": "\ud83d", **conversation("q", "a")}
+    path.write_text(json.dumps(good) + "\n" + json.dumps({"\ud83d": 1}), encoding="utf-8")
+    code, out, _ = run("check", path)
+    assert code == 4 and r"\udcff.jsonl:2: row: has no known layout (keys: \ud83d)" in out
+    code, out, _ = run("check", path, "--json")
+    assert json.loads(out)["findings"][0]["file"] == str(path)
+    assert run("clean", path, tmp_path / "out.jsonl")[0] == 0
+    target = (tmp_path / "out.jsonl").rename(path)
+    assert json.loads(target.read_text(encoding="utf-8")) == good
+    code, out, _ = run("prepare", target, "--tokenizer", tiny, "--output", tmp_path / "cache")
+    index = json.loads((Path(out.strip()) / "index.json").read_text(encoding="utf-8"))
+    assert code == 0 and index["spec"]["train"][0]["path"] == str(target)
+
+
+def test_what_cannot_be_looked_up_is_no_internal_error(run: Run, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    for arguments in (("check", path), ("prepare", path, "--tokenizer", tiny, "--output", tmp_path)):
+        code, _, err = run(*arguments)
+        assert code == 5 and f"{path}: cannot be read: File name too long" in err
 
 
 def test_prepare(run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_a_bad_line_does_not_hide_the_others(tmp_path: Path) -> None:
         (b'[{"a":1}] [', ":2: row: follows the closing bracket"),
         (b'[{"a":1},{"a":"\xff"}]', "is not UTF-8"),
         (b"[" * 100000, ":1: row: is nested too deeply"),
+        (b'[{"a":1},{"a":' + b"7" * 6000 + b"}]", ":2: row: is not JSON (Exceeds the limit"),
     ],
 )
 @pytest.mark.parametrize("size", [3, 1 << 20])
