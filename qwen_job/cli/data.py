@@ -162,6 +162,7 @@ def clean(
 ) -> None:
     """Copy the good rows of SOURCE to TARGET and list the others, with reasons, in TARGET.dropped.jsonl.
 
+    TARGET's name decides what is written: .json a list, .jsonl lines, with .gz or .zst behind it packed.
     Dropped: rows with errors, duplicates, likely secrets and personal data; --drop and --keep change that.
     Control characters are removed from the rows that stay.
     """

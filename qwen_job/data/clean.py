@@ -5,18 +5,19 @@ stays.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from qwen_job.data.check import Examiner
+from qwen_job.data.compress import ZSTD, packed_into, zstd_module
 from qwen_job.data.files import read_rows
 from qwen_job.data.formats import CONTROL
 from qwen_job.data.rules import RULES, Finding
@@ -24,6 +25,7 @@ from qwen_job.errors import DataError, EnvironmentFault, UsageError
 
 DROPPED_BY_DEFAULT = ("malformed", "order", "encoding", "duplicate", "secret", "personal")
 _BATCH = 256
+_FORMAT = re.compile(r"\.(jsonl?)(\.(gz|zst|zstd))?$")
 
 
 @dataclass
@@ -40,8 +42,8 @@ class Cleaned:
 def clean(
     source: Path, target: Path, examiner: Examiner, *, drop: set[str] | None = None, force: bool = False
 ) -> Cleaned:
-    """Copy the good rows of ``source`` to ``target`` as they are (.json: a list, .jsonl: lines; .gz packs
-    them).
+    """Copy the good rows of ``source`` to ``target`` as they are (.json: a list, .jsonl: lines; .gz and
+    .zst pack them).
 
     Rows with a finding of a rule in ``drop`` are left out and listed in ``TARGET.dropped.jsonl``; control
     characters are taken out of those that stay. Rows that cannot be trained on are always left out. Both
@@ -80,16 +82,22 @@ def _refuse_overwriting(source: Path, target: Path, listed: Path, force: bool) -
     for path in (target, listed):
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"{target}: is the original, which is never changed; give another name")
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; give the name of a file")
         if path.exists() and not force:
             raise UsageError(f"{path}: exists already; give another name, or --force to replace it")
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent}: is not a folder; make it first")
-    if not any(suffix in (".json", ".jsonl") for suffix in target.suffixes):
-        raise UsageError(f"{target}: should end in .json or .jsonl (or those with .gz)")
+    if not _FORMAT.search(target.name):
+        raise UsageError(f"{target}: cannot be written as its suffix says; "
+                         "name it .json or .jsonl, or one of these with .gz or .zst")  # fmt: skip
+    if target.suffix in ZSTD:
+        zstd_module(target)
 
 
 def _is_array(target: Path) -> bool:
-    return ".json" in target.suffixes
+    found = _FORMAT.search(target.name)
+    return found is not None and found[1] == "json"
 
 
 @contextlib.contextmanager
@@ -97,12 +105,8 @@ def _written_aside(path: Path) -> Iterator[IO[bytes]]:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with aside.open("xb") as raw:
-            # No time stamp inside: the same rows give the same bytes.
-            packed = path.suffix == ".gz"
-            stream = cast("IO[bytes]", gzip.GzipFile("", "wb", fileobj=raw, mtime=0)) if packed else raw
-            yield stream
-            if packed:
-                stream.close()
+            with packed_into(raw, path.suffix) as stream:
+                yield stream
             raw.flush()
             os.fsync(raw.fileno())
         aside.replace(path)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
+from qwen_job.data.files import read_rows
 from qwen_job.errors import DataError, UsageError
 
 from .conftest import conversation
@@ -57,16 +59,32 @@ def test_rules_are_chosen_but_errors_always_go(write: Callable[..., Path], tmp_p
     assert len((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_packed_output_is_the_same_every_time(write: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["out.json", "out.json.jsonl", "out.json.gz", "out.jsonl.gz", "out.jsonl.zst"])
+def test_the_last_suffixes_decide_the_format(write: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    source, contents = write(ROWS), []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        clean(source, tmp_path / folder / name, Examiner())
+        contents.append((tmp_path / folder / name).read_bytes())
+    assert contents[0] == contents[1]
+    plain = gzip.decompress(contents[0]) if name.endswith(".gz") else contents[0]
+    if name.endswith(".zst"):
+        plain = zstandard.ZstdDecompressor().decompressobj().decompress(contents[0])
+    assert plain.startswith(b"{" if ".jsonl" in name else b"[")
+    assert [value for _, value in read_rows(tmp_path / "b" / name)] == [ROWS[0], conversation("q", "ab"), ROWS[5]]
+
+
+@pytest.mark.parametrize("folder", ["out.json", "out.json.dropped.jsonl"])
+def test_a_folder_in_the_way_is_left_with_all_else(write: Callable[..., Path], tmp_path: Path, folder: str) -> None:
     source = write(ROWS)
-    for name in ("a.jsonl.gz", "b.jsonl.gz"):
-        clean(source, tmp_path / name, Examiner())
-    content = (tmp_path / "a.jsonl.gz").read_bytes()
-    assert content == (tmp_path / "b.jsonl.gz").read_bytes()
-    assert json.loads(gzip.decompress(content).splitlines()[0]) == ROWS[0]
+    (tmp_path / folder).mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="is a folder"):
+        clean(source, tmp_path / "out.json", Examiner(), force=True)
+    assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["rows.json", "there.json", "no/where.json", "out.txt"])
+@pytest.mark.parametrize("name", ["rows.json", "there.json", "no/where.json", "out.txt", "out.json.parquet", "out.gz"])
 def test_refuses(write: Callable[..., Path], tmp_path: Path, name: str) -> None:
     source = write(ROWS)
     (tmp_path / "there.json").write_text("mine", encoding="utf-8")
