@@ -75,7 +75,12 @@ class Assembler:
     def _refuse_empty(self) -> None:
         if not self._counts["train_documents"]:
             raise DataError("no sample is left to train on; see long_samples, weights and 'qwen-job data check'")
-        if (self._spec.eval or self._spec.eval_split) and not self._counts["eval_documents"]:
+        if self._spec.eval and not self._counts["eval_documents"]:
+            files = ", ".join(str(file.path) for file in self._spec.eval)
+            raise DataError(f"data.eval: {files}: no sample is left to evaluate on; at max_length "
+                            f"{self._spec.max_length} with long_samples {self._spec.long_samples} none stays: "
+                            "write a larger max_length, or another long_samples, weight or file")  # fmt: skip
+        if self._spec.eval_split and not self._counts["eval_documents"]:
             samples = self._counts["train_samples"]
             raise DataError(f"data.eval_split: {self._spec.eval_split} of {samples} samples holds out none; "
                             "write a larger fraction or give an eval file")  # fmt: skip

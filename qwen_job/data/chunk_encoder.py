@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qwen_job.data.chatml import ChatTokenizer, Flat, Segment, signed_ids, texts_of
-from qwen_job.data.choose import copies, held_out
+from qwen_job.data.choose import copies, copies_of, held_out
 from qwen_job.data.files import Chunk, Malformed, parse_chunk
 from qwen_job.data.fit import fit
 from qwen_job.data.formats import Conversation, RecordError, order_problems, parse_record
@@ -114,9 +114,17 @@ class ChunkEncoder:
         signed, records = documents.tokens(), documents.records()
         counts[f"{split}_documents"] += records.size
         counts[f"{split}_tokens"] += signed.size
-        counts[f"{split}_trained_tokens"] += int(np.count_nonzero(signed >= 0))
+        counts[f"{split}_trained_tokens"] += self._trained(split, signed, records)
         signed.astype(TOKEN, copy=False).tofile(self._folder / f"{number:08d}.{split}.tokens")
         records.tofile(self._folder / f"{number:08d}.{split}.docs")
+
+    def _trained(self, split: str, signed: NDArray[np.int32], records: NDArray[Any]) -> int:
+        """Count the trained tokens of an epoch, which shows each document as often as its file's weight says."""
+        if not records.size:
+            return 0
+        weights = [file.weight for file in getattr(self._spec, split) or self._spec.train]
+        each = np.add.reduceat(signed >= 0, records["offset"], dtype=np.int64)
+        return int(each @ copies_of(weights, records["file"], records["row"]))
 
 
 class Frames:

@@ -128,6 +128,26 @@ def test_nothing_left(
         prepare(DataSpec(train=(DataFile(write(_rows(9))),), **change), tiny, tmp_path)
 
 
+def test_an_eval_file_of_which_nothing_is_left_is_named(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write([conversation("q", "long " * 200)], "held.json")
+    spec = DataSpec(train=(DataFile(DEMO),), eval=(DataFile(path),), max_length=128, long_samples="drop")
+    with pytest.raises(DataError, match=r"data\.eval: .*held\.json: no sample is left .* max_length 128"):
+        prepare(spec, tiny, tmp_path)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("weight", [0.5, 1.0, 2.0, 2.5])
+def test_trained_tokens_are_counted_as_often_as_they_are_shown(
+    tiny: Path, tmp_path: Path, write: Callable[..., Path], weight: float
+) -> None:
+    path = write(_rows(200))
+    data = open_prepared(prepare(DataSpec(train=(DataFile(path, weight),), eval_split=0.1), tiny, tmp_path))
+    for rows, figures in ((data.train, data.stats["train"]), (data.eval, data.stats["eval"])):
+        shown = [rows[number] for number in range(len(rows))]
+        assert figures["tokens"] == sum(row.input_ids.size for row in shown)
+        assert figures["trained_tokens"] == sum(int(np.count_nonzero(row.labels != -100)) for row in shown)
+
+
 def test_missing_inputs(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.json: does not exist"):
         prepare(DataSpec(train=(DataFile(tmp_path / "no.json"),)), tiny, tmp_path)
