@@ -13,7 +13,9 @@ from qwen_job.models.chatml import SYSTEM_PROMPT
 FORMATS = ("auto", "reference", "sharegpt", "messages", "alpaca", "query_response")
 LONG_SAMPLES = ("truncate", "drop", "split")
 MASKS = ("assistant", "reference")
-MIN_LENGTH = 32
+MAX_LENGTH = 512  # tokens of a row where nothing else is written
+MIN_LENGTH = 32  # ChatML's frame takes most of it
+MAX_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class DataSpec:
     eval_split: float = 0.0
     format: str = "auto"
     system_prompt: str = SYSTEM_PROMPT
-    max_length: int = 512
+    max_length: int = MAX_LENGTH
     long_samples: str = "truncate"
     packing: bool = True
     mask: str = "assistant"
@@ -55,8 +57,8 @@ class DataSpec:
         if self.max_length < MIN_LENGTH:
             _refuse("max_length", f"is {self.max_length}; the ChatML frame alone needs {MIN_LENGTH}: write more")
         for file in (*self.train, *self.eval):
-            if not 0.0 < file.weight <= 1000.0:
-                _refuse("weight", f"of {file.path} is {file.weight}; write a number above 0, up to 1000")
+            if not 0.0 < file.weight <= MAX_WEIGHT:
+                _refuse("weight", f"of {file.path} is {file.weight}; write a number above 0, up to {MAX_WEIGHT:g}")
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any]) -> DataSpec:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from qwen_job.data.spec import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 from qwen_job.errors import Problem
 from qwen_job.job.document import Document, Path, Position, dotted
 from qwen_job.job.hostfile import Hostfile
@@ -95,7 +96,9 @@ class DataFile(Strict):
     """One file of conversations and how often it counts."""
 
     path: Text = Field(description="JSON, JSONL (also .gz, .zst) or Parquet")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="2 shows every conversation twice an epoch")
+    weight: Annotated[float, Field(gt=0, le=MAX_WEIGHT)] = Field(
+        1.0, description="2 shows every conversation twice an epoch"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -185,7 +188,7 @@ class Train(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    model_max_length: Annotated[int, Field(ge=8)] = Field(512, description="Tokens in a row")
+    model_max_length: Annotated[int, Field(ge=MIN_LENGTH)] = Field(MAX_LENGTH, description="Tokens in a row")
     num_train_epochs: Annotated[float, Field(gt=0, strict=False)] = Field(5.0, description="Passes over the data")
     max_steps: int = Field(-1, description="Stop after so many steps; -1: by epochs")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate")

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from qwen_job.data import DataFile, DataSpec
+from qwen_job.data.spec import MAX_WEIGHT, MIN_LENGTH
 from qwen_job.errors import DataError
+from qwen_job.job.model import DataFile as JobFile
+from qwen_job.job.model import Train
 
 
 def test_reads_the_whole_section_and_writes_it_back() -> None:
@@ -52,3 +56,12 @@ def test_reads_the_whole_section_and_writes_it_back() -> None:
 def test_refuses_what_cannot_be_meant(change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         DataSpec.from_dict({"train": ["a.json"]} | change)
+
+
+def test_a_job_takes_the_lengths_and_weights_that_its_data_takes() -> None:
+    assert Train.model_validate({"model_max_length": MIN_LENGTH}).model_max_length == MIN_LENGTH
+    assert JobFile.model_validate({"path": "a", "weight": MAX_WEIGHT}).weight == MAX_WEIGHT
+    with pytest.raises(ValidationError, match="greater than or equal to 32"):
+        Train.model_validate({"model_max_length": MIN_LENGTH - 1})
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        JobFile.model_validate({"path": "a", "weight": MAX_WEIGHT + 1})
