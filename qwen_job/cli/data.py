@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, DataFile, DataSpec
+from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, MAX_LENGTH, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
 from qwen_job.models.chatml import SYSTEM_PROMPT
 
@@ -38,7 +38,7 @@ def _reading_options(command: Any) -> Any:
             "--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one turn."
         ),
         click.option(
-            "--max-length", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of one row."
+            "--max-length", type=click.IntRange(1), default=MAX_LENGTH, show_default=True, help="Tokens of one row."
         ),
     ):
         command = option(command)
@@ -195,7 +195,7 @@ def _known(rules: tuple[str, ...]) -> set[str]:
 @click.option("--eval-split", type=float, default=0.0, help="Hold out this fraction instead of a file.")
 @click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows.")
 @click.option("--system-prompt", default=SYSTEM_PROMPT, show_default=True, help="For conversations without one.")
-@click.option("--max-length", type=int, default=512, show_default=True, help="Tokens of one row.")
+@click.option("--max-length", type=int, default=MAX_LENGTH, show_default=True, help="Tokens of one row.")
 @click.option(
     "--long-samples",
     type=click.Choice(LONG_SAMPLES),

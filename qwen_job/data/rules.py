@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from qwen_job.data.files import Malformed
 from qwen_job.data.formats import CONTROL, Conversation, RecordError, order_problems, parse_record
 from qwen_job.data.privacy import find_personal_data, find_secrets
+from qwen_job.data.spec import MAX_LENGTH
 
 # rule -> (is it an error, what it means). An error keeps the row from being trained on.
 RULES: dict[str, tuple[bool, str]] = {
@@ -63,7 +64,7 @@ class Limits:
     """Lengths in tokens above which a turn or a sample is reported."""
 
     max_turn_tokens: int = 512
-    max_length: int = 2048
+    max_length: int = MAX_LENGTH
 
 
 def read(value: Any, layout: str) -> tuple[Conversation | None, list[tuple[str, str, str]]]:

@@ -65,6 +65,16 @@ def test_check_draws_the_lengths(run: Run, tmp_path: Path) -> None:
     assert picture.read_text() == "mine"
 
 
+def test_check_warns_of_what_prepare_would_cut(
+    run: Run, tiny: Path, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    path = write([conversation("q", "字 word " * 400), conversation("q", "a")])
+    _, out, _ = run("check", path, "--tokenizer", tiny, "--json")
+    assert json.loads(out)["counts"]["long_sample"] == 1
+    _, out, _ = run("prepare", path, "--tokenizer", tiny, "--output", tmp_path, "--json")
+    assert json.loads(out)["stats"]["long_samples"] == 1
+
+
 def test_warnings_count_when_strict(run: Run, write: Callable[..., Path]) -> None:
     path = write([conversation("q", "13812345678")])
     assert run("check", path)[0] == 0
