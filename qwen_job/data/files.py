@@ -20,6 +20,13 @@ from qwen_job.data.compress import DAMAGE, open_plain
 from qwen_job.errors import DataError, EnvironmentFault
 
 CHUNK_BYTES = 4 << 20
+# UTF-32's little-endian mark begins as UTF-16's does.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 _PARQUET_ROWS = 64
 
 
@@ -40,10 +47,12 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
             return
         with open_plain(path) as stream:
             head = _skip_mark(stream.read(size))
+            _refuse_other_encodings(path, head)
             start = head.lstrip()[:1]
             if start == b"[":
                 yield from array_chunks(path, stream, head, size)
             elif start == b"{":
+                _refuse_object_over_lines(path, head)
                 yield from _line_chunks(path, stream, head, size)
             elif not start:
                 raise DataError(f"{path}: is empty; write at least one conversation")
@@ -96,6 +105,24 @@ def _parse_line(line: bytes) -> Any:
 
 def _skip_mark(head: bytes) -> bytes:
     return head[3:] if head.startswith(codecs.BOM_UTF8) else head
+
+
+def _refuse_other_encodings(path: Path, head: bytes) -> None:
+    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if marked or b"\0" in head[:2]:
+        name = marked or "UTF-16 without a mark"
+        raise DataError(f"{path}: is {name}; convert it to UTF-8, e.g. with 'iconv -f {name[:6]} -t UTF-8'")
+
+
+def _refuse_object_over_lines(path: Path, head: bytes) -> None:
+    text = head.decode(errors="ignore").lstrip()
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return  # its line is reported, or it goes on behind ``head``
+    if "\n" in text[:end]:
+        raise DataError(f"{path}:1: row: is one JSON object over several lines; wrap it in [ ], with a comma between "
+                        "objects, or write each object on one line")  # fmt: skip
 
 
 def _line_chunks(path: Path, stream: IO[bytes], head: bytes, size: int) -> Iterator[Chunk]:

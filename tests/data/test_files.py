@@ -187,6 +187,23 @@ def test_damage_is_named(tmp_path: Path, content: bytes, message: str, size: int
     assert message in str(caught.value) and str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(ROWS[3], indent=2).encode(), ":1: row: is one JSON object over several lines; wrap it in"),
+        (json.dumps(ROWS).encode("utf-16"), "is UTF-16; convert it to UTF-8, e.g. with 'iconv -f UTF-16"),
+        (json.dumps(ROWS).encode("utf-16-le"), "is UTF-16 without a mark; convert"),
+        (json.dumps(ROWS).encode("utf-32"), "is UTF-32; convert"),
+    ],
+)
+def test_what_is_nearly_right_is_told_how_to_be_right(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(read_rows(path))
+    assert message in str(caught.value)
+
+
 def test_missing_folder_and_cut_off_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         list(read_rows(tmp_path / "no.json"))
