@@ -13,10 +13,14 @@ from qwen_job.cli.status import target_option
 def cancel(job: str, target: str | None) -> None:
     """End a job; it is not requeued. JOB is a job's name, its id or its run's folder."""
     from qwen_job.launch.backend import backend
-    from qwen_job.launch.find import find_one
+    from qwen_job.launch.find import find_live, find_one
 
-    entry = find_one(job, target, whole=True).entry
-    backend(entry.target or "local").cancel(entry)
-    click.echo(
-        f"{entry.name} ({entry.id}) cancelled; its checkpoints stay in {entry.run or 'its run folder'}", err=True
-    )
+    found = find_live(job, target) or [find_one(job, target, whole=True)]
+    for entry in (one.entry for one in found):
+        if entry.target == "slurm" and entry.is_over:
+            how = ", ".join(filter(None, (entry.state, entry.reason)))
+            click.echo(f"{entry.name} ({entry.id}) is over already ({how}): there is nothing to cancel", err=True)
+            continue
+        backend(entry.target or "local").cancel(entry)
+        where = entry.run or "its run folder"
+        click.echo(f"{entry.name} ({entry.id}) cancelled; its checkpoints stay in {where}", err=True)

@@ -18,5 +18,5 @@ def logs(job: str, target: str | None, follow: bool) -> None:
     from qwen_job.launch.backend import backend
     from qwen_job.launch.find import find_one
 
-    entry = find_one(job, target).entry
+    entry = find_one(job, target, asked=False).entry
     sys.exit(backend(entry.target or "local").logs(entry, follow=follow))

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qwen_job.cli.options import show_words
+from qwen_job.launch.backend import GONE, UNKNOWN
+
 if TYPE_CHECKING:
     from qwen_job.launch.find import Found
 
 HEADER = ("ID", "NAME", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "NODES", "TRIES", "")
 STALE_SECONDS = 300
+_GOES_ON = ("pending", "running", "configuring", "completing", UNKNOWN)
 
 target_option = click.option("-t", "--target", type=click.Choice(["slurm", "kubernetes"]), help="Only this target.")
 
@@ -25,17 +29,20 @@ target_option = click.option("-t", "--target", type=click.Choice(["slurm", "kube
 def status(job: str | None, target: str | None, old: bool, as_json: bool) -> None:
     """Show jobs: the queue's state beside step, loss and time left.
 
-    JOB is a job's name, its id or its run's folder; without it all that the queues know are shown.
+    JOB is a job's name, its id or its run's folder; without it all that the queues know are shown. Where a queue cannot
+    be asked, what the runs' folders tell is shown, and the exit code is 5.
     """
-    from qwen_job.launch.find import find
+    from qwen_job.launch.find import look
 
-    found = find(job, target, old=old)
+    looked = look(job, target, old=old)
+    found = looked.found
     if as_json:
         click.echo(json.dumps([_as_dict(item) for item in found], indent=2, ensure_ascii=False))
-    elif not found:
+    elif not found and not looked.unasked:
         click.echo("no jobs in the queue; --all shows earlier ones", err=True)
-    else:
+    elif found:
         click.echo(table(found))
+    looked.check()
 
 
 @click.command()
@@ -44,14 +51,18 @@ def status(job: str | None, target: str | None, old: bool, as_json: bool) -> Non
 @click.option("-n", "--interval", type=click.FloatRange(min=1), default=5.0, show_default=True, help="Seconds.")
 def watch(job: str | None, target: str | None, interval: float) -> None:
     """Show the status again and again, until the jobs are over."""
-    from qwen_job.launch.find import find
+    from qwen_job.launch.find import look
 
     while True:
-        found = find(job, target)
+        looked = look(job, target)
         click.clear()
-        click.echo(table(found) if found else "no jobs in the queue")
-        if not any(item.entry.state in ("pending", "running", "configuring", "completing") for item in found):
+        if looked.found or not looked.unasked:
+            click.echo(table(looked.found) if looked.found else "no jobs in the queue")
+        if not any(item.entry.state in _GOES_ON for item in looked.found):
+            looked.check()
             return
+        for name, error in looked.unasked.items():
+            show_words((f"{name}: its queue could not be asked: {error}",))
         time.sleep(interval)
 
 
@@ -70,7 +81,7 @@ def _row(item: Found) -> tuple[str, ...]:
     return (
         entry.id,
         entry.name,
-        progress.state if entry.state == "gone" and progress.state else entry.state,
+        progress.state if entry.state in (GONE, UNKNOWN) and progress.state else entry.state,
         step,
         "" if progress.loss is None else f"{progress.loss:.4f}",
         "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",

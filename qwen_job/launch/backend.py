@@ -9,6 +9,10 @@ from typing import Protocol
 from qwen_job.render.bundle import Bundle
 
 TARGETS = ("slurm", "kubernetes", "local")
+# States of our own: the queue has forgotten the job; the queue could not be asked.
+GONE, UNKNOWN = "gone", "unknown"
+_OVER = {GONE, "completed", "cancelled", "failed", "timeout", "node_fail", "preempted", "boot_fail", "deadline"}
+_OVER |= {"out_of_memory"}
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,8 @@ class Entry:
 
     ``state`` is the queue's own word in lower case (pending, running, completed ...); ``reason`` says in one line why
     it is there. ``pods`` tells how many of them run, as 1/2, where there are any. ``run`` is the run's folder where
-    the queue tells it; ``log`` what to read the output from.
+    the queue tells it; ``log`` what to read the output from. Of a job that is ``forgotten`` the queue knows nothing:
+    its state is the accounting's, or one of the words below.
     """
 
     target: str
@@ -30,6 +35,12 @@ class Entry:
     nodes: str = ""
     pods: str = ""
     restarts: int = 0
+    forgotten: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the job has ended for good."""
+        return self.state in _OVER
 
 
 @dataclass(frozen=True)

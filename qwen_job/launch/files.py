@@ -1,7 +1,8 @@
-"""Writing a bundle to a folder without losing what is there."""
+"""Writing a bundle to a folder without losing what is there, and showing what a run wrote."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault
@@ -29,3 +30,18 @@ def write_bundle(bundle: Bundle, folder: Path, *, force: bool = False) -> list[P
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return list(paths)
+
+
+def run_log(run: str) -> Path | None:
+    """Return what the first node of a run wrote, which outlives its job; None where there is nothing."""
+    log = Path(run, "logs", "node-0.log")
+    return log if run and log.exists() else None
+
+
+def show_log(log: Path, *, follow: bool) -> int:
+    """Print a file, with ``follow`` until interrupted; return an exit code."""
+    words = ["tail", "-n", "+1", *(["-F"] if follow else []), "--", str(log)]
+    try:
+        return subprocess.run(words, check=False).returncode
+    except KeyboardInterrupt:
+        return 0

@@ -10,6 +10,7 @@ from types import FrameType
 
 from qwen_job.errors import UsageError
 from qwen_job.launch.backend import Entry, Submitted
+from qwen_job.launch.files import run_log, show_log
 from qwen_job.render.bundle import Bundle
 
 
@@ -47,7 +48,9 @@ def entries() -> list[Entry]:
 
 
 def logs(entry: Entry, *, follow: bool) -> int:
-    """Refuse: the output went to the terminal."""
+    """Print what the run's folder keeps; else refuse: the output went to the terminal."""
+    if log := run_log(entry.run):
+        return show_log(log, follow=follow)
     where = "goes on in" if follow else "is in"
     message = f"a local job's output {where} the terminal that runs it; see also {entry.run}/metrics.jsonl"
     raise UsageError(f"{entry.name}: {message}")

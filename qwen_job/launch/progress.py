@@ -33,6 +33,15 @@ def progress_of(run: str, now: float | None = None) -> Progress:
     return progress_from({**beat, "state": "done"} if done else beat, now)
 
 
+def is_done(run: str) -> bool:
+    """Tell whether a run is complete; a sweep's folder is when all of its runs are."""
+    folder = Path(run)
+    runs = _read(folder / "sweep.json").get("runs")
+    if isinstance(runs, list):
+        return all((folder / str(one["folder"]) / "done.json").exists() for one in runs)
+    return bool(run) and (folder / "done.json").exists()
+
+
 def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
     """Read a heartbeat; what has another type than it should counts as missing."""
     numbers = {name: _number(beat.get(name)) for name in ("loss", "tokens_per_second", "eta_seconds", "time")}

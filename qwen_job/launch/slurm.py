@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qwen_job.errors import ClusterRefused, EnvironmentFault
+from qwen_job.errors import ClusterRefused, EnvironmentFault, table
 from qwen_job.launch.backend import Entry, Submitted
+from qwen_job.launch.files import run_log, show_log
+from qwen_job.launch.slurm_survey import ask, is_unreachable
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.slurm import COMMENT
 
@@ -39,6 +41,15 @@ _FIELDS = (
 )
 
 _NO_TASK = 0xFFFFFFFE
+# States of jobs that ended -> what is to be said; where there is nothing, the exit code.
+_ENDS = {
+    "completed": "",
+    "cancelled": "",
+    "failed": "",
+    "out_of_memory": "",
+    "timeout": "reached its time limit before it had saved",
+    "node_fail": "a node failed",
+}
 
 
 def available() -> bool:
@@ -78,7 +89,7 @@ def _sbatch(options: list[str], script: str) -> str:
     if done.returncode != 0:
         lines = [re.sub(r"^(sbatch: |allocation failure: |error: )+", "", line) for line in done.stderr.splitlines()]
         words = "; ".join(dict.fromkeys(line for line in lines if line))
-        if re.search(r"unable to contact slurm|configuration source|connection refused", words, re.IGNORECASE):
+        if is_unreachable(words):
             raise EnvironmentFault(f"sbatch reaches no cluster: {words}; is slurmctld up, and is this a login node?")
         fits = (said for said in _FIELDS if re.search(said[0], words, re.IGNORECASE))
         _, field, way_out = next(fits, ("", "", ""))
@@ -92,7 +103,7 @@ def _sbatch(options: list[str], script: str) -> str:
 
 def entries() -> list[Entry]:
     """Return the user's jobs in squeue, newest first."""
-    text = _run(["squeue", "--json"])
+    text = ask("squeue", "--json")
     try:
         jobs = json.loads(text)["jobs"]
     except (ValueError, KeyError) as error:
@@ -113,13 +124,13 @@ def _entry(job: dict[str, Any]) -> Entry:
     number, array = str(_number(job.get("job_id"))), job_id.partition("_")[0]
     for mark, value in (("%x", name), ("%j", number), ("%A", array), ("%a", "" if task is None else str(task))):
         output = output.replace(mark, value)
-    state, reason = _text(job.get("job_state")).lower(), _text(job.get("state_reason"))
+    state = _text(job.get("job_state")).lower()
     return Entry(
         target="slurm",
         id=job_id,
         name=name,
         state=state,
-        reason="" if reason == "None" else _explain(reason, job),
+        reason=_reason(state, job),
         run=_run_of(comment.removeprefix(COMMENT), task) if comment.startswith(COMMENT) else "",
         log=output,
         nodes=_text(job.get("nodes")),
@@ -154,6 +165,27 @@ def _run_of(folder: str, task: int | None) -> str:
         return folder
 
 
+def _reason(state: str, job: dict[str, Any]) -> str:
+    """Say why a job waits, or how it ended; what it once waited for is no news then."""
+    if state in _ENDS:
+        return _ENDS[state] or ending(job.get("exit_code"))
+    reason = _text(job.get("state_reason"))
+    return "" if reason in ("None", "") else _explain(reason, job)
+
+
+def ending(exit_code: Any) -> str:
+    """Say how a job ended: from a wait status, or what newer versions write, {"return_code": 4, "signal": ...}."""
+    if isinstance(exit_code, dict):
+        signal = exit_code.get("signal") or {}
+        code, number = _number(exit_code.get("return_code")), _number(signal.get("id", signal.get("signal_id")))
+    else:
+        code, number = _number(exit_code) >> 8, _number(exit_code) & 127
+    if number:
+        return f"signal {number}"
+    meaning = next((words for known, _, words in table() if known == code), "")
+    return ": ".join(filter(None, (f"exit code {code}", meaning))) if code else ""
+
+
 def _explain(reason: str, job: dict[str, Any]) -> str:
     known = {
         "Resources": "waits for free nodes",
@@ -169,7 +201,8 @@ def _explain(reason: str, job: dict[str, Any]) -> str:
         "QOSMaxJobsPerUserLimit": "too many jobs of yours are running",
     }
     words = _text(job.get("state_description"))
-    return f"{known.get(reason, words or reason)} ({reason})"
+    said = known.get(reason, words)
+    return f"{said} ({reason})" if said else reason
 
 
 def _number(value: Any) -> int:
@@ -186,32 +219,17 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _run(words: list[str]) -> str:
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
-    except FileNotFoundError:
-        raise EnvironmentFault(f"{words[0]}: not on this machine; run this on a login node") from None
-    except subprocess.TimeoutExpired:
-        raise EnvironmentFault(f"{words[0]}: no answer within a minute; is slurmctld up?") from None
-    if done.returncode != 0:
-        raise ClusterRefused(f"{words[0]}: {' '.join(done.stderr.split())}")
-    return done.stdout
-
-
 def logs(entry: Entry, *, follow: bool) -> int:
-    """Print the job's output file, with ``follow`` until interrupted."""
-    if not entry.log or not Path(entry.log).exists():
+    """Print the job's output file, or what its run's folder keeps of it; with ``follow`` until interrupted."""
+    log = Path(entry.log) if entry.log and Path(entry.log).exists() else run_log(entry.run)
+    if log is None:
         where = entry.log or "the job's output"
         raise EnvironmentFault(
             f"{where}: not there (yet): the job has not started, or this machine does not see the folder"
         )
-    words = ["tail", "-n", "+1", *(["-F"] if follow else []), "--", entry.log]
-    try:
-        return subprocess.run(words, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    return show_log(log, follow=follow)
 
 
 def cancel(entry: Entry) -> None:
     """scancel the job: with a signal to all its steps, so that a running one may save first."""
-    _run(["scancel", entry.id])
+    ask("scancel", entry.id)

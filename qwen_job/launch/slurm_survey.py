@@ -18,6 +18,7 @@ from typing import Any
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job.hosts import expand_hosts
 
+_UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"
 _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?![^(]*\))")
 _DOWN = ("down", "drain", "fail", "maint", "not_responding", "powered_down", "unknown", "inval")
 # Programs that start containers -> container.runtime; enroot alone starts none on nodes.
@@ -102,8 +103,15 @@ def ask(*words: str) -> str:
         said = " ".join(done.stderr.split())
         if "--json" in words and re.search(r"unrecognized|invalid|unknown", said):
             raise EnvironmentFault(f"{words[0]} --json: this Slurm is too old for it ({said}); 21.08 or newer has it")
+        if is_unreachable(said):
+            raise EnvironmentFault(f"{words[0]} reaches no cluster: {said}; is slurmctld up, and is this a login node?")
         raise ClusterRefused(f"{' '.join(words)}: {said}")
     return done.stdout
+
+
+def is_unreachable(said: str) -> bool:
+    """Tell whether one of Slurm's tools says that no controller answered."""
+    return re.search(_UNREACHABLE, said, re.IGNORECASE) is not None
 
 
 def _try(*words: str) -> str:

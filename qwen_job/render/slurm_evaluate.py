@@ -52,6 +52,11 @@ def evaluate_script(
     return render_template("slurm/evaluate.sbatch.j2", {**first, **context}, folders)
 
 
+def evaluate_name(name: str) -> str:
+    """Return the name of the job that measures what the job called ``name`` trains."""
+    return name[: 63 - len(SUFFIX)].rstrip("._-") + SUFFIX
+
+
 def dependency_of(plan: Plan) -> str:
     """Return what the job waits for: the training's success, each run's own in a sweep, the last link of a chain.
 
@@ -77,7 +82,7 @@ def one_gpu(plan: Plan) -> Plan:
     }
     smaller = job.model_copy(
         update={
-            "name": job.name[: 63 - len(SUFFIX)].rstrip("._-") + SUFFIX,
+            "name": evaluate_name(job.name),
             "cluster": cluster.model_copy(update={"nodes": 1, "gpus_per_node": 1}),
             "slurm": slurm.model_copy(update=update),
             "sweep": {},
