@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_job.cli.options import job_options, load_plan, show_words
-from qwen_job.errors import JobError
+from qwen_job.errors import ClusterRefused, JobError, QwenJobError, UsageError
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
@@ -46,7 +47,7 @@ def submit(
     """
     from qwen_job.render import render_each
 
-    if target != "slurm" and (after or chain or then):
+    if target != "slurm" and (after is not None or chain or then):
         raise click.UsageError("--after, --chain and --then are Slurm's: add --target slurm")
     if chain:
         sets = (*sets, f"slurm.chain={chain}")
@@ -59,7 +60,9 @@ def submit(
         show_words(bundle.notes, "cyan", "note")
     if target == "local":
         sys.exit(_run_here([bundle for _, bundle in bundles.values()]))
-    options = _waiting_for(after, plan) if after else ()
+    options = _waiting_for(after, plan) if after is not None else ()
+    if target == "slurm" and not any("--dependency" in word for word in options):
+        _refuse_second([one for one, _ in bundles.values()])
     for one, bundle in bundles.values():
         _hand_over(one, bundle, target, options)
 
@@ -80,12 +83,37 @@ def _run_here(bundles: Sequence[Bundle]) -> int:
 def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
     """Return sbatch's words for a job that waits for ``after``, and for what the job itself waits for."""
     from qwen_job.launch.find import find_one
+    from qwen_job.launch.progress import is_done
     from qwen_job.launch.slurm import dependency
 
     entry = find_one(after, "slurm", whole=True).entry
     written = plan.job.slurm.sbatch.get("dependency")
-    conditions = [f"afterok:{entry.id}", *([written] if isinstance(written, str) else [])]
-    return dependency(",".join(conditions))
+    conditions = [written] if isinstance(written, str) else []
+    if not entry.forgotten:
+        conditions.insert(0, f"afterok:{entry.id}")
+    elif entry.state != "completed" and not is_done(entry.run):
+        # Slurm takes a job that it has forgotten for one that has succeeded.
+        how = ", ".join(filter(None, (entry.state, entry.reason, f"{entry.run or 'its folder'} has no done.json")))
+        raise UsageError(f"--after {after}: {entry.name} ({entry.id}) is over and did not succeed ({how})")
+    return dependency(",".join(conditions)) if conditions else ()
+
+
+def _refuse_second(plans: Sequence[Plan]) -> None:
+    """Refuse a job whose folder a live job trains in. Errors: :class:`ClusterRefused` with that job's id."""
+    from qwen_job.launch.slurm import entries
+
+    plans = [plan for plan in plans if "dependency" not in plan.job.slurm.sbatch]
+    try:
+        live = [entry for entry in entries() if entry.run and not entry.is_over] if plans else []
+    except QwenJobError:
+        return  # sbatch says what is wrong; without squeue's JSON the job's own script looks again
+    taken = {os.path.realpath(entry.run): entry for entry in live}
+    for plan in plans:
+        for run in (plan, *(run.plan for run in plan.sweep)):
+            if holder := taken.get(os.path.realpath(run.job.output)):
+                way_out = f"submit with --after {holder.id}, cancel that job, or choose another output"
+                message = f"job {holder.id} ({holder.name}, {holder.state}) trains in {run.job.output}: {way_out}"
+                raise ClusterRefused(str(plan.job.problem(("output",), message)))
 
 
 def _hand_over(plan: Plan, bundle: Bundle, target: str, options: Sequence[str]) -> None:

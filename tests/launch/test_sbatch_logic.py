@@ -33,7 +33,7 @@ case "$*" in *%x*) echo "(null)" ;; *) cat "$LAB/state" 2> /dev/null || echo RUN
 """
 SBATCH = """#!/bin/bash
 echo "$*" >> "$LAB/sbatch.log"
-if [ -e "$LAB/no-others" ]; then echo "allocation failure: Requested node configuration is not available" >&2; exit 1; fi
+[ ! -e "$LAB/no-others" ] || { echo "allocation failure: Requested node configuration is not available" >&2; exit 1; }
 """
 SINFO = "#!/bin/bash\nprintf 'host%d\\n' 1 2 3 4\n"
 SLEEP = "#!/bin/bash\nexit 0\n"
@@ -222,6 +222,16 @@ def test_the_configs_are_written_and_earlier_ones_kept(lab: Lab) -> None:
     kept = [path for path in lab.run_folder.glob("train.yaml.*") if path.read_text() == "mine\n"]
     assert train.read_text() == first and len(kept) == 1
     assert json.loads((lab.run_folder / "deepspeed.json").read_text())["train_batch_size"] == 32
+
+
+def test_a_folder_in_which_another_job_trains_is_left_alone(lab: Lab) -> None:
+    lab.ends(160)
+    (lab.run_folder / "launch" / "token").write_text("6-0\n")
+    (lab.folder / "srun.args").unlink()
+    assert lab.ends(0, attempt=1) == 2 and f"output: job 6 trains in {lab.run_folder}" in lab.said
+    assert (lab.run_folder / "launch" / "token").read_text() == "6-0\n" and not (lab.folder / "srun.args").exists()
+    (lab.folder / "state").write_text("COMPLETED\n")
+    assert lab.ends(160, attempt=1) == 160 and (lab.run_folder / "launch" / "token").read_text() == "7-1\n"
 
 
 def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from qwen_job.cli import cli
 from qwen_job.errors import ClusterRefused, EnvironmentFault, JobError, UsageError
-from qwen_job.launch.find import find, find_one
+from qwen_job.launch.find import find, find_live, find_one
+from qwen_job.launch.index import remember
 from tests.jobs import PINNED
 
 # Numbers from 41 on; a script that asks for too much time is not Slurm's to refuse here.
@@ -86,6 +87,115 @@ def test_waiting_for_a_sweep_is_waiting_for_all_of_it(queue: Queue, tmp_path: Pa
 def test_a_job_that_is_not_there_cannot_be_waited_for(queue: Queue) -> None:
     result = queue.submit("--after", "nobody")
     assert isinstance(result.exception, UsageError) and "no job 'nobody'" in str(result.exception)
+
+
+def remembered(job: str, run: Path, name: str = "tiny") -> None:
+    """A job that the queue has forgotten, as the user's list knows it."""
+    remember("slurm", job, name, str(run))
+
+
+def test_a_forgotten_job_is_waited_for_only_if_it_has_succeeded(queue: Queue, tmp_path: Path) -> None:
+    remembered("7", tmp_path / "run", "first")
+    result = queue.submit("--after", "7")
+    assert isinstance(result.exception, UsageError) and "first (7) is over and did not succeed" in str(result.exception)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "done.json").write_text("{}")
+    assert queue.submit("--after", "7").exit_code == 0
+    assert queue.asked == ["--parsable"], "Slurm is not told of a job that it does not know"
+
+
+def test_a_second_job_in_a_folder_is_refused_by_the_first_one_s_id(queue: Queue) -> None:
+    queue.holds({"job_id": 7, "name": "first", "comment": "qwen-job:/runs/tiny"})
+    result = queue.submit()
+    assert isinstance(result.exception, ClusterRefused)
+    assert "job.yaml:15:1: output: job 7 (first, running) trains in /runs/tiny: submit with --after 7" in str(
+        result.exception
+    )
+    assert queue.submit("--after", "7").exit_code == 0
+    queue.holds({"job_id": 7, "name": "first", "comment": "qwen-job:/runs/tiny", "job_state": "FAILED"})
+    assert queue.submit().exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["cancel", "logs", "status"])
+def test_an_empty_word_names_no_job(queue: Queue, command: str) -> None:
+    queue.holds({"job_id": 7, "name": "only"})
+    result = CliRunner().invoke(cli, [command, ""])
+    assert isinstance(result.exception, UsageError) and "JOB is empty" in str(result.exception)
+    assert isinstance(queue.submit("--after", "").exception, UsageError)
+
+
+def test_a_forgotten_job_s_log_is_that_of_its_folder(queue: Queue, tmp_path: Path, capfd: Any) -> None:
+    queue.holds()
+    remembered("7", tmp_path / "run")
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "logs" / "node-0.log").write_text("what node 0 said\n")
+    for word in ("7", "tiny", str(tmp_path / "run")):
+        assert CliRunner().invoke(cli, ["logs", word]).exit_code == 0
+    assert capfd.readouterr().out == "what node 0 said\n" * 3
+
+
+def test_the_accounting_tells_what_became_of_a_forgotten_job(queue: Queue, tmp_path: Path) -> None:
+    remembered("7", tmp_path / "run")
+    told = {"jobs": [{"job_id": 7, "state": {"current": ["FAILED"]}, "exit_code": {"return_code": {"number": 4}}}]}
+    sacct = queue.folder / "bin" / "sacct"
+    sacct.write_text(f"#!/bin/bash\necho '{json.dumps(told)}'\n")
+    sacct.chmod(0o755)
+    (job,) = find("7", None)
+    assert (job.entry.state, job.entry.reason) == ("failed", "exit code 4: The conversations are invalid")
+    result = CliRunner().invoke(cli, ["cancel", "7"])
+    assert result.exit_code == 0 and "tiny (7) is over already (failed, exit code 4" in result.stderr
+    sacct.write_text("#!/bin/bash\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
+    assert find("7", None)[0].entry.state == "gone"
+
+
+def test_a_run_s_folder_is_its_training_and_cancel_ends_what_waits_for_it_too(queue: Queue, tmp_path: Path) -> None:
+    cancelled = tmp_path / "bin" / "scancel"
+    cancelled.write_text('#!/bin/bash\necho "$*" >> "$LAB/scancel.log"\n')
+    cancelled.chmod(0o755)
+    remembered("7", tmp_path / "run")
+    remembered("8", tmp_path / "run", "tiny-evaluate")
+    waiting = {"job_id": 8, "name": "tiny-evaluate", "job_state": "PENDING", "state_reason": "Dependency"}
+    queue.holds({"job_id": 7, "name": "tiny", "comment": f"qwen-job:{tmp_path}/run"}, waiting)
+    assert find_one(str(tmp_path / "run"), None).entry.id == "7"
+    assert CliRunner().invoke(cli, ["cancel", str(tmp_path / "run")]).exit_code == 0
+    assert (tmp_path / "scancel.log").read_text() == "8\n7\n"
+
+
+def test_a_sweep_s_folder_names_its_tasks(queue: Queue, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": [{"folder": "seed=1"}, {"folder": "seed=2"}]}))
+    remembered("7", tmp_path, "grid")
+    queue.holds(array_task(7, 0, tmp_path), array_task(7, 1, tmp_path))
+    assert {job.entry.id for job in find(str(tmp_path), None)} == {"7_0", "7_1"}
+    assert [job.entry.id for job in find_live(str(tmp_path), None)] == ["7"]
+
+
+def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(queue: Queue, tmp_path: Path) -> None:
+    (queue.folder / "bin" / "squeue").write_text(
+        "#!/bin/bash\necho 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1\n"
+    )
+    remembered("7", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "heartbeat").write_text(json.dumps({"state": "training", "step": 3, "total_steps": 9}))
+    for words in (["status"], ["status", "-t", "slurm"], ["status", "tiny"]):
+        result = CliRunner().invoke(cli, words)
+        assert "training" in result.stdout and "3/9" in result.stdout
+        assert isinstance(result.exception, EnvironmentFault) and "could not be asked" in str(result.exception)
+    with pytest.raises(EnvironmentFault):
+        find_live("tiny", None)
+
+
+def test_what_is_said_of_a_job_that_ended_is_how(queue: Queue) -> None:
+    queue.holds(
+        {"job_id": 1, "name": "a", "job_state": "CANCELLED", "state_reason": "JobHeldUser"},
+        {"job_id": 2, "name": "b", "job_state": "FAILED", "state_reason": "NonZeroExitCode", "exit_code": 1024},
+        {"job_id": 3, "name": "c", "job_state": "FAILED", "exit_code": {"return_code": 0, "signal": {"signal_id": 9}}},
+        {"job_id": 4, "name": "d", "job_state": "PENDING", "state_reason": "JobHeldUser"},
+        {"job_id": 5, "name": "e", "job_state": "PENDING", "state_reason": "Licenses"},
+    )
+    assert {job.entry.name: job.entry.reason for job in find(None, None)} == {
+        "a": "", "b": "exit code 4: The conversations are invalid", "c": "signal 9",
+        "d": "held; 'scontrol release' lets it go (JobHeldUser)", "e": "Licenses",
+    }  # fmt: skip
 
 
 def test_the_follow_up_waits_for_the_job(queue: Queue) -> None:
