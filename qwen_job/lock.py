@@ -26,7 +26,8 @@ from qwen_job.errors import EnvironmentFault
 class FileLock:
     """``with FileLock(path, done) as held``: ``held`` is False when ``done()`` became true while waiting.
 
-    ``waiting`` is called once, with the holder's host and process, when there is somebody to wait for.
+    ``waiting`` is called once, with the holder's host and process, when there is somebody to wait for. With
+    ``remove`` the file goes with its holder, at the end of the block; a killed one leaves it.
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class FileLock:
         done: Callable[[], bool] = lambda: False,
         *,
         waiting: Callable[[str], None] | None = None,
+        remove: bool = False,
         stale_after: float = 60.0,
         poll: float = 0.25,
     ) -> None:
         self._path, self._done, self._waiting = path, done, waiting
-        self._stale_after, self._poll = stale_after, poll
+        self._remove, self._stale_after, self._poll = remove, stale_after, poll
         self._token = uuid.uuid4().hex
         self._beats = 0
         self._file = -1
@@ -50,6 +52,8 @@ class FileLock:
     def __enter__(self) -> bool:
         while not self._done():
             if self._try():
+                if self._done():  # since it was asked above
+                    break
                 self._heart = threading.Thread(target=self._beat_on, daemon=True)
                 self._heart.start()
                 return True
@@ -57,17 +61,23 @@ class FileLock:
                 self._waiting(_holder(self._path))
                 self._waiting = None
             time.sleep(self._poll)
+        self._release()
         return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._release()
+
+    def _release(self) -> None:
         if self._file < 0:
             return
         self._stop.set()
         if self._heart:
             self._heart.join()
         with contextlib.suppress(OSError):
+            if self._remove and self._is_at_its_path(self._file):
+                self._path.unlink()  # while it is held: whoever waits for it sees that it is not at its path
             os.ftruncate(self._file, 0)
         os.close(self._file)
         self._file = -1
@@ -77,7 +87,7 @@ class FileLock:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise EnvironmentFault(
-                f"{self._path}: cannot be opened for locking: {error.strerror}; set another cache_dir"
+                f"{self._path}: cannot be opened to lock: {error.strerror}; make it writable or choose another folder"
             ) from error
         reliable = True
         try:
@@ -87,10 +97,25 @@ class FileLock:
             return False
         except OSError:
             reliable = False  # this file system has no flock
-        if self._held_elsewhere(os.pread(file, 4096, 0), reliable) or not self._claim(file, reliable):
+        if (
+            self._held_elsewhere(os.pread(file, 4096, 0), reliable)
+            or not self._is_at_its_path(file)
+            or not self._claim(file, reliable)
+        ):
             os.close(file)
             return False
         return True
+
+    def _is_at_its_path(self, file: int) -> bool:
+        """Tell whether others, too, find this file; opened anew, because NFS may remember a name that is gone."""
+        try:
+            other = os.open(self._path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            return os.path.sameopenfile(file, other)
+        finally:
+            os.close(other)
 
     def _held_elsewhere(self, content: bytes, reliable: bool) -> bool:
         try:
@@ -110,7 +135,7 @@ class FileLock:
         if not reliable:
             # Two watchers may have found it stale together: the one whose name stands after a pause has it.
             time.sleep(4 * self._poll)
-            if self._token.encode() not in os.pread(file, 4096, 0):
+            if self._token.encode() not in os.pread(file, 4096, 0) or not self._is_at_its_path(file):
                 self._file = -1
                 return False
         return True

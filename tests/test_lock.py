@@ -17,6 +17,10 @@ def _never() -> bool:
     return False
 
 
+def _unsupported(_file: int, _operation: int) -> None:
+    raise OSError(38, "Function not implemented")
+
+
 def test_waits_for_the_holder_or_for_the_work(tmp_path: Path) -> None:
     path, done, order = tmp_path / "lock", threading.Event(), []
 
@@ -34,6 +38,39 @@ def test_waits_for_the_holder_or_for_the_work(tmp_path: Path) -> None:
     waiting.join()
     assert order == [("first", True), ("second", False)]
     with FileLock(path, _never) as held:
+        assert held
+
+
+@pytest.mark.parametrize("flock", [True, False])
+def test_one_holder_at_a_time_also_when_each_removes_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flock: bool
+) -> None:
+    if not flock:
+        monkeypatch.setattr(fcntl, "flock", _unsupported)
+    path, held, turns = tmp_path / "lock", list[int](), list[int]()
+
+    def take(times: int) -> None:
+        for _ in range(times):
+            with FileLock(path, _never, remove=True, poll=0.002):
+                held.append(1)
+                time.sleep(0.001)
+                assert len(held) == 1
+                held.pop()
+                turns.append(1)
+
+    threads = [threading.Thread(target=take, args=[20 if flock else 3]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(turns) == (80 if flock else 12) and not path.exists()
+
+
+def test_work_that_is_done_when_the_lock_comes_is_not_done_again(tmp_path: Path) -> None:
+    answers = iter([False, True])
+    with FileLock(tmp_path / "lock", lambda: next(answers)) as held:
+        assert not held
+    with FileLock(tmp_path / "lock", _never) as held:
         assert held
 
 
@@ -64,10 +101,7 @@ def test_a_holder_on_another_machine_is_believed_as_long_as_its_heart_beats(tmp_
 
 
 def test_without_flock_the_heartbeat_decides_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(_file: int, _operation: int) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "flock", _unsupported)
     path, held = tmp_path / "lock", []
 
     def take() -> None:

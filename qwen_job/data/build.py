@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _SMALL = 2 << 20
 _HASHED_WHOLE = 64 << 20
 _SAMPLE = 64 << 10
+_ELSEWHERE = "choose another folder (--output; a job's is data.cache_dir)"
 
 
 def prepare(
@@ -52,8 +53,8 @@ def prepare(
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EnvironmentFault(f"{cache_root}: cannot be made: {error.strerror}; set data.cache_dir") from error
-    with FileLock(folder.with_suffix(".lock"), lambda: read_index(folder) is not None) as held:
+        raise EnvironmentFault(f"{cache_root}: cannot be made: {error.strerror}; {_ELSEWHERE}") from error
+    with FileLock(folder.with_suffix(".lock"), lambda: read_index(folder) is not None, remove=True) as held:
         if held:
             _prepare_here(spec, tokenizer_dir, folder, workers or spec.num_workers or _cores(), progress)
     return folder
@@ -120,7 +121,7 @@ def _prepare_here(
         partial.rename(folder)
     except OSError as error:
         raise EnvironmentFault(f"{partial}: cannot be written: {error.strerror or error}; "
-                               "make room or set data.cache_dir") from error  # fmt: skip
+                               f"make room, or {_ELSEWHERE}") from error  # fmt: skip
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -175,5 +175,5 @@ def _write_tokenizer_settings(folder: Path, length: int) -> None:
 def _new(target: Path, progress: Progress | None) -> Iterator[Path]:
     if target.exists():
         raise UsageError(f"{target}: exists; name a new folder (nothing is overwritten)")
-    with exclusive(target.with_name(f".{target.name}.lock"), progress), new_folder(target) as aside:
+    with exclusive(target.with_name(f".{target.name}.lock"), progress, remove=True), new_folder(target) as aside:
         yield aside

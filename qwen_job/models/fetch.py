@@ -14,7 +14,7 @@ from typing import TypeVar
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.files import sync_folder
 
-from .files import sha256_of, write_json
+from .files import ELSEWHERE, sha256_of, write_json
 from .hub import (
     Hub,
     RemoteFile,
@@ -99,7 +99,7 @@ def _download_all(hub: Hub, model: str, revision: str, folder: Path, progress: P
             {"version": 1, "model": model, "revision": revision, "endpoint": endpoint(hub), "files": listed},
         )
     except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be written ({error}); free space, or set model.cache_dir") from error
+        raise EnvironmentFault(f"{folder}: cannot be written ({error}); {ELSEWHERE}") from error
 
 
 def _assert_space(files: Sequence[RemoteFile], folder: Path) -> None:
@@ -108,8 +108,7 @@ def _assert_space(files: Sequence[RemoteFile], folder: Path) -> None:
     free = stat.f_bavail * stat.f_frsize
     if missing > free:
         raise EnvironmentFault(
-            f"{folder}: {missing / 1e9:.1f} GB are still to come and {free / 1e9:.1f} GB are free; "
-            "free space, or set model.cache_dir"
+            f"{folder}: {missing / 1e9:.1f} GB are still to come and {free / 1e9:.1f} GB are free; {ELSEWHERE}"
         )
 
 

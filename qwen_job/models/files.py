@@ -12,6 +12,7 @@ from pathlib import Path
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.files import sync_file, sync_folder, write_atomically
 
+ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
 
 
@@ -86,7 +87,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         sync_folder(target.parent)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise EnvironmentFault(f"{target}: cannot be written ({error}); free space, or set model.cache_dir") from error
+        raise EnvironmentFault(f"{target}: cannot be written ({error}); {ELSEWHERE}") from error
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -139,7 +139,7 @@ def test_no_room_is_said_before_the_first_byte(tmp_path: Path, monkeypatch: pyte
         f_bavail, f_frsize = 1, 512
 
     monkeypatch.setattr(fetch.os, "statvfs", lambda _: Full)
-    with pytest.raises(EnvironmentFault, match="free space, or set"):
+    with pytest.raises(EnvironmentFault, match="free space or fix rights, or choose"):
         fetch_model(spec(tmp_path))
     assert not list(tmp_path.rglob("*.part"))
 

@@ -31,5 +31,5 @@ def test_a_killed_holder_leaves_the_lock_free(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentFault, match=r"set model\.cache_dir"), exclusive(tmp_path / "file" / "model.lock"):
+    with pytest.raises(EnvironmentFault, match=r"model\.cache_dir"), exclusive(tmp_path / "file" / "model.lock"):
         pass
