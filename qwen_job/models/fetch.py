@@ -14,7 +14,7 @@ from typing import TypeVar
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.files import sync_folder
 
-from .files import ELSEWHERE, sha256_of, write_json
+from .files import ELSEWHERE, git_sha1_of, sha256_of, write_json
 from .hub import (
     Hub,
     RemoteFile,
@@ -121,9 +121,15 @@ def _size(path: Path) -> int:
 
 
 def _download(hub: Hub, file: RemoteFile, path: Path, progress: Progress | None) -> None:
-    if _size(path) == file.size and path.exists() and file.sha256 in (None, sha256_of(path)):
+    if _size(path) == file.size and path.exists() and _has_its_hash(file, path):
         return
     _again(hub, lambda: _transfer(hub, file, path, progress), lambda: _size(_part(path)), progress)
+
+
+def _has_its_hash(file: RemoteFile, path: Path) -> bool:
+    if file.sha256:
+        return sha256_of(path) == file.sha256
+    return file.git_sha1 in (None, git_sha1_of(path))
 
 
 def _transfer(hub: Hub, file: RemoteFile, path: Path, progress: Progress | None) -> None:
@@ -139,7 +145,7 @@ def _transfer(hub: Hub, file: RemoteFile, path: Path, progress: Progress | None)
         _receive(hub, file, part, have, progress)
     if _size(part) != file.size:
         raise TransferError(f"{file.path}: {_size(part)} of {file.size} bytes came")
-    if file.sha256 and sha256_of(part) != file.sha256:
+    if not _has_its_hash(file, part):
         part.unlink()
         raise WrongBytesError(f"{file.path}: {endpoint(hub)} sends other bytes than the hash it announced")
     part.replace(path)

@@ -37,6 +37,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def git_sha1_of(path: Path) -> str:
+    """Return the name that git gives a file's content as a blob."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    for piece in chunks(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file aside, sync it and rename it into place."""
     try:

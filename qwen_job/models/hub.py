@@ -33,12 +33,13 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a model on a hub; ``sha256`` is None where the hub does not tell it."""
+    """One file of a model on a hub; ``sha256`` is None where the hub does not tell it, ``git_sha1`` (a blob's) too."""
 
     path: str
     size: int
     sha256: str | None
     url: str
+    git_sha1: str | None = None
 
 
 class TransferError(Exception):
@@ -105,8 +106,8 @@ def _explain(hub: Hub, url: str, code: int) -> Exception:
 
 def list_files(hub: Hub, model: str, revision: str) -> list[RemoteFile]:
     """Return every file of a model at a revision; TransferError or ModelError as of :func:`open_url`."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ModelError(f"model.name: {model!r} is no hub id; write it as owner/name, or set model.source: local")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
+        raise ModelError(f"{model!r} is no hub's id; write owner/name, or for a folder source local")
     try:
         files = list(_modelscope(model, revision) if hub == "modelscope" else _huggingface(model, revision))
     except (KeyError, TypeError, ValueError) as error:
@@ -144,8 +145,9 @@ def _huggingface(model: str, revision: str) -> Iterator[RemoteFile]:
         for entry in entries:
             if entry["type"] == "file":
                 sha256 = (entry.get("lfs") or {}).get("oid")
+                sha1 = None if sha256 else entry.get("oid")  # a file in LFS has that of its pointer
                 where = f"{base}/{model}/resolve/{quoted}/{quote(entry['path'])}"
-                yield RemoteFile(entry["path"], int(entry["size"]), sha256, where)
+                yield RemoteFile(entry["path"], int(entry["size"]), sha256, where, sha1)
         following = re.search(r'<([^>]+)>;\s*rel="next"', link)
         url = following.group(1) if following else ""
 

@@ -70,8 +70,10 @@ class _Handler(BaseHTTPRequestHandler):
         names = sorted(self.server.files)[page * 3 : page * 3 + 3]
         entries = [{"type": "file", "path": name, "size": len(self.server.files[name])} for name in names]
         for entry in entries:
+            data = self.server.files[str(entry["path"])]
+            entry["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             if str(entry["path"]).endswith(".safetensors"):
-                data = self.server.files[str(entry["path"])]
+                entry["oid"] = "0" * 40  # of the pointer
                 entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}  # type: ignore[assignment]
         more = len(self.server.files) > page * 3 + 3
         following = f"{self.server.address}/api/models/owner/tiny/tree/main?recursive=true&page={page + 1}"

@@ -84,9 +84,12 @@ def test_a_killed_download_goes_on_in_the_next_process(hub: HubServer, tmp_path:
     assert (folder / "config.json").read_bytes() == hub.files["config.json"]
 
 
-def test_wrong_bytes_are_fetched_again(hub: HubServer, tmp_path: Path) -> None:
-    hub.wrong[WEIGHTS] = 2
-    assert (fetch_model(spec(tmp_path)) / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_wrong_bytes_are_fetched_again(hub: HubServer, tmp_path: Path, source: Source, name: str) -> None:
+    hub.wrong[name] = 2
+    assert (fetch_model(spec(tmp_path, source)) / name).read_bytes() == hub.files[name]
+    assert hub.asked[name] == 3
 
 
 def test_bytes_that_stay_wrong_are_refused_and_not_kept(hub: HubServer, tmp_path: Path) -> None:
@@ -113,7 +116,12 @@ def test_no_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("owner/other", r"not found \(404\)"), ("owner/secret", "MODELSCOPE_API_TOKEN"), ("tiny", "no hub id")],
+    [
+        ("owner/other", r"not found \(404\)"),
+        ("owner/secret", "MODELSCOPE_API_TOKEN"),
+        ("tiny", "no hub's id"),
+        ("./tiny", "source local"),
+    ],
 )
 def test_a_model_that_cannot_be_had_is_final(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
