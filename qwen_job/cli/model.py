@@ -7,6 +7,8 @@ from typing import cast
 
 import click
 
+from qwen_job.errors import UsageError
+
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -29,25 +31,30 @@ def model() -> None:
 @click.argument("model_id", metavar="ID")
 @click.option(
     "--source",
-    type=click.Choice(["modelscope", "huggingface"]),
-    default="modelscope",
+    type=click.Choice(["auto", "modelscope", "huggingface", "local"]),
+    default="auto",
     show_default=True,
-    help="The hub to fetch from.",
+    help="As model.source of a job; auto: a path is a local folder, everything else comes from ModelScope.",
 )
 @click.option("--revision", help="A branch, tag or commit; the hub's main branch otherwise.")
 @click.option("--cache", type=_FOLDER, help="The shared cache [default: $QWEN_JOB_CACHE, else ~/.cache/qwen-job].")
 def fetch(model_id: str, source: str, revision: str | None, cache: Path | None) -> None:
     """Download a model into the shared cache.
 
-    Once, verified, and converted if it is a Qwen-1. Prints the folder that a job will load. A download that
-    was cut short goes on where it was. Mirrors are taken from MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from
+    Once, verified, and converted if it is a Qwen-1. Prints the folder that a job will load. A local folder (ID
+    begins with /, ./, ../ or ~) is checked, and converted into the cache if it must be. A download that was cut
+    short goes on where it was. Mirrors are taken from MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from
     MODELSCOPE_API_TOKEN and HF_TOKEN.
     """
+    from qwen_job.job.model import Model
     from qwen_job.models import ModelSpec, ensure_model
     from qwen_job.models.spec import Source
 
+    source = Model.model_construct(name=model_id, source=source).resolved_source
+    if source == "local" and revision:
+        raise UsageError("--revision: a local folder has none; leave it out")
     spec = ModelSpec(name=model_id, source=cast(Source, source), revision=revision, cache_dir=cache)
-    click.echo(ensure_model(spec, output_dir=Path.cwd(), progress=_say))
+    click.echo(ensure_model(spec, output_dir=Path("output").absolute(), progress=_say))
 
 
 @model.command()

@@ -107,7 +107,8 @@ def _explain(hub: Hub, url: str, code: int) -> Exception:
 def list_files(hub: Hub, model: str, revision: str) -> list[RemoteFile]:
     """Return every file of a model at a revision; TransferError or ModelError as of :func:`open_url`."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
-        raise ModelError(f"{model!r} is no hub's id; write owner/name, or for a folder source local")
+        raise ModelError(f"model.name: {model!r} is no hub's id; write owner/name, or for a folder model.source: local "
+                         "('model fetch' has --source local)")  # fmt: skip
     try:
         files = list(_modelscope(model, revision) if hub == "modelscope" else _huggingface(model, revision))
     except (KeyError, TypeError, ValueError) as error:
@@ -145,7 +146,8 @@ def _huggingface(model: str, revision: str) -> Iterator[RemoteFile]:
         for entry in entries:
             if entry["type"] == "file":
                 sha256 = (entry.get("lfs") or {}).get("oid")
-                sha1 = None if sha256 else entry.get("oid")  # a file in LFS has that of its pointer
+                oid = None if sha256 else entry.get("oid")  # a file in LFS has that of its pointer
+                sha1 = oid if oid and re.fullmatch("[0-9a-f]{40}", oid) else None
                 where = f"{base}/{model}/resolve/{quoted}/{quote(entry['path'])}"
                 yield RemoteFile(entry["path"], int(entry["size"]), sha256, where, sha1)
         following = re.search(r'<([^>]+)>;\s*rel="next"', link)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.cli import main
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.models import fetch
 from qwen_job.models.ensure import ensure_model
@@ -187,6 +188,24 @@ def test_pickles_come_only_where_nothing_else_is() -> None:
     names = ["pytorch_model.bin", "config.json", "model.onnx"]
     chosen = wanted([RemoteFile(name, 1, None, "") for name in names])
     assert [file.path for file in chosen] == ["pytorch_model.bin", "config.json"]
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("extra", [[], ["--source", "local"]])
+def test_a_local_folder_is_used_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], extra: list[str]
+) -> None:
+    fetched = fetch_model(spec(tmp_path / "cache"))
+    monkeypatch.chdir(fetched.parent)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
+    name = fetched.name if extra else f"./{fetched.name}"
+    for arguments, code in (([], 0), (["--revision", "main"], 2)):
+        with pytest.raises(SystemExit) as end:
+            main(["model", "fetch", name, "--cache", str(tmp_path / "other"), *extra, *arguments])
+        assert end.value.code == code
+    out, err = capsys.readouterr()
+    assert out == f"{fetched}\n" and "--revision: a local folder has none" in err
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_marker_tells_what_came(hub: HubServer, tmp_path: Path) -> None:
