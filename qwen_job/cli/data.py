@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, MAX_LENGTH, DataFile, DataSpec
+from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, MAX_LENGTH, MAX_WEIGHT, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
 from qwen_job.models.chatml import SYSTEM_PROMPT
 
@@ -191,6 +192,13 @@ def _known(rules: tuple[str, ...]) -> set[str]:
 @click.argument("files", nargs=-1, required=True, type=_FILE)
 @click.option("--tokenizer", type=_FILE, required=True, help="Folder with the model's tokenizer.json.")
 @click.option("--output", type=_FILE, required=True, help="Cache folder (data.cache_dir of the job).")
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    type=click.FloatRange(0, MAX_WEIGHT, min_open=True),
+    help="How often an epoch shows each conversation of a file: once for each of FILES, in their order.  [default: 1]",
+)
 @click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeat for more).")
 @click.option("--eval-split", type=float, default=0.0, help="Hold out this fraction instead of a file.")
 @click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows.")
@@ -211,6 +219,7 @@ def prepare(
     files: tuple[Path, ...],
     tokenizer: Path,
     output: Path,
+    weights: tuple[float, ...],
     eval_files: tuple[Path, ...],
     eval_split: float,
     layout: str,
@@ -231,8 +240,14 @@ def prepare(
     from qwen_job.data import open_prepared
     from qwen_job.data import prepare as run
 
+    if weights and len(weights) != len(files):
+        raise UsageError(
+            f"--weight: is given {len(weights)} times for {len(files)} files; give it once for each, or not"
+        )
     spec = DataSpec(
-        train=tuple(DataFile(path.absolute()) for path in files),
+        train=tuple(
+            DataFile(path.absolute(), weight) for path, weight in zip(files, weights or repeat(1.0), strict=False)
+        ),
         eval=tuple(DataFile(path.absolute()) for path in eval_files),
         eval_split=eval_split,
         format=layout,

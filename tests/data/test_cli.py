@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from qwen_job.cli import main
-from qwen_job.data import open_prepared
+from qwen_job.data import DataFile, DataSpec, open_prepared, prepare
 from qwen_job.resources import resource
 
 from .conftest import conversation
@@ -125,6 +125,19 @@ def test_prepare(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert code == 0 and json.loads(out)["stats"] == stats
     assert run("prepare", DEMO, *options, "--max-length", "5")[0] == 4
     assert run("prepare", tmp_path / "no.json", *options)[0] == 4
+
+
+def test_prepare_with_weights_is_what_a_job_with_weights_finds(
+    run: Run, tiny: Path, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    more = write([conversation("q", "a")], "more.json")
+    options = ("--tokenizer", tiny, "--output", tmp_path / "cache")
+    code, out, _ = run("prepare", DEMO, more, *options, "--weight", "1", "--weight", "2.0")
+    spec = DataSpec(train=(DataFile(Path(DEMO)), DataFile(more, 2.0)))
+    assert code == 0 and Path(out.strip()) == prepare(spec, tiny, tmp_path / "cache")
+    code, _, err = run("prepare", DEMO, more, *options, "--weight", "2")
+    assert code == 2 and "--weight: is given 1 times for 2 files" in err
+    assert run("prepare", DEMO, *options, "--weight", "1001")[0] == 2
 
 
 def test_help_loads_nothing_heavy() -> None:
