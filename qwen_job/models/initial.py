@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SEED = 20240229
 SAMPLE_BYTES = 8 * 1024 * 1024  # of each data file, enough for a vocabulary of some thousand entries
 _FACTS_ONLY = {"name", "aliases", "architecture", "source", "parameters"}
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 # A sum of four 16-bit numbers has mean 4 * 65535 / 2 and variance 4 * (65536**2 - 1) / 12.
 _SUM_MEAN, _SUM_STD = 131070, 37837.22746
@@ -45,8 +46,15 @@ def load_config(name: str) -> dict[str, object]:
         raise ModelError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(facts, dict) or "architecture" not in facts:
         raise ModelError(f"{path}: has no key 'architecture'; write e.g. architecture: Qwen2ForCausalLM")
-    config = {key: value for key, value in facts.items() if key not in _FACTS_ONLY}
+    config = {key: _number(value) for key, value in facts.items() if key not in _FACTS_ONLY}
     return {"architectures": [facts["architecture"]], **config}
+
+
+def _number(value: object) -> object:
+    """Return 1e-6 as the number that JSON takes it for; to YAML 1.1, which wants 1.0e-6, it is text."""
+    if isinstance(value, dict):
+        return {key: _number(part) for key, part in value.items()}
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 def training_texts(files: Iterable[Path]) -> list[str]:

@@ -82,6 +82,13 @@ def test_other_data_or_another_config_is_another_model() -> None:
     assert len(keys) == 3
 
 
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("architecture: Qwen2ForCausalLM\nrms_norm_eps: 1e-6\nrope_scaling: {factor: 4E+0, type: yarn}\n")
+    config = load_config(str(path))
+    assert (config["rms_norm_eps"], config["rope_scaling"]) == (1e-6, {"factor": 4.0, "type": "yarn"})
+
+
 def test_texts_come_from_json_in_any_layout(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"query": "\\u4f60\\u597d", "response": "a \\"b\\""}\n{"torn": "li')
     with gzip.open(tmp_path / "b.json.gz", "wt") as file:
