@@ -8,10 +8,14 @@ from pydantic import AfterValidator, Field, field_validator
 from qwen_job.job.types import Count, FreeText, OptionValue, Positive, SlurmTime, Strict, Text
 
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+# GPU types as in gres.conf: what stands between two colons.
+_GPU_TYPE = re.compile(r"[^\s:,=()]+")
 
 
 def _option_name(name: str) -> str:
     bare = name[2:] if name.startswith("--") else name
+    if bare.startswith("-"):
+        raise ValueError(f"{name!r} is an option's short name: write the long one, as in ntasks")
     if not _OPTION.fullmatch(bare):
         raise ValueError(
             f"{name!r} is not an option's name: write it as in --{re.sub('[^A-Za-z0-9-]', '', bare) or 'x'}"
@@ -65,7 +69,21 @@ class Slurm(Strict):
     )
     srun: dict[OptionName, OptionValue] = Field({}, description="Any srun option of the training step")
 
+    @field_validator("gpu_type")
+    @classmethod
+    def _one_word(cls, value: str | None) -> str | None:
+        if value is not None and not _GPU_TYPE.fullmatch(value):
+            raise ValueError(f"{value!r} is not a GPU's type: write its name alone, as in a100; the number is planned")
+        return value
+
     @field_validator("memory", mode="before")
     @classmethod
     def _number_is_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("memory")
+    @classmethod
+    def _a_size(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\d+([KMGT]B?)?", value, re.IGNORECASE):
+            raise ValueError(f"{value!r} is not what --mem takes: write 400G, 500000 (MB), or 0 for all of a node's")
+        return value

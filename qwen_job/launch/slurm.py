@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ _FIELDS = (
     (r"invalid qos", "slurm.qos", _YOURS),
     (r"group not permitted|permission denied", "slurm.partition", f"it is not open to you; {_PARTITIONS}"),
     (r"invalid partition", "slurm.partition", _PARTITIONS),
+    (r"invalid node name", "slurm.sbatch.nodelist or slurm.sbatch.exclude", "'sinfo --Node' lists the nodes"),
     (r"reservation", "slurm.reservation", ""),
     (r"time limit", "slurm.time", ""),
     (r"invalid feature|constraint", "slurm.constraint", ""),
@@ -64,16 +65,18 @@ def submit(bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
     """
     from qwen_job.launch.slurm_refusal import check_time
 
+    of_then = {**bundle.fields, "time": "evaluate.time"}
     for name in (bundle.main, *(name for name, _ in bundle.then)):
-        _sbatch(["--test-only"], bundle.files[name])
-        check_time(bundle.files[name])
-    first = _hand_over(bundle.text, options)
-    then = [_hand_over(bundle.files[name], dependency(f"{kind}:{first}")) for name, kind in bundle.then]
+        fields = bundle.fields if name == bundle.main else of_then
+        _sbatch(["--test-only"], bundle.files[name], fields)
+        check_time(bundle.files[name], fields)
+    first = _hand_over(bundle.text, options, bundle.fields)
+    then = [_hand_over(bundle.files[name], dependency(f"{kind}:{first}"), of_then) for name, kind in bundle.then]
     return Submitted(first, then=tuple(then))
 
 
-def _hand_over(script: str, options: Sequence[str]) -> str:
-    return _sbatch(["--parsable", *options], script).split(";")[0].strip()
+def _hand_over(script: str, options: Sequence[str], fields: Mapping[str, str]) -> str:
+    return _sbatch(["--parsable", *options], script, fields).split(";")[0].strip()
 
 
 def dependency(condition: str) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ def dependency(condition: str) -> tuple[str, ...]:
     return f"--dependency={condition}", "--kill-on-invalid-dep=yes"
 
 
-def _sbatch(options: list[str], script: str) -> str:
+def _sbatch(options: list[str], script: str, fields: Mapping[str, str]) -> str:
     if not available():
         way_out = "run this on a login node, or carry the script of 'render' there"
         raise EnvironmentFault(f"sbatch: not on this machine; {way_out}")
@@ -93,12 +96,24 @@ def _sbatch(options: list[str], script: str) -> str:
             raise EnvironmentFault(f"sbatch reaches no cluster: {words}; is slurmctld up, and is this a login node?")
         fits = (said for said in _FIELDS if re.search(said[0], words, re.IGNORECASE))
         _, field, way_out = next(fits, ("", "", ""))
+        field = _where(field, words, fields)
         if field in (_NODES, _GPUS):
             from qwen_job.launch.slurm_refusal import explain
 
             field = explain(script) or field
         raise ClusterRefused(": ".join(filter(None, (field, f"Slurm refuses: {words}", way_out))))
     return done.stdout
+
+
+def _where(field: str, words: str, fields: Mapping[str, str]) -> str:
+    """Return the field that sbatch's words are about, where it was written: under slurm.sbatch, for one."""
+    if option := re.search(r"--([a-z][a-z-]+)", words):
+        return fields.get(option[1], f"slurm.sbatch.{option[1]}")
+    for name, place in fields.items():
+        if place == f"slurm.sbatch.{name}":
+            field = field.replace({"mem": "slurm.memory"}.get(name, f"slurm.{name}"), place)
+    written = [one for one in field.split(" or ") if not one.startswith("slurm.sbatch.") or one in fields.values()]
+    return " or ".join(written) or field
 
 
 def entries() -> list[Entry]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
+from qwen_job.job.types import slurm_seconds
 from qwen_job.launch.slurm_survey import (
     Node,
     Partition,
@@ -14,7 +15,6 @@ from qwen_job.launch.slurm_survey import (
     nodes_of,
     partitions_of,
     read_json,
-    slurm_seconds,
 )
 
 _SIZES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
@@ -26,13 +26,13 @@ def options_of(script: str) -> dict[str, str]:
     return {name: value.strip('"') for name, value in lines}
 
 
-def check_time(script: str) -> None:
+def check_time(script: str, fields: Mapping[str, str]) -> None:
     """Refuse a time limit over the partition's, which sbatch takes unless EnforcePartLimits is set: it never starts.
 
     Errors: :class:`ClusterRefused`. What cannot be asked is left to Slurm.
     """
     options = options_of(script)
-    wanted = slurm_seconds(_with_days(options.get("time", "")))
+    wanted = slurm_seconds(options.get("time", ""))
     if wanted is None:
         return
     try:
@@ -44,8 +44,10 @@ def check_time(script: str) -> None:
             return
     names = ", ".join(partition.name for partition in _asked(options, partitions))
     if names:
-        most = max(partition.fields["MaxTime"] for partition in _asked(options, partitions))
-        message = f"slurm.time: {options['time']} is over the limit of partition {names}, {most}"
+        most = max(_asked(options, partitions), key=lambda one: one.max_seconds or 0).fields["MaxTime"]
+        message = (
+            f"{fields.get('time', 'slurm.time')}: {options['time']} is over the limit of partition {names}, {most}"
+        )
         raise ClusterRefused(f"{message}: ask for less; the job saves and requeues itself")
 
 
@@ -95,7 +97,3 @@ def _asked(options: dict[str, str], partitions: dict[str, Partition]) -> list[Pa
 def _mebibytes(text: str) -> float:
     found = re.fullmatch(r"(\d+)([KMGT]?)B?", text, re.IGNORECASE)
     return int(found[1]) * _SIZES[found[2].upper()] if found else 0
-
-
-def _with_days(text: str) -> str:
-    return text if re.fullmatch(r"(\d+-)?\d+:\d\d:\d\d", text) else ""

@@ -11,6 +11,7 @@ class Bundle:
 
     ``notes`` are words for stderr: what the user should know about this render. ``then`` names the files that are
     submitted after the main one, each with the dependency on it that holds it back (afterok, aftercorr, afterany).
+    ``fields`` tells of each option of Slurm's in the main file which field of job.yaml it comes from.
     """
 
     target: str
@@ -19,6 +20,7 @@ class Bundle:
     executable: frozenset[str] = frozenset()
     notes: tuple[str, ...] = field(default=())
     then: tuple[tuple[str, str], ...] = ()
+    fields: dict[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

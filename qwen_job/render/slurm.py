@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import JobError
+from qwen_job.job.document import dotted
 from qwen_job.job.types import slurm_seconds
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
@@ -17,6 +19,7 @@ from qwen_job.render.quote import Unrepresentable, sbatch
 
 # The signal may come up to a minute early or late, and a step must end before the save begins.
 SIGNAL_MARGIN_SECONDS = 120
+_MOST_SIGNAL_SECONDS = 65535
 # How a job in the queue tells its run's folder.
 COMMENT = "qwen-job:"
 
@@ -25,8 +28,9 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     """Return NAME.sbatch. Errors: :class:`JobError` for options that contradict the job."""
     job, slurm = plan.job, plan.job.slurm
     context = _context(plan, folders)
+    options = _checked(plan, sbatch_options(plan))
     context |= {
-        "options": _checked(plan, sbatch_options(plan)),
+        "options": options,
         "srun_options": _srun_options(plan),
         "container": batch_settings(plan),
         "requeue": slurm.requeue and not slurm.chain,
@@ -41,12 +45,13 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         context |= _sweep(plan, folders)
     name = f"{job.name}.sbatch"
     script = render_template("slurm/job.sbatch.j2", context, folders)
-    if job.evaluate is None:
-        return Bundle("slurm", {name: script}, name)
-    return _with_evaluate(plan, folders, name, script)
+    bundle = Bundle(
+        "slurm", {name: script}, name, fields={option: dotted(_field(plan, option)) for option, _ in options}
+    )
+    return bundle if job.evaluate is None else _with_evaluate(plan, folders, bundle)
 
 
-def _with_evaluate(plan: Plan, folders: Sequence[str | Path], name: str, script: str) -> Bundle:
+def _with_evaluate(plan: Plan, folders: Sequence[str | Path], bundle: Bundle) -> Bundle:
     """Return the bundle with the job that measures the trained model beside it."""
     from qwen_job.render.slurm_evaluate import SUFFIX, dependency_of, evaluate_script
 
@@ -54,7 +59,8 @@ def _with_evaluate(plan: Plan, folders: Sequence[str | Path], name: str, script:
     text = evaluate_script(plan, folders, _checked, sbatch_options, _srun_options)
     way = "'qwen-job submit' sends both, -o DIR writes both"
     note = f"evaluate: {after} is a job of its own, which waits for this one; {way}"
-    return Bundle("slurm", {name: script, after: text}, name, notes=(note,), then=((after, dependency_of(plan)),))
+    files = {**bundle.files, after: text}
+    return replace(bundle, files=files, notes=(note,), then=((after, dependency_of(plan)),))
 
 
 def _sweep(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
@@ -109,8 +115,16 @@ def _field(plan: Plan, option: str) -> tuple[str, ...]:
     """Return the field of job.yaml that ``option`` comes from."""
     if option in plan.job.slurm.sbatch:
         return ("slurm", "sbatch", option)
-    fields = {"job-name": ("name",), "output": ("slurm", "log_dir"), "mem": ("slurm", "memory")}
-    return fields.get(option, ("slurm", "gpu_type" if option in ("gres", "gpus-per-node") else option))
+    fields = {
+        "job-name": ("name",),
+        "nodes": ("cluster", "nodes"),
+        "output": ("slurm", "log_dir"),
+        "mem": ("slurm", "memory"),
+        "signal": ("slurm", "signal_seconds"),
+        "gres": ("slurm", "gpu_type"),
+        "gpus-per-node": ("slurm", "gpu_type"),
+    }
+    return fields.get(option, ("slurm", option.replace("-", "_")))
 
 
 def sbatch_options(plan: Plan) -> dict[str, str | None]:
@@ -121,6 +135,7 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
     array = _array(plan)
     log_dir = f"{slurm.log_dir.rstrip('/').replace('%', '%%')}/" if slurm.log_dir else ""
     signal = _signal_seconds(plan)
+    _check_signal(plan, signal)
     planned: dict[str, str | None] = {
         "job-name": plan.job.name,
         "nodes": str(plan.nodes),
@@ -160,6 +175,14 @@ def _signal_seconds(plan: Plan) -> int:
         return written
     signal = plan.job.retry.grace + SIGNAL_MARGIN_SECONDS
     return signal if limit is None else min(signal, limit // 2)
+
+
+def _check_signal(plan: Plan, signal: int) -> None:
+    """Refuse a signal that would come before the job begins, or that Slurm cannot count. Errors: :class:`JobError`."""
+    most = min(_limit_seconds(plan) or _MOST_SIGNAL_SECONDS + 1, _MOST_SIGNAL_SECONDS + 1)
+    if signal >= most:
+        message = f"{signal} s before the end is no time in which the job runs: write less than {most}, or leave it out"
+        raise JobError([plan.job.problem(("slurm", "signal_seconds"), message)])
 
 
 def _limit_seconds(plan: Plan) -> int | None:

@@ -200,6 +200,9 @@ def test_the_doctor_s_profile_makes_a_job_that_slurm_takes(user: User) -> None:
         ("slurm.constraint", "slurm.constraint=nope"),
         ("slurm.memory", "slurm.memory=900G"),
         ("slurm.time", "'slurm={partition: short, time: 2h}'"),
+        ("slurm.sbatch.time", "'slurm={partition: short, sbatch: {time: 1-12}}'"),
+        ("slurm.sbatch.mail-type", "'slurm.sbatch={mail-type: NEVER}'"),
+        ("slurm.sbatch.nodelist", "'slurm.sbatch={nodelist: nowhere}'"),
     ],
 )
 def test_what_slurm_would_refuse_is_refused_before_by_its_field(user: User, field: str, assignment: str) -> None:

@@ -219,6 +219,24 @@ def test_a_time_over_the_partition_s_is_refused(queue: Queue) -> None:
     result = queue.submit("--set", "slurm.time=36h")
     assert isinstance(result.exception, ClusterRefused)
     assert str(result.exception).startswith("slurm.time: 1-12:00:00 is over the limit of partition gpu, 1-00:00:00")
+    result = queue.submit("--set", "slurm.sbatch={time: 1-12}")
+    assert isinstance(result.exception, ClusterRefused)
+    assert str(result.exception).startswith("slurm.sbatch.time: 1-12 is over the limit of partition gpu")
+
+
+def test_the_longest_of_the_partitions_counts(queue: Queue) -> None:
+    (queue.folder / "bin" / "scontrol").write_text(
+        "#!/bin/bash\necho PartitionName=gpu MaxTime=12:00:00; echo PartitionName=long MaxTime=1-00:00:00\n"
+    )
+    result = queue.submit("--set", "slurm={time: 36h, partition: 'gpu,long'}")
+    assert "is over the limit of partition gpu, long, 1-00:00:00" in str(result.exception)
+
+
+def test_a_refusal_names_what_was_written_under_sbatch(queue: Queue) -> None:
+    words = "sbatch: error: Batch job submission failed: Invalid partition name specified"
+    (queue.folder / "bin" / "sbatch").write_text(f"#!/bin/bash\necho '{words}' >&2; exit 1\n")
+    result = queue.submit(slurm={"sbatch": {"partition": "nope"}})
+    assert str(result.exception).startswith("slurm.sbatch.partition: Slurm refuses: Batch job")
 
 
 @pytest.mark.parametrize("words", [["--after", "x"], ["--chain", "3"], ["--then", "evaluate"]])
@@ -251,6 +269,8 @@ def test_a_slurm_that_does_not_answer_is_no_refusal(queue: Queue) -> None:
         ("Access/permission denied", "slurm.partition", "sinfo --summarize"),
         ("Invalid partition name specified", "slurm.partition", "sinfo --summarize"),
         ("Requested time limit is invalid (missing or exceeds some limit)", "slurm.time", ""),
+        ("Invalid --mail-type specification", "slurm.sbatch.mail-type", ""),
+        ("Invalid node name specified", "slurm.sbatch.nodelist or slurm.sbatch.exclude", "sinfo --Node"),
     ],
 )
 def test_a_refusal_names_the_field_and_the_way_out(queue: Queue, words: str, field: str, remedy: str) -> None:
