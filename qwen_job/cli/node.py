@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from qwen_job.node.quick import Finding
 
 
+FABRICS = ["auto", "none", "infiniband", "roce", "efa", "ethernet"]
+
+
 @click.group()
 def node() -> None:
     """Check the machine that a job is about to run on."""
@@ -34,7 +37,7 @@ def node() -> None:
 @click.option("--token", default="", help="What the run's launch/token must hold if the folder is shared.")
 @click.option("--sent-at", type=float, help="The starting node's clock, in unix seconds.")
 @click.option("--disk-bytes", type=click.IntRange(min=0), help="What the run's folder will take.")
-@click.option("--fabric", default="auto", help="The plan's interconnect.")
+@click.option("--fabric", type=click.Choice(FABRICS), default="auto", help="The plan's interconnect.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(
     quick: bool,

@@ -17,7 +17,10 @@ from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 
 # Set on the node, so the runtimes that start with an empty environment must be told of them.
-_PASSED = ("CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "TMPDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
+_PASSED = (
+    "CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "SLURMD_NODENAME", "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT",
+    "TMPDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR",
+)  # fmt: skip
 # What divides a mount from the next and source from target; pyxis hands the rest to enroot as a line of an fstab.
 _UNMOUNTABLE = {"pyxis": r"[,\s$`\\]", "apptainer": r'[,"\n]'}
 _SIGNS = {":": "a colon", ",": "a comma", " ": "a space", "\n": "a newline", '"': "a quote"}
@@ -173,6 +176,8 @@ def _image_problem(runtime: str, image: str) -> str:
         return f"{image!r}: write the file's absolute path, the same on all nodes"
     if "://" in image and runtime in ("docker", "charliecloud"):
         return f"{runtime} knows no {image.partition('://')[0]}://; write the image's name"
+    if not image.startswith("/") and re.search(r"\s", image):
+        return f"{image!r} is not an image's name: it holds a space"
     return ""
 
 

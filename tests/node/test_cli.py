@@ -18,3 +18,8 @@ def test_a_fault_ends_with_the_environment_exit_code(monkeypatch: pytest.MonkeyP
     result = CliRunner().invoke(cli, ["node", "check", "--quick", "--device", "cpu"])
     assert isinstance(result.exception, EnvironmentFault)
     assert result.output.startswith("fault    cache")
+
+
+def test_a_fabric_that_there_is_not_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["node", "check", "--quick", "--fabric", "infinband"])
+    assert result.exit_code == 2 and "'infinband' is not one of 'auto', 'none', 'infiniband'" in result.output

@@ -6,6 +6,7 @@ Charliecloud, podman and pyxis's options run for real in tests/e2e/test_containe
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -199,6 +200,7 @@ def test_pyxis_gets_a_registry_s_image_as_enroot_names_it(
         ("apptainer", "x.sif", "'x.sif': write the file's absolute path"),
         ("pyxis", "./x.sqsh", "'./x.sqsh': write the file's absolute path"),
         ("podman", "--privileged", "'--privileged' is not an image's name"),
+        ("podman", "a b", "'a b' is not an image's name: it holds a space"),
     ],
 )
 def test_an_image_that_the_runtime_cannot_take_is_refused_by_its_field(
@@ -258,3 +260,10 @@ def test_the_user_s_outer_mount_does_not_hide_ours(tmp_path: Path) -> None:
     words = srun_words(bundle(tmp_path, "slurm", container=container).text)
     (pairs,) = [word.partition("=")[2].split(",") for word in words if word.startswith("--container-mounts=")]
     assert pairs.index("/runs:/runs:ro") < pairs.index("/runs/tiny:/runs/tiny")
+
+
+@pytest.mark.parametrize("runtime", ["docker", "podman"])
+def test_the_node_check_in_a_container_is_told_what_slurm_set(tmp_path: Path, runtime: str) -> None:
+    words = next(words for words in calls(tmp_path, runtime) if "check" in words)
+    passed = {value for option, value in itertools.pairwise(words) if option == "--env"}
+    assert {"SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT", "SLURMD_NODENAME"} <= passed
