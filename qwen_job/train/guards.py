@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from qwen_job.train.config import TrainConfig
 
-# A spike is judged against the smoothed loss of about the last fifty steps, once there are ten.
+# A spike is judged against the smoothed loss of about the last fifty steps, once there are ten. Where little is left to
+# learn the loss jumps by large factors and means nothing by it, so it must rise by a nat too.
 _SMOOTHING = 0.98
 _WARM = 10
+_LEAST_JUMP = 1.0
 
 
 class Suspect(NamedTuple):
@@ -39,7 +41,8 @@ class LossGuard:
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         usual = self._mean / self._weight if self._weight else loss
-        if self._factor is not None and self._seen >= _WARM and loss > self._factor * usual:
+        limit = math.inf if self._factor is None else max(self._factor * usual, usual + _LEAST_JUMP)
+        if self._seen >= _WARM and loss > limit:
             return f"the loss jumped to {loss:.4g}, more than {self._factor:g} times the usual {usual:.4g}"
         self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
         self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
@@ -47,12 +50,22 @@ class LossGuard:
         return None
 
 
-def diverged_message(step: int, reason: str, suspects: Sequence[Suspect], last_checkpoint: int | None) -> str:
-    """Say where the loss broke and what the reference guide recommends."""
+def diverged_message(
+    step: int, reason: str, suspects: Sequence[Suspect], last_checkpoint: int | None, last_sound: int
+) -> str:
+    """Say where the loss broke and what the reference guide recommends.
+
+    ``last_sound`` is the last step whose loss was a number: it vouches for the checkpoints before it.
+    """
     places = "; ".join(
         f"rank {suspect.rank}, rows {_short(suspect.rows)} ({_short(suspect.sources)})" for suspect in suspects[:4]
     )
-    kept = f"checkpoint step-{last_checkpoint} is the last good one" if last_checkpoint else "no checkpoint yet"
+    if last_checkpoint is None:
+        kept = "no checkpoint yet"
+    elif last_checkpoint < last_sound:
+        kept = f"checkpoint step-{last_checkpoint} is the last good one"
+    else:
+        kept = f"no step has shown that checkpoint step-{last_checkpoint} is good: if it is not, delete it"
     return (
         f"step {step}: {reason}" + (f" on {places}" if places else "") + f"; {kept}. Lower learning_rate, lengthen "
         "the warmup, or look at these rows (qwen-job data check); guards.on_nan: skip leaves such rows out and goes on"

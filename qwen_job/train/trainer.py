@@ -47,7 +47,7 @@ class JobTrainer(GuardedTrainer):
             self._stop = self.parts.wish.reason or "another rank was asked to stop"
         if self.parts.checkpointer.under_way is not None and int(everyone[:, 4].min()) == 1:
             self._finish_save()
-        self._losses, self._step_loss = [], 0.0
+        self._losses, self._step_loss, self._spoiled = [], 0.0, 0
         return batches, self._totals.targets
 
     def _maybe_log_save_evaluate(
@@ -65,13 +65,16 @@ class JobTrainer(GuardedTrainer):
         if self.state.global_step > self._boundary:
             self._boundary = self.state.global_step
             self._record(grad_norm, learning_rate)
+            self._judge_update(grad_norm)
             self._reserve_room()
         if self.control.should_evaluate:
             metrics = self._evaluate(trial, ignore_keys_for_eval)
             if self._determine_best_metric(metrics=metrics, trial=trial) and self._wants_best():
                 self.control.should_save = True
             self._stop_early()
-        if (self.control.should_save or self._stop) and self.state.global_step != self._last_saved():
+        trained = not (self._broken or self._unapplied)
+        if ((self.control.should_save and trained) or self._stop) and self.state.global_step != self._last_saved():
+            self._judge_weights()
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         if self._stop and not self.control.should_training_stop:

@@ -53,10 +53,18 @@ class BaseTrainer(Trainer):
         self._step_loss = 0.0
         self._boundary = -1
         self._clock = 0.0
-        self._skipped = 0
+        self._skipped = 0  # micro-batches left out so far
+        self._spoiled = 0  # those of this step, on all ranks
+        self._broken = 0  # steps in a row of which no row had a loss
+        self._sound = 0  # the last step whose loss was a number
+        self._unapplied = 0  # steps in a row whose update DeepSpeed left out
         self._saved: int | None = None
         self._reserved = False
         self.eval_loss: float | None = None
+
+    @property
+    def _engine(self) -> Any:
+        return self.model_wrapped
 
     def get_train_dataloader(self) -> Any:
         """One permutation of the rows an epoch, dealt to steps whatever the number of ranks."""

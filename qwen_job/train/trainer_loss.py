@@ -1,7 +1,8 @@
-"""One micro-batch's share of a step's gradient, and the guard that refuses a broken loss."""
+"""One micro-batch's share of a step's gradient, and the guards that refuse a broken loss or gradient."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from qwen_job.train.batches import Batch, empty_like
 from qwen_job.train.guards import Suspect, diverged_message
 from qwen_job.train.trainer_saving import SavingTrainer
 
+# Steps in a row of which nothing is left to train: then it is not the rows.
+_MOST_BROKEN = 3
+# Steps in a row that fp16 leaves out while it halves its loss scale, which begins at 2 ** 16.
+_MOST_RESCALED = 20
+
 
 class GuardedTrainer(SavingTrainer):
-    """A trainer that judges the step's mean loss before its last backward."""
+    """A trainer that judges the step's mean loss before its last backward, and its gradients after."""
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add one micro-batch's share of the step's gradient: its summed loss over the step's tokens.
@@ -44,20 +50,62 @@ class GuardedTrainer(SavingTrainer):
             return loss
         stand_in = self._summed_loss(model, empty_like(batch, self.parts.pad_id))
         self._skipped += int(anyone.item())
-        self._report_skip(batch, bool(broken.item()))
+        self._spoiled += int(anyone.item())
+        self._report_skip([batch] if broken.item() else [], self.state.global_step + 1, "the loss is not a number")
         return stand_in if broken.item() else loss
 
-    def _report_skip(self, batch: Batch, broken: bool) -> None:
-        suspects = self._gather_suspects([batch] if broken else [])
-        step = self.state.global_step + 1
+    def _report_skip(self, mine: list[Batch], step: int, reason: str) -> None:
+        suspects = self._gather_suspects(mine)
         for suspect in suspects:
             self.parts.log.write(
                 "guard", step, action="skip", rank=suspect.rank, rows=suspect.rows, skipped=self._skipped
             )
             self.parts.log.say(
-                f"step {step}: the loss is not a number on rank {suspect.rank}, rows {suspect.rows} "
+                f"step {step}: {reason} on rank {suspect.rank}, rows {suspect.rows} "
                 f"({suspect.sources}): left out ({self._skipped} so far)"
             )
+
+    def _judge_update(self, grad_norm: Any) -> None:
+        """Refuse, or count, a step whose gradients are not finite: after its update, before anything is saved.
+
+        DeepSpeed leaves such an update out where it looks for it, in silence; fp16 does so to find its loss scale.
+        """
+        applied = bool(self._engine.was_step_applied())
+        if applied and (grad_norm is None or math.isfinite(float(grad_norm))):
+            self._unapplied = 0
+            return
+        self._unapplied += 0 if applied else 1
+        if not applied and self.parts.config.precision == "fp16" and self._unapplied <= _MOST_RESCALED:
+            return
+        batches = [batch for batch, _ in self._losses]
+        step, reason = self.state.global_step, "the gradients are not finite"
+        if not applied and self.parts.config.guards.on_nan == "skip":
+            self._skipped += 1
+            if self._unapplied < _MOST_BROKEN:
+                self._report_skip(batches, step, reason)
+                return
+            reason += f", {_MOST_BROKEN} steps in a row"
+        self._refuse(step, reason, batches)
+
+    def _judge_weights(self) -> None:
+        """Refuse to save weights that are not numbers: a checkpoint must be worth going on from."""
+        if not self._weights_are_finite():
+            batches = [batch for batch, _ in self._losses]
+            self._refuse(self.state.global_step, "the weights are not finite after the update", batches)
+
+    def _weights_are_finite(self) -> bool:
+        parts = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in self._engine.module.parameters()]
+        largest = torch._foreach_norm([part for part in parts if part.numel()], float("inf"))
+        finite = torch.stack([value.float() for value in largest]).isfinite().all().to(torch.int32)
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite.item())
+
+    def _refuse(self, step: int, reason: str, batches: list[Batch]) -> None:
+        """Raise TrainingDiverged, on all ranks alike, once what was being saved is safe."""
+        suspects = self._gather_suspects(batches)
+        self.parts.log.write("guard", step, action="stop", reason=reason, rows=[s.rows for s in suspects])
+        self._settle()
+        raise TrainingDiverged(diverged_message(step, reason, suspects, self._last_saved(), self._sound))
 
     def _judge(self) -> None:
         """Agree on the step's mean loss before the last backward, and refuse a broken one."""
@@ -65,14 +113,18 @@ class GuardedTrainer(SavingTrainer):
         dist.all_reduce(total)
         self._step_loss = total.item() / max(1, self._totals.targets)
         reason = self._guard.judge(self._step_loss)
-        if reason is None:
-            return
         bad = [batch for batch, loss in self._losses if not torch.isfinite(loss)]
-        suspects = self._gather_suspects(bad or [batch for batch, _ in self._losses])
-        step = self.state.global_step + 1
-        self.parts.log.write("guard", step, action="stop", reason=reason, rows=[s.rows for s in suspects])
-        self._settle()
-        raise TrainingDiverged(diverged_message(step, reason, suspects, self._last_saved()))
+        if self._spoiled:
+            nothing_left = self._spoiled == len(self._losses) * self.args.world_size
+            self._broken = self._broken + 1 if nothing_left else 0
+            if self._broken >= _MOST_BROKEN:
+                reason = f"no row had a loss that is a number, {_MOST_BROKEN} steps in a row"
+        else:
+            self._broken = 0
+        if reason is None and not self._broken:
+            self._sound = self.state.global_step + 1
+        if reason is not None:
+            self._refuse(self.state.global_step + 1, reason, bad or [batch for batch, _ in self._losses])
 
     def _gather_suspects(self, batches: list[Batch]) -> list[Suspect]:
         rows = [row for batch in batches for row in batch["rows"]]

@@ -2,6 +2,7 @@
 
 gradients  write the first step's full gradients to $GRADIENTS and stop
 nan        make the loss of prepared row 3 a NaN
+slopes     make the gradients of step $SPOIL, or of all, NaN, and leave the loss as it is
 stop       wish to stop after step $STOP_AT
 background write checkpoints in the background, as on GPUs
 oom        run out of the GPU's memory in the third step
@@ -42,6 +43,29 @@ def spoil_a_row() -> None:
     def spoiled(self: Any, model: Any, batch: Any) -> torch.Tensor:
         loss = summed(self, model, batch)
         return loss * float("nan") if 3 in batch["rows"] else loss
+
+    JobTrainer._summed_loss = spoiled  # type: ignore[method-assign]
+
+
+class _Spoil(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, loss: torch.Tensor) -> torch.Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *slopes: torch.Tensor) -> torch.Tensor:
+        return slopes[0] * float("nan")
+
+
+def spoil_gradients() -> None:
+    """Give a step, or all, gradients that are not numbers."""
+    from qwen_job.train.trainer import JobTrainer
+
+    summed, chosen = JobTrainer._summed_loss, os.environ["SPOIL"]
+
+    def spoiled(self: Any, model: Any, batch: Any) -> torch.Tensor:
+        loss = summed(self, model, batch)
+        return _Spoil.apply(loss) if chosen in ("all", str(self.state.global_step + 1)) else loss
 
     JobTrainer._summed_loss = spoiled  # type: ignore[method-assign]
 
@@ -88,6 +112,7 @@ if __name__ == "__main__":
     {
         "gradients": record_gradients,
         "nan": spoil_a_row,
+        "slopes": spoil_gradients,
         "stop": stop_after,
         "background": save_in_background,
         "oom": run_out_of_memory,
