@@ -125,7 +125,7 @@ def prune(checkpoints: Path, *, keep: int | None, keep_steps: Iterable[int] = ()
     short leaves nothing that looks complete.
     """
     folders = _steps(checkpoints)
-    complete = [folder for folder in folders if (folder / MANIFEST).is_file()]
+    complete = [folder for folder in folders if isinstance(check(folder, hashes=False), Checkpoint)]
     kept = {f"step-{step}" for step in keep_steps}
     kept |= {folder.name for folder in (complete[-keep:] if keep else complete)}
     newest_complete = complete[-1] if complete else None

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from qwen_job.data import open_prepared
 from qwen_job.errors import DataError, NoProgress
 from qwen_job.train.arguments import training_arguments
+from qwen_job.train.changes import changes_since
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
@@ -152,9 +153,13 @@ def choose_checkpoint(config: TrainConfig, stage: int, place: Place, store: Stor
         for line in passed_over:
             log.say(f"checkpoints: {line}")
         if found is None:
+            if any(line["type"] == "save" for line in read_metrics(config.output_dir)):
+                log.say("metrics.jsonl tells of checkpoints, and none is left that can be used: starting at step 1")
             return "null"
         check_stage(found, stage)
         log.say(f"going on from {found.path.name}: the newest checkpoint whose files match its manifest")
+        if changed := changes_since(found.path, config):
+            log.say(f"changed since {found.path.name} was saved, and taken from here on: {'; '.join(changed)}")
         if found.world_size == place.world_size or stage == 0:
             return json.dumps([found.step, str(found.path), False])
         log.say(f"it was saved on {found.world_size} ranks, {place.world_size} are running: converting it")

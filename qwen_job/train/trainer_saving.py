@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from qwen_job.train.manifest import prune
+from qwen_job.train.changes import NAME, settings_text
+from qwen_job.train.manifest import check, prune
 from qwen_job.train.trainer_base import BaseTrainer
-from qwen_job.train.universal import discard_universal
+from qwen_job.train.universal import discard_universal, load_weights
 
 
 class SavingTrainer(BaseTrainer):
@@ -38,14 +40,14 @@ class SavingTrainer(BaseTrainer):
 
     def _collect(self, folder: Path) -> None:
         checkpointer, step = self.parts.checkpointer, self.state.global_step
-        engine: Any = self.model_wrapped
-        engine.save_checkpoint(str(folder), tag=f"global_step{step}", save_latest=False)
+        self._engine.save_checkpoint(str(folder), tag=f"global_step{step}", save_latest=False)
         checkpointer.keep(f"rng_state_{self.args.process_index}.pth", self._random_state())
         if self.args.process_index == 0:
             checkpointer.keep_text("latest", f"global_step{step}")
             scheduler: Any = self.lr_scheduler
             checkpointer.keep("scheduler.pt", scheduler.state_dict())
             checkpointer.keep_text("trainer_state.json", self._state_text())
+            checkpointer.keep_text(NAME, settings_text(self.parts.config))
 
     def _state_text(self) -> str:
         state = dataclasses.asdict(self.state)
@@ -76,9 +78,9 @@ class SavingTrainer(BaseTrainer):
         self.parts.log.total_steps = max_steps
         prepared = super()._prepare_for_training(max_steps, *arguments)  # type: ignore[no-untyped-call]
         self._mend_groups()
-        engine: Any = self.model_wrapped
-        engine.checkpoint_engine = self.parts.checkpointer
-        engine._copy_recovery_script = self.parts.checkpointer.keep_recovery_scripts
+        self._renew_learning_rate()
+        self._engine.checkpoint_engine = self.parts.checkpointer
+        self._engine._copy_recovery_script = self.parts.checkpointer.keep_recovery_scripts
         return prepared
 
     def _mend_groups(self) -> None:
@@ -96,18 +98,38 @@ class SavingTrainer(BaseTrainer):
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
 
+    def _renew_learning_rate(self) -> None:
+        """Let train.yaml's learning rate hold after a checkpoint of another one was loaded."""
+        schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        rate = self.parts.config.training.learning_rate
+        if not hasattr(schedule, "lr_lambdas") or all(base == rate for base in schedule.base_lrs):
+            return
+        schedule.base_lrs = [rate] * len(schedule.base_lrs)
+        now = [rate * curve(schedule.last_epoch) for curve in schedule.lr_lambdas]
+        schedule._last_lr = now
+        for group, value in zip(self._engine.optimizer.param_groups, now, strict=True):
+            group["initial_lr"], group["lr"] = rate, value
+
+    def resume_at(self, step: int) -> None:
+        """Note the step whose checkpoint this run goes on from."""
+        self._saved = step
+
     def settle_best(self) -> None:
         """Finish what is being saved, then bring back the best checkpoint's weights if that was asked for."""
         self._settle()
         best = self.state.best_global_step
         if not self._wants_best() or best in (None, self.state.global_step):
             return
-        folder = self.parts.checkpointer.folder / f"step-{best}"
-        self.parts.log.say(f"taking the weights of {folder.name}, the lowest held-out loss")
-        engine: Any = self.model_wrapped
-        engine.load_checkpoint(
-            str(folder), tag=f"global_step{best}", load_module_only=True, load_optimizer_states=False
-        )
+        verdict = [check(self.parts.checkpointer.folder / f"step-{best}") if self.args.process_index == 0 else ""]
+        dist.broadcast_object_list(verdict, src=0)
+        found = verdict[0]
+        if isinstance(found, str):
+            self.parts.log.say(
+                f"step-{best} had the lowest held-out loss and cannot be used ({found}): kept the last weights"
+            )
+            return
+        self.parts.log.say(f"taking the weights of {found.path.name}, the lowest held-out loss")
+        load_weights(self._engine.module, found)
         self.eval_loss = self.state.best_metric
 
     def _finish_save(self) -> None:

@@ -1,4 +1,6 @@
-"""Resuming on another number of ranks: DeepSpeed's universal checkpoint, made once beside the original."""
+"""Checkpoints on another number of ranks: DeepSpeed's universal one to go on from, made once beside the original, and
+the weights alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.train.manifest import Checkpoint
@@ -54,6 +62,37 @@ def make_universal(found: Checkpoint) -> Path:
     (aside / "latest_universal").write_text(f"{tag}_universal", encoding="utf-8")
     aside.rename(target)
     return target
+
+
+def load_weights(model: Any, found: Checkpoint) -> None:
+    """Put the weights of a checkpoint into ``model``, whatever number of ranks saved it. A collective of all ranks."""
+    import deepspeed  # type: ignore[import-untyped]
+
+    partitioned = found.zero_stage == 3
+    state = _weights(found) if dist.get_rank() == 0 else {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
+            if dist.get_rank() == 0:
+                # Of ZeRO-3 the fp32 masters, put together one at a time; their casts are the weights.
+                parameter.data.copy_(state[name].contiguous())
+        if not partitioned:
+            dist.broadcast(parameter.data, src=0)
+
+
+def _weights(found: Checkpoint) -> Mapping[str, Any]:
+    tag = f"global_step{found.step}"
+    if found.zero_stage == 3:
+        from deepspeed.utils.zero_to_fp32 import (  # type: ignore[import-untyped]
+            get_fp32_state_dict_from_zero_checkpoint,
+        )
+
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            state: Mapping[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(found.path), tag, lazy_mode=True)
+            return state
+    path = found.path / tag / "mp_rank_00_model_states.pt"
+    # Our own file, its hash just checked against the manifest.
+    whole: Mapping[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)["module"]
+    return whole
 
 
 def discard_universal(checkpoints: Path) -> None:

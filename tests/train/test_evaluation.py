@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,43 @@ def test_the_best_weights_are_taken_and_training_stops_early(tmp_path: Path, sta
     kept = {path.name for path in (folder / "checkpoints").glob("step-*")}
     assert kept == {f"step-{best}", f"step-{last}"}
     assert held_out_loss(folder) == pytest.approx(held_out[best], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_best_weights_of_two_ranks_are_taken_by_one(tmp_path: Path, stage: int) -> None:
+    tiny.conversations(tmp_path / "data.json", 24)
+    train_yaml = tiny.write_run(
+        tmp_path / "run",
+        stage,
+        data__eval_split=0.4,
+        training__num_train_epochs=400.0,
+        training__max_steps=30,
+        training__learning_rate=0.05,
+        training__eval_steps=2,
+        training__save_steps=5,
+        training__save_total_limit=1,
+        training__load_best_model_at_end=True,
+    )
+    folder = train_yaml.parent
+    code, output = tiny.run(train_yaml, DOCTOR="stop", STOP_AT="20")
+    assert "saved at step 20" in output, output
+    code, output = tiny.run(train_yaml, processes=1)
+    assert code == 0, output
+    held_out = {line["step"]: line["loss"] for line in tiny.metrics(folder, "eval")}
+    best = min(held_out, key=lambda step: held_out[step])
+    manifest = json.loads((folder / "checkpoints" / f"step-{best}" / "manifest.json").read_text())
+    assert manifest["world_size"] == 2
+    assert "converting it" in output and f"taking the weights of step-{best}" in output
+    assert held_out_loss(folder) == pytest.approx(held_out[best], rel=1e-4)
+    # The best one damaged: the run ends with the last weights, and says so.
+    (folder / "done.json").unlink()
+    shard = next((folder / "checkpoints" / f"step-{best}").rglob("*model_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    code, output = tiny.run(train_yaml, processes=1)
+    assert code == 0 and f"step-{best} had the lowest held-out loss and cannot be used" in output, output
+    assert held_out_loss(folder) == pytest.approx(held_out[30], rel=1e-4)
 
 
 def held_out_loss(folder: Path) -> float:

@@ -1,0 +1,68 @@
+"""What a checkpoint was trained with, and what has changed in train.yaml since."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qwen_job.train.config import TrainConfig
+
+NAME = "settings.json"
+# How the same training is run, not what is trained.
+_OF_THE_MACHINE = frozenset(
+    {
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "per_device_eval_batch_size",
+        "dataloader_num_workers",
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "report_to",
+        "early_stopping_patience",
+        "load_best_model_at_end",
+    }
+)
+_OF_THE_DATA = (
+    "train",
+    "eval",
+    "eval_split",
+    "format",
+    "system_prompt",
+    "max_length",
+    "long_samples",
+    "packing",
+    "mask",
+)
+
+
+def settings_text(config: TrainConfig) -> str:
+    """Return the settings that decide what is learnt, as the text of a checkpoint's settings.json."""
+    values: dict[str, Any] = {"model.name": config.model.get("name"), "seed": config.seed}
+    values |= {"precision": config.precision, "global_batch_size": config.global_batch_size}
+    values |= {f"data.{name}": config.data.get(name) for name in _OF_THE_DATA}
+    training = config.training.model_dump(mode="json")
+    values |= {f"training.{name}": value for name, value in training.items() if name not in _OF_THE_MACHINE}
+    return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def changes_since(checkpoint: Path, config: TrainConfig) -> list[str]:
+    """Say in words what differs from the settings that ``checkpoint`` was saved with: field, then, now."""
+    try:
+        before = json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # saved by an earlier version
+    now = json.loads(settings_text(config))
+    fields = sorted(set(before) | set(now))
+    return [
+        f"{field} {_short(before.get(field))} -> {_short(now.get(field))}"
+        for field in fields
+        if before.get(field) != now.get(field)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
