@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, MAX_LENGTH, MAX_WEIGHT, DataFile, DataSpec
+from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
+from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT
 from qwen_job.models.chatml import SYSTEM_PROMPT
 
 if TYPE_CHECKING:

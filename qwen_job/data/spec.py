@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qwen_job.errors import DataError
+from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 from qwen_job.models.chatml import SYSTEM_PROMPT
 
 FORMATS = ("auto", "reference", "sharegpt", "messages", "alpaca", "query_response")
 LONG_SAMPLES = ("truncate", "drop", "split")
 MASKS = ("assistant", "reference")
-MAX_LENGTH = 512  # tokens of a row where nothing else is written
-MIN_LENGTH = 32  # ChatML's frame takes most of it
-MAX_WEIGHT = 1000.0
 
 
 @dataclass(frozen=True)

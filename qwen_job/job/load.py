@@ -71,7 +71,7 @@ def load_job(
 def build(document: Document, problems: Iterable[Problem] = ()) -> Job:
     """Make the job of a document whose variables are replaced. Errors: :class:`JobError`, ``problems`` among them."""
     job, more = _validate(document)
-    found = [*problems, *more, *_check_training_arguments(document)]
+    found = [*problems, *more, *_check_training_arguments(document), *_check_held_out(document)]
     if found or job is None:
         raise JobError(_ordered(found))
     job = _resolve_paths(job, document)
@@ -286,6 +286,16 @@ def _check_training_arguments(document: Document) -> list[Problem]:
         for name in extra
         if (message := _training_argument_fault(name, written[name], facts))
     ]
+
+
+def _check_held_out(document: Document) -> list[Problem]:
+    """What is decided by a held-out loss needs rows that are held out; in silence it would decide nothing."""
+    data, train = (document.value.get(section) for section in ("data", "train"))
+    if not isinstance(train, dict) or (isinstance(data, dict) and (data.get("eval") or data.get("eval_split"))):
+        return []
+    needs = "needs held-out rows: write data.eval or data.eval_split, such as 0.02"
+    names = ("early_stopping_patience", "load_best_model_at_end")
+    return [_problem(document, ("train", name), needs) for name in names if train.get(name)]
 
 
 def _training_argument_fault(name: str, value: Any, facts: dict[str, dict[str, str]]) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from qwen_job.data.spec import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 from qwen_job.errors import Problem
 from qwen_job.job.document import Document, Path, Position, dotted
 from qwen_job.job.hostfile import Hostfile
@@ -27,6 +26,7 @@ from qwen_job.job.types import (
     Text,
     section,
 )
+from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 from qwen_job.models.chatml import SYSTEM_PROMPT
 
 if TYPE_CHECKING:

@@ -24,6 +24,9 @@ _DECIDED = {
     "seed": "seed",
     "resume_from_checkpoint": "nothing: a run resumes by itself",
     "use_liger_kernel": "fused_loss: liger",
+    "label_smoothing_factor": "the loss, which is the mean over the trained tokens",
+    "optim": "the optimizer, which is AdamW",
+    "optim_args": "the optimizer, which is AdamW",
 }
 
 
@@ -41,6 +44,7 @@ def training_arguments(
     training = config.training
     extra, notes = _translate(training.extra())
     evaluates = training.eval_steps is not None and _has_eval(config)
+    _refuse_without_evaluation(config, evaluates)
     values: dict[str, Any] = {
         "output_dir": str(config.output_dir),
         "seed": config.seed,
@@ -73,6 +77,18 @@ def training_arguments(
         return TrainingArguments(**values), notes
     except (ValueError, TypeError) as error:
         raise JobError([Problem("train.yaml", 0, 0, "training", " ".join(str(error).split()))]) from None
+
+
+def _refuse_without_evaluation(config: TrainConfig, evaluates: bool) -> None:
+    training = config.training
+    wanted = {
+        "early_stopping_patience": training.early_stopping_patience,
+        "load_best_model_at_end": training.load_best_model_at_end,
+    }
+    needs = "needs held-out rows and eval_steps: write data.eval or data.eval_split, and training.eval_steps"
+    problems = [Problem("train.yaml", 0, 0, f"training.{name}", needs) for name, value in wanted.items() if value]
+    if problems and not evaluates:
+        raise JobError(problems)
 
 
 def _ours(training: Any) -> set[str]:

@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from qwen_job.data import DataFile, DataSpec
-from qwen_job.data.spec import MAX_WEIGHT, MIN_LENGTH
 from qwen_job.errors import DataError
 from qwen_job.job.model import DataFile as JobFile
 from qwen_job.job.model import Train
+from qwen_job.limits import MAX_WEIGHT, MIN_LENGTH
 
 
 def test_reads_the_whole_section_and_writes_it_back() -> None:

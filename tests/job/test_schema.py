@@ -18,7 +18,7 @@ from tests.jobs import FIVE_LINES, problems
 VALIDATOR = Draft202012Validator(job_schema())
 JOBS = sorted(resource("configs", "jobs").glob("*.yaml"))
 SHORT_AND_LONG = """
-train: {report_to: none, optim: adamw_torch, num_train_epochs: 3, learning_rate: 1, bf16: true}
+train: {report_to: none, run_name: first, num_train_epochs: 3, learning_rate: 1, bf16: true}
 env: {A: 4, B: true, C: text, D: 1.5}
 slurm: {time: 2h, memory: 0, sbatch: {nice: 10, contiguous: true, comment: , x: y}, srun: {mpi: none}}
 hostfile: {hosts: gpu01}

@@ -9,6 +9,7 @@ import pytest
 
 from qwen_job.errors import JobError
 from qwen_job.job.model import Reporter, Scheduler
+from qwen_job.train.changes import changes_since, settings_text
 from qwen_job.train.config import load_config, parse_config, save_config
 from qwen_job.train.deepspeed_config import offloads_optimizer, resolve, zero_stage
 from tests.train import tiny
@@ -102,3 +103,31 @@ def test_the_job_knows_the_names_that_the_trainer_knows() -> None:
 
     assert set(get_args(Scheduler)) == {item.value for item in SchedulerType}
     assert set(get_args(Reporter)) == {*INTEGRATION_TO_CALLBACK, "all", "none"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"training__label_smoothing_factor": 0.1}, "label_smoothing_factor: is decided by the loss"),
+        ({"training__optim": "adafactor"}, "optim: is decided by the optimizer, which is AdamW"),
+        ({"training__early_stopping_patience": 2}, "early_stopping_patience: needs held-out rows"),
+        ({"training__load_best_model_at_end": True, "training__eval_steps": 5}, "needs held-out rows"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    from qwen_job.train.arguments import training_arguments
+
+    values, deepspeed = tiny.settings(tmp_path, **change)
+    with pytest.raises(JobError, match=words):
+        training_arguments(parse_config(values, "train.yaml"), deepspeed, first=True)
+
+
+def test_changes_since_a_checkpoint_are_told_by_field(tmp_path: Path) -> None:
+    values, _ = tiny.settings(tmp_path)
+    before = parse_config(values, "train.yaml")
+    (tmp_path / "settings.json").write_text(settings_text(before))
+    assert changes_since(tmp_path, before) == []
+    values, _ = tiny.settings(tmp_path, seed=8, training__save_steps=9, training__learning_rate=0.1, world_size=4)
+    told = changes_since(tmp_path, parse_config(values, "train.yaml"))
+    assert told == ["global_batch_size 4 -> 8", "seed 7 -> 8", "training.learning_rate 0.005 -> 0.1"]
+    assert changes_since(tmp_path / "nothing", before) == []
