@@ -16,13 +16,22 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_job.errors import EnvironmentFault, OutOfMemory, QwenJobError, Retryable, StoppedAndSaved, UsageError
+from qwen_job.errors import (
+    EnvironmentFault,
+    JobError,
+    OutOfMemory,
+    QwenJobError,
+    Retryable,
+    StoppedAndSaved,
+    UsageError,
+)
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig, keep_settings, load_config, save_config
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
 from qwen_job.train.runlog import RunLog, duration, read_metrics
 from qwen_job.train.signals import StopWish
+from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -35,7 +44,10 @@ def main(arguments: list[str]) -> int:
     try:
         place = place_from_environment()
         config, deepspeed, notes = read_settings(arguments, place)
-    except QwenJobError as error:
+    except (QwenJobError, OSError) as failure:
+        error = failure if isinstance(failure, QwenJobError) else _storage(failure)
+        if error is None:
+            raise
         if place is not None and place.local_rank:
             # A node's first rank reads the same files, and when it fails the launcher ends this one meanwhile.
             time.sleep(_MANNERS_SECONDS)
@@ -86,6 +98,7 @@ def train(
         deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
     seconds, folder = config.guards.hang_seconds, config.output_dir / "logs"
     watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
+    watchdog.loading()
     trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log)
     log.write(
         "start",
@@ -98,6 +111,8 @@ def train(
     # The collector's pauses grow with the number of live objects; these stay for good.
     gc.collect()
     gc.freeze()
+    if resumed is not None:
+        trainer.resume_at(resumed.step)
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
     finish(config, trainer, model_folder, log, started)
 
@@ -108,6 +123,7 @@ def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, s
     from qwen_job.train.export import export, write_done
 
     log.heartbeat("saving", trainer.state.global_step)
+    trainer.parts.watchdog.rest()
     trainer.settle_best()
     export(trainer, model_folder, config.output_dir / "model")
     step, seconds = trainer.state.global_step, time.time() - started
@@ -146,6 +162,7 @@ def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, Deep
     else:
         config, given, notes = config_from_flags(arguments, _hardware(), place.world_size)
         source = "--deepspeed"
+    check_trackers(config)
     deepspeed, changes = resolve(config, given, source)
     if source == "--deepspeed" and place.is_first and not (config.output_dir / "done.json").exists():
         save_config(config, deepspeed, config.output_dir)
@@ -210,7 +227,8 @@ def _end(
     # A data worker that ends from here on must not raise into this.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     known: QwenJobError | None = error if isinstance(error, QwenJobError) else None
-    known = known or _out_of_memory(error, config, deepspeed) or _storage(error) or _lost_peer(error)
+    known = known or _out_of_memory(error, config, deepspeed) or _storage(error) or _other_model(error, config)
+    known = known or _lost_peer(error)
     if log is not None:
         log.close()
     stopped = isinstance(known, StoppedAndSaved)
@@ -238,6 +256,7 @@ def _end(
     return code
 
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _PASSING = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
 
 
@@ -248,6 +267,8 @@ def _storage(error: Exception) -> QwenJobError | None:
     where = f"{error.filename2 or error.filename or 'the output folder'}: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return EnvironmentFault(f"{where}: make room, then run the job again; it goes on from the last save")
+    if error.errno in _FORBIDDEN:
+        return EnvironmentFault(f"{where}: correct it, or give the job another output, then run the job again")
     if error.errno in _PASSING:
         return Retryable(f"{where}; running the same job again goes on from the last save")
     return None
@@ -260,6 +281,16 @@ def _out_of_memory(error: Exception, config: TrainConfig, deepspeed: DeepSpeedCo
     from qwen_job.train.guards import oom_message, peak_memory
 
     return OutOfMemory(oom_message(config, text[:160], peak_memory(), zero_stage(deepspeed)))
+
+
+def _other_model(error: Exception, config: TrainConfig) -> JobError | None:
+    """Tell a checkpoint of another model from what goes wrong inside torch."""
+    if "size mismatch" not in str(error) and "loading state_dict" not in str(error):
+        return None
+    return JobError(
+        f"output: {config.output_dir} holds checkpoints of another model than {config.model.get('name')}: write "
+        f"another output, or the model that it was begun with ({' '.join(str(error).split())[:160]})"
+    )
 
 
 def _lost_peer(error: Exception) -> Retryable | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from qwen_job.data.chatml import ChatTokenizer
 from qwen_job.errors import ModelError
@@ -110,7 +111,7 @@ def load_answerer(folder: Path) -> Answerer:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     return Answerer(model.to(device).eval(), ChatTokenizer.load(folder), stop_ids(folder))
 

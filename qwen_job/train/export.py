@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
 from qwen_job.files import sync_file, sync_folder, write_atomically
@@ -93,7 +96,14 @@ def _write(model: Any, state: Any, source: Path, folder: Path) -> None:
     if model.generation_config is not None and stops:
         model.generation_config.eos_token_id = stops
         model.generation_config.pad_token_id = ids.get(END_OF_TEXT, stops[0])
-    model.save_pretrained(folder, state_dict=state)
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    except SafetensorError as error:
+        # Its errors of the disk are text alone: code: 28, kind: StorageFull
+        code = re.search(r"code: (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
     _name_the_old_way(folder / "config.json")
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():

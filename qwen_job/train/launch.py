@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = error.exit_code
     if run:
         tries.end(run, code, signalled=relay.used)
+    relay.retire()
     return code
 
 
@@ -97,6 +98,11 @@ class _Relay:
         if self._early and self._pids():
             self._early = False
             self._send(WISH)
+
+    def retire(self) -> None:
+        """Ignore what comes now: Python drops handlers as it ends, and a late signal would replace the exit code."""
+        for number in (WISH, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self.used = True
@@ -224,8 +230,14 @@ def _quiet_agent() -> None:
 
 
 def _name_killed(failures: Sequence[Any]) -> None:
-    """Say which workers ended by a signal, which they could not say themselves; not those that the agent ended."""
+    """Say which workers ended by a signal, which they could not say themselves; not those that the agent ended.
+
+    It ends those that are left when one has failed, at last by SIGKILL.
+    """
+    reasoned = any(failure.exitcode > 0 and failure.exitcode != Retryable.exit_code for failure in failures)
     for failure in failures:
+        if reasoned and failure.exitcode == -signal.SIGKILL:
+            continue
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             number = -failure.exitcode
             name = signal.Signals(number).name if number in iter(signal.Signals) else f"signal {number}"

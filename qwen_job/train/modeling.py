@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
 from qwen_job.train.attention import implementation
@@ -36,7 +37,7 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     model, report = loaded
     missing = sorted(report["missing_keys"])

@@ -1,8 +1,9 @@
 """A thread that ends a run in which nothing moves, and says which ranks it was.
 
 Each rank's thread publishes in the store where its training stands. When the own training has not moved for
-``seconds``, the thread writes all stacks, compares the ranks, and ends the process with the code of ``Hang``.
-A rank that is dead or frozen publishes nothing new, which names it too.
+``seconds`` (while the model is loaded: four times that, a minute at least), the thread writes all stacks, compares
+the ranks, and ends the process with the code of ``Hang``. A rank that is dead or frozen publishes nothing new, which
+names it too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from qwen_job.errors import Hang
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+LOADING = "loading"
+
 
 class Standing(NamedTuple):
     """Where a rank was last seen; ``seen`` is unix time."""
@@ -34,7 +37,7 @@ class Standing(NamedTuple):
 
 
 class Watchdog:
-    """Watches this rank; call :meth:`moved` whenever training has got on."""
+    """Watches this rank; call :meth:`moved` whenever training has got on, :meth:`rest` when it is over."""
 
     def __init__(self, store: Store | None, rank: int, world_size: int, seconds: float, folder: Path) -> None:
         self._store = store
@@ -44,6 +47,7 @@ class Watchdog:
         self._folder = folder
         self._step, self._phase = 0, "starting"
         self._last = time.monotonic()
+        self._resting = False
         self._thread: threading.Thread | None = None
 
     def moved(self, step: int, phase: str) -> None:
@@ -53,13 +57,22 @@ class Watchdog:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
+    def loading(self) -> None:
+        """Start the watch before the first step, with the patience that loading a model takes."""
+        self.moved(0, LOADING)
+
+    def rest(self) -> None:
+        """End the watch: what follows training takes as long as one rank needs for the whole model."""
+        self._resting = True
+
     def _watch(self) -> None:
         pause = min(5.0, self._seconds / 10)
-        while True:
+        while not self._resting:
             self._publish()
             time.sleep(pause)
-            if time.monotonic() - self._last > self._seconds:
-                self._end(pause)
+            limit = max(4 * self._seconds, 60.0) if self._phase == LOADING else self._seconds
+            if time.monotonic() - self._last > limit and not self._resting:
+                self._end(pause, limit)
 
     def _publish(self) -> None:
         if self._store is None:
@@ -70,7 +83,7 @@ class Watchdog:
         except RuntimeError:
             self._store = None  # rank 0's store is gone: nobody left to compare with
 
-    def _end(self, pause: float) -> None:
+    def _end(self, pause: float, limit: float) -> None:
         path = self._folder / f"stacks-rank-{self._rank}.txt"
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         try:
@@ -79,7 +92,7 @@ class Watchdog:
                 faulthandler.dump_traceback(out, all_threads=True)
         except OSError as error:
             print(f"qwen-job: {path} could not be written: {error}", file=sys.stderr)
-        text = hang_message(self._rank, self._seconds, self._standings(), self._world_size, 2 * pause + 1)
+        text = hang_message(self._rank, limit, self._standings(), self._world_size, 2 * pause + 1)
         print(f"qwen-job: {text}; stacks in {path}", file=sys.stderr, flush=True)
         os._exit(Hang.exit_code)
 

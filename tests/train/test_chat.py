@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,13 @@ def test_what_cannot_be_talked_to_says_why(tmp_path: Path, files: dict[str, str]
         find_model(tmp_path)
     with pytest.raises(ModelError, match="does not exist"):
         find_model(tmp_path / "nothing")
+
+
+def test_weights_cut_short_are_a_models_fault(taught: Path, tmp_path: Path) -> None:
+    from qwen_job.train.answer import load_answerer
+
+    shutil.copytree(taught / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="model: cannot be loaded"):
+        load_answerer(tmp_path / "model")

@@ -162,6 +162,41 @@ def test_an_exploding_loss_stops_with_step_rank_and_rows(home: Path) -> None:
     assert not (train_yaml.parent / "checkpoints").exists()
 
 
+def test_weights_that_an_update_broke_are_not_called_good_nor_saved_again(home: Path) -> None:
+    changes = {"training__learning_rate": 1e30, "training__max_grad_norm": 0.0, "training__warmup_ratio": 0.0}
+    train_yaml = tiny.write_run(home / "broken", training__save_steps=1, guards__on_nan="skip", **changes)
+    code, output = tiny.run(train_yaml)
+    assert code == 7 and "no row had a loss that is a number, 3 steps in a row" in output, output
+    assert "no step has shown that checkpoint step-1 is good" in output
+    assert [path.name for path in (train_yaml.parent / "checkpoints").glob("step-*")] == ["step-1"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(home: Path) -> None:
+    train_yaml = tiny.write_run(home / "numbers", 0, training__save_steps=6)
+    code, output = tiny.run(train_yaml, DOCTOR="slopes", SPOIL="6")
+    assert code == 1 and "step 6: the weights are not finite after the update" in output, output
+    assert not (train_yaml.parent / "checkpoints").exists()
+
+
+def test_a_changed_learning_rate_holds_after_resuming_and_is_told(home: Path) -> None:
+    train_yaml = tiny.write_run(home / "rate", training__warmup_ratio=0.0)
+    code, output = tiny.run(train_yaml, DOCTOR="stop", STOP_AT="4")
+    assert "saved at step 4" in output, output
+    tiny.write_run(home / "rate", training__warmup_ratio=0.0, training__learning_rate=1e-6)
+    code, output = tiny.run(train_yaml)
+    assert code == 0, output
+    assert "changed since step-4 was saved, and taken from here on: training.learning_rate 0.005 -> 1e-06" in output
+    rates = {line["step"]: line["learning_rate"] for line in tiny.metrics(train_yaml.parent, "step")}
+    assert rates[4] > 1e-3 and 0 < rates[5] < rates[4] and max(rates[step] for step in range(5, 13)) <= 1e-6
+
+
+def test_an_output_that_cannot_be_written_is_said_in_one_line(home: Path) -> None:
+    (home / "a-file").write_text("")
+    train_yaml = tiny.write_run(home / "nowhere", output_dir=str(home / "a-file" / "run"))
+    code, output = tiny.run(train_yaml)
+    assert code == 5 and "a-file/run: Not a directory: correct it" in output and "Traceback" not in output, output
+
+
 def test_running_out_of_memory_puts_plan_and_measurement_side_by_side_and_names_three_settings(home: Path) -> None:
     changes = {"training__per_device_train_batch_size": 2, "plan__memory_bytes_per_gpu": 30 * 2**30}
     train_yaml = tiny.write_run(home / "oom", **changes)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from qwen_job.errors import OutOfMemory, Retryable
+from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable
 from qwen_job.train import __main__ as main
 from qwen_job.train.config import parse_config
 from qwen_job.train.guards import LossGuard, Suspect, diverged_message, oom_message
-from qwen_job.train.launch import exit_code
+from qwen_job.train.launch import _name_killed, exit_code
 from qwen_job.train.signals import StopWish
+from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Standing, hang_message
 from tests.train import tiny
 
@@ -34,8 +40,9 @@ def test_a_jump_is_refused_once_the_usual_loss_is_known() -> None:
 
 
 def test_divergence_names_step_rank_rows_and_the_last_good_checkpoint() -> None:
-    text = diverged_message(7, "the loss is nan", [Suspect(1, [4], ["data.json:9"])], 5)
-    assert "step 7" in text and "rank 1, rows 4 (data.json:9)" in text and "step-5" in text
+    text = diverged_message(7, "the loss is nan", [Suspect(1, [4], ["data.json:9"])], 5, 6)
+    assert "step 7" in text and "rank 1, rows 4 (data.json:9)" in text and "step-5 is the last good one" in text
+    assert "no step has shown that checkpoint step-6 is good" in diverged_message(7, "the loss is nan", [], 6, 6)
 
 
 def test_out_of_memory_puts_plan_and_measurement_side_by_side_with_three_ways_out() -> None:
@@ -96,3 +103,78 @@ def test_a_wish_is_heard_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time()) - 100))
     assert not StopWish(200, 50).heard(step_seconds=10)
     assert StopWish(200, 95).heard(step_seconds=10)
+
+
+def test_storage_that_forbids_is_a_persons_to_correct() -> None:
+    for code in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        known = main._storage(OSError(code, os.strerror(code), "/runs/x"))
+        assert isinstance(known, EnvironmentFault) and "/runs/x" in str(known) and "another output" in str(known)
+    assert isinstance(main._storage(OSError(errno.EROFS, "Read-only file system", "/runs/x")), Retryable)
+    assert main._storage(ConnectionResetError("peer")) is None
+
+
+def test_a_checkpoint_of_another_model_names_the_output() -> None:
+    values, _ = tiny.settings(Path("/runs/x"))
+    config = parse_config(values, "train.yaml")
+    known = main._other_model(RuntimeError("size mismatch for model.embed_tokens.weight: copying a param"), config)
+    assert isinstance(known, JobError) and "output: /runs/x holds checkpoints of another model" in str(known)
+    assert main._other_model(RuntimeError("CUDA error"), config) is None
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_prepared() -> None:
+    values, _ = tiny.settings(Path("/runs/x"), training__report_to=["tensorboard", "swanlab"])
+    with pytest.raises(
+        JobError, match=r"training\.report_to.*swanlab is not installed here: add 'pip install swanlab'"
+    ):
+        check_trackers(parse_config(values, "train.yaml"))
+
+
+def test_only_who_was_not_ended_by_the_launcher_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    failed, ended = (SimpleNamespace(exitcode=code, local_rank=0, pid=1) for code in (7, -signal.SIGKILL))
+    _name_killed([failed, ended])
+    assert "SIGKILL" not in capsys.readouterr().err
+    _name_killed([ended])
+    assert "was ended by SIGKILL, often by the kernel" in capsys.readouterr().err
+
+
+AT_THE_END = """
+import os, signal, sys
+from qwen_job.train.launch import _Relay
+relay = _Relay(1)
+relay.retire()
+for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
+    os.kill(os.getpid(), number)
+sys.exit(9)
+"""
+
+WATCH = """
+import sys, time
+from pathlib import Path
+from qwen_job.train.trackers import check_trackers
+from qwen_job.train.watchdog import Watchdog
+dog = Watchdog(None, 0, 1, 0.3, Path(sys.argv[1]))
+dog.moved(1, "computing")
+if sys.argv[2] == "rest":
+    dog.rest()
+if sys.argv[2] == "loading":
+    dog.loading()
+time.sleep(1.5)
+sys.exit(9)
+"""
+
+
+def test_a_late_signal_does_not_replace_the_exit_code() -> None:
+    assert subprocess.run([sys.executable, "-c", AT_THE_END], check=False).returncode == 9
+
+
+@pytest.mark.parametrize(("way", "code"), [("computing", 161), ("rest", 9), ("loading", 9)])
+def test_the_watch_ends_with_training_and_is_patient_while_a_model_loads(tmp_path: Path, way: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", WATCH, str(tmp_path), way], capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+
+
+def test_a_small_rise_is_no_explosion_where_little_is_left_to_learn() -> None:
+    guard = LossGuard(10.0)
+    for _ in range(30):
+        assert guard.judge(0.01) is None
+    assert guard.judge(0.9) is None and "jumped" in (guard.judge(2.0) or "")
