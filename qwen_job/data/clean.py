@@ -52,7 +52,10 @@ def clean(
     """
     drop = (set(DROPPED_BY_DEFAULT) if drop is None else drop) | {rule for rule in RULES if RULES[rule][0]}
     listed = target.with_name(target.name + ".dropped.jsonl")
-    _refuse_overwriting(source, target, listed, force)
+    try:
+        _refuse_overwriting(source, target, listed, force)
+    except OSError as error:
+        raise EnvironmentFault(f"{target}: cannot be written: {error.strerror}; name another folder") from error
     result = Cleaned(dropped_list=listed)
     with _written_aside(target) as rows_out, _written_aside(listed) as list_out:
         write_row = _array_writer(rows_out) if _is_array(target) else _line_writer(rows_out)

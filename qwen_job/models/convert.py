@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qwen_job.errors import ModelError, UsageError
 
-from .files import new_folder, read_json, write_json
+from .files import exists, new_folder, read_json, write_json
 from .folder import check_folder, is_qwen1, read_config
 from .legacy import pickled_shards, unpickle
 from .lock import Progress, exclusive
@@ -173,7 +173,7 @@ def _write_tokenizer_settings(folder: Path, length: int) -> None:
 
 @contextmanager
 def _new(target: Path, progress: Progress | None) -> Iterator[Path]:
-    if target.exists():
+    if exists(target):
         raise UsageError(f"{target}: exists; name a new folder (nothing is overwritten)")
     with exclusive(target.with_name(f".{target.name}.lock"), progress, remove=True), new_folder(target) as aside:
         yield aside

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .files import new_folder
+from .files import exists, new_folder
 from .folder import check_folder, needs_conversion
 from .lock import Progress, exclusive
 from .spec import ModelSpec, cache_folder
@@ -43,7 +43,7 @@ def ensure_model(
 def _find(name: str, output_dir: Path) -> Path:
     path = Path(name).expanduser()
     beside = output_dir.parent / path
-    return (beside if not path.exists() and beside.exists() else path).absolute()
+    return (beside if not exists(path) and exists(beside) else path).absolute()
 
 
 def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progress | None) -> Path:

@@ -37,6 +37,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def exists(path: Path) -> bool:
+    """Tell whether ``path`` exists as far as can be seen; whoever uses it says what is wrong with its folder."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def git_sha1_of(path: Path) -> str:
     """Return the name that git gives a file's content as a blob."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)

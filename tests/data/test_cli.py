@@ -114,6 +114,9 @@ def test_what_cannot_be_looked_up_is_no_internal_error(run: Run, tiny: Path, tmp
     for arguments in (("check", path), ("prepare", path, "--tokenizer", tiny, "--output", tmp_path)):
         code, _, err = run(*arguments)
         assert code == 5 and f"{path}: cannot be read: File name too long" in err
+    target = path / "out.json"
+    code, _, err = run("clean", DEMO, target)
+    assert code == 5 and f"{target}: cannot be written: File name too long" in err
 
 
 def test_prepare(run: Run, tiny: Path, tmp_path: Path) -> None:

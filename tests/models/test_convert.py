@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.errors import ModelError, UsageError
+from qwen_job.errors import EnvironmentFault, ModelError, UsageError
 from qwen_job.models.convert import convert_folder, export_qwen1
 from qwen_job.models.folder import check_folder
 from qwen_job.models.qwen1 import qwen1_config, qwen2_config
@@ -54,6 +54,8 @@ def test_export_without_the_original_makes_an_equal_config(converted: Path, tmp_
 def test_nothing_is_overwritten(qwen1: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         convert_folder(qwen1, tmp_path)
+    with pytest.raises(EnvironmentFault, match="cannot be opened to lock: File name too long"):
+        convert_folder(qwen1, tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize(
