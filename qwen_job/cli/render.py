@@ -51,6 +51,10 @@ def render(
     from qwen_job.render import render_each
 
     plan = load_plan(job, files, sets)
+    if target == "hostfile":
+        from qwen_job.launch.hosts import with_hosts
+
+        plan = with_hosts(plan)
     if output is None and not (diff or separate):
         bundle = render_one(plan, target, template_dirs)
         show_words(plan.warnings)

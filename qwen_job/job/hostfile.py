@@ -7,9 +7,18 @@ from pydantic import AfterValidator, Field, field_validator
 from qwen_job.job.hosts import expand_hosts
 from qwen_job.job.types import Strict, Text
 
+# Stands for the nodes of the allocation that the job is rendered in; with :JOBID, for those of a job that runs.
+ALLOCATION = "slurm"
+
+
+def is_elsewhere(entry: str) -> bool:
+    """Tell whether an entry names no hosts itself, but a file or an allocation that does."""
+    return entry == ALLOCATION or entry.startswith(f"{ALLOCATION}:") or "/" in entry
+
 
 def _expandable(pattern: str) -> str:
-    expand_hosts([pattern])
+    if not is_elsewhere(pattern):
+        expand_hosts([pattern])
     return pattern
 
 
@@ -17,7 +26,9 @@ class Hostfile(Strict):
     """Machines by name or range; the number of hosts must be cluster.nodes."""
 
     hosts: list[Annotated[Text, AfterValidator(_expandable)]] = Field(
-        [], description="Names and ranges: gpu01, gpu[001-128], 10.0.0.7"
+        [],
+        description="Names and ranges: gpu01, gpu[001-128], 10.0.0.7; a file of them: ./hosts.txt; slurm: the nodes of "
+        "the allocation around us; slurm:JOBID: those of a job that runs",
     )
     launcher: Literal["torchrun", "deepspeed", "pdsh"] = Field(
         "torchrun",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_job.errors import JobError
+from qwen_job.job.hostfile import is_elsewhere
 from qwen_job.job.hosts import expand_hosts
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
@@ -47,14 +50,27 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
 
 
 def _hosts(plan: Plan) -> list[str]:
-    hosts = expand_hosts(plan.job.hostfile.hosts)
+    written = plan.job.hostfile.hosts
+    for index, entry in enumerate(written):
+        if is_elsewhere(entry):
+            message = f"{entry!r} names no host itself: 'qwen-job render' reads it, or write the names"
+            raise JobError([plan.job.problem(("hostfile", "hosts", index), message)])
+    hosts = expand_hosts(written)
     if not hosts:
         message = "is empty: write the machines' names, e.g. hosts: gpu[01-04]"
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
     if len(hosts) != plan.nodes:
-        message = f"names {len(hosts)} hosts, but cluster.nodes is {plan.nodes}; make them equal"
+        twice = _repeated(written)
+        once = f" ({', '.join(twice[:3])} more than once, which counts once)" if twice else ""
+        message = f"names {len(hosts)} hosts{once}, but cluster.nodes is {plan.nodes}; make them equal"
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
     return hosts
+
+
+def _repeated(written: Sequence[str]) -> list[str]:
+    parts = (part for entry in written for part in re.split(r",(?![^\[]*\])", entry))
+    counts = Counter(host for part in parts for host in expand_hosts([part]))
+    return [host for host, count in counts.items() if count > 1]
 
 
 def _deepspeed_env(plan: Plan) -> str:

@@ -24,6 +24,8 @@ def test_hosts_ranges_and_slots(tmp_path: Path) -> None:
     [
         ({}, "hostfile.hosts: is empty: write the machines' names"),
         ({"hostfile": {"hosts": "a,b"}}, "hostfile.hosts: names 2 hosts, but cluster.nodes is 1; make them equal"),
+        ({"hostfile": {"hosts": ["gpu1", "gpu1"]}, "cluster": {"nodes": 2}}, "names 1 hosts (gpu1 more than once"),
+        ({"hostfile": {"hosts": ["slurm:7"]}}, "hostfile.hosts[0]: 'slurm:7' names no host itself"),
         (
             {"hostfile": {"hosts": "a"}, "env": {"A": "$x", "B": "ok", "C": "`"}},
             "env.C: holds '`', which .deepspeed_env",
