@@ -128,6 +128,29 @@ def calibrate(
     return Calibration(constants, speed, fits, gpu.is_cpu)
 
 
+def layout_of(train: Mapping[str, Any], zero: Mapping[str, Any], gpus_per_node: int | None = None) -> Layout:
+    """Return how a run of these settings (train.yaml, deepspeed.json's zero_optimization) lies on its GPUs.
+
+    Errors: UnknownName or ModelError where the model's shape is not known.
+    """
+    training = train["training"]
+    return Layout(
+        load_model_shape(train["model"]["name"]),
+        world_size=train["world_size"],
+        gpus_per_node=gpus_per_node or train["world_size"],
+        zero_stage=zero.get("stage", 0),
+        offload_optimizer=(zero.get("offload_optimizer") or {}).get("device", "none") != "none",
+        precision=train["precision"],
+        micro_batch_size=training["per_device_train_batch_size"],
+        gradient_accumulation_steps=training["gradient_accumulation_steps"],
+        sequence_length=int(train["data"]["max_length"]),
+        gradient_checkpointing=train["gradient_checkpointing"],
+        attention=train["attention"],
+        fused_loss=train["fused_loss"],
+        fused_norms=train["device"] == "cuda",
+    )
+
+
 def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float | None = None) -> Run:
     """Read one run. Errors: EnvironmentFault naming the file and what is wrong with it."""
     train = _mapping(folder / "train.yaml", yaml.safe_load)
@@ -142,21 +165,7 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
     rows = micro * accumulation * train["world_size"]
     tokens = statistics.median(float(step["tokens"]) for step in steps)
     measured = [float(step["memory_bytes"]) for step in steps if step.get("memory_bytes")]
-    layout = Layout(
-        load_model_shape(train["model"]["name"]),
-        world_size=train["world_size"],
-        gpus_per_node=gpus_per_node or train["world_size"],
-        zero_stage=zero["stage"],
-        offload_optimizer=(zero.get("offload_optimizer") or {}).get("device", "none") != "none",
-        precision=train["precision"],
-        micro_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        sequence_length=length,
-        gradient_checkpointing=train["gradient_checkpointing"],
-        attention=train["attention"],
-        fused_loss=train["fused_loss"],
-        fused_norms=train["device"] == "cuda",
-    )
+    layout = layout_of(train, zero, gpus_per_node)
     return Run(
         folder=str(folder),
         layout=layout,

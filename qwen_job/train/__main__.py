@@ -278,9 +278,10 @@ def _out_of_memory(error: Exception, config: TrainConfig, deepspeed: DeepSpeedCo
     text = " ".join(str(error).split())
     if not isinstance(error, MemoryError) and "out of memory" not in text.lower():
         return None
-    from qwen_job.train.guards import oom_message, peak_memory
+    from qwen_job.train.guards import gpu_memory, oom_message
 
-    return OutOfMemory(oom_message(config, text[:160], peak_memory(), zero_stage(deepspeed)))
+    peak, capacity = gpu_memory()
+    return OutOfMemory(oom_message(config, deepspeed, text[:160], peak, capacity))
 
 
 def _other_model(error: Exception, config: TrainConfig) -> JobError | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from qwen_job.train.config import TrainConfig
+from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 
 # A spike is judged against the smoothed loss of about the last fifty steps, once there are ten. Where little is left to
 # learn the loss jumps by large factors and means nothing by it, so it must rise by a nat too.
@@ -72,34 +72,20 @@ def diverged_message(
     )
 
 
-def oom_message(config: TrainConfig, error: str, peak_bytes: int | None, zero_stage: int) -> str:
-    """Say how far the plan was off and name three settings that would fit, the least costly first."""
+def oom_message(
+    config: TrainConfig, deepspeed: DeepSpeedConfig, error: str, peak_bytes: int | None, capacity: int | None
+) -> str:
+    """Say how far the plan was off and name three settings that would fit, the least costly first.
+
+    ``capacity`` is the GPU's memory in bytes, None without one: then it is the host's that was too small.
+    """
+    from qwen_job.train.smaller import advice, ways_out
+
     planned = config.plan.memory_bytes_per_gpu
     numbers = f"planned {_gib(planned)}, peak before the failure {_gib(peak_bytes)}"
-    return f"out of memory ({error}); {numbers}; any of these would fit: {'; '.join(smaller(config, zero_stage)[:3])}"
-
-
-def smaller(config: TrainConfig, zero_stage: int) -> list[str]:
-    """List settings that need less memory per GPU and leave the global batch as it is."""
-    training = config.training
-    micro, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    advice = []
-    if micro > 1:
-        half = micro // 2
-        times = accumulation * micro // half
-        advice.append(f"per_device_train_batch_size: {half} with gradient_accumulation_steps: {times}")
-    if not config.gradient_checkpointing:
-        advice.append("gradient_checkpointing: true")
-    if config.fused_loss == "none" and config.device == "cuda":
-        advice.append("fused_loss: torch")
-    if zero_stage < 3 and config.world_size > 1:
-        advice.append("ZeRO stage 3 instead of " + str(zero_stage))
-    advice.append("the optimizer offloaded to the CPU (deepspeed.offload_optimizer)")
-    length = int(config.data.get("max_length", 0) or 0)
-    if length > 512:
-        advice.append(f"data.max_length: {length // 2}")
-    advice += ["more GPUs (ZeRO divides the model's state by their number)", "a smaller model"]
-    return advice
+    if capacity is not None:
+        numbers += f", the GPU has {_gib(capacity)}"
+    return f"out of memory ({error}); {numbers}; {advice(ways_out(config, deepspeed, peak_bytes, capacity))}"
 
 
 def _gib(number: int | None) -> str:
@@ -111,8 +97,10 @@ def _short(items: Sequence[Any]) -> str:
     return text + (", ..." if len(items) > 6 else "")
 
 
-def peak_memory() -> int | None:
-    """Return the most memory that this process held on its GPU, in bytes; None without one."""
+def gpu_memory() -> tuple[int | None, int | None]:
+    """Return the most memory that this process held on its GPU, and what the GPU has, in bytes; None without one."""
     import torch
 
-    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return None, None
+    return int(torch.cuda.max_memory_allocated()), int(torch.cuda.get_device_properties(0).total_memory)

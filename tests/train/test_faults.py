@@ -204,7 +204,7 @@ def test_running_out_of_memory_puts_plan_and_measurement_side_by_side_and_names_
     assert code == 1 and "exitcode  : 10" in output, output  # torchrun's own, and the worker's
     for text in (
         "out of memory (CUDA out of memory. Tried to allocate 4.00 GiB.); planned 30.0 GiB, peak before the failure",
-        "any of these would fit: per_device_train_batch_size: 1 with gradient_accumulation_steps: 4; "
+        "each of these needs less: per_device_train_batch_size: 1 with gradient_accumulation_steps: 4; "
         "gradient_checkpointing: true; ZeRO stage 3 instead of 2",
     ):
         assert text in output

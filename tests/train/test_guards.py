@@ -16,10 +16,11 @@ import pytest
 
 from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable
 from qwen_job.train import __main__ as main
-from qwen_job.train.config import parse_config
+from qwen_job.train.config import TrainConfig, parse_config
 from qwen_job.train.guards import LossGuard, Suspect, diverged_message, oom_message
 from qwen_job.train.launch import _name_killed, exit_code
 from qwen_job.train.signals import StopWish
+from qwen_job.train.smaller import advice, changes, ways_out
 from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Standing, hang_message
 from tests.train import tiny
@@ -50,13 +51,39 @@ def test_out_of_memory_puts_plan_and_measurement_side_by_side_with_three_ways_ou
         Path("/run"), training__per_device_train_batch_size=4, plan__memory_bytes_per_gpu=30 * 2**30
     )
     config = parse_config(values, "train.yaml")
-    text = oom_message(config, "CUDA out of memory", 79 * 2**30, 2)
-    assert "planned 30.0 GiB, peak before the failure 79.0 GiB" in text
-    assert "per_device_train_batch_size: 2 with gradient_accumulation_steps: 4" in text
-    assert text.count(";") == 4 and "gradient_checkpointing: true" in text and "ZeRO stage 3" in text
+    text = oom_message(config, deepspeed, "CUDA out of memory", 79 * 2**30, None)
+    assert "planned 30.0 GiB, peak before the failure 79.0 GiB; each of these needs less: " in text
+    assert "per_device_train_batch_size: 2 with gradient_accumulation_steps: 4; " in text
+    assert text.count(";") == 4 and "per_device_train_batch_size: 1 with" in text and "checkpointing: true" in text
     caught = main._out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate"), config, deepspeed)
     assert isinstance(caught, OutOfMemory)
     assert main._out_of_memory(RuntimeError("something else"), config, deepspeed) is None
+
+
+def big(**changes: object) -> tuple[TrainConfig, dict[str, object]]:
+    """Return the settings of Qwen-1.8B on one GPU."""
+    changes = {"model__name": "Qwen/Qwen-1_8B-Chat", "world_size": 1, "device": "cuda", "precision": "bf16", **changes}
+    values, deepspeed = tiny.settings(Path("/run"), **changes)
+    return parse_config(values, "train.yaml"), deepspeed
+
+
+def test_only_settings_that_fit_by_the_plan_are_named_and_with_what_they_need() -> None:
+    config, deepspeed = big(
+        attention="varlen", fused_loss="chunked", data__max_length=2048, training__per_device_train_batch_size=16
+    )
+    capacity = 80 * 2**30
+    ways = ways_out(config, deepspeed, 79 * 2**30, capacity)
+    assert ways.fit and len(ways.settings) == 3
+    assert ways.settings[0].startswith("per_device_train_batch_size: 8 with gradient_accumulation_steps: 4 (about ")
+    for text in ways.settings:
+        assert int(text.rpartition("about ")[2].split()[0]) * 2**30 <= capacity
+    # 24 GiB do not hold 16 bytes for each of 1.84 billion parameters: only what moves them away helps.
+    ways = ways_out(config, deepspeed, 23 * 2**30, 24 * 2**30)
+    assert ways.settings and all("offload" in text for text in ways.settings)
+    offloaded = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    config, _ = big(data__max_length=256, gradient_checkpointing=True, fused_loss="chunked")
+    assert "more GPUs, or a smaller model" in advice(ways_out(config, offloaded, 7 * 2**30, 8 * 2**30))
+    assert not any("offload" in text for text, _ in changes(config, offloaded["zero_optimization"]))
 
 
 def test_a_lost_partner_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:

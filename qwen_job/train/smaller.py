@@ -1,0 +1,89 @@
+"""What needs less memory than a run that had too little: settings that leave its global batch as it is."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from qwen_job.errors import QwenJobError
+from qwen_job.plan.calibrate import layout_of
+from qwen_job.plan.memory import estimate_memory
+from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+
+_SHARE_OF_GPU = 0.95
+
+
+class WaysOut(NamedTuple):
+    """Settings in words, the least costly first, and whether the plan found them to fit."""
+
+    settings: list[str]
+    fit: bool
+
+
+def ways_out(config: TrainConfig, deepspeed: DeepSpeedConfig, peak_bytes: int | None, capacity: int | None) -> WaysOut:
+    """Return up to three settings that need less memory on a GPU of ``capacity`` bytes.
+
+    Each is estimated, and the estimate raised by as much as this run needed more than its own: at least the peak that
+    was measured, and more than the GPU has. Without a GPU, or a known shape, all that need less are named.
+    """
+    zero = dict(deepspeed.get("zero_optimization", {}))
+    try:
+        now = layout_of(config.model_dump(mode="json"), zero)
+    except QwenJobError:
+        now = None
+    found = changes(config, zero)
+    if now is None or capacity is None:
+        return WaysOut([text for text, _ in found][:3], fit=False)
+    planned = estimate_memory(now).gpu_bytes
+    factor = max(1.0, (peak_bytes or 0) / planned, capacity / planned)
+    fitting = []
+    for text, change in found:
+        need = factor * estimate_memory(now._replace(**change)).gpu_bytes
+        if need <= _SHARE_OF_GPU * capacity:
+            fitting.append(f"{text} (about {need / 2**30:.0f} GiB)")
+    return WaysOut(fitting[:3], fit=True)
+
+
+def changes(config: TrainConfig, zero: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """List changes in words and as fields of a layout, the least costly first; the last ones are several."""
+    training = config.training
+    micro, rows = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    found: list[tuple[str, dict[str, Any]]] = []
+    smaller = micro
+    while smaller > 1:
+        smaller //= 2
+        times = rows * micro // smaller
+        text = f"per_device_train_batch_size: {smaller} with gradient_accumulation_steps: {times}"
+        found.append((text, {"micro_batch_size": smaller, "gradient_accumulation_steps": times}))
+    if config.fused_loss == "none" and config.device == "cuda":
+        found.append(("fused_loss: chunked", {"fused_loss": "chunked"}))
+    lean: list[tuple[str, dict[str, Any]]] = []
+    if not config.gradient_checkpointing:
+        lean.append(("gradient_checkpointing: true", {"gradient_checkpointing": True}))
+    stage = int(zero.get("stage", 0))
+    if stage < 3 and config.world_size > 1:
+        lean.append((f"ZeRO stage 3 instead of {stage}", {"zero_stage": 3}))
+    if config.device == "cuda" and (zero.get("offload_optimizer") or {}).get("device", "none") == "none":
+        text = "the optimizer offloaded to the CPU (deepspeed.offload_optimizer: true)"
+        lean.append((text, {"offload_optimizer": True, "zero_stage": max(stage, 2)}))
+    found += lean
+    length = int(config.data.get("max_length", 0) or 0)
+    if length > 512:
+        found.append((f"data.max_length: {length // 2}", {"sequence_length": length // 2}))
+    if len(lean) > 1 or (lean and micro > 1):
+        least = {"micro_batch_size": 1, "gradient_accumulation_steps": rows * micro} if micro > 1 else {}
+        words = [f"per_device_train_batch_size: 1 with gradient_accumulation_steps: {rows * micro}"] if least else []
+        for text, change in lean:
+            words, least = [*words, text], {**least, **change}
+            if len(words) > 1:
+                found.append((" and ".join(words), dict(least)))
+    return found
+
+
+def advice(ways: WaysOut) -> str:
+    """Say what to do."""
+    if not ways.fit:
+        listed = "; ".join([*ways.settings, "more GPUs", "a smaller model"][:3])
+        return f"each of these needs less: {listed}"
+    if ways.settings:
+        return f"by the plan these would fit: {'; '.join(ways.settings)}"
+    return "no setting would fit here: take more GPUs, or a smaller model (qwen-job plan says which)"
