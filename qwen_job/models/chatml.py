@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -19,15 +20,26 @@ PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-CHAT_TEMPLATE = (
-    "{%- if messages and messages[0]['role'] != 'system' -%}"
-    "{{- '<|im_start|>system\\n" + SYSTEM_PROMPT + "<|im_end|>\\n' -}}"
-    "{%- endif -%}"
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
+
+def chat_template(system_prompt: str = SYSTEM_PROMPT) -> str:
+    """Return the Jinja template that frames a chat as training does, with ``system_prompt`` where it has none.
+
+    An empty one means that no system turn is added.
+    """
+    opening = ""
+    if system_prompt:
+        quoted = json.dumps(system_prompt, ensure_ascii=False)
+        opening = (
+            "{%- if messages and messages[0]['role'] != 'system' -%}"
+            "{{- '<|im_start|>system\\n' + " + quoted + " + '<|im_end|>\\n' -}}"
+            "{%- endif -%}"
+        )
+    return (
+        opening + "{%- for message in messages -%}"
+        "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
 
 
 def added_token(token: str) -> dict[str, object]:
@@ -97,7 +109,7 @@ def tokenizer_config(first_special_id: int, specials: Sequence[str], model_max_l
         },
         "additional_special_tokens": [IM_START, IM_END],
         "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template(),
         "clean_up_tokenization_spaces": False,
         "eos_token": IM_END,
         "errors": "replace",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
 from qwen_job.files import sync_file, sync_folder, write_atomically
-from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS
+from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
 from qwen_job.train.kernels import stock_kernels
 
 _PROBE_TOKENS = 16
@@ -29,7 +29,6 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
 )
@@ -50,7 +49,8 @@ def export(trainer: Any, source: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _write(trainer.model, state, source, aside)
+    prompt = trainer.parts.config.data.get("system_prompt")
+    _write(trainer.model, state, source, aside, SYSTEM_PROMPT if prompt is None else str(prompt))
     verify(aside, tokens.cpu(), expected.float().cpu())
     _replace(aside, target)
 
@@ -88,7 +88,7 @@ def control_tokens(folder: Path) -> dict[str, int]:
     return {token["content"]: token["id"] for token in added if token["content"] in SPECIAL_TOKENS}
 
 
-def _write(model: Any, state: Any, source: Path, folder: Path) -> None:
+def _write(model: Any, state: Any, source: Path, folder: Path, system_prompt: str) -> None:
     ids = control_tokens(source)
     # <|im_start|> too: a model that begins a turn of its own has finished its answer.
     stops = [ids[token] for token in (IM_END, IM_START) if token in ids]
@@ -108,6 +108,14 @@ def _write(model: Any, state: Any, source: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    _frame_as_trained(folder / "tokenizer_config.json", system_prompt)
+
+
+def _frame_as_trained(path: Path, system_prompt: str) -> None:
+    """Let servers frame a chat as training did: Qwen2.5's own template has another system prompt, Qwen3's none."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config["chat_template"] = chat_template(system_prompt)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _name_the_old_way(path: Path) -> None:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/model")
 model = AutoModelForCausalLM.from_pretrained("path/to/model", dtype="auto", device_map="auto")
-chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "你好"}]
+chat = [SYSTEM{"role": "user", "content": "你好"}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 answer = model.generate(**inputs.to(model.device), max_new_tokens=512)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
@@ -54,13 +54,14 @@ def card(summary: Summary) -> str:
     if "/" in base and not base.startswith(("/", ".")):
         head["base_model"] = base
     data = summary.section("data")
-    system = data.get("system_prompt") or SYSTEM_PROMPT
+    system = SYSTEM_PROMPT if data.get("system_prompt") is None else str(data["system_prompt"])
+    turn = f'{{"role": "system", "content": {system!r}}}, ' if system else ""
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {_cell(summary.name)}",
         f"All weights of `{_cell(base)}`, fine-tuned on conversations with qwen-job {__version__}.",
         "## Use",
-        _USE.strip().replace("SYSTEM", repr(str(system)), 1),
+        _USE.strip().replace("SYSTEM", turn, 1),
         "## Data",
         _table(("file", "sha256", "weight"), _files(data)),
         "## Settings",

@@ -33,8 +33,9 @@ class Target(NamedTuple):
 
     @property
     def system_prompt(self) -> str:
-        """The system prompt that the model was trained with."""
-        return str((self.settings.get("data") or {}).get("system_prompt") or SYSTEM_PROMPT)
+        """The system prompt that the model was trained with; empty for none."""
+        written = (self.settings.get("data") or {}).get("system_prompt")
+        return SYSTEM_PROMPT if written is None else str(written)
 
 
 def find_model(path: Path) -> Target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -130,3 +131,21 @@ REFERENCE_ZERO2 = {
     "train_micro_batch_size_per_gpu": "auto",
     "wall_clock_breakdown": False,
 }
+
+
+def test_a_server_frames_a_chat_as_training_did(finished: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from qwen_job.data.chatml import ChatTokenizer, encode_prompt
+    from qwen_job.train.export import _frame_as_trained
+
+    shutil.copytree(finished / "model", tmp_path / "model")
+    turns = [("user", "Count {{ 1 }}"), ("assistant", "one"), ("user", "好 {% x %}")]
+    chat = [{"role": role, "content": text} for role, text in turns]
+    for prompt in (None, "", 'Say "no" to {{ x }} and }} {% raw %}\n两行\\ end'):
+        if prompt is not None:
+            _frame_as_trained(tmp_path / "model" / "tokenizer_config.json", prompt)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        trained = "You are a helpful assistant." if prompt is None else prompt
+        assert asked == encode_prompt(turns, ChatTokenizer.load(tmp_path / "model"), system_prompt=trained)
