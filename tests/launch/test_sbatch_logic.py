@@ -29,7 +29,7 @@ case $1 in
 esac
 """
 SQUEUE = """#!/bin/bash
-case "$*" in *%x*) echo "(null)" ;; *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;; esac
+case "$*" in *%x*) echo "(null)" ;; *%l*) cat "$LAB/limit" ;; *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;; esac
 """
 SBATCH = """#!/bin/bash
 echo "$*" >> "$LAB/sbatch.log"
@@ -209,6 +209,21 @@ def test_a_signal_reaches_srun_as_usr1(lab: Lab, number: signal.Signals) -> None
     said = process.communicate(timeout=30)[0]
     assert (lab.folder / "got").exists() and lab.requeued
     assert process.returncode == 160 and f"signal {number.name[3:]}: saving" in said
+
+
+def test_the_limit_that_holds_is_told_to_the_trainer(lab: Lab) -> None:
+    (lab.folder / "limit").write_text("1-02:08:09\n")
+    lab.ends(160)
+    assert f"\n  time_limit_seconds: {26 * 3600 + 8 * 60 + 9}\n" in (lab.run_folder / "train.yaml").read_text()
+    (lab.folder / "limit").write_text("UNLIMITED\n")
+    lab.ends(160, attempt=1)
+    assert "\n  time_limit_seconds: null\n" in (lab.run_folder / "train.yaml").read_text()
+
+
+def test_a_signal_that_comes_at_once_because_the_limit_is_short_is_not_heard_yet(lab: Lab) -> None:
+    (lab.folder / "limit").write_text("2:00\n")
+    then = f"kill -s USR1 $PPID; /bin/sleep 0.5; {lab.finished}"
+    assert lab.ends(0, then=then) == 0 and "saving" not in lab.said
 
 
 def test_the_configs_are_written_and_earlier_ones_kept(lab: Lab) -> None:
