@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,6 +72,7 @@ def look(word: str | None, target: str | None, *, old: bool = False, ask: bool =
         jobs = [entry for entry in jobs if _named(entry, word)]
         if not jobs and Path(word, "train.yaml").exists():
             jobs = [Entry("", "", Path(word).name, GONE, run=str(Path(word).resolve()), forgotten=True)]
+        unasked = {name: error for name, error in unasked.items() if not jobs or name in {item.target for item in past}}
         if not jobs and not unasked:
             raise UsageError(
                 f"no job {word!r}: give a job's name, its id or its run's folder; 'qwen-job status --all' lists"
@@ -180,12 +181,14 @@ def _ambiguous(jobs: list[Found], word: str) -> UsageError:
 
 
 def _entries(
-    targets: Sequence[str], used: Iterable[str], *, named: str | None
+    targets: Sequence[str], used: Container[str], *, named: str | None
 ) -> tuple[list[Entry], dict[str, QwenJobError]]:
     """Return the jobs in the queues, and target -> error of those that could not be asked, where that matters.
 
-    It matters where the target was named or has had a job, and where no other queue answers: tools that are installed
-    but lead to no cluster are no fault. Errors: :class:`EnvironmentFault` for a named target without its tools.
+    It matters where the target was named or has had a job, else only where no queue answers at all: tools that are
+    installed but lead to no cluster are no fault.
+
+    Errors: :class:`EnvironmentFault` for a named target without its tools.
     """
     found: list[Entry] = []
     silent: dict[str, QwenJobError] = {}
@@ -201,8 +204,8 @@ def _entries(
             answered = answered or name != "local"
         except QwenJobError as error:
             silent[name] = error
-    used = {*used, *([named] if named else [])}
-    return found, {name: error for name, error in silent.items() if name in used or not answered}
+    matters = {name: error for name, error in silent.items() if name == named or name in used}
+    return found, matters or ({} if answered else silent)
 
 
 def _forgotten(item: Submission, state: str) -> Entry:

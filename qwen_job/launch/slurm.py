@@ -120,11 +120,16 @@ def entries() -> list[Entry]:
     """Return the user's jobs in squeue, newest first."""
     text = ask("squeue", "--json")
     try:
-        jobs = json.loads(text)["jobs"]
+        answer = json.loads(text)
+        jobs = answer["jobs"]
     except (ValueError, KeyError) as error:
         raise EnvironmentFault(
             f"squeue --json: not the JSON that was expected ({error}); Slurm 21.08 or newer has it"
         ) from None
+    if not jobs and answer.get("errors"):
+        # Without a controller squeue --json ends with 0, and says so in its answer.
+        said = "; ".join(str(error.get("description") or error.get("error")) for error in answer["errors"])
+        raise EnvironmentFault(f"squeue reaches no cluster: {said}; is slurmctld up, and is this a login node?")
     user = getpass.getuser()
     mine = [job for job in jobs if job.get("user_name") in (user, "", None)]
     mine.sort(key=lambda job: _number(job.get("job_id")), reverse=True)

@@ -169,10 +169,15 @@ def test_a_sweep_s_folder_names_its_tasks(queue: Queue, tmp_path: Path) -> None:
     assert [job.entry.id for job in find_live(str(tmp_path), None)] == ["7"]
 
 
-def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(queue: Queue, tmp_path: Path) -> None:
-    (queue.folder / "bin" / "squeue").write_text(
-        "#!/bin/bash\necho 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1\n"
-    )
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+        """echo '{"jobs": [], "errors": [{"description": "Failed while looking for jobs", "error_number": -1}]}'""",
+    ],
+)
+def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(queue: Queue, tmp_path: Path, answer: str) -> None:
+    (queue.folder / "bin" / "squeue").write_text(f"#!/bin/bash\n{answer}\n")
     remembered("7", tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "heartbeat").write_text(json.dumps({"state": "training", "step": 3, "total_steps": 9}))
