@@ -22,6 +22,7 @@ from qwen_job.job.types import (
     FreeText,
     Positive,
     Seconds,
+    SlurmTime,
     Strict,
     Text,
     section,
@@ -223,7 +224,7 @@ class Train(Strict):
     torch_compile: bool = False
     on_nan: Literal["stop", "skip"] = Field("stop", description="What a loss that is not a number does")
     loss_spike_factor: Annotated[float, Field(gt=1)] | None = Field(
-        None, description="Stop when the loss jumps so high"
+        10.0, description="Stop when the loss is so many times the usual one, and a nat above it; null: never"
     )
     hang_seconds: Annotated[int, Field(ge=30)] = Field(900, description="No step for so long: name the stuck rank, end")
 
@@ -283,7 +284,7 @@ class Evaluate(Strict):
     samples: Count = Field(5, description="Questions to answer")
     max_new_tokens: Positive = Field(128, description="Longest answer")
     before: bool = Field(True, description="Measure the model before the training, too")
-    time: Seconds | None = Field(None, description="Its time limit; default: the partition's own")
+    time: SlurmTime | None = Field(None, description="Its time limit; default: the partition's own")
 
 
 class Local(Strict):

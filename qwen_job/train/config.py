@@ -66,7 +66,7 @@ class Guards(_Strict):
     """What to do when the loss breaks or a rank stops moving."""
 
     on_nan: Literal["stop", "skip"] = "stop"
-    loss_spike_factor: float | None = Field(default=None, gt=1)
+    loss_spike_factor: float | None = Field(default=10.0, gt=1)
     hang_seconds: float = Field(default=900, ge=0)
 
 

@@ -22,9 +22,9 @@ def test_every_key_is_there(tmp_path: Path) -> None:
 
 
 def test_it_holds_the_decided_numbers_and_the_user_s_extras(tmp_path: Path) -> None:
-    made = plan(tmp_path, "train: {optim: adamw_torch, learning_rate: 3e-6}\nslurm: {time: 1h}\nretry: {grace: 1m}\n")
+    made = plan(tmp_path, "train: {run_name: first, learning_rate: 3e-6}\nslurm: {time: 1h}\nretry: {grace: 1m}\n")
     training = made.train_config["training"]
-    assert (training["optim"], training["learning_rate"]) == ("adamw_torch", 3e-6)
+    assert (training["run_name"], training["learning_rate"]) == ("first", 3e-6)
     assert training["per_device_train_batch_size"] == made.batch.micro_batch_size
     assert made.train_config["stop"] == {"grace_seconds": 60, "time_limit_seconds": 3600}
 

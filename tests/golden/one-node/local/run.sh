@@ -93,7 +93,7 @@ stop:
   time_limit_seconds: null
 guards:
   on_nan: stop
-  loss_spike_factor: null
+  loss_spike_factor: 10.0
   hang_seconds: 900
 plan:
   memory_bytes_per_gpu: null

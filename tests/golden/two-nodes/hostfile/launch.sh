@@ -121,7 +121,7 @@ stop:
   time_limit_seconds: 129600
 guards:
   on_nan: stop
-  loss_spike_factor: null
+  loss_spike_factor: 10.0
   hang_seconds: 900
 plan:
   memory_bytes_per_gpu: null
