@@ -31,6 +31,16 @@ def pytest_configure() -> None:
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs only when asked for: half an hour of broken clusters, and what needs a GPU."""
+    unasked = [marker for marker in ("chaos", "gpu") if marker not in str(config.getoption("markexpr"))]
+    left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Remember skipped tests."""
     if report.skipped and not hasattr(report, "wasxfail"):

@@ -28,7 +28,15 @@ from .qwen1 import (
 )
 from .shapes import expected_shapes, size
 from .tensors import NewTensor, Tensor, read_folder, read_header, shards
-from .tokenizer import FILE, check_tiktoken, read_ranks, write_fast_tokenizer, write_generation_config, write_tiktoken
+from .tokenizer import (
+    FILE,
+    check_tiktoken,
+    read_ranks,
+    sampling_of,
+    write_fast_tokenizer,
+    write_generation_config,
+    write_tiktoken,
+)
 
 _SMALL_FILES = ("LICENSE*", "NOTICE*")
 
@@ -135,7 +143,7 @@ def export_qwen1(folder: Path, target: Path, original: Path | None = None, progr
         write_shards(groups, aside, progress)
         write_json(aside / "config.json", {**written, "torch_dtype": dtype_name(tensors)})
         write_tiktoken(folder, aside / FILE)
-        _write_tokenizer_settings(aside, size(config, "max_position_embeddings"))
+        _write_tokenizer_settings(aside, size(config, "max_position_embeddings"), sampling_of(folder))
         copied = (
             _copy(original, aside, (*_SMALL_FILES, "*.py", "tokenizer_config.json", "generation_config.json"))
             if original
@@ -151,7 +159,7 @@ def _same_model(original: dict[str, object], written: Mapping[str, object], fold
     return original
 
 
-def _write_tokenizer_settings(folder: Path, length: int) -> None:
+def _write_tokenizer_settings(folder: Path, length: int, sampling: Mapping[str, object]) -> None:
     tokenizer = {
         "auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]},
         "model_max_length": length,
@@ -167,6 +175,7 @@ def _write_tokenizer_settings(folder: Path, length: int) -> None:
         "pad_token_id": 151643,
         "top_k": 0,
         "top_p": 0.8,
+        **sampling,
     }
     write_json(folder / "generation_config.json", generation)
 

@@ -20,6 +20,8 @@ from .files import read_json, sha256_of, write_bytes, write_json
 FILE = "qwen.tiktoken"
 SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 SPECIALS = (*SPECIAL_TOKENS, *(f"<|extra_{index}|>" for index in range(205)))
+# What a generation_config.json says of sampling, in both layouts.
+_SAMPLING = ("do_sample", "max_new_tokens", "repetition_penalty", "temperature", "top_k", "top_p")
 
 
 def check_tiktoken(path: Path) -> None:
@@ -104,9 +106,15 @@ def write_fast_tokenizer(ranks: Mapping[bytes, int], folder: Path, model_max_len
 
 def write_generation_config(ranks: Mapping[bytes, int], folder: Path, original: Mapping[str, object]) -> None:
     """Write generation_config.json with ChatML's stops; sampling settings are kept from the original's."""
-    kept = ("do_sample", "max_new_tokens", "repetition_penalty", "temperature", "top_k", "top_p")
-    sampling = {key: original[key] for key in kept if key in original}
+    sampling = {key: original[key] for key in _SAMPLING if key in original}
     write_json(folder / "generation_config.json", generation_config(len(ranks), sampling or None))
+
+
+def sampling_of(folder: Path) -> dict[str, object]:
+    """Return the sampling settings of a folder's generation_config.json; of one without any sampling, none."""
+    path = folder / "generation_config.json"
+    found = read_json(path) if path.is_file() else {}
+    return {key: found[key] for key in _SAMPLING if key in found} if found.get("do_sample") else {}
 
 
 def write_tiktoken(folder: Path, target: Path) -> None:

@@ -17,16 +17,6 @@ from tests.slurmlab import Lab, missing
 RESULTS: dict[str, Outcome | str] = {}
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave these tests out unless they were asked for."""
-    if "chaos" in str(config.getoption("markexpr")):
-        return
-    left_out = [item for item in items if item.get_closest_marker("chaos")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("chaos")]
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note a fault that was not overcome."""
     if report.failed and "tests/chaos/" in report.nodeid:

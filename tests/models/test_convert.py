@@ -43,12 +43,17 @@ def test_there_and_back_gives_the_same_files(converted: Path, qwen1: Path, tmp_p
 
 
 def test_export_without_the_original_makes_an_equal_config(converted: Path, tmp_path: Path) -> None:
-    assert not export_qwen1(converted, tmp_path / "back")
+    model = tmp_path / "model"
+    shutil.copytree(converted, model)
+    native = model / "generation_config.json"
+    native.write_text(json.dumps({**json.loads(native.read_text()), "do_sample": True, "repetition_penalty": 1.1}))
+    assert not export_qwen1(model, tmp_path / "back")
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert {key: config[key] for key in CONFIG if key != "auto_map"} == {
         key: value for key, value in CONFIG.items() if key != "auto_map"
     }
-    assert json.loads((tmp_path / "back" / "generation_config.json").read_text())["chat_format"] == "chatml"
+    generation = json.loads((tmp_path / "back" / "generation_config.json").read_text())
+    assert (generation["chat_format"], generation["repetition_penalty"], generation["top_p"]) == ("chatml", 1.1, 0.8)
 
 
 def test_nothing_is_overwritten(qwen1: Path, tmp_path: Path) -> None:
