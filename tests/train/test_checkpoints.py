@@ -55,3 +55,21 @@ def test_training_waits_for_saves_where_a_copy_has_no_room(tmp_path: Path, monke
 def test_tensors_are_replaced_wherever_they_are() -> None:
     state: dict[str, Any] = {"a": torch.ones(2), "b": [(torch.ones(3), "text")], "c": 7}
     assert map_tensors(state, lambda tensor: tensor.numel()) == {"a": 2, "b": [(3, "text")], "c": 7}
+
+
+def test_page_locked_buffers_share_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[tuple[int, int]] = []
+
+    class Driver:
+        def cudaHostRegister(self, pointer: int, size: int, _flags: int) -> int:  # noqa: N802 (CUDA's own name)
+            locked.append((pointer, size))
+            return 0
+
+    monkeypatch.setattr(torch.cuda, "cudart", Driver)
+    sizes = [1, 64, 4096, 5000, 3_000_000, 0]
+    buffers = [checkpoints.page_locked(size) for size in sizes]
+    assert [buffer.numel() for buffer in buffers] == sizes and len(locked) == 5
+    pages = [page for start, size in locked for page in range(start // 4096, (start + size) // 4096)]
+    assert all(start % 4096 == size % 4096 == 0 for start, size in locked) and len(set(pages)) == len(pages)
+    for buffer, (start, size) in zip(buffers, locked, strict=False):
+        assert start == buffer.data_ptr() and buffer.numel() <= size
