@@ -192,8 +192,8 @@ def test_a_changed_learning_rate_holds_after_resuming_and_is_told(home: Path) ->
 
 def test_an_output_that_cannot_be_written_is_said_in_one_line(home: Path) -> None:
     (home / "a-file").write_text("")
-    train_yaml = tiny.write_run(home / "nowhere", output_dir=str(home / "a-file" / "run"))
-    code, output = tiny.run(train_yaml)
+    train_yaml = tiny.write_run(home / "nowhere", output_dir=str(home / "a-file" / "run"), world_size=1)
+    code, output = tiny.run(train_yaml, processes=1)
     assert code == 5 and "a-file/run: Not a directory: correct it" in output and "Traceback" not in output, output
 
 
