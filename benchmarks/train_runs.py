@@ -19,8 +19,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import yaml
 
-from qwen_job.plan.facts import load_model_shape
-from qwen_job.plan.layout import Layout
+from qwen_job.plan.calibrate import layout_of
 from qwen_job.plan.memory import estimate_memory
 from tests.train import tiny
 
@@ -173,21 +172,8 @@ def planned_bytes(folder: Path) -> float | None:
     if not on_gpu():
         return None
     train = yaml.safe_load((folder / "train.yaml").read_text())
-    stage = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]["stage"]
-    layout = Layout(
-        load_model_shape("Qwen/Qwen-1_8B-Chat"),
-        train["world_size"],
-        train["world_size"],
-        zero_stage=stage,
-        precision=train["precision"],
-        attention=train["attention"],
-        fused_loss=train["fused_loss"],
-        fused_norms=True,
-        gradient_checkpointing=train["gradient_checkpointing"],
-        sequence_length=train["data"]["max_length"],
-        micro_batch_size=train["training"]["per_device_train_batch_size"],
-        gradient_accumulation_steps=train["training"]["gradient_accumulation_steps"],
-    )
+    zero = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]
+    layout = layout_of({**train, "model": {"name": "Qwen/Qwen-1_8B-Chat"}}, zero)
     estimate = estimate_memory(layout)
     return float(estimate.moments[estimate.peak])
 

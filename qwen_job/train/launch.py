@@ -101,8 +101,7 @@ class _Relay:
 
     def retire(self) -> None:
         """Ignore what comes now: Python drops handlers as it ends, and a late signal would replace the exit code."""
-        for number in (WISH, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        hear(signal.SIG_IGN)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self.used = True

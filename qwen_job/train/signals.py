@@ -20,7 +20,7 @@ from qwen_job.errors import StoppedAndSaved
 WISH = signal.SIGUSR1
 
 
-def hear(handler: Callable[[int, FrameType | None], None]) -> None:
+def hear(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     """Call ``handler`` on USR1, TERM and HUP from now on; one that is ignored stays so (nohup). Main thread only."""
     for number in (WISH, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:

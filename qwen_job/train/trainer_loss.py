@@ -113,7 +113,6 @@ class GuardedTrainer(SavingTrainer):
         dist.all_reduce(total)
         self._step_loss = total.item() / max(1, self._totals.targets)
         reason = self._guard.judge(self._step_loss)
-        bad = [batch for batch, loss in self._losses if not torch.isfinite(loss)]
         if self._spoiled:
             nothing_left = self._spoiled == len(self._losses) * self.args.world_size
             self._broken = self._broken + 1 if nothing_left else 0
@@ -124,6 +123,7 @@ class GuardedTrainer(SavingTrainer):
         if reason is None and not self._broken:
             self._sound = self.state.global_step + 1
         if reason is not None:
+            bad = [batch for batch, loss in self._losses if not torch.isfinite(loss)]
             self._refuse(self.state.global_step + 1, reason, bad or [batch for batch, _ in self._losses])
 
     def _gather_suspects(self, batches: list[Batch]) -> list[Suspect]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,27 +13,37 @@ from tests.train import tiny
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_the_best_weights_are_taken_and_training_stops_early(tmp_path: Path, stage: int) -> None:
-    tiny.conversations(tmp_path / "data.json", 24)
-    train_yaml = tiny.write_run(
-        tmp_path / "run",
+def write_run(home: Path, stage: int, **changes: Any) -> Path:
+    """Write a run that learns few rows by heart, and nothing else, and takes its best weights."""
+    tiny.conversations(home / "data.json", 24)
+    return tiny.write_run(
+        home / "run",
         stage,
         data__eval_split=0.4,
         training__num_train_epochs=400.0,
-        training__max_steps=60,
-        training__learning_rate=0.05,  # learns the few rows by heart, and nothing else
+        training__learning_rate=0.05,
         training__eval_steps=2,
-        training__save_steps=6,
         training__save_total_limit=1,
-        training__early_stopping_patience=2,
         training__load_best_model_at_end=True,
+        **changes,
+    )
+
+
+def evaluations(folder: Path) -> tuple[dict[int, float], int]:
+    """Return step -> held-out loss, and the step of the least."""
+    held_out = {line["step"]: line["loss"] for line in tiny.metrics(folder, "eval")}
+    return held_out, min(held_out, key=lambda step: held_out[step])
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_best_weights_are_taken_and_training_stops_early(tmp_path: Path, stage: int) -> None:
+    train_yaml = write_run(
+        tmp_path, stage, training__max_steps=60, training__save_steps=6, training__early_stopping_patience=2
     )
     folder = train_yaml.parent
     code, output = tiny.run(train_yaml)
     assert code == 0, output
-    held_out = {line["step"]: line["loss"] for line in tiny.metrics(folder, "eval")}
-    best = min(held_out, key=lambda step: held_out[step])
+    held_out, best = evaluations(folder)
     last = tiny.metrics(folder, "step")[-1]["step"]
     assert last == best + 4 < 60
     assert f"no better held-out loss since step {best}" in output
@@ -44,26 +55,13 @@ def test_the_best_weights_are_taken_and_training_stops_early(tmp_path: Path, sta
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_best_weights_of_two_ranks_are_taken_by_one(tmp_path: Path, stage: int) -> None:
-    tiny.conversations(tmp_path / "data.json", 24)
-    train_yaml = tiny.write_run(
-        tmp_path / "run",
-        stage,
-        data__eval_split=0.4,
-        training__num_train_epochs=400.0,
-        training__max_steps=30,
-        training__learning_rate=0.05,
-        training__eval_steps=2,
-        training__save_steps=5,
-        training__save_total_limit=1,
-        training__load_best_model_at_end=True,
-    )
+    train_yaml = write_run(tmp_path, stage, training__max_steps=30, training__save_steps=5)
     folder = train_yaml.parent
     code, output = tiny.run(train_yaml, DOCTOR="stop", STOP_AT="20")
     assert "saved at step 20" in output, output
     code, output = tiny.run(train_yaml, processes=1)
     assert code == 0, output
-    held_out = {line["step"]: line["loss"] for line in tiny.metrics(folder, "eval")}
-    best = min(held_out, key=lambda step: held_out[step])
+    held_out, best = evaluations(folder)
     manifest = json.loads((folder / "checkpoints" / f"step-{best}" / "manifest.json").read_text())
     assert manifest["world_size"] == 2
     assert "converting it" in output and f"taking the weights of step-{best}" in output
