@@ -69,7 +69,9 @@ def main(arguments: list[str]) -> int:
         if config.device == "cpu":
             # DeepSpeed compiles functions that are never called here: seconds of importing the compiler.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile else "1")
-        store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
+        with wish.interrupting():
+            store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
+            tell(store, "stay", place.is_first, wish.leave_if_heard)
         train(config, deepspeed, place, store, wish, log)
         return 0
     except Exception as error:
@@ -81,7 +83,6 @@ def train(
 ) -> None:
     """Prepare, train, export: top to bottom."""
     started = time.time()
-    tell(store, "stay", place.is_first, wish.leave_if_heard)
     join(place, store, config.device)
 
     # Model and data, made by one process while the others poll.
@@ -251,8 +252,9 @@ def _end(
             compared = against_plan(config.output_dir)
             log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)
             log.heartbeat(state, max(steps, default=0))
-    # A stop is rank 0's to tell; of failures in the same words the first is enough.
-    speak_once(store, "stop" if stopped else reason, speak, active if stopped else None)
+    # A stop is rank 0's to tell, also where the ranks have not met; of failures in the same words the first is enough.
+    if store is not None or active or not stopped:
+        speak_once(store, "stop" if stopped else reason, speak, active if stopped else None)
     return code
 
 

@@ -192,9 +192,12 @@ def test_a_changed_learning_rate_holds_after_resuming_and_is_told(home: Path) ->
 
 def test_an_output_that_cannot_be_written_is_said_in_one_line(home: Path) -> None:
     (home / "a-file").write_text("")
-    train_yaml = tiny.write_run(home / "nowhere", output_dir=str(home / "a-file" / "run"), world_size=1)
-    code, output = tiny.run(train_yaml, processes=1)
+    train_yaml = tiny.write_run(home / "nowhere", output_dir=str(home / "a-file" / "run"))
+    started = time.monotonic()
+    code, output = tiny.run(train_yaml)
     assert code == 5 and "a-file/run: Not a directory: correct it" in output and "Traceback" not in output, output
+    # The other rank, which waits to meet the first, leaves at once and without words of its own.
+    assert time.monotonic() - started < 25 and "SIGTERM" not in output, output
 
 
 def test_running_out_of_memory_puts_plan_and_measurement_side_by_side_and_names_three_settings(home: Path) -> None:
