@@ -66,9 +66,14 @@ def diverged_message(
         kept = f"checkpoint step-{last_checkpoint} is the last good one"
     else:
         kept = f"no step has shown that checkpoint step-{last_checkpoint} is good: if it is not, delete it"
+    way_on = (
+        "train.loss_spike_factor: null lets such a jump pass"
+        if "jumped" in reason
+        else "train.on_nan: skip leaves such rows out and goes on"
+    )
     return (
         f"step {step}: {reason}" + (f" on {places}" if places else "") + f"; {kept}. Lower learning_rate, lengthen "
-        "the warmup, or look at these rows (qwen-job data check); guards.on_nan: skip leaves such rows out and goes on"
+        f"the warmup, or look at these rows (qwen-job data check); in job.yaml {way_on}"
     )
 
 

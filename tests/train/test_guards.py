@@ -43,7 +43,14 @@ def test_a_jump_is_refused_once_the_usual_loss_is_known() -> None:
 def test_divergence_names_step_rank_rows_and_the_last_good_checkpoint() -> None:
     text = diverged_message(7, "the loss is nan", [Suspect(1, [4], ["data.json:9"])], 5, 6)
     assert "step 7" in text and "rank 1, rows 4 (data.json:9)" in text and "step-5 is the last good one" in text
+    assert "train.on_nan: skip leaves such rows out" in text and "loss_spike_factor" not in text
     assert "no step has shown that checkpoint step-6 is good" in diverged_message(7, "the loss is nan", [], 6, 6)
+
+
+def test_a_jump_is_told_the_setting_that_lets_it_pass() -> None:
+    guard = LossGuard(3.0)
+    reason = [guard.judge(loss) for loss in [2.0] * 12 + [9.0]][-1]
+    assert reason and "train.loss_spike_factor: null" in diverged_message(13, reason, [], 5, 12)
 
 
 def test_out_of_memory_puts_plan_and_measurement_side_by_side_with_three_ways_out() -> None:

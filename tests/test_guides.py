@@ -1,0 +1,68 @@
+"""The guides: their YAML is read as it stands there, their commands exist, and both languages show the same."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from qwen_job.cli import cli
+from qwen_job.job import load_job
+from qwen_job.plan import make_plan
+from qwen_job.render import render
+from tests.jobs import write
+
+GUIDES = ("image", "kubernetes", "plan", "slurm", "training")
+
+
+def blocks(checkout: Path, name: str, language: str) -> list[str]:
+    text = (checkout / "docs" / name).read_text("utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(r"^# .*|[ \t]+#.*", "", block, flags=re.MULTILINE) for block in found]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_both_languages_show_the_same(checkout: Path, guide: str) -> None:
+    english, chinese = (
+        [blocks(checkout, f"{guide}{suffix}.md", language) for language in ("sh", "yaml")] for suffix in ("", ".zh-CN")
+    )
+    assert any(english) and english == chinese
+
+
+@pytest.mark.parametrize("guide", ["slurm", "training"])
+def test_the_yaml_of_the_guides_renders(checkout: Path, tmp_path: Path, guide: str) -> None:
+    (tmp_path / "templates").mkdir()
+    shown = blocks(checkout, f"{guide}.md", "yaml")
+    for number, block in enumerate(shown):
+        layers = [write(tmp_path), write(tmp_path, block, base="", name=f"layer{number}.yaml")]
+        assert render(make_plan(load_job(layers)), "slurm").text.startswith("#!/bin/bash")
+    assert shown
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_commands_of_the_guides_exist(checkout: Path, guide: str) -> None:
+    lines = "\n".join(blocks(checkout, f"{guide}.md", "sh")).replace("\\\n", " ").splitlines()
+    ours = [shlex.split(line.partition(" | ")[0].partition(" > ")[0]) for line in lines if "qwen-job " in line[:9]]
+    assert ours or guide == "image"
+    for words in ours:
+        context, command, rest = click.Context(cli, info_name="qwen-job"), click.Command("none"), words[1:]
+        group: click.Command | None = cli
+        while isinstance(group, click.Group):
+            command, rest = group.get_command(context, rest[0]) or click.Command("none"), rest[1:]
+            assert command.name != "none", words
+            group = command
+        command.make_context(words[1], rest, parent=context)
+
+
+def test_what_the_guide_to_training_quotes_is_said_in_these_words(checkout: Path) -> None:
+    text = (checkout / "docs" / "training.md").read_text("utf-8")
+    table = text.partition("| it says |")[2].partition("\n\n")[0]
+    quoted = [words for row in table.splitlines()[2:] for words in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    code = " ".join(path.read_text("utf-8") for path in (checkout / "qwen_job" / "train").glob("*.py"))
+    assert len(quoted) >= 8
+    for words in quoted:
+        fixed = re.sub(r" (nan|\.\.\.|SIGKILL|900 s)$", " ", words).strip()
+        assert fixed in code, words
