@@ -1,7 +1,8 @@
 """Every command in the README's shell blocks, in both languages, and in the guide to training, run as it stands there.
 
-What is not here is stood in for or left out (model fetch): sbatch and kubectl take what is piped to them, python3 takes the local job's training
-(the demo covers that), torchrun hands its words to the trainer's own reader. Helm is the real one.
+What is not here is stood in for, or left out (model fetch): sbatch and kubectl take what is piped to them, python3
+takes the local job's training (the demo covers that), torchrun hands its words to the trainer's own reader. Helm is the
+real one.
 """
 
 from __future__ import annotations
