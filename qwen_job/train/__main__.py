@@ -31,7 +31,7 @@ from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
 from qwen_job.train.runlog import RunLog, duration, read_metrics
 from qwen_job.train.signals import StopWish
-from qwen_job.train.trackers import check_trackers
+from qwen_job.train.trackers import check_trackers, close_trackers, start_trackers
 from qwen_job.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def main(arguments: list[str]) -> int:
             store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
             tell(store, "stay", place.is_first, wish.leave_if_heard)
         train(config, deepspeed, place, store, wish, log)
+        if log.active:
+            close_trackers(0)
         return 0
     except Exception as error:
         return _end(error, config, deepspeed, store, log)
@@ -85,9 +87,14 @@ def train(
     started = time.time()
     join(place, store, config.device)
 
-    # Model and data, made by one process while the others poll.
+    def report() -> str:
+        config.training.report_to = start_trackers(config, log.say)
+        return ""
+
+    # Trackers, model and data, made by one process while the others poll.
     log.heartbeat("preparing")
     with wish.interrupting():
+        tell(store, "trackers", place.is_first, report)
         model_folder = once(place, store, "model", lambda: _model(config, log))
         prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
 
@@ -255,6 +262,8 @@ def _end(
     # A stop is rank 0's to tell, also where the ranks have not met; of failures in the same words the first is enough.
     if store is not None or active or not stopped:
         speak_once(store, "stop" if stopped else reason, speak, active if stopped else None)
+    if active:
+        close_trackers(code)
     return code
 
 

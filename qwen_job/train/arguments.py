@@ -47,6 +47,7 @@ def training_arguments(
     _refuse_without_evaluation(config, evaluates)
     values: dict[str, Any] = {
         "output_dir": str(config.output_dir),
+        "run_name": config.name,
         "seed": config.seed,
         "use_cpu": config.device == "cpu",
         "bf16": config.precision == "bf16",

@@ -1,10 +1,31 @@
-"""Experiment trackers: whether what report_to names is installed, before minutes are spent on model and data."""
+"""Experiment trackers: what report_to names is begun before minutes are spent on model and data, and ends no training.
+
+- ``check_trackers``: refuses a tracker that is not installed
+- ``start_trackers``: begins or goes on with the one run that belongs to the run's folder; refuses a missing login
+- ``Guarded``: what a tracker raises while training is said once
+- ``close_trackers``: hands over what is buffered, since the process ends without Python's exit handlers
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
+import os
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from qwen_job.errors import JobError, Problem
+import yaml
+
+from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, JobError, Problem, QwenJobError
+from qwen_job.files import write_atomically
 from qwen_job.train.config import TrainConfig
 
 # By the names of transformers; any one of the packages will do.
@@ -19,6 +40,16 @@ _PACKAGES = {
     "clearml": ("clearml",),
     "dvclive": ("dvclive",),
 }
+_STARTED = ("wandb", "swanlab", "mlflow")  # the others are begun by transformers
+_PROJECT = "qwen-job"
+_NAME = "trackers.json"  # in the run's folder: the ids of its runs
+# They would upload transformers' checkpoint folders, which are not ours.
+_UPLOADS = ("WANDB_LOG_MODEL", "HF_MLFLOW_LOG_ARTIFACTS")
+_CLOSE_SECONDS = 20.0  # less than the 30 after which a launcher kills
+_PATIENCE_SECONDS = 5.0
+_MOST_TAG = 5000  # characters of one MLflow tag
+
+Say = Callable[[str], None]
 
 
 def check_trackers(config: TrainConfig) -> None:
@@ -37,3 +68,195 @@ def check_trackers(config: TrainConfig) -> None:
             problems.append(Problem("train.yaml", 0, 0, "training.report_to", f"{name} {advice}"))
     if problems:
         raise JobError(problems)
+
+
+def start_trackers(config: TrainConfig, say: Say) -> list[str]:
+    """Begin wandb, swanlab and mlflow where report_to names them; returns what is left of it. For rank 0.
+
+    Every try of a run goes on with the same run of the tracker. What the environment already says is left as it is.
+
+    Raises:
+        EnvironmentFault: a login or a setting is missing that a person must give.
+    """
+    names = list(config.training.report_to)
+    everything = "all" in names
+    wanted = [name for name in _STARTED if name in names or (everything and find_spec(name))]
+    if not wanted:
+        return names
+    path = config.output_dir / _NAME
+    kept = _kept(path)
+    for variable, value in _environment(config, kept["id"]).items():
+        os.environ.setdefault(variable, value)
+    for variable in _UPLOADS:
+        if os.environ.pop(variable, "false").lower() not in ("", "0", "false", "no", "off"):
+            say(f"{variable}: left out; checkpoints and the model stay in {config.output_dir}")
+    for name in wanted:
+        try:
+            with _no_prompt():
+                if name == "mlflow":
+                    _start_mlflow(config, kept)
+                else:
+                    _start_online(name, config, say)
+        except QwenJobError:
+            raise
+        except Exception as error:
+            names = [other for other in names if other != name]
+            say(f"report_to: {name} cannot be used ({_short(error)}): this try goes on without it")
+    write_atomically(path, json.dumps(kept) + "\n")
+    return names
+
+
+class Guarded:
+    """A tracker's callback whose failures are said once an event; one that also takes long is not called again."""
+
+    def __init__(self, tracker: Any, say: Say) -> None:
+        self._tracker = tracker
+        self._say = say
+        self._said: set[str] = set()
+        self._off = False
+
+    def __getattr__(self, event: str) -> Callable[..., Any]:
+        call = getattr(self._tracker, event)
+
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            began = time.monotonic()
+            try:
+                return None if self._off else call(*arguments, **named)
+            except Exception as error:
+                self._off = time.monotonic() - began > _PATIENCE_SECONDS
+                if event not in self._said:
+                    self._said.add(event)
+                    rest = "; it is not called again" if self._off else ""
+                    self._say(f"report_to: {type(self._tracker).__name__}.{event} failed ({_short(error)}){rest}")
+                return None
+
+        return guarded
+
+
+def close_trackers(code: int) -> None:
+    """Let the trackers hand over what they hold, for at most 20 seconds; ``code`` is this process's exit code."""
+    threads = [threading.Thread(target=_quietly, args=(close,), daemon=True) for close in _closings(code)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _environment(config: TrainConfig, identity: str) -> dict[str, str]:
+    """Return where the trackers write and what their run is called, by their own variables."""
+    run, name = config.output_dir.absolute(), _run_name(config)
+    return {
+        "WANDB_DIR": str(run),
+        "WANDB_PROJECT": _PROJECT,
+        "WANDB_NAME": name,
+        "WANDB_RUN_ID": identity,
+        "WANDB_RESUME": "allow",
+        "SWANLAB_LOG_DIR": str(run / "swanlog"),
+        # transformers' name for it, SWANLAB_PROJECT, makes swanlab 0.10 itself fail.
+        "SWANLAB_PROJ_NAME": os.environ.pop("SWANLAB_PROJECT", _PROJECT),
+        "SWANLAB_EXP_NAME": name,
+        "SWANLAB_RUN_ID": identity,
+        "SWANLAB_RESUME": "allow",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{run}/mlflow.db",
+        "MLFLOW_EXPERIMENT_NAME": _PROJECT,
+        # Without these an unreachable server is asked for over four minutes, in every request.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    }
+
+
+def _run_name(config: TrainConfig) -> str:
+    return str(config.training.extra().get("run_name") or config.name)
+
+
+def _kept(path: Path) -> dict[str, str]:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {"id": str(kept["id"]), **{key: str(value) for key, value in kept.items()}}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {"id": secrets.token_hex(8)}
+
+
+def _start_online(name: str, config: TrainConfig, say: Say) -> None:
+    """Begin a run of wandb or swanlab, whose ``init`` have the same words; offline where the server does not answer."""
+    package = importlib.import_module(name)
+    job = {"job": config.model_dump(mode="json")}
+    key, mode = f"{name.upper()}_API_KEY", f"{name.upper()}_MODE"
+    try:
+        package.init(config=job)
+    except QwenJobError:
+        raise  # a signal came
+    except Exception as error:
+        if type(error).__name__ == "UsageError" or (type(error) is RuntimeError and "login" in str(error)):
+            raise EnvironmentFault(
+                f"report_to: {name}: {_short(error)}: give the job {key} or set {mode}=offline, as the README says"
+            ) from None
+        os.environ[mode] = "offline"
+        getattr(package, "teardown", int)()  # wandb's own process still holds the run's id
+        package.init(config=job, mode="offline")
+        say(f"report_to: {name} does not answer ({_short(error)}): kept in {config.output_dir}; '{name} sync' sends it")
+
+
+def _start_mlflow(config: TrainConfig, kept: dict[str, str]) -> None:
+    mlflow = importlib.import_module("mlflow")
+    given = os.environ.get("MLFLOW_RUN_ID")
+    if not given and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        mlflow.set_experiment(os.environ["MLFLOW_EXPERIMENT_NAME"])
+    before = None if given else kept.get("mlflow_run_id")
+    try:
+        run = mlflow.start_run(run_id=before, run_name=_run_name(config))
+    except mlflow.MlflowException:
+        if before is None:
+            raise
+        run = mlflow.start_run(run_name=_run_name(config))  # another server, or it was deleted there
+    kept["mlflow_run_id"] = run.info.run_id
+    mlflow.set_tag("train.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)[:_MOST_TAG])
+
+
+@contextlib.contextmanager
+def _no_prompt() -> Iterator[None]:
+    """Give nothing to read to a tracker that would ask for its key."""
+    stdin = sys.stdin
+    with open(os.devnull, encoding="utf-8") as nothing:  # noqa: PTH123
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = stdin
+
+
+def _closings(code: int) -> Iterator[Callable[[], None]]:
+    """Return how each run that is open is ended: done, to be tried again, or failed."""
+    again = code >= RETRYABLE_FROM
+    wandb, swanlab, mlflow = map(sys.modules.get, _STARTED)
+    if run := getattr(wandb, "run", None):
+
+        def close_wandb() -> None:
+            if again:
+                run.mark_preempting()
+            run.finish(exit_code=code)
+
+        yield close_wandb
+    if swanlab and swanlab.has_run():
+        state, error = ("aborted", None) if again else ("crashed", f"exit code {code}") if code else ("success", None)
+        yield lambda: swanlab.finish(state=state, error=error)
+    # MLflow knows its open run in this thread only.
+    if mlflow and (open_run := mlflow.active_run()):
+
+        def close_mlflow() -> None:
+            mlflow.flush_async_logging()
+            status = "KILLED" if again else "FAILED" if code else "FINISHED"
+            mlflow.MlflowClient().set_terminated(open_run.info.run_id, status)
+
+        yield close_mlflow
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    # The network or the tracker's own process may be gone; its files stay in the run's folder.
+    with contextlib.suppress(Exception):
+        close()
+
+
+def _short(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:200]

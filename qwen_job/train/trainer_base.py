@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from transformers import Trainer
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
 from qwen_job.train.attention import inputs_for
@@ -20,6 +21,7 @@ from qwen_job.train.loss import LossHead
 from qwen_job.train.modeling import DTYPES, build_optimizer
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.signals import StopWish
+from qwen_job.train.trackers import Guarded
 from qwen_job.train.watchdog import Watchdog
 
 
@@ -46,6 +48,11 @@ class BaseTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=parts.train, eval_dataset=parts.eval)
         self.remove_callback(PrinterCallback)
         self.parts = parts
+        reporters = tuple(get_reporting_integration_callbacks(args.report_to))  # type: ignore[no-untyped-call]
+        self.callback_handler.callbacks = [
+            Guarded(callback, parts.log.say) if isinstance(callback, reporters) else callback
+            for callback in self.callback_handler.callbacks
+        ]
         self._guard = LossGuard(parts.config.guards.loss_spike_factor)
         self._totals = StepTotals(0, 0, 0, 0)
         self._stop: str | None = None
@@ -124,6 +131,12 @@ class BaseTrainer(Trainer):
     def _report(self, values: dict[str, Any]) -> None:
         """Hand figures to TensorBoard and the like; the Trainer's own history would only grow."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(values))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hand on what the Trainer reports at the end, without the loss and FLOPs that it did not count: both 0."""
+        super().log(
+            {name: value for name, value in logs.items() if name not in ("train_loss", "total_flos")}, start_time
+        )
 
     def _wants_best(self) -> bool:
         return self.parts.config.training.load_best_model_at_end
