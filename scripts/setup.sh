@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes what the Makefile's commands need:  setup.sh run | test | system
+# Makes what the Makefile's commands need:  setup.sh run | test | trackers | system
 #   run     .venv with the launcher and the training stack
 #   test    .venv with the test tools as well
+#   trackers  .venv-trackers with the training stack, wandb, swanlab and mlflow
 #   system  the distribution's packages for the Slurm lab and the image (only as root on Debian or Ubuntu)
 # Doing it again costs nothing: .venv carries a stamp of what it was made from.
 # PYTHON names the interpreter to use; TORCH_INDEX_URL names the package index that torch alone comes from.
@@ -10,6 +11,10 @@ cd "$(dirname "$0")/.."
 
 TORCH=$(grep '^torch==' constraints.txt)
 SYSTEM_PACKAGES=(slurm-wlm libslurm-dev libc6-dev munge iproute2 openssh-server openssh-client openssl pdsh)
+
+venv=.venv
+unpinned= # names that constraints.txt does not hold for
+more=()
 
 say() { echo "== $*" >&2; }
 
@@ -41,10 +46,10 @@ install_torch() {
     fi
 }
 
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 
 has_torch() {
-    .venv/bin/python -c '
+    "$venv/bin/python" -c '
 import importlib.metadata, sys
 sys.exit(importlib.metadata.version("torch").partition("+")[0] != sys.argv[1])' "${TORCH#torch==}" 2>/dev/null
 }
@@ -52,17 +57,25 @@ sys.exit(importlib.metadata.version("torch").partition("+")[0] != sys.argv[1])' 
 environment() { # extras
     local python hash made
     python=$(find_python)
-    hash=$({ "$python" --version; cat pyproject.toml constraints.txt scripts/setup.sh; } | cksum | tr ' ' -)
+    hash=$({ "$python" --version; cat pyproject.toml constraints.txt scripts/setup.sh "${more[@]:1}"; } | cksum | tr ' ' -)
     for made in "$1" train,test; do # the test tools do no harm to a run
-        if [ -e ".venv/stamp-$made-$hash" ]; then return; fi
+        if [ -e "$venv/stamp-$made-$hash" ]; then return; fi
     done
-    say "Installing into .venv ($("$python" --version), extras: $1): some minutes, once ..."
-    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+    say "Installing into $venv ($("$python" --version), extras: $1): some minutes, once ..."
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
     # torch first: what depends on it would otherwise fetch the newest build, with CUDA.
     has_torch || install_torch
-    pip install --constraint constraints.txt --editable ".[$1]"
-    rm -f .venv/stamp-*
-    touch ".venv/stamp-$1-$hash"
+    grep -vE "^(${unpinned:-none})==" constraints.txt >"$venv/constraints.txt"
+    pip install --constraint "$venv/constraints.txt" --editable ".[$1]" "${more[@]}"
+    rm -f "$venv"/stamp-*
+    touch "$venv/stamp-$1-$hash"
+}
+
+trackers() {
+    # swanlab and mlflow want older releases of these.
+    unpinned='protobuf|importlib_metadata'
+    venv=.venv-trackers more=(--requirement tests/trackers/requirements.txt)
+    environment train
 }
 
 # The container tools, by command: other packages bring them too (docker's runc), and would be removed for Debian's.
@@ -105,9 +118,10 @@ system() {
 case ${1:-} in
 run) environment train ;;
 test) environment train,test ;;
+trackers) trackers ;;
 system) system ;;
 *)
-    sed -n '2,7s/^# \{0,1\}//p' "$0"
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

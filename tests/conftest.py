@@ -32,8 +32,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when asked for: half an hour of broken clusters, and what needs a GPU."""
-    unasked = [marker for marker in ("chaos", "gpu") if marker not in str(config.getoption("markexpr"))]
+    """Leave out what runs only when asked for: broken clusters, what needs a GPU, and the real trackers."""
+    unasked = [marker for marker in ("chaos", "gpu", "trackers") if marker not in str(config.getoption("markexpr"))]
     left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

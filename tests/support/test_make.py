@@ -37,14 +37,14 @@ def test_without_apt_the_setup_says_what_is_skipped(checkout: Path, bare: dict[s
 
 def test_a_wrong_word_prints_the_usage(checkout: Path) -> None:
     done = setup(checkout, "everything", dict(os.environ))
-    assert done.returncode == 2 and "run | test | system" in done.stdout
+    assert done.returncode == 2 and "run | test | trackers | system" in done.stdout
 
 
 def test_make_lists_its_commands(checkout: Path) -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=checkout, capture_output=True, text=True, timeout=60, check=True
     ).stdout
-    for command in ("demo", "test", "lint", "image", "bench", "slurm-lab", "clean"):
+    for command in ("demo", "test", "lint", "image", "bench", "slurm-lab", "test-trackers", "clean"):
         assert f"make {command} " in listed, command
 
 

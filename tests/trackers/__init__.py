@@ -1,0 +1,1 @@
+"""What only the real trackers can show: what arrives, what a missing login does. ``make test-trackers`` runs it."""
