@@ -2,6 +2,7 @@
 # Four stages: base (Debian packages), build (compilers, wheels, DeepSpeed's ops), package (our wheel), and the image:
 # base plus what build and package made, our own code last, so that a change of it rebuilds only two small layers.
 # WITH_COMPILER=1 adds gcc and Python's headers for jobs that compile kernels as they run (torch_compile, Liger).
+# PACKAGES adds Python packages that no lock names ("wandb"); what computes stays at the lock's versions.
 # Debian's own image of one day; what is older in it than in the set's debian.lock is brought to the lock's versions.
 ARG BASE_IMAGE=docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
 
@@ -28,6 +29,14 @@ RUN python3 -m venv --without-pip /opt/venv \
         --no-cache-dir --no-compile --no-deps --require-hashes -r /opt/build/requirements.lock
 COPY configs/image/${SET}/deepspeed.lock configs/image/${SET}/set.yaml scripts/image/build_ops.py scripts/image/portable-cxx /opt/build/
 RUN /opt/venv/bin/python /opt/build/build_ops.py /opt/build
+ARG PACKAGES=
+RUN if [ -n "$PACKAGES" ]; then \
+        pip="/opt/tools/bin/python -m pip --python /opt/venv/bin/python" \
+        && $pip list --format freeze >/opt/build/installed.txt \
+        && grep -E '^(torch|triton|nvidia|deepspeed|transformers|accelerate|numpy|safetensors|tokenizers|gigatoken)' \
+            /opt/build/installed.txt >/opt/build/kept.txt \
+        && $pip install --no-cache-dir --no-compile --constraint /opt/build/kept.txt $PACKAGES; \
+    fi
 COPY scripts/image/slim.py scripts/image/describe.py configs/image/${SET}/debian-compiler.lock /opt/build/
 COPY scripts/image/site/ /opt/venv/lib/python3.11/site-packages/
 ARG WITH_COMPILER=0

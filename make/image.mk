@@ -3,7 +3,7 @@ SET ?= ampere
 IMAGE ?= localhost/qwen-job:$(SET)
 
 .PHONY: image image-test image-lock
-image: ## Build the training image (SET=cpu|ampere|v100, IMAGE=name:tag)
+image: ## Build the training image (SET=cpu|ampere|v100, IMAGE=name:tag, WITH_COMPILER=1, PACKAGES="wandb")
 	scripts/image/build $(SET) $(IMAGE)
 
 image-test: ## Build the CPU set for real and run the demo in it: any uid, read-only root, no network (minutes)

@@ -63,7 +63,8 @@ def check_trackers(config: TrainConfig) -> None:
         packages = _PACKAGES.get(name, ())
         if packages and not any(find_spec(package) for package in packages):
             advice = (
-                f"is not installed here: add 'pip install {packages[0]}' to the image, or write another name or none"
+                f"is not installed here: build the image with PACKAGES={packages[0]} (without one: pip install "
+                f"{packages[0]}), or write another name or none"
             )
             problems.append(Problem("train.yaml", 0, 0, "training.report_to", f"{name} {advice}"))
     if problems:
@@ -190,7 +191,7 @@ def _start_online(name: str, config: TrainConfig, say: Say) -> None:
     except Exception as error:
         if type(error).__name__ == "UsageError" or (type(error) is RuntimeError and "login" in str(error)):
             raise EnvironmentFault(
-                f"report_to: {name}: {_short(error)}: give the job {key} or set {mode}=offline, as the README says"
+                f"report_to: {name}: {_short(error)}: give the job {key} or set {mode}=offline; see docs/training.md"
             ) from None
         os.environ[mode] = "offline"
         getattr(package, "teardown", int)()  # wandb's own process still holds the run's id

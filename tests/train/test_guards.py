@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model_names_the_output() -> None:
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_prepared() -> None:
     values, _ = tiny.settings(Path("/runs/x"), training__report_to=["tensorboard", "swanlab"])
     with pytest.raises(
-        JobError, match=r"training\.report_to.*swanlab is not installed here: add 'pip install swanlab'"
+        JobError, match=r"training\.report_to.*swanlab is not installed here: build the image with PACKAGES=swanlab"
     ):
         check_trackers(parse_config(values, "train.yaml"))
 
