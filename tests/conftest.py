@@ -32,8 +32,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when asked for: broken clusters, what needs a GPU, and the real trackers."""
-    unasked = [marker for marker in ("chaos", "gpu", "trackers") if marker not in str(config.getoption("markexpr"))]
+    """Leave out what runs only when asked for: broken clusters, what needs a GPU, the real trackers and vLLM."""
+    asked = str(config.getoption("markexpr"))
+    unasked = [marker for marker in ("chaos", "gpu", "trackers", "vllm") if marker not in asked]
     left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -37,31 +37,31 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def random_weights() -> dict[str, numpy.ndarray[Any, Any]]:
+def random_weights(hidden: int = HIDDEN) -> dict[str, numpy.ndarray[Any, Any]]:
     draw = numpy.random.default_rng(7)
 
     def normal(*shape: int) -> numpy.ndarray[Any, Any]:
         return draw.normal(0, 0.3, shape).astype(numpy.float32)
 
-    weights = {"transformer.wte.weight": normal(VOCABULARY, HIDDEN), "lm_head.weight": normal(VOCABULARY, HIDDEN)}
-    weights["transformer.ln_f.weight"] = 1 + normal(HIDDEN)
+    weights = {"transformer.wte.weight": normal(VOCABULARY, hidden), "lm_head.weight": normal(VOCABULARY, hidden)}
+    weights["transformer.ln_f.weight"] = 1 + normal(hidden)
     for layer in range(LAYERS):
         block = {
-            "ln_1.weight": 1 + normal(HIDDEN),
-            "ln_2.weight": 1 + normal(HIDDEN),
-            "attn.c_attn.weight": normal(3 * HIDDEN, HIDDEN),
-            "attn.c_attn.bias": normal(3 * HIDDEN),
-            "attn.c_proj.weight": normal(HIDDEN, HIDDEN),
-            "mlp.w1.weight": normal(HALF, HIDDEN),
-            "mlp.w2.weight": normal(HALF, HIDDEN),
-            "mlp.c_proj.weight": normal(HIDDEN, HALF),
+            "ln_1.weight": 1 + normal(hidden),
+            "ln_2.weight": 1 + normal(hidden),
+            "attn.c_attn.weight": normal(3 * hidden, hidden),
+            "attn.c_attn.bias": normal(3 * hidden),
+            "attn.c_proj.weight": normal(hidden, hidden),
+            "mlp.w1.weight": normal(HALF, hidden),
+            "mlp.w2.weight": normal(HALF, hidden),
+            "mlp.c_proj.weight": normal(hidden, HALF),
         }
         weights.update({f"transformer.h.{layer}.{name}": value for name, value in block.items()})
     return weights
 
 
-def write_qwen1(folder: Path, tiktoken: Path) -> None:
-    weights = random_weights()
+def write_qwen1(folder: Path, tiktoken: Path, hidden: int = HIDDEN) -> None:
+    weights = random_weights(hidden)
     second = {name for name in weights if name.startswith(("lm_head", "transformer.ln_f", "transformer.h.1"))}
     weight_map = {name: f"model-0000{2 if name in second else 1}-of-00002.safetensors" for name in weights}
     for shard in set(weight_map.values()):
@@ -70,7 +70,7 @@ def write_qwen1(folder: Path, tiktoken: Path) -> None:
     total = sum(value.nbytes for value in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": hidden, "kv_channels": hidden // HEADS}))
     sampling = {"chat_format": "chatml", "eos_token_id": 151643, "do_sample": True, "top_p": 0.8, "top_k": 0}
     (folder / "generation_config.json").write_text(json.dumps(sampling))
     (folder / "modeling_qwen.py").write_text("raise RuntimeError('remote code must never run')\n")

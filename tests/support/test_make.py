@@ -44,7 +44,8 @@ def test_make_lists_its_commands(checkout: Path) -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=checkout, capture_output=True, text=True, timeout=60, check=True
     ).stdout
-    for command in ("demo", "test", "lint", "image", "bench", "slurm-lab", "test-trackers", "clean"):
+    commands = ("demo", "test", "lint", "image", "bench", "slurm-lab", "test-trackers", "test-vllm", "clean")
+    for command in commands:
         assert f"make {command} " in listed, command
 
 

