@@ -29,7 +29,9 @@ answer = model.generate(**inputs.to(model.device), max_new_tokens=512)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-No remote code is needed; `vllm serve path/to/model` serves it, `qwen-job chat path/to/model` talks to it.
+No remote code is needed; `vllm serve path/to/model` serves it, `qwen-job chat path/to/model` talks to it. vLLM reads
+temperature and the like from `generation_config.json`, but not `do_sample: false`: for greedy answers ask with
+`temperature: 0`.
 """
 
 
