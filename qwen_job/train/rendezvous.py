@@ -122,7 +122,10 @@ def join(place: Place, store: Store, device: str) -> None:
 def quiet_deepspeed(device: str) -> None:
     """Import DeepSpeed without its chatter, and without compiling its shared-memory op on a CPU."""
     import logging
+    import warnings
 
+    # Of DeepSpeed's own calls, which nobody who reads a job's log can change.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
