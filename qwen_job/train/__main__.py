@@ -87,9 +87,8 @@ def train(
     started = time.time()
     join(place, store, config.device)
 
-    def report() -> str:
+    def report() -> None:
         config.training.report_to = start_trackers(config, log.say)
-        return ""
 
     # Trackers, model and data, made by one process while the others poll.
     log.heartbeat("preparing")
@@ -260,8 +259,7 @@ def _end(
             log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)
             log.heartbeat(state, max(steps, default=0))
     # A stop is rank 0's to tell, also where the ranks have not met; of failures in the same words the first is enough.
-    if store is not None or active or not stopped:
-        speak_once(store, "stop" if stopped else reason, speak, active if stopped else None)
+    speak_once(store, "stop" if stopped else reason, speak, active if stopped else None)
     if active:
         close_trackers(code)
     return code

@@ -180,11 +180,12 @@ def speak_once(store: Store | None, words: str, speak: Callable[[], None], mine:
     """Call ``speak`` on one rank of those that come here with ``words``; the others return when it has spoken.
 
     That one is the first to come, or where ``mine`` is given the one that it is true for. The others wait because the
-    launcher ends every rank as soon as one has ended. Without a store every rank speaks.
+    launcher ends every rank as soon as one has ended. Without a store nobody waits, and without ``mine`` too every rank
+    speaks.
     """
     key = f"qwen_job/words/{hashlib.sha256(words.encode()).hexdigest()[:16]}"
     try:
-        first = store is None or (store.add(key, 1) == 1 if mine is None else mine)
+        first = mine if mine is not None else store is None or store.add(key, 1) == 1
         deadline = time.monotonic() + _SPEAK_SECONDS
         while not first and store is not None and not store.check([f"{key}/said"]) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)

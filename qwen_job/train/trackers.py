@@ -86,6 +86,9 @@ def start_trackers(config: TrainConfig, say: Say) -> list[str]:
         return names
     path = config.output_dir / _NAME
     kept = _kept(path)
+    if "SWANLAB_PROJECT" in os.environ:
+        # transformers' name for it, which makes swanlab 0.10 itself fail.
+        os.environ.setdefault("SWANLAB_PROJ_NAME", os.environ.pop("SWANLAB_PROJECT"))
     for variable, value in _environment(config, kept["id"]).items():
         os.environ.setdefault(variable, value)
     for variable in _UPLOADS:
@@ -154,8 +157,7 @@ def _environment(config: TrainConfig, identity: str) -> dict[str, str]:
         "WANDB_RUN_ID": identity,
         "WANDB_RESUME": "allow",
         "SWANLAB_LOG_DIR": str(run / "swanlog"),
-        # transformers' name for it, SWANLAB_PROJECT, makes swanlab 0.10 itself fail.
-        "SWANLAB_PROJ_NAME": os.environ.pop("SWANLAB_PROJECT", _PROJECT),
+        "SWANLAB_PROJ_NAME": _PROJECT,
         "SWANLAB_EXP_NAME": name,
         "SWANLAB_RUN_ID": identity,
         "SWANLAB_RESUME": "allow",

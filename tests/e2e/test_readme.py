@@ -18,6 +18,7 @@ import pytest
 
 from tests.e2e.steps import CHECKOUT
 from tests.support.helm import helm
+from tests.support.pages import blocks
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -32,13 +33,8 @@ STUBS = {
 }
 
 
-def blocks(readme: str) -> list[str]:
-    """Return the shell blocks of a page."""
-    return re.findall(r"^```sh\n(.*?)^```", (CHECKOUT / readme).read_text("utf-8"), re.DOTALL | re.MULTILINE)
-
-
 def test_both_readmes_have_the_same_commands() -> None:
-    english, chinese = ([re.sub(r"\s+#.*", "", block) for block in blocks(name)] for name in READMES)
+    english, chinese = ([re.sub(r"\s+#.*", "", block) for block in blocks(CHECKOUT / name, "sh")] for name in READMES)
     assert english == chinese
 
 
@@ -61,7 +57,7 @@ def test_every_command_of_the_readme_runs(demo: tuple[Path, str], tmp_path: Path
     shutil.copy(CHECKOUT / "configs" / "data" / "demo_eval.json", work / "held-out.json")
     (work / "ds_config_zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
     (work / "chats.json").symlink_to(CHECKOUT / "configs" / "data" / "demo.json")
-    shown = blocks("README.md") + blocks("docs/training.md")
+    shown = blocks(CHECKOUT / "README.md", "sh") + blocks(CHECKOUT / "docs" / "training.md", "sh")
     lines = [block for block in shown if not block.startswith(("make ", "qwen-job model fetch"))]
     script = "set -euo pipefail\n" + "\n".join(lines).replace("/shared/runs/my-run", f"'{demo[0]}'")
     script = script.replace("helm install my-run", "helm install --dry-run=client my-run")

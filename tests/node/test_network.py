@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -12,14 +11,12 @@ import pytest
 from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.preflight import judge_network
 from qwen_job.node.ring import bus_bandwidth, suspects
+from tests.support.ports import free_port
 
 
 def place(nodes: int, **values: Any) -> Place:
     """Return the first node's place, at a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return replace(Place(0, nodes, "127.0.0.1", port, "7-0", meet_seconds=5.0), **values)
+    return replace(Place(0, nodes, "127.0.0.1", free_port(), "7-0", meet_seconds=5.0), **values)
 
 
 def verdicts(first: Place, ranks: list[int]) -> list[Verdict]:

