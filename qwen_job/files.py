@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import select
+import stat
 import uuid
 from pathlib import Path
 
@@ -30,6 +33,52 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int | None = Non
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def read_limited(path: str | Path, most: int, *, pipes: bool = False, patience: float = 60.0) -> bytes:
+    """Return the content of a regular file of at most ``most`` bytes, without ever waiting for one that is none.
+
+    ``pipes``: a pipe that somebody writes to is read, too, as a shell's ``<(...)``; ``patience``: the seconds that it
+    may stay silent.
+
+    Raises:
+        ValueError: it is a pipe, a device or a socket, or too large; with a plain reason that follows the name.
+        OSError: it is missing, a folder, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with io.FileIO(descriptor) as stream:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(21, "Is a directory", str(path))
+        pipe = stat.S_ISFIFO(kind)
+        if not (stat.S_ISREG(kind) or (pipe and pipes)):
+            raise ValueError(f"is {_kind(kind)}, not a file")
+        pieces: list[bytes] = []
+        left = most + 1
+        while left > 0 and (piece := _piece(stream, left, patience)):
+            pieces.append(piece)
+            left -= len(piece)
+    if pipe and not pieces:
+        raise ValueError("is a pipe that nobody writes to")
+    if left <= 0:
+        raise ValueError(f"is larger than {_size(most)}")
+    return b"".join(pieces)
+
+
+def _piece(stream: io.FileIO, most: int, patience: float) -> bytes:
+    while (piece := stream.read(min(most, 2**20))) is None:  # a pipe whose writer is still at work
+        if not select.select([stream], [], [], patience)[0]:
+            raise ValueError(f"is a pipe that stayed silent for {patience:.0f} seconds")
+    return piece
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count:,} bytes"
+
+
+def _kind(mode: int) -> str:
+    names = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return names.get(stat.S_IFMT(mode), "something else")
 
 
 def sync_file(path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Text that others wrote, made fit to print: the one place that every line meant for people passes.
+
+A terminal obeys what it is sent. A key of a job.yaml, a file's name or a model's answer can hold sequences that change
+its title, hide a line or turn the reading order around, so what cannot be seen is printed as its escape.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any
+
+# C0, DEL, C1; marks and overrides of the reading order; line separators; invisible fillers; tags; lone surrogates.
+HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+LONGEST = 4_000
+_COLOUR = re.compile("(\x1b\\[[0-9;]{0,12}m)")
+_LAYOUT = "\n\t\r"
+
+
+def visible(text: object, limit: int | None = LONGEST, *, keep: str = "") -> str:
+    r"""Return ``text`` as one line that a terminal only shows: ESC becomes ``\x1b``, a line's end ``\n``.
+
+    ``limit``: the most characters; what is longer loses its middle, and says how much. ``keep``: characters that stay
+    as they are, such as ``"\n\t"`` in an answer of several lines. Letters of every script and emoji are unchanged.
+    """
+    shown = str(text)
+    if limit is not None and len(shown) > limit:
+        shown = _cut(shown, limit)
+    if shown.isprintable():
+        return shown
+    return HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), shown)
+
+
+def visible_lines(text: object, limit: int | None = LONGEST) -> str:
+    """Return ``text`` with its line ends and tabs kept and each line made :func:`visible`."""
+    return "\n".join(visible(line, limit, keep="\t") for line in str(text).split("\n"))
+
+
+def _cut(text: str, limit: int) -> str:
+    note = f" ...({len(text) - limit:,} characters more)... "
+    tail = limit // 4
+    return text[: limit - tail] + note + (text[-tail:] if tail else "")
+
+
+def _escape(character: str) -> str:
+    if character in _LAYOUT:
+        return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}[character]
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return ``value`` as JSON that a terminal only shows; read back, it is the same value. Options: json.dumps."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return HIDDEN.sub(lambda found: found[0] if found[0] in _LAYOUT else json.dumps(found[0])[1:-1], text)
+
+
+class VisibleStream(io.TextIOWrapper):
+    """Standard output or error of a command: no control sequence but colour, and that on a terminal only.
+
+    A line that reached it without :func:`visible` is escaped here.
+    """
+
+    def write(self, text: str) -> int:
+        """Write ``text`` with all that is hidden escaped; line ends, tabs and carriage returns stay."""
+        if not HIDDEN.search(text):
+            return super().write(text)
+        parts = _COLOUR.split(text) if self.isatty() else [text]
+        super().write("".join(p if number % 2 else visible(p, None, keep=_LAYOUT) for number, p in enumerate(parts)))
+        return len(text)

@@ -1,0 +1,111 @@
+"""What others wrote reaches a terminal as text only; JSON of theirs is read within limits."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_job import strict_json
+from qwen_job.files import read_limited
+from qwen_job.text import HIDDEN, VisibleStream, json_text, visible, visible_lines
+
+ANY_TEXT = st.text(st.characters(), max_size=50)
+
+
+@given(ANY_TEXT)
+def test_no_control_sequence_is_left(text: str) -> None:
+    shown = visible(text, None)
+    assert not HIDDEN.search(shown)
+    assert HIDDEN.sub("", text).replace("\\", "") in text.replace("\\", "") or HIDDEN.search(text)
+    assert visible(shown, None) == shown
+
+
+@pytest.mark.parametrize("text", ["你好，世界", "😀👩‍💻", "naïve", "नमस्ते", "שלום", "a\u3000b", "C:\\x", ""])
+def test_text_of_every_script_is_unchanged(text: str) -> None:
+    assert visible(text) == text
+
+
+def test_what_is_hidden_is_spelled_out() -> None:
+    assert visible("\x1b]0;x\x07\n\x9b2J\u202e\ud800") == "\\x1b]0;x\\x07\\n\\x9b2J\\u202e\\ud800"
+    assert visible_lines("a\r\nb\x1b") == "a\\r\nb\\x1b"
+
+
+def test_what_is_too_long_is_cut_and_says_so() -> None:
+    shown = visible("x" * 10_000, 100)
+    assert len(shown) < 150 and "9,900 characters more" in shown
+
+
+@given(st.recursive(ANY_TEXT, lambda inner: st.dictionaries(ANY_TEXT, inner, max_size=2)))
+def test_json_text_shows_all_and_loses_nothing(value: object) -> None:
+    text = json_text(value, indent=2)
+    assert json.loads(text) == value and not HIDDEN.search(text.replace("\n", ""))
+
+
+def test_the_stream_keeps_colour_on_a_terminal_only() -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    for kind, expected in ((Terminal, b"\x1b[31ma\x1b[0m\\x1b[2J\n"), (io.BytesIO, b"\\x1b[31ma\\x1b[0m\\x1b[2J\n")):
+        raw = kind()
+        stream = VisibleStream(raw, "utf-8", newline="")
+        stream.write("\x1b[31ma\x1b[0m\x1b[2J\n")
+        stream.flush()
+        assert raw.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[" * 25_000, "nested too deeply"),
+        ('{"a":' * 101 + "1" + "}" * 101, "nested too deeply"),
+        ('["' + '\\"' * 200_000, "not JSON"),
+        ("1" * 5_000, "5,000 digits"),
+        ("[1e400]", "1e400"),
+        ("[NaN]", "NaN"),
+        (b"\xff", "UTF-8"),
+        ("", "not JSON"),
+    ],
+)
+def test_json_beyond_the_limits_is_refused_with_a_reason(text: str | bytes, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        strict_json.loads(text)
+
+
+@given(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | ANY_TEXT, lambda v: st.lists(v)))
+def test_json_within_the_limits_is_read_as_ever(value: object) -> None:
+    if "Infinity" not in (text := json.dumps(value)):
+        assert strict_json.loads(text) == json.loads(text)
+
+
+def test_brackets_in_strings_are_no_depth() -> None:
+    assert strict_json.loads(json.dumps(["[" * 500 + '"\\'])) == ["[" * 500 + '"\\']
+    assert strict_json.loads("[[]," * 90 + "1" + "]" * 90)
+
+
+def test_only_regular_files_within_the_size_are_read(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    large.write_bytes(bytes(11))
+    assert read_limited(large, 11) == bytes(11)
+    for path, word in ((pipe, "a pipe"), (Path("/dev/zero"), "a device"), (large, "larger than 10 bytes")):
+        with pytest.raises(ValueError, match=word):
+            read_limited(path, 10)
+    with pytest.raises(ValueError, match="nobody writes"):
+        read_limited(pipe, 10, pipes=True)
+    with pytest.raises(OSError, match="directory"):
+        read_limited(tmp_path, 10)
+
+
+def test_a_pipe_with_a_writer_is_read_where_it_may_be() -> None:
+    read, write = os.pipe()
+    os.write(write, b"x: 1")
+    os.close(write)
+    assert read_limited(f"/dev/fd/{read}", 10, pipes=True) == b"x: 1"
+    os.close(read)
