@@ -23,6 +23,7 @@ _PASSED = (
 )  # fmt: skip
 # What divides a mount from the next and source from target; pyxis hands the rest to enroot as a line of an fstab.
 _UNMOUNTABLE = {"pyxis": r"[,\s$`\\]", "apptainer": r'[,"\n]'}
+_DIGEST = re.compile(r"@(sha(?:256|512):[0-9a-fA-F]+)$")
 _SIGNS = {":": "a colon", ",": "a comma", " ": "a space", "\n": "a newline", '"': "a quote"}
 
 
@@ -182,21 +183,23 @@ def _image_problem(runtime: str, image: str) -> str:
 
 
 def _enroot_name(image: str) -> str:
-    """Write REGISTRY/NAME:TAG or NAME@DIGEST as enroot reads it: REGISTRY#NAME:TAG, NAME:DIGEST.
+    """Write [USER@]REGISTRY/NAME:TAG or NAME@DIGEST as enroot reads it: [USER@]REGISTRY#NAME:TAG, NAME:DIGEST.
 
-    Enroot takes what stands before ``@`` for a user, and a name without ``#`` for one of Docker Hub.
+    Enroot takes what stands before the first ``@`` for a user, and a name without ``#`` for one of Docker Hub.
     """
     image = image.removeprefix("docker://")
     if "#" in image or "://" in image:
         return image
-    name, at, digest = image.partition("@")
-    if at:
+    name, digest = image, ""
+    if found := _DIGEST.search(image):
+        name, digest = image[: found.start()], f":{found[1]}"
         head, slash, last = name.rpartition("/")
-        image = f"{head}{slash}{last.partition(':')[0]}:{digest}"
-    registry, slash, path = image.partition("/")
+        name = f"{head}{slash}{last.partition(':')[0]}"
+    user, at, name = name.rpartition("@")
+    registry, slash, path = name.partition("/")
     if slash and (re.search("[.:]", registry) or registry == "localhost"):
-        return f"{registry}#{path}"
-    return image
+        name = f"{registry}#{path}"
+    return f"{user}{at}{name}{digest}"
 
 
 def _apptainer(plan: Plan, pairs: list[str]) -> list[str]:

@@ -25,9 +25,6 @@ _PATH = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
 IMAGE = rf"({_DOMAIN}/)?{_PATH}(/{_PATH})*(:[A-Za-z0-9_][-A-Za-z0-9_.]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
 # The server refuses larger ConfigMaps (1 MiB); some room for the rest of the object.
 MAX_CONFIG_BYTES = 1_000_000
-# Variables that hold a secret, by the names that hubs and trackers give them; a tokenizer's tokens are none.
-SECRET_NAME = "(.*_)?(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|SECRET_KEY|ACCESS_KEY)"
-NO_SECRET = "(.*_)?(BOS|EOS|PAD|UNK|SEP|CLS|MASK|END|STOP)_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Settings:
 def settings(plan: Plan) -> Settings:
     """Decide what the ``kubernetes:`` section leaves open. Errors: :class:`JobError` with all problems."""
     job, notes = plan.job, []
-    problems = [*_name_problems(plan), *_secret_problems(plan), *_section_problems(plan)]
+    problems = [*_name_problems(plan), *_section_problems(plan)]
     volumes = job.kubernetes.volumes
     if volumes:
         problems += _outside(plan, volumes)
@@ -118,16 +115,6 @@ def _name_problems(plan: Plan) -> Iterator[Problem]:
     hint = f"e.g. {near!r}" if near else "e.g. 'my-run'"
     text = f"{name!r} {what} (a-z, 0-9 and -, a letter first; pods are called {pods}); write {hint}"
     yield plan.job.problem(("name",), text)
-
-
-def _secret_problems(plan: Plan) -> Iterator[Problem]:
-    """A value of env stands in the ConfigMap and in the pod, where everybody in the namespace can read it."""
-    for name, value in plan.job.env.items():
-        if value and re.fullmatch(SECRET_NAME, name) and not re.fullmatch(NO_SECRET, name):
-            text = (
-                f"looks like a secret, and env is for all to read; write kubernetes.secret_env: {{{name}: SECRET/KEY}}"
-            )
-            yield plan.job.problem(("env", name), text)
 
 
 def _section_problems(plan: Plan) -> Iterator[Problem]:

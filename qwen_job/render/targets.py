@@ -13,6 +13,7 @@ from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.quote import Unrepresentable
+from qwen_job.render.secret import secret_problems
 
 TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
 
@@ -21,11 +22,14 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     """Render the plan for one of :data:`TARGETS`; templates in ``template_dirs`` replace ours of the same name.
 
     A pure function: no clock, no randomness, no network. Errors: :class:`JobError` naming the field for a value that
-    the target's format cannot hold, and for a sweep, which only Slurm holds in one bundle (see :func:`render_each`).
+    the target's format cannot hold, for a secret that its files would show, and for a sweep, which only Slurm holds in
+    one bundle (see :func:`render_each`).
     """
     if plan.sweep and target != "slurm":
         message = f"its {len(plan.sweep)} runs are bundles of their own on {target}: render them with -o DIR"
         raise JobError([plan.job.problem(("sweep",), message)])
+    if secrets := list(dict.fromkeys(secret_problems(plan, target))):
+        raise JobError(secrets)
     folders = [*template_dirs, *_own_templates(plan)]
     module = importlib.import_module(f"qwen_job.render.{target}")
     try:

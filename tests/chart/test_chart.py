@@ -143,7 +143,8 @@ def test_numbers_may_be_set_on_the_command_line() -> None:
         ("kubernetes.kind=trainjob,kubernetes.job.trainer.numNodes=0", "numNodes"),
         ("kubernetes.resources.rdma/hca=0.5", "hca"),
         ("env.9X=1", "env"),
-        ("env.HF_TOKEN=x", "env.HF_TOKEN: looks like a secret"),
+        ("env.hfToken=x", "env.hfToken: looks like a secret"),
+        ("env.DB=postgresql://me:geheim@db/x", "env.DB: looks like a secret"),
     ],
 )
 def test_wrong_values_are_refused_by_name(wrong: str, said: str, version: str) -> None:

@@ -79,7 +79,7 @@ FABRIC = {**GPUS, "nodes": 2, "interconnect": "infiniband"}
 
 def test_docker_runs_as_the_user_with_the_limits_and_the_devices(tmp_path: Path) -> None:
     found, *started, after = calls(
-        tmp_path, "docker", cluster=FABRIC, env={"NVIDIA_VISIBLE_DEVICES": "0,1", "SECRET": "s"}
+        tmp_path, "docker", cluster=FABRIC, env={"NVIDIA_VISIBLE_DEVICES": "0,1", "OWN": "s"}
     )
     assert found == after == ["ps", "--all", "--quiet", "--filter", "label=qwen-job=1"]
     assert len(started) == 3, "the image is tried, then the node is checked, then the trainer starts"
@@ -90,7 +90,7 @@ def test_docker_runs_as_the_user_with_the_limits_and_the_devices(tmp_path: Path)
         assert (asked.gpus, asked.device, asked.cap_add) == (["all"], ["/dev/infiniband"], ["IPC_LOCK"])
         assert (asked.user, asked.workdir) == ([f"{os.getuid()}:{os.getgid()}"], ["/"])
         assert "NVIDIA_VISIBLE_DEVICES=0,1" in asked.env and "CUDA_VISIBLE_DEVICES" in asked.env
-        assert not any("SECRET" in word for word in words), "every user of the node can read a command line"
+        assert not any("OWN" in word for word in words), "every user of the node can read a command line"
         assert asked.command[:3] == ["bash", f"{tmp_path}/run/launch/node.sh", "inside"]
 
 
@@ -180,6 +180,10 @@ def test_apptainer_s_home_and_cpus(tmp_path: Path) -> None:
         ("docker://localhost:5000/x", "localhost:5000", "x", None),
         (f"registry.example.com/x@{DIGEST}", "registry.example.com", "x", DIGEST),
         (f"registry.example.com/x:1@{DIGEST}", "registry.example.com", "x", DIGEST),
+        ("me@registry.example.com/team/x:1", "registry.example.com", "team/x", "1"),
+        ("docker://$oauthtoken@registry.example.com/x", "registry.example.com", "x", None),
+        (f"me@registry.example.com:5000/x:1@{DIGEST}", "registry.example.com:5000", "x", DIGEST),
+        ("me@team/x:1", None, "team/x", "1"),
     ],
 )
 def test_pyxis_gets_a_registry_s_image_as_enroot_names_it(
@@ -189,6 +193,8 @@ def test_pyxis_gets_a_registry_s_image_as_enroot_names_it(
     (given,) = [word.partition("=")[2] for word in words if word.startswith("--container-image=")]
     found = ENROOT.fullmatch(given)
     assert found and (found["registry"], found["image"], found["tag"]) == (registry, image, tag)
+    user = written.removeprefix("docker://").removesuffix(f"@{DIGEST}").rpartition("@")[0]
+    assert given.startswith(f"{user}@" if user else found["registry"] or found["image"])
 
 
 @pytest.mark.parametrize(

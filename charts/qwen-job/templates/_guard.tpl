@@ -32,7 +32,11 @@
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := .Values.env -}}
-{{- if and $value (regexMatch "^(.*_)?(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|SECRET_KEY|ACCESS_KEY)$" $name) (not (regexMatch "^(.*_)?(BOS|EOS|PAD|UNK|SEP|CLS|MASK|END|STOP)_TOKEN$" $name)) -}}
+{{- /* The patterns of qwen_job/render/secret.py. */ -}}
+{{- $words := regexReplaceAll `([a-z0-9])([A-Z])` $name "${1}_${2}" -}}
+{{- $named := and (regexMatch `(?i)(^|[_.-])(token|pass|passwd|password|passphrase|pwd|secrets?|credentials?|key|(api|access|private|secret)key|pat|bearer|auth|cookie|dsn|webhook(_url)?)[_.-]?[0-9]*$` $words) (not (regexMatch `(?i)(^|[_.-])((bos|eos|pad|unk|sep|cls|mask|end|stop)_token|(public|pub|sort|primary|group|cache|json|label)_?key)$` $words)) -}}
+{{- $value = toString $value -}}
+{{- if or (regexMatch `//[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30}|glpat-[\w-]{20}|sk-[\w-]{30}|xox[abprs]-[\w-]{20}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)` $value) (and $named (not (regexMatch `(?i)^\s*(|0|1|true|false|yes|no|on|off|none|null|(~|\.|\.\.)?(/[\w.-]+){2,}/?)\s*$` $value))) -}}
 {{- fail (printf "env.%s: looks like a secret, and env is for all to read; write kubernetes.secret_env: {%s: SECRET/KEY}" $name $name) -}}
 {{- end -}}
 {{- end -}}
