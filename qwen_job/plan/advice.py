@@ -206,7 +206,7 @@ def _time_limit(run: RunNumbers) -> PlanWarning | None:
     if times is None:
         least = math.ceil((run.restart_seconds + run.save_seconds) / 60 * 2)
         return PlanWarning(
-            "time limit", f"{hours:.1f} h leave no time between start and save", f"give {least} minutes or more"
+            "slurm.time", f"{hours:.1f} h leave no time between start and save", f"give {least} minutes or more"
         )
     if times == 0:
         return None
@@ -216,5 +216,5 @@ def _time_limit(run: RunNumbers) -> PlanWarning | None:
             "retry.max_retries", f"{message}, {run.max_retries} are allowed", f"write {times + 2} or a longer limit"
         )
     return PlanWarning(
-        "time limit", message, "each goes on from its last checkpoint; a longer limit saves the restarts"
+        "slurm.time", message, "each goes on from its last checkpoint; a longer limit saves the restarts"
     )

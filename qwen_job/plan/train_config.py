@@ -45,7 +45,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
         },
         "data": _data(job),
         "training": _training(plan),
-        "stop": {"grace_seconds": job.retry.grace, "time_limit_seconds": job.slurm.time},
+        "stop": {"grace_seconds": job.retry.grace},
         "guards": {
             "on_nan": job.train.on_nan,
             "loss_spike_factor": job.train.loss_spike_factor,

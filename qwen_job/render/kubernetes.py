@@ -180,12 +180,14 @@ def config_checksum(chosen: Settings) -> str:
 def command(chosen: Settings) -> list[str]:
     """Return the words of one pod; ``$(NAME)`` is expanded by Kubernetes."""
     address, port, rank = _rendezvous(chosen)
+    limit = chosen.section.active_deadline
     return [
         "python3", "-m", "qwen_job.train.launch",
         "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
         "--max_without_progress", str(chosen.max_without_progress),
+        *([] if limit is None else ["--time_limit_seconds", str(limit)]),
         "--", "--config", f"{CONFIG_PATH}/train.yaml",
     ]  # fmt: skip
 

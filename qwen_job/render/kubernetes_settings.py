@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from qwen_job.errors import JobError, Problem
 from qwen_job.job.kubernetes import Kubernetes, Volume
@@ -57,7 +57,7 @@ def settings(plan: Plan) -> Settings:
             f"kubernetes.volumes: none is written, so the claim {volumes[0].pvc!r} is mounted at "
             f"{volumes[0].mount_path}; name your own volumes there"
         )
-    files = _files(plan)
+    files = config_files(plan)
     if sum(len(text.encode()) for text in files.values()) > MAX_CONFIG_BYTES:
         problems.append(job.problem(("env",), "the configuration is over 1 MB, more than a ConfigMap holds"))
     if problems:
@@ -88,14 +88,6 @@ def settings(plan: Plan) -> Settings:
         section=section,
         notes=tuple(notes),
     )
-
-
-def _files(plan: Plan) -> dict[str, str]:
-    """The configs, with the time limit of this target instead of Slurm's."""
-    job = plan.job
-    slurm = job.slurm.model_copy(update={"time": job.kubernetes.active_deadline})
-    here = replace(plan, job=job.model_copy(update={"slurm": slurm}))
-    return {**config_files(plan), "train.yaml": config_files(here)["train.yaml"]}
 
 
 def default_image(plan: Plan) -> str:

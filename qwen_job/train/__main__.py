@@ -30,7 +30,7 @@ from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
 from qwen_job.train.runlog import RunLog, duration, read_metrics
-from qwen_job.train.signals import StopWish
+from qwen_job.train.signals import StopWish, TimeLimit
 from qwen_job.train.trackers import check_trackers, close_trackers, start_trackers
 from qwen_job.train.watchdog import Watchdog
 
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     try:
         place = place_from_environment()
         config, deepspeed, notes = read_settings(arguments, place)
+        # One clock decides: the ranks agree on what rank 0 says.
+        limit = TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None
     except (QwenJobError, OSError) as failure:
         error = failure if isinstance(failure, QwenJobError) else _storage(failure)
         if error is None:
@@ -56,8 +58,7 @@ def main(arguments: list[str]) -> int:
         if place.is_first:
             print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
         return 0
-    # One clock decides: the ranks agree on what rank 0 says.
-    wish = StopWish(config.stop.time_limit_seconds if place.is_first else None, config.stop.grace_seconds)
+    wish = StopWish(limit)
     wish.listen()
     log: RunLog | None = None
     store: Store | None = None

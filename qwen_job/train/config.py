@@ -56,10 +56,9 @@ class Training(BaseModel):
 
 
 class Stop(_Strict):
-    """When to save and leave before the allocation ends; all in seconds."""
+    """How long saving and leaving may take, in seconds. The time limit itself is the target's: see train/signals.py."""
 
     grace_seconds: float = Field(default=120, ge=0)
-    time_limit_seconds: float | None = Field(default=None, gt=0)
 
 
 class Guards(_Strict):

@@ -29,13 +29,15 @@ import yaml
 from qwen_job.errors import QwenJobError, RendezvousFailed, Retryable, UsageError
 from qwen_job.node import tries
 from qwen_job.node.start import check_start
-from qwen_job.train.signals import WISH, hear
+from qwen_job.train.signals import TIME_LIMIT, WISH, hear
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run this node's workers and return the exit code that the node should end with."""
     options = _parse(sys.argv[1:] if arguments is None else list(arguments))
     os.environ.setdefault("QWEN_JOB_STARTED", f"{time.time():.0f}")
+    if options.time_limit_seconds:
+        os.environ[TIME_LIMIT] = f"{options.time_limit_seconds:.0f}"
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
     relay = _Relay(options.grace_seconds)
     print(
@@ -136,6 +138,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rdzv_timeout", "--rdzv-timeout", type=float, default=60.0, help="seconds")
     parser.add_argument(
         "--max_without_progress", type=int, default=0, help="tries in a row without a newer checkpoint; 0: any number"
+    )
+    parser.add_argument(
+        "--time_limit_seconds", "--time-limit-seconds", type=float, help="of this attempt, counted from its start"
     )
     parser.add_argument("--grace_seconds", "--grace-seconds", type=float, default=120.0, help="to save after HUP")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- arguments of qwen_job.train")

@@ -1,4 +1,4 @@
-"""Signals as a wish: USR1, TERM and HUP ask the run to save at the next step boundary and leave.
+"""Stop requests: USR1, TERM, HUP and the time limit ask the run to save at the next step boundary and leave.
 
 The handler only notes the wish. Ranks agree on it through the collective that opens every step (see
 trainer.py), so all of them stop at the same step; a further signal changes nothing. Before the first step
@@ -12,12 +12,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
-from qwen_job.errors import StoppedAndSaved
+from qwen_job.errors import StoppedAndSaved, UsageError
 
 # What the launcher sends its workers, and blocks in them until they listen.
 WISH = signal.SIGUSR1
+# The limit of this attempt in seconds, from the target that has one; empty or unset where there is none.
+TIME_LIMIT = "QWEN_JOB_TIME_LIMIT_SECONDS"
+# When the attempt began, in unix seconds.
+STARTED = "QWEN_JOB_STARTED"
 
 
 def hear(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
@@ -30,12 +35,10 @@ def hear(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> 
 class StopWish:
     """What this rank heard: ``reason`` stays None until a signal came or the time limit is near."""
 
-    def __init__(self, limit_seconds: float | None = None, grace_seconds: float = 0.0) -> None:
+    def __init__(self, limit: TimeLimit | None = None) -> None:
         self.reason: str | None = None
         self._interrupting = False
-        self._deadline = None
-        if limit_seconds is not None:
-            self._deadline = allocation_start() + limit_seconds - grace_seconds
+        self._limit = limit
 
     def listen(self) -> None:
         """Note signals from now on. Call from the main thread."""
@@ -44,7 +47,7 @@ class StopWish:
 
     def heard(self, step_seconds: float = 0.0) -> bool:
         """Tell whether to save and leave; a step that would end after the deadline is not begun."""
-        if self.reason is None and self._deadline is not None and time.time() + step_seconds > self._deadline:
+        if self.reason is None and self._limit is not None and self._limit.is_near(step_seconds):
             self.reason = "the time limit is near"
         return self.reason is not None
 
@@ -71,9 +74,50 @@ class StopWish:
             self.leave_if_heard()
 
 
+class TimeLimit:
+    """When this attempt must leave: the limit that its target named, counted from its start, less the time to save.
+
+    Before it is acted upon, ``RUN/launch/ends_at`` is read: the batch script asks Slurm again near the end, and writes
+    there that an administrator gave the job more time.
+
+    Raises:
+        UsageError: QWEN_JOB_TIME_LIMIT_SECONDS is no number.
+    """
+
+    def __init__(self, run: Path, grace_seconds: float) -> None:
+        self._file, self._grace = run / "launch" / "ends_at", grace_seconds
+        self._ends_at: float | None = None
+        if text := os.environ.get(TIME_LIMIT, "").strip():
+            if not text.replace(".", "", 1).isdecimal():
+                raise UsageError(f"{TIME_LIMIT}: {text!r} is no number of seconds")
+            self._ends_at = allocation_start() + float(text)
+
+    def is_near(self, step_seconds: float = 0.0) -> bool:
+        """Tell whether a step of ``step_seconds`` that began now would end too late to save after it."""
+        while self._is_over(step_seconds):
+            if not self._extended():
+                return True
+        return False
+
+    def _is_over(self, step_seconds: float) -> bool:
+        return self._ends_at is not None and time.time() + step_seconds > self._ends_at - self._grace
+
+    def _extended(self) -> bool:
+        """Take a later end from the file if it is there for this attempt; tell whether it was."""
+        try:
+            ends_at, started = self._file.read_text("ascii").split()
+            later = float(ends_at)
+        except (OSError, ValueError):
+            return False
+        if started != os.environ.get(STARTED) or self._ends_at is None or later <= self._ends_at:
+            return False
+        self._ends_at = later
+        return True
+
+
 def allocation_start() -> float:
     """Return when the allocation began (unix seconds): Slurm says so, else the launcher, else now."""
-    for variable in ("QWEN_JOB_STARTED", "SLURM_JOB_START_TIME"):
+    for variable in (STARTED, "SLURM_JOB_START_TIME"):
         text = os.environ.get(variable, "")
         if text.replace(".", "", 1).isdigit():
             return float(text)

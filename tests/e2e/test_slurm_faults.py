@@ -74,14 +74,26 @@ def test_the_partition_s_own_time_limit_is_learnt_and_loses_nothing(slurm: Lab, 
     slurm.on("ctl", "scontrol create PartitionName=brief Nodes=ALL DefaultTime=2 MaxTime=10")
     folder = tmp_path / "brief"
     save = f"n={folder}/run/checkpoints/step-5; mkdir -p $n; echo {{}} > $n/manifest.json; exit 160"
-    first = f"touch {tmp_path}/begun; trap '{save}' USR1; sleep 300 & wait"
+    first = f"echo $QWEN_JOB_TIME_LIMIT_SECONDS > {tmp_path}/begun; trap '{save}' USR1; sleep 300 & wait"
     body = f"if [ -e {tmp_path}/begun ]; then {trained(folder)}; else {first}; fi"
     settings = {"slurm__partition": "brief", "slurm__signal_seconds": 30, "cluster__nodes": 1}
     run = Run(slurm, folder, **stand_in(tmp_path, body), **settings).submit()
     assert run.wait_end(200) == "COMPLETED", run.output
     assert slurm.job(run.job)["Restarts"] == "1"
     assert "requeueing from checkpoint 5 (exit code 160, signal USR1)" in run.output
-    assert "time_limit_seconds: 120\n" in (folder / "run" / "train.yaml").read_text()
+    assert 90 < int((tmp_path / "begun").read_text()) <= 120
+
+
+def test_an_extended_time_limit_reaches_the_nodes(slurm: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "extended"
+    wait = f"touch {tmp_path}/begun; until [ -e {folder}/run/launch/ends_at ]; do sleep 0.2; done"
+    settings = {**stand_in(tmp_path, f"{wait}; {trained(folder)}"), "slurm__time": "5m", "cluster__nodes": 1}
+    run = Run(slurm, folder, **settings).submit()
+    slurm.wait((tmp_path / "begun").exists, 60, "the job runs", job=run.job)
+    slurm.on("ctl", ["scontrol", "update", f"JobId={run.job}", "TimeLimit=2:00:00"])
+    assert run.wait_end(120) == "COMPLETED", run.output
+    ends_at, started = map(int, (folder / "run" / "launch" / "ends_at").read_text().split())
+    assert abs(ends_at - started - 7200) < 60
 
 
 def test_a_users_error_on_one_node_ends_the_job_with_its_code(slurm: Lab, tmp_path: Path) -> None:

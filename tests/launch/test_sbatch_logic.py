@@ -29,7 +29,12 @@ case $1 in
 esac
 """
 SQUEUE = """#!/bin/bash
-case "$*" in *%x*) echo "(null)" ;; *%l*) cat "$LAB/limit" ;; *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;; esac
+case "$*" in
+  *%x*) echo "(null)" ;;
+  *%l*) cat "$LAB/limit" ;;
+  *%L*) cat "$LAB/left" ;;
+  *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;;
+esac
 """
 SBATCH = """#!/bin/bash
 echo "$*" >> "$LAB/sbatch.log"
@@ -105,7 +110,7 @@ def test_a_complete_run_ends_with_0(lab: Lab) -> None:
 def test_the_node_script_gets_rank_address_port_and_rendezvous(lab: Lab) -> None:
     lab.ends(0, then=lab.finished)
     arguments = (lab.folder / "srun.args").read_text().splitlines()
-    assert arguments[-5:-1] == [f"{lab.run_folder}/launch/node.sh", "host1", "61007", "7-0"]
+    assert arguments[-6:-2] == [f"{lab.run_folder}/launch/node.sh", "host1", "61007", "7-0"]
 
 
 def test_a_run_that_is_done_is_not_run_again(lab: Lab) -> None:
@@ -211,13 +216,26 @@ def test_a_signal_reaches_srun_as_usr1(lab: Lab, number: signal.Signals) -> None
     assert process.returncode == 160 and f"signal {number.name[3:]}: saving" in said
 
 
-def test_the_limit_that_holds_is_told_to_the_trainer(lab: Lab) -> None:
+def test_the_limit_that_holds_is_given_to_the_nodes(lab: Lab) -> None:
     (lab.folder / "limit").write_text("1-02:08:09\n")
     lab.ends(160)
-    assert f"\n  time_limit_seconds: {26 * 3600 + 8 * 60 + 9}\n" in (lab.run_folder / "train.yaml").read_text()
+    given = int((lab.folder / "srun.args").read_text().splitlines()[-1])
+    # Counted from the start of the step, which is some moments into the job.
+    assert 0 <= 26 * 3600 + 8 * 60 + 9 - given < 30
     (lab.folder / "limit").write_text("UNLIMITED\n")
     lab.ends(160, attempt=1)
-    assert "\n  time_limit_seconds: null\n" in (lab.run_folder / "train.yaml").read_text()
+    assert (lab.folder / "srun.args").read_text().splitlines()[-1] == ""
+
+
+def test_a_limit_that_was_extended_is_passed_on_near_its_end(lab: Lab) -> None:
+    (lab.folder / "limit").write_text("6:00\n")
+    (lab.folder / "left").write_text("1:00:00\n")
+    ends = lab.run_folder / "launch" / "ends_at"
+    lab.ends(160, then=f"for _ in $(seq 600); do [ -e '{ends}' ] && break; /bin/sleep 0.05; done")
+    ends_at, started = map(int, ends.read_text().split())
+    assert abs(ends_at - started - 3600) < 60
+    assert started == int((lab.folder / "srun.args").read_text().splitlines()[-2])
+    assert "the time limit was extended: 3600 s are left" in lab.said
 
 
 def test_a_signal_that_comes_at_once_because_the_limit_is_short_is_not_heard_yet(lab: Lab) -> None:

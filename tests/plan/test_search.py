@@ -142,8 +142,8 @@ def test_a_good_job_has_no_warning() -> None:
         ("train.num_train_epochs", {"samples": 900, "num_train_epochs": 10.0}),
         ("/dev/shm", {"shm_bytes": 64 * 2**20}),
         ("output", {"disk_free_bytes": 10**9}),
-        ("time limit", {"total_seconds": 36000.0}),
-        ("time limit", {"time_limit_seconds": 60.0}),
+        ("slurm.time", {"total_seconds": 36000.0}),
+        ("slurm.time", {"time_limit_seconds": 60.0}),
         ("retry.max_retries", {"total_seconds": 360000.0, "max_retries": 3}),
     ],
 )

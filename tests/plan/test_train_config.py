@@ -26,7 +26,7 @@ def test_it_holds_the_decided_numbers_and_the_user_s_extras(tmp_path: Path) -> N
     training = made.train_config["training"]
     assert (training["run_name"], training["learning_rate"]) == ("first", 3e-6)
     assert training["per_device_train_batch_size"] == made.batch.micro_batch_size
-    assert made.train_config["stop"] == {"grace_seconds": 60, "time_limit_seconds": 3600}
+    assert made.train_config["stop"] == {"grace_seconds": 60}
 
 
 def test_estimates_are_null_where_nothing_is_known(tmp_path: Path) -> None:

@@ -64,9 +64,12 @@ def test_the_pod_has_time_to_save_and_room_to_talk() -> None:
 
 
 def test_the_time_limit_is_kubernetes_not_slurms() -> None:
-    text = objects("kubernetes.active_deadline=2h")["ConfigMap"]["data"]["train.yaml"]
-    assert "time_limit_seconds: 7200" in text
-    assert "time_limit_seconds: null" in objects()["ConfigMap"]["data"]["train.yaml"]
+    def words(*layers: str) -> list[str]:
+        return [str(word) for word in pod(*layers)["containers"][0]["command"]]
+
+    limited = words("kubernetes.active_deadline=2h", "slurm.time=1h")
+    assert limited[limited.index("--time_limit_seconds") + 1] == "7200"
+    assert "--time_limit_seconds" not in words("slurm.time=1h")
 
 
 def test_overlays_win_and_keep_the_rest() -> None:

@@ -89,18 +89,17 @@ def test_a_signal_saves_at_a_step_boundary_and_the_run_goes_on(home: Path, numbe
 
 
 def test_the_time_limit_counts_from_the_allocation(home: Path) -> None:
-    train_yaml = tiny.write_run(
-        home / "limit", training__num_train_epochs=5000.0, stop__time_limit_seconds=3600, stop__grace_seconds=60
-    )
+    train_yaml = tiny.write_run(home / "limit", training__num_train_epochs=5000.0, stop__grace_seconds=60)
+    limit = {"QWEN_JOB_TIME_LIMIT_SECONDS": "3600"}
     # The allocation began so long ago that saving must begin before there is time for a step, ...
     started = time.monotonic()
-    code, output = tiny.run(train_yaml, QWEN_JOB_STARTED=f"{time.time() - 3550:.0f}")
+    code, output = tiny.run(train_yaml, **limit, QWEN_JOB_STARTED=f"{time.time() - 3550:.0f}")
     assert code == 160 and "the time limit is near" in output and "nothing new to save" in output, output
     assert not list(train_yaml.parent.glob("checkpoints/step-*"))
     assert output.count("nothing new to save") == 1 and "SIGTERM" not in output, output
     # ... and so that there is time for some, on a slow machine too.
     left = 15 + 2 * (time.monotonic() - started)
-    code, output = tiny.run(train_yaml, QWEN_JOB_STARTED=f"{time.time() - 3540 + left:.0f}")
+    code, output = tiny.run(train_yaml, **limit, QWEN_JOB_STARTED=f"{time.time() - 3540 + left:.0f}")
     assert code == 160 and "the time limit is near: saved at step" in output, output
     last = tiny.metrics(train_yaml.parent, "step")[-1]["step"]
     assert (train_yaml.parent / "checkpoints" / f"step-{last}" / "manifest.json").exists()

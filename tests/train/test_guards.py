@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable
+from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable, UsageError
 from qwen_job.train import __main__ as main
 from qwen_job.train.config import TrainConfig, parse_config
 from qwen_job.train.guards import LossGuard, Suspect, diverged_message, oom_message
 from qwen_job.train.launch import _name_killed, exit_code
-from qwen_job.train.signals import StopWish
+from qwen_job.train.signals import StopWish, TimeLimit
 from qwen_job.train.smaller import advice, changes, ways_out
 from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Standing, hang_message
@@ -129,14 +129,35 @@ def test_the_slow_rank_is_named() -> None:
     assert "behind the others: rank 1 on n1" in hang_message(0, 60, standings, 2, 11)
 
 
-def test_a_wish_is_heard_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wish_is_heard_and_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wish = StopWish()
     wish._note(signal.SIGUSR1, None)
     wish._note(signal.SIGTERM, None)
     assert wish.heard() and wish.reason == "signal SIGUSR1"
     monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time()) - 100))
-    assert not StopWish(200, 50).heard(step_seconds=10)
-    assert StopWish(200, 95).heard(step_seconds=10)
+    monkeypatch.setenv("QWEN_JOB_TIME_LIMIT_SECONDS", "200")
+    assert not StopWish(TimeLimit(tmp_path, 50)).heard(step_seconds=10)
+    assert StopWish(TimeLimit(tmp_path, 95)).heard(step_seconds=10)
+
+
+def test_a_time_limit_that_was_extended_is_read_before_it_is_acted_upon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    start = int(time.time()) - 100
+    monkeypatch.setenv("QWEN_JOB_STARTED", str(start))
+    monkeypatch.setenv("QWEN_JOB_TIME_LIMIT_SECONDS", "110")
+    limit, told = TimeLimit(tmp_path, 50), tmp_path / "launch" / "ends_at"
+    told.parent.mkdir()
+    told.write_text(f"{start + 9999} {start - 7}\n")  # of an earlier attempt
+    assert limit.is_near()
+    told.write_text(f"{start + 400} {start}\n")
+    assert not limit.is_near(step_seconds=10)
+    assert limit.is_near(step_seconds=300)
+    monkeypatch.setenv("QWEN_JOB_TIME_LIMIT_SECONDS", "")
+    assert not TimeLimit(tmp_path, 50).is_near(step_seconds=10_000)
+    monkeypatch.setenv("QWEN_JOB_TIME_LIMIT_SECONDS", "soon")
+    with pytest.raises(UsageError, match="QWEN_JOB_TIME_LIMIT_SECONDS"):
+        TimeLimit(tmp_path, 50)
 
 
 def test_storage_that_forbids_is_a_persons_to_correct() -> None:

@@ -102,7 +102,7 @@ def settings(folder: Path, stage: int = 2, **changes: Any) -> tuple[dict[str, An
             "dataloader_num_workers": 0,
             "report_to": [],
         },
-        "stop": {"grace_seconds": 5, "time_limit_seconds": None},
+        "stop": {"grace_seconds": 5},
         "guards": {"on_nan": "stop", "loss_spike_factor": None, "hang_seconds": 120},
         "plan": {"memory_bytes_per_gpu": None, "step_seconds": None, "tokens_per_second": None},
     }

@@ -27,12 +27,15 @@
 {{- end -}}
 {{- toYaml $words -}}
 {{- else -}}
-{{- list "python3" "-m" "qwen_job.train.launch"
+{{- $words := list "python3" "-m" "qwen_job.train.launch"
   "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
   "--master_addr" $address "--master_port" $port "--rdzv_id" $name
   "--rdzv_timeout" (int $k.rendezvous_timeout | toString)
-  "--max_without_progress" (int .Values.max_without_progress | toString)
-  "--" "--config" "/etc/qwen-job/train.yaml" | toYaml -}}
+  "--max_without_progress" (int .Values.max_without_progress | toString) -}}
+{{- if not (kindIs "invalid" $k.active_deadline) -}}
+{{- $words = concat $words (list "--time_limit_seconds" (int $k.active_deadline | toString)) -}}
+{{- end -}}
+{{- concat $words (list "--" "--config" "/etc/qwen-job/train.yaml") | toYaml -}}
 {{- end -}}
 {{- end -}}
 

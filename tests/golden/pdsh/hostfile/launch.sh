@@ -100,7 +100,6 @@ training:
   load_best_model_at_end: false
 stop:
   grace_seconds: 120
-  time_limit_seconds: null
 guards:
   on_nan: stop
   loss_spike_factor: 10.0
@@ -142,14 +141,15 @@ put "$run"/deepspeed.json << 'QWEN_JOB_END'
 QWEN_JOB_END
 put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 #!/bin/bash
-# What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT]
+# What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT [LIMIT_SECONDS]]
 # The node's exit code and name go to launch/exit.RDZV_ID.NODE_RANK in the run's folder, for the script that started it.
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
 node_name=${SLURMD_NODENAME:-$(uname -n)}
-# When this try began: the trainer saves before the time limit, counted from here.
+# When this attempt began, and its time limit from then on: the trainer saves before it.
 export QWEN_JOB_STARTED="${5:-$(date +%s)}"
+export QWEN_JOB_TIME_LIMIT_SECONDS="${6:-}"
 run=/shared/runs/pdsh
 
 # A signal may come at any time. What runs then is told; between two commands there is nothing to save.
