@@ -97,11 +97,13 @@ def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
     """Return the plan with the data counted where it lies here, and why it could not be counted."""
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
+    from qwen_job.run_space import held_by
 
     job = load_job(files, sets=sets)
     data, missing = _data(job)
     folder = Path(job.output).parent
-    free = shutil.disk_usage(folder).free if folder.is_dir() else None
+    # What an earlier attempt left in the run's folder is resumed or replaced.
+    free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if folder.is_dir() else None
     return make_plan(job, data=data, disk_free_bytes=free), missing
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from qwen_job.node.gpus import GIB, PlannedGpu, gpu_checks
 from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.quick import SHARED_MEMORY, Finding, quick_check
+from qwen_job.run_space import still_needed
 
 # Clocks of a cluster follow NTP; more apart than this and timestamps, certificates and file ages go wrong.
 CLOCK_SECONDS = 30
@@ -164,15 +165,17 @@ def output_folder(expected: Expected) -> list[Finding]:
 
 
 def disk_space(expected: Expected) -> Finding:
-    """Hold the free space of the run's folder against what a checkpoint takes."""
+    """Hold the free space of the run's folder against the plan, less what a resumed run holds there already."""
     try:
         free = shutil.disk_usage(expected.run).free
     except OSError as error:
         return Finding("disk", "fault", f"output: {expected.run}: {error.strerror}")
+    needed = still_needed(expected.run, expected.disk_bytes)
     text = f"{free / GIB:.1f} GiB free in {expected.run}"
-    if free < expected.disk_bytes:
-        way_out = f"about {expected.disk_bytes / GIB:.1f} GiB are needed; free some, or choose another output"
-        return Finding("disk", "fault", f"output: {text}; {way_out}")
+    if free < needed:
+        more = "" if needed == expected.disk_bytes else " beyond what the run holds there"
+        fix = f"about {needed / GIB:.1f} GiB are needed{more}; free some, or choose another output"
+        return Finding("disk", "fault", f"output: {text}; {fix}")
     return Finding("disk", "ok", text)
 
 

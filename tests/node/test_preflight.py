@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from qwen_job.node.preflight import Expected, clock, disk_space, free_port, output_folder, shared_memory_for
+from qwen_job.run_space import held_by, still_needed
 
 
 def states(run: Path, token: str = "") -> list[str]:
@@ -35,6 +39,37 @@ def test_disk_space_is_held_against_the_plan(tmp_path: Path) -> None:
     assert disk_space(Expected(0, tmp_path, disk_bytes=1)).state == "ok"
     too_much = disk_space(Expected(0, tmp_path, disk_bytes=2**60))
     assert too_much.state == "fault" and "1073741824.0 GiB are needed" in too_much.message
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=4m small "$1" || exit 77
+mkdir -p "$1/run/checkpoints/step-10" "$1/run/checkpoints/step-20" "$1/run/prepared"
+head -c 1200000 /dev/zero > "$1/run/checkpoints/step-10/state"
+head -c 1200000 /dev/zero > "$1/run/checkpoints/step-20/state"
+exec "$2" -m qwen_job node check --run "$1/run" --disk-bytes "$3" --json
+"""
+
+
+@pytest.mark.parametrize(("planned", "state"), [(3_600_000, "ok"), (4_400_000, "fault")])
+def test_what_a_resumed_run_holds_counts_as_its_own_on_a_small_disk(tmp_path: Path, planned: int, state: str) -> None:
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh"]
+    done = subprocess.run(
+        [*command, str(tmp_path), sys.executable, str(planned)], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("file systems cannot be mounted here")
+    findings = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+    assert findings["disk"]["state"] == state, findings["disk"]
+    assert done.returncode == (0 if state == "ok" else 5)
+
+
+def test_one_more_checkpoint_must_always_fit(tmp_path: Path) -> None:
+    for name, size in (("step-4", 500), ("step-8", 600), (".step-12.partial", 200), (".universal-step-8", 50)):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "state").write_bytes(b"x" * size)
+    assert held_by(tmp_path) == (1350, 600, 200)
+    assert [still_needed(tmp_path, planned) for planned in (2000, 1800, 100)] == [650, 450, 400]
+    assert still_needed(tmp_path / "none", 2000) == 2000
 
 
 def test_a_clock_that_is_off_is_a_fault() -> None:
