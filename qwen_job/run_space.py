@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -42,10 +43,8 @@ def folder_bytes(folder: Path) -> int:
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:
-            try:
-                total += os.lstat(os.path.join(where, name)).st_size
-            except OSError:
-                continue
+            with contextlib.suppress(OSError):
+                total += (Path(where) / name).lstat().st_size
     return total
 
 

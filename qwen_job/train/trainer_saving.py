@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_job.train.changes import NAME, settings_text
+from qwen_job.train.gradients import measure_gradients
 from qwen_job.train.manifest import check, prune
 from qwen_job.train.trainer_base import BaseTrainer
 from qwen_job.train.universal import discard_universal, load_weights
@@ -81,6 +82,7 @@ class SavingTrainer(BaseTrainer):
         self._renew_learning_rate()
         self._engine.checkpoint_engine = self.parts.checkpointer
         self._engine._copy_recovery_script = self.parts.checkpointer.keep_recovery_scripts
+        measure_gradients(self._engine)
         return prepared
 
     def _mend_groups(self) -> None:

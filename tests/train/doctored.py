@@ -3,6 +3,7 @@
 gradients  write the first step's full gradients to $GRADIENTS and stop
 nan        make the loss of prepared row 3 a NaN
 slopes     make the gradients of step $SPOIL, or of all, NaN, and leave the loss as it is
+weights    make the weights NaN after the update of step $SPOIL
 stop       wish to stop after step $STOP_AT
 background write checkpoints in the background, as on GPUs
 oom        run out of the GPU's memory in the third step
@@ -70,6 +71,20 @@ def spoil_gradients() -> None:
     JobTrainer._summed_loss = spoiled  # type: ignore[method-assign]
 
 
+def spoil_weights() -> None:
+    """Break the weights after an update whose loss and gradients are numbers."""
+    from qwen_job.train.trainer import JobTrainer
+
+    record = JobTrainer._record
+
+    def spoiled(self: Any, *arguments: Any) -> None:
+        record(self, *arguments)
+        if str(self.state.global_step) == os.environ["SPOIL"]:
+            next(self._engine.module.parameters()).data.fill_(float("nan"))
+
+    JobTrainer._record = spoiled  # type: ignore[method-assign]
+
+
 def stop_after() -> None:
     """Hear a wish to stop in the step that is to be the last."""
     from qwen_job.train.trainer import JobTrainer
@@ -113,6 +128,7 @@ if __name__ == "__main__":
         "gradients": record_gradients,
         "nan": spoil_a_row,
         "slopes": spoil_gradients,
+        "weights": spoil_weights,
         "stop": stop_after,
         "background": save_in_background,
         "oom": run_out_of_memory,

@@ -172,9 +172,11 @@ def test_weights_that_an_update_broke_are_not_called_good_nor_saved_again(home: 
 
 def test_weights_that_are_no_numbers_are_not_saved(home: Path) -> None:
     train_yaml = tiny.write_run(home / "numbers", 0, training__save_steps=6)
-    code, output = tiny.run(train_yaml, DOCTOR="slopes", SPOIL="6")
+    code, output = tiny.run(train_yaml, DOCTOR="weights", SPOIL="6")
     assert code == 1 and "step 6: the weights are not finite after the update" in output, output
     assert not (train_yaml.parent / "checkpoints").exists()
+    # A plain optimizer, without any of DeepSpeed's: gradients are measured there, too.
+    assert all(line["grad_norm"] > 0 for line in tiny.metrics(train_yaml.parent, "step"))
 
 
 def test_a_changed_learning_rate_holds_after_resuming_and_is_told(home: Path) -> None:

@@ -81,3 +81,28 @@ def test_skipping_ends_where_nothing_is_left_to_train(tmp_path: Path) -> None:
     train_yaml = tiny.write_run(tmp_path / "run", 2, guards__on_nan="skip", precision="bf16")
     code, output = tiny.run(train_yaml, DOCTOR="slopes", SPOIL="all")
     assert code == 1 and "step 3: the gradients are not finite, 3 steps in a row" in output, output
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_plain_optimizer_is_given_the_norm_of_what_it_steps_with(clip: float) -> None:
+    import torch
+
+    from qwen_job.train.gradients import measure_gradients
+
+    model = torch.nn.Linear(3, 2)
+    for place, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, place + 1.0)
+
+    class Engine:
+        module, optimizer = model, torch.optim.AdamW(model.parameters())
+        _global_grad_norm: float | None = None
+
+        def _take_model_step(self) -> None:
+            if clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            self.optimizer.step()
+
+    engine = Engine()
+    measure_gradients(engine)
+    engine._take_model_step()
+    assert engine._global_grad_norm == pytest.approx((6 * 1 + 2 * 4) ** 0.5)
