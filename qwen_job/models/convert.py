@@ -11,8 +11,9 @@ from pathlib import Path
 
 from qwen_job.errors import ModelError, UsageError
 
-from .files import exists, new_folder, read_json, write_json
-from .folder import check_folder, is_qwen1, read_config
+from .config import check_config, is_qwen1, read_config
+from .files import exists, member, new_folder, read_json, write_json
+from .folder import check_folder, check_links, refuse_quantized_weights
 from .legacy import pickled_shards, unpickle
 from .lock import Progress, exclusive
 from .qwen1 import (
@@ -30,6 +31,7 @@ from .shapes import expected_shapes, size
 from .tensors import NewTensor, Tensor, read_folder, read_header, shards
 from .tokenizer import (
     FILE,
+    SPECIALS,
     check_tiktoken,
     read_ranks,
     sampling_of,
@@ -44,7 +46,9 @@ _SMALL_FILES = ("LICENSE*", "NOTICE*")
 def conversion_key(folder: Path) -> str:
     """Return a hash that changes when the folder's config or weight files change; reads no weights."""
     digest = hashlib.sha256(b"1")
-    for path in [folder / "config.json", *(shards(folder) or pickled_shards(folder)), folder / FILE]:
+    weights = shards(folder) or pickled_shards(folder)
+    own = [folder / FILE] if is_qwen1(read_config(folder)) else []
+    for path in [folder / "config.json", *weights, *own]:
         try:
             stat = path.stat()
         except OSError:
@@ -61,8 +65,13 @@ def convert(folder: Path, aside: Path, progress: Progress | None = None) -> None
     Reads the tensors of one shard after another, a few MiB at a time: memory does not grow with the model.
     """
     config = read_config(folder)
+    check_links(folder)
+    new_config = qwen2_config(config) if is_qwen1(config) else config
+    wanted = expected_shapes(new_config)
+    check_config(new_config)
     with tempfile.TemporaryDirectory(dir=aside, prefix=".bin-") as scratch:
         source = _source(folder, Path(scratch), progress)
+        refuse_quantized_weights(folder, source)
         tensors = {name: tensor for name, tensor in source.items() if not is_computed(name)}
         dtype = dtype_name(tensors)
         groups: dict[str, list[NewTensor]] = {}
@@ -70,9 +79,7 @@ def convert(folder: Path, aside: Path, progress: Progress | None = None) -> None
             renamed = to_qwen2(tensor) if is_qwen1(config) else [(tensor.name, tensor)]
             for name, part in renamed:
                 groups.setdefault(tensor.path.name, []).append(stack(name, [part]))
-        new_config = qwen2_config(config) if is_qwen1(config) else config
         found = {tensor.name: tensor.shape for group in groups.values() for tensor in group}
-        wanted = expected_shapes(new_config)
         if config.get("tie_word_embeddings"):
             wanted |= {name: shape for name, shape in found.items() if name == "lm_head.weight"}
         assert_shapes(wanted, found, folder)
@@ -103,7 +110,7 @@ def _source(folder: Path, scratch: Path, progress: Progress | None) -> dict[str,
 def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object]) -> None:
     check_tiktoken(folder / FILE)
     ranks = read_ranks(folder / FILE)
-    if size(config, "vocab_size") < len(ranks) + 3:
+    if size(config, "vocab_size") < len(ranks) + len(SPECIALS):
         raise ModelError(f"{folder}: config.json: vocab_size: {config['vocab_size']} is less than {FILE} needs")
     write_fast_tokenizer(ranks, aside, size(config, "seq_length", 8192))
     path = folder / "generation_config.json"
@@ -113,7 +120,7 @@ def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object]) 
 def _copy(folder: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     for name in names:
-        shutil.copyfile(folder / name, target / name)
+        shutil.copyfile(member(folder, name), target / name)
     return names
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from qwen_job import strict_json
 from qwen_job.errors import EnvironmentFault, ModelError
-from qwen_job.files import sync_file, sync_folder, write_atomically
+from qwen_job.files import read_limited, sync_file, sync_folder, write_atomically
 
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
@@ -19,7 +23,7 @@ CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any 
 def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """Yield the bytes [start, stop) of a file; ModelError when it is shorter."""
     left = (path.stat().st_size if stop is None else stop) - start
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         while left > 0:
             piece = file.read(min(CHUNK, left))
@@ -74,7 +78,8 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object; ModelError when the file is missing, broken or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        # Not utf-8-sig: transformers refuses a byte order mark.
+        value = strict_json.loads(read_limited(path, strict_json.MAX_BYTES).decode())
     except FileNotFoundError:
         raise ModelError(f"{path}: does not exist; is {path.parent} a model folder?") from None
     except (OSError, ValueError) as error:
@@ -82,6 +87,39 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds no JSON object; copy or download it again")
     return value
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; OSError at once for a pipe or a device, which would be waited for."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(22, "is not a regular file", str(path))
+        yield file
+
+
+def member(folder: Path, name: str, named_in: Path | None = None) -> Path:
+    """Return the path of a model's file: a plain name, and no link that leads out of the folder.
+
+    The links of a hub's own cache into its blobs are the exception. ``named_in``: the file that holds the name.
+
+    Raises:
+        ModelError: the name has a folder in it, or the file lies elsewhere.
+    """
+    path = folder / name
+    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ModelError(f"{named_in or folder}: {name!r} is no plain file name; a model's files lie in its own folder")
+    try:
+        if path.is_symlink() and not _stays(path.resolve(), folder.resolve()):
+            raise ModelError(f"{path}: is a link out of the model's folder; put the file itself there")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
+        raise ModelError(f"{path}: cannot be followed ({error}); put the file itself there") from error
+    return path
+
+
+def _stays(target: Path, folder: Path) -> bool:
+    blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return blob or target.is_relative_to(folder)
 
 
 @contextmanager

@@ -8,32 +8,22 @@ from pathlib import Path
 from qwen_job.errors import ModelError
 
 from .chatml import SPECIAL_TOKENS
-from .files import read_json
-from .shapes import NATIVE, expected_shapes
-from .tensors import read_folder, shards
+from .config import architectures, check_config, is_qwen1, quantized, read_config
+from .files import exists, member, read_json
+from .legacy import pickled_shards
+from .shapes import NATIVE, expected_shapes, shown, size
+from .tensors import FLOATS, INDEX, Tensor, read_folder, shards
+from .tokens import added_tokens, check_tokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+__all__ = ["check_folder", "is_qwen1", "needs_conversion", "read_config", "stop_ids"]
 
-
-def read_config(folder: Path) -> dict[str, object]:
-    """Return a model folder's config.json; ModelError says what is wrong with the folder."""
-    try:
-        found = folder.is_dir()
-    except OSError as error:
-        raise ModelError(f"{folder}: cannot be read: {error.strerror}; check the rights of its folder") from error
-    if not found:
-        raise ModelError(f"{folder}: is no folder; model.name must be a model's folder when its source is local")
-    return read_json(folder / "config.json")
-
-
-def is_qwen1(config: Mapping[str, object]) -> bool:
-    """Tell whether a config is of the first generation, which only remote code could load."""
-    return config.get("model_type") == "qwen" or "QWenLMHeadModel" in _architectures(config)
-
-
-def _architectures(config: Mapping[str, object]) -> list[object]:
-    value = config.get("architectures")
-    return value if isinstance(value, list) else []
+# Packed integers, their scales and zeros: GPTQ, AWQ, FP8, compressed-tensors, bitsandbytes.
+_QUANTIZED_NAMES = (
+    ".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".weight_packed", ".absmax",
+    ".quant_map", ".SCB",
+)  # fmt: skip
+# Every other file that is read or copied out of a model's folder.
+_READ = ("*.json", "*.jinja", "*.py", "*.tiktoken", "tokenizer*", "merges.txt", "LICENSE*", "NOTICE*", "*.bin")
 
 
 def check_folder(folder: Path) -> dict[str, object]:
@@ -45,42 +35,72 @@ def check_folder(folder: Path) -> dict[str, object]:
     if is_qwen1(config):
         raise ModelError(f"{folder}: is in Qwen-1's layout; 'qwen-job model convert' makes a native folder of it")
     kind = config.get("model_type")
-    wanted = expected_shapes(config)
-    if NATIVE[str(kind)] not in _architectures(config):
-        raise ModelError(f"{folder}: config.json: architectures: must hold {NATIVE[str(kind)]!r} for a chat model")
+    try:
+        wanted = expected_shapes(config)
+        if NATIVE[str(kind)] not in architectures(config):
+            raise ModelError(f"config.json: architectures: must hold {NATIVE[str(kind)]!r} for a chat model")
+        check_config(config)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
+    check_links(folder)
+    _check_weights(folder, wanted)
+    check_tokenizer(folder, size(config, "vocab_size"))
+    _check_generation(folder)
+    return config
+
+
+def check_links(folder: Path) -> None:
+    """Refuse files that lie elsewhere: what is read or copied from a model's folder comes from there."""
+    for name in sorted({path.name for pattern in _READ for path in folder.glob(pattern)}):
+        member(folder, name)
+
+
+def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    files = shards(folder)
     tensors = read_folder(folder)
     if not tensors:
-        hint = "; 'qwen-job model convert' turns pytorch_model.bin into safetensors" if _has_pickles(folder) else ""
+        hint = "; 'qwen-job model convert' turns pytorch_model.bin into safetensors" if pickled_shards(folder) else ""
         raise ModelError(f"{folder}: holds no *.safetensors; fetch or copy the weights{hint}")
+    refuse_quantized_weights(folder, tensors)
     for name, shape in wanted.items():
         if name not in tensors:
             raise ModelError(f"{folder}: {name} is in no safetensors file; fetch or copy the missing shard")
         if tensors[name].shape != shape:
             raise ModelError(f"{folder}: {name} is {tensors[name].shape} where config.json asks for {shape}")
-    for file in TOKENIZER_FILES:
-        read_json(folder / file)
-    return config
+        if tensors[name].dtype not in FLOATS:
+            raise ModelError(quantized(folder, f"{name} is {tensors[name].dtype}"))
+    if files[0].name != "model.safetensors" and not exists(folder / INDEX):
+        raise ModelError(f"{folder / INDEX}: does not exist, and {len(files)} other safetensors files do; "
+                         "fetch or copy it, or name a single file model.safetensors")  # fmt: skip
+
+
+def refuse_quantized_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where the names of tensors say that they are quantized, whatever config.json says."""
+    for name in tensors:
+        if name.endswith(_QUANTIZED_NAMES):
+            raise ModelError(quantized(folder, name))
+
+
+def _check_generation(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    if not exists(path):
+        return
+    ends = read_json(path).get("eos_token_id")
+    if ends is not None and any(type(number) is not int for number in (ends if isinstance(ends, list) else [ends])):
+        raise ModelError(f"{path}: eos_token_id: expected an id or a list of them, found {shown(ends)}")
 
 
 def needs_conversion(folder: Path) -> bool:
     """Tell whether a folder is of the first generation, or holds its weights as pickles only."""
-    return is_qwen1(read_config(folder)) or (not shards(folder) and _has_pickles(folder))
-
-
-def _has_pickles(folder: Path) -> bool:
-    return any(folder.glob("pytorch_model*.bin"))
+    return is_qwen1(read_config(folder)) or (not shards(folder) and bool(pickled_shards(folder)))
 
 
 def stop_ids(folder: Path) -> list[int]:
     """Return the ids that end an answer: generation_config's, plus ``<|im_end|>`` and ``<|im_start|>``."""
-    added = read_json(folder / "tokenizer.json").get("added_tokens")
-    ids = {
-        str(token.get("content")): int(token["id"])
-        for token in (added if isinstance(added, list) else [])
-        if "id" in token
-    }
+    path = folder / "tokenizer.json"
+    ids = added_tokens(path, read_json(path))
     found = [ids[token] for token in SPECIAL_TOKENS if token in ids]
     path = folder / "generation_config.json"
-    configured = read_json(path).get("eos_token_id") if path.exists() else None
+    configured = read_json(path).get("eos_token_id") if exists(path) else None
     extra = configured if isinstance(configured, list) else [configured]
     return sorted({*found, *(value for value in extra if isinstance(value, int))})

@@ -1,30 +1,49 @@
-"""pytorch_model*.bin as safetensors: the one place that unpickles, and only weights, and only with torch present."""
+"""pytorch_model*.bin as safetensors: the one place that unpickles, and only weights, and only with torch present.
+
+Before torch reads a file, its pickle is walked through without being run: it may build nothing but a dict of plain
+tensors. What comes out is checked for its size before it is copied: a view can repeat one number a billion times.
+"""
 
 from __future__ import annotations
 
+import pickletools
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import EnvironmentFault, ModelError
 
-from .files import CHUNK, read_json
+from .files import CHUNK, exists, member, open_regular
 from .qwen1 import is_computed
-from .tensors import NewTensor, write_tensors
+from .tensors import NewTensor, indexed, write_tensors
 
-_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+_DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+INDEX = "pytorch_model.bin.index.json"
+# What a dict of plain tensors is made of, in the words of torch.save.
+_HARMLESS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch [A-Z]\w*Storage"
+    r"|torch\.storage (Untyped|Typed)Storage|torch (bfloat16|bool|u?int\d+|float\d+)|torch Size"
+)
+_MAX_PICKLE = 32 * 2**20  # without the tensors: ten thousand of them take 2 MB
+_TOO_LARGE = "its description of the weights is too large"
+_MAX_OPCODES = 4_000_000
+_LARGER = 4  # times the file: tied weights are written once in .bin and twice in safetensors
 
 
 def pickled_shards(folder: Path) -> list[Path]:
-    """Return a folder's pytorch_model*.bin files, those its index names where there is one."""
-    index = folder / "pytorch_model.bin.index.json"
-    if not index.exists():
-        return sorted(folder.glob("pytorch_model*.bin"))
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ModelError(f"{index}: has no weight_map; fetch or copy it again")
-    return [folder / name for name in sorted(set(map(str, weight_map.values())))]
+    """Return a folder's pytorch_model*.bin files: the single one, else those its index names, else every one.
+
+    Raises:
+        ModelError: the index is broken, or names a file outside the folder.
+    """
+    if exists(single := member(folder, "pytorch_model.bin")):
+        return [single]
+    if exists(index := member(folder, INDEX)):
+        return indexed(folder, index)
+    return [member(folder, path.name) for path in sorted(folder.glob("pytorch_model*.bin"))]
 
 
 def unpickle(shards: list[Path], folder: Path) -> list[Path]:
@@ -38,21 +57,79 @@ def unpickle(shards: list[Path], folder: Path) -> list[Path]:
     written = []
     for shard in shards:
         try:
+            zipped = check_pickle(shard)
             # Files from before torch 1.6 are no zip archives, and are read whole.
-            state = torch.load(shard, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(shard))
+            state = torch.load(shard, map_location="cpu", weights_only=True, mmap=zipped)
+        except FileNotFoundError:
+            raise ModelError(f"{shard}: does not exist; fetch or copy the missing shard") from None
         except Exception as error:  # torch raises a dozen kinds for a broken or hostile pickle
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ModelError(f"{shard}: cannot be read as weights ({reason}); fetch it again") from error
         target = folder / f"{shard.stem}.safetensors"
-        write_tensors(target, [_tensor(shard, name, value) for name, value in state.items() if not is_computed(name)])
+        write_tensors(target, _tensors(shard, state))
         written.append(target)
     return written
 
 
-def _tensor(shard: Path, name: str, value: Any) -> NewTensor:
-    dtype = _DTYPES.get(str(getattr(value, "dtype", type(value))))
-    if dtype is None:
-        raise ModelError(f"{shard}: {name}: {getattr(value, 'dtype', type(value))} is no weight type known here")
+def check_pickle(path: Path) -> bool:
+    """Walk through a .bin file's pickles without running them; True for a zip archive, False for the older layout.
+
+    Raises:
+        ValueError: it is damaged, is larger unpacked than packed, or builds something else than plain tensors.
+        OSError: it is missing or cannot be read.
+    """
+    with open_regular(path) as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            head = BytesIO(file.read(_MAX_PICKLE))
+            for _ in range(5):  # magic number, protocol, system, weights, names of storages; their bytes follow
+                _walk(head)
+            return False
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            for entry in entries:
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                    raise ValueError(f"{entry.filename[:80]!r} in it is compressed, which torch never does")
+            pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
+            if len(pickles) != 1:
+                raise ValueError("it is a zip archive without a data.pkl")
+            if pickles[0].file_size > _MAX_PICKLE:
+                raise ValueError(_TOO_LARGE)
+            _walk(BytesIO(archive.read(pickles[0])))
+        return True
+
+
+def _walk(pickled: BytesIO) -> None:
+    """Read one pickle's opcodes and refuse all that could build anything but a dict of plain tensors."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if count > _MAX_OPCODES:
+            raise ValueError(_TOO_LARGE)
+        if opcode.name == "GLOBAL" and not _HARMLESS.fullmatch(str(argument)):
+            raise ValueError(f"it asks for {str(argument).replace(' ', '.')[:80]}, which is no weight")
+        if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"):
+            raise ValueError(f"it holds {opcode.name}, which torch.save never writes for weights")
+
+
+def _tensors(shard: Path, state: object) -> list[NewTensor]:
+    if not isinstance(state, Mapping) or not state:
+        raise ModelError(f"{shard}: holds no dict of tensors but {type(state).__name__}; save model.state_dict()")
+    tensors = [_tensor(shard, name, value) for name, value in state.items() if not is_computed(str(name))]
+    total, packed = sum(tensor.nbytes for tensor in tensors), shard.stat().st_size
+    if total > _LARGER * packed:
+        raise ModelError(f"{shard}: {packed:,} bytes would become {total:,}; it repeats numbers, fetch it again")
+    return tensors
+
+
+def _tensor(shard: Path, name: object, value: Any) -> NewTensor:
+    import torch
+
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        kind = type(value).__name__
+        raise ModelError(f"{shard}: {str(name)[:80]}: is {kind}, no tensor; save model.state_dict() and nothing else")
+    dtype = _DTYPES.get(str(value.dtype))
+    if dtype is None or value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        kind = str(value.dtype) if dtype is None else "not a dense tensor"
+        raise ModelError(f"{shard}: {name}: {kind} is no weight type known here (no quantized model)")
     return NewTensor(name, dtype, tuple(value.shape), _pieces(value))
 
 

@@ -21,8 +21,8 @@ from qwen_job.errors import ModelError
 
 from .files import write_json
 from .lock import Progress
-from .shapes import Shapes, rope_theta, size
-from .tensors import INDEX, NewTensor, Tensor, write_tensors
+from .shapes import Shapes, rope_theta, shown, size
+from .tensors import FLOATS, INDEX, NewTensor, Tensor, write_tensors
 
 _GLOBAL = {
     "transformer.wte.weight": "model.embed_tokens.weight",
@@ -46,7 +46,6 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "rotary_pct": (1.0,),
     "scale_attn_weights": (True,),
     "tie_word_embeddings": (False,),
-    "quantization_config": (None,),
 }
 
 
@@ -55,7 +54,7 @@ def qwen2_config(original: Mapping[str, object]) -> dict[str, object]:
     for key, allowed in _FIXED.items():
         if original.get(key, allowed[0]) not in allowed:
             raise ModelError(
-                f"config.json: {key}: {original[key]!r} has no equal in Qwen2ForCausalLM; use {allowed[0]!r}"
+                f"config.json: {key}: {shown(original[key])} has no equal in Qwen2ForCausalLM; use {allowed[0]!r}"
             )
     hidden, heads = size(original, "hidden_size"), size(original, "num_attention_heads")
     if size(original, "kv_channels", hidden // heads) * heads != hidden:
@@ -80,7 +79,7 @@ def qwen2_config(original: Mapping[str, object]) -> dict[str, object]:
         "num_key_value_heads": heads,
         "pad_token_id": first,
         "rms_norm_eps": original.get("layer_norm_epsilon", 1e-6),
-        "rope_theta": float(str(original.get("rotary_emb_base", 10000))),
+        "rope_theta": rope_theta({"rope_theta": original.get("rotary_emb_base", 10000)}),
         "tie_word_embeddings": False,
         "use_cache": True,
         "use_sliding_window": False,
@@ -149,9 +148,9 @@ def to_qwen2(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if found and part in _LAYER:
         yield f"model.layers.{found.group(1)}.{_LAYER[part]}", tensor
     elif found and part in ("attn.c_attn.weight", "attn.c_attn.bias"):
-        third, rest = divmod(tensor.shape[0], 3)
-        if rest:
-            raise ModelError(f"{tensor.path}: {tensor.name}: {tensor.shape[0]} rows are not three equal parts")
+        third, rest = divmod(tensor.shape[0] if tensor.shape else 1, 3)
+        if rest or not third:
+            raise ModelError(f"{tensor.path}: {tensor.name}: {tensor.shape} has not three equal parts of rows")
         for index, name in enumerate(_THIRDS):
             kind = part.rpartition(".")[2]
             rows = tensor.rows(index * third, (index + 1) * third)
@@ -213,9 +212,19 @@ def write_shards(groups: Mapping[str, list[NewTensor]], folder: Path, progress: 
 
 
 def dtype_name(tensors: Mapping[str, Tensor]) -> str:
-    """Return the torch name of the weights' type, e.g. ``bfloat16``; ModelError when there are several."""
-    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    found = sorted({tensor.dtype for tensor in tensors.values()})
-    if len(found) != 1 or found[0] not in names:
-        raise ModelError(f"weights are {' and '.join(found)}; expected one of {', '.join(names)} (no quantized model)")
-    return names[found[0]]
+    """Return the torch name of the type that most bytes are of, e.g. ``bfloat16``: norms may be in another one.
+
+    ModelError for a type that is no weight's.
+    """
+    names = dict(zip(FLOATS, ("float64", "float32", "float16", "bfloat16"), strict=True))
+    held: dict[str, int] = {}
+    for tensor in tensors.values():
+        if tensor.dtype not in names:
+            raise ModelError(
+                f"{tensor.path}: {tensor.name}: is {tensor.dtype}, expected one of {', '.join(FLOATS)} "
+                "(no quantized model)"
+            )
+        held[names[tensor.dtype]] = held.get(names[tensor.dtype], 0) + tensor.nbytes
+    if not held:
+        raise ModelError("there are no weights; fetch or copy them again")
+    return max(held, key=lambda name: held[name])

@@ -9,31 +9,53 @@ from qwen_job.errors import ModelError
 
 Shapes = dict[str, tuple[int, ...]]
 
+# Ten times what any published model has, and more: beyond it a config is damaged or hostile.
+LIMITS = {
+    "head_dim": 1 << 14,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "kv_channels": 1 << 14,
+    "max_position_embeddings": 1 << 31,
+    "num_attention_heads": 1 << 14,
+    "num_hidden_layers": 1 << 12,
+    "num_key_value_heads": 1 << 14,
+    "seq_length": 1 << 31,
+    "vocab_size": 1 << 24,
+}
+QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 NATIVE = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def size(config: Mapping[str, object], key: str, default: int | None = None) -> int:
-    """Return a positive whole number of a config; ModelError names the key otherwise."""
+    """Return a positive whole number of a config within its limit; ModelError names the key otherwise."""
     value = config.get(key)
     if value is None and default is not None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"config.json: {key}: expected a positive whole number, found {value!r}")
+        raise ModelError(f"config.json: {key}: expected a positive whole number, found {shown(value)}")
+    if value > LIMITS.get(key, value):
+        raise ModelError(f"config.json: {key}: {shown(value)} is more than any model has (at most {LIMITS[key]:,})")
     return value
+
+
+def shown(value: object) -> str:
+    """Return a value of somebody's JSON for an error, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def expected_shapes(config: Mapping[str, object]) -> Shapes:
     """Return {name: shape} of a Qwen2ForCausalLM or Qwen3ForCausalLM; ModelError for another model_type."""
     kind = config.get("model_type")
-    if kind not in NATIVE:
+    if not isinstance(kind, str) or kind not in NATIVE:
         raise ModelError(
-            f"config.json: model_type: {kind!r} is not supported; "
+            f"config.json: model_type: {shown(kind)} is not supported; "
             "use Qwen-1 (qwen), Qwen1.5/2/2.5 (qwen2) or dense Qwen3 (qwen3)"
         )
     hidden, vocabulary = size(config, "hidden_size"), size(config, "vocab_size")
     shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    block = _block(config, qwen3=kind == "qwen3")
     for layer in range(size(config, "num_hidden_layers")):
-        block = _block(config, qwen3=kind == "qwen3")
         shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in block.items()})
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings", False):
@@ -77,8 +99,10 @@ def count_parameters(shapes: Shapes) -> int:
 
 def rope_theta(config: Mapping[str, object]) -> float:
     """Return the rotary base, from transformers 4's ``rope_theta`` or 5's ``rope_parameters``."""
-    parameters = cast("Mapping[str, object]", config.get("rope_parameters") or {})
-    value = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
-    if not isinstance(value, (int, float)):
-        raise ModelError(f"config.json: rope_theta: expected a number, found {value!r}")
+    parameters = config.get("rope_parameters")
+    value = config.get("rope_theta", 10000.0)
+    if isinstance(parameters, Mapping):
+        value = cast("Mapping[str, object]", parameters).get("rope_theta", value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ModelError(f"config.json: rope_theta: expected a number, found {shown(value)}")
     return float(value)

@@ -9,20 +9,25 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
+from qwen_job import strict_json
 from qwen_job.errors import EnvironmentFault, ModelError
 
-from .files import chunks, read_json
+from .files import chunks, exists, member, open_regular, read_json
+from .shapes import shown
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
-_MAX_HEADER = 100_000_000
+# What weights are trained in; everything else is a quantized model's.
+FLOATS = ("F64", "F32", "F16", "BF16")
+_MAX_RANK = 8
+_MAX_HEADER = 16 * 2**20  # ten thousand tensors take 1.5 MB
 INDEX = "model.safetensors.index.json"
 
 
@@ -75,18 +80,20 @@ class NewTensor:
 def read_header(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file in the order of their bytes; ModelError if it is torn."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
-            header = json.loads(file.read(length)) if length <= min(_MAX_HEADER, size) else None
+            header = strict_json.loads(file.read(length).decode()) if length <= min(_MAX_HEADER, size) else None
     except FileNotFoundError:
         raise ModelError(f"{path}: does not exist; the model folder is incomplete: fetch or copy it again") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: has no safetensors header ({error}); fetch or copy it again") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path}: is not a safetensors file{_git_lfs(prefix)}; fetch or copy it again")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelError(f"{path}: __metadata__: expected names and texts; fetch the file again")
     tensors = [_entry(path, name, entry, 8 + length) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     _assert_contiguous(path, tensors, 8 + length, size)
@@ -98,17 +105,31 @@ def _git_lfs(prefix: bytes) -> str:
 
 
 def _entry(path: Path, name: str, entry: object, base: int) -> Tensor:
-    try:
-        fields = cast("Mapping[str, object]", entry)
-        shape = tuple(int(size) for size in cast("list[int]", fields["shape"]))
-        start, stop = (base + int(offset) for offset in cast("list[int]", fields["data_offsets"]))
-        tensor = Tensor(path, name, cast(str, fields["dtype"]), shape, start, stop)
-        expected = math.prod(shape) * ITEM_BYTES[tensor.dtype]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: {name}: header entry is broken ({error!r}); fetch the file again") from error
+    """Check one entry of a header: {dtype: one of ITEM_BYTES, shape: [sizes], data_offsets: [start, stop]}."""
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    dtype: Any = fields.get("dtype")
+    shape: Any = fields.get("shape")
+    offsets: Any = fields.get("data_offsets")
+    for key, value, right in (
+        ("dtype", dtype, isinstance(dtype, str) and dtype in ITEM_BYTES),
+        ("shape", shape, _are_sizes(shape)),
+        ("data_offsets", offsets, _are_sizes(offsets) and len(offsets) == 2),
+    ):
+        if not right:
+            raise ModelError(f"{path}: {name}: {key}: header entry is broken ({shown(value)}); fetch the file again")
+    tensor = Tensor(path, name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
+    expected = math.prod(shape) * ITEM_BYTES[dtype]
     if expected != tensor.nbytes:
-        raise ModelError(f"{path}: {name}: {tensor.nbytes} bytes where {shape} {tensor.dtype} takes {expected}")
+        raise ModelError(f"{path}: {name}: {tensor.nbytes} bytes where {shown(shape)} {dtype} takes {expected}")
     return tensor
+
+
+def _are_sizes(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_RANK
+        and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
+    )
 
 
 def _assert_contiguous(path: Path, tensors: list[Tensor], base: int, size: int) -> None:
@@ -149,15 +170,27 @@ def write_tensors(path: Path, tensors: Iterable[NewTensor]) -> None:
 
 
 def shards(folder: Path) -> list[Path]:
-    """Return a model folder's safetensors files: the index's, else model.safetensors, else every one."""
-    index = folder / INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ModelError(f"{index}: has no weight_map; fetch or copy it again")
-        return [folder / name for name in sorted(set(map(str, weight_map.values())))]
-    single = folder / "model.safetensors"
-    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    """Return a model folder's safetensors files: model.safetensors, else the index's, else every one.
+
+    Raises:
+        ModelError: the index is broken, or names a file outside the folder.
+    """
+    if exists(single := member(folder, "model.safetensors")):
+        return [single]  # transformers, too, takes it before an index
+    if exists(index := member(folder, INDEX)):
+        return indexed(folder, index)
+    return [member(folder, path.name) for path in sorted(folder.glob("*.safetensors"))]
+
+
+def indexed(folder: Path, index: Path) -> list[Path]:
+    """Return the weight files that an index names, each once; ModelError as of :func:`shards`."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: has no weight_map; fetch or copy it again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise ModelError(f"{index}: weight_map: {name}: expected a file name, found {shown(file)}")
+    return [member(folder, name, index) for name in sorted(set(weight_map.values()))]
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:

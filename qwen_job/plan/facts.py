@@ -6,7 +6,6 @@ a figure that a file leaves out is None. Only the file that is asked for is read
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from qwen_job.errors import JobError, ModelError
+from qwen_job.models.shapes import LIMITS, QUANTIZED_KEYS, shown
 from qwen_job.resources import resource
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -158,9 +158,7 @@ def load_model_shape(name_or_path: str | Path) -> ModelShape:
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        return model_shape_from_config(
-            _read_json(folder / "config.json"), str(name_or_path), str(folder / "config.json")
-        )
+        return model_shape_from_config(_read_config(folder), str(name_or_path), str(folder / "config.json"))
     if folder.suffix == ".json" and folder.is_file():
         return model_shape_from_config(_read_json(folder), str(name_or_path), str(folder))
     path = _find(str(name_or_path), [resource("configs", "models")], "model")
@@ -183,7 +181,7 @@ def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "
     qwen1 = model_type == "qwen"
     generation = re.match(r"qwen(\d+)", model_type)
     qk_norm = bool(config.get("qk_norm", generation is not None and int(generation[1]) >= 3))
-    head_dim = config.get("kv_channels" if qwen1 else "head_dim")
+    head_key = "kv_channels" if qwen1 else "head_dim"
     shape = ModelShape(
         name=name,
         architecture=_architecture(config, model_type),
@@ -191,7 +189,7 @@ def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "
         num_hidden_layers=need("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=heads if qwen1 else need("num_key_value_heads", heads),
-        head_dim=int(head_dim) if head_dim else hidden // heads,
+        head_dim=need(head_key) if config.get(head_key) is not None else hidden // heads,
         intermediate_size=need("intermediate_size") // (2 if qwen1 else 1),
         vocab_size=need("vocab_size"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -217,7 +215,11 @@ class _Fields:
         if value is None:
             raise ModelError(f"{self.where}: {key}: missing; take the config.json that belongs to the weights")
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ModelError(f"{self.where}: {key}: must be a whole number above 0, not {value!r}")
+            raise ModelError(f"{self.where}: {key}: must be a whole number above 0, not {shown(value)}")
+        if value > LIMITS.get(key, value):
+            raise ModelError(
+                f"{self.where}: {key}: {shown(value)} is more than any model has (at most {LIMITS[key]:,})"
+            )
         return value
 
 
@@ -227,13 +229,20 @@ def _refuse_if_not_dense(config: Mapping[str, Any], model_type: str, where: str)
         raise ModelError(f"{where}: {(experts or ['model_type'])[0]}: a mixture of experts; take a dense Qwen model")
     if "hidden_size" not in config and isinstance(config.get("text_config"), Mapping):
         raise ModelError(f"{where}: text_config: a multimodal model; take a text model")
+    for key in QUANTIZED_KEYS:
+        if config.get(key):
+            raise ModelError(f"{where}: {key}: the model is quantized; take the full-precision model")
     layers = config.get("layer_types") or ()
-    if any(kind not in ("full_attention", "sliding_attention") for kind in layers):
+    if not isinstance(layers, (list, tuple)) or any(
+        kind not in ("full_attention", "sliding_attention") for kind in layers
+    ):
         raise ModelError(f"{where}: layer_types: has layers other than attention; take a dense attention model")
 
 
 def _architecture(config: Mapping[str, Any], model_type: str) -> str:
     listed = config.get("architectures") or [model_type]
+    if not isinstance(listed, list):
+        listed = [listed]
     return str(config.get("architecture") or listed[0])
 
 
@@ -294,13 +303,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    from qwen_job.models.config import read_config
+
+    return read_config(folder)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: not found; a model folder holds config.json") from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return values
+    from qwen_job.models.files import read_json
+
+    return read_json(path)

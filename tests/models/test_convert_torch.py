@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from qwen_job.errors import ModelError
 from qwen_job.models.convert import convert_folder
 from qwen_job.models.ensure import ensure_model
+from qwen_job.models.initial import load_config, write_random_model
 from qwen_job.models.spec import ModelSpec
 
 from .qwen1_checkpoint import CONFIG, HALF, HEADS, HIDDEN, LAYERS, random_weights, write_qwen1
@@ -105,3 +110,117 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read as weights"):
         convert_folder(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def modern(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2 model, its weights as safetensors."""
+    folder = tmp_path_factory.mktemp("modern")
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
+    write_random_model({**load_config("qwen2-tiny"), **small}, ["hello"], folder)
+    return folder
+
+
+def _as_bin(source: Path, folder: Path, shards: int, **layout: object) -> dict[str, object]:
+    """Copy a model with its matrices in bfloat16 and its norms in float32, as torch saved them."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(source, folder)
+    (folder / "model.safetensors").unlink()
+    whole = {
+        name: value if "norm" in name else value.bfloat16()
+        for name, value in load_file(source / "model.safetensors").items()
+    }
+    names = sorted(whole)
+    weight_map = {}
+    for number in range(shards):
+        file = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin" if shards > 1 else "pytorch_model.bin"
+        part = {name: whole[name] for name in names[number::shards]}
+        torch.save(part, folder / file, **layout)
+        weight_map.update(dict.fromkeys(part, file))
+    if shards > 1:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return whole
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("old", [False, True])
+def test_the_bin_files_of_a_newer_model_are_converted_where_it_is_used(
+    modern: Path, tmp_path: Path, shards: int, old: bool
+) -> None:
+    from safetensors.torch import load_file
+
+    whole = _as_bin(modern, tmp_path / "model", shards, _use_new_zipfile_serialization=not old)
+    spec = ModelSpec(name=str(tmp_path / "model"), source="local", cache_dir=tmp_path / "cache")
+    folder = ensure_model(spec, output_dir=tmp_path)
+    found = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+    assert found.keys() == whole.keys()
+    assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in whole.items())
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    convert_folder(tmp_path / "model", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def _bytes_of(state: object, **layout: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(state, stream, **layout)
+    return stream.getvalue()
+
+
+def _compressed(data: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    return stream.getvalue()
+
+
+NORM = "model.norm.weight"
+WIDE = (1 << 15, 1 << 15)  # 4 GiB of float32
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: _bytes_of({NORM: torch.zeros(1).expand(WIDE)}), "would become 4,294,967,296"),
+        (lambda: _bytes_of({NORM: torch.zeros(1).expand(WIDE)}, _use_new_zipfile_serialization=False), "would become"),
+        (lambda: _compressed(_bytes_of({NORM: torch.zeros(1 << 22)})), "is compressed"),
+        (lambda: _bytes_of({NORM: bytearray(64)}), "bytearray"),
+        (lambda: _bytes_of([torch.zeros(4)]), "cannot be read|no dict of tensors but list"),
+        (lambda: _bytes_of(torch.zeros(4)), "no dict of tensors but Tensor"),
+        (lambda: _bytes_of({}), "no dict of tensors"),
+        (lambda: _bytes_of({"state_dict": {NORM: torch.zeros(4)}}), "state_dict: is dict, no tensor"),
+        (lambda: _bytes_of({NORM: 3}), "norm.weight: is int, no tensor"),
+        (lambda: _bytes_of({3: torch.zeros(4)}), "3: is Tensor"),
+        (lambda: _bytes_of({NORM: torch.eye(4).to_sparse()}), "rebuild_sparse"),
+        (lambda: _bytes_of({NORM: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)}), "rebuild_q"),
+        (lambda: _bytes_of({NORM: torch.zeros(4, dtype=torch.complex64)}), "complex"),
+        (lambda: _bytes_of({NORM: torch.zeros(4, dtype=torch.int8)}), "int8 is no weight type"),
+        (lambda: _bytes_of({NORM: torch.zeros(4, device="meta")}), "meta"),
+        (lambda: _bytes_of(torch.nn.Linear(2, 2)), "torch.nn.modules.linear.Linear"),
+        (lambda: _bytes_of({NORM: torch.zeros(4)})[:-200], "cannot be read as weights"),
+        (lambda: b"\x80\x04\x95" + b"\xff" * 8, "cannot be read as weights"),
+        (lambda: b"\x80\x04\x8e" + b"\xff" * 7 + b"\x00", "cannot be read as weights"),
+        (lambda: b"PK\x05\x06" + bytes(18), "without a data.pkl"),
+        (lambda: b"", "cannot be read as weights"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_bin_file_that_holds_no_plain_weights_is_refused(
+    modern: Path, tmp_path: Path, make: Callable[[], bytes], words: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(modern, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(make())
+    with pytest.raises(ModelError, match=rf"pytorch_model\.bin: .*({words})"):
+        convert_folder(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_of_bin_files_cannot_reach_outside(modern: Path, tmp_path: Path) -> None:
+    _as_bin(modern, tmp_path / "model", 1)
+    (tmp_path / "model" / "pytorch_model.bin").rename(tmp_path / "secret.bin")
+    (tmp_path / "model" / "pytorch_model.bin").symlink_to("../secret.bin")
+    with pytest.raises(ModelError, match="link out of the model's folder"):
+        convert_folder(tmp_path / "model", tmp_path / "out")

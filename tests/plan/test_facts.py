@@ -162,7 +162,7 @@ def test_a_broken_config_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"not found; a model folder holds config\.json"):
+    with pytest.raises(ModelError, match=r"config\.json: does not exist"):
         load_model_shape(tmp_path)
 
 

@@ -1,0 +1,186 @@
+"""config.json of a dense Qwen model: what each key may hold, and what is refused rather than obeyed.
+
+- ``read_config``: a folder -> its config; quantized models and adapters are refused by name
+- ``check_config``: every value that transformers reads is of the right kind, so that what is complete can be loaded
+- ``native_config``: the keys that describe the model, and no other. Others make transformers fetch or run something
+  (``attn_implementation`` a kernel from a hub), or load other weights than those that were checked
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from qwen_job.errors import ModelError
+
+from .files import exists, member, read_json
+from .shapes import LIMITS, QUANTIZED_KEYS, shown, size
+
+ADAPTER = "adapter_config.json"
+_QUANTIZED_FILES = ("quantize_config.json", "quant_config.json")
+# These change what is loaded: obeyed, they would void every check of the folder.
+_REFUSED = ("transformers_weights", "per_layer_config", "fusion_config", "distributed_config", "gguf_file")
+_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_LAYERS = ("full_attention", "sliding_attention")
+# What each kind of rotary scaling cannot do without.
+_ROPE: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """Return a model folder's config.json; ModelError says what is wrong with the folder."""
+    try:
+        found = folder.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder}: cannot be read: {reason}; check the rights of its folder") from error
+    if not found:
+        raise ModelError(f"{folder}: is no folder; model.name must be a model's folder when its source is local")
+    path = member(folder, "config.json")
+    if exists(member(folder, ADAPTER)):
+        merged = "merge it into its base model first" if not exists(path) else f"remove {ADAPTER} if it is merged"
+        raise ModelError(f"{folder}: holds an adapter (LoRA, {ADAPTER}); {merged}, or take the full model")
+    if not exists(path) and any(folder.glob("*.gguf")):
+        raise ModelError(f"{folder}: holds GGUF files only, which are quantized; take the full-precision model")
+    config = read_json(path)
+    refuse_quantized(folder, config)
+    return config
+
+
+def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
+    """Raise ModelError for a folder whose config or settings files say that its weights are quantized."""
+    for key in QUANTIZED_KEYS:
+        if value := config.get(key):
+            method = value.get("quant_method") if isinstance(value, Mapping) else None
+            raise ModelError(quantized(folder, f"config.json: {key}{f': {shown(method)}' if method else ''}"))
+    for name in _QUANTIZED_FILES:
+        if exists(folder / name):
+            raise ModelError(quantized(folder, name))
+
+
+def quantized(folder: Path, reason: str) -> str:
+    """Return what is said of a quantized model: it cannot be trained in full, nor turned back."""
+    return f"{folder}: is quantized ({reason}); take the full-precision model"
+
+
+def is_qwen1(config: Mapping[str, object]) -> bool:
+    """Tell whether a config is of the first generation, which only remote code could load."""
+    return config.get("model_type") == "qwen" or "QWenLMHeadModel" in architectures(config)
+
+
+def architectures(config: Mapping[str, object]) -> list[object]:
+    """Return the names of the classes that a config is written for."""
+    value = config.get("architectures")
+    return value if isinstance(value, list) else []
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[object], bool]:
+    def right(value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return (low < value if above else low <= value) and value <= high
+
+    return right
+
+
+def _whole(low: int, high: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _one_of(names: tuple[str, ...]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in names
+
+
+def _are_ids(value: object) -> bool:
+    return all(type(number) is int for number in (value if isinstance(value, list) else [value]))
+
+
+_POSITIVE = _number(0, 1e30, above=True)
+# Key -> (what is expected, a test). Sizes are checked by shapes.size.
+_KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "attention_bias": ("true or false", _is_flag),
+    "attention_dropout": ("a number from 0 to 1", _number(0, 1)),
+    "bos_token_id": ("an id", _are_ids),
+    "dtype": (f"one of {', '.join(_DTYPES)}", _one_of(_DTYPES)),
+    "eos_token_id": ("an id, or a list of them", _are_ids),
+    "hidden_act": (f"one of {', '.join(_ACTIVATIONS)}", _one_of(_ACTIVATIONS)),
+    "initializer_range": ("a number from 0", _number(0, 1e6)),
+    "max_window_layers": ("a whole number", _whole(0, 1 << 31)),
+    "pad_token_id": ("an id", _whole(-1, 1 << 31)),
+    "rms_norm_eps": ("a number above 0", _POSITIVE),
+    "rope_theta": ("a number above 0", _POSITIVE),
+    "sliding_window": ("a whole number", _whole(0, 1 << 31)),
+    "tie_word_embeddings": ("true or false", _is_flag),
+    "torch_dtype": (f"one of {', '.join(_DTYPES)}", _one_of(_DTYPES)),
+    "use_cache": ("true or false", _is_flag),
+    "use_sliding_window": ("true or false", _is_flag),
+}
+_STRUCTURED = ("architectures", "layer_types", "model_type", "rope_parameters", "rope_scaling", "transformers_version")
+_SIZES = tuple(key for key in LIMITS if key not in ("kv_channels", "seq_length"))
+_FLOATS = ("initializer_range", "rms_norm_eps", "rope_theta")
+
+
+def check_config(config: Mapping[str, object]) -> None:
+    """Check a native config beyond the sizes of its weights; ModelError names the key that is wrong."""
+    for key in _REFUSED:
+        if config.get(key) is not None:
+            raise ModelError(f"config.json: {key}: is not supported; take a model without it")
+    for key, (expected, right) in _KINDS.items():
+        value = config.get(key)
+        if value is not None and not right(value):
+            raise ModelError(f"config.json: {key}: expected {expected}, found {shown(value)}")
+    size(config, "max_position_embeddings", 32768)
+    padding, vocabulary = config.get("pad_token_id"), size(config, "vocab_size")
+    if isinstance(padding, int) and padding >= vocabulary:
+        raise ModelError(f"config.json: pad_token_id: {padding} lies beyond vocab_size ({vocabulary})")
+    _check_layers(config)
+    for key in ("rope_scaling", "rope_parameters"):
+        _check_rope(key, config.get(key))
+
+
+def _check_layers(config: Mapping[str, object]) -> None:
+    layers, count = config.get("layer_types"), size(config, "num_hidden_layers")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or any(not _one_of(_LAYERS)(layer) for layer in layers):
+        raise ModelError(f"config.json: layer_types: expected {' and '.join(_LAYERS)}, found {shown(layers)}")
+    if len(layers) != count:
+        raise ModelError(f"config.json: layer_types: names {len(layers)} layers, num_hidden_layers is {count}")
+
+
+def _check_rope(key: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise ModelError(f"config.json: {key}: expected names and numbers, found {shown(value)}")
+    kind = value.get("rope_type", value.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _ROPE:
+        raise ModelError(f"config.json: {key}: rope_type: expected one of {', '.join(_ROPE)}, found {shown(kind)}")
+    for name in _ROPE[kind]:
+        if name not in value:
+            raise ModelError(f"config.json: {key}: {name}: is missing, which {kind} needs")
+    for name, part in value.items():
+        numbers = part if isinstance(part, list) else [part]
+        lists = name in ("short_factor", "long_factor")
+        ok = name in ("rope_type", "type", "truncate", "mrope_interleaved") or all(map(_POSITIVE, numbers))
+        if (not ok and part is not None) or (isinstance(part, list) is not lists and part is not None):
+            raise ModelError(f"config.json: {key}: {name}: expected a number above 0, found {shown(part)}")
+
+
+def native_config(config: Mapping[str, object]) -> dict[str, object]:
+    """Return what describes the model out of a config that was checked; all else is left out."""
+    kept = {*_KINDS, *_STRUCTURED, *_SIZES} - {"dtype", "torch_dtype", "transformers_version"}
+    clean = {key: value for key, value in config.items() if key in kept and value is not None}
+    return {key: float(str(value)) if key in _FLOATS else value for key, value in clean.items()}
