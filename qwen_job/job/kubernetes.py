@@ -115,7 +115,9 @@ class Kubernetes(Strict):
     prepare_account: DnsSubdomain | None = Field(
         None, description="A service account that may patch the training job; default: one is made, with a Role for it"
     )
-    prepare_pod: Overlay = Field({}, description="Laid over the spec of that Job's pod")
-    pod: Overlay = Field({}, description="Laid over the pod's spec")
-    pod_container: Overlay = Field({}, description="Laid over the container")
-    job: Overlay = Field({}, description="Laid over the spec of the PyTorchJob, TrainJob or JobSet")
+    prepare_pod: Overlay = Field({}, description="Merged into the spec of that Job's pod, lists by their key")
+    pod: Overlay = Field(
+        {}, description="Merged into the pod's spec: lists by their key, as kubectl's strategic merge does"
+    )
+    pod_container: Overlay = Field({}, description="Merged into the container that trains, in the same way")
+    job: Overlay = Field({}, description="Merged into the spec of the PyTorchJob, TrainJob or JobSet")

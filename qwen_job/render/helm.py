@@ -6,25 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_job import __version__
-from qwen_job.errors import JobError
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.chart_values import chart_values, check_carried
 from qwen_job.render.engine import render_template
-from qwen_job.render.kubernetes import objects, security_notes
-from qwen_job.render.kubernetes_check import object_problems
+from qwen_job.render.kubernetes import checked_objects, own_notes, security_notes
 from qwen_job.render.kubernetes_settings import settings
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     """Return values.yaml. Errors: :class:`JobError` for what Kubernetes could not run."""
     chosen = settings(plan)
-    things = objects(chosen)
-    problems = list(object_problems(plan, things))
-    if problems:
-        raise JobError(problems)
+    things = checked_objects(plan, chosen)
     notes = (
         *chosen.notes,
+        *own_notes(things),
         *security_notes(things),
         f"install it with: helm install {chosen.name} charts/qwen-job -f values.yaml",
     )

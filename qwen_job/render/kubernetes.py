@@ -12,13 +12,14 @@ import yaml
 
 from qwen_job import __version__
 from qwen_job.errors import JobError, UsageError
-from qwen_job.job.document import overlay
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
 from qwen_job.render.kubernetes_check import object_problems, size_notes
 from qwen_job.render.kubernetes_prepare import prepare_context
 from qwen_job.render.kubernetes_settings import CONFIG_PATH, Settings, settings
+from qwen_job.render.merge import Unmergeable, merge
+from qwen_job.render.overlays import overlay_problems
 from qwen_job.render.pod_security import LEVELS, pod_security_level
 from qwen_job.render.quote import to_yaml
 
@@ -37,12 +38,9 @@ _CONTAINER_SECURITY = {
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     """Return NAME.yaml with all objects. Errors: :class:`JobError` for what Kubernetes could not run."""
     chosen = settings(plan)
-    things = objects(chosen, folders)
-    problems = list(object_problems(plan, things))
-    if problems:
-        raise JobError(problems)
+    things = checked_objects(plan, chosen, folders)
     text = "".join(f"---\n{to_yaml(thing)}" for thing in things)
-    notes = [*chosen.notes, *size_notes(things), *security_notes(things)]
+    notes = [*chosen.notes, *own_notes(things), *size_notes(things), *security_notes(things)]
     if chosen.section.master and chosen.nodes > 1:
         notes.append(
             "kubernetes.master: the operator adds an init container to each Worker, with an image of its own and "
@@ -51,13 +49,26 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     return Bundle("kubernetes", {f"{chosen.name}.yaml": text}, f"{chosen.name}.yaml", notes=tuple(notes))
 
 
-def objects(chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object]:
-    """Return the objects in the order in which they are applied."""
+def checked_objects(plan: Plan, chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object]:
+    """Return the objects in the order in which they are applied. Errors: as :func:`render`."""
+    found = list(overlay_problems(chosen))
+    if not found:
+        try:
+            things = _objects(chosen, folders)
+        except Unmergeable as error:
+            found = [(error.path, error.text)]
+    problems = [plan.job.problem(("kubernetes", *path), text) for path, text in found]
+    problems = problems or list(object_problems(plan, things))
+    if problems:
+        raise JobError(problems)
+    return things
+
+
+def _objects(chosen: Settings, folders: Sequence[str | Path]) -> list[Object]:
     context = _context(chosen)
     pod = _load("pod", context, folders)
-    container = overlay(pod["containers"][0], chosen.section.pod_container)
-    pod["containers"][0] = container
-    context["pod"] = overlay(pod, chosen.section.pod)
+    pod["containers"][0] = merge(pod["containers"][0], chosen.section.pod_container, ("pod_container",))
+    context["pod"] = merge(pod, chosen.section.pod, ("pod",))
     result = [_claim(volume, context, folders) for volume in chosen.section.volumes if volume.size]
     result.append(_load("configmap", context, folders))
     if chosen.section.network_policy:
@@ -69,16 +80,27 @@ def objects(chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object
     if chosen.section.kind == "trainjob":
         result.append(_load("runtime", context, folders))
     job = _load(chosen.section.kind, context, folders)
-    job["spec"] = overlay(job["spec"], chosen.section.job)
+    job["spec"] = merge(job["spec"], chosen.section.job, ("job",))
     return [*result, job]
 
 
 def _preparation(chosen: Settings, context: dict[str, Any], folders: Sequence[str | Path]) -> list[Object]:
     """Return the Job that prepares and, unless a person is to start the training, what lets it do so."""
     there = prepare_context(chosen, context)
-    there["pod"] = overlay(_load("pod", there, folders), chosen.section.prepare_pod)
+    there["pod"] = merge(_load("pod", there, folders), chosen.section.prepare_pod, ("prepare_pod",))
     access = ("account", "role", "rolebinding") if there["own_account"] else ()
     return [_load(template, there, folders) for template in (*access, "prepare")]
+
+
+def own_notes(things: list[Object]) -> Iterator[str]:
+    """Say what a container beside the job's own does to the end of the job."""
+    mains = (*_CONTAINERS.values(), "prepare")
+    names = [c["name"] for thing in things for pod in _pods(thing) for c in pod["containers"]]
+    for name in dict.fromkeys(name for name in names if name not in mains):
+        yield (
+            f"kubernetes.pod.containers: {name!r} must end by itself, or the pods never complete; as an init container "
+            "with restartPolicy: Always it ends with the job"
+        )
 
 
 def security_notes(things: list[Object]) -> list[str]:

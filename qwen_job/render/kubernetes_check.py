@@ -119,7 +119,7 @@ def _pod(field: str, pod: Object, wanted: str) -> Iterator[tuple[Path, str]]:
     if type(grace) is not int or grace < 0:
         yield (field,), f"terminationGracePeriodSeconds: {grace!r} is no number of seconds"
     volumes = [_get(volume, "name") for volume in pod.get("volumes") or []]
-    for container in containers:
+    for container in [*(pod.get("initContainers") or []), *containers]:
         if isinstance(container, dict):
             where = "pod_container" if field == "pod" and container.get("name") == wanted else field
             yield from _container((where,), container, volumes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from qwen_job.errors import JobError, Problem
+from qwen_job.job.document import dotted
 from qwen_job.job.kubernetes import Kubernetes, Volume
 from qwen_job.plan import Plan
 from qwen_job.render.files import config_files
@@ -49,10 +51,13 @@ def settings(plan: Plan) -> Settings:
     job, notes = plan.job, []
     problems = [*_name_problems(plan), *_section_problems(plan)]
     volumes = job.kubernetes.volumes
-    if volumes:
-        problems += _outside(plan, volumes)
+    own = own_mounts(job.kubernetes, "pod")
+    unheld = {field: path for field, (path, _) in _paths(plan).items() if not _holders(path, own)}
+    if volumes or not unheld:
+        problems += _outside(plan, [*volumes, *own.values()])
+        problems += _unprepared(plan, volumes)
     elif not problems:
-        volumes = [_shared_claim(plan)]
+        volumes = [_shared_claim(plan, unheld.values())]
         notes.append(
             f"kubernetes.volumes: none is written, so the claim {volumes[0].pvc!r} is mounted at "
             f"{volumes[0].mount_path}; name your own volumes there"
@@ -195,22 +200,78 @@ def _paths(plan: Plan) -> dict[tuple[str | int, ...], tuple[str, bool]]:
     return paths
 
 
-def _outside(plan: Plan, volumes: list[Volume]) -> Iterator[Problem]:
+def _outside(plan: Plan, volumes: list[Volume | OwnMount]) -> Iterator[Problem]:
     mounts = {posixpath.normpath(volume.mount_path): volume for volume in volumes}
     for field, (path, writes) in _paths(plan).items():
-        holders = [mount for mount in mounts if f"{posixpath.normpath(path)}/".startswith(f"{mount}/")]
+        holders = _holders(path, mounts)
         if not holders:
             text = f"{path!r} lies below no volume's mount_path ({', '.join(mounts)}), so no pod would find it"
             yield plan.job.problem(field, text)
-        elif writes and mounts[max(holders, key=len)].read_only:
-            yield plan.job.problem(
-                field, f"{path!r} lies on the read-only volume {mounts[max(holders, key=len)].name!r}"
+            continue
+        volume = mounts[max(holders, key=len)]
+        if writes and volume.read_only:
+            yield plan.job.problem(field, f"{path!r} lies on the read-only volume {volume.name!r}")
+        elif field == ("output",) and isinstance(volume, OwnMount) and volume.passing:
+            yield plan.job.problem(field, f"{path!r} lies on the volume {volume.name!r}, which goes with its pod")
+
+
+def _unprepared(plan: Plan, volumes: list[Volume]) -> Iterator[Problem]:
+    """The preparing pod has the volumes of ``kubernetes.volumes``, and what ``prepare_pod`` adds for itself."""
+    section = plan.job.kubernetes
+    paths = [*(volume.mount_path for volume in volumes), *own_mounts(section, "prepare_pod")]
+    mounts = dict.fromkeys(map(posixpath.normpath, paths))
+    for field, (path, _) in _paths(plan).items() if section.prepare else ():
+        if not _holders(path, mounts):
+            text = (
+                f"{dotted(field)}: {path!r} is not mounted in the preparing pod, which kubernetes.pod does "
+                "not reach; write its volume, and the container 'prepare' with its mount, here too"
             )
+            yield plan.job.problem(("kubernetes", "prepare_pod"), text)
 
 
-def _shared_claim(plan: Plan) -> Volume:
+def _holders(path: str, mounts: Mapping[str, object]) -> list[str]:
+    return [mount for mount in mounts if f"{posixpath.normpath(path)}/".startswith(f"{mount}/")]
+
+
+class OwnMount(NamedTuple):
+    """A mount that ``kubernetes.pod_container`` or ``pod`` adds; what is on a ``passing`` volume goes with the pod."""
+
+    name: str
+    mount_path: str
+    read_only: bool
+    passing: bool
+
+
+_READ_ONLY = ("configMap", "secret", "downwardAPI", "projected")
+
+
+def own_mounts(section: Kubernetes, field: Literal["pod", "prepare_pod"]) -> dict[str, OwnMount]:
+    """Return mount path -> what the user's own fields mount there, in the container that trains or prepares."""
+    main, pod = ("pytorch" if section.kind == "pytorchjob" else "node"), section.pod
+    if field == "prepare_pod":
+        main, pod = "prepare", section.prepare_pod
+    containers = [c for c in _dicts(pod, "containers") if c.get("name") == main]
+    containers += [section.pod_container] if field == "pod" else []
+    sources = {volume.get("name"): volume for volume in _dicts(pod, "volumes")}
+    found = {}
+    for mount in (mount for container in containers for mount in _dicts(container, "volumeMounts")):
+        name, path = mount.get("name"), mount.get("mountPath")
+        if isinstance(name, str) and isinstance(path, str):
+            volume = sources.get(name, {})
+            locked = bool(mount.get("readOnly")) or any(kind in volume for kind in _READ_ONLY)
+            passing = name == "tmp" or "emptyDir" in volume or "ephemeral" in volume
+            found[posixpath.normpath(path)] = OwnMount(name, path, locked, passing)
+    return found
+
+
+def _dicts(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = value.get(key)
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _shared_claim(plan: Plan, paths: Iterable[str]) -> Volume:
     """The claim that a job without volumes expects, mounted where all its paths lie."""
-    top = posixpath.commonpath([posixpath.dirname(path) for path, _ in _paths(plan).values()])
+    top = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     if top == "/" or ":" in top:
         text = "none is written, and the job's paths have no folder in common: say which volume holds which path"
         raise JobError([plan.job.problem(("kubernetes", "volumes"), text)])

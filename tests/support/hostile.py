@@ -71,7 +71,7 @@ FIELDS: dict[str, Callable[[str], dict[str, Any]]] = {
     "prepare_account": lambda text: {"prepare": True, "prepare_account": text},
     "prepare_memory": lambda text: {"prepare": True, "prepare_memory": text},
     "pod": lambda text: {"pod": {"hostname": "h", "dnsConfig": {"searches": [text]}}},
-    "pod_container": lambda text: {"pod_container": {"args": [text]}},
+    "pod_container": lambda text: {"pod_container": {"env": [{"name": "NOTE", "value": text}]}},
 }
 
 

@@ -32,17 +32,23 @@
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := .Values.env -}}
-{{- /* The patterns of qwen_job/render/secret.py. */ -}}
-{{- $words := regexReplaceAll `([a-z0-9])([A-Z])` $name "${1}_${2}" -}}
-{{- $named := and (regexMatch `(?i)(^|[_.-])(token|pass|passwd|password|passphrase|pwd|secrets?|credentials?|key|(api|access|private|secret)key|pat|bearer|auth|cookie|dsn|webhook(_url)?)[_.-]?[0-9]*$` $words) (not (regexMatch `(?i)(^|[_.-])((bos|eos|pad|unk|sep|cls|mask|end|stop)_token|(public|pub|sort|primary|group|cache|json|label)_?key)$` $words)) -}}
-{{- $value = toString $value -}}
-{{- if or (regexMatch `//[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30}|glpat-[\w-]{20}|sk-[\w-]{30}|xox[abprs]-[\w-]{20}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)` $value) (and $named (not (regexMatch `(?i)^\s*(|0|1|true|false|yes|no|on|off|none|null|(~|\.|\.\.)?(/[\w.-]+){2,}/?)\s*$` $value))) -}}
-{{- fail (printf "env.%s: looks like a secret, and env is for all to read; write kubernetes.secret_env: {%s: SECRET/KEY}" $name $name) -}}
-{{- end -}}
+{{- include "qwen-job.guard_secret" (list (printf "env.%s" $name) $name (toString $value)) -}}
 {{- end -}}
 {{- include "qwen-job.guard_volumes" . -}}
 {{- include "qwen-job.paths" . -}}
 {{- include "qwen-job.cluster" . -}}
+{{- end -}}
+
+{{/* A variable that must not stand where others can read it: (field, name, value). */}}
+{{- define "qwen-job.guard_secret" -}}
+{{- $name := index . 1 -}}
+{{- $value := index . 2 -}}
+{{- /* The patterns of qwen_job/render/secret.py. */ -}}
+{{- $words := regexReplaceAll `([a-z0-9])([A-Z])` $name "${1}_${2}" -}}
+{{- $named := and (regexMatch `(?i)(^|[_.-])(token|pass|passwd|password|passphrase|pwd|secrets?|credentials?|key|(api|access|private|secret)key|pat|bearer|auth|cookie|dsn|webhook(_url)?)[_.-]?[0-9]*$` $words) (not (regexMatch `(?i)(^|[_.-])((bos|eos|pad|unk|sep|cls|mask|end|stop)_token|(public|pub|sort|primary|group|cache|json|label)_?key)$` $words)) -}}
+{{- if or (regexMatch `//[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30}|glpat-[\w-]{20}|sk-[\w-]{30}|xox[abprs]-[\w-]{20}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)` $value) (and $named (not (regexMatch `(?i)^\s*(|0|1|true|false|yes|no|on|off|none|null|(~|\.|\.\.)?(/[\w.-]+){2,}/?)\s*$` $value))) -}}
+{{- fail (printf "%s: looks like a secret, and env is for all to read; write kubernetes.secret_env: {%s: SECRET/KEY}" (index . 0) $name) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "qwen-job.guard_volumes" -}}
@@ -89,7 +95,7 @@
 {{- end -}}
 {{- $volumes := list -}}
 {{- range $pod.volumes -}}{{- $volumes = append $volumes .name -}}{{- end -}}
-{{- range $pod.containers -}}
+{{- range concat ($pod.initContainers | default list) $pod.containers -}}
 {{- range .env -}}
 {{- if and (hasKey . "value") (not (kindIs "string" .value)) -}}
 {{- fail (printf "%s: env: %s: values are text: write it in quotes" $field .name) -}}
@@ -133,6 +139,16 @@
 {{- range $index, $file := $train.data.eval -}}{{- $_ := set $paths (printf "train.data.eval[%d].path" $index) $file.path -}}{{- end -}}
 {{- $mounts := list -}}
 {{- range .Values.kubernetes.volumes -}}{{- $mounts = append $mounts (clean .mount_path) -}}{{- end -}}
+{{- $main := eq .Values.kubernetes.kind "pytorchjob" | ternary "pytorch" "node" -}}
+{{- $containers := list .Values.kubernetes.pod_container -}}
+{{- range include "qwen-job.maps" (list .Values.kubernetes.pod "containers") | fromJsonArray -}}
+{{- if eq (toString .name) $main -}}{{- $containers = append $containers . -}}{{- end -}}
+{{- end -}}
+{{- range $containers -}}
+{{- range include "qwen-job.maps" (list . "volumeMounts") | fromJsonArray -}}
+{{- if .mountPath -}}{{- $mounts = append $mounts (clean (toString .mountPath)) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range $field, $path := $paths -}}
 {{- if $path -}}
 {{- $held := false -}}

@@ -156,16 +156,19 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* The pod's spec, the same for every kind of job, with pod_container and pod laid over it. */}}
+{{/* The pod's spec, the same for every kind of job, with pod_container and pod merged into it. */}}
 {{- define "qwen-job.pod" -}}
 {{- $pod := include "qwen-job.pod_planned" . | fromYaml -}}
 {{- if hasKey $pod "Error" -}}
 {{- fail (printf "the pod is not valid YAML: %s" $pod.Error) -}}
 {{- end -}}
-{{- include "qwen-job.overlay" (list (first $pod.containers) .Values.kubernetes.pod_container) -}}
 {{- $wanted := (first $pod.containers).name -}}
-{{- include "qwen-job.overlay" (list $pod .Values.kubernetes.pod) -}}
-{{- include "qwen-job.guard_pod" (list $pod $wanted (printf "kubernetes.%s" (eq $wanted "prepare" | ternary "prepare_pod" "pod"))) -}}
+{{- $field := printf "kubernetes.%s" (eq $wanted "prepare" | ternary "prepare_pod" "pod") -}}
+{{- include "qwen-job.merge" (list (first $pod.containers) .Values.kubernetes.pod_container "kubernetes.pod_container") -}}
+{{- include "qwen-job.merge" (list $pod .Values.kubernetes.pod $field) -}}
+{{- include "qwen-job.guard_overlay_container" (list . "kubernetes.pod_container" .Values.kubernetes.pod_container $wanted) -}}
+{{- include "qwen-job.guard_overlay_pod" (list . $field .Values.kubernetes.pod $wanted) -}}
+{{- include "qwen-job.guard_pod" (list $pod $wanted $field) -}}
 {{- toYaml $pod -}}
 {{- end -}}
 

@@ -1,0 +1,124 @@
+{{/* Merge the second map, written at the third, into the first, in place, as kubectl's strategic merge does: lists by the
+     key of their items, and others added to. qwen_job/render/merge.py does the same. */}}
+{{- define "qwen-job.merge" -}}
+{{- $base := index . 0 -}}
+{{- $place := index . 2 -}}
+{{- range $key, $value := index . 1 -}}
+{{- $where := printf "%s.%s" $place $key -}}
+{{- if hasPrefix "$" $key -}}
+{{- fail (printf "%s: a patch directive of kubectl means nothing here; remove it" $where) -}}
+{{- end -}}
+{{- $old := get $base $key -}}
+{{- $known := and (hasKey $base $key) (not (kindIs "invalid" $old)) -}}
+{{- range $kind, $what := dict "map" "a mapping" "slice" "a list" -}}
+{{- if and $known (ne (kindIs $kind $old) (kindIs $kind $value)) -}}
+{{- fail (printf "%s: %s" $where (kindIs $kind $old | ternary (printf "%s stands here; write one" $what) (printf "takes no %s" $what))) -}}
+{{- end -}}
+{{- end -}}
+{{- if kindIs "map" $value -}}
+{{- if not $known -}}{{- $_ := set $base $key dict -}}{{- end -}}
+{{- include "qwen-job.merge" (list (get $base $key) $value $where) -}}
+{{- else if kindIs "slice" $value -}}
+{{- include "qwen-job.merge_list" (list $base $key ($known | ternary $old list) $value $where) -}}
+{{- else -}}
+{{- $_ := set $base $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The same for one list: (map, its key, the list that is there, the user's, the place). */}}
+{{- define "qwen-job.merge_list" -}}
+{{- $base := index . 0 -}}
+{{- $key := index . 1 -}}
+{{- $old := index . 2 -}}
+{{- $new := index . 3 -}}
+{{- $place := index . 4 -}}
+{{- $keys := dict "containers" "name" "initContainers" "name" "ephemeralContainers" "name" "env" "name" "volumes" "name"
+  "volumeMounts" "mountPath" "volumeDevices" "devicePath" "ports" "containerPort" "imagePullSecrets" "name"
+  "hostAliases" "ip" "topologySpreadConstraints" "topologyKey" "resourceClaims" "name" "claims" "name"
+  "schedulingGates" "name" "replicatedJobs" "name" -}}
+{{- $items := list -}}
+{{- if hasKey $keys $key -}}
+{{- $first := get $keys $key -}}
+{{- $layers := dict -}}
+{{- $order := list -}}
+{{- range $number, $item := $new -}}
+{{- $where := printf "%s[%d]" $place $number -}}
+{{- $name := "" -}}
+{{- if kindIs "map" $item -}}{{- $name = include "qwen-job.item_key" (list $key $first $item) -}}{{- end -}}
+{{- if not $name -}}
+{{- fail (printf "%s: has no %s, by which the items of %s are told apart; write one" $where $first $key) -}}
+{{- end -}}
+{{- if has $name $order -}}
+{{- fail (printf "%s: is there twice (%s: %s); remove one" $where $first $name) -}}
+{{- end -}}
+{{- $order = append $order $name -}}
+{{- $_ := set $layers $name (list $item $where) -}}
+{{- end -}}
+{{- range $item := $old -}}
+{{- $name := include "qwen-job.item_key" (list $key $first $item) -}}
+{{- $kept := $item -}}
+{{- if has $name $order -}}
+{{- $layer := index (get $layers $name) 0 -}}
+{{- $source := keys (omit $layer "name") -}}
+{{/* A volume and a variable have one source: another one replaces it. */}}
+{{- if and (has $key (list "volumes" "env")) $source -}}
+{{- $same := false -}}
+{{- range $source -}}{{- if hasKey $item . -}}{{- $same = true -}}{{- end -}}{{- end -}}
+{{- if not $same -}}{{- $kept = dict "name" $item.name -}}{{- end -}}
+{{- end -}}
+{{- include "qwen-job.merge" (list $kept $layer (index (get $layers $name) 1)) -}}
+{{- $order = without $order $name -}}
+{{- end -}}
+{{- $items = append $items $kept -}}
+{{- end -}}
+{{- range $name := $order -}}
+{{- $made := dict -}}
+{{- include "qwen-job.merge" (list $made (index (get $layers $name) 0) (index (get $layers $name) 1)) -}}
+{{- $items = append $items $made -}}
+{{- end -}}
+{{- else -}}
+{{- $made := list -}}
+{{- range $number, $item := $new -}}
+{{- if kindIs "map" $item -}}
+{{- $copy := dict -}}
+{{- include "qwen-job.merge" (list $copy $item (printf "%s[%d]" $place $number)) -}}
+{{- $made = append $made $copy -}}
+{{- else -}}
+{{- $made = append $made $item -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $key "nodeSelectorTerms") $old -}}
+{{/* Terms are alternatives: each of the user's must ask for ours, too. */}}
+{{- range $mine := $old -}}
+{{- range $yours := $made -}}
+{{- if kindIs "map" $yours -}}
+{{- $both := merge (deepCopy $yours) (deepCopy $mine) -}}
+{{- range $field := list "matchExpressions" "matchFields" -}}
+{{- with concat (get $mine $field | default list) (get $yours $field | default list) -}}{{- $_ := set $both $field . -}}{{- end -}}
+{{- end -}}
+{{- $items = append $items $both -}}
+{{- else -}}
+{{- $items = append $items $yours -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- else -}}
+{{- $items = $old -}}
+{{- range $item := $made -}}{{- if not (has $item $old) -}}{{- $items = append $items $item -}}{{- end -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $base $key $items -}}
+{{- end -}}
+
+{{/* What tells an item of a list apart, as text; empty without it: (list's name, first key, item). */}}
+{{- define "qwen-job.item_key" -}}
+{{- $value := get (index . 2) (index . 1) -}}
+{{- if and $value (not (kindIs "map" $value)) (not (kindIs "slice" $value)) -}}
+{{- $value = toString $value -}}
+{{- if eq (index . 0) "volumeMounts" -}}{{- $value = clean $value -}}{{- end -}}
+{{- $value -}}
+{{- if eq (index . 0) "ports" }} {{ get (index . 2) "protocol" | default "TCP" }}{{- end -}}
+{{- if eq (index . 0) "topologySpreadConstraints" }} {{ get (index . 2) "whenUnsatisfiable" | default "DoNotSchedule" }}{{- end -}}
+{{- end -}}
+{{- end -}}

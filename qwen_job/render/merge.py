@@ -1,0 +1,122 @@
+"""Merging a user's own fields into an object as kubectl's strategic merge does: lists by the key of their items.
+
+Where Kubernetes keeps no key for a list, the user's items are added to ours instead of replacing them. The chart's
+``qwen-job.merge`` does the same.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+from qwen_job.job.document import Path
+
+Object = dict[str, Any]
+# List -> the fields that tell its items apart (patchMergeKey and x-kubernetes-list-map-keys of Kubernetes' API).
+KEYS: dict[str, tuple[str, ...]] = {
+    "containers": ("name",),
+    "initContainers": ("name",),
+    "ephemeralContainers": ("name",),
+    "env": ("name",),
+    "volumes": ("name",),
+    "volumeMounts": ("mountPath",),
+    "volumeDevices": ("devicePath",),
+    "ports": ("containerPort", "protocol"),
+    "imagePullSecrets": ("name",),
+    "hostAliases": ("ip",),
+    "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+    "resourceClaims": ("name",),
+    "claims": ("name",),
+    "schedulingGates": ("name",),
+    "replicatedJobs": ("name",),
+}
+_DEFAULTS = {"protocol": "TCP", "whenUnsatisfiable": "DoNotSchedule"}
+# A volume and a variable have one source: another one replaces it.
+_OF_ONE_SOURCE = ("volumes", "env")
+_TERMS = "nodeSelectorTerms"
+
+
+class Unmergeable(Exception):
+    """What a user wrote at ``path`` cannot be merged: ``text`` says why, and what to write."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self.path, self.text = path, text
+
+
+def merge(base: Object, layer: Object, path: Path = ()) -> Object:
+    """Return ``base`` with ``layer``, which was written at ``path``, merged into it.
+
+    Raises:
+        Unmergeable: a list's item has no key, or the same one as another; text stands where a mapping is.
+    """
+    result = dict(base)
+    for key, value in layer.items():
+        where = (*path, key)
+        if key.startswith("$"):
+            raise Unmergeable(where, "a patch directive of kubectl means nothing here; remove it")
+        result[key] = _merged(key, result.get(key), value, where)
+    return result
+
+
+def _merged(key: str, old: Any, new: Any, path: Path) -> Any:
+    for kind, what in ((dict, "a mapping"), (list, "a list")):
+        if old is not None and isinstance(old, kind) != isinstance(new, kind):
+            raise Unmergeable(path, f"{what} stands here; write one" if isinstance(old, kind) else f"takes no {what}")
+    if isinstance(new, dict):
+        return merge(old or {}, new, path)
+    if not isinstance(new, list):
+        return new
+    if key in KEYS:
+        return list(_by_key(key, old or [], new, path))
+    items = [merge({}, item, (*path, n)) if isinstance(item, dict) else item for n, item in enumerate(new)]
+    if key == _TERMS and old:
+        # Terms are alternatives: each of the user's must ask for ours, too.
+        return [_both(mine, item) for mine in old for item in items]
+    return [*(old or []), *(item for item in items if item not in (old or []))]
+
+
+def _both(mine: Object, yours: Any) -> Any:
+    if not isinstance(yours, dict):
+        return yours
+    together = {
+        name: [*(mine.get(name) or []), *(yours.get(name) or [])] for name in ("matchExpressions", "matchFields")
+    }
+    return {**mine, **yours, **{name: items for name, items in together.items() if items}}
+
+
+def _by_key(name: str, old: list[Any], new: list[Any], path: Path) -> Iterator[Any]:
+    """Yield the items of ``old``, each merged with the item of ``new`` that has its key, and then the others."""
+    layers: dict[tuple[str, ...], tuple[Object, Path]] = {}
+    for number, item in enumerate(new):
+        where = (*path, number)
+        key = key_of(name, item)
+        if key is None:
+            raise Unmergeable(where, f"has no {KEYS[name][0]}, by which the items of {name} are told apart; write one")
+        if key in layers:
+            raise Unmergeable(where, f"is there twice ({KEYS[name][0]}: {' '.join(key)}); remove one")
+        layers[key] = (item, where)
+    for item in old:
+        layer, where = layers.pop(key_of(name, item) or (), ({}, path))
+        kept = _of_one_source(name, item, layer)
+        yield merge(kept, layer, where) if layer else item
+    for item, where in layers.values():
+        yield merge({}, item, where)
+
+
+def key_of(name: str, item: Any) -> tuple[str, ...] | None:
+    """Return what tells an item of the list ``name`` apart; None without it."""
+    first, *others = KEYS[name]
+    if not isinstance(item, dict) or not item.get(first) or isinstance(item[first], (dict, list)):
+        return None
+    value = str(item[first])
+    if name == "volumeMounts":
+        value = posixpath.normpath(value)
+    return (value, *(str(item.get(other) or _DEFAULTS[other]) for other in others))
+
+
+def _of_one_source(name: str, item: Object, layer: Object) -> Object:
+    """Leave out the source of a volume or a variable for which the layer has another."""
+    source = set(layer) - {"name"}
+    return {"name": item["name"]} if name in _OF_ONE_SOURCE and source and not source & set(item) else item
