@@ -9,6 +9,7 @@ from qwen_job.errors import ModelError
 
 from .chatml import SPECIAL_TOKENS
 from .config import architectures, check_config, is_qwen1, quantized, read_config
+from .config_fields import check_fields
 from .files import exists, member, read_json
 from .legacy import pickled_shards
 from .shapes import NATIVE, expected_shapes, shown, size
@@ -40,6 +41,7 @@ def check_folder(folder: Path) -> dict[str, object]:
         if NATIVE[str(kind)] not in architectures(config):
             raise ModelError(f"config.json: architectures: must hold {NATIVE[str(kind)]!r} for a chat model")
         check_config(config)
+        check_fields(config, "config.json")
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
     check_links(folder)

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from qwen_job.errors import ModelError
 
+from .config_fields import refused_fields
 from .files import write_json
 from .lock import Progress
-from .shapes import Shapes, rope_theta, shown, size
+from .shapes import Shapes, rope_theta, size
 from .tensors import FLOATS, INDEX, NewTensor, Tensor, write_tensors
 
 _GLOBAL = {
@@ -40,22 +41,12 @@ _LAYER = {
 _THIRDS = ("q_proj", "k_proj", "v_proj")
 # Tables that the remote code computes; some old checkpoints hold them.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_bias|bias|logn_tensor)$")
-# What Qwen2ForCausalLM cannot express: another value in a config is refused, not guessed.
-_FIXED: dict[str, tuple[object, ...]] = {
-    "no_bias": (True,),
-    "rotary_pct": (1.0,),
-    "scale_attn_weights": (True,),
-    "tie_word_embeddings": (False,),
-}
 
 
 def qwen2_config(original: Mapping[str, object]) -> dict[str, object]:
     """Return the Qwen2ForCausalLM config of a Qwen-1 config; ModelError names what cannot be expressed."""
-    for key, allowed in _FIXED.items():
-        if original.get(key, allowed[0]) not in allowed:
-            raise ModelError(
-                f"config.json: {key}: {shown(original[key])} has no equal in Qwen2ForCausalLM; use {allowed[0]!r}"
-            )
+    if refused := refused_fields({**original, "model_type": "qwen"}):
+        raise ModelError(f"config.json: {refused[0]}")
     hidden, heads = size(original, "hidden_size"), size(original, "num_attention_heads")
     if size(original, "kv_channels", hidden // heads) * heads != hidden:
         raise ModelError(f"config.json: kv_channels x num_attention_heads is not hidden_size ({hidden})")

@@ -195,8 +195,9 @@ def _refused(plan: Plan, name: str, value: str) -> str:
     job = plan.job.model_copy(update={"train": plan.job.train.model_copy(update=written)})
     decide: Any = {"precision": decide_precision, "train.attention": decide_attention}
     rest = () if name == "precision" else (plan.precision,)
+    last = (plan.shape.attention_dropout,) if plan.shape and name == "train.attention" else ()
     try:
-        decide.get(name, decide_fused_loss)(job, plan.gpu, *rest, Ledger())
+        decide.get(name, decide_fused_loss)(job, plan.gpu, *rest, Ledger(), *last)
     except JobError as error:
         return error.problems[0].message
     return ""

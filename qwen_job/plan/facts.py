@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from qwen_job.errors import JobError, ModelError
+from qwen_job.models.config_fields import check_fields, dropout_of, longest_row
 from qwen_job.models.shapes import LIMITS, QUANTIZED_KEYS, shown
 from qwen_job.resources import resource
 
@@ -62,6 +63,7 @@ class ModelShape:
 
     ``intermediate_size`` is the real width of the feed-forward layer (half of what Qwen-1 configs say).
     ``attention_bias``: biases on q, k and v (Qwen-1 to Qwen2.5). ``qk_norm``: an RMSNorm per head (Qwen3).
+    ``longest_row``: tokens up to which positions are encoded the same in every batch; None: any number.
     """
 
     name: str
@@ -77,6 +79,8 @@ class ModelShape:
     max_position_embeddings: int
     attention_bias: bool
     qk_norm: bool
+    attention_dropout: float = 0.0
+    longest_row: int | None = None
 
     @property
     def query_size(self) -> int:
@@ -169,12 +173,13 @@ def load_model_shape(name_or_path: str | Path) -> ModelShape:
 def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "") -> ModelShape:
     """Build a ModelShape from a Hugging Face config.json (Qwen-1, Qwen2, Qwen3 or a later dense Qwen).
 
-    ``where`` is the file that errors name. Raises ModelError for a missing or impossible field and for models
-    that are not dense decoders.
+    ``where`` is the file that errors name. Raises ModelError for a missing or impossible field, for models that are
+    not dense decoders, and for fields that training would ignore.
     """
     where = where or name
     model_type = str(config.get("model_type", "")).lower()
     _refuse_if_not_dense(config, model_type, where)
+    check_fields(config, where)
     need = _Fields(config, where)
     heads = need("num_attention_heads")
     hidden = need("hidden_size")
@@ -196,6 +201,8 @@ def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "
         max_position_embeddings=need("seq_length") if qwen1 else need("max_position_embeddings"),
         attention_bias=qwen1 or bool(config.get("attention_bias", model_type == "qwen2")),
         qk_norm=qk_norm,
+        attention_dropout=dropout_of(config),
+        longest_row=longest_row(config),
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise ModelError(

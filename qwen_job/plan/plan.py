@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from qwen_job.errors import JobError, ModelError, Problem
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
+from qwen_job.models.config_fields import too_long
 from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
@@ -95,7 +96,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     shape, warnings = _shape(job)
     interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)
-    attention = decide_attention(job, gpu, precision, ledger)
+    attention = decide_attention(job, gpu, precision, ledger, shape.attention_dropout if shape else 0.0)
     fused_loss = decide_fused_loss(job, gpu, precision, ledger)
     world_size = job.cluster.nodes * job.cluster.gpus_per_node
     rows = rows_per_gpu(job, world_size)
@@ -207,7 +208,7 @@ def gpu_of(job: Job) -> Gpu:
 def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
     name = job.model.name
     try:
-        return load_model_shape(name), []
+        shape = load_model_shape(name)
     except UnknownName as error:
         if job.model.resolved_source == "random":
             raise JobError([job.problem(("model", "name"), str(error))]) from None
@@ -218,6 +219,10 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         return None, [f"model.name: {text}"]
     except (JobError, ModelError) as error:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
+    if shape.longest_row is not None and job.train.model_max_length > shape.longest_row:
+        message = too_long(job.train.model_max_length, shape.longest_row)
+        raise JobError([job.problem(("train", "model_max_length"), message)])
+    return shape, []
 
 
 def _interconnect(job: Job, ledger: Ledger) -> str:

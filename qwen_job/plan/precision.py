@@ -35,14 +35,23 @@ def decide_precision(job: Job, gpu: Gpu, ledger: Ledger) -> str:
     return str(ledger.decide("precision", written, chosen, reason))
 
 
-def decide_attention(job: Job, gpu: Gpu, precision: str, ledger: Ledger) -> str:
-    """Return varlen, sdpa or eager. Errors: :class:`JobError` for varlen where there is no such kernel."""
+def decide_attention(job: Job, gpu: Gpu, precision: str, ledger: Ledger, dropout: float = 0.0) -> str:
+    """Return varlen, sdpa or eager; ``dropout``: the model's attention_dropout.
+
+    Errors: :class:`JobError` for varlen where there is no such kernel.
+    """
     written = None if job.train.attention == "auto" else job.train.attention
     possible = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM and precision != "fp32"
     if written == "varlen" and not possible:
         needs = "varlen is FlashAttention: half precision and compute capability 8.0 or more"
         message = f"{needs}, not {gpu.name} in {precision}; write sdpa"
         raise JobError([job.problem(("train", "attention"), message)])
+    if written == "varlen" and dropout:
+        message = f"varlen has no dropout, and the model's attention_dropout is {dropout:g}; write sdpa"
+        raise JobError([job.problem(("train", "attention"), message)])
+    if possible and dropout:
+        reason = f"the model's attention_dropout is {dropout:g}, which FlashAttention over packed rows does not offer"
+        return str(ledger.decide("train.attention", written, "sdpa", reason))
     if possible:
         reason = f"FlashAttention over packed rows runs on {gpu.name}"
         return str(ledger.decide("train.attention", written, "varlen", reason))

@@ -1,5 +1,6 @@
 """Attention with true document boundaries, whatever the kernel.
 
+- ``window_of``: the sliding window of a loaded model
 - ``inputs_for``: a batch as the arguments of the model's forward
 - ``varlen``: torch's variable-length FlashAttention, registered with transformers (CUDA, sm_80 and newer)
 - ``block_mask``: the same boundaries as a mask, for sdpa and eager
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from qwen_job.errors import ModelError
 from qwen_job.train.batches import Batch
 
 try:
@@ -34,16 +36,63 @@ def implementation(kind: str) -> str:
     return VARLEN
 
 
-def inputs_for(batch: Batch, kind: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the arguments of the model's forward; tensors [B, S], or [1, B S] for varlen."""
+def window_of(config: Any) -> int | None:
+    """Return how many tokens the sliding layers of a model see, None where no layer slides.
+
+    ``config``: the model's own. A token sees itself and the ``window - 1`` before it.
+    """
+    kinds: list[str] = getattr(config, "layer_types", None) or []
+    return int(config.sliding_window) if "sliding_attention" in kinds else None
+
+
+def check_kernel(config: Any, kind: str) -> None:
+    """Refuse a kernel that would ignore what the model's ``config`` says.
+
+    Raises:
+        ModelError: varlen with attention_dropout, or with a window that this torch's kernel does not take.
+    """
+    if kind != "varlen":
+        return
+    if getattr(config, "attention_dropout", 0.0):
+        raise ModelError(
+            f"config.json: attention_dropout: {config.attention_dropout} is not offered by varlen; "
+            "write train.attention: sdpa"
+        )
+    if window_of(config) is not None and "window_size" not in _TAKES:
+        raise ModelError(
+            f"config.json: use_sliding_window: varlen of torch {torch.__version__} takes no window; "
+            "write train.attention: sdpa"
+        )
+
+
+def inputs_for(batch: Batch, kind: str, dtype: torch.dtype, window: int | None = None) -> dict[str, Any]:
+    """Return the arguments of the model's forward; tensors [B, S], or [1, B S] for varlen.
+
+    ``window``: of the model's sliding layers (varlen takes it from each layer itself).
+    """
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     if kind == "varlen":
         inputs = {name: value.reshape(1, -1) for name, value in inputs.items()}
         return {**inputs, **_boundaries(batch)}
-    if any(len(lengths) > 1 for lengths in batch["document_lengths"]):
-        mask = block_mask(batch["document_ids"])
-        inputs["attention_mask"] = mask if kind == "sdpa" else _additive(mask, dtype)
+    packed = any(len(lengths) > 1 for lengths in batch["document_lengths"])
+    if packed or window is not None:
+        inputs["attention_mask"] = _masks(batch["document_ids"], kind, dtype, window)
     return inputs
+
+
+def _masks(document_ids: torch.Tensor, kind: str, dtype: torch.dtype, window: int | None) -> Any:
+    whole = block_mask(document_ids)
+    masks = {"full_attention": whole}
+    if window is not None:
+        masks["sliding_attention"] = whole & _near(document_ids.shape[1], window, whole.device)
+    shaped = {name: mask if kind == "sdpa" else _additive(mask, dtype) for name, mask in masks.items()}
+    # By the kind of layer, as the model's forward would make them itself.
+    return shaped if window is not None else shaped["full_attention"]
+
+
+def _near(size: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return [S, S], True where key j is less than ``window`` tokens before query i."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).triu(1 - window)
 
 
 def block_mask(document_ids: torch.Tensor) -> torch.Tensor:
@@ -59,27 +108,37 @@ def varlen(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,  # noqa: ARG001 (the interface of transformers)
     scaling: float | None = None,
-    dropout: float = 0.0,  # noqa: ARG001
+    dropout: float = 0.0,  # noqa: ARG001 (check_kernel refuses it)
+    sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within documents; query [1, heads, T, D], key and value [1, kv_heads, T, D] -> [1, T, heads, D].
 
-    Without boundaries (generation, the export's probe) it is plain causal attention.
+    ``sliding_window``: tokens that a query sees, itself counted. Without boundaries (generation, the export's probe)
+    it is plain causal attention within that window.
     """
     if cu_seq_lens_q is None or max_length_q is None:
+        near = None if sliding_window is None else _last_queries(query.shape[2], key.shape[2], sliding_window, query)
+        causal = near is None and query.shape[2] > 1
         out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=query.shape[2] > 1, scale=scaling, enable_gqa=True
+            query, key, value, attn_mask=near, is_causal=causal, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2), None
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     # torch 2.10 says is_causal where later ones take a window, and knows no other scale than D ** -0.5.
-    grouped = q.shape[1] != k.shape[1]
-    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0), "is_causal": True, "enable_gqa": grouped}
+    grouped, left = q.shape[1] != k.shape[1], -1 if sliding_window is None else sliding_window - 1
+    options: dict[str, Any] = {"scale": scaling, "window_size": (left, 0), "is_causal": True, "enable_gqa": grouped}
     chosen = {name: value for name, value in options.items() if name in _TAKES}
     attended: Any = _varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **chosen)
     return attended.unsqueeze(0), None
+
+
+def _last_queries(queries: int, keys: int, window: int, like: torch.Tensor) -> torch.Tensor:
+    """Return [Q, K], True where one of the last ``queries`` of ``keys`` tokens may look at key j."""
+    near = _near(keys, window, like.device)
+    return near.tril()[keys - queries :]
 
 
 def _boundaries(batch: Batch) -> dict[str, Any]:

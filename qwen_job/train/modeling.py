@@ -10,7 +10,9 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
-from qwen_job.train.attention import implementation
+from qwen_job.models.config_fields import check_fields, longest_row, too_long
+from qwen_job.models.folder import read_config
+from qwen_job.train.attention import check_kernel, implementation
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer
 from qwen_job.train.figures import Shape
@@ -24,10 +26,12 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
     """Load the model without remote code, in the precision and with the attention of train.yaml.
 
     Raises:
-        ModelError: transformers cannot load the folder, or weights are missing in it.
+        ModelError: transformers cannot load the folder, weights are missing in it, or its config.json asks for what
+            would not be honoured.
     """
     from transformers import AutoModelForCausalLM
 
+    _check_config(config, folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -43,6 +47,7 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
+    check_kernel(model.config, config.attention)
     model.config.use_cache = False
     if config.device == "cuda":
         use_lean_kernels(model, compiled=config.torch_compile)
@@ -51,6 +56,14 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
         for layer in model.model.layers:
             layer.compile()
     return model
+
+
+def _check_config(config: TrainConfig, folder: Path) -> None:
+    values = read_config(folder)
+    check_fields(values, f"{folder}/config.json")
+    longest, length = longest_row(values), int(config.data["max_length"])
+    if longest is not None and length > longest:
+        raise ModelError(f"{folder}/config.json: rope_scaling: {too_long(length, longest)}")
 
 
 def shape_of(model: Any) -> Shape:

@@ -11,6 +11,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from qwen_job.data import open_prepared
 from qwen_job.errors import DataError, NoProgress
+from qwen_job.models.config_fields import unknown_fields
+from qwen_job.models.folder import read_config
 from qwen_job.train.arguments import training_arguments
 from qwen_job.train.changes import changes_since
 from qwen_job.train.checkpoints import Checkpointer
@@ -54,6 +56,8 @@ def build_trainer(
     if len(data.train) == 0:
         raise DataError(f"{prepared}: no row to train on is left after preparing; look at qwen-job data check")
     model = build_model(config, model_folder)
+    if unknown := unknown_fields(read_config(model_folder)):
+        log.say(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
     stage = zero_stage(deepspeed)
     parts = Parts(
         config=config,

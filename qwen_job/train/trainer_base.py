@@ -11,7 +11,7 @@ from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
-from qwen_job.train.attention import inputs_for
+from qwen_job.train.attention import inputs_for, window_of
 from qwen_job.train.batches import Batch, Loader, StepSampler
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import TrainConfig
@@ -54,6 +54,7 @@ class BaseTrainer(Trainer):
             for callback in self.callback_handler.callbacks
         ]
         self._guard = LossGuard(parts.config.guards.loss_spike_factor)
+        self._window = window_of(model.config)
         self._totals = StepTotals(0, 0, 0, 0)
         self._stop: str | None = None
         self._losses: list[tuple[Batch, torch.Tensor]] = []
@@ -110,7 +111,7 @@ class BaseTrainer(Trainer):
             for key, value in batch.items()
         }
         config = self.parts.config
-        inputs = inputs_for(placed, config.attention, DTYPES[config.precision])
+        inputs = inputs_for(placed, config.attention, DTYPES[config.precision], self._window)
         return self.parts.head.loss(model, inputs, placed["targets"], placed["chosen"])
 
     def _exchange(self, numbers: list[int]) -> torch.Tensor:

@@ -3,7 +3,9 @@
 # ruff: noqa: E501 - tables, one case a line
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,32 @@ def test_the_device_decides(
 def test_what_the_device_cannot_do_is_refused(tmp_path: Path, gpu: str, train: str, message: str) -> None:
     found = problems(tmp_path, f"train: {{{train}}}\n", f"cluster.gpu={gpu}")
     assert len(found) == 1 and message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "train", "expected"),
+    [
+        ({"attention_dropout": 0.1}, "", "sdpa"),
+        ({"attention_dropout": 0.1}, "attention: varlen", "train.attention: varlen has no dropout"),
+        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "", "varlen"),
+        ({"final_logit_softcapping": 30.0}, "", "model.name: "),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "model_max_length: 512", "varlen"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "model_max_length: 513",
+            "train.model_max_length: 513 tokens",
+        ),
+    ],
+)
+def test_a_model_folder_has_a_say_in_the_kernel(
+    tmp_path: Path, fields: dict[str, Any], train: str, expected: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"model_type": "qwen2", "vocab_size": 512, "max_position_embeddings": 512, "num_key_value_heads": 2}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**shape, **more, **fields}))
+    text, sets = f"train: {{{train or 'model_max_length: 128'}}}\n", (f"model={tmp_path}/model",)
+    if expected in ("varlen", "sdpa"):
+        assert plan(tmp_path, text, *sets).attention == expected
+    else:
+        assert any(expected in problem for problem in problems(tmp_path, text, *sets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 pytestmark = pytest.mark.train
 
 torch = pytest.importorskip("torch")
+from qwen_job.errors import ModelError  # noqa: E402
+from qwen_job.train import attention as kernels  # noqa: E402
 from qwen_job.train import loss as losses  # noqa: E402
-from qwen_job.train.attention import inputs_for, varlen  # noqa: E402
+from qwen_job.train.attention import check_kernel, inputs_for, varlen, window_of  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
 from tests.train.test_batches import row  # noqa: E402
 
@@ -47,14 +50,15 @@ def test_the_loss_is_exact_in_16_bits(kind: str, limit: float) -> None:
 
 def tiny_model(attention: str = "sdpa", **changes: Any) -> Any:
     """Return a random two-layer model."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(3)
-    config = Qwen2Config(
+    qwen3 = changes.pop("qwen3", False)
+    config = (Qwen3Config if qwen3 else Qwen2Config)(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, **changes
     )
     config._attn_implementation = attention
-    return Qwen2ForCausalLM(config)
+    return (Qwen3ForCausalLM if qwen3 else Qwen2ForCausalLM)(config)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -92,3 +96,84 @@ def test_varlen_without_boundaries_is_causal_attention() -> None:
         query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), is_causal=True
     )
     torch.testing.assert_close(ours, expected.transpose(1, 2))
+
+
+def flash(q: Any, k: Any, v: Any, ends: Any, *_: Any, scale: float, window_size: tuple[int, int], **__: Any) -> Any:
+    """Compute what torch's varlen kernel does on a GPU: documents of [T, heads, D], a window to the left."""
+    k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
+    parts = []
+    for start, end in itertools.pairwise(ends.tolist()):
+        one, two, three = (part[start:end].transpose(0, 1) for part in (q, k, v))
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        hidden = (distance < 0) | ((distance > window_size[0]) if window_size[0] >= 0 else distance < 0)
+        scores = (one @ two.transpose(1, 2) * scale).masked_fill(hidden, float("-inf"))
+        parts.append((scores.softmax(-1) @ three).transpose(0, 1))
+    return torch.cat(parts)
+
+
+ROPE = {"rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
+FIELDS: dict[str, dict[str, Any]] = {
+    "window in the last layer": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "window in every layer": {"use_sliding_window": True, "sliding_window": 2, "max_window_layers": 0},
+    "window by layer_types": {
+        "use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "window of one token": {"use_sliding_window": True, "sliding_window": 1, "max_window_layers": 0},
+    "window longer than a row": {"use_sliding_window": True, "sliding_window": 99, "max_window_layers": 0},
+    "yarn": {"rope_parameters": {**ROPE, "rope_type": "yarn"}},
+    "linear": {"rope_parameters": {**ROPE, "rope_type": "linear"}},
+    "llama3": {"rope_parameters": {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    "qwen3": {"qwen3": True, "head_dim": 6, "attention_bias": True},
+    "qwen3 with a window": {
+        "qwen3": True, "head_dim": 6, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1,
+    },
+    "tied, gelu, a large eps": {"tie_word_embeddings": True, "hidden_act": "gelu", "rms_norm_eps": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_a_packed_loss_is_that_of_stock_transformers_whatever_the_config_says(
+    attention: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_varlen_attn", flash, raising=False)
+    monkeypatch.setattr(kernels, "_TAKES", frozenset({"scale", "window_size", "enable_gqa"}))
+    stock = tiny_model("eager", num_key_value_heads=2, **fields)
+    model = tiny_model(kernels.implementation(attention), num_key_value_heads=2, **fields)
+    # Small random weights look at everything alike: a window would not show.
+    for one in (stock, model):
+        torch.manual_seed(5)
+        for parameter in one.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    packed = row(11, 6, 9)
+    expected, start, singles = 0.0, 0, []
+    for length in (11, 6, 9):
+        ids = torch.as_tensor(packed.input_ids[start : start + length], dtype=torch.int64)[None]
+        expected += float(stock(input_ids=ids, labels=ids).loss.detach()) * (length - 1)
+        singles.append(row(length)._replace(input_ids=ids[0].numpy(), labels=ids[0].numpy()))
+        start += length
+    head = losses.LossHead(model, "none")
+    for rows in ([packed], singles):
+        batch = collate(list(enumerate(rows)), pad_id=0)
+        inputs = inputs_for(batch, attention, torch.float32, window_of(model.config))
+        total = head.loss(model, inputs, batch["targets"], batch["chosen"])
+        assert float(total.detach()) == pytest.approx(expected, rel=2e-6)
+
+
+def test_varlen_without_boundaries_keeps_the_window() -> None:
+    query, key, value = torch.randn(3, 1, 2, 6, 8)
+    whole, _ = varlen(torch.nn.Module(), query, key, value, None, sliding_window=2)
+    last, _ = varlen(torch.nn.Module(), query[:, :, 5:], key, value, None, sliding_window=2)
+    two = torch.nn.functional.scaled_dot_product_attention(query[:, :, 5:], key[:, :, 4:], value[:, :, 4:])
+    torch.testing.assert_close(whole[:, 5:], two.transpose(1, 2))
+    torch.testing.assert_close(last, two.transpose(1, 2))
+
+
+def test_varlen_is_refused_where_it_would_ignore_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="attention_dropout"):
+        check_kernel(tiny_model(attention_dropout=0.1, num_key_value_heads=2).config, "varlen")
+    config = tiny_model(num_key_value_heads=2, **FIELDS["window in every layer"]).config
+    monkeypatch.setattr(kernels, "_TAKES", frozenset({"is_causal"}))
+    with pytest.raises(ModelError, match="use_sliding_window"):
+        check_kernel(config, "varlen")
+    check_kernel(config, "sdpa")

@@ -1,0 +1,203 @@
+"""Which fields of a config.json change what a model computes, and what we do with each: the one table.
+
+- ``HONOURED``: fields that the native classes of transformers, our attention and our loss all follow
+- ``NEUTRAL``: fields that change nothing about training
+- ``FOREIGN``: fields of other architectures; qwen2 and qwen3 in transformers ignore them, so any but a neutral value
+  means a model that would be trained as another one: refused
+- ``refused_fields``: what is wrong with a config, for the plan, ``model check`` and the training alike
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qwen_job.errors import ModelError
+
+from .shapes import shown
+
+HONOURED = frozenset(
+    {
+        "attention_bias", "attention_dropout", "head_dim", "hidden_act", "hidden_size", "intermediate_size",
+        "layer_types", "max_position_embeddings", "max_window_layers", "model_type", "num_attention_heads",
+        "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta",
+        "sliding_window", "tie_word_embeddings", "use_sliding_window", "vocab_size",
+    }
+)  # fmt: skip
+NEUTRAL = frozenset(
+    {
+        "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "dual_chunk_attention_config",
+        "eos_token_id", "id2label", "initializer_range", "is_encoder_decoder", "label2id", "output_attentions",
+        "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype", "transformers_version",
+        "use_cache",
+    }
+)  # fmt: skip
+# Field -> values that change nothing, besides null.
+FOREIGN: dict[str, tuple[object, ...]] = {
+    # attention
+    "attention_chunk_size": (), "attention_multiplier": (), "attention_scale": (1,), "attention_scaling": (1,),
+    "attention_sink_size": (0,), "attn_logit_softcap": (0,), "attn_logit_softcapping": (0,), "attn_scale": (1,),
+    "attn_temperature_tuning": (False, 0), "attn_logit_cap": (0,), "alibi": (False,), "clip_qkv": (),
+    "layernorm_qk": (False,), "no_rope_layer_interval": (0,), "no_rope_layers": ([],), "qk_layernorm": (False,),
+    "query_pre_attn_scalar": (), "softmax_scale": (), "use_alibi": (False,), "use_attention_sinks": (False,),
+    "use_bidirectional_attention": (False,), "use_logn_attn": (False,), "use_dynamic_ntk": (False,),
+    # logits and residuals
+    "dim_model_base": (), "embedding_multiplier": (1,), "final_logit_scale": (1,), "final_logit_softcap": (0,),
+    "final_logit_softcapping": (0,), "lm_head_multiplier": (1,), "logit_cap": (0,), "logit_scale": (1,),
+    "logit_softcap": (0,), "logit_softcapping": (0,), "logits_scaling": (1,), "mup": (False,),
+    "mup_width_multiplier": (1,), "output_multiplier": (1,), "residual_multiplier": (1,), "scale_depth": (),
+    "scale_emb": (1,), "scale_embedding": (False,), "use_mup": (False,), "width_multiplier": (1,),
+    # positions
+    "partial_rotary_factor": (1,), "rope_interleave": (False,), "rope_interleaved": (False,),
+    "rope_local_base_freq": (), "rotary_pct": (1,), "rotary_percent": (1,), "mrope_section": (),
+    # layers
+    "attn_dropout": (0,), "embd_dropout": (0,), "embd_pdrop": (0,), "emb_dropout_prob": (0,), "hidden_dropout": (0,),
+    "hidden_dropout_prob": (0,), "mlp_bias": (False,), "mlp_dropout": (0,), "resid_pdrop": (0,),
+    "residual_dropout": (0,), "num_experts": (0,), "num_local_experts": (0,), "n_routed_experts": (0,),
+    "num_nextn_predict_layers": (0,), "parallel_residual": (False,), "use_parallel_residual": (False,),
+    "cross_attention_layers": ([],), "num_kv_shared_layers": (0,),
+}  # fmt: skip
+# What Qwen2ForCausalLM cannot express of a Qwen-1 config: another value is refused, not guessed.
+FIXED_OF_QWEN1: dict[str, tuple[object, ...]] = {
+    "emb_dropout_prob": (0.0,), "no_bias": (True,), "rotary_pct": (1.0,),
+    "scale_attn_weights": (True,), "tie_word_embeddings": (False,),
+}  # fmt: skip
+_TYPES = ("qwen2", "qwen3")
+_ROPES = ("default", "linear", "yarn", "llama3", "dynamic", "longrope")
+# Types that take frequencies by the longest position, and the length up to which they do not.
+_BY_LENGTH = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
+_LAYERS = ("full_attention", "sliding_attention")
+
+
+def refused_fields(config: Mapping[str, Any]) -> list[str]:
+    """Return what a qwen, qwen2 or qwen3 config asks for and would not get: ``field: reason`` each, empty when all is
+    well. A config of another ``model_type`` is another check's to judge.
+    """
+    if config.get("model_type") == "qwen":
+        return [
+            f"{key}: {shown(config[key])} has no equal in Qwen2ForCausalLM; use {allowed[0]!r}"
+            for key, allowed in FIXED_OF_QWEN1.items()
+            if config.get(key, allowed[0]) not in allowed
+        ]
+    if config.get("model_type") not in _TYPES:
+        return []
+    return [*_foreign(config), *_windows(config), *_rope(config), *_attention(config)]
+
+
+def check_fields(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a config whose fields would not be honoured; ``where`` is the file that the error names.
+
+    Raises:
+        ModelError: naming every such field.
+    """
+    if refused := refused_fields(config):
+        raise ModelError(f"{where}: {'; '.join(refused)}")
+
+
+def unknown_fields(config: Mapping[str, Any]) -> list[str]:
+    """Return the fields that stand in no table: transformers ignores them, and so do we."""
+    known = HONOURED | NEUTRAL | FOREIGN.keys()
+    return sorted(key for key in config if key not in known and not key.startswith("_"))
+
+
+def longest_row(config: Mapping[str, Any]) -> int | None:
+    """Return the row length up to which positions are encoded the same whatever the batch; None: any.
+
+    Beyond it, ``dynamic`` and ``longrope`` take frequencies by the longest position that a batch holds, so that the
+    loss of one conversation would depend on its neighbours.
+    """
+    rope = _parameters(config)
+    key = _BY_LENGTH.get(str(rope.get("rope_type", rope.get("type", "default"))))
+    if key is None:
+        return None
+    length = rope.get(key, config.get(key, config.get("max_position_embeddings")))
+    return length if isinstance(length, int) else None
+
+
+def too_long(length: int, longest: int) -> str:
+    """Say that rows of ``length`` tokens pass what :func:`longest_row` gave."""
+    return (
+        f"{length} tokens are more than the {longest} up to which this model's rope_scaling is the same in every "
+        f"batch; write {longest} or less, or take rope_scaling yarn or linear"
+    )
+
+
+def dropout_of(config: Mapping[str, Any]) -> float:
+    """Return the probability of dropping an attention weight, 0 unless the config says so."""
+    value = config.get("attention_dropout", config.get("attn_dropout_prob")) or 0.0
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _foreign(config: Mapping[str, Any]) -> Iterator[str]:
+    kind = config["model_type"]
+    for field, neutral in FOREIGN.items():
+        value = config.get(field)
+        if value is not None and value not in neutral:
+            yield f"{field}: {shown(value)} is not part of {kind}, which is trained without it; take another model"
+    # Qwen3 always normalizes queries and keys, Qwen2 never does.
+    norm = config.get("use_qk_norm", config.get("qk_norm"))
+    if norm is not None and bool(norm) != (kind == "qwen3"):
+        yield f"use_qk_norm: {shown(norm)} contradicts model_type {kind}; correct one of them"
+
+
+def _windows(config: Mapping[str, Any]) -> Iterator[str]:
+    layers, window = config.get("layer_types"), config.get("sliding_window")
+    slides = bool(config.get("use_sliding_window", False))
+    if slides and "sliding_window" in config and not _whole(window, 1):
+        yield f"sliding_window: {shown(window)} with use_sliding_window: true; write the window in tokens"
+    first = config.get("max_window_layers", 0)
+    if slides and not _whole(first, 0):
+        yield f"max_window_layers: {shown(first)}; write the number of the first layer with a window"
+    if layers is None:
+        return
+    if not isinstance(layers, list) or len(layers) != config.get("num_hidden_layers"):
+        yield "layer_types: must name one kind for each of num_hidden_layers layers"
+        return
+    for kind in sorted({str(kind) for kind in layers} - set(_LAYERS)):
+        yield f"layer_types: {shown(kind)} is not offered; the kinds are {' and '.join(_LAYERS)}"
+    if "sliding_attention" in layers and not slides:
+        yield "layer_types: has sliding_attention, and use_sliding_window is not true; correct one of them"
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _rope(config: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            yield f"{key}: {shown(value)} must be a mapping"
+            return
+        if isinstance(value, Mapping) and any(isinstance(part, Mapping) for part in value.values()):
+            yield f"{key}: has parameters for each kind of layer, which {config['model_type']} does not know"
+            return
+    rope = _parameters(config)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in _ROPES:
+        yield f"rope_scaling: type {shown(kind)} is not offered; the types are {', '.join(_ROPES)}"
+    if (part := rope.get("partial_rotary_factor")) not in (None, 1):
+        yield f"rope_parameters.partial_rotary_factor: {shown(part)}: all dimensions are rotated"
+    if rope.get("mrope_section") is not None:
+        yield "rope_scaling.mrope_section: belongs to models that see images; take a text model"
+
+
+def _attention(config: Mapping[str, Any]) -> Iterator[str]:
+    if config["model_type"] == "qwen2" and config.get("attention_bias") is False:
+        yield "attention_bias: false, and qwen2 always has biases on q, k and v; remove the field, or take qwen3"
+    dropout = config.get("attention_dropout")
+    if dropout is not None and (
+        isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1
+    ):
+        yield f"attention_dropout: {shown(dropout)}; write a number from 0 to below 1"
+
+
+def _parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the config says about positions: transformers 4 wrote rope_scaling, 5 writes rope_parameters."""
+    for key in ("rope_parameters", "rope_scaling"):
+        value = config.get(key)
+        if isinstance(value, Mapping) and value:
+            return value
+    return {}
