@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from qwen_job.job.hosts import expand_hosts
+from qwen_job.job.hosts import expand_hosts, is_host
 from qwen_job.job.types import Strict, Text
 
 # Stands for the nodes of the allocation that the job is rendered in; with :JOBID, for those of a job that runs.
@@ -22,6 +22,12 @@ def _expandable(pattern: str) -> str:
     return pattern
 
 
+def _host(text: str) -> str:
+    if not is_host(text):
+        raise ValueError(f"{text[:80]!r} is no address: write a name or an IP address, as in 10.0.0.7")
+    return text
+
+
 class Hostfile(Strict):
     """Machines by name or range; the number of hosts must be cluster.nodes."""
 
@@ -33,6 +39,9 @@ class Hostfile(Strict):
     launcher: Literal["torchrun", "deepspeed", "pdsh"] = Field(
         "torchrun",
         description="torchrun: one ssh a node; deepspeed: --no_ssh on each node; pdsh: DeepSpeed's own",
+    )
+    master_addr: Annotated[Text, AfterValidator(_host)] | None = Field(
+        None, description="Address of the first host as the others see it; default: its name in hosts"
     )
     port: Annotated[int, Field(ge=1024, le=65535)] = Field(29500, description="Rendezvous port on the first host")
     python: Text = "python3"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import re
 from collections.abc import Iterable
 
 MAX_HOSTS = 100_000
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:]*:[0-9A-Fa-f:]+")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -21,12 +22,48 @@ def expand_hosts(patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         for part in re.split(r",(?![^\[]*\])", pattern):
             for host in _expand(part.strip()):
-                if not _HOST.fullmatch(host):
-                    raise ValueError(f"{host[:80]!r} is not a host name; write gpu01, gpu[001-128] or an address")
+                if not is_host(host):
+                    raise ValueError(f"{host[:80]!r} is not a host name; {_instead(host)}")
                 hosts[host] = None
                 if len(hosts) > MAX_HOSTS:
                     raise ValueError(f"{pattern[:80]!r} makes more than {MAX_HOSTS} hosts")
     return list(hosts)
+
+
+def is_host(text: str) -> bool:
+    """Tell whether ``text`` is a host name or an address, IPv4 or IPv6."""
+    return bool(_HOST.fullmatch(text)) or _is_address(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` leads every machine to itself."""
+    if _is_address(host):
+        return ipaddress.ip_address(host).is_loopback
+    return host.lower().rstrip(".") in (
+        "localhost",
+        "localhost.localdomain",
+        "localhost4",
+        "localhost6",
+        "ip6-localhost",
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _instead(host: str) -> str:
+    user, at, rest = host.rpartition("@")
+    name, colon, port = rest.partition(":")
+    if (at or (colon and port.isdecimal())) and is_host(name):
+        words = [*(["-l", user] if at else []), *(["-p", port] if colon else [])]
+        options = ", ".join(f"'{word}'" if word.isdecimal() else word for word in words)
+        return f"write {name}, and hostfile.ssh_options: [{options}]"
+    return "write gpu01, gpu[001-128] or an address"
 
 
 def _expand(pattern: str) -> Iterable[str]:

@@ -20,6 +20,7 @@ from qwen_job.job.types import (
     EnvValue,
     Fraction,
     FreeText,
+    Interfaces,
     Positive,
     Seconds,
     SlurmTime,
@@ -180,7 +181,10 @@ class Cluster(Strict):
     price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Money for one GPU for one hour, in any currency, for the plan's cost"
     )
-    socket_interface: Text | None = Field(None, description="Network interface for NCCL and Gloo, e.g. eth0")
+    socket_interface: Interfaces | None = Field(
+        None,
+        description="Network interfaces for NCCL and Gloo, written as NCCL_SOCKET_IFNAME is: eth0, =eth0, ^docker,lo",
+    )
     ib_hca: Text | None = Field(None, description="InfiniBand adapters for NCCL, e.g. =mlx5_0,mlx5_1")
 
 

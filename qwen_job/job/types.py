@@ -9,6 +9,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
 _SLURM_CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+# Linux allows 15 characters of an interface's name.
+_INTERFACES = re.compile(r"\^?=?[A-Za-z0-9_.@-]{1,15}(,[A-Za-z0-9_.@-]{1,15})*")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Linux refuses to start a program with a longer variable (MAX_ARG_STRLEN is 128 KiB with name and NUL).
 _MAX_ENV_BYTES = 100_000
@@ -122,8 +124,18 @@ def _slurm_time(value: Any) -> Any:
     return read
 
 
+def _interfaces(text: str) -> str:
+    if not _INTERFACES.fullmatch(text):
+        raise ValueError(
+            f"{text[:80]!r} names no network interfaces: write eth0, a list of prefixes (ens,eth), =eth0 for a whole "
+            "name, or ^docker,lo for all but those, as in NCCL_SOCKET_IFNAME"
+        )
+    return text
+
+
 Text = Annotated[str, AfterValidator(_one_line), AfterValidator(_not_empty)]
 FreeText = Annotated[str, AfterValidator(_storable)]
+Interfaces = Annotated[str, AfterValidator(_interfaces)]
 EnvName = Annotated[str, AfterValidator(_env_name)]
 EnvValue = Annotated[str, BeforeValidator(_scalar_to_text), AfterValidator(_env_value)]
 # An option of sbatch or srun: text or a number; null or true for a flag; false takes a planned option away.

@@ -17,7 +17,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from qwen_job.errors import EnvironmentFault
 from qwen_job.node.ring import MEBIBYTE
+from qwen_job.node.sockets import choose_interface, listen
 
 # To import torch from storage that is cold, to meet, to set NCCL up and to measure; the judge waits longer.
 COLLECTIVE_SECONDS = 100.0
@@ -53,7 +55,7 @@ class Collective:
     def listen(self, _: object = None) -> int:
         """Return a port for the next group that this node is the first of."""
         self.close()
-        self._listener = socket.create_server(("", 0), backlog=1024)
+        self._listener = listen()
         return int(self._listener.getsockname()[1])
 
     def run(self, groups: Sequence[Sequence[Any]]) -> dict[str, Any] | None:
@@ -129,13 +131,14 @@ def take_part(rank: int, ranks: int, address: str, port: int, listener: int, sec
         device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
         torch.ones(1, device=device).item()
         own = False
+        choose_interface(address)
         _say(stage="meeting the others")
         store = _meet(backend, device, rank, ranks, address, port, listener, seconds)
         _say(stage=f"all-reduce over {LIBRARIES[backend]}")
         size, slowest = _measure(backend, device, rank, ranks)
         _part(store, rank, ranks)
         return {"seconds": slowest, "size": size, "over": LIBRARIES[backend]}
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (EnvironmentFault, ImportError, OSError, RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return {"error": lines[0], "own": own}
 

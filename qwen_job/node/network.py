@@ -20,10 +20,10 @@ from typing import Any
 
 from qwen_job.node.collective import Collective, Group, pairs_of_ring
 from qwen_job.node.ring import MEBIBYTE, STEP_SECONDS, Line, Peer, Ring, bus_bandwidth, suspects
+from qwen_job.node.sockets import CONNECT_SECONDS, Waiting, listen, plain, reach
 
 # Nodes start at different times: one of them may have to fetch an image first.
 MEET_SECONDS = 300.0
-CONNECT_SECONDS = 10.0
 LARGEST, TARGET_SECONDS = 16 * MEBIBYTE, 0.2
 
 
@@ -72,14 +72,15 @@ def node_name() -> str:
 def check_network(place: Place) -> Verdict:
     """Take part in the test, as its judge too on the first node, and return the verdict.
 
-    Raises OSError when the first node cannot be reached.
+    Raises:
+        UnknownName: the first node's name does not resolve here.
+        OSError: the first node cannot be reached.
     """
     if place.rank == 0:
-        listener = socket.create_server(("", place.port), backlog=min(place.nodes, 1024))
+        listener = listen(place.port, min(place.nodes, 1024))
         threading.Thread(target=_judge, args=(place, listener), daemon=True).start()
-    deadline = time.monotonic() + place.meet_seconds
-    line = Line(_reach(place, deadline))
-    own = socket.create_server(("", 0))
+    line = Line(reach(place.host, place.port, Waiting(place.meet_seconds)))
+    own = listen()
     ring, collective = Ring(place.rank, own), Collective(place.rank)
     try:
         line.say([place.token, place.rank, node_name(), own.getsockname()[1], time.time()])
@@ -89,16 +90,6 @@ def check_network(place: Place) -> Verdict:
         collective.close()
         ring.close()
         line.close()
-
-
-def _reach(place: Place, deadline: float) -> socket.socket:
-    while True:
-        try:
-            return socket.create_connection((place.host, place.port), timeout=CONNECT_SECONDS)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def _obey(line: Line, ring: Ring, collective: Collective, place: Place) -> Verdict:
@@ -139,9 +130,11 @@ def _judge(place: Place, listener: socket.socket) -> None:
 
 def _gather(place: Place, listener: socket.socket, lines: dict[int, Line], clocks: dict[int, float]) -> dict[int, Peer]:
     peers: dict[int, Peer] = {}
-    deadline = time.monotonic() + place.meet_seconds
-    while len(peers) < place.nodes and (left := deadline - time.monotonic()) > 0:
-        listener.settimeout(left)
+    waiting = Waiting(place.meet_seconds)
+    while len(peers) < place.nodes and (left := waiting.left) > 0:
+        missing = [rank for rank in range(place.nodes) if rank not in peers]
+        waiting.report(f"node{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:16]))} at port {place.port}")
+        listener.settimeout(min(left, 5.0))
         with contextlib.suppress(OSError, ValueError, TypeError):
             link, (address, *_) = listener.accept()
             line = Line(link)
@@ -149,7 +142,7 @@ def _gather(place: Place, listener: socket.socket, lines: dict[int, Line], clock
             if token != place.token:  # of an earlier try
                 line.close()
                 continue
-            peers[rank] = Peer(name, place.host if rank == 0 else address, port)
+            peers[rank] = Peer(name, place.host if rank == 0 else plain(address), port)
             lines[rank], clocks[rank] = line, now - time.time()
     return peers
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from qwen_job.node.gpus import GIB, PlannedGpu, gpu_checks
 from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.quick import SHARED_MEMORY, Finding, quick_check
+from qwen_job.node.sockets import HOW_TO_NAME, UnknownName, leads_elsewhere, listen
 from qwen_job.run_space import still_needed
 
 # Clocks of a cluster follow NTP; more apart than this and timestamps, certificates and file ages go wrong.
@@ -26,7 +27,7 @@ CLOCK_SECONDS = 30
 # Without a figure from the plan: room for logs and a small checkpoint.
 DISK_BYTES = GIB
 # A fault in one of these is the job's or the site's, not this node's.
-NOT_THE_NODE = frozenset({"output", "disk", "cache", "name", "memlock", "shm per gpu"})
+NOT_THE_NODE = frozenset({"address", "output", "disk", "cache", "name", "memlock", "shm per gpu"})
 # A fault in one of these is another node's.
 OTHERS = frozenset({"network"})
 INFINIBAND = Path("/sys/class/infiniband")
@@ -93,6 +94,8 @@ def network(expected: Expected, master: str, port: int) -> list[Finding]:
     )
     try:
         verdict = check_network(place)
+    except UnknownName as error:
+        return [Finding("address", "fault", f"{error}; {HOW_TO_NAME}")]
     except OSError as error:
         return [Finding("network", "fault", f"the first node cannot be reached at {master}:{port}: {error}")]
     if expected.rank == 0:
@@ -187,27 +190,21 @@ def clock(skew: float) -> Finding:
 
 def free_port(port: int) -> Finding:
     """Try to listen on the rendezvous port."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError as error:
-            return Finding("port", "fault", f"port {port} of the rendezvous is taken ({error.strerror})")
+    try:
+        listen(port).close()
+    except OSError as error:
+        return Finding("port", "fault", f"port {port} of the rendezvous is taken ({error.strerror})")
     return Finding("port", "ok", f"port {port} is free")
 
 
 def own_name() -> Finding:
-    """Warn when the node's own name leads to itself only: Gloo then tells the others a loopback address."""
-    name = socket.gethostname()
-    try:
-        address = socket.gethostbyname(name)
-    except OSError:
-        address = ""
-    if not os.environ.get("GLOO_SOCKET_IFNAME") and (not address or address.startswith("127.")):
-        leads = f"is {address}" if address else "is unknown to this node"
-        way_out = "name the network in cluster.socket_interface (eth0, for one)"
-        return Finding("name", "fault", f"the name {name} {leads}, so other nodes cannot reach it: {way_out}")
-    return Finding("name", "ok", f"{name} is {address or 'not looked up: GLOO_SOCKET_IFNAME is set'}")
+    """Say what the node's own name leads to: where it is itself only, the trainer chooses Gloo's interface."""
+    name, chosen = socket.gethostname(), os.environ.get("GLOO_SOCKET_IFNAME")
+    if chosen:
+        return Finding("name", "ok", f"{name} is not looked up: GLOO_SOCKET_IFNAME is {chosen}")
+    if address := leads_elsewhere(name):
+        return Finding("name", "ok", f"{name} is {address}")
+    return Finding("name", "ok", f"{name} leads to this node only: Gloo takes the interface toward the first node")
 
 
 def adapters() -> Finding:

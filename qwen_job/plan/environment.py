@@ -25,12 +25,14 @@ def environment(job: Job, gpu: Gpu, interconnect: str) -> dict[str, str]:
         if job.cluster.nodes > 1:
             env |= _network(job, interconnect)
     if job.cluster.socket_interface:
+        # The nodes put the interface's own name in its place (node/sockets.py).
         env["GLOO_SOCKET_IFNAME"] = job.cluster.socket_interface
     return dict(sorted((env | job.env).items()))
 
 
 def _network(job: Job, interconnect: str) -> dict[str, str]:
-    env = {"NCCL_SOCKET_IFNAME": job.cluster.socket_interface or "^lo,docker0"}
+    # Left to itself NCCL takes InfiniBand's interfaces first, and lo and docker's last.
+    env = {"NCCL_SOCKET_IFNAME": job.cluster.socket_interface} if job.cluster.socket_interface else {}
     if interconnect == "ethernet":
         env["NCCL_IB_DISABLE"] = "1"
     if interconnect == "efa":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qwen_job.errors import JobError
 from qwen_job.job.hostfile import is_elsewhere
-from qwen_job.job.hosts import expand_hosts
+from qwen_job.job.hosts import expand_hosts, is_loopback
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.context import node_check, shell_context
@@ -35,7 +35,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         "preflight": section.preflight,
         "hostfile": hostfile,
         "deepspeed_env": environment,
-        "master_addr": hosts[0],
+        "master_addr": section.master_addr or hosts[0],
         "port": section.port,
         "ssh_options": section.ssh_options,
         "ssh_options_text": " ".join(section.ssh_options),
@@ -64,7 +64,36 @@ def _hosts(plan: Plan) -> list[str]:
         once = f" ({', '.join(twice[:3])} more than once, which counts once)" if twice else ""
         message = f"names {len(hosts)} hosts{once}, but cluster.nodes is {plan.nodes}; make them equal"
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
+    own = [host for host in hosts if is_loopback(host)]
+    if own and len(hosts) > 1:
+        message = f"{own[0]} is another machine on each host: write the name by which the others reach this one"
+        raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
+    if plan.job.hostfile.launcher == "pdsh":
+        _check_pdsh(plan, hosts)
     return hosts
+
+
+def _check_pdsh(plan: Plan, hosts: Sequence[str]) -> None:
+    """Refuse what pdsh would read in another way. Errors: :class:`JobError`.
+
+    It splits PDSH_SSH_ARGS_APPEND at white space without any quoting and expands its own %h, %u and %n in it; a colon
+    in a host's name divides it from the name of a module (pdsh(1), ENVIRONMENT VARIABLES and REMOTE COMMAND METHOD).
+    """
+    instead = "write it into ~/.ssh/config, or use hostfile.launcher: torchrun"
+    problems = [
+        plan.job.problem(
+            ("hostfile", "ssh_options", index), f"pdsh would not pass {option!r} on as one word; {instead}"
+        )
+        for index, option in enumerate(plan.job.hostfile.ssh_options)
+        if re.search(r"[\s%]", option)
+    ]
+    problems += [
+        plan.job.problem(("hostfile", "hosts"), f"pdsh takes no IPv6 address ({host}): write a name for it; {instead}")
+        for host in hosts
+        if ":" in host
+    ]
+    if problems:
+        raise JobError(problems)
 
 
 def _repeated(written: Sequence[str]) -> list[str]:

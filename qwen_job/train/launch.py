@@ -26,8 +26,9 @@ from typing import Any
 
 import yaml
 
-from qwen_job.errors import QwenJobError, RendezvousFailed, Retryable, UsageError
+from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, UsageError
 from qwen_job.node import tries
+from qwen_job.node.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
 from qwen_job.node.start import check_start
 from qwen_job.train.signals import TIME_LIMIT, WISH, hear
 
@@ -150,7 +151,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.exit(UsageError.exit_code, "--master_port is required with more than one node\n")
     if not 0 <= options.node_rank < options.nnodes:
         parser.exit(UsageError.exit_code, f"--node_rank must be below --nnodes ({options.nnodes})\n")
-    options.master_port = options.master_port or _free_port()
+    options.master_port = options.master_port or free_port()
     return options
 
 
@@ -158,19 +159,20 @@ def _check_master(options: argparse.Namespace) -> None:
     """Wait for node 0's port before torch does: its own error has no reason in it."""
     if options.node_rank == 0:
         return
-    deadline, reason = time.monotonic() + options.rdzv_timeout, ""
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((options.master_addr, options.master_port), timeout=5).close()
-            return
-        except OSError as error:
-            reason = str(error)
-            time.sleep(0.5)
-    raise RendezvousFailed(
-        f"node {options.node_rank} ({socket.gethostname()}) could not reach node 0 at "
-        f"{options.master_addr}:{options.master_port} within {options.rdzv_timeout:.0f} s ({reason}); check that "
-        "node 0 was started, that --master_addr is its address as seen from here, and that the port is open"
-    )
+    # In a pod a name appears with the pod that it belongs to.
+    resolve = options.rdzv_timeout if "KUBERNETES_SERVICE_HOST" in os.environ else RESOLVE_SECONDS
+    waiting = Waiting(options.rdzv_timeout)
+    try:
+        reach(options.master_addr, options.master_port, waiting, pause=0.5, resolve_seconds=resolve).close()
+    except UnknownName as error:
+        raise EnvironmentFault(f"node {options.node_rank} ({socket.gethostname()}): {error}; {HOW_TO_NAME}") from None
+    except OSError as error:
+        raise RendezvousFailed(
+            f"node {options.node_rank} ({socket.gethostname()}) could not reach node 0 at "
+            f"{endpoint(options.master_addr, options.master_port)} within {options.rdzv_timeout:.0f} s ({error}); "
+            "check that node 0 was started, that --master_addr is its address as seen from here, and that the port is "
+            "open"
+        ) from None
 
 
 def _run(options: argparse.Namespace, relay: _Relay) -> int:
@@ -186,7 +188,7 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
         nproc_per_node=options.nproc_per_node,
         run_id=options.rdzv_id,
         rdzv_backend="static",
-        rdzv_endpoint=f"{options.master_addr}:{options.master_port}",
+        rdzv_endpoint=endpoint(options.master_addr, options.master_port),
         rdzv_configs={"rank": options.node_rank, "timeout": int(options.rdzv_timeout)},
         max_restarts=0,
         monitor_interval=0.1,
@@ -275,12 +277,6 @@ def _not_all_met(options: argparse.Namespace, error: Exception) -> str:
 
 def _threads(workers: int) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, workers) // 2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_job import errors
 from qwen_job.errors import QwenJobError, RendezvousFailed
+from qwen_job.node.sockets import Waiting, choose_interface, free_port
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -58,7 +59,7 @@ def place_from_environment() -> Place:
         world_size=int(read("WORLD_SIZE", "1")),
         local_rank=int(read("LOCAL_RANK", "0")),
         address=read("MASTER_ADDR", "127.0.0.1"),
-        port=int(read("MASTER_PORT", "0")) or _free_port(),
+        port=int(read("MASTER_PORT", "0")) or free_port(),
     )
     if not 0 <= place.rank < place.world_size:
         raise RendezvousFailed(
@@ -86,13 +87,15 @@ def meet(place: Place, timeout_seconds: float = 60.0) -> Store:
         store.set(f"qwen_job/here/{place.rank}", socket.gethostname())
     except (RuntimeError, ValueError, OSError) as error:
         raise RendezvousFailed(_unreachable(place, timeout_seconds, error)) from None
-    waiting = [f"qwen_job/here/{rank}" for rank in range(place.world_size)]
-    deadline = time.monotonic() + timeout_seconds
-    while waiting:
-        waiting = [key for key in waiting if not store.check([key])]
-        if waiting and time.monotonic() > deadline:
-            raise RendezvousFailed(_missing(place, waiting, timeout_seconds))
-        if waiting:
+    absent = [f"qwen_job/here/{rank}" for rank in range(place.world_size)]
+    waiting = Waiting(timeout_seconds)
+    while absent:
+        absent = [key for key in absent if not store.check([key])]
+        if absent and waiting.left < 0:
+            raise RendezvousFailed(_missing(place, absent, timeout_seconds))
+        if absent:
+            if place.is_first:
+                waiting.report(f"{len(absent)} of {place.world_size} ranks: {_ranks(absent)}")
             time.sleep(_POLL_SECONDS)
     return store
 
@@ -104,6 +107,7 @@ def join(place: Place, store: Store, device: str) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
 
     quiet_deepspeed(device)
+    choose_interface(place.address)
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
     dist.init_process_group(
@@ -207,16 +211,13 @@ def _unreachable(place: Place, seconds: float, error: Exception) -> str:
     )
 
 
+def _ranks(keys: list[str]) -> str:
+    return ", ".join(key.rsplit("/", 1)[1] for key in keys[:16])
+
+
 def _missing(place: Place, waiting: list[str], seconds: float) -> str:
-    ranks = ", ".join(key.rsplit("/", 1)[1] for key in waiting[:16])
     return (
         f"{len(waiting)} of {place.world_size} ranks did not check in at {place.address}:{place.port} within "
-        f"{seconds:.0f} s (missing: {ranks}); check that every node was started with its own node rank and the "
-        "same MASTER_ADDR and WORLD_SIZE"
+        f"{seconds:.0f} s (missing: {_ranks(waiting)}); check that every node was started with its own node rank and "
+        "the same MASTER_ADDR and WORLD_SIZE"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.steps import DEMO, SHORT, check_finished, environment
 from tests.slurmlab import Lab
+from tests.slurmlab.config import SSH_PORT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.slow]
 
@@ -100,6 +101,7 @@ def rendered(hosts: Lab, folder: Path, launcher: str, python: str | Path, *more:
         "cluster.gpus_per_node=1",
         f"output={folder / 'run'}",
         "hostfile.hosts=node[1-2]",
+        f"hostfile.ssh_options=['-p', '{SSH_PORT}']",
         f"hostfile.launcher={launcher}",
         f"hostfile.python={python}",
         f"hostfile.preflight={str(python == sys.executable).lower()}",

@@ -92,3 +92,14 @@ def test_a_node_that_cannot_be_spared_stays_and_the_job_gives_up(lab: Lab, tmp_p
     assert run.wait_end(120) == "FAILED", run.output
     assert "node1 failed the checks, but stays in: main has only 3 other nodes in service" in run.output
     assert lab.job(run.job)["ExitCode"] == "8:0"
+
+
+@pytest.mark.train
+def test_hosts_with_ipv6_alone_whose_names_do_not_resolve_are_checked_and_train(
+    make_slurm: Callable[..., Lab], tmp_path: Path
+) -> None:
+    nameless = make_slurm(2, nameless=True)
+    run = Run(nameless, tmp_path / "nameless", train__max_steps=2, slurm__min_allreduce_gbs=0.0001).submit()
+    assert run.wait_end(240) == "COMPLETED", run.output
+    assert "rendezvous fd77::1" in run.output
+    assert "over TCP" in findings(run, 0)["node2"]["network"]

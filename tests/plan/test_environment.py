@@ -21,7 +21,8 @@ def test_one_node_needs_no_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cluster", "expected"),
     [
-        ({"interconnect": "ethernet"}, {"NCCL_IB_DISABLE": "1", "NCCL_SOCKET_IFNAME": "^lo,docker0"}),
+        ({"interconnect": "ethernet"}, {"NCCL_IB_DISABLE": "1"}),
+        ({"socket_interface": "^docker,lo"}, {"NCCL_SOCKET_IFNAME": "^docker,lo", "GLOO_SOCKET_IFNAME": "^docker,lo"}),
         ({"interconnect": "efa"}, {"FI_PROVIDER": "efa"}),
         ({"socket_interface": "eth0"}, {"NCCL_SOCKET_IFNAME": "eth0", "GLOO_SOCKET_IFNAME": "eth0"}),
         ({"ib_hca": "=mlx5_0"}, {"NCCL_IB_HCA": "=mlx5_0"}),
@@ -30,6 +31,11 @@ def test_one_node_needs_no_network(tmp_path: Path) -> None:
 )
 def test_networks_bring_their_presets(tmp_path: Path, cluster: dict[str, Any], expected: dict[str, str]) -> None:
     assert expected.items() <= env(tmp_path, cluster={"nodes": 2, **cluster}).items()
+
+
+def test_without_an_interface_nccl_keeps_its_own_order(tmp_path: Path) -> None:
+    made = env(tmp_path, cluster={"nodes": 2, "interconnect": "infiniband"})
+    assert not {"NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_DISABLE"} & made.keys()
 
 
 def test_a_cpu_knows_nothing_of_nccl(tmp_path: Path) -> None:

@@ -19,6 +19,22 @@ def test_hosts_ranges_and_slots(tmp_path: Path) -> None:
     assert set(made.files) == {"hostfile", ".deepspeed_env", "launch.sh"} and made.executable == {"launch.sh"}
 
 
+def pdsh(*options: str) -> dict[str, Any]:
+    return {"hostfile": {"hosts": "a", "launcher": "pdsh", "ssh_options": list(options)}}
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "pdsh"])
+def test_ssh_s_options_reach_every_launcher_and_only_the_first_host_has_an_address_of_its_own(
+    tmp_path: Path, launcher: str
+) -> None:
+    options = ["-p", "2222", "-l", "me", "-J", "gate"]
+    section = {"hosts": "a,b", "launcher": launcher, "ssh_options": options, "master_addr": "10.0.0.7"}
+    script = bundle(tmp_path, "hostfile", cluster={"nodes": 2}, hostfile=section).files["launch.sh"]
+    assert "-p 2222 -l me -J gate" in script
+    assert "\nmaster_addr=10.0.0.7\n" in script
+    assert ("--no_ssh_check" in script) == (launcher == "pdsh")
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -26,6 +42,16 @@ def test_hosts_ranges_and_slots(tmp_path: Path) -> None:
         ({"hostfile": {"hosts": "a,b"}}, "hostfile.hosts: names 2 hosts, but cluster.nodes is 1; make them equal"),
         ({"hostfile": {"hosts": ["gpu1", "gpu1"]}, "cluster": {"nodes": 2}}, "names 1 hosts (gpu1 more than once"),
         ({"hostfile": {"hosts": ["slurm:7"]}}, "hostfile.hosts[0]: 'slurm:7' names no host itself"),
+        ({"hostfile": {"hosts": ["localhost", "b"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: localhost is another"),
+        ({"hostfile": {"hosts": ["b", "127.0.1.1"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: 127.0.1.1 is another"),
+        ({"hostfile": {"hosts": "ubuntu@a"}}, "write a, and hostfile.ssh_options: [-l, ubuntu]"),
+        ({"hostfile": {"hosts": "a:2222"}}, "write a, and hostfile.ssh_options: [-p, '2222']"),
+        ({"hostfile": {"hosts": "me@a:22"}}, "hostfile.ssh_options: [-l, me, -p, '22']"),
+        ({"hostfile": {"hosts": "ace:22"}}, "hostfile.ssh_options: [-p, '22']"),
+        ({"hostfile": {"hosts": "a", "master_addr": "http://a"}}, "hostfile.master_addr: 'http://a' is no address"),
+        (pdsh("-o", "ProxyCommand=ssh -W gw b"), "hostfile.ssh_options[1]: pdsh would not pass"),
+        (pdsh("-S", "/tmp/%r"), "hostfile.ssh_options[1]: pdsh would not pass"),
+        ({"hostfile": {"hosts": ["fd77::1"], "launcher": "pdsh"}}, "hostfile.hosts: pdsh takes no IPv6 address"),
         (
             {"hostfile": {"hosts": "a"}, "env": {"A": "$x", "B": "ok", "C": "`"}},
             "env.C: holds '`', which .deepspeed_env",

@@ -8,33 +8,44 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.slurmlab.hosts import NETWORK
+from tests.slurmlab.hosts import NETWORK, NETWORK_6
 
 CONTROLLER = "ctl"
 CONTROLLER_NUMBER = 254
 GPUS = 8
+# Many sites move sshd away from port 22, and no default may hide that an option is lost.
+SSH_PORT = 2222
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the cluster looks; ``extra_conf`` is appended to slurm.conf as it is."""
+    """How the cluster looks; ``extra_conf`` is appended to slurm.conf as it is.
+
+    With ``nameless`` the network is IPv6 alone, and no host's name resolves: Slurm knows addresses.
+    """
 
     nodes: int = 2
     gpu_type: str = "h100"
     extra_conf: str = ""
+    nameless: bool = False
 
     @property
     def names(self) -> list[str]:
         """Return the names of the compute nodes."""
         return [f"node{number}" for number in range(1, self.nodes + 1)]
 
+    def address(self, name: str) -> str:
+        """Return the address of a host."""
+        number = CONTROLLER_NUMBER if name == CONTROLLER else int(name.removeprefix("node"))
+        return f"{NETWORK_6 if self.nameless else NETWORK}{number}"
+
 
 def write(root: Path, shape: Shape, *, shared: list[Path], ssh: bool) -> None:
     """Write everything that the hosts of the lab at ``root`` read."""
     for folder in ("etc/slurm", "log", "pids", "state", "dev", "munge", "mnt"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    numbers = [(CONTROLLER_NUMBER, CONTROLLER), *enumerate(shape.names, start=1)]
-    hosts = ["127.0.0.1 localhost", *(f"{NETWORK}.{number} {name}" for number, name in numbers)]
+    named = [] if shape.nameless else [CONTROLLER, *shape.names]
+    hosts = ["127.0.0.1 localhost", *(f"{shape.address(name)} {name}" for name in named)]
     (root / "etc/hosts").write_text("\n".join(hosts) + "\n")
     (root / "etc/shared").write_text("".join(f"{path}\n" for path in _under_tmp([root, *shared])))
     (root / "etc/slurm/slurm.conf").write_text(slurm_conf(root, shape))
@@ -80,16 +91,18 @@ def _write_ssh(root: Path) -> None:
     (root / "etc/sshd_config").write_text(
         f"HostKey {root}/etc/ssh_host_key\nAuthorizedKeysFile {root}/etc/id_ed25519.pub\n"
         "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\n"
-        "PidFile none\nStrictModes no\nMaxStartups 100\n"
+        f"PidFile none\nStrictModes no\nMaxStartups 100\nPort {SSH_PORT}\n"
     )
 
 
 def slurm_conf(root: Path, shape: Shape) -> str:
     """Return slurm.conf: partition ``main`` is the default, and jobs of ``high`` preempt its jobs."""
     nodes = f"node[1-{shape.nodes}]"
+    known = f"NodeAddr={NETWORK_6}[1-{shape.nodes}]" if shape.nameless else ""
+    families = "CommunicationParameters=EnableIPv6,DisableIPv4\n" if shape.nameless else ""
     return f"""\
 ClusterName=lab
-SlurmctldHost={CONTROLLER}({NETWORK}.{CONTROLLER_NUMBER})
+SlurmctldHost={CONTROLLER}({shape.address(CONTROLLER)})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -123,8 +136,8 @@ PreemptMode=REQUEUE
 # A small machine claims to be nodes of 16 cores.
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={nodes} CPUs=16 Boards=1 SocketsPerBoard=2 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=16000 \
-Gres=gpu:{shape.gpu_type}:{GPUS} Feature={shape.gpu_type} State=UNKNOWN
+{families}NodeName={nodes} {known} CPUs=16 Boards=1 SocketsPerBoard=2 CoresPerSocket=8 ThreadsPerCore=1 \
+RealMemory=16000 Gres=gpu:{shape.gpu_type}:{GPUS} Feature={shape.gpu_type} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 {shape.extra_conf}"""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-NETWORK = "10.77.0"
+NETWORK = "10.77.0."
+NETWORK_6 = "fd77::"
 
 # First it learns its number as the caller sees it: /proc is the caller's until it is mounted anew.
 _SWITCH_INIT = """
@@ -106,15 +107,17 @@ class Hosts:
         tie = [] if self.detached else ["setpriv", "--pdeathsig", "KILL"]
         self._start("switch", [*tie, *_unshare(), "bash", "-c", _SWITCH_INIT])
 
-    def start(self, name: str, number: int) -> None:
-        """Start a host with the address ``NETWORK.number`` and plug it into the switch."""
+    def start(self, name: str, address: str) -> None:
+        """Start a host with ``address`` and plug it into the switch."""
         inside = ["nsenter", "-t", str(self.pid("switch")), "-p"]
         self._start(name, [*inside, *_unshare(), "bash", "-c", _HOST_INIT, name, str(self.root)])
         pid = str(self.pid(name))
         # Only the network namespace is entered, so that ip still finds the host's number.
         self._switch("ip", "link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", pid)
         self._switch("ip", "link", "set", f"v-{name}", "master", "br0", "up")
-        self.run(name, ["ip", "addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0"])
+        # Nobody else is on this network: an IPv6 address is used at once.
+        mask = ["/64", "nodad"] if ":" in address else ["/24"]
+        self.run(name, ["ip", "addr", "add", address + mask[0], "dev", "eth0", *mask[1:]])
         self.run(name, ["ip", "link", "set", "eth0", "up"])
 
     def kill(self, name: str) -> None:

@@ -60,6 +60,7 @@ class Lab:
         ssh: bool = False,
         gpu_type: str = "h100",
         extra_conf: str = "",
+        nameless: bool = False,
         shared: Sequence[Path] = (),
         root: Path | None = None,
         detached: bool = False,
@@ -74,7 +75,7 @@ class Lab:
             )
         self.ssh = ssh
         self.shared = [CHECKOUT, *shared]
-        self._open(root, Shape(nodes, gpu_type, extra_conf), detached=detached)
+        self._open(root, Shape(nodes, gpu_type, extra_conf, nameless), detached=detached)
 
     def _open(self, root: Path, shape: Shape, *, detached: bool) -> None:
         self.root = root
@@ -116,7 +117,7 @@ class Lab:
             self.hosts.start_switch()
             (self.root / "lab.json").write_text(json.dumps({**asdict(self.shape), "ssh": self.ssh}))
             self._start_munge()
-            self.hosts.start(CONTROLLER, config.CONTROLLER_NUMBER)
+            self.hosts.start(CONTROLLER, self.shape.address(CONTROLLER))
             self.start_controller()
             for node in self.nodes:
                 self._start_node(node)
@@ -291,7 +292,7 @@ class Lab:
         wait_for((munge / "socket").exists, 10, "munged listens", lambda: tail(munge / "log"))
 
     def _start_node(self, node: str) -> None:
-        self.hosts.start(node, int(node.removeprefix("node")))
+        self.hosts.start(node, self.shape.address(node))
         if self.ssh:
             self.hosts.run(node, ["/usr/sbin/sshd", "-f", str(self.root / "etc/sshd_config")])
         self.hosts.run(node, ["slurmd"])

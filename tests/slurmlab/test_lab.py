@@ -13,6 +13,7 @@ import pytest
 
 from tests.slurmlab import Lab, LabError
 from tests.slurmlab.__main__ import main
+from tests.slurmlab.config import SSH_PORT
 from tests.slurmlab.hosts import wait_for
 
 pytestmark = pytest.mark.slurm
@@ -106,8 +107,10 @@ def test_a_node_that_loses_power_fails_its_job_which_starts_again(
 
 def test_ssh_and_pdsh_between_the_nodes(make_slurm: Callable[..., Lab]) -> None:
     lab = make_slurm(2, ssh=True)
-    assert lab.on("node1", ["ssh", "node2", "hostname"]).stdout == "node2\n"
-    said = lab.on("node2", ["pdsh", "-R", "ssh", "-w", "node1,node2", "hostname"]).stdout.splitlines()
+    port = ["-p", str(SSH_PORT)]
+    assert lab.on("node1", ["ssh", *port, "node2", "hostname"]).stdout == "node2\n"
+    env = {"PDSH_SSH_ARGS_APPEND": " ".join(port)}
+    said = lab.on("node2", ["pdsh", "-R", "ssh", "-w", "node1,node2", "hostname"], env=env).stdout.splitlines()
     assert sorted(said) == ["node1: node1", "node2: node2"]
 
 

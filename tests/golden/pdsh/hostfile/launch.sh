@@ -172,7 +172,6 @@ trap 'pass_on HUP' HUP
 start() {
   export CUDA_DEVICE_MAX_CONNECTIONS=1
   export NCCL_DEBUG=WARN
-  export NCCL_SOCKET_IFNAME='^lo,docker0'
   export OMP_NUM_THREADS=8
   export PYTHONUNBUFFERED=1
   export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -242,7 +241,6 @@ QWEN_JOB_HOSTS_END
 put "$run/launch/.deepspeed_env" << 'QWEN_JOB_ENV_END'
 CUDA_DEVICE_MAX_CONNECTIONS=1
 NCCL_DEBUG=WARN
-NCCL_SOCKET_IFNAME=^lo,docker0
 OMP_NUM_THREADS=8
 PYTHONUNBUFFERED=1
 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -330,7 +328,8 @@ trap - TERM INT HUP
 # DeepSpeed's own launcher: it reads the hostfile and .deepspeed_env, and reaches the hosts through pdsh.
 cd -- "$run/launch" || exit 5
 export PDSH_SSH_ARGS_APPEND='-p 2222'
-python3 -m deepspeed.launcher.runner --hostfile "$run/launch/hostfile" --launcher pdsh \
+# Its own test of ssh knows none of the options.
+python3 -m deepspeed.launcher.runner --hostfile "$run/launch/hostfile" --launcher pdsh --no_ssh_check \
   --force_multi --master_addr "$master_addr" --master_port "$master_port" --no_local_rank \
   --module qwen_job.train --config "$run/train.yaml"
 code=$?

@@ -191,7 +191,6 @@ start() {
   export CUDA_DEVICE_MAX_CONNECTIONS=1
   export GREETING='hello, 你好'
   export NCCL_DEBUG=WARN
-  export NCCL_SOCKET_IFNAME='^lo,docker0'
   export OMP_NUM_THREADS=12
   export PYTHONUNBUFFERED=1
   export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
@@ -264,7 +263,6 @@ put "$run/launch/.deepspeed_env" << 'QWEN_JOB_ENV_END'
 CUDA_DEVICE_MAX_CONNECTIONS=1
 GREETING=hello, 你好
 NCCL_DEBUG=WARN
-NCCL_SOCKET_IFNAME=^lo,docker0
 OMP_NUM_THREADS=12
 PYTHONUNBUFFERED=1
 PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
