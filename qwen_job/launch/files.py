@@ -26,7 +26,11 @@ def write_bundle(bundle: Bundle, folder: Path, *, force: bool = False) -> list[P
                 f"{names}: there already, with another content; --diff shows it, --force replaces it"
             )
         for path, text in paths.items():
-            write_atomically(path, text, mode=0o755 if path.name in bundle.executable else 0o644)
+            write_atomically(path, text)
+            if path.name in bundle.executable:
+                # Who may read it may run it; who that is, the umask says.
+                mode = path.stat().st_mode
+                path.chmod(mode | (mode & 0o444) >> 2)
     except OSError as error:
         raise EnvironmentFault(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
     return list(paths)

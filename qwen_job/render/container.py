@@ -18,7 +18,7 @@ from qwen_job.plan import Plan
 
 # Set on the node, so the runtimes that start with an empty environment must be told of them.
 _PASSED = (
-    "CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "QWEN_JOB_TIME_LIMIT_SECONDS", "SLURMD_NODENAME",
+    "CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "QWEN_JOB_TIME_LIMIT_SECONDS", "QWEN_JOB_UMASK", "SLURMD_NODENAME",
     "SLURM_JOB_NODELIST", "SLURM_RESTART_COUNT", "TMPDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR",
 )  # fmt: skip
 # What divides a mount from the next and source from target; pyxis hands the rest to enroot as a line of an fstab.

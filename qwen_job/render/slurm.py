@@ -33,6 +33,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         "options": options,
         "srun_options": _srun_options(plan),
         "container": batch_settings(plan),
+        "slurm_gives_gpus": slurm_gives_gpus(plan),
         "requeue": slurm.requeue and not slurm.chain,
         "chain": slurm.chain or 0,
         "tasks": [],
@@ -213,6 +214,11 @@ def _gpu_request(plan: Plan) -> dict[str, str | None]:
     if slurm.gpu_request == "gres":
         return {"gres": f"gpu:{kind}{plan.gpus_per_node}"}
     return {"gpus-per-node": f"{kind}{plan.gpus_per_node}"}
+
+
+def slurm_gives_gpus(plan: Plan) -> bool:
+    """Tell whether Slurm itself says which GPUs a step has, so that CUDA_VISIBLE_DEVICES is no news."""
+    return not plan.gpu.is_cpu and plan.job.slurm.gpu_request != "none"
 
 
 def slurm_time(seconds: int) -> str:

@@ -47,6 +47,7 @@ def evaluate_script(
         "options": checked(one, asked),
         "tasks": [_task(run, folders, srun_options(run)) for run in runs],
         "array": bool(plan.sweep),
+        "slurm_gives_gpus": not plan.gpu.is_cpu and plan.job.slurm.gpu_request != "none",
     }
     first = {**_node(one, folders), "name": plan.job.name}
     return render_template("slurm/evaluate.sbatch.j2", {**first, **context}, folders)

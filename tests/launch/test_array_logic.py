@@ -52,7 +52,7 @@ def test_every_link_has_a_rendezvous_of_its_own(chain: Lab) -> None:
     seen = []
     for number in range(2):
         link(chain, number, 160, chain.checkpoint(number + 1))
-        seen.append((chain.folder / "srun.args").read_text().splitlines()[-3:-1])
+        seen.append((chain.folder / "srun.args").read_text().splitlines()[-4:-2])
     assert seen == [["61007", "7_0-0"], ["61008", "7_1-1"]]
 
 
@@ -87,5 +87,5 @@ def test_a_task_of_a_sweep_requeues_itself_only(tmp_path: Path) -> None:
     (base / "seed=2" / "launch").mkdir(parents=True)
     assert lab.ends(160) == 160
     assert "requeue 7_1" in (tmp_path / "scontrol.log").read_text()
-    assert (tmp_path / "srun.args").read_text().splitlines()[-2] == "7_1-0"
+    assert (tmp_path / "srun.args").read_text().splitlines()[-3] == "7_1-0"
     assert (base / "seed=2" / "launch" / "retries.7_1").exists() and not (base / "seed=1").exists()

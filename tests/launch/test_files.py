@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,15 @@ def test_a_folder_that_cannot_be_is_reported(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(EnvironmentFault, match="cannot be written: Is a directory"):
         write_bundle(BUNDLE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("umask", "script", "text"), [(0o077, "0o700", "0o600"), (0o002, "0o775", "0o664"), (0o022, "0o755", "0o644")]
+)
+def test_a_bundle_s_files_have_what_the_user_s_umask_leaves(tmp_path: Path, umask: int, script: str, text: str) -> None:
+    before = os.umask(umask)
+    try:
+        write_bundle(Bundle("local", {"run.sh": "x", "b": "y"}, "run.sh", frozenset({"run.sh"})), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert [oct((tmp_path / "out" / name).stat().st_mode & 0o777) for name in ("run.sh", "b")] == [script, text]

@@ -130,3 +130,17 @@ def test_srun_gets_the_cpus_and_the_user_s_options(tmp_path: Path) -> None:
     text = bundle(tmp_path, "slurm", slurm={"cpus_per_task": 4, "srun": {"mpi": "pmix", "wait": False}}).text
     words = srun_words(text)
     assert "--cpus-per-task=4" in words and "--mpi=pmix" in words and not any(w.startswith("--wait") for w in words)
+
+
+@pytest.mark.parametrize(
+    "sections", [{}, {"slurm": {"chain": 2}}, {"sweep": {"train.seed": [1, 2]}}], ids=["job", "chain", "sweep"]
+)
+def test_every_script_forgets_the_environment_of_an_outer_job_before_it_asks_slurm(
+    tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    made = bundle(tmp_path, "slurm", evaluate={"data": "/data/held-out.json"}, **sections)
+    assert len(made.files) == 2
+    for text in made.files.values():
+        first = min(text.index(f"\n{words}") for words in ("srun ", "  srun ") if f"\n{words}" in text)
+        assert text.startswith("#!/bin/bash -p\n") and 0 < text.index('"${!SLURM_@}"') < first
+        assert "umask" not in text.partition("QWEN_JOB_NODE_END")[0]

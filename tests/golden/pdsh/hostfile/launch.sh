@@ -4,6 +4,24 @@
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 
+# What a shell leaves in the environment can change what every later shell and Python does: a job sees none of it.
+ignored=
+for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MASTER_ADDR MASTER_PORT RANK WORLD_SIZE \
+  LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE \
+  "${!PET_@}" "${!TORCHELASTIC_@}" "${!PYTHON@}" "${!LD_@}"; do
+  case $name in
+    LD_LIBRARY_PATH | LD_PRELOAD | PYTHONPATH | PYTHONUSERBASE | PYTHONNOUSERSITE | PYTHONDONTWRITEBYTECODE) continue ;;
+    PYTHONPYCACHEPREFIX | PYTHONFAULTHANDLER | PYTHONUNBUFFERED) continue ;;
+  esac
+  if [ -n "${!name+x}" ]; then
+    ignored+=" $name"
+    unset -v "$name"
+  fi
+done
+set +o posix
+export -n SHELLOPTS BASHOPTS IFS
+if [ -n "$ignored" ]; then echo "qwen-job: ignored, because it would change the job:$ignored" >&2; fi
+
 # --- the run's configuration, exactly as planned ---------------------------------------------------------------
 run=/shared/runs/pdsh
 mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create $run" >&2; exit 5; }
@@ -146,6 +164,28 @@ put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
+# What a shell leaves in the environment can change what every later shell and Python does: a job sees none of it.
+ignored=
+for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MASTER_ADDR MASTER_PORT RANK WORLD_SIZE \
+  LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE \
+  "${!PET_@}" "${!TORCHELASTIC_@}" "${!PYTHON@}" "${!LD_@}"; do
+  case $name in
+    LD_LIBRARY_PATH | LD_PRELOAD | PYTHONPATH | PYTHONUSERBASE | PYTHONNOUSERSITE | PYTHONDONTWRITEBYTECODE) continue ;;
+    PYTHONPYCACHEPREFIX | PYTHONFAULTHANDLER | PYTHONUNBUFFERED) continue ;;
+  esac
+  if [ -n "${!name+x}" ]; then
+    ignored+=" $name"
+    unset -v "$name"
+  fi
+done
+set +o posix
+export -n SHELLOPTS BASHOPTS IFS
+if [ -n "${TMPDIR:-}" ] && ! [ -w "$TMPDIR" ]; then
+  # The folder of a job that is over, or of another machine.
+  ignored+=" TMPDIR"
+  unset TMPDIR
+fi
+if [ -n "$ignored" ]; then echo "qwen-job: ignored, because it would change the job:$ignored" >&2; fi
 node_name=${SLURMD_NODENAME:-$(uname -n)}
 # When this attempt began, and its time limit from then on: the trainer saves before it.
 export QWEN_JOB_STARTED="${5:-$(date +%s)}"
