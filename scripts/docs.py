@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 from qwen_job.cli import COMMANDS, cli
 from qwen_job.errors import RETRYABLE_FROM, table
 from qwen_job.job.schema import job_schema
+from qwen_job.settings import facts, schedulers
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -47,14 +49,32 @@ def job_reference() -> str:
     """Return a table of every field of job.yaml, section by section."""
     schema = job_schema()
     parts = ["# job.yaml\n", "Written by `python scripts/docs.py` from the types that check the file.\n"]
-    parts += ["Every other TrainingArguments name of Hugging Face may be written under `train` as well.\n"]
     parts += _section("Top level", schema, schema["$defs"])
     for name in (key for key in schema["properties"] if _reference(schema["properties"][key])):
         definition = schema["$defs"][_reference(schema["properties"][name])]
         parts += _section(f"`{name}`", definition, schema["$defs"])
+        parts += _refused() if name == "train" else []
     for name, title in (("DataFile", "An item of `data.train`"), ("Volume", "An item of `kubernetes.volumes`")):
         parts += _section(title, schema["$defs"][name], schema["$defs"])
     return "\n".join(parts) + "\n"
+
+
+def _refused() -> list[str]:
+    """Return what is fixed or refused under train, with the reasons."""
+    parts = ["Every other name of Hugging Face's TrainingArguments is refused with its reason, or has one value:\n"]
+    parts.append("| field | can only be | because |\n|---|---|---|")
+    for name, fact in facts()["fixed"].items():
+        parts.append(f"| `{name}` | `{json.dumps(fact['value'])}` | {fact['reason']} |")
+    parts += ["", "| field | refused: |\n|---|---|"]
+    parts += [f"| `{name}` | {reason} |" for name, reason in facts()["owned"].items()]
+    parts += ["", "`lr_scheduler_kwargs` by `lr_scheduler_type`:\n", "| type | keys | notes |\n|---|---|---|"]
+    for name, takes in schedulers().items():
+        keys = " ".join(f"`{key}`" for key in takes.get("keys", {}))
+        notes = [f"needs {' or '.join(f'`{key}`' for key in takes['needs'])}"] if "needs" in takes else []
+        notes += ["no warmup"] if not takes.get("warmup", True) else []
+        notes += ["needs held-out rows"] if takes.get("evaluation") else []
+        parts.append(f"| `{name}` | {keys} | {'; '.join(notes)} |")
+    return [*parts, ""]
 
 
 def _section(title: str, schema: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
@@ -65,6 +85,8 @@ def _section(title: str, schema: dict[str, Any], definitions: dict[str, Any]) ->
     parts.append("| field | type | default | |\n|---|---|---|---|")
     required = schema.get("required", [])
     for name, field in schema["properties"].items():
+        if "const" in field:
+            continue  # listed with its reason
         if "description" not in field and _reference(field) in definitions:
             field = {**field, "description": f"see `{name}` below"}
         default = "required" if name in required else _default(field)

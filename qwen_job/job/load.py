@@ -9,15 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from qwen_job import settings
 from qwen_job.errors import EnvironmentFault, JobError, Problem
 from qwen_job.job.document import Document, Position, assign, dotted, merge, parse
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Job, Train
 from qwen_job.job.types import ENV_NAME
-from qwen_job.resources import resource
+from qwen_job.settings import Complaint
 
 MAX_BYTES = 16 * 2**20
 STDIN = "job.yaml (stdin)"
@@ -32,9 +32,6 @@ _NOUNS = {
     "model_type": "'field: value' lines",
 }  # fmt: skip
 _REFERENCE = re.compile(r"(\$?)\$\{([^{}]*)\}")
-_KINDS: dict[str, tuple[type, ...]] = {
-    "bool": (bool,), "int": (int,), "float": (int, float), "str": (str,), "dict": (dict,), "list": (list,),
-}  # fmt: skip
 
 
 def load_job(
@@ -71,7 +68,7 @@ def load_job(
 def build(document: Document, problems: Iterable[Problem] = ()) -> Job:
     """Make the job of a document whose variables are replaced. Errors: :class:`JobError`, ``problems`` among them."""
     job, more = _validate(document)
-    found = [*problems, *more, *_check_training_arguments(document), *_check_held_out(document)]
+    found = [*problems, *more, *_check_settings(document, job)]
     if found or job is None:
         raise JobError(_ordered(found))
     job = _resolve_paths(job, document)
@@ -273,41 +270,20 @@ def _models(annotation: Any) -> list[Any]:
     return [m for argument in getattr(annotation, "__args__", ()) for m in _models(argument)]
 
 
-def _check_training_arguments(document: Document) -> list[Problem]:
+def _check_settings(document: Document, job: Job | None) -> list[Problem]:
+    """Judge the settings under train that are not typed, then all of them together once each is fine by itself."""
     written = document.value.get("train")
     if not isinstance(written, dict):
         return []
-    extra = [name for name in written if name not in Train.model_fields]
-    if not extra:
-        return []
-    facts = yaml.safe_load(resource("configs", "train", "training_arguments.yaml").read_text("utf-8"))
-    return [
-        _problem(document, ("train", name), message)
-        for name in extra
-        if (message := _training_argument_fault(name, written[name], facts))
+    complaints = [
+        Complaint(name, message)
+        for name, value in written.items()
+        if name not in Train.model_fields and (message := settings.fault(name, value, Train.model_fields))
     ]
-
-
-def _check_held_out(document: Document) -> list[Problem]:
-    """What is decided by a held-out loss needs rows that are held out; in silence it would decide nothing."""
-    data, train = (document.value.get(section) for section in ("data", "train"))
-    if not isinstance(train, dict) or (isinstance(data, dict) and (data.get("eval") or data.get("eval_split"))):
-        return []
-    needs = "needs held-out rows: write data.eval or data.eval_split, such as 0.02"
-    names = ("early_stopping_patience", "load_best_model_at_end")
-    return [_problem(document, ("train", name), needs) for name in names if train.get(name)]
-
-
-def _training_argument_fault(name: str, value: Any, facts: dict[str, dict[str, str]]) -> str:
-    if name in facts["accepted"]:
-        kind = facts["accepted"][name]
-        good = isinstance(value, _KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
-        return "" if good else f"expected a value of type {kind}, not {_show(value)}"
-    if name in facts["renamed"]:
-        return f"is written {facts['renamed'][name]!r} here"
-    if name in facts["owned"]:
-        return f"is not set here: {facts['owned'][name]}"
-    return "unknown field" + _near(name, [*Train.model_fields, *facts["accepted"]], "train.")
+    if job is not None and not complaints:
+        held_out = settings.Circumstances(evaluates=bool(job.data.eval or job.data.eval_split))
+        complaints = settings.conflicts({**job.train.model_dump(), **job.train.extra}, written, held_out)
+    return [_problem(document, ("train", *name.split(".")), message) for name, message in complaints]
 
 
 def _near(word: Any, known: Iterable[str], prefix: str = "") -> str:

@@ -6,7 +6,7 @@ itself; Slurm, Kubernetes, the hostfile and the plan's constants have a module e
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from qwen_job.errors import Problem
 from qwen_job.job.document import Document, Path, Position, dotted
@@ -35,6 +35,15 @@ if TYPE_CHECKING:
     from qwen_job.job.sweep import Point
 
 
+def _some_or_unlimited(steps: int) -> int:
+    if steps == 0 or steps < -1:
+        raise ValueError(f"{steps} is no number of steps: write 1 or more, or -1 to train by epochs")
+    return steps
+
+
+MaxSteps = Annotated[int, AfterValidator(_some_or_unlimited)]
+# numpy's generator takes 32 bits.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # The names that transformers 5 knows. A name that it refuses would cost a place in the queue.
 Scheduler = Literal[
     "linear",
@@ -189,13 +198,13 @@ class Cluster(Strict):
 
 
 class Train(Strict):
-    """How to train: Hugging Face TrainingArguments names; every other one of theirs may be written here too."""
+    """How to train, by the names of Hugging Face's TrainingArguments."""
 
     model_config = ConfigDict(extra="allow")
 
     model_max_length: Annotated[int, Field(ge=MIN_LENGTH)] = Field(MAX_LENGTH, description="Tokens in a row")
     num_train_epochs: Annotated[float, Field(gt=0, strict=False)] = Field(5.0, description="Passes over the data")
-    max_steps: int = Field(-1, description="Stop after so many steps; -1: by epochs")
+    max_steps: MaxSteps = Field(-1, description="Stop after so many steps; -1: by epochs")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate")
     global_batch_size: Positive | None = Field(None, description="Rows in one optimizer step over all GPUs")
     per_device_train_batch_size: Positive | None = Field(None, description="Rows at once on a GPU; default: planned")
@@ -220,7 +229,7 @@ class Train(Strict):
     )
     early_stopping_patience: Positive | None = Field(None, description="Evaluations without a better loss")
     load_best_model_at_end: bool = False
-    seed: Count = 42
+    seed: Seed = 42
     attention: Literal["auto", "varlen", "sdpa", "eager"] = Field("auto", description="Attention kernel")
     fused_loss: Literal["auto", "torch", "chunked", "liger", "none"] = Field(
         "auto", description="Cross-entropy that never holds all logits"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from qwen_job.job.model import Job
-from qwen_job.resources import resource
+from qwen_job.settings import facts
 
 _KINDS = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "dict": "object", "list": "array"}
+_NEEDS = {
+    "evaluation": "held-out rows (data.eval or data.eval_split)",
+    "workers": "dataloader_num_workers of 1 or more",
+    "torch_compile": "torch_compile: true",
+    "gpu": "a GPU",
+    "ampere": "a GPU of compute capability 8.0 or more",
+    "trackio": "trackio in report_to",
+}
 
 
 def job_schema() -> dict[str, Any]:
@@ -32,8 +38,8 @@ def job_schema() -> dict[str, Any]:
         "anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]
     }
     train = definitions["Train"]
-    facts = yaml.safe_load(resource("configs", "train", "training_arguments.yaml").read_text("utf-8"))
-    train["properties"] |= {name: {"type": _KINDS[kind]} for name, kind in facts["accepted"].items()}
+    train["properties"] |= {name: _setting(fact) for name, fact in facts()["accepted"].items()}
+    train["properties"] |= {name: {"const": fact["value"]} for name, fact in facts()["fixed"].items()}
     train["additionalProperties"] = False
     for section, name in (("Slurm", "time"), ("Kubernetes", "active_deadline"), ("Kubernetes", "ttl_after_finished")):
         _accept_text(definitions[section]["properties"], name)
@@ -42,6 +48,14 @@ def job_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "qwen-job job.yaml"
     return schema
+
+
+def _setting(fact: dict[str, Any]) -> dict[str, Any]:
+    """Describe one of Hugging Face's settings: its kind, or the values that it may have."""
+    words = {"least": "minimum", "most": "maximum", "over": "exclusiveMinimum", "below": "exclusiveMaximum"}
+    limits = {word: fact[name] for name, word in words.items() if name in fact}
+    kind = {"enum": fact["choices"]} if "choices" in fact else {"type": _KINDS[fact["kind"]], **limits}
+    return {**kind, **({"description": f"Needs {_NEEDS[fact['needs']]}"} if "needs" in fact else {})}
 
 
 def site_schema() -> dict[str, Any]:

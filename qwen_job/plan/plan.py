@@ -18,7 +18,7 @@ from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
 from qwen_job.plan.facts import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
 from qwen_job.plan.memory import GIB, MemoryEstimate
-from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
+from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision, refuse_settings
 from qwen_job.plan.run import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search import Question
 from qwen_job.plan.sharding import Sharding, choose_sharding, question_of
@@ -93,6 +93,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     """
     ledger = Ledger()
     gpu = gpu_of(job)
+    refuse_settings(job, gpu)
     shape, warnings = _shape(job)
     interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)

@@ -6,8 +6,24 @@ from qwen_job.errors import JobError
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
 from qwen_job.plan.facts import Gpu
+from qwen_job.settings import Circumstances, conflicts
 
 BF16_FROM = 8.0  # Ampere; torch says yes on older GPUs too, because it emulates
+
+
+def refuse_settings(job: Job, gpu: Gpu) -> None:
+    """Refuse the settings under train that this device gives no effect.
+
+    Raises:
+        JobError: each of them with its place.
+    """
+    evaluates = bool(job.data.eval or job.data.eval_split)
+    ampere = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM
+    device = Circumstances(evaluates, on_cpu=gpu.is_cpu, ampere=ampere)
+    values = {**job.train.model_dump(), **job.train.extra}
+    found = conflicts(values, list(job.train.extra), device)
+    if found:
+        raise JobError([job.problem(("train", *name.split(".")), message) for name, message in found])
 
 
 def decide_precision(job: Job, gpu: Gpu, ledger: Ledger) -> str:

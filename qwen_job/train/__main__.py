@@ -25,7 +25,14 @@ from qwen_job.errors import (
     StoppedAndSaved,
     UsageError,
 )
-from qwen_job.train.config import DeepSpeedConfig, TrainConfig, keep_settings, load_config, save_config
+from qwen_job.train.config import (
+    DeepSpeedConfig,
+    TrainConfig,
+    check_training,
+    keep_settings,
+    load_config,
+    save_config,
+)
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
@@ -170,6 +177,7 @@ def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, Deep
     else:
         config, given, notes = config_from_flags(arguments, _hardware(), place.world_size)
         source = "--deepspeed"
+    check_training(config)
     check_trackers(config)
     deepspeed, changes = resolve(config, given, source)
     if source == "--deepspeed" and place.is_first and not (config.output_dir / "done.json").exists():

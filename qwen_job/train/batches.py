@@ -81,9 +81,24 @@ class _RowDataset(Dataset[tuple[int, Any]]):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader over ``StepSampler``; the Trainer skips to a step of an epoch without reading rows."""
+    """A DataLoader over ``StepSampler``; the Trainer skips to a step of an epoch without reading rows.
 
-    def __init__(self, rows: Rows, sampler: StepSampler, pad_id: int, workers: int, pin: bool, length: int = 1) -> None:
+    ``prefetch`` is how many batches each worker keeps ready (torch's own default: 2), ``persistent`` keeps the workers
+    from one epoch to the next; both mean nothing without workers.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        sampler: StepSampler,
+        pad_id: int,
+        workers: int,
+        pin: bool,
+        length: int = 1,
+        *,
+        prefetch: int | None = None,
+        persistent: bool = False,
+    ) -> None:
         self.sampler_of_steps = sampler
         super().__init__(
             _RowDataset(rows),
@@ -91,6 +106,8 @@ class Loader(DataLoader[Any]):
             collate_fn=partial(collate, pad_id=pad_id, length=length),
             num_workers=workers,
             pin_memory=pin,
+            prefetch_factor=prefetch if workers else None,
+            persistent_workers=persistent and workers > 0,
             worker_init_fn=_outlive_signals,
             # Its own generator: the loader must not move the training's random state.
             generator=torch.Generator().manual_seed(0),

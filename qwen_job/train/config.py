@@ -1,6 +1,7 @@
 """train.yaml: what the plan hands to the trainer, typed. Nothing here imports torch.
 
 - ``TrainConfig``: every key of train.yaml; unknown keys are refused with their place
+- ``check_training``: what is asked under training and cannot be had
 - ``load_config``: train.yaml and the deepspeed.json beside it
 - ``save_config``: the way back, for runs that were started from flags
 """
@@ -14,20 +15,32 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qwen_job import settings
 from qwen_job.errors import JobError, Problem
 from qwen_job.files import write_atomically
 
 DeepSpeedConfig = dict[str, Any]
+# Names of transformers 4 that version 5 removed, and what they are called now.
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+    "activation_checkpointing": "gradient_checkpointing",
+    "local-rank": "local_rank",
+    "no_cuda": "use_cpu",
+    "cpu": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+}
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
 
 class Training(BaseModel):
-    """Hugging Face TrainingArguments names; fields beyond these are checked against the installed version."""
+    """Hugging Face TrainingArguments names; others are judged by the table of qwen_job/settings.py."""
 
-    model_config = ConfigDict(extra="allow", validate_assignment=True)
+    model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
 
     per_device_train_batch_size: int = Field(default=1, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
@@ -42,7 +55,9 @@ class Training(BaseModel):
     lr_scheduler_type: str = "cosine"
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     logging_steps: int = Field(default=1, ge=1)
+    eval_strategy: Literal["steps", "epoch"] = "steps"
     eval_steps: int | None = Field(default=None, ge=1)
+    save_strategy: Literal["steps", "epoch"] = "steps"
     save_steps: int = Field(default=500, ge=0)
     save_total_limit: int | None = Field(default=2, ge=1)
     dataloader_num_workers: int = Field(default=1, ge=0)
@@ -89,7 +104,7 @@ class TrainConfig(_Strict):
     version: Literal[1] = 1
     name: str
     output_dir: Path
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)  # numpy's generator takes 32 bits
     world_size: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cuda"
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
@@ -109,6 +124,35 @@ class TrainConfig(_Strict):
     def global_batch_size(self) -> int:
         """Rows of one optimizer step: micro-batch x accumulation x world size."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * self.world_size
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-out rows are evaluated while training."""
+        held_out = bool(self.data.get("eval")) or bool(self.data.get("eval_split"))
+        return held_out and (self.training.eval_strategy == "epoch" or self.training.eval_steps is not None)
+
+
+def check_training(config: TrainConfig) -> None:
+    """Refuse settings under ``training`` that would have no effect, or fail later.
+
+    Raises:
+        JobError: each of them with what to write instead.
+    """
+    extra = {RENAMED.get(name, name): value for name, value in config.training.extra().items()}
+    found = [
+        settings.Complaint(name, text)
+        for name, value in extra.items()
+        if (text := settings.fault(name, value, Training.model_fields))
+    ]
+    if not found:
+        typed = ("early_stopping_patience", "load_best_model_at_end")
+        given = settings.Circumstances(config.evaluates, on_cpu=config.device == "cpu")
+        values = {**config.training.model_dump(), **extra, "torch_compile": config.torch_compile}
+        found = settings.conflicts(values, [*extra, *typed], given)
+    if config.device == "cpu" and config.precision == "fp16":
+        raise JobError([Problem("train.yaml", 0, 0, "precision", "DeepSpeed has no fp16 on a CPU; write fp32")])
+    if found:
+        raise JobError([Problem("train.yaml", 0, 0, f"training.{name}", text) for name, text in found])
 
 
 def load_config(path: Path) -> tuple[TrainConfig, DeepSpeedConfig]:

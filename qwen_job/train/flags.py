@@ -1,21 +1,23 @@
 """The command line of QwenLM's finetune.py, read unchanged and turned into a ``TrainConfig``.
 
-Old TrainingArguments names are translated and said once. Nothing here imports torch: the caller says which
-device there is.
+Old TrainingArguments names are translated, with one note each. Every other setting is judged by the table of
+qwen_job/settings.py, as in job.yaml. Nothing here imports torch: the caller says which device there is.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen_job import settings
 from qwen_job.errors import UsageError
 from qwen_job.models.chatml import SYSTEM_PROMPT
-from qwen_job.train.config import DeepSpeedConfig, TrainConfig, parse_config
+from qwen_job.train.config import RENAMED, DeepSpeedConfig, TrainConfig, Training, parse_config
 
 
 class Hardware(NamedTuple):
@@ -26,16 +28,6 @@ class Hardware(NamedTuple):
     has_varlen: bool
 
 
-# Names of transformers 4 that version 5 removed, and what they are called now.
-RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
-    "activation_checkpointing": "gradient_checkpointing",
-    "no_cuda": "use_cpu",
-    "cpu": "use_cpu",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-}
 # Accepted because the reference passes them; each has no effect here, for the reason given.
 IGNORED = {
     "overwrite_output_dir": "nothing is ever overwritten: a run resumes or starts in an empty folder",
@@ -45,15 +37,17 @@ IGNORED = {
     "q_lora": "this is full fine-tuning",
     "remove_unused_columns": "the prepared data has only what the model reads",
     "local_rank": "the launcher's environment says which rank this is",
-    "local-rank": "the launcher's environment says which rank this is",
     "ddp_find_unused_parameters": "DeepSpeed reduces the gradients",
     "logging_dir": "events are written into the output folder",
     "do_train": "this command always trains",
+    "do_eval": "evaluation follows --eval_strategy",
     "fix_vit": "text models have no vision tower",
     "trust_remote_code": "no remote code is ever run",
     "disable_tqdm": "the progress line adapts to the terminal by itself",
     "optim": "AdamW: torch's fused one on a GPU, DeepSpeed's with offload",
 }
+# The names of AdamW; another optimizer is refused, because its updates are asked for.
+_ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
 _OWN = {
     "model_name_or_path": str,
     "data_path": str,
@@ -71,6 +65,7 @@ _OWN = {
     "eval_strategy": str,
     "save_strategy": str,
     "report_to": str,
+    "resume_from_checkpoint": str,
     # Beyond the reference: the same names as in train.yaml.
     "packing": bool,
     "mask": str,
@@ -159,17 +154,22 @@ def config_from_flags(
     for required in ("model_name_or_path", "data_path", "output_dir"):
         if not own.get(required):
             raise UsageError(f"--{required} is required")
+    _answer_resume(flags)
+    _choose_strategies(flags)
+    hardware_values = _hardware_values(own, hardware)
+    training = _training_values(flags)
+    _refuse_conflicts(flags, training, hardware_values["device"] == "cpu", hardware)
     values = {
         "name": own.get("run_name") or Path(own["output_dir"]).name or "run",
         "output_dir": str(Path(own["output_dir"]).absolute()),
         "seed": own.get("seed", 42),
         "world_size": world_size,
-        **_hardware_values(own, hardware),
+        **hardware_values,
         "torch_compile": own.get("torch_compile", False),
         "gradient_checkpointing": own.get("gradient_checkpointing", False),
         "model": _model_values(own),
         "data": _data_values(own),
-        "training": _training_values(flags),
+        "training": training,
     }
     deepspeed = _read_deepspeed(own.get("deepspeed"))
     if not own.get("packing"):
@@ -197,32 +197,60 @@ def _pairs(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
 
 
 def _store(flags: Flags, name: str, text: str | None) -> None:
-    if name in ("use_lora", "q_lora") and _boolean(name, text):
-        raise UsageError(f"--{name} True is not offered: qwen-job fine-tunes all weights; remove the flag")
+    if name.startswith("lora_") or (name in ("use_lora", "q_lora") and _boolean(name, text)):
+        raise UsageError(f"--{name} {settings.NO_LORA}; remove the flag (docs/training.md has what to type instead)")
+    if name == "optim" and text not in _ADAMW:
+        raise UsageError(f"--optim {text}: the optimizer is AdamW; remove the flag")
     if name in IGNORED:
         flags.notes.append(f"--{name} has no effect here: {IGNORED[name]}")
     elif name in _OWN:
-        kind: Callable[[str], Any] = _OWN[name]
-        flags.own[name] = _boolean(name, text) if kind is bool else _typed(name, text, kind)
+        flags.own[name] = _own_value(name, text)
     elif name in _TRAINING:
         flags.training[name] = _typed(name, text, _TRAINING[name])
-    elif name in _training_arguments():
-        flags.training[name] = _loose(text)
     else:
+        value = _setting(name, text)
+        if name in settings.facts()["accepted"]:
+            flags.training[name] = value
+
+
+def _own_value(name: str, text: str | None) -> Any:
+    if name == "resume_from_checkpoint":
+        return "true" if text is None else text
+    kind: Callable[[str], Any] = _OWN[name]
+    return _boolean(name, text) if kind is bool else _typed(name, text, kind)
+
+
+def _setting(name: str, text: str | None) -> Any:
+    """Read a setting by its kind in the table of settings, and refuse what has no effect here."""
+    table = settings.facts()
+    fact = table["accepted"].get(name) or table["fixed"].get(name)
+    value = _read_as(name, text, _kind(fact)) if fact else text
+    problem = settings.fault(name, value, ())
+    if problem.startswith("unknown field"):
         raise UsageError(f"no such flag: --{name}{_suggestion(name)}")
+    if problem:
+        raise UsageError(f"--{name} {problem}; remove the flag or correct it")
+    return value
 
 
-def _training_arguments() -> set[str]:
-    """Names of the installed TrainingArguments; importing it takes seconds, so only when it is needed."""
-    from dataclasses import fields
+def _kind(fact: dict[str, Any]) -> str:
+    return str(fact.get("kind") or ("str" if "choices" in fact else type(fact["value"]).__name__))
 
-    from transformers import TrainingArguments
 
-    return {item.name for item in fields(TrainingArguments)}
+def _read_as(name: str, text: str | None, kind: str) -> Any:
+    if kind == "bool":
+        return _boolean(name, text)
+    if kind != "dict":
+        return _typed(name, text, {"int": int, "float": float, "str": str}[kind])
+    try:
+        return json.loads(text or "")
+    except ValueError:
+        raise UsageError(f"--{name} wants a JSON object, such as '{{\"min_lr_rate\": 0.1}}', not {text!r}") from None
 
 
 def _suggestion(name: str) -> str:
-    near = difflib.get_close_matches(name, [*_OWN, *_TRAINING, *IGNORED, *RENAMED], n=1)
+    known = [*_OWN, *_TRAINING, *settings.facts()["accepted"], *RENAMED]
+    near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean --{near[0]}?" if near else ""
 
 
@@ -238,15 +266,13 @@ def _typed(name: str, text: str | None, kind: Callable[[str], Any]) -> Any:
     if text is None:
         raise UsageError(f"--{name} wants a value")
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
-        raise UsageError(f"--{name} wants a number, not {text!r}") from None
-
-
-def _loose(text: str | None) -> Any:
-    import yaml
-
-    return True if text is None else yaml.safe_load(text)
+        noun = "a whole number" if kind is int else "a number"
+        raise UsageError(f"--{name} wants {noun}, not {text!r}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"--{name} wants a finite number, not {text!r}")
+    return value
 
 
 def _hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
@@ -254,6 +280,8 @@ def _hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
         raise UsageError("--bf16 and --fp16 exclude each other: choose one")
     on_gpu = hardware.device == "cuda" and not own.get("use_cpu")
     modern = on_gpu and hardware.capability is not None and hardware.capability >= (8, 0)
+    if own.get("fp16") and not on_gpu:
+        raise UsageError("--fp16 True: DeepSpeed has fp16 on GPUs only; on a CPU leave it out, or use --bf16 True")
     if own.get("bf16") and on_gpu and not modern:
         raise UsageError("--bf16 True: this GPU has no bf16 (compute capability below 8.0); use --fp16 True")
     return {
@@ -299,17 +327,66 @@ def _training_values(flags: Flags) -> dict[str, Any]:
     values = {**_HUGGING_FACE_DEFAULTS, **flags.training}
     report = flags.own.get("report_to", "none")
     values["report_to"] = [] if report == "none" else report.replace(",", " ").split()
+    values["save_strategy"] = "epoch" if flags.own.get("save_strategy") == "epoch" else "steps"
     if flags.own.get("save_strategy") == "no":
         values["save_steps"] = 0
-    elif flags.own.get("save_strategy") == "epoch":
-        values["save_strategy"] = "epoch"
-    if flags.own.get("eval_strategy", "no") == "no":
+    evaluation = flags.own.get("eval_strategy", "no")
+    values["eval_strategy"] = "epoch" if evaluation == "epoch" else "steps"
+    if evaluation != "steps":
         values["eval_steps"] = None
-    elif flags.own["eval_strategy"] == "epoch":
-        values["eval_strategy"] = "epoch"
     elif values.get("eval_steps") is None:
         values["eval_steps"] = values.get("logging_steps", 500)
     return values
+
+
+_EVALUATION_ONLY = ("per_device_eval_batch_size", "eval_steps", "eval_delay")
+
+
+def _choose_strategies(flags: Flags) -> None:
+    """Judge --save_strategy and --eval_strategy, and drop with a note what only an evaluation would use."""
+    own = flags.own
+    for name in ("save_strategy", "eval_strategy"):
+        if own.get(name, "no") not in ("no", "steps", "epoch"):
+            hint = "; --load_best_model_at_end True keeps the best checkpoint" if own[name] == "best" else ""
+            raise UsageError(f"--{name} wants no, steps or epoch, not {own[name]!r}{hint}")
+    evaluation = own.get("eval_strategy", "no")
+    if evaluation != "no" and not own.get("eval_data_path"):
+        raise UsageError(f"--eval_strategy {evaluation} needs --eval_data_path, a file of held-out conversations")
+    if evaluation == "no":
+        dropped = [name for name in _EVALUATION_ONLY if flags.training.pop(name, None) is not None]
+        dropped += ["eval_data_path"] if own.get("eval_data_path") else []
+        flags.notes += [f"--{name} has no effect here: --eval_strategy is no" for name in dropped]
+
+
+def _refuse_conflicts(flags: Flags, training: dict[str, Any], on_cpu: bool, hardware: Hardware) -> None:
+    ampere = not on_cpu and hardware.capability is not None and hardware.capability >= (8, 0)
+    evaluates = flags.own.get("eval_strategy", "no") != "no"
+    given = settings.Circumstances(evaluates, on_cpu=on_cpu, ampere=ampere)
+    values = {**Training().model_dump(), **training, "torch_compile": flags.own.get("torch_compile", False)}
+    found = settings.conflicts(values, list(flags.training), given)
+    held_out = "needs held-out rows: give --eval_data_path and --eval_strategy steps or epoch"
+    if found:
+        raise UsageError("\n".join(f"--{name}: {text.replace(settings.HELD_OUT, held_out)}" for name, text in found))
+
+
+def _answer_resume(flags: Flags) -> None:
+    """A run resumes by itself: true asks for just that, false for something else where there are checkpoints."""
+    text = flags.own.pop("resume_from_checkpoint", None)
+    if text is None or text.lower() in ("none", ""):
+        return
+    folder = Path(flags.own["output_dir"])
+    if text.lower() in ("true", "1", "yes", "on"):
+        flags.notes.append("--resume_from_checkpoint: a run always resumes from the newest checkpoint in --output_dir")
+    elif text.lower() not in ("false", "0", "no", "off"):
+        raise UsageError(
+            f"--resume_from_checkpoint {text}: a run resumes by itself from the newest complete checkpoint in "
+            f"--output_dir ({folder}); remove the flag, or give the output folder that is to be resumed"
+        )
+    elif any(folder.glob("checkpoints/step-*")):
+        raise UsageError(
+            f"--resume_from_checkpoint {text}: {folder} holds checkpoints, and a run resumes from them; to start anew "
+            "give another --output_dir"
+        )
 
 
 def _read_deepspeed(path: str | None) -> DeepSpeedConfig:

@@ -53,8 +53,11 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
         use_lean_kernels(model, compiled=config.torch_compile)
     if config.torch_compile:
         # Layer by layer: one compilation serves all, and DeepSpeed's hooks stay outside.
+        wanted = config.training.extra()
+        names = {"torch_compile_backend": "backend", "torch_compile_mode": "mode"}
+        compiler = {names[name]: wanted[name] for name in names if wanted.get(name)}
         for layer in model.model.layers:
-            layer.compile()
+            layer.compile(**compiler)
     return model
 
 

@@ -26,6 +26,7 @@ import yaml
 
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, JobError, Problem, QwenJobError
 from qwen_job.files import write_atomically
+from qwen_job.settings import near
 from qwen_job.train.config import TrainConfig
 
 # By the names of transformers; any one of the packages will do.
@@ -39,6 +40,11 @@ _PACKAGES = {
     "neptune": ("neptune",),
     "clearml": ("clearml",),
     "dvclive": ("dvclive",),
+    "azure_ml": ("azureml",),
+    "codecarbon": ("codecarbon",),
+    "dagshub": ("dagshub",),
+    "flyte": ("flytekit",),
+    "kubeflow": ("kubeflow",),
 }
 _STARTED = ("wandb", "swanlab", "mlflow")  # the others are begun by transformers
 _PROJECT = "qwen-job"
@@ -53,7 +59,7 @@ Say = Callable[[str], None]
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Refuse a tracker that is not installed here.
+    """Refuse a tracker that is not known, or not installed here.
 
     Raises:
         JobError: names it, and what to do.
@@ -61,6 +67,9 @@ def check_trackers(config: TrainConfig) -> None:
     problems = []
     for name in config.training.report_to:
         packages = _PACKAGES.get(name, ())
+        if name not in (*_PACKAGES, "all", "none"):
+            text = f"{name!r} is not a tracker{near(name, _PACKAGES)}"
+            problems.append(Problem("train.yaml", 0, 0, "training.report_to", text))
         if packages and not any(find_spec(package) for package in packages):
             advice = (
                 f"is not installed here: build the image with PACKAGES={packages[0]} (without one: pip install "
@@ -150,19 +159,20 @@ def close_trackers(code: int) -> None:
 def _environment(config: TrainConfig, identity: str) -> dict[str, str]:
     """Return where the trackers write and what their run is called, by their own variables."""
     run, name = config.output_dir.absolute(), _run_name(config)
+    project = str(config.training.extra().get("project") or _PROJECT)
     return {
         "WANDB_DIR": str(run),
-        "WANDB_PROJECT": _PROJECT,
+        "WANDB_PROJECT": project,
         "WANDB_NAME": name,
         "WANDB_RUN_ID": identity,
         "WANDB_RESUME": "allow",
         "SWANLAB_LOG_DIR": str(run / "swanlog"),
-        "SWANLAB_PROJ_NAME": _PROJECT,
+        "SWANLAB_PROJ_NAME": project,
         "SWANLAB_EXP_NAME": name,
         "SWANLAB_RUN_ID": identity,
         "SWANLAB_RESUME": "allow",
         "MLFLOW_TRACKING_URI": f"sqlite:///{run}/mlflow.db",
-        "MLFLOW_EXPERIMENT_NAME": _PROJECT,
+        "MLFLOW_EXPERIMENT_NAME": project,
         # Without these an unreachable server is asked for over four minutes, in every request.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

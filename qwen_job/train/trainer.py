@@ -67,6 +67,7 @@ class JobTrainer(GuardedTrainer):
             self._record(grad_norm, learning_rate)
             self._judge_update(grad_norm)
             self._reserve_room()
+            self._empty_cache()
         if self.control.should_evaluate:
             metrics = self._evaluate(trial, ignore_keys_for_eval)
             if self._determine_best_metric(metrics=metrics, trial=trial) and self._wants_best():
@@ -100,8 +101,14 @@ class JobTrainer(GuardedTrainer):
             "memory_bytes": self._totals.memory,
         }
         self.parts.log.step(self.state.global_step, values)
-        if self.state.global_step % self.parts.config.training.logging_steps == 0:
+        first = self.state.global_step == 1 and self.args.logging_first_step
+        if first or self.state.global_step % self.parts.config.training.logging_steps == 0:
             self._report({key: value for key, value in values.items() if value is not None})
+
+    def _empty_cache(self) -> None:
+        every = self.args.torch_empty_cache_steps
+        if every and self.state.global_step % every == 0:
+            torch.cuda.empty_cache()
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean loss per trained token of the held-out rows; the same on any number of ranks."""
@@ -126,8 +133,14 @@ class JobTrainer(GuardedTrainer):
 
     def _stop_early(self) -> None:
         patience = self.parts.config.training.early_stopping_patience
-        best, every = self.state.best_global_step, int(self.args.eval_steps or 1)
+        best, every = self.state.best_global_step, self._steps_between_evaluations()
         if patience is not None and best is not None and self.state.global_step - best >= patience * every:
             self.parts.log.say(f"no better held-out loss since step {best}: stopping early")
             self.control.should_training_stop = True
             self.control.should_save = True
+
+    def _steps_between_evaluations(self) -> int:
+        if self.parts.config.training.eval_strategy == "steps":
+            return int(self.args.eval_steps or 1)
+        accumulation = self.parts.config.training.gradient_accumulation_steps
+        return math.ceil(len(self.get_train_dataloader()) / accumulation)

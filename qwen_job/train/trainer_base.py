@@ -81,7 +81,7 @@ class BaseTrainer(Trainer):
             self.parts.train,
             training.per_device_train_batch_size,
             training.gradient_accumulation_steps,
-            self.args.data_seed or self.args.seed,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
 
     def _loader(self, rows: Any, micro: int, accumulation: int, seed: int | None) -> Loader:
@@ -89,7 +89,16 @@ class BaseTrainer(Trainer):
         workers = self.args.dataloader_num_workers if seed is not None else 0
         # Compiled layers want one shape.
         length = int(self.parts.config.data["max_length"]) if self.parts.config.torch_compile else 1
-        return Loader(rows, sampler, self.parts.pad_id, workers, self.args.dataloader_pin_memory, length)
+        return Loader(
+            rows,
+            sampler,
+            self.parts.pad_id,
+            workers,
+            self.args.dataloader_pin_memory,
+            length,
+            prefetch=self.args.dataloader_prefetch_factor,
+            persistent=self.args.dataloader_persistent_workers,
+        )
 
     def num_examples(self, dataloader: Any) -> int:
         """Rows of one epoch."""

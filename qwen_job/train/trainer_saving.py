@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from qwen_job.train.arguments import check_schedule
 from qwen_job.train.changes import NAME, settings_text
 from qwen_job.train.gradients import measure_gradients
 from qwen_job.train.manifest import check, prune
@@ -77,6 +78,7 @@ class SavingTrainer(BaseTrainer):
 
     def _prepare_for_training(self, max_steps: int, *arguments: Any) -> Any:
         self.parts.log.total_steps = max_steps
+        check_schedule(self.args, max_steps)
         prepared = super()._prepare_for_training(max_steps, *arguments)  # type: ignore[no-untyped-call]
         self._mend_groups()
         self._renew_learning_rate()

@@ -105,23 +105,6 @@ def test_the_job_knows_the_names_that_the_trainer_knows() -> None:
     assert set(get_args(Reporter)) == {*INTEGRATION_TO_CALLBACK, "all", "none"}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"training__label_smoothing_factor": 0.1}, "label_smoothing_factor: is decided by the loss"),
-        ({"training__optim": "adafactor"}, "optim: is decided by the optimizer, which is AdamW"),
-        ({"training__early_stopping_patience": 2}, "early_stopping_patience: needs held-out rows"),
-        ({"training__load_best_model_at_end": True, "training__eval_steps": 5}, "needs held-out rows"),
-    ],
-)
-def test_what_would_be_ignored_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    from qwen_job.train.arguments import training_arguments
-
-    values, deepspeed = tiny.settings(tmp_path, **change)
-    with pytest.raises(JobError, match=words):
-        training_arguments(parse_config(values, "train.yaml"), deepspeed, first=True)
-
-
 def test_changes_since_a_checkpoint_are_told_by_field(tmp_path: Path) -> None:
     values, _ = tiny.settings(tmp_path)
     before = parse_config(values, "train.yaml")

@@ -51,7 +51,7 @@ def test_what_has_no_effect_is_said() -> None:
     [
         (["--learning_rte", "1"], "did you mean --learning_rate"),
         (["--bf16", "maybe"], "wants True or False"),
-        (["--max_steps", "ten"], "wants a number"),
+        (["--max_steps", "ten"], "wants a whole number"),
         (["--max_steps"], "wants a value"),
         (["--seed", "1", "--seed", "2"], "given twice"),
         (["stray"], "unexpected argument"),
@@ -79,7 +79,8 @@ def test_equals_signs_and_bare_flags() -> None:
 
 
 def test_evaluation_and_saving_strategies() -> None:
-    config, _, _ = config_from_flags([*BASE, "--eval_strategy", "steps", "--eval_steps", "7"], CPU, 1)
+    words = shlex.split("--eval_data_path e.json --eval_strategy steps --eval_steps 7")
+    config, _, _ = config_from_flags([*BASE, *words], CPU, 1)
     assert config.training.eval_steps == 7
     config, _, _ = config_from_flags([*BASE, "--save_strategy", "no"], CPU, 1)
     assert config.training.save_steps == 0

@@ -1,0 +1,215 @@
+"""What may be written under ``train``: each setting's kind, limits and needs, and what every scheduler takes.
+
+The facts are in configs/train; job.yaml, train.yaml and the reference's command line are all judged here.
+- ``fault``: one name and value -> what is wrong with it
+- ``conflicts``: all settings together -> what would have no effect, or fail when the training begins
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import yaml
+
+from qwen_job.resources import resource
+
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "bool": ("true or false", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "str": ("text", (str,)),
+    "dict": ("'field: value' lines", (dict,)),
+}
+HELD_OUT = "needs held-out rows: write data.eval or data.eval_split, such as 0.02"
+_NEEDS = {
+    "evaluation": HELD_OUT,
+    "workers": "needs data workers: write dataloader_num_workers: 1 or more",
+    "torch_compile": "needs torch_compile: true",
+    "gpu": "has no effect on a CPU; remove it",
+    "ampere": "needs a GPU of compute capability 8.0 or more; remove it",
+    "trackio": "needs trackio in report_to",
+}
+# Typed settings that only a held-out loss can give an effect.
+_EVALUATED = ("early_stopping_patience", "load_best_model_at_end", "eval_steps")
+NO_LORA = "is not offered: qwen-job fine-tunes all weights"
+
+
+class Circumstances(NamedTuple):
+    """What the settings meet: held-out rows that are evaluated, and the device where it is known."""
+
+    evaluates: bool
+    on_cpu: bool | None = None
+    ampere: bool | None = None
+
+
+class Complaint(NamedTuple):
+    """A setting, and what is wrong with it."""
+
+    name: str
+    message: str
+
+
+@cache
+def facts() -> dict[str, dict[str, Any]]:
+    """Return the tables ``accepted``, ``fixed``, ``renamed`` and ``owned`` of training_arguments.yaml."""
+    return _read("training_arguments.yaml")
+
+
+@cache
+def schedulers() -> dict[str, dict[str, Any]]:
+    """Return what each ``lr_scheduler_type`` takes: ``keys``, ``needs``, ``warmup`` and ``evaluation``."""
+    return _read("schedulers.yaml")
+
+
+def _read(name: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.safe_load(resource("configs", "train", name).read_text("utf-8"))
+    return found
+
+
+def fault(name: str, value: Any, typed: Iterable[str]) -> str:
+    """Return what is wrong with a setting that is not among the ``typed`` names; empty when it is fine."""
+    table = facts()
+    if name in table["accepted"]:
+        return _misfit(value, table["accepted"][name])
+    if name in table["fixed"]:
+        always = table["fixed"][name]
+        good = value == always["value"] and isinstance(value, bool) == isinstance(always["value"], bool)
+        return "" if good else f"can only be {_show(always['value'])}: {always['reason']}"
+    if name in table["renamed"]:
+        return f"is written {table['renamed'][name]!r} here"
+    if name in table["owned"]:
+        return f"is not set here: {table['owned'][name]}"
+    if name.startswith("lora_"):
+        return NO_LORA
+    known = [*typed, *table["accepted"]]
+    return "unknown field" + near(name, known, "train.")
+
+
+def near(word: Any, known: Iterable[str], prefix: str = "") -> str:
+    """Return ``; did you mean ...`` with the nearest known name, or nothing."""
+    found = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
+    return f"; did you mean '{prefix}{found[0]}'?" if found else ""
+
+
+def conflicts(values: Mapping[str, Any], written: Collection[str], given: Circumstances) -> list[Complaint]:
+    """Return what the settings ask of each other and of the machine and do not get.
+
+    ``values`` holds every setting, defaults included; ``written`` names those that the user wrote.
+    """
+    found = [Complaint(name, text) for name in written if (text := _lacks(name, values, given))]
+    if values.get("save_steps") == 0 and values.get("save_strategy", "steps") != "epoch":
+        found += [
+            Complaint(name, "needs checkpoints, and none are saved: write save_steps")
+            for name in ("load_best_model_at_end", "early_stopping_patience")
+            if values.get(name)
+        ]
+    return [*found, *_warmup(values, written), *_schedule(values, given)]
+
+
+def _lacks(name: str, values: Mapping[str, Any], given: Circumstances) -> str:
+    need = "evaluation" if name in _EVALUATED else facts()["accepted"].get(name, {}).get("needs")
+    off = values.get(name) is None or values.get(name) is False
+    if need is None or off:
+        return ""
+    met = {
+        "evaluation": given.evaluates,
+        "workers": bool(values.get("dataloader_num_workers", 1)),
+        "torch_compile": bool(values.get("torch_compile")),
+        "gpu": not given.on_cpu,
+        "ampere": given.ampere is not False,
+        "trackio": any(tracker in (values.get("report_to") or []) for tracker in ("trackio", "all")),
+    }
+    return "" if met[need] else _NEEDS[need]
+
+
+def _warmup(values: Mapping[str, Any], written: Collection[str]) -> list[Complaint]:
+    mine = [name for name in ("warmup_ratio", "warmup_steps") if name in written and values.get(name)]
+    kind = str(values.get("lr_scheduler_type"))
+    if len(mine) == 2:
+        return [Complaint("warmup_steps", "warmup_ratio is written, too: keep one of them")]
+    if mine and not schedulers().get(kind, {}).get("warmup", True):
+        return [Complaint(mine[0], f"lr_scheduler_type {kind} has no warmup; remove it{_with_warmup(kind)}")]
+    return []
+
+
+def _with_warmup(kind: str) -> str:
+    return ", or write constant_with_warmup" if kind == "constant" else ""
+
+
+def _schedule(values: Mapping[str, Any], given: Circumstances) -> list[Complaint]:
+    """Judge ``lr_scheduler_kwargs`` as the function of transformers would, and the limits that it does not check."""
+    kind, keys = str(values.get("lr_scheduler_type")), values.get("lr_scheduler_kwargs")
+    takes = schedulers().get(kind)
+    if takes is None:
+        return [Complaint("lr_scheduler_type", f"{kind!r} is not a scheduler{near(kind, schedulers())}")]
+    if keys is not None and not isinstance(keys, dict):
+        return []  # its kind is judged where it was written
+    keys = keys or {}
+    known: dict[str, Any] = takes.get("keys", {})
+    found = [
+        Complaint(f"lr_scheduler_kwargs.{key}", text)
+        for key, value in keys.items()
+        if (text := _misfit(value, known[key]) if key in known else _foreign(kind, known))
+    ]
+    if takes.get("evaluation") and not given.evaluates:
+        found.append(Complaint("lr_scheduler_type", f"{kind} {HELD_OUT}"))
+    needs: dict[str, Any] = takes.get("needs", {})
+    present = [key for key in needs if keys.get(key) is not None]
+    if needs and not present:
+        example = " or ".join(f"{key}: {value}" for key, value in needs.items())
+        name = "lr_scheduler_kwargs" if values.get("lr_scheduler_kwargs") is not None else "lr_scheduler_type"
+        found.append(Complaint(name, f"{kind} needs one more number: write lr_scheduler_kwargs with {example}"))
+    if len(present) > 1:
+        found.append(Complaint("lr_scheduler_kwargs", f"{' and '.join(present)} exclude each other: keep one of them"))
+    return found or _limits(kind, keys, float(values.get("learning_rate", 1e-5)))
+
+
+def _foreign(kind: str, known: Mapping[str, Any]) -> str:
+    hint = f"it takes {', '.join(known)}" if known else "it takes none"
+    return f"is not a setting of {kind}; {hint}"
+
+
+def _limits(kind: str, keys: Mapping[str, Any], rate: float) -> list[Complaint]:
+    """Refuse an end above the learning rate: the schedule would climb, or transformers would refuse it."""
+    lowest = {"polynomial": keys.get("lr_end", 1e-7)}.get(kind, keys.get("min_lr"))
+    name = "lr_end" if kind == "polynomial" else "min_lr"
+    if lowest is not None and lowest >= rate:
+        return [Complaint(f"lr_scheduler_kwargs.{name}", f"{lowest:g} must be below learning_rate, {rate:g}")]
+    highest = keys.get("max_lr")
+    if highest is not None and highest < rate:
+        return [Complaint("lr_scheduler_kwargs.max_lr", f"{highest:g} must not be below learning_rate, {rate:g}")]
+    return []
+
+
+def _misfit(value: Any, fact: Mapping[str, Any]) -> str:
+    """Return why ``value`` does not fit a fact's kind, choices and limits."""
+    if "choices" in fact:
+        choices = fact["choices"]
+        return "" if value in choices else f"{_show(value)} is not one of {', '.join(choices)}{near(value, choices)}"
+    noun, kinds = _KINDS[fact["kind"]]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and fact["kind"] != "bool"):
+        return f"expected {noun}, not {_show(value)}"
+    if fact["kind"] not in ("int", "float"):
+        return ""
+    for word, good in (
+        ("least", value >= fact.get("least", value)),
+        ("most", value <= fact.get("most", value)),
+        ("over", "over" not in fact or value > fact["over"]),
+        ("below", "below" not in fact or value < fact["below"]),
+    ):
+        if not good:
+            return f"must be {_LIMITS[word]} {fact[word]}, not {_show(value)}"
+    return ""
+
+
+_LIMITS = {"least": "at least", "most": "at most", "over": "more than", "below": "less than"}
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

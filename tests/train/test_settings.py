@@ -1,0 +1,328 @@
+"""Every setting that may be written has its effect: the whole table is walked, and none is left out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qwen_job.errors import JobError, UsageError
+from qwen_job.settings import facts
+from qwen_job.train.config import Training, check_training, parse_config
+from qwen_job.train.flags import IGNORED, Hardware, config_from_flags
+from tests.train import tiny
+
+pytestmark = pytest.mark.train
+H100 = Hardware("cuda", (9, 0), True)
+CPU = Hardware("cpu", None, False)
+BASE = "--model_name_or_path m --data_path d.json --output_dir /nowhere/out --eval_data_path e.json "
+EVALUATED = "--eval_strategy steps --eval_steps 5 "
+# Handed to transformers as they are, whose loop gives them their effect.
+PASSED: dict[str, Any] = {
+    "data_seed": 0, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4, "eval_delay": 3.0,
+    "eval_on_start": True, "full_determinism": True, "log_level": "info", "log_level_replica": "info",
+    "logging_first_step": True, "lr_scheduler_kwargs": {"num_cycles": 2}, "neftune_noise_alpha": 5.0,
+    "per_device_eval_batch_size": 3, "project": "mine", "run_name": "second", "warmup_steps": 4.0,
+    "trackio_bucket_id": "b", "trackio_space_id": "s", "trackio_static_space_id": "t",
+    "dataloader_pin_memory": True, "torch_empty_cache_steps": 2, "tf32": None,
+}  # fmt: skip
+# Read by our own code: see the tests below.
+OURS = {"metric_for_best_model": "loss", "torch_compile_backend": "eager", "torch_compile_mode": "default"}
+# Typed settings: another value than the default, and where it goes when it is not passed on under its name.
+TYPED: dict[str, Any] = {
+    "per_device_train_batch_size": 3, "gradient_accumulation_steps": 5, "num_train_epochs": 7.0, "max_steps": 9,
+    "learning_rate": 0.25, "weight_decay": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.75, "adam_epsilon": 0.125,
+    "max_grad_norm": 0.5, "lr_scheduler_type": "linear", "eval_steps": 11, "save_steps": 13,
+    "dataloader_num_workers": 2,
+}  # fmt: skip
+ELSEWHERE = {
+    "warmup_ratio": "warmup_steps", "eval_strategy": "eval_strategy", "save_strategy": "save_strategy",
+    "logging_steps": "our figures", "report_to": "report_to", "save_total_limit": "our checkpoints",
+    "early_stopping_patience": "our trainer", "load_best_model_at_end": "our trainer",
+}  # fmt: skip
+
+
+def arguments(tmp_path: Path, **changes: Any) -> Any:
+    """Return TrainingArguments of a run with one setting changed, held-out rows and data workers."""
+    from qwen_job.train.arguments import training_arguments
+
+    base = {"data__eval_split": 0.2, "training__eval_steps": 5, "training__dataloader_num_workers": 1}
+    values, _ = tiny.settings(tmp_path, **{**base, **changes})
+    return training_arguments(parse_config(values, "train.yaml"), {}, first=True)[0]
+
+
+def test_the_table_is_walked_to_its_end() -> None:
+    assert set(PASSED) | set(OURS) == set(facts()["accepted"])
+    assert set(TYPED) | set(ELSEWHERE) == set(Training.model_fields)
+
+
+@pytest.mark.parametrize("name", [name for name in PASSED if facts()["accepted"][name].get("needs") is None])
+def test_a_setting_reaches_transformers(name: str, tmp_path: Path) -> None:
+    plain, changed = arguments(tmp_path), arguments(tmp_path, **{f"training__{name}": PASSED[name]})
+    assert getattr(changed, name) == PASSED[name] != getattr(plain, name)
+
+
+@pytest.mark.parametrize("need", ["workers", "evaluation", "trackio", "gpu"])
+def test_a_setting_reaches_transformers_where_its_need_is_met(
+    need: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen_job.train.arguments.check_training", lambda _: None)  # of the GPU, there is none here
+    names = [name for name in PASSED if facts()["accepted"][name].get("needs") == need]
+    changed = arguments(tmp_path, **{f"training__{name}": PASSED[name] for name in names})
+    # A CPU's own rule of transformers is why this needs a GPU.
+    kept = {name: getattr(changed, name) for name in names if name != "dataloader_pin_memory"}
+    assert kept and kept == {name: PASSED[name] for name in kept}
+
+
+@pytest.mark.parametrize("name", list(TYPED))
+def test_a_typed_setting_reaches_transformers(name: str, tmp_path: Path) -> None:
+    assert getattr(arguments(tmp_path, **{f"training__{name}": TYPED[name]}), name) == TYPED[name]
+
+
+def test_the_strategies_reach_transformers(tmp_path: Path) -> None:
+    changed = arguments(
+        tmp_path, training__eval_strategy="epoch", training__save_strategy="epoch", training__warmup_ratio=0.5
+    )
+    assert (changed.eval_strategy.value, changed.save_strategy.value) == ("epoch", "epoch")
+    assert changed.warmup_steps == 0.5
+    assert arguments(tmp_path, training__save_steps=0).save_strategy.value == "no"
+
+
+def loader(**settings: Any) -> Any:
+    """Return the training's loader with these arguments, over eight rows."""
+    from qwen_job.train.trainer_base import BaseTrainer
+
+    defaults = {"data_seed": None, "seed": 1, "process_index": 0, "world_size": 1, "dataloader_num_workers": 1}
+    more = {
+        "dataloader_pin_memory": False,
+        "dataloader_prefetch_factor": None,
+        "dataloader_persistent_workers": False,
+    }
+    config = SimpleNamespace(training=Training(), torch_compile=False)
+    fake: Any = SimpleNamespace(
+        args=SimpleNamespace(**{**defaults, **more, **settings}),
+        parts=SimpleNamespace(config=config, train=list(range(8)), pad_id=0),
+    )
+    fake._loader = lambda *arguments: BaseTrainer._loader(fake, *arguments)
+    return BaseTrainer.get_train_dataloader(fake)
+
+
+def test_the_loaders_settings_reach_the_loader() -> None:
+    changed = loader(
+        dataloader_prefetch_factor=4,
+        dataloader_persistent_workers=True,
+        dataloader_num_workers=2,
+        dataloader_pin_memory=True,
+    )
+    found = (changed.prefetch_factor, changed.persistent_workers, changed.num_workers, changed.pin_memory)
+    assert found == (4, True, 2, True)
+    assert (loader().prefetch_factor, loader().persistent_workers) == (2, False)
+
+
+def test_a_seed_of_the_data_alone_orders_the_rows_even_when_it_is_0() -> None:
+    orders = [loader(data_seed=seed).sampler_of_steps.order() for seed in (None, 0, 2)]
+    assert orders[0] == loader(data_seed=1, seed=9).sampler_of_steps.order()
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_the_cache_is_emptied_every_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from qwen_job.train.trainer import JobTrainer
+
+    emptied: list[int] = []
+    for step in range(1, 7):
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda step=step: emptied.append(step))
+        fake: Any = SimpleNamespace(
+            args=SimpleNamespace(torch_empty_cache_steps=3), state=SimpleNamespace(global_step=step)
+        )
+        JobTrainer._empty_cache(fake)
+    assert emptied == [3, 6]
+
+
+def test_the_project_and_the_name_reach_the_trackers(tmp_path: Path) -> None:
+    from qwen_job.train.trackers import _environment
+
+    values, _ = tiny.settings(tmp_path, training__project="mine", training__run_name="second")
+    found = _environment(parse_config(values, "train.yaml"), "id")
+    assert {found[name] for name in ("WANDB_PROJECT", "SWANLAB_PROJ_NAME", "MLFLOW_EXPERIMENT_NAME")} == {"mine"}
+    assert found["WANDB_NAME"] == "second"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"training__save_only_model": True}, "training.save_only_model"),
+        ({"training__optim": "adafactor"}, "training.optim"),
+        ({"training__lr_scheduler_type": "cosine_with_min_lr"}, "training.lr_scheduler_type"),
+        ({"training__early_stopping_patience": 2}, "training.early_stopping_patience"),
+        ({"training__load_best_model_at_end": True, "training__eval_steps": 5}, "training.load_best_model_at_end"),
+        (
+            {"training__load_best_model_at_end": True, "training__eval_steps": 5, "data__eval_split": 0.1,
+             "training__save_steps": 0},
+            "training.load_best_model_at_end",
+        ),
+        ({"precision": "fp16"}, "precision"),
+    ],
+)  # fmt: skip
+def test_train_yaml_is_judged_before_anything_is_fetched(change: dict[str, Any], field: str, tmp_path: Path) -> None:
+    values, _ = tiny.settings(tmp_path, **change)
+    with pytest.raises(JobError) as caught:
+        check_training(parse_config(values, "train.yaml"))
+    assert [problem.field for problem in caught.value.problems] == [field]
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "steps", "words"),
+    [
+        ("polynomial", {}, 1, "division by zero"),
+        ("warmup_stable_decay", {"num_decay_steps": 100}, 50, "more than the run's 50"),
+    ],
+)
+def test_a_schedule_that_fails_in_the_middle_fails_before_the_first_step(
+    kind: str, kwargs: dict[str, Any], steps: int, words: str, tmp_path: Path
+) -> None:
+    from qwen_job.train.arguments import check_schedule
+
+    changed = {"training__lr_scheduler_type": kind, "training__lr_scheduler_kwargs": kwargs}
+    args = arguments(tmp_path, **changed)
+    with pytest.raises(JobError, match=words):
+        check_schedule(args, steps)
+    check_schedule(args, 1000)
+
+
+# The reference's command line: every accepted flag lands in the run's settings, every other one is refused.
+def flagged(words: str, hardware: Hardware = H100) -> Any:
+    """Return the settings of the reference's command line with ``words`` added."""
+    return config_from_flags(shlex.split(BASE + words), hardware, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in {**PASSED, **OURS} if name != "tf32"])
+def test_an_accepted_flag_is_in_the_runs_settings(name: str) -> None:
+    value = {**PASSED, **OURS}[name]
+    text = '{"num_cycles": 2}' if isinstance(value, dict) else str(value)
+    more = "--dataloader_num_workers 1 --report_to trackio --lr_scheduler_type cosine --torch_compile True "
+    config, _, notes = flagged(f"{EVALUATED}{more}--{name} '{text}'")
+    assert {"data_seed": None, **config.training.model_dump()}[name if name != "run_name" else "report_to"] is not None
+    held = config.name if name == "run_name" else config.training.extra().get(name)
+    assert held == value and not any(f"--{name} has no effect" in note for note in notes)
+
+
+@pytest.mark.parametrize("table", ["fixed", "owned"])
+def test_a_flag_of_another_value_is_refused_with_its_reason(table: str) -> None:
+    other = {bool: "{not}", int: "0.5", str: "sorted", dict: '{{"use_reentrant": true}}'}
+    own = {"eval_strategy", "save_strategy", "deepspeed", "output_dir", "use_cpu", "resume_from_checkpoint",
+           "evaluation_strategy", "no_cuda"}  # fmt: skip
+    for name, fact in facts()[table].items():
+        if name in IGNORED or name in own:
+            continue
+        wrong = "x"
+        if table == "fixed":
+            wrong = other[type(fact["value"])].format(**{"not": not fact["value"]})
+        with pytest.raises(UsageError, match=f"--{name} "):
+            flagged(f"--{name} '{wrong}'")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--save_only_model True", "save_only_model can only be false"),
+        ("--fp16 True", "on a CPU leave it out"),
+        ("--resume_from_checkpoint out/checkpoint-5", "resumes by itself"),
+        ("--lora_r 64", "lora_r is not offered"),
+        ("--use_lora True", "fine-tunes all weights"),
+        ("--optim adafactor", "AdamW"),
+        ("--lr_scheduler_type cosine_with_min_lr", "min_lr_rate: 0.1"),
+        ("--lr_scheduler_type cosin", "did you mean 'cosine'"),
+        ("--lr_scheduler_kwargs nonsense", "wants a JSON object"),
+        ("--metric_for_best_model rouge", "not one of loss"),
+        ("--load_best_model_at_end True", "--eval_data_path"),
+        (EVALUATED + "--save_strategy no --load_best_model_at_end True", "needs checkpoints"),
+        ("--save_strategy best", "load_best_model_at_end"),
+        ("--tf32 True", "compute capability 8.0"),
+        ("--learning_rate nan", "finite"),
+        ("--logging_steps 0.5", "whole number"),
+        ("--warmup_ratio 0.1 --warmup_steps 3", "keep one"),
+        ("--save_only_mdel True", "no such flag"),
+    ],
+)
+def test_a_flag_that_cannot_be_had_gets_an_answer(words: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        flagged(words, CPU)
+    assert says in str(caught.value) and "q_lora" not in str(caught.value)
+
+
+def test_an_evaluation_without_held_out_rows_is_refused() -> None:
+    words = shlex.split(BASE.replace("--eval_data_path e.json", EVALUATED))
+    with pytest.raises(UsageError, match="needs --eval_data_path"):
+        config_from_flags(words, CPU, 1)
+
+
+def test_what_only_an_evaluation_would_use_is_dropped_with_a_note() -> None:
+    config, _, notes = flagged("--evaluation_strategy no --per_device_eval_batch_size 1")
+    assert "per_device_eval_batch_size" not in config.training.extra()
+    assert any("--per_device_eval_batch_size has no effect" in note for note in notes)
+    assert any("--eval_data_path has no effect" in note for note in notes)
+
+
+def test_resuming_is_answered(tmp_path: Path) -> None:
+    told = shlex.split(f"{BASE} --output_dir={tmp_path}".replace("--output_dir /nowhere/out ", ""))
+    assert "resumes from the newest" in " ".join(config_from_flags([*told, "--resume_from_checkpoint"], CPU, 1)[2])
+    config_from_flags([*told, "--resume_from_checkpoint", "False"], CPU, 1)
+    (tmp_path / "checkpoints" / "step-4").mkdir(parents=True)
+    with pytest.raises(UsageError, match="another --output_dir"):
+        config_from_flags([*told, "--resume_from_checkpoint", "False"], CPU, 1)
+
+
+@pytest.mark.slow
+def test_a_run_by_the_references_flags_evaluates_and_saves_by_epoch(tmp_path: Path) -> None:
+    """One run shows what the loop itself does with its settings: epochs, the best model, the first step, noise."""
+    import json
+    import subprocess
+    import sys
+
+    tiny.write_run(tmp_path / "spare")
+    rows = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps(rows[:8]))
+    (tmp_path / "eval.json").write_text(json.dumps(rows[8:14]))
+    words = (
+        f"--model_name_or_path {tmp_path}/tiny.yaml --model_source random --data_path {tmp_path}/data.json "
+        f"--eval_data_path {tmp_path}/eval.json --output_dir {tmp_path}/out --model_max_length 128 "
+        "--evaluation_strategy epoch --save_strategy epoch --save_total_limit 1 --load_best_model_at_end True "
+        "--early_stopping_patience 2 --num_train_epochs 40 --learning_rate 0.1 --gradient_accumulation_steps 2 "
+        "--per_device_train_batch_size 2 --eval_on_start True --eval_delay 2 --logging_steps 1000 "
+        "--logging_first_step True --report_to tensorboard --neftune_noise_alpha 5 --lr_scheduler_type polynomial "
+        "--lr_scheduler_kwargs '{\"power\": 2.0}' --project mine --fp16 False --tf32 False"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen_job.train", *shlex.split(words)],
+        env=tiny.environment(QWEN_JOB_CACHE=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    out = tmp_path / "out"
+    assert done.returncode == 0, done.stdout + done.stderr
+    held_out = {line["step"]: line["loss"] for line in tiny.metrics(out, "eval")}
+    assert list(held_out)[:3] == [0, 4, 6]  # before the first step, then by epochs of two steps, the first left out
+    best = min((step for step in held_out if step), key=lambda step: held_out[step])
+    last = tiny.metrics(out, "step")[-1]["step"]
+    assert last == best + 4 < 80, "two epochs without a better loss end the run"
+    assert f"taking the weights of step-{best}" in done.stderr
+    assert {path.name for path in (out / "checkpoints").glob("step-*")} == {f"step-{best}", f"step-{last}"}
+    rates = [line["learning_rate"] for line in tiny.metrics(out, "step")]
+    assert rates[2] == pytest.approx(0.1 * (1 - 2 / 80) ** 2, rel=1e-3)
+    assert _logged(out) == [1]
+
+
+def _logged(run: Path) -> list[int]:
+    """Return the steps whose loss TensorBoard got."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [item.step for item in events.Scalars("train/loss")]
