@@ -48,6 +48,8 @@ def read_config(folder: Path) -> dict[str, object]:
     if exists(member(folder, ADAPTER)):
         merged = "merge it into its base model first" if not exists(path) else f"remove {ADAPTER} if it is merged"
         raise ModelError(f"{folder}: holds an adapter (LoRA, {ADAPTER}); {merged}, or take the full model")
+    for other in folder.glob("shard-*-model-*-of-*.safetensors"):
+        raise ModelError(f"{other}: is a piece of a distributed checkpoint, which would be loaded first; remove it")
     if not exists(path) and any(folder.glob("*.gguf")):
         raise ModelError(f"{folder}: holds GGUF files only, which are quantized; take the full-precision model")
     config = read_json(path)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from qwen_job.data.chatml import ChatTokenizer
-from qwen_job.errors import ModelError
-from qwen_job.models.folder import stop_ids
+from qwen_job.models.folder import check_folder, stop_ids
+from qwen_job.train.loading import load_native
 from qwen_job.train.run_folder import Sampling
 
 
@@ -98,21 +97,15 @@ def load_answerer(folder: Path) -> Answerer:
     """Load a native model folder without remote code; bfloat16 or float16 on a GPU, float32 on a CPU.
 
     Raises:
-        ModelError: transformers cannot load the folder.
+        ModelError: the folder is incomplete, or transformers cannot load it.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    check_folder(folder)
     device, dtype = device_and_dtype()
-    model: Any
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    model, _ = load_native(folder, dtype, "sdpa")
     return Answerer(model.to(device).eval(), ChatTokenizer.load(folder), stop_ids(folder))
 
 

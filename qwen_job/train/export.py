@@ -20,6 +20,7 @@ from qwen_job.errors import ModelError
 from qwen_job.files import sync_file, sync_folder, write_atomically
 from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
 from qwen_job.train.kernels import stock_kernels
+from qwen_job.train.loading import load_native
 
 _PROBE_TOKENS = 16
 # Largest difference over largest logit: another kernel on another device rounds differently.
@@ -63,15 +64,11 @@ def probe(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 def verify(folder: Path, tokens: torch.Tensor, expected: torch.Tensor) -> None:
     """Load ``folder`` as any user would, without remote code, and compare its logits with the trainer's."""
-    from transformers import AutoModelForCausalLM
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     # Else transformers would partition the copy for ZeRO-3.
     unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder), trust_remote_code=False, local_files_only=True, dtype="auto", output_loading_info=True
-    )
-    model, report = loaded
+    model, report = load_native(folder, "auto", "sdpa")
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ModelError(f"{folder}: the exported weights do not match the model: {report}")
     with stock_kernels():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
 from qwen_job.models.config_fields import check_fields, longest_row, too_long
@@ -17,6 +16,7 @@ from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer
 from qwen_job.train.figures import Shape
 from qwen_job.train.kernels import use_lean_kernels
+from qwen_job.train.loading import load_native
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NOT_DECAYED = re.compile(r"bias$|norm", re.IGNORECASE)
@@ -29,21 +29,8 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
         ModelError: transformers cannot load the folder, weights are missing in it, or its config.json asks for what
             would not be honoured.
     """
-    from transformers import AutoModelForCausalLM
-
     _check_config(config, folder)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=DTYPES[config.precision],
-            attn_implementation=implementation(config.attention),
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    model, report = loaded
+    model, report = load_native(folder, DTYPES[config.precision], implementation(config.attention))
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")

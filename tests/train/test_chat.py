@@ -118,5 +118,5 @@ def test_weights_cut_short_are_a_models_fault(taught: Path, tmp_path: Path) -> N
     shutil.copytree(taught / "model", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="model: cannot be loaded"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: is \d+ bytes long where its header says"):
         load_answerer(tmp_path / "model")

@@ -1,0 +1,59 @@
+"""A native model folder as a model of transformers: nothing is fetched, and nothing that the folder holds is run.
+
+The class comes from our own table and the config from what describes the model (``native_config``); weights are
+safetensors. What else config.json may say, a kernel of a hub, a class of its own, an adapter, is not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from qwen_job.errors import ModelError
+from qwen_job.models.config import check_config, native_config, read_config
+from qwen_job.models.shapes import NATIVE, expected_shapes
+
+
+def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple[Any, dict[str, Any]]:
+    """Return the model and transformers' report of missing, unexpected and mismatched weights.
+
+    Args:
+        folder: a native folder; Qwen-1 and .bin folders are converted first.
+        dtype: of the loaded weights, or ``auto`` for their own.
+        attention: a kernel's name as transformers knows it: never left to the folder.
+
+    Raises:
+        ModelError: config.json is wrong, or transformers cannot load the weights.
+    """
+    import transformers
+
+    config = read_config(folder)
+    expected_shapes(config)  # refuses every other model_type
+    check_config(config)
+    model_class = getattr(transformers, NATIVE[str(config["model_type"])])
+    try:
+        built = model_class.config_class(**native_config(config))
+    except Exception as error:  # its strict dataclasses raise kinds of their own
+        raise ModelError(f"{folder}: config.json: {_reason(error)}") from error
+    try:
+        loaded: tuple[Any, dict[str, Any]] = model_class.from_pretrained(
+            str(folder),
+            config=built,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    # No RuntimeError: a GPU's or a network's fault is none of the folder's.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: cannot be loaded: {_reason(error)}") from error
+    return loaded
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
