@@ -7,7 +7,7 @@ from typing import cast
 
 import click
 
-from qwen_job.errors import UsageError
+from qwen_job.errors import ModelError, UsageError
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -46,11 +46,15 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None) 
     short goes on where it was. Mirrors are taken from MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from
     MODELSCOPE_API_TOKEN and HF_TOKEN.
     """
-    from qwen_job.job.model import Model
     from qwen_job.models import ModelSpec, ensure_model
+    from qwen_job.models.names import clean_name, resolve_source
     from qwen_job.models.spec import Source
 
-    source = Model.model_construct(name=model_id, source=source).resolved_source
+    source = resolve_source(model_id, source)
+    try:
+        model_id = clean_name(model_id, source)
+    except ValueError as error:
+        raise ModelError(f"ID: {error}") from None
     if source == "local" and revision:
         raise UsageError("--revision: a local folder has none; leave it out")
     spec = ModelSpec(name=model_id, source=cast(Source, source), revision=revision, cache_dir=cache)

@@ -17,6 +17,7 @@ from qwen_job.job.document import Document, Position, assign, dotted, merge, par
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Job, Train
 from qwen_job.job.types import ENV_NAME
+from qwen_job.models.names import clean_name
 from qwen_job.settings import Complaint
 
 MAX_BYTES = 16 * 2**20
@@ -332,6 +333,11 @@ def _resolve_paths(job: Job, document: Document) -> Job:
     model = job.model
     if model.resolved_source == "local":
         model = model.model_copy(update={"name": absolute(model.name, "model", "name")})
+    else:
+        try:
+            model = model.model_copy(update={"name": clean_name(model.name, model.source)})
+        except ValueError as error:
+            raise JobError([_problem(document, ("model", "name"), str(error))]) from None
     if model.cache_dir:
         model = model.model_copy(update={"cache_dir": absolute(model.cache_dir, "model", "cache_dir")})
     changed: dict[str, Any] = {"data": data, "model": model, "output": absolute(job.output, "output")}

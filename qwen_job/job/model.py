@@ -30,6 +30,7 @@ from qwen_job.job.types import (
 )
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 from qwen_job.models.chatml import SYSTEM_PROMPT
+from qwen_job.models.names import resolve_source
 
 if TYPE_CHECKING:
     from qwen_job.job.sweep import Point
@@ -98,9 +99,7 @@ class Model(Strict):
     @property
     def resolved_source(self) -> str:
         """``source`` with ``auto`` decided: a name that starts as a path does is local."""
-        if self.source != "auto":
-            return self.source
-        return "local" if self.name.startswith(("/", "./", "../", "~")) else "modelscope"
+        return resolve_source(self.name, self.source)
 
 
 class DataFile(Strict):

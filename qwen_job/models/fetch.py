@@ -28,6 +28,7 @@ from .hub import (
     unreachable,
 )
 from .lock import Progress, exclusive
+from .names import clean_name
 from .spec import ModelSpec, cache_folder
 
 MARKER = ".fetched.json"
@@ -53,19 +54,23 @@ def fetch_model(spec: ModelSpec, *, progress: Progress | None = None) -> Path:
     """
     hub: Hub = "huggingface" if spec.source == "huggingface" else "modelscope"
     revision = spec.revision or default_revision(hub)
-    names = [part.replace(".", "___") for part in (spec.name.replace("/", "--"), revision.replace("/", "--"))]
+    try:
+        model = clean_name(spec.name, hub)
+    except ValueError as error:
+        raise ModelError(f"model.name: {error}") from None
+    names = [part.replace(".", "___") for part in (model.replace("/", "--"), revision.replace("/", "--"))]
     folder = cache_folder(spec.cache_dir) / hub / "@".join(names)
     if (folder / MARKER).exists():
         return folder
     forbidden = offline(hub)
     if forbidden:
         raise EnvironmentFault(
-            f"{spec.name}: is not in the cache ({folder}) and {forbidden} forbids to download; "
-            f"run 'qwen-job model fetch {spec.name}' where there is a network, with the same cache"
+            f"{model}: is not in the cache ({folder}) and {forbidden} forbids to download; "
+            f"run 'qwen-job model fetch {model}' where there is a network, with the same cache"
         )
     with exclusive(folder.with_name(f"{folder.name}.lock"), progress):
         if not (folder / MARKER).exists():
-            _download_all(hub, spec.name, revision, folder, progress)
+            _download_all(hub, model, revision, folder, progress)
     return folder
 
 

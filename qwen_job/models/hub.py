@@ -106,9 +106,6 @@ def _explain(hub: Hub, url: str, code: int) -> Exception:
 
 def list_files(hub: Hub, model: str, revision: str) -> list[RemoteFile]:
     """Return every file of a model at a revision; TransferError or ModelError as of :func:`open_url`."""
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
-        raise ModelError(f"model.name: {model!r} is no hub's id; write owner/name, or for a folder model.source: local "
-                         "('model fetch' has --source local)")  # fmt: skip
     try:
         files = list(_modelscope(model, revision) if hub == "modelscope" else _huggingface(model, revision))
     except (KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,8 @@ from typing import Literal, cast, get_args
 
 from qwen_job.errors import ModelError
 
+from .names import clean_name
+
 Source = Literal["modelscope", "huggingface", "local", "random"]
 
 
@@ -39,9 +41,13 @@ class ModelSpec:
             raise ModelError(f"train.yaml: model.source: {values['source']!r} is none of {', '.join(get_args(Source))}")
         if not values["name"]:
             raise ModelError("train.yaml: model.name: is empty; write a hub id or a folder")
+        try:
+            name = clean_name(cast(str, values["name"]), cast(str, values["source"]))
+        except ValueError as error:
+            raise ModelError(f"train.yaml: model.name: {error}") from None
         cache_dir = cast("str | None", values["cache_dir"])
         return cls(
-            name=cast(str, values["name"]),
+            name=name,
             source=cast(Source, values["source"]),
             revision=cast("str | None", values["revision"]),
             cache_dir=Path(cache_dir) if cache_dir else None,

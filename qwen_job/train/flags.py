@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from qwen_job import settings
 from qwen_job.errors import UsageError
 from qwen_job.models.chatml import SYSTEM_PROMPT
+from qwen_job.models.names import clean_name, resolve_source
 from qwen_job.train.config import RENAMED, DeepSpeedConfig, TrainConfig, Training, parse_config
 
 
@@ -294,10 +295,15 @@ def _hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
 
 def _model_values(own: dict[str, Any]) -> dict[str, Any]:
     name = own["model_name_or_path"]
-    local = Path(name).exists() or name.startswith(("/", ".", "~"))
-    source = own.get("model_source") or ("local" if local else "modelscope")
+    # As transformers, the reference takes a folder of this name where there is one.
+    here = Path(name).exists() or name.startswith(".")
+    source = own.get("model_source") or ("local" if here else resolve_source(name, "auto"))
+    try:
+        name = clean_name(name, source)
+    except ValueError as error:
+        raise UsageError(f"--model_name_or_path: {error}") from None
     return {
-        "name": name if local else name.rstrip("/"),
+        "name": name,
         "source": source,
         "revision": "master" if source == "modelscope" else None,
         "cache_dir": own.get("cache_dir"),

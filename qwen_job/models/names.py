@@ -1,0 +1,43 @@
+"""One rule for how a model is named: in job.yaml, in the reference's flags, to ``model fetch`` and on the node.
+
+A name that begins as a path does (/, ./, ../, ~) is a folder; with ``source: random`` it is a file of configs/models;
+everything else is a hub's id, owner/name. White space and slashes around an id, as in ``Qwen/Qwen-1_8B-Chat/``, and a
+doubled slash in it mean nothing.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:modelscope\.(?:cn|ai)/(?:models/)?|hf-mirror\.com/|huggingface\.co/|hf\.co/)"
+    r"([^/\s]+/[^/\s?#]+)\S*"
+)
+
+
+def resolve_source(name: str, source: str) -> str:
+    """Return where ``name`` comes from, with the source ``auto`` decided."""
+    if source != "auto":
+        return source
+    name = name.strip()
+    return "local" if name.startswith(("/", "./", "../", "~")) or name in (".", "..") else "modelscope"
+
+
+def clean_name(name: str, source: str) -> str:
+    """Return the one spelling of a model's name; folders and names in configs/models stay as they are.
+
+    Raises:
+        ValueError: a hub's id is no owner/name; the text says what to write.
+    """
+    if resolve_source(name, source) not in ("modelscope", "huggingface"):
+        return name
+    clean = re.sub("/{2,}", "/", name.strip()).strip("/") if "://" not in name else name.strip()
+    if found := _ADDRESS.fullmatch(clean):
+        raise ValueError(f"{name!r} is an address; write {found[1]!r}, and the hub as model.source")
+    if not _ID.fullmatch(clean):
+        raise ValueError(
+            f"{name!r} is no hub's id: write owner/name, as in Qwen/Qwen-1_8B-Chat; for a folder write "
+            f"{'./' + clean if clean else './model'!r}, or model.source: local ('model fetch' has --source local)"
+        )
+    return clean
