@@ -10,17 +10,18 @@ from qwen_job.job.kubernetes_types import (
     SUBDOMAIN,
     Amounts,
     Cidr,
+    Cores,
     Deadline,
     DnsLabel,
     DnsSubdomain,
     ExtendedResource,
     LabelValue,
     Lifetime,
+    Memory,
     MountPath,
     Natural,
     Overlay,
     QualifiedName,
-    Quantity,
     SecretKey,
     Storage,
     Toleration,
@@ -68,11 +69,15 @@ class Kubernetes(Strict):
     labels: Annotated[dict[QualifiedName, LabelValue], not_ours(OWN_LABELS, "choose another label")] = {}
     annotations: Annotated[dict[QualifiedName, FreeText], not_ours(OWN_ANNOTATIONS, "choose another")] = {}
     volumes: list[Volume] = Field([], description="Shared storage for model, data and output")
-    shm_size: Quantity = Field("16Gi", description="Size of /dev/shm; counts as the pod's memory")
-    cpu: Quantity | None = Field(None, description="CPU request and limit of a pod")
-    memory: Quantity | None = Field(None, description="Memory request and limit of a pod")
+    shm_size: Memory = Field("16Gi", description="Size of /dev/shm; counts as the pod's memory")
+    cpu: Cores | None = Field(
+        None, description="CPU request and limit of a pod; default: what the plan needs is requested, without a limit"
+    )
+    memory: Memory | None = Field(
+        None, description="Memory request and limit of a pod; default: what the plan needs, without a limit"
+    )
     gpu_resource: ExtendedResource | None = Field(
-        "nvidia.com/gpu", description="The resource that a GPU is requested by"
+        "nvidia.com/gpu", description="The resource that a GPU is requested by, e.g. a MIG slice's"
     )
     resources: Amounts = Field({}, description="More resources of a pod, e.g. {rdma/hca: '1'}")
     gpu_products: list[LabelValue] = Field([], description="Node label nvidia.com/gpu.product: one of these")
@@ -110,8 +115,8 @@ class Kubernetes(Strict):
     prepare: bool = Field(
         False, description="A Job without GPUs fetches the model and prepares the data first; then the training starts"
     )
-    prepare_cpu: Quantity = Field("4", description="CPU request and limit of that Job")
-    prepare_memory: Quantity = Field("16Gi", description="Memory request and limit of that Job")
+    prepare_cpu: Cores = Field("4", description="CPU request and limit of that Job")
+    prepare_memory: Memory = Field("16Gi", description="Memory request and limit of that Job")
     prepare_account: DnsSubdomain | None = Field(
         None, description="A service account that may patch the training job; default: one is made, with a Role for it"
     )

@@ -18,9 +18,43 @@ _BYTE = "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
 # The largest 32-bit number: the server refuses larger seconds, counts, users and groups.
 _INT32 = 2**31 - 1
 
+_UNITS = "M|G|T|P|E|Mi|Gi|Ti|Pi|Ei"
+# At least 1 MB: a number without its unit, or milli-bytes, are slips.
+_MEMORY = (
+    rf"(0*[1-9][0-9]*(\.[0-9]+)?|0*\.[0-9]*[1-9][0-9]*)({_UNITS})"
+    r"|0*[1-9][0-9]{3,}(\.[0-9]+)?(k|Ki)|0*[1-9][0-9]{6,}(\.[0-9]+)?"
+)
+_CORES = r"(0*[1-9][0-9]*(\.[0-9]+)?|0*\.[0-9]*[1-9][0-9]*)m?"
+
+
+def _written(value: Any) -> Any:
+    """Take a number for the text that Kubernetes wants: ``cpu: 16``."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _amount(pattern: str, wrong: str) -> Any:
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(wrong.format(text))
+        return text
+
+    text = {"type": "string", "pattern": f"^({pattern})$", "maxLength": 30}
+    return Annotated[
+        str,
+        BeforeValidator(_written),
+        Field(max_length=30),
+        AfterValidator(check),
+        WithJsonSchema({"anyOf": [text, {"type": "number", "exclusiveMinimum": 0}]}),
+    ]
+
+
 DnsLabel = Annotated[str, Field(pattern=rf"^{_LABEL}$")]
 DnsSubdomain = Annotated[str, Field(pattern=rf"^{SUBDOMAIN}$", max_length=253)]
 Quantity = Annotated[str, Field(pattern=rf"^{_QUANTITY}$", max_length=30)]
+Cores = _amount(_CORES, "{0!r} is no number of cores; write e.g. 16, 1.5 or 500m")
+Memory = _amount(_MEMORY, "{0!r} is no amount of memory of 1 MB or more; write it with its unit, e.g. 64Gi")
 Storage = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$", max_length=30)]
 QualifiedName = Annotated[str, Field(pattern=rf"^({SUBDOMAIN}/)?{_NAME}$", max_length=317)]
 ExtendedResource = Annotated[str, Field(pattern=rf"^{_EXTENDED}$", max_length=317)]
@@ -81,14 +115,14 @@ def _amounts(values: dict[str, str]) -> dict[str, str]:
 
 
 Amounts = Annotated[
-    dict[QualifiedName, Quantity],
+    dict[QualifiedName, Annotated[Quantity, BeforeValidator(_written)]],
     AfterValidator(_amounts),
     WithJsonSchema(
         {
             "type": "object",
             "patternProperties": {
-                rf"^({_NATIVE})$": {"type": "string", "pattern": rf"^{_QUANTITY}$"},
-                rf"^{_EXTENDED}$": {"type": "string", "pattern": "^[0-9]+$"},
+                rf"^({_NATIVE})$": {"type": ["string", "number"], "pattern": rf"^{_QUANTITY}$"},
+                rf"^{_EXTENDED}$": {"type": ["string", "integer"], "pattern": "^[0-9]+$"},
             },
             "additionalProperties": False,
         }

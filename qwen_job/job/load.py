@@ -23,7 +23,10 @@ from qwen_job.settings import Complaint
 MAX_BYTES = 16 * 2**20
 STDIN = "job.yaml (stdin)"
 # What is text there stays as it was typed: VERSION: 1.10 is not 1.1.
-_TEXT_SECTIONS: tuple[FieldPath, ...] = (("env",), ("slurm", "sbatch"), ("slurm", "srun"))
+_TEXT_SECTIONS: tuple[FieldPath, ...] = (
+    ("env",), ("slurm", "sbatch"), ("slurm", "srun"),
+    ("kubernetes", "labels"), ("kubernetes", "annotations"), ("kubernetes", "node_selector"),
+)  # fmt: skip
 _SHORT: dict[str, tuple[str, tuple[type, ...]]] = {"model": ("name", (str,)), "data": ("train", (str, list))}
 _TYPE_TAG = re.compile(r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)")
 _EXPECTED = "expected "

@@ -32,6 +32,8 @@ def job_schema() -> dict[str, Any]:
     _accept_scalars(schema["properties"]["env"])
     _accept_scalars(definitions["Slurm"]["properties"]["sbatch"])
     _accept_scalars(definitions["Slurm"]["properties"]["srun"])
+    for name in ("labels", "annotations", "node_selector"):
+        _accept_scalars(definitions["Kubernetes"]["properties"][name])
     definitions["Slurm"]["properties"]["memory"]["anyOf"].append({"type": "integer"})
     # Values, or fields of a section that are swept: {train.seed: [1, 2]} and {train: {seed: [1, 2]}}.
     schema["properties"]["sweep"]["additionalProperties"] = {
@@ -82,7 +84,11 @@ def _accept_one(properties: dict[str, Any], name: str) -> None:
 
 def _accept_scalars(field: dict[str, Any]) -> None:
     """Numbers and true or false may stand for their text."""
-    field["additionalProperties"] = {"anyOf": [field["additionalProperties"], {"type": ["number", "boolean"]}]}
+    scalar = {"type": ["number", "boolean"]}
+    for pattern, form in field.get("patternProperties", {}).items():
+        field["patternProperties"][pattern] = {"anyOf": [form, scalar]}
+    if "additionalProperties" in field:
+        field["additionalProperties"] = {"anyOf": [field["additionalProperties"], scalar]}
 
 
 def _accept_text(properties: dict[str, Any], name: str) -> None:

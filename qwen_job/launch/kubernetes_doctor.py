@@ -150,6 +150,8 @@ def _cluster(found: Survey, products: list[str]) -> Object:
     """Describe the machines where all that have GPUs have the same; two cores of each are left to the system."""
     if len(products) != 1 or len(found.gpu_products) != 1:
         return {}
+    if re.search(r"-MIG-|-SHARED$", products[0]):
+        return {"gpus_per_node": 1}  # slices and shares of a GPU are counted as GPUs, and a process sees one
     gpus = Counter(node.gpus for node in found.nodes).most_common(1)[0][0]
     like = [node for node in found.nodes if node.gpus == gpus]
     cores, memory = min(node.cores for node in like), min(node.memory_gib for node in like)

@@ -53,8 +53,11 @@ def gpu_checks(count: int, planned: PlannedGpu | None) -> list[Finding]:
 def gpu_count(wanted: int) -> Finding:
     """Hold the number of visible GPUs against the job's."""
     driver = probe()
-    count = os.environ.get("CUDA_VISIBLE_DEVICES", "").count("MIG-") or len(visible(driver))
+    slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").count("MIG-")
+    count = 1 if slices else len(visible(driver))
     text = f"{count} GPUs visible, {wanted} wanted"
+    if slices and wanted > 1:
+        return Finding("gpu count", "fault", f"{text}: of {slices} MIG slices a process sees one; take one a node")
     if count < wanted and len(driver.gpus) != count:
         text += f"; the driver has {len(driver.gpus)}, CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}"
     return Finding("gpu count", "ok" if count >= wanted else "fault", text)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from qwen_job.job.kubernetes import Kubernetes
-from qwen_job.job.kubernetes_types import Natural
+from qwen_job.job.kubernetes_types import Cores, Memory, Natural
 from qwen_job.job.types import Count, EnvName, Positive, Strict
 from qwen_job.render.kubernetes_settings import IMAGE, MAX_NAME, Settings
 from qwen_job.render.quote import Unrepresentable
@@ -44,10 +44,18 @@ class Variable(Strict):
     value: CarriedText
 
 
+class Needs(Strict):
+    """What a pod of the plan needs of its node."""
+
+    cpu: Cores | None = None
+    memory: Memory | None = None
+
+
 class Planned(Strict):
     """What the plan decided; write train, deepspeed and env to change a part of it."""
 
     env: list[Variable]
+    needs: Needs = Field(Needs.model_construct(), description="What a pod needs; requested where nothing is written")
     files: dict[str, str] = Field(description="job.yaml, train.yaml and deepspeed.json")
 
 
@@ -70,6 +78,7 @@ class ChartValues(Strict):
         description="Tries in a row that bring no newer checkpoint, before the job ends with exit code 8"
     )
     kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml, field by field")
+    enabled: bool = Field(True, description="For a parent chart's condition; the chart itself cannot be switched off")
     check_cluster: bool = Field(True, description="Refuse to install where the job's CRD is missing")
     allow_change: bool = Field(False, description="Let an upgrade change a job that exists already")
     config: Planned = Field(description="What the plan decided, made by qwen-job render --target helm")
@@ -89,6 +98,7 @@ def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, A
         "kubernetes": chosen.section.model_dump(exclude_defaults=not shipped),
         "config": {
             "env": [{"name": name, "value": value} for name, value in chosen.env.items()],
+            "needs": chosen.needs,
             "files": chosen.files,
         },
     }

@@ -16,6 +16,7 @@ from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
 from qwen_job.render.kubernetes_check import object_problems, size_notes
+from qwen_job.render.kubernetes_needs import written
 from qwen_job.render.kubernetes_prepare import prepare_context
 from qwen_job.render.kubernetes_settings import CONFIG_PATH, Settings, settings
 from qwen_job.render.merge import Unmergeable, merge
@@ -26,6 +27,7 @@ from qwen_job.render.quote import to_yaml
 Object = dict[str, Any]
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OUTPUT = "qwen-job/output"  # the annotation that tells a job's folder
+MEMORY = "qwen-job/needs-memory"  # the annotation with the host memory that the plan counts for a pod
 _CONTAINERS = {"pytorchjob": "pytorch", "trainjob": "node", "jobset": "node"}
 _SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
 _CONTAINER_SECURITY = {
@@ -161,7 +163,8 @@ def _context(chosen: Settings) -> dict[str, Any]:
     job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": queue} if queued else {})}
     namespace = {"namespace": k.namespace} if k.namespace else {}
     pod_annotations = {**k.annotations, "qwen-job/checksum": checksum}
-    annotations = {**pod_annotations, OUTPUT: chosen.output}
+    memory = {MEMORY: chosen.needs["memory"]} if "memory" in chosen.needs else {}
+    annotations = {**pod_annotations, OUTPUT: chosen.output, **memory}
     if gang == "kueue" and k.topology:
         pod_annotations["kueue.x-k8s.io/podset-required-topology"] = k.topology
     return {
@@ -181,6 +184,7 @@ def _context(chosen: Settings) -> dict[str, Any]:
         "command": command(chosen),
         "env": environment(chosen),
         "resources": resources(chosen),
+        "tainted": tainted(k.gpu_resource),
         "mounts": _mounts(chosen),
         "volumes": _volumes(chosen),
         "gang": gang if gang != "kueue" else "",
@@ -243,15 +247,22 @@ def literal(value: str) -> str:
     return value.replace("$", "$$") if re.search(r"\$[$(]", value) else value
 
 
-def resources(chosen: Settings) -> dict[str, str]:
-    """Return a pod's requests, which are its limits too."""
+def resources(chosen: Settings) -> dict[str, dict[str, str]]:
+    """Return a pod's requests and limits: what is written is both, what the plan needs besides is requested."""
     k = chosen.section
-    wanted = {
+    limits = {
         **({"cpu": k.cpu} if k.cpu else {}),
         **({"memory": k.memory} if k.memory else {}),
         **({k.gpu_resource: str(chosen.gpus_per_node)} if k.gpu_resource else {}),
+        **k.resources,
     }
-    return {**wanted, **k.resources}
+    needed = {name: amount for name, amount in chosen.needs.items() if not written(k, name)}
+    return {"requests": {**needed, **limits}, "limits": limits}
+
+
+def tainted(resource: str | None) -> list[str]:
+    """Return the taints that nodes with such a GPU may have: its own name, and that of its maker's whole GPUs."""
+    return list(dict.fromkeys([resource, f"{resource.partition('/')[0]}/gpu"])) if resource else []
 
 
 def _container_security(chosen: Settings) -> Object:

@@ -48,7 +48,7 @@ def prepare_context(chosen: Settings, context: dict[str, Any]) -> dict[str, Any]
         "container_security": {**context["container_security"], "capabilities": {"drop": ["ALL"]}},
         "command": _command(chosen, starts=starts),
         "env": [entry for entry in context["env"] if entry["name"] != "QWEN_JOB_NODE_RANK"],
-        "resources": {"cpu": k.prepare_cpu, "memory": k.prepare_memory},
+        "resources": {key: {"cpu": k.prepare_cpu, "memory": k.prepare_memory} for key in ("requests", "limits")},
         "scheduler": "",
         "pod_affinity": None,
         "release_group": group,

@@ -13,9 +13,8 @@ from qwen_job.job.document import dotted
 from qwen_job.job.kubernetes import Kubernetes, Volume
 from qwen_job.plan import Plan
 from qwen_job.render.files import config_files
+from qwen_job.render.kubernetes_needs import LEAVING_SECONDS, amount_problems, needs, request_notes
 
-# Seconds between "saved" and the end of the processes, on top of the time that saving takes.
-LEAVING_SECONDS = 30
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
 # most 63 characters. JobSet's webhook refuses longer ones; nothing does for a PyTorchJob, whose pods then never come.
 MAX_NAME = 63 - len("-worker-9999")
@@ -41,6 +40,7 @@ class Settings:
     grace_seconds: int
     max_without_progress: int
     env: dict[str, str]
+    needs: dict[str, str]
     files: dict[str, str]
     section: Kubernetes
     notes: tuple[str, ...]
@@ -49,7 +49,7 @@ class Settings:
 def settings(plan: Plan) -> Settings:
     """Decide what the ``kubernetes:`` section leaves open. Errors: :class:`JobError` with all problems."""
     job, notes = plan.job, []
-    problems = [*_name_problems(plan), *_section_problems(plan)]
+    problems = [*_name_problems(plan), *_section_problems(plan), *amount_problems(plan)]
     volumes = job.kubernetes.volumes
     own = own_mounts(job.kubernetes, "pod")
     unheld = {field: path for field, (path, _) in _paths(plan).items() if not _holders(path, own)}
@@ -71,7 +71,7 @@ def settings(plan: Plan) -> Settings:
         notes.append(
             f"image: none is written, so {default_image(plan)!r} must be on the nodes; name the one you pushed"
         )
-    notes += [*_section_notes(plan, volumes), *_prepare_notes(plan)]
+    notes += [*_section_notes(plan, volumes), *request_notes(plan), *_prepare_notes(plan)]
     cpus = job.cluster.cpus_per_gpu
     section = job.kubernetes.model_copy(
         update={
@@ -89,6 +89,7 @@ def settings(plan: Plan) -> Settings:
         grace_seconds=job.retry.grace + LEAVING_SECONDS,
         max_without_progress=job.retry.max_without_progress,
         env=plan.env,
+        needs=needs(plan),
         files=files,
         section=section,
         notes=tuple(notes),

@@ -145,6 +145,16 @@ def test_numbers_may_be_set_on_the_command_line() -> None:
         ("kubernetes.job.pytorchReplicaSpecs.Boss.replicas=1", "neither Master nor Worker"),
         ("kubernetes.kind=trainjob,kubernetes.job.trainer.numNodes=0", "numNodes"),
         ("kubernetes.resources.rdma/hca=0.5", "hca"),
+        ("kubernetes.memory=8Gi", "kubernetes.memory: 8Gi is less than the"),
+        (
+            "kubernetes.memory=900Gi,kubernetes.shm_size=1Ti",
+            "kubernetes.memory: 900Gi is less than kubernetes.shm_size",
+        ),
+        ("kubernetes.memory=64", "memory"),
+        ("kubernetes.cpu=16Gi", "cpu"),
+        ("kubernetes.gpu_resource=nvidia.com/mig-1g.10gb", "kubernetes.gpu_resource: a process sees one"),
+        ("kubernetes.active_deadline=150", "kubernetes.active_deadline: 150 s leave no time"),
+        ("enabled=false", "enabled: is for a parent chart's condition"),
         ("env.9X=1", "env"),
         ("env.hfToken=x", "env.hfToken: looks like a secret"),
         ("env.DB=postgresql://me:geheim@db/x", "env.DB: looks like a secret"),
@@ -152,6 +162,23 @@ def test_numbers_may_be_set_on_the_command_line() -> None:
 )
 def test_wrong_values_are_refused_by_name(wrong: str, said: str, version: str) -> None:
     assert said in refusal("--set", wrong, version=version)
+
+
+@pytest.mark.parametrize("version", WHEELS)
+def test_a_parent_chart_may_switch_it_by_a_condition(version: str, tmp_path: Path) -> None:
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "qwen-job").symlink_to(CHART)
+    dependency = {"name": "qwen-job", "version": __version__, "condition": "qwen-job.enabled", "tags": ["train"]}
+    chart = {"apiVersion": "v2", "name": "team", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    for enabled, kinds in (("true", {"ConfigMap", "PyTorchJob"}), ("false", set())):
+        words = ("template", "my-run", tmp_path, "--skip-tests", "--set", f"qwen-job.enabled={enabled},global.a=b")
+        assert {thing["kind"] for thing in load(run_helm(*words, version=version))} == kinds
+
+
+def test_numbers_may_stand_where_kubernetes_wants_their_text() -> None:
+    made = container(template("--set", "kubernetes.cpu=16,kubernetes.resources.rdma/hca=1"))
+    assert made["resources"]["limits"] | {"cpu": "16", "rdma/hca": "1"} == made["resources"]["limits"]
 
 
 def test_names_too_long_for_the_pods_are_refused() -> None:

@@ -65,6 +65,7 @@ VARIANTS = {
         "kubernetes.pod_container={imagePullPolicy: Always, securityContext: {readOnlyRootFilesystem: false}}",
         "kubernetes.job={runPolicy: {backoffLimit: 0}}",
     ],
+    "a slice of a GPU": ["kubernetes.gpu_resource=nvidia.com/mig-7g.80gb", "cluster.gpus_per_node=1"],
     "no fixed user": ["kubernetes.run_as_user=null", "kubernetes.fs_group=null", "kubernetes.namespace=training"],
     "hostile env": [
         "env.A='$(HOME) $$(X) $$ $'", "env.B='{{ fail }} \"`x`'", 'env.C="a\\nb: c\\n---\\n"', "env.D=你好 🙂",

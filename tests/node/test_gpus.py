@@ -97,7 +97,7 @@ def test_only_the_job_s_own_cards_are_judged(
     assert gpu_count(2).state == ("ok" if devices == "0,1" else "fault")
 
 
-@pytest.mark.parametrize(("devices", "count"), [("", 0), ("NoDevFiles", 0), ("1,7,0", 1), ("MIG-1,MIG-2,MIG-3", 3)])
+@pytest.mark.parametrize(("devices", "count"), [("", 0), ("NoDevFiles", 0), ("1,7,0", 1), ("MIG-1,MIG-2,MIG-3", 1)])
 @pytest.mark.usefixtures("node")
 def test_gpus_are_counted_as_cuda_does(monkeypatch: pytest.MonkeyPatch, devices: str, count: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)

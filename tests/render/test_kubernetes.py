@@ -150,6 +150,23 @@ def test_secrets_are_only_named() -> None:
         (["kubernetes.kind=trainjob", "kubernetes.job={trainer: {numNodes: 0}}"], "numNodes: 0 is no number"),
         (["kubernetes.kind=trainjob", "kubernetes.job={trainer: {env: [{name: PET_X}]}}"], "job.trainer.env[0]:"),
         (["kubernetes.prepare=true", "kubernetes.prepare_pod={dnsPolicy: Any}"], "kubernetes.prepare_pod: dnsPolicy"),
+        (["kubernetes.memory=8Gi"], "kubernetes.memory: 8Gi is less than the 145Gi of host memory"),
+        (["kubernetes.memory=200Gi", "kubernetes.shm_size=201Gi"], "200Gi is less than kubernetes.shm"),
+        (["kubernetes.resources={memory: 8Gi}"], "kubernetes.resources.memory: 8Gi is less"),
+        (["kubernetes.pod_container={resources: {limits: {memory: 8Gi}}}"], "resources.limits.memory: 8Gi"),
+        (["kubernetes.pod={containers: [{name: pytorch, resources: {requests: {memory: 1G}}}]}"], "memory: 1G is"),
+        (["kubernetes.memory=200"], "kubernetes.memory: '200' is no amount of memory"),
+        (["kubernetes.memory=900m"], "kubernetes.memory: '900m' is no amount of memory"),
+        (["kubernetes.shm_size=16"], "kubernetes.shm_size: '16' is no amount"),
+        (["kubernetes.prepare_memory=16"], "kubernetes.prepare_memory: '16' is no amount"),
+        (["kubernetes.cpu=16Gi"], "kubernetes.cpu: '16Gi' is no number of cores"),
+        (["kubernetes.cpu=0"], "kubernetes.cpu: '0' is no number of cores"),
+        (["kubernetes.cpu=true"], "kubernetes.cpu: expected text"),
+        (["kubernetes.gpu_resource=nvidia.com/mig-3g.40gb"], "kubernetes.gpu_resource: a process sees one"),
+        (["kubernetes.gpu_resource=nvidia.com/gpu.shared"], "kubernetes.gpu_resource: a process sees one"),
+        (["kubernetes.gpu_resource=null", "kubernetes.resources={nvidia.com/mig-1g.10gb: 2}"], "10gb: a process sees"),
+        (["kubernetes.gpu_resource=nvidia.com/mig-1g.10gb", "cluster.gpus_per_node=1"], "has 10 GB, and the plan"),
+        (["kubernetes.active_deadline=150"], "kubernetes.active_deadline: 150 s leave no time"),
     ],
 )  # fmt: skip
 def test_what_could_not_run_is_refused_by_field(sets: list[str], said: str) -> None:
@@ -176,6 +193,9 @@ def test_render_says_the_security_level(sets: list[str], level: str) -> None:
     ("sets", "said"),
     [
         ([], "the 2 pods are scheduled one by one"),
+        ([], "kubernetes.memory: not written, so each pod requests 145Gi"),
+        (["kubernetes.cpu=3500m"], "kubernetes.cpu: 3500m for 8 processes"),
+        (["kubernetes.pod={containers: [{name: side, image: x}]}"], "'side' must end by itself"),
         (["kubernetes.kind=jobset"], "wait for each other's GPUs; kueue:QUEUE schedules them together"),
         (["kubernetes.kind=trainjob", "kubernetes.ttl_after_finished=1d"], "a TrainJob has no such field"),
         (["kubernetes.queue=kueue:q", "kubernetes.suspend=true"], "Kueue starts the job all the same"),
@@ -208,6 +228,44 @@ def test_the_preparation_takes_no_gpu_and_may_start_one_job_only() -> None:
     assert found["PyTorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"][
         "automountServiceAccountToken"
     ] is False  # fmt: skip
+
+
+def test_a_pod_requests_what_the_plan_needs_and_what_is_written_is_its_limit_too() -> None:
+    resources = pod("cluster.cpus_per_gpu=null")["containers"][0]["resources"]
+    gpus = {"nvidia.com/gpu": "8"}
+    assert resources == {"requests": {"cpu": "16", "memory": "145Gi", **gpus}, "limits": gpus}
+    resources = pod("kubernetes.cpu=64", "kubernetes.memory=900Gi")["containers"][0]["resources"]
+    assert resources["requests"] == resources["limits"] == {"cpu": "64", "memory": "900Gi", **gpus}
+    resources = pod("kubernetes.pod_container={resources: {limits: {memory: 300Gi}}}")["containers"][0]["resources"]
+    assert "memory" not in resources["requests"] and resources["limits"]["memory"] == "300Gi"
+    assert objects()["PyTorchJob"]["metadata"]["annotations"]["qwen-job/needs-memory"] == "145Gi"
+
+
+@pytest.mark.parametrize(
+    ("resource", "keys"),
+    [
+        ("nvidia.com/gpu", ["nvidia.com/gpu"]),
+        ("nvidia.com/mig-7g.80gb", ["nvidia.com/mig-7g.80gb", "nvidia.com/gpu"]),
+        ("amd.com/gpu", ["amd.com/gpu"]),
+    ],
+)
+def test_the_taint_of_gpu_nodes_is_tolerated_whatever_the_resource(resource: str, keys: list[str]) -> None:
+    spec = pod(f"kubernetes.gpu_resource={resource}", "cluster.gpus_per_node=1")
+    assert [toleration["key"] for toleration in spec["tolerations"]] == keys
+
+
+def test_numbers_may_stand_where_kubernetes_wants_their_text() -> None:
+    sets = [
+        "kubernetes.cpu=16",
+        "kubernetes.resources={rdma/hca: 1}",
+        "kubernetes.labels={v: 01}",
+        "kubernetes.shm_size=2e9",
+    ]
+    things = objects(*sets)
+    (worker,) = things["PyTorchJob"]["spec"]["pytorchReplicaSpecs"].values()
+    limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (limits["cpu"], limits["rdma/hca"]) == ("16", "1")
+    assert worker["template"]["metadata"]["labels"]["v"] == "01"
 
 
 def test_kueue_is_given_the_job_only_when_it_is_prepared() -> None:

@@ -34,6 +34,7 @@
 {{- range $name, $value := .Values.env -}}
 {{- include "qwen-job.guard_secret" (list (printf "env.%s" $name) $name (toString $value)) -}}
 {{- end -}}
+{{- include "qwen-job.guard_amounts" . -}}
 {{- include "qwen-job.guard_volumes" . -}}
 {{- include "qwen-job.paths" . -}}
 {{- include "qwen-job.cluster" . -}}
@@ -48,6 +49,31 @@
 {{- $named := and (regexMatch `(?i)(^|[_.-])(token|pass|passwd|password|passphrase|pwd|secrets?|credentials?|key|(api|access|private|secret)key|pat|bearer|auth|cookie|dsn|webhook(_url)?)[_.-]?[0-9]*$` $words) (not (regexMatch `(?i)(^|[_.-])((bos|eos|pad|unk|sep|cls|mask|end|stop)_token|(public|pub|sort|primary|group|cache|json|label)_?key)$` $words)) -}}
 {{- if or (regexMatch `//[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30}|glpat-[\w-]{20}|sk-[\w-]{30}|xox[abprs]-[\w-]{20}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)` $value) (and $named (not (regexMatch `(?i)^\s*(|0|1|true|false|yes|no|on|off|none|null|(~|\.|\.\.)?(/[\w.-]+){2,}/?)\s*$` $value))) -}}
 {{- fail (printf "%s: looks like a secret, and env is for all to read; write kubernetes.secret_env: {%s: SECRET/KEY}" (index . 0) $name) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What is written and less than the job needs; qwen_job/render/kubernetes_needs.py does the same. */}}
+{{- define "qwen-job.guard_amounts" -}}
+{{- $k := .Values.kubernetes -}}
+{{- if not .Values.enabled -}}
+{{- fail "enabled: is for a parent chart's condition; leave the chart out instead" -}}
+{{- end -}}
+{{/* The plan counts for its own model and data only. */}}
+{{- $need := empty .Values.train | ternary (.Values.config.needs | default dict).memory nil | default "0" | toString -}}
+{{- range include "qwen-job.written" (list . "memory") | trim | splitList " " | compact -}}
+{{- if regexMatch "^[0-9]+(\\.[0-9]+)?(k|[MGTPE]|[KMGTPE]i)?$" . -}}
+{{- if lt (include "qwen-job.bytes" . | float64) (include "qwen-job.bytes" $need | float64) -}}
+{{- fail (printf "kubernetes.memory: %s is less than the %s of host memory that the plan counts for a node; write %s" . $need $need) -}}
+{{- else if lt (include "qwen-job.bytes" . | float64) (include "qwen-job.bytes" $k.shm_size | float64) -}}
+{{- fail (printf "kubernetes.memory: %s is less than kubernetes.shm_size (%v), which is part of it; write a smaller one" . $k.shm_size) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (regexMatch "/(mig-.*|.*\\.shared)$" ($k.gpu_resource | default "")) (gt (int .Values.cluster.gpus_per_node) 1) -}}
+{{- fail (printf "kubernetes.gpu_resource: a process sees one %s and no other, and the pod has %d; write cluster.gpus_per_node: 1" $k.gpu_resource (int .Values.cluster.gpus_per_node)) -}}
+{{- end -}}
+{{- if and (not (kindIs "invalid" $k.active_deadline)) (le (int $k.active_deadline) (int .Values.grace_seconds)) -}}
+{{- fail (printf "kubernetes.active_deadline: %d s leave no time to train: saving alone may take %d s (grace_seconds); write a longer one" (int $k.active_deadline) (int .Values.grace_seconds)) -}}
 {{- end -}}
 {{- end -}}
 

@@ -133,6 +133,7 @@
 {{- $all := deepCopy .Values.kubernetes.annotations -}}
 {{- $_ := set $all "qwen-job/checksum" (include "qwen-job.checksum" .) -}}
 {{- $_ := set $all "qwen-job/output" (include "qwen-job.output" .) -}}
+{{- with (.Values.config.needs | default dict).memory -}}{{- $_ := set $all "qwen-job/needs-memory" (toString .) -}}{{- end -}}
 {{- toYaml $all -}}
 {{- end -}}
 

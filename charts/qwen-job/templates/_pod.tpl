@@ -80,14 +80,49 @@
 {{- end }}
 {{- end -}}
 
+{{/* What is written is request and limit, what the plan needs besides is requested. */}}
 {{- define "qwen-job.resources" -}}
 {{- $k := .Values.kubernetes -}}
-{{- $wanted := dict -}}
-{{- if $k.cpu -}}{{- $_ := set $wanted "cpu" $k.cpu -}}{{- end -}}
-{{- if $k.memory -}}{{- $_ := set $wanted "memory" $k.memory -}}{{- end -}}
-{{- if and $k.gpu_resource (ne $k.kind "prepare") -}}{{- $_ := set $wanted $k.gpu_resource (int .Values.cluster.gpus_per_node | toString) -}}{{- end -}}
-{{- range $name, $value := $k.resources -}}{{- $_ := set $wanted $name (toString $value) -}}{{- end -}}
-{{- toYaml $wanted -}}
+{{- $limits := dict -}}
+{{- if $k.cpu -}}{{- $_ := set $limits "cpu" (toString $k.cpu) -}}{{- end -}}
+{{- if $k.memory -}}{{- $_ := set $limits "memory" (toString $k.memory) -}}{{- end -}}
+{{- if and $k.gpu_resource (ne $k.kind "prepare") -}}{{- $_ := set $limits $k.gpu_resource (int .Values.cluster.gpus_per_node | toString) -}}{{- end -}}
+{{- range $name, $value := $k.resources -}}{{- $_ := set $limits $name (toString $value) -}}{{- end -}}
+{{- $requests := deepCopy $limits -}}
+{{- if ne $k.kind "prepare" -}}
+{{- $root := . -}}
+{{- range $name, $amount := .Values.config.needs | default dict -}}
+{{- if and $amount (not (include "qwen-job.written" (list $root $name))) -}}{{- $_ := set $requests $name (toString $amount) -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- dict "requests" $requests "limits" $limits | toYaml -}}
+{{- end -}}
+
+{{/* What is written of cpu or memory, one amount after the other: (root, cpu or memory). */}}
+{{- define "qwen-job.written" -}}
+{{- $k := (index . 0).Values.kubernetes -}}
+{{- $name := index . 1 -}}
+{{- with get $k $name }}{{ toString . }} {{ end -}}
+{{- with get $k.resources $name }}{{ toString . }} {{ end -}}
+{{- $containers := list $k.pod_container -}}
+{{- $main := eq $k.kind "pytorchjob" | ternary "pytorch" "node" -}}
+{{- range include "qwen-job.maps" (list $k.pod "containers") | fromJsonArray -}}
+{{- if eq (toString .name) $main -}}{{- $containers = append $containers . -}}{{- end -}}
+{{- end -}}
+{{- range $container := $containers -}}
+{{- range $group := list "limits" "requests" -}}
+{{- with dig "resources" $group $name "" $container }}{{ toString . }} {{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A quantity in bytes. */}}
+{{- define "qwen-job.bytes" -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "P" 1000000000000000 "E" 1000000000000000000
+  "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 "Ei" 1152921504606846976 -}}
+{{- $text := toString . -}}
+{{- $unit := regexFind "([kKMGTPE]i?)?$" $text -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $units $unit | float64) -}}
 {{- end -}}
 
 {{- define "qwen-job.container_security" -}}
@@ -125,7 +160,7 @@ capabilities:
 - name: shm
   emptyDir:
     medium: Memory
-    sizeLimit: {{ .Values.kubernetes.shm_size | toJson }}
+    sizeLimit: {{ .Values.kubernetes.shm_size | toString | toJson }}
 - name: tmp
   emptyDir: {}
 {{- $name := include "qwen-job.name" . -}}
@@ -210,9 +245,11 @@ nodeSelector:
 {{- if or $k.gpu_resource $k.tolerations }}
 tolerations:
   {{- if $k.gpu_resource }}
-  - key: {{ $k.gpu_resource | toJson }}
+  {{- range list $k.gpu_resource (printf "%s/gpu" (splitList "/" $k.gpu_resource | first)) | uniq }}
+  - key: {{ . | toJson }}
     operator: Exists
     effect: NoSchedule
+  {{- end }}
   {{- end }}
   {{- with $k.tolerations }}
   {{- toYaml . | nindent 2 }}
@@ -266,10 +303,7 @@ containers:
         containerPort: {{ int $k.master_port }}
     {{- end }}
     resources:
-      requests:
-        {{- include "qwen-job.resources" . | nindent 8 }}
-      limits:
-        {{- include "qwen-job.resources" . | nindent 8 }}
+      {{- include "qwen-job.resources" . | nindent 6 }}
     securityContext:
       {{- include "qwen-job.container_security" . | nindent 6 }}
     volumeMounts:

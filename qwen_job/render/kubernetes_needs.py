@@ -1,0 +1,129 @@
+"""What a pod must ask its node for: cores, memory, whole GPUs or one slice, and time; held against what is written."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from qwen_job.errors import Problem
+from qwen_job.job.document import Path, dotted
+from qwen_job.job.kubernetes import Kubernetes
+from qwen_job.plan import Plan
+from qwen_job.plan.advice import bytes_of
+
+GIB = 2**30
+# Seconds between "saved" and the end of the processes, on top of the time that saving takes.
+LEAVING_SECONDS = 30
+# A part of a GPU: a process sees one MIG slice and no other, and shares of a GPU are the same GPU to NCCL.
+_PART = r"[^/]+/(mig-.*|.*\.shared)"
+_SLICE_SHARE = 0.9
+
+
+def needs(plan: Plan) -> dict[str, str]:
+    """Return cores and memory that a pod of the plan needs; no memory for a model that the plan does not know.
+
+    A core for each process and, on a GPU, for each of its loaders; a checkpoint's copy on the host takes what is left.
+    """
+    loaders = 0 if plan.gpu.is_cpu else plan.job.train.dataloader_num_workers
+    cores = plan.job.cluster.cpus_per_gpu or 1 + loaders
+    memory = {} if plan.memory is None else {"memory": f"{math.ceil(plan.memory.host_needed / GIB)}Gi"}
+    return {"cpu": str(cores * plan.gpus_per_node), **memory}
+
+
+def written(section: Kubernetes, resource: str) -> dict[Path, str]:
+    """Return field below ``kubernetes`` -> amount of everything that is written of ``cpu`` or ``memory``."""
+    main = "pytorch" if section.kind == "pytorchjob" else "node"
+    containers: list[tuple[Path, dict[str, Any]]] = [(("pod_container",), section.pod_container)]
+    laid = section.pod.get("containers")
+    for number, item in enumerate(laid if isinstance(laid, list) else ()):
+        if isinstance(item, dict) and item.get("name") == main:
+            containers.append((("pod", "containers", number), item))
+    own = {"cpu": section.cpu, "memory": section.memory}[resource]
+    found: dict[Path, str] = {(resource,): own} if own else {}
+    if resource in section.resources:
+        found[("resources", resource)] = section.resources[resource]
+    for path, container in containers:
+        for group in ("limits", "requests"):
+            amount = _at(container, "resources", group, resource)
+            if amount is not None:
+                where: Path = (*path, "resources", group, resource)
+                found[where] = str(amount)
+    return found
+
+
+def _at(value: Any, *keys: str) -> Any:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def request_notes(plan: Plan) -> Iterator[str]:
+    """Say what is requested although nobody wrote it."""
+    for path, amount in written(plan.job.kubernetes, "cpu").items():
+        cores = float(amount.removesuffix("m")) / (1000 if amount.endswith("m") else 1) if _is_cores(amount) else None
+        if cores is not None and cores < plan.gpus_per_node:
+            text = f"{amount} for {plan.gpus_per_node} processes, which need a core each and wait for each other"
+            yield f"{dotted(('kubernetes', *path))}: {text}; write {needs(plan)['cpu']}"
+    wanted = {name: amount for name, amount in needs(plan).items() if not written(plan.job.kubernetes, name)}
+    if plan.job.cluster.cpus_per_gpu:
+        wanted.pop("cpu", None)
+    if wanted:
+        amounts = " and ".join(
+            f"{amount} {'cores' if name == 'cpu' else 'of memory'}" for name, amount in wanted.items()
+        )
+        fields = ", ".join(f"kubernetes.{name}" for name in wanted)
+        yield f"{fields}: not written, so each pod requests {amounts}, what the plan needs, without a limit"
+
+
+def _is_cores(amount: str) -> bool:
+    return re.fullmatch(r"[0-9]+(\.[0-9]+)?m?", amount) is not None
+
+
+def amount_problems(plan: Plan) -> Iterator[Problem]:
+    """Yield what is written and less than the job needs."""
+    for path, text in [*_memory(plan), *_parts(plan), *_time(plan)]:
+        yield plan.job.problem(("kubernetes", *path), text)
+
+
+def _memory(plan: Plan) -> Iterator[tuple[Path, str]]:
+    need, shm = needs(plan).get("memory", "0"), plan.job.kubernetes.shm_size
+    for path, amount in written(plan.job.kubernetes, "memory").items():
+        size = _bytes(amount)
+        if size is None:
+            continue
+        if size < bytes_of(need):
+            yield path, f"{amount} is less than the {need} of host memory that the plan counts for a node; write {need}"
+        elif size < bytes_of(shm) and "requests" not in path:
+            yield path, f"{amount} is less than kubernetes.shm_size ({shm}), which is part of it; write a smaller one"
+
+
+def _bytes(amount: str) -> int | None:
+    """Return a quantity in bytes; None for what the check of quantities refuses."""
+    return bytes_of(amount) if re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?", amount) else None
+
+
+def _parts(plan: Plan) -> Iterator[tuple[Path, str]]:
+    section = plan.job.kubernetes
+    counts: dict[Path, tuple[str, int]] = {("gpu_resource",): (section.gpu_resource or "", plan.gpus_per_node)}
+    counts |= {("resources", name): (name, int(amount)) for name, amount in section.resources.items() if "/" in name}
+    for path, (name, count) in counts.items() if not plan.gpu.is_cpu else ():
+        part = re.fullmatch(_PART, name)
+        if part and count > 1:
+            yield (
+                path,
+                f"a process sees one {name} and no other, and the pod has {count}; write cluster.gpus_per_node: 1",
+            )
+        size = re.search(r"\.(\d+)gb", part[1]) if part else None
+        have = plan.gpu.memory_bytes
+        if size and have and int(size[1]) * 1e9 < _SLICE_SHARE * have:
+            text = f"{name} has {size[1]} GB, and the plan counts with {have / 1e9:.0f} GB ({plan.gpu.name})"
+            yield path, f"{text}; write cluster.gpu: {{name: {part[1] if part else ''}, memory_gib: ...}}"
+
+
+def _time(plan: Plan) -> Iterator[tuple[Path, str]]:
+    deadline, least = plan.job.kubernetes.active_deadline, plan.job.retry.grace + LEAVING_SECONDS
+    if deadline is not None and deadline <= least:
+        text = f"{deadline} s leave no time to train: saving alone may take {least} s (retry.grace); write a longer one"
+        yield ("active_deadline",), text
