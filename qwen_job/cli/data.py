@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, DataFile, DataSpec
+from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, TURN_ORDERS, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT
 from qwen_job.models.chatml import SYSTEM_PROMPT
+from qwen_job.text import visible
 
 if TYPE_CHECKING:
     from qwen_job.data.check import Examiner, Report
@@ -32,9 +33,31 @@ def data() -> None:
     """
 
 
-def _reading_options(command: Any) -> Any:
+def _layout_options(command: Any) -> Any:
     for option in (
         click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows."),
+        click.option(
+            "--turn-order",
+            type=click.Choice(TURN_ORDERS),
+            default="strict",
+            show_default=True,
+            help="Turns that do not alternate: refuse; as finetune.py; or join (data.turn_order of the job).",
+        ),
+        click.option(
+            "--ignore-key",
+            "ignore_keys",
+            multiple=True,
+            metavar="KEY",
+            help="Train without this key of rows and turns (repeat for more; data.ignore_keys of the job).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _reading_options(command: Any) -> Any:
+    for option in (
+        _layout_options,
         click.option("--tokenizer", type=_FILE, help="Folder with tokenizer.json: count tokens exactly."),
         click.option(
             "--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one turn."
@@ -47,7 +70,14 @@ def _reading_options(command: Any) -> Any:
     return command
 
 
-def _examiner(layout: str, tokenizer: Path | None, max_turn_tokens: int, max_length: int) -> Examiner:
+def _examiner(
+    layout: str,
+    tokenizer: Path | None,
+    max_turn_tokens: int,
+    max_length: int,
+    turn_order: str,
+    ignore_keys: tuple[str, ...],
+) -> Examiner:
     from qwen_job.data.check import Examiner
     from qwen_job.data.rules import Limits
 
@@ -56,7 +86,8 @@ def _examiner(layout: str, tokenizer: Path | None, max_turn_tokens: int, max_len
         from qwen_job.data.encoder import load_encoder
 
         loaded = load_encoder(tokenizer)
-    return Examiner(layout, Limits(max_turn_tokens, max_length), loaded)
+    limits = Limits(max_turn_tokens, max_length)
+    return Examiner(layout, limits, loaded, turn_order=turn_order, ignore_keys=ignore_keys)
 
 
 @data.command(short_help="Report, rule by rule, what is wrong with data files.")
@@ -73,6 +104,8 @@ def check(
     tokenizer: Path | None,
     max_turn_tokens: int,
     max_length: int,
+    turn_order: str,
+    ignore_keys: tuple[str, ...],
     limit: int,
     show_all: bool,
     strict: bool,
@@ -84,7 +117,7 @@ def check(
     """
     from qwen_job.data.check import check as run
 
-    examiner = _examiner(layout, tokenizer, max_turn_tokens, max_length)
+    examiner = _examiner(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
     report = run(files, examiner, exact=tokenizer is not None, limit=None if show_all else limit)
     if as_json:
         _print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
@@ -119,7 +152,22 @@ def _print_report(report: Report) -> None:
             _print(f"  {finding}")
         if count > len(shown):
             click.echo(f"  ... and {count - len(shown)} more (--all shows them)")
+    _print_counts(report)
     _print_lengths(report)
+
+
+def _print_counts(report: Report) -> None:
+    from qwen_job.data.arrange import COUNTED
+
+    for count, what in ((report.arranged[name], what) for name, what in COUNTED.items()):
+        if count:
+            click.echo(f"{count} {what}")
+    for title, found in (
+        ("keys that mean nothing to training, and their rows", report.unused_keys),
+        ("tokens that were added to the tokenizer, and conversations that hold them", report.added_tokens),
+    ):
+        if found:
+            _print(f"{title}: {', '.join(f'{visible(name, 40)} {count}' for name, count in found.items())}")
 
 
 def _print_lengths(report: Report) -> None:
@@ -158,6 +206,8 @@ def clean(
     tokenizer: Path | None,
     max_turn_tokens: int,
     max_length: int,
+    turn_order: str,
+    ignore_keys: tuple[str, ...],
     drop: tuple[str, ...],
     keep: tuple[str, ...],
     force: bool,
@@ -166,13 +216,15 @@ def clean(
 
     TARGET's name decides what is written: .json a list, .jsonl lines, with .gz or .zst behind it packed.
     Dropped: rows with errors, duplicates, likely secrets and personal data; --drop and --keep change that.
-    Control characters are removed from the rows that stay.
+    Control characters are removed from the rows that stay, which are otherwise as they were: give --turn-order and
+    --ignore-key to the training, too.
     """
     from qwen_job.data.clean import DROPPED_BY_DEFAULT
     from qwen_job.data.clean import clean as run
 
     rules = (set(DROPPED_BY_DEFAULT) | _known(drop)) - _known(keep)
-    result = run(source, target, _examiner(layout, tokenizer, max_turn_tokens, max_length), drop=rules, force=force)
+    examiner = _examiner(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
+    result = run(source, target, examiner, drop=rules, force=force)
     reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
     click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
     click.echo(f"dropped rows are listed in {result.dropped_list}", err=True)
@@ -202,7 +254,7 @@ def _known(rules: tuple[str, ...]) -> set[str]:
 )
 @click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeat for more).")
 @click.option("--eval-split", type=float, default=0.0, help="Hold out this fraction instead of a file.")
-@click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows.")
+@_layout_options
 @click.option("--system-prompt", default=SYSTEM_PROMPT, show_default=True, help="For conversations without one.")
 @click.option("--max-length", type=int, default=MAX_LENGTH, show_default=True, help="Tokens of one row.")
 @click.option(
@@ -224,6 +276,8 @@ def prepare(
     eval_files: tuple[Path, ...],
     eval_split: float,
     layout: str,
+    turn_order: str,
+    ignore_keys: tuple[str, ...],
     system_prompt: str,
     max_length: int,
     long_samples: str,
@@ -240,6 +294,7 @@ def prepare(
     """
     from qwen_job.data import open_prepared
     from qwen_job.data import prepare as run
+    from qwen_job.data.prepared import describe
 
     if weights and len(weights) != len(files):
         raise UsageError(
@@ -257,6 +312,8 @@ def prepare(
         long_samples=long_samples,
         packing=packing,
         mask=mask,
+        turn_order=turn_order,
+        ignore_keys=ignore_keys,
     )
     folder = run(spec, tokenizer, output, workers=workers, progress=_progress())
     stats = open_prepared(folder).stats
@@ -270,9 +327,8 @@ def prepare(
         if figures["samples"]:
             click.echo(f"{split}: {figures['samples']} samples, {figures['tokens']} tokens in {figures['rows']} rows "
                        f"({figures['filled']:.1%} full), {figures['trained_tokens']} trained", err=True)  # fmt: skip
-    changed = {name: count for name, count in stats.items() if isinstance(count, int) and count}
-    if changed:
-        click.echo(", ".join(f"{name} {count}" for name, count in changed.items()), err=True)
+    for line in describe(stats):
+        click.echo(line, err=True)
     click.echo(os.fsencode(folder))
 
 

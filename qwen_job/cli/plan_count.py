@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_job.data.arrange import arrange
 from qwen_job.data.chatml import texts_of
 from qwen_job.data.files import CHUNK_BYTES, Malformed, parse_chunk, read_chunks
 from qwen_job.data.formats import RecordError, parse_record
@@ -78,8 +80,11 @@ def _lengths(job: Job, value: object) -> Iterator[float]:
     if isinstance(value, Malformed):
         return
     try:
-        conversation = parse_record(value, job.data.format)
+        parsed = parse_record(value, job.data.format, frozenset(job.data.ignore_keys))
     except RecordError:
+        return
+    conversation = arrange(parsed, job.data.turn_order, Counter())
+    if conversation is None:
         return
     most = job.train.model_max_length
     tokens = sum(_tokens(text) for _, text in texts_of(conversation, job.data.system_prompt))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qwen_job.data.arrange import COUNTED
 from qwen_job.data.choose import copies_of
 from qwen_job.data.pack import WINDOW, pack
-from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS
+from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.spec import DataSpec
 from qwen_job.errors import DataError
 from qwen_job.files import sync_file, write_atomically
@@ -26,7 +27,7 @@ class Assembler:
     """Appends chunks as they come, in any order; memory does not grow with the data."""
 
     def __init__(self, spec: DataSpec, folder: Path) -> None:
-        self._spec, self._folder = spec, folder
+        self._spec, self._folder, self._tokenizer_size = spec, folder, 0
         self._counts: Counter[str] = Counter()
         self._waiting: dict[int, dict[str, int]] = {}
         self._next = 0
@@ -37,6 +38,7 @@ class Assembler:
 
     def add(self, number: int, counts: dict[str, int]) -> None:
         """Take chunk ``number``; it is appended once all before it are."""
+        self._tokenizer_size = counts.pop(TOKENIZER_SIZE)
         self._waiting[number] = counts
         while self._next in self._waiting:
             self._append(self._next)
@@ -49,12 +51,16 @@ class Assembler:
         stats: dict[str, Any] = {split: self._pack(split) for split in SPLITS}
         own = {f"{split}_{name}" for split in SPLITS for name in ("samples", "documents", "tokens", "trained_tokens")}
         stats |= {name: self._counts[name] for name in _COUNTED}
-        assert set(self._counts) <= own | set(_COUNTED)
+        keys = {name: count for name, count in self._counts.items() if name.startswith(UNUSED_KEY)}
+        assert set(self._counts) <= own | set(_COUNTED) | set(keys)
+        named = dict.fromkeys(self._spec.ignore_keys, 0)
+        stats["unused_keys"] = named | {name.removeprefix(UNUSED_KEY): keys[name] for name in sorted(keys)}
         files = {}
         for name in sorted(f"{split}.{part}" for split in SPLITS for part in _PARTS):
             files[name] = (self._folder / name).stat().st_size
             sync_file(self._folder / name)
-        index = {"layout": LAYOUT, "spec": self._spec.to_dict(), "stats": stats, "files": files}
+        index: dict[str, Any] = {"layout": LAYOUT, "spec": self._spec.to_dict(), "stats": stats, "files": files}
+        index[TOKENIZER_SIZE] = self._tokenizer_size
         text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
         # A file's name may hold bytes that are no UTF-8; Python's surrogates for them become JSON's escapes.
         write_atomically(self._folder / INDEX, text.encode(errors="backslashreplace"))
@@ -74,7 +80,9 @@ class Assembler:
 
     def _refuse_empty(self) -> None:
         if not self._counts["train_documents"]:
-            raise DataError("no sample is left to train on; see long_samples, weights and 'qwen-job data check'")
+            raise DataError(
+                "no sample is left to train on; see long_samples, turn_order, weights and 'qwen-job data check'"
+            )
         if self._spec.eval and not self._counts["eval_documents"]:
             files = ", ".join(str(file.path) for file in self._spec.eval)
             raise DataError(f"data.eval: {files}: no sample is left to evaluate on; at max_length "
@@ -139,4 +147,6 @@ _COUNTED = (
     "split_pieces",
     "pieces_without_answer",
     "left_out_by_weight",
+    "without_system",
+    *COUNTED,
 )

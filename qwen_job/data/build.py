@@ -15,8 +15,9 @@ from typing import Any
 
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
+from qwen_job.data.embedding import refuse_larger
 from qwen_job.data.files import CHUNK_BYTES, assert_file, read_chunks
-from qwen_job.data.prepared import LAYOUT, SPLITS, read_index
+from qwen_job.data.prepared import LAYOUT, SPLITS, TOKENIZER_SIZE, read_index
 from qwen_job.data.spec import DataSpec
 from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault
@@ -48,7 +49,8 @@ def prepare(
     EnvironmentFault for disk and permissions.
     """
     folder = cache_root / fingerprint(spec, tokenizer_dir)
-    if read_index(folder):
+    if index := read_index(folder):
+        refuse_larger(tokenizer_dir, index[TOKENIZER_SIZE])  # it may have been prepared for another model
         return folder
     try:
         cache_root.mkdir(parents=True, exist_ok=True)

@@ -9,17 +9,17 @@ fuse with the one before it); for an answer the piecewise ids are those that the
 the prompt.
 
 Control tokens come from this frame alone. Text that looks like one (``<|im_end|>``) is encoded as plain
-characters.
+characters. Other tokens that were added to the tokenizer (``<think>``, a user's own ``<obs>``) are tokens in text, too.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.data.formats import Conversation, Turn
+from qwen_job.data.vocabulary import is_control, mark_control_tokens
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.models.chatml import ROLES, SPECIAL_TOKENS
 
@@ -63,6 +63,9 @@ class ChatTokenizer:
         if missing:
             raise ModelError(f"{name}: has no {' or '.join(missing)}; this is not the tokenizer of a Qwen-Chat model")
         self.tokenizer, self.name = tokenizer, name
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.text_tokens = tuple(sorted(token.content for token in added if not is_control(token.content)))
+        self.size = 0  # largest id plus one, where load_encoder has looked
         self.endoftext, self.im_start, self.im_end = found
         self.newline = self.encode("\n")
         self.roles = {role: self.encode(role) for role in ROLES}
@@ -181,22 +184,12 @@ def _plain_text_tokenizer(content: str, path: Path) -> Tokenizer:
     except ImportError as error:
         raise EnvironmentFault("the package tokenizers is missing; pip install 'qwen-job[data]'") from error
     try:
-        tokenizer = Tokenizer.from_str(content)
-        # Only special tokens are kept out of text below, and some Qwen files mark <|fim_prefix|> and the like as
-        # ordinary words. <think> and <tool_call> stay words: there they belong to the text.
-        added = tokenizer.get_added_tokens_decoder().values()
-        if any(token.content.startswith("<|") and not token.special for token in added):
-            tokenizer = Tokenizer.from_str(_all_frames_special(content))
+        # Only special tokens are kept out of text below. Some Qwen files mark <|fim_prefix|> and the like as ordinary
+        # words; and what a user added is one token, also where it was added as a special one.
+        tokenizer = Tokenizer.from_str(mark_control_tokens(content))
     except Exception as error:  # the Rust side raises plain Exception
         raise ModelError(f"{path}: is not a tokenizer ({error}); fetch the model again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _all_frames_special(content: str) -> str:
-    values = json.loads(content)
-    for token in values["added_tokens"]:
-        token["special"] = token["special"] or token["content"].startswith("<|")
-    return json.dumps(values)

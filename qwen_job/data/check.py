@@ -10,10 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qwen_job.data.arrange import COUNTED
 from qwen_job.data.chatml import ChatTokenizer, texts_of
 from qwen_job.data.files import read_rows
 from qwen_job.data.formats import Conversation
 from qwen_job.data.rules import RULES, Finding, Limits, inspect, lengths, read
+from qwen_job.data.vocabulary import token_finder
 from qwen_job.models.chatml import SYSTEM_PROMPT
 
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -24,7 +26,10 @@ _BATCH = 256
 class Report:
     """``counts`` has every rule; ``findings`` the first of each rule (see ``check``); ``histogram`` counts
     samples by tokens, up to each of BUCKETS and above. ``exact``: tokens were counted by a tokenizer, not
-    estimated."""
+    estimated.
+
+    ``unused_keys``: rows that hold each key without meaning for training; ``added_tokens``: conversations in which
+    each token occurs that was added to the tokenizer; ``arranged``: what ``turn_order`` changed."""
 
     rows: int = 0
     bad_rows: int = 0
@@ -33,6 +38,9 @@ class Report:
     longest: int = 0
     exact: bool = False
     counts: Counter[str] = field(default_factory=Counter)
+    unused_keys: Counter[str] = field(default_factory=Counter)
+    added_tokens: Counter[str] = field(default_factory=Counter)
+    arranged: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
 
@@ -53,6 +61,9 @@ class Report:
             "longest_sample_tokens": self.longest,
             "errors": self.errors,
             "counts": {rule: self.counts[rule] for rule in RULES},
+            "unused_keys": dict(self.unused_keys),
+            "added_tokens": dict(self.added_tokens),
+            "arranged": {name: self.arranged[name] for name in COUNTED},
             "token_histogram": dict(zip(edges, self.histogram, strict=True)),
             "findings": [finding._asdict() for finding in self.findings],
         }
@@ -61,21 +72,34 @@ class Report:
 class Examiner:
     """Examines row after row; remembers a fingerprint of each conversation to find duplicates."""
 
-    def __init__(self, layout: str = "auto", limits: Limits | None = None, tokenizer: ChatTokenizer | None = None):
+    def __init__(
+        self,
+        layout: str = "auto",
+        limits: Limits | None = None,
+        tokenizer: ChatTokenizer | None = None,
+        *,
+        turn_order: str = "strict",
+        ignore_keys: Sequence[str] = (),
+    ):
         self._layout, self._limits, self._tokenizer = layout, limits or Limits(), tokenizer
+        self._turn_order, self._ignored = turn_order, frozenset(ignore_keys)
         self._seen: dict[bytes, tuple[str, int]] = {}
+        self.ignore_keys = tuple(ignore_keys)
+        self.own_tokens = tokenizer.text_tokens if tokenizer else ()
+        self.arranged: Counter[str] = Counter()
 
     def examine(
         self, file: Path, rows: Sequence[tuple[int, Any]]
     ) -> Iterator[tuple[int, Conversation | None, list[int], list[Finding]]]:
         """Yield (row, conversation or None, tokens of each segment, findings) for rows of one file."""
-        parsed = [(row, *read(value, self._layout)) for row, value in rows]
+        how = (self._layout, self._turn_order, self._ignored, self.arranged)
+        parsed = [(row, *read(value, *how)) for row, value in rows]
         counted = iter(self._count([conversation for _, conversation, _ in parsed if conversation]))
         for row, conversation, found in parsed:
             tokens: list[int] = []
             if conversation:
                 tokens = next(counted)
-                found += inspect(conversation)
+                found += inspect(conversation, self.own_tokens)
                 found += lengths(conversation, tokens, self._limits)
                 found += self._duplicate(conversation, str(file), row)
             yield row, conversation, tokens, [Finding(str(file), row, *parts) for parts in found]
@@ -103,12 +127,17 @@ class Examiner:
 
 def check(files: Sequence[Path], examiner: Examiner, *, exact: bool = False, limit: int | None = 10) -> Report:
     """Examine all rows of ``files``; keep the first ``limit`` findings of each rule (None: all of them)."""
-    report = Report(exact=exact)
+    report = Report(exact=exact, arranged=examiner.arranged)
+    report.unused_keys.update(dict.fromkeys(examiner.ignore_keys, 0))
+    find_tokens = token_finder(examiner.own_tokens)
     for file in files:
         rows = read_rows(file)
         while batch := list(islice(rows, _BATCH)):
             for _, conversation, tokens, findings in examiner.examine(file, batch):
                 _add(report, conversation, tokens, findings, limit)
+                if conversation:
+                    report.unused_keys.update(set(conversation.unused))
+                    report.added_tokens.update(find_tokens(text for _, text in texts_of(conversation, "")))
     return report
 
 

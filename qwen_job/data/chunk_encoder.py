@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from qwen_job.data.arrange import arrange
 from qwen_job.data.chatml import ChatTokenizer, Flat, Segment, signed_ids, texts_of
 from qwen_job.data.choose import copies, copies_of, held_out
 from qwen_job.data.files import Chunk, Malformed, parse_chunk
 from qwen_job.data.fit import fit
 from qwen_job.data.formats import Conversation, RecordError, order_problems, parse_record
-from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN
+from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError
 from qwen_job.models.chatml import ROLES
@@ -42,6 +43,7 @@ class ChunkEncoder:
     def __init__(self, spec: DataSpec, tokenizer: ChatTokenizer, folder: Path) -> None:
         self._spec, self._tokenizer, self._folder = spec, tokenizer, folder
         self._frames = Frames(tokenizer, spec.mask)
+        self._ignored = frozenset(spec.ignore_keys)
 
     def encode(self, task: Task) -> dict[str, int]:
         """Write the chunk's files and return its counts. DataError names its bad rows (the first ten)."""
@@ -53,7 +55,7 @@ class ChunkEncoder:
             self._encode_batch(rows[start : start + _BATCH], task, out, counts)
         for split in SPLITS:
             self._write(task.number, split, out[split], counts)
-        return dict(counts)
+        return {**counts, TOKENIZER_SIZE: self._tokenizer.size}
 
     def _encode_batch(
         self, rows: list[tuple[int, Conversation]], task: Task, out: dict[str, _Documents], counts: Counter[str]
@@ -92,22 +94,31 @@ class ChunkEncoder:
         return "eval" if split_off and held_out(self._spec.eval_split, task.file, row) else task.split
 
     def _conversations(self, task: Task, file: DataFile, counts: Counter[str]) -> list[tuple[int, Conversation]]:
-        good: list[tuple[int, Conversation]] = []
-        bad: list[str] = []
+        spec, good = self._spec, list[tuple[int, Conversation]]()
+        bad, problems = 0, list[str]()
+        unused: Counter[tuple[str, ...]] = Counter()
         for row, value in parse_chunk(task.chunk):
-            problem = None
             try:
-                conversation = read_row(value, self._spec.format)
+                conversation = read_row(value, spec.format, spec.turn_order, self._ignored, counts)
             except RecordError as error:
-                problem = error
-            if problem:
-                bad.append(f"{file.path}:{row}: {problem}")
-            elif copies(file.weight, task.file, row):
+                bad += 1
+                if bad <= _SHOWN:
+                    problems.append(f"{file.path}:{row}: {error}")
+                continue
+            if conversation is None:
+                continue
+            unused[conversation.unused] += 1
+            if conversation.system == "" and spec.system_prompt:
+                counts["without_system"] += 1
+            if copies(file.weight, task.file, row):
                 good.append((row, conversation))
             else:
                 counts["left_out_by_weight"] += 1
         if bad:
-            raise DataError("\n".join([*bad[:_SHOWN], _hint(file.path, len(bad))]))
+            raise DataError("\n".join([*problems, _hint(file.path, bad)]))
+        for keys, rows in unused.items():
+            for key in set(keys):
+                counts[UNUSED_KEY + key] += rows
         return good
 
     def _write(self, number: int, split: str, documents: _Documents, counts: Counter[str]) -> None:
@@ -187,12 +198,26 @@ class _Documents:
         return records
 
 
-def read_row(value: Any, layout: str) -> Conversation:
-    """Read one row strictly. Raises RecordError for the first thing that keeps it from being trained on."""
+def read_row(
+    value: Any,
+    layout: str,
+    turn_order: str = "strict",
+    ignored: frozenset[str] = frozenset(),
+    counts: Counter[str] | None = None,
+) -> Conversation | None:
+    """Read one row; None for one that ``turn_order`` leaves out, which is added to ``counts``.
+
+    Raises RecordError for the first thing that keeps it from being trained on.
+    """
     if isinstance(value, Malformed):
         raise RecordError("row", value.message)
-    conversation = parse_record(value, layout)
-    for problem in order_problems(conversation):
+    conversation = parse_record(value, layout, ignored)
+    if turn_order != "strict":
+        arranged = arrange(conversation, turn_order, Counter() if counts is None else counts)
+        if arranged is None:
+            return None
+        conversation = arranged
+    for problem in order_problems(conversation, turn_order):
         raise problem
     return conversation
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import uuid
@@ -30,7 +31,7 @@ _FORMAT = re.compile(r"\.(jsonl?)(\.(gz|zst|zstd))?$")
 
 @dataclass
 class Cleaned:
-    """How many rows were kept, repaired (control characters removed) and dropped, and where the list lies."""
+    """How many rows were kept, repaired (control characters out, null for NaN) and dropped, and where the list lies."""
 
     kept: int = 0
     repaired: int = 0
@@ -46,9 +47,9 @@ def clean(
     .zst pack them).
 
     Rows with a finding of a rule in ``drop`` are left out and listed in ``TARGET.dropped.jsonl``; control
-    characters are taken out of those that stay. Rows that cannot be trained on are always left out. Both
-    files appear complete or not at all. Raises UsageError instead of overwriting, unless ``force``; the
-    source is never written.
+    characters are taken out of those that stay, and null stands for numbers that are not finite. Rows that cannot be
+    trained on are always left out. Both files appear complete or not at all. Raises UsageError instead of overwriting,
+    unless ``force``; the source is never written.
     """
     drop = (set(DROPPED_BY_DEFAULT) if drop is None else drop) | {rule for rule in RULES if RULES[rule][0]}
     listed = target.with_name(target.name + ".dropped.jsonl")
@@ -61,10 +62,13 @@ def clean(
         write_row = _array_writer(rows_out) if _is_array(target) else _line_writer(rows_out)
         rows = read_rows(source)
         while batch := list(islice(rows, _BATCH)):
-            for (row, value), (*_, found) in zip(batch, examiner.examine(source, batch), strict=True):
-                mended, repaired = _repair(value), any(finding.rule == "control_character" for finding in found)
+            for (row, value), (_, conversation, _, found) in zip(batch, examiner.examine(source, batch), strict=True):
                 bad = [finding for finding in found if finding.rule in drop]
-                if repaired and not bad:
+                if conversation is None and not bad:  # left out by turn_order
+                    bad = [Finding(str(source), row, "order", "turns", "hold no assistant answer to learn from")]
+                mended = value if bad else _repair(value)
+                repaired = not bad and mended != value
+                if repaired:
                     # Without those characters it may be empty, a duplicate, or show a secret.
                     bad = [each for *_, again in examiner.examine(source, [(row, mended)]) for each in again]
                     bad = [finding for finding in bad if finding.rule in drop]
@@ -147,11 +151,11 @@ def _list(stream: IO[bytes], bad: list[Finding], result: Cleaned) -> None:
 
 
 def _repair(value: Any) -> Any:
-    """Take control characters out of every string of a row."""
+    """Take control characters out of every string of a row; null for numbers that are not finite, as JSON has none."""
     if isinstance(value, str):
         return CONTROL.sub("", value)
     if isinstance(value, list):
         return [_repair(part) for part in value]
     if isinstance(value, dict):
         return {key: _repair(part) for key, part in value.items()}
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

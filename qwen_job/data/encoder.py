@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ import numpy as np
 
 from qwen_job.data.characters import SPACE, STABLE, HanCuts, character_classes
 from qwen_job.data.chatml import ChatTokenizer, Flat
-from qwen_job.data.vocabulary import bytes_of, is_qwen, probes, tokens_in_text
+from qwen_job.data.embedding import refuse_larger, tokenizer_size
+from qwen_job.data.vocabulary import bytes_of, is_qwen, probes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,9 +38,14 @@ _KNOWN_BYTES = 128 << 20
 
 
 def load_encoder(folder: Path) -> ChatTokenizer:
-    """Read ``folder/tokenizer.json``, with the short cut if it holds for it."""
+    """Read ``folder/tokenizer.json``, with the short cut if it holds for it.
+
+    Raises ModelError if it is not a ChatML tokenizer, or larger than the embedding of the model beside it.
+    """
     plain = ChatTokenizer.load(folder)
     content = json.loads((folder / "tokenizer.json").read_bytes())
+    plain.size = tokenizer_size(content)
+    refuse_larger(folder, plain.size)
     return (_fast(plain, content) if is_qwen(content) else None) or plain
 
 
@@ -58,7 +65,7 @@ def _fast(plain: ChatTokenizer, content: dict[str, Any]) -> FastTokenizer | None
         load=lambda: gigatoken.load_hf_json(source),
         marks=marks,
         cuts=HanCuts(vocabulary),
-        slow_words=tokens_in_text(content),
+        slow_words=plain.text_tokens,
     )
     return fast if fast.agrees(probes(vocabulary, is_stable)) else None
 
@@ -77,7 +84,13 @@ class FastTokenizer(ChatTokenizer):
         slow_words: tuple[str, ...],
     ) -> None:
         super().__init__(plain.tokenizer, plain.name)
-        self._load, self._marks, self._cuts, self._slow_words = load, marks, cuts, slow_words
+        self.size = plain.size
+        self._load, self._marks, self._cuts = load, marks, cuts
+        # By how they begin: hundreds of words (<|extra_0|> ...) that do not occur cost no more than one.
+        self._slow_words: dict[str, set[str]] = {}
+        for word in slow_words:
+            for spelling in (word, unicodedata.normalize("NFC", word)):
+                self._slow_words.setdefault(spelling[:2], set()).add(spelling)
         self._trusted = True
         self._batches = 0
         self._reload()
@@ -149,7 +162,7 @@ class FastTokenizer(ChatTokenizer):
         # At the end of a text a run of spaces is one word; before a mark its last space stands alone.
         slow: NDArray[np.bool_] = (classes[ends - 1] & classes[np.maximum(ends, 2) - 2] & SPACE) != 0
         slow[np.searchsorted(ends, np.flatnonzero((classes & STABLE) == 0))] = True
-        for word in self._slow_words:
+        for word in (word for start, words in self._slow_words.items() if start in joined for word in words):
             if word in joined:
                 slow |= np.fromiter((word in text for text in texts), np.bool_, len(texts))
         return slow

@@ -37,14 +37,16 @@ def fit(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: 
 
 
 def _exchanges(parts: list[Segment]) -> tuple[list[Segment], list[list[Segment]]]:
-    """Return the system segment (if any) and the question-answer pairs."""
+    """Return the system segment (if any) and the exchanges: questions and the answers behind them."""
     system = parts[:1] if parts[0].role == "system" else []
-    turns = parts[len(system) :]
-    return system, [turns[start : start + 2] for start in range(0, len(turns), 2)]
-
-
-def _joined(system: list[Segment], exchanges: list[list[Segment]]) -> list[Segment]:
-    return [*system, *(part for exchange in exchanges for part in exchange)]
+    exchanges: list[list[Segment]] = []
+    before = "assistant"
+    for part in parts[len(system) :]:
+        if not exchanges or (part.role == "user" and before == "assistant"):
+            exchanges.append([])
+        exchanges[-1].append(part)
+        before = part.role
+    return system, exchanges
 
 
 def _length(parts: list[Segment], tokenizer: ChatTokenizer) -> int:
@@ -53,24 +55,29 @@ def _length(parts: list[Segment], tokenizer: ChatTokenizer) -> int:
 
 
 def _truncate(parts: list[Segment], tokenizer: ChatTokenizer, max_length: int, counts: Counter[str]) -> list[Segment]:
-    """Cut, in this order and only as far as needed: a question without answer at the end, the oldest
-    exchanges, the middle of the last question, the middle of the system prompt, the end of the answer.
+    """Cut, in this order and only as far as needed: a question without answer at the end, the oldest exchanges, the
+    last of several answers to one question, the middle of the last question, the middle of the system prompt, the end
+    of the answer.
 
-    Question and system prompt keep at least an eighth of ``max_length`` each: an answer to nothing teaches
-    nothing.
+    Question and system prompt keep at least an eighth of ``max_length`` each: an answer to nothing teaches nothing.
     """
     system, exchanges = _exchanges(parts)
-    turns = sum(map(len, exchanges))
-    if len(exchanges[-1]) == 1:
+    if exchanges[-1][-1].role == "user":
         exchanges.pop()
-    while len(exchanges) > 1 and _length(_joined(system, exchanges), tokenizer) > max_length:
-        exchanges.pop(0)
-    counts["turns_cut"] += turns - sum(map(len, exchanges))
-    rest = _joined(system, exchanges)
+    lengths = [_length(exchange, tokenizer) for exchange in exchanges]
+    excess, first = _length(system, tokenizer) + sum(lengths) - max_length, 0
+    while excess > 0 and first < len(exchanges) - 1:
+        excess -= lengths[first]
+        first += 1
+    rest = [*system, *(part for exchange in exchanges[first:] for part in exchange)]
+    while excess > 0 and [part.role for part in rest[-2:]] == ["assistant", "assistant"]:
+        excess -= _length([rest.pop()], tokenizer)
+    counts["turns_cut"] += len(parts) - len(rest)
     for role in ("user", "system"):
-        excess = _length(rest, tokenizer) - max_length
-        rest = [_cut_middle(part, excess, max_length // 8) if part.role == role else part for part in rest]
-    excess = _length(rest, tokenizer) - max_length
+        for at, part in enumerate(rest):
+            if excess > 0 and part.role == role:
+                rest[at] = _cut_middle(part, excess, max_length // 8)
+                excess -= len(part.text) - len(rest[at].text)
     if excess > 0:
         counts["answers_cut"] += 1
         answer = rest[-1]
@@ -93,12 +100,17 @@ def _split(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, count
     itself is cut into stretches of ``max_length`` tokens. Pieces that train nothing are left out and
     counted."""
     system, exchanges = _exchanges(parts)
+    opening = _length(system, tokenizer)
     pieces: list[list[Segment]] = []
+    filled = spec.max_length
     for exchange in exchanges:
-        if pieces and _length(pieces[-1] + exchange, tokenizer) <= spec.max_length:
+        length = _length(exchange, tokenizer)
+        if filled + length <= spec.max_length:
             pieces[-1] += exchange
+            filled += length
         else:
             pieces.append(system + exchange)
+            filled = opening + length
     documents = []
     for piece in pieces:
         signed = signed_ids(piece, tokenizer, spec.mask)

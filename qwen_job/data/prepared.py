@@ -10,6 +10,7 @@ SPLIT.rows     int64[rows + 1]: where each row's documents start in members
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INDEX = "index.json"
-LAYOUT = 1
+LAYOUT = 2
 SPLITS = ("train", "eval")
+# Begins the names under which a chunk counts the rows of each key that training does not use.
+UNUSED_KEY = "unused_key/"
+# The largest id of the tokenizer plus one: what an embedding must have room for.
+TOKENIZER_SIZE = "tokenizer_size"
 IGNORE = -100
 TOKEN = np.dtype("<i4")
 MEMBER = np.dtype("<i8")
@@ -119,6 +124,14 @@ def open_prepared(folder: Path) -> PreparedData:
             found = f"has {actual} bytes instead of {size}" if actual >= 0 else "is missing"
             raise DataError(f"{path}: {found}; delete {folder} and prepare the data again")
     return PreparedData(folder, PackedRows(folder, "train"), PackedRows(folder, "eval"), index["stats"])
+
+
+def describe(stats: Mapping[str, Any]) -> list[str]:
+    """Say what preparing changed, left out or did not use; ``stats`` are those of :class:`PreparedData`."""
+    changed = [f"{name} {count}" for name, count in stats.items() if isinstance(count, int) and count]
+    keys = [f"{name} {count}" for name, count in stats["unused_keys"].items()]
+    lines = [", ".join(changed)] if changed else []
+    return [*lines, f"keys that mean nothing to training, and their rows: {', '.join(keys)}"] if keys else lines
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:

@@ -5,10 +5,12 @@ all.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from qwen_job.data.arrange import arrange
 from qwen_job.data.files import Malformed
 from qwen_job.data.formats import CONTROL, Conversation, RecordError, order_problems, parse_record
 from qwen_job.data.privacy import find_personal_data, find_secrets
@@ -17,9 +19,11 @@ from qwen_job.limits import MAX_LENGTH
 # rule -> (is it an error, what it means). An error keeps the row from being trained on.
 RULES: dict[str, tuple[bool, str]] = {
     "malformed": (True, "not JSON, no known layout, or a field of the wrong type"),
+    "unused_key": (True, "a key whose content training would lose"),
     "order": (True, "roles out of order, empty turns, or no answer to learn from"),
     "encoding": (True, "half of a surrogate pair: text that cannot be written as UTF-8"),
     "special_token": (False, "text such as <|im_end|> inside a value (trained as plain characters)"),
+    "without_system": (False, "an empty system prompt: no system turn is trained, not even the default one"),
     "control_character": (False, "control, invisible or replacement characters"),
     "long_turn": (False, "a turn longer than --max-turn-tokens"),
     "long_sample": (False, "a conversation longer than --max-length"),
@@ -67,24 +71,34 @@ class Limits:
     max_length: int = MAX_LENGTH
 
 
-def read(value: Any, layout: str) -> tuple[Conversation | None, list[tuple[str, str, str]]]:
-    """Parse one row; return it (None if that failed) and its errors as (rule, field, message)."""
+def read(
+    value: Any, layout: str, turn_order: str, ignored: frozenset[str], counts: Counter[str]
+) -> tuple[Conversation | None, list[tuple[str, str, str]]]:
+    """Parse one row; return it (None if that failed, or ``turn_order`` leaves it out) and its errors.
+
+    Errors are (rule, field, message); what ``turn_order`` changed is added to ``counts``.
+    """
     if isinstance(value, Malformed):
         return None, [("malformed", "row", value.message)]
     try:
-        conversation = parse_record(value, layout)
+        conversation = arrange(parse_record(value, layout, ignored), turn_order, counts)
     except RecordError as error:
-        return None, [("malformed", error.field, error.message)]
-    problems = list(order_problems(conversation))
-    return conversation, [("encoding" if "surrogate" in p.message else "order", p.field, p.message) for p in problems]
+        return None, [(error.rule, error.field, error.message)]
+    problems = order_problems(conversation, turn_order) if conversation else ()
+    return conversation, [(problem.rule, problem.field, problem.message) for problem in problems]
 
 
-def inspect(conversation: Conversation) -> Iterator[tuple[str, str, str]]:
-    """Yield (rule, field, message) for everything that the text of a readable conversation shows."""
+def inspect(conversation: Conversation, own: Container[str] = ()) -> Iterator[tuple[str, str, str]]:
+    """Yield (rule, field, message) for everything that the text of a readable conversation shows.
+
+    ``own``: tokens of the user's tokenizer, which are meant where they occur.
+    """
+    if conversation.system == "":
+        yield "without_system", "system", "is empty: no system turn is trained; remove it for data.system_prompt"
     texts = [("system", conversation.system or "")]
     texts += [(f"turn {number} ({turn.role})", turn.text) for number, turn in enumerate(conversation.turns, 1)]
     for field, text in texts:
-        for rule, message in _of_text(text):
+        for rule, message in _of_text(text, own):
             yield rule, field, message
     for number in range(1, len(conversation.turns)):
         question, answer = conversation.turns[number - 1], conversation.turns[number]
@@ -106,9 +120,10 @@ def lengths(conversation: Conversation, tokens: list[int], limits: Limits) -> It
         yield "long_sample", "conversation", message
 
 
-def _of_text(text: str) -> Iterator[tuple[str, str]]:
-    if special := _SPECIAL.search(text) if "<|" in text else None:
-        yield "special_token", f"holds {special[0]}; remove it unless the text is about it"
+def _of_text(text: str, own: Container[str]) -> Iterator[tuple[str, str]]:
+    special = next((each for each in _SPECIAL.findall(text) if each not in own), None) if "<|" in text else None
+    if special:
+        yield "special_token", f"holds {special}; remove it unless the text is about it"
     if control := CONTROL.search(text):
         count = len(CONTROL.findall(text))
         name = f"U+{ord(control[0]):04X}"

@@ -14,6 +14,10 @@ from qwen_job.models.chatml import SYSTEM_PROMPT
 FORMATS = ("auto", "reference", "sharegpt", "messages", "alpaca", "query_response")
 LONG_SAMPLES = ("truncate", "drop", "split")
 MASKS = ("assistant", "reference")
+TURN_ORDERS = ("strict", "reference", "join")
+
+
+_CHOICES = {"format": FORMATS, "long_samples": LONG_SAMPLES, "mask": MASKS, "turn_order": TURN_ORDERS}
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class DataSpec:
     long_samples: str = "truncate"
     packing: bool = True
     mask: str = "assistant"
+    turn_order: str = "strict"
+    ignore_keys: tuple[str, ...] = ()
     cache_dir: Path | None = None
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("format", FORMATS), ("long_samples", LONG_SAMPLES), ("mask", MASKS)):
+        for field, known in _CHOICES.items():
             if getattr(self, field) not in known:
                 _refuse(field, f"is {getattr(self, field)!r}; write one of {', '.join(known)}")
         if not self.train:
@@ -73,6 +79,10 @@ class DataSpec:
         for key, types in _TYPES.items():
             if key in values and (not isinstance(values[key], types) or _is_stray_bool(values[key], types)):
                 _refuse(key, f"is {values[key]!r}; write a {types[0].__name__}")
+        keys = values.get("ignore_keys", [])
+        if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) and key for key in keys):
+            _refuse("ignore_keys", f"is {keys!r}; write a list of keys")
+        values["ignore_keys"] = tuple(keys)
         if "cache_dir" in values:
             values["cache_dir"] = Path(values["cache_dir"])
         return cls(**values)
@@ -82,6 +92,7 @@ class DataSpec:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for split in ("train", "eval"):
             values[split] = [{"path": str(file.path), "weight": file.weight} for file in values[split]]
+        values["ignore_keys"] = list(self.ignore_keys)
         return values | {"cache_dir": None if self.cache_dir is None else str(self.cache_dir)}
 
 
@@ -93,6 +104,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "long_samples": (str,),
     "packing": (bool,),
     "mask": (str,),
+    "turn_order": (str,),
     "cache_dir": (str, Path),
     "num_workers": (int,),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from qwen_job.models.chatml import PATTERN
@@ -23,10 +25,45 @@ def is_qwen(content: dict[str, Any]) -> bool:
     )
 
 
-def tokens_in_text(content: dict[str, Any]) -> tuple[str, ...]:
-    """Return the added tokens that count as text (``<think>``): only the tokenizer itself cuts around them."""
-    words = [token["content"] for token in content.get("added_tokens") or [] if not token["special"]]
-    return tuple(word for word in words if not word.startswith("<|"))
+# The frame of ChatML and what Qwen's own tokenizers mark places and media with. Users' own tokens may look alike.
+_CONTROL = re.compile(
+    r"<\|(?:im_start|im_end|im_sep|endoftext|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep"
+    r"|(?:object_ref|box|quad|vision)_(?:start|end)|(?:vision|image|video|audio|tts)_pad"
+    r"|(?:audio|vision|tts_text)_(?:bos|eos|start|end)|IMAGE|VIDEO|AUDIO)\|>"
+)
+
+
+def is_control(token: str) -> bool:
+    """Tell whether a token is one that text may never become: Qwen's own, not one that a user added."""
+    return _CONTROL.fullmatch(token) is not None
+
+
+def mark_control_tokens(content: str) -> str:
+    """Return a tokenizer.json in which Qwen's control tokens are special and no other token is. Errors: ValueError."""
+    # The list is cut out: reading and writing all of a large file would take a second.
+    found = _ADDED.search(content)
+    if found is None:
+        return content
+    tokens, end = json.JSONDecoder().raw_decode(content, found.end() - 1)
+    for token in tokens:
+        token["special"] = is_control(token["content"])
+    return content[: found.end() - 1] + json.dumps(tokens) + content[end:]
+
+
+_ADDED = re.compile(r'"added_tokens"\s*:\s*\[')
+
+
+def token_finder(tokens: Collection[str]) -> Callable[[Iterable[str]], set[str]]:
+    """Return a function from texts to those of ``tokens`` that occur in them."""
+    if not tokens:
+        return lambda _texts: set()
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    starts = {token[0] for token in tokens}
+
+    def find(texts: Iterable[str]) -> set[str]:
+        return {found for text in texts if any(start in text for start in starts) for found in pattern.findall(text)}
+
+    return find
 
 
 def bytes_of(vocab: dict[str, int]) -> dict[bytes, int]:

@@ -141,6 +141,12 @@ class Data(Strict):
         "assistant",
         description="What is learnt: the assistant's text, or what the reference finetune.py learns",
     )
+    turn_order: Literal["strict", "reference", "join"] = Field(
+        "strict",
+        description="Conversations in which user and assistant do not take turns, or without an answer: strict refuses "
+        "them, reference takes them as the reference finetune.py does, join makes turns that alternate of them",
+    )
+    ignore_keys: list[Text] = Field([], description="Keys of rows and turns to train without, whatever they hold")
     cache_dir: Text | None = Field(None, description="Where prepared data is kept; default: inside the output folder")
     num_workers: Positive | None = Field(None, description="Processes that prepare the data; default: all cores")
     samples: Positive | None = Field(None, description="Conversations in train, for the plan; default: counted")

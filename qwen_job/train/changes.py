@@ -37,6 +37,8 @@ _OF_THE_DATA = (
     "long_samples",
     "packing",
     "mask",
+    "turn_order",
+    "ignore_keys",
 )
 
 

@@ -120,13 +120,16 @@ def _spec(target: Target, data: Path) -> DataSpec:
 
 def _conversations(data: Path, spec: DataSpec, count: int) -> list[Conversation]:
     found: list[Conversation] = []
+    ignored = frozenset(spec.ignore_keys)
     for row, value in read_rows(data):
         if len(found) == count:
             break
         try:
-            found.append(read_row(value, spec.format))
+            conversation = read_row(value, spec.format, spec.turn_order, ignored)
         except RecordError as error:
             raise DataError(f"{data}: row {row}: {error}; 'qwen-job data check' lists all such rows") from None
+        if conversation:
+            found.append(conversation)
     return found
 
 

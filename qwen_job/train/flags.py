@@ -71,6 +71,8 @@ _OWN = {
     "packing": bool,
     "mask": str,
     "long_samples": str,
+    "turn_order": str,
+    "ignore_keys": str,
     "system_prompt": str,
     "attention": str,
     "fused_loss": str,
@@ -324,6 +326,8 @@ def _data_values(own: dict[str, Any]) -> dict[str, Any]:
         "long_samples": own.get("long_samples", "truncate"),
         "packing": own.get("packing", False),
         "mask": own.get("mask", "assistant"),
+        "turn_order": own.get("turn_order", "strict"),
+        "ignore_keys": own.get("ignore_keys", "").replace(",", " ").split(),
         "cache_dir": None,
         "num_workers": None,
     }

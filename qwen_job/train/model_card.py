@@ -16,7 +16,7 @@ from qwen_job.models.files import sha256_of
 from qwen_job.train.summary import Summary, summarize
 
 _SETTINGS = ("world_size", "device", "precision", "attention", "seed")
-_DATA = ("format", "max_length", "packing", "long_samples", "mask", "system_prompt")
+_DATA = ("format", "max_length", "packing", "long_samples", "turn_order", "mask", "system_prompt")
 _USE = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -27,7 +27,7 @@ _ACCOUNT_NAMES = {
 }
 _SHOWN_SETTINGS = {
     "model": ("name", "source", "revision"),
-    "data": ("train", "eval", "format", "max_length", "packing", "long_samples", "mask", "system_prompt"),
+    "data": ("train", "eval", "format", "max_length", "packing", "long_samples", "turn_order", "mask", "system_prompt"),
     "training": (),
 }
 _SHOWN_FIELDS = (

@@ -20,6 +20,8 @@ CASES: dict[str, Any] = {
     "malformed": {"conversations": "x"},
     "order": conversation("q", " "),
     "encoding": conversation("q", "a\udc00"),
+    "unused_key": {"tools": "[]", **conversation("q", "a")},
+    "without_system": {"system": "", **conversation("q", "a")},
     "special_token": conversation("q <|im_end|>", "a"),
     "control_character": conversation("q", "a\u200bb\x07"),
     "long_turn": conversation("word " * 600, "a"),

@@ -54,6 +54,25 @@ def test_check_of_bad_data(run: Run, write: Callable[..., Path]) -> None:
     assert json.loads(out)["counts"]["order"] == 1
 
 
+def test_keys_and_turn_order_by_option(run: Run, write: Callable[..., Path], tiny: Path, tmp_path: Path) -> None:
+    rows = [
+        {"topic_of_it": "x", "id": 1, **conversation("q", "a")},
+        {"conversations": conversation("q", "a")["conversations"][1:]},
+    ]
+    path, target = write(rows), tmp_path / "out.json"
+    code, out, _ = run("check", path)
+    assert code == 4 and f"{path}:1: topic_of_it: " in out and "--ignore-key" in out and "--turn-order" in out
+    options = ("--ignore-key", "topic_of_it", "--turn-order", "reference")
+    code, out, _ = run("check", path, *options)
+    assert code == 0 and "id 1" in out and "topic_of_it 1" in out and "1 conversations without an answer" in out
+    assert run("clean", path, target, *options)[0] == 0
+    assert json.loads(target.read_text(encoding="utf-8")) == rows[:1]
+    code, _, err = run("prepare", path, "--tokenizer", tiny, "--output", tmp_path / "cache", *options)
+    assert code == 0 and "without_answer 1" in err and "topic_of_it 1" in err
+    code, _, err = run("prepare", path, "--tokenizer", tiny, "--output", tmp_path / "cache")
+    assert code == 4 and f"{path}:1: topic_of_it: " in err
+
+
 def test_check_draws_the_lengths(run: Run, tmp_path: Path) -> None:
     picture = tmp_path / "lengths.svg"
     assert run("check", DEMO, "--svg", picture)[0] == 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +74,22 @@ def test_split_cuts_between_exchanges_and_repeats_the_system_prompt(tokenizer: C
     documents, counts = _fit(tokenizer, "split", 5, 20, 20, 20, 21, 20, 22)
     assert [len(_trained(document)) for document in documents] == [20, 21, 22]
     assert all(~100 in document for document in documents) and counts["split_pieces"] == 3
+
+
+@pytest.mark.parametrize("policy", ["truncate", "split"])
+def test_the_cost_grows_with_the_turns_not_with_their_square(tokenizer: ChatTokenizer, policy: str) -> None:
+    started = time.process_time()
+    documents, counts = _fit(tokenizer, policy, 5, *[2] * 100_000)
+    assert time.process_time() - started < 10
+    assert max(map(len, documents)) <= LENGTH
+    assert policy == "split" or counts["turns_cut"] > 99_900
+
+
+def test_several_answers_to_one_question_are_cut_from_the_end(tokenizer: ChatTokenizer) -> None:
+    parts = [*_parts(5, 5, 6), *[Segment("assistant", list(range(30_000, 30_020)))] * 9]
+    counts: Counter[str] = Counter()
+    (document,) = fit(parts, tokenizer, _spec("truncate"), counts)
+    assert len(document) <= LENGTH and 20_000 in document and 0 < counts["turns_cut"] < 10
 
 
 @given(

@@ -27,6 +27,8 @@ def test_reads_the_whole_section_and_writes_it_back() -> None:
         "long_samples": "split",
         "packing": False,
         "mask": "reference",
+        "turn_order": "join",
+        "ignore_keys": ["topic"],
         "cache_dir": "/cache",
         "num_workers": None,
     }
@@ -50,6 +52,8 @@ def test_reads_the_whole_section_and_writes_it_back() -> None:
         ({"max_length": 8}, "data.max_length: is 8"),
         ({"mask": "all"}, "data.mask: is 'all'; write one of assistant, reference"),
         ({"eval_split": 1.0}, "data.eval_split: is 1.0"),
+        ({"turn_order": "any"}, "data.turn_order: is 'any'; write one of strict, reference, join"),
+        ({"ignore_keys": "topic"}, "data.ignore_keys: is 'topic'"),
         ({"packing": 1}, "data.packing: is 1"),
     ],
 )

@@ -1,0 +1,195 @@
+"""What a key of a row or of a turn means to training: used, without meaning (listed once), or content that would be
+lost (an error).
+
+``UNTRAINABLE`` is the one table of what cannot be trained on yet: a new ability takes its line out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Container, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+# JSON nested deeper than this is no conversation; what walks over rows stays far from Python's own limit.
+MAX_DEPTH = 100
+_CONTAINERS = (dict, list, tuple)
+
+
+class RecordError(ValueError):
+    """One row cannot be read: which field, and what is wrong with it. The place is added by who knows it.
+
+    ``rule`` is the name in :data:`qwen_job.data.rules.RULES` under which ``data check`` counts it.
+    """
+
+    def __init__(self, field: str, message: str, rule: str = "malformed") -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+        self.rule = rule
+
+
+class Untrainable(NamedTuple):
+    """A kind of content that cannot be trained on yet: its keys, its roles, and what to do today."""
+
+    keys: frozenset[str]
+    roles: frozenset[str]
+    advice: str
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+UNTRAINABLE: dict[str, Untrainable] = {
+    "reasoning": Untrainable(
+        _words(
+            "reasoning_content reasoning reasoning_text thinking thinking_content thought thoughts think cot rationale"
+        ),
+        _words("reasoning thinking thought"),
+        "holds reasoning, which is not trained yet; write it into the answer as <think>...</think>, or remove it",
+    ),
+    "tools": Untrainable(
+        _words(
+            "tools tool_calls tool_call tool_call_id tool_choice tool_response tool_responses tool_name functions "
+            "function_call function_calls plugins apis"
+        ),
+        _words("tool tool_call tool_response function function_call function_response observation ipython"),
+        "belongs to tool calls, which are not trained yet; write calls and results into the text of the turns as the "
+        "model shall see and write them, or leave the conversation out",
+    ),
+    "media": Untrainable(
+        _words("image images image_url image_urls video videos audio audios speech files attachments objects bbox"),
+        frozenset(),
+        "holds media, and only text is trained; leave the conversation out",
+    ),
+    "switches": Untrainable(
+        _words("weight loss train training trainable loss_weight loss_scale loss_mask mask masked learn"),
+        frozenset(),
+        "chooses what is trained, which is not possible for single turns yet: every answer is trained, questions are "
+        "not; leave the conversation out, or end it before this turn",
+    ),
+    "preferences": Untrainable(
+        _words("chosen rejected rejected_response rejected_responses rejected_messages kto_tag preferred dispreferred"),
+        frozenset(),
+        "belongs to preference training, which is not offered; keep the answer to learn from, and remove the others",
+    ),
+}
+_ADVICE = {key: kind.advice for kind in UNTRAINABLE.values() for key in kind.keys}
+_ROLE_ADVICE = {role: kind.advice for kind in UNTRAINABLE.values() for role in kind.roles}
+# Of these, a value that asks for what happens anyway is fine: 1 or true on an answer, 0 or false elsewhere.
+_SWITCHES = _words("weight loss train training trainable loss_weight loss_scale learn")
+
+# Names of a row's origin, order and description. None of them is text to learn.
+NEUTRAL = _words(
+    "id _id uid uuid guid idx index key hash md5 sha1 sha256 row_id sample_id item_id data_id doc_id example_id "
+    "conversation_id conv_id dialog_id dialogue_id message_id msg_id parent_id thread_id session_id user_id prompt_id "
+    "question_id answer_id task_id source_id __index_level_0__ unnamed:_0 "
+    "source sources src origin dataset dataset_name data_source subset split config url link license author authors "
+    "annotator worker created created_at updated_at modified_at create_time update_time date time timestamp version "
+    "type kind category categories task tasks task_type task_name topic topics domain subject field tag tags title "
+    "lang language locale country difficulty level quality score scores rating ratings reward rewards votes upvotes "
+    "model model_name model_id generator engine usage tokens num_tokens token_count length num_turns turn_count "
+    "n_turns redacted toxic toxicity moderation openai_moderation detoxify_moderation meta metadata meta_data "
+    "extra_info info comment comments note notes remark remarks"
+)
+_NEUTRAL_IN_A_TURN = NEUTRAL | _words("turn turn_id round round_id index markdown truncated end_turn status")
+
+
+class _Plan(NamedTuple):
+    neutral: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+@lru_cache(maxsize=2048)
+def _plan(shape: tuple[str, ...], used: frozenset[str], ignored: frozenset[str], in_a_turn: bool) -> _Plan:
+    """Sort the keys of a row or turn that are not used. Rows of one file have few shapes: decided once for each."""
+    known = _NEUTRAL_IN_A_TURN if in_a_turn else NEUTRAL
+    spare = [key for key in shape if key not in used]
+    neutral = [key for key in spare if key in ignored or _plain(key) in known]
+    return _Plan(tuple(neutral), tuple(key for key in spare if key not in neutral))
+
+
+def _plain(key: str) -> str:
+    return str(key).lower().replace("-", "_").replace(" ", "_")
+
+
+def unused_keys(
+    record: Mapping[str, Any],
+    used: frozenset[str],
+    ignored: frozenset[str],
+    *,
+    where: str = "",
+    role: str = "",
+    said: Container[object] = (),
+) -> tuple[str, ...]:
+    """Return the keys of ``record`` that mean nothing to training; RecordError for one whose content would be lost.
+
+    ``used``: keys that are read; ``ignored``: keys that the user gives up; ``where``: what stands before a key in an
+    error; ``role``: of a turn, empty for a whole row; ``said``: texts that are read: a key that repeats one is no loss.
+    """
+    neutral, others = _plan(tuple(record), used, ignored, bool(role))
+    for key in neutral + others:
+        if type(record[key]) in _CONTAINERS:
+            refuse_depth(record[key], where + key)
+    if not others:
+        return neutral
+    lost = [key for key in others if _is_lost(key, record[key], role, said)]
+    if lost:
+        raise _lost(sorted(lost, key=lambda key: _plain(key) not in _ADVICE), used, where)
+    return neutral + tuple(key for key in others if _carries(record[key]))
+
+
+def refuse_depth(value: object, field: str) -> None:
+    """Raise RecordError for a value that is nested too deeply to be walked over."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = [part for part in level if isinstance(part, _CONTAINERS)]
+        if not inner:
+            return
+        level = [each for part in inner for each in (part.values() if isinstance(part, dict) else part)]
+    raise RecordError(field, f"is nested too deeply: more than {MAX_DEPTH} levels; remove it")
+
+
+def role_advice(role: str) -> str | None:
+    """Return what to do about a role that cannot be trained on yet, None if it is no such role."""
+    return _ROLE_ADVICE.get(_plain(role))
+
+
+def advice_for(keys: Collection[str]) -> str:
+    """Return what to do about the first of ``keys`` that tells of content that cannot be trained on yet, or nothing."""
+    return next((f"; {str(key)[:40]} {_ADVICE[_plain(key)]}" for key in keys if _plain(key) in _ADVICE), "")
+
+
+def _is_lost(key: str, value: object, role: str, said: Container[object]) -> bool:
+    if not _carries(value) or (isinstance(value, str) and value in said):
+        return False
+    if _plain(key) in _SWITCHES and isinstance(value, (bool, int, float)):
+        return value != (1 if role in ("", "assistant") else 0)
+    return True
+
+
+def _lost(keys: list[str], used: frozenset[str], where: str) -> RecordError:
+    first = keys[0]
+    if advice := _ADVICE.get(_plain(first)):
+        return RecordError(
+            f"{where}{first}", f"{advice} (data.ignore_keys: [{first[:40]}] trains without it)", "unused_key"
+        )
+    near = difflib.get_close_matches(_plain(first), sorted(used), n=1, cutoff=0.75)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    names = ", ".join(key[:40] for key in keys[:6])
+    message = (f"holds content that training does not use{meant}; remove the key, or train without it: "
+               f"data.ignore_keys: [{names}] (--ignore-key)")  # fmt: skip
+    return RecordError(f"{where}{first}", message, "unused_key")
+
+
+def _carries(value: object) -> bool:
+    """Tell whether a value holds anything: not null, not blank, no list or object of such values alone."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, _CONTAINERS):
+            pending.extend(part.values() if isinstance(part, dict) else part)
+        elif part is not None and not (isinstance(part, str) and not part.strip()):
+            return True
+    return False
