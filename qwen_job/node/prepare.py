@@ -39,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(config_file: Path) -> None:
     """Make what the training would make first of all. Errors: those of the model's and the data's room."""
-    from qwen_job.data import DataSpec
+    from qwen_job.data import DataSpec, open_prepared
     from qwen_job.data import prepare as prepare_data
+    from qwen_job.data.prepared import describe
     from qwen_job.models import ModelSpec, ensure_model
     from qwen_job.train.config import load_config
 
@@ -53,6 +54,8 @@ def prepare(config_file: Path) -> None:
     spec = DataSpec.from_dict(config.data)
     cache = spec.cache_dir or config.output_dir / "prepared"
     prepared = prepare_data(spec, model, cache, workers=spec.num_workers or cores())
+    for line in describe(open_prepared(prepared).stats):
+        say(f"data: {line}")
     say(f"the data is in {prepared}")
 
 

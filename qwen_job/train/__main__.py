@@ -228,12 +228,15 @@ def _model(config: TrainConfig, log: RunLog) -> Path:
 
 
 def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
-    from qwen_job.data import DataSpec, prepare
+    from qwen_job.data import DataSpec, open_prepared, prepare
+    from qwen_job.data.prepared import describe
 
     spec = DataSpec.from_dict(config.data)
     cache = spec.cache_dir or config.output_dir / "prepared"
-    del log
-    return prepare(spec, model_folder, cache, workers=spec.num_workers)
+    folder = prepare(spec, model_folder, cache, workers=spec.num_workers)
+    for line in describe(open_prepared(folder).stats):
+        log.say(f"data: {line}")
+    return folder
 
 
 def _end(

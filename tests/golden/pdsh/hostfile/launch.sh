@@ -91,6 +91,8 @@ data:
   long_samples: truncate
   packing: true
   mask: assistant
+  turn_order: strict
+  ignore_keys: []
   cache_dir: null
   num_workers: null
   max_length: 512
