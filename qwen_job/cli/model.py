@@ -38,13 +38,14 @@ def model() -> None:
 )
 @click.option("--revision", help="A branch, tag or commit; the hub's main branch otherwise.")
 @click.option("--cache", type=_FOLDER, help="The shared cache [default: $QWEN_JOB_CACHE, else ~/.cache/qwen-job].")
-def fetch(model_id: str, source: str, revision: str | None, cache: Path | None) -> None:
+@click.option("--verify", is_flag=True, help="Hash every file of the cached copy; conversions are made anew.")
+def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, verify: bool) -> None:
     """Download a model into the shared cache.
 
     Once, verified, and converted if it is a Qwen-1. Prints the folder that a job will load. A local folder (ID
     begins with /, ./, ../ or ~) is checked, and converted into the cache if it must be. A download that was cut
-    short goes on where it was. Mirrors are taken from MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from
-    MODELSCOPE_API_TOKEN and HF_TOKEN.
+    short resumes where it was; a damaged copy is repaired by fetching what is wrong. Mirrors are taken from
+    MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from MODELSCOPE_API_TOKEN and HF_TOKEN.
     """
     from qwen_job.models import ModelSpec, ensure_model
     from qwen_job.models.names import clean_name, resolve_source
@@ -58,7 +59,7 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None) 
     if source == "local" and revision:
         raise UsageError("--revision: a local folder has none; leave it out")
     spec = ModelSpec(name=model_id, source=cast(Source, source), revision=revision, cache_dir=cache)
-    click.echo(ensure_model(spec, output_dir=Path("output").absolute(), progress=_say))
+    click.echo(ensure_model(spec, output_dir=Path("output").absolute(), verify=verify, progress=_say))
 
 
 @model.command()

@@ -18,7 +18,7 @@ from .files import exists, member, read_json
 from .shapes import LIMITS, QUANTIZED_KEYS, shown, size
 
 ADAPTER = "adapter_config.json"
-_QUANTIZED_FILES = ("quantize_config.json", "quant_config.json")
+QUANTIZED_FILES = ("quantize_config.json", "quant_config.json")
 # These change what is loaded: obeyed, they would void every check of the folder.
 _REFUSED = ("transformers_weights", "per_layer_config", "fusion_config", "distributed_config", "gguf_file")
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")
@@ -63,7 +63,7 @@ def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
         if value := config.get(key):
             method = value.get("quant_method") if isinstance(value, Mapping) else None
             raise ModelError(quantized(folder, f"config.json: {key}{f': {shown(method)}' if method else ''}"))
-    for name in _QUANTIZED_FILES:
+    for name in QUANTIZED_FILES:
         if exists(folder / name):
             raise ModelError(quantized(folder, name))
 

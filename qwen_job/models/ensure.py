@@ -6,14 +6,23 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .files import exists, new_folder
+from qwen_job.errors import ModelError
+
+from .files import exists, member, new_folder, read_json, write_json
 from .folder import check_folder, needs_conversion
 from .lock import Progress, exclusive
 from .spec import ModelSpec, cache_folder
 
+RECORD = ".made.json"
+
 
 def ensure_model(
-    spec: ModelSpec, *, output_dir: Path, training_data: Sequence[Path] = (), progress: Progress | None = None
+    spec: ModelSpec,
+    *,
+    output_dir: Path,
+    training_data: Sequence[Path] = (),
+    verify: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Return a local folder with config, safetensors, fast tokenizer and generation config of the model.
 
@@ -24,6 +33,7 @@ def ensure_model(
         spec: which model, from where.
         output_dir: the run's folder: relative model folders are looked for beside it last.
         training_data: files whose text trains the tokenizer when ``spec.source`` is random.
+        verify: check what the cache holds by its hashes, not by sizes alone, and convert anew.
         progress: called with one line of text now and then.
 
     Raises:
@@ -34,10 +44,17 @@ def ensure_model(
     if spec.source == "random":
         return _random(spec, cache, training_data, progress)
     if spec.source == "local":
-        return usable_folder(_find(spec.name, output_dir), cache, progress)
-    from .fetch import fetch_model
+        return usable_folder(_find(spec.name, output_dir), cache, progress, verify=verify)
+    from .fetch import damaged, fetch_model
 
-    return usable_folder(fetch_model(spec, progress=progress), cache, progress)
+    folder = fetch_model(spec, verify=verify, progress=progress)
+    try:
+        return usable_folder(folder, cache, progress, verify=verify)
+    except ModelError:
+        if not damaged(folder, hashes=True):
+            raise
+    # Its sizes are right and its bytes are not.
+    return usable_folder(fetch_model(spec, verify=True, progress=progress), cache, progress)
 
 
 def _find(name: str, output_dir: Path) -> Path:
@@ -56,7 +73,7 @@ def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progre
     return once(target, lambda folder: write_random_model(config, texts, folder), progress)
 
 
-def usable_folder(folder: Path, cache: Path, progress: Progress | None = None) -> Path:
+def usable_folder(folder: Path, cache: Path, progress: Progress | None = None, *, verify: bool = False) -> Path:
     """Return ``folder`` itself when transformers loads it natively, else its conversion in the cache (Qwen-1, .bin)."""
     if not needs_conversion(folder):
         check_folder(folder)
@@ -64,18 +81,40 @@ def usable_folder(folder: Path, cache: Path, progress: Progress | None = None) -
     from .convert import conversion_key, convert
 
     target = cache / "converted" / f"{folder.name}-{conversion_key(folder)}"
-    return once(target, lambda aside: convert(folder, aside, progress), progress)
+    return once(target, lambda aside: convert(folder, aside, progress), progress, anew=verify)
 
 
-def once(target: Path, work: Callable[[Path], None], progress: Progress | None = None) -> Path:
-    """Make the folder ``target`` with ``work`` unless it exists: aside, checked, renamed, under a lock."""
-    if target.is_dir():
+def once(target: Path, work: Callable[[Path], None], progress: Progress | None = None, *, anew: bool = False) -> Path:
+    """Make the folder ``target`` with ``work`` unless it is there, complete: aside, checked, renamed, under a lock.
+
+    One that is damaged is made again; with ``anew`` every one is.
+    """
+    if not anew and not _fault(target):
         return target
     with exclusive(target.with_name(f"{target.name}.lock"), progress):
-        if not target.is_dir():
+        fault = _fault(target)
+        if fault or anew:
             if progress:
-                progress(f"preparing {target.name}")
-            with new_folder(target) as aside:
+                progress(f"preparing {target.name}" + (f" again: {fault}" if fault and exists(target) else ""))
+            with new_folder(target, replace=True) as aside:
                 work(aside)
                 check_folder(aside)
+                sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+                write_json(aside / RECORD, {"version": 1, "files": sizes})
     return target
+
+
+def _fault(folder: Path) -> str:
+    """Return what is wrong with a folder that we made, empty when all is well; every file has its recorded size."""
+    if not folder.is_dir():
+        return "is missing"
+    try:
+        sizes = read_json(folder / RECORD).get("files") if exists(folder / RECORD) else {}
+        for name, size in (sizes if isinstance(sizes, dict) else {RECORD: -1}).items():
+            path = member(folder, name)
+            if not path.is_file() or path.stat().st_size != size:
+                return f"{name} is not as it was written"
+        check_folder(folder)
+    except (ModelError, OSError) as error:
+        return str(error)
+    return ""

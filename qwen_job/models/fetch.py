@@ -14,7 +14,8 @@ from typing import TypeVar
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.files import sync_folder
 
-from .files import ELSEWHERE, git_sha1_of, sha256_of, write_json
+from .config import QUANTIZED_FILES, refuse_quantized
+from .files import ELSEWHERE, exists, git_sha1_of, member, read_json, sha256_of, write_json
 from .hub import (
     Hub,
     RemoteFile,
@@ -42,14 +43,15 @@ _NEVER = (".*", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.png", "*.jpg", "*.jp
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 
 
-def fetch_model(spec: ModelSpec, *, progress: Progress | None = None) -> Path:
-    """Return the cache's folder with a model of ModelScope or Hugging Face; download it if it is not complete yet.
+def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Progress | None = None) -> Path:
+    """Return the cache's folder with a model of ModelScope or Hugging Face; download what of it is not there.
 
-    Any number of processes and nodes may call it: one downloads, the others wait. A killed download goes on where it
+    Any number of processes and nodes may call it: one downloads, the others wait. A killed download resumes where it
     was. Files are checked against the hub's sizes and hashes; pickles are left out where there are safetensors.
+    A complete copy is checked by its files' sizes, with ``verify`` by their hashes too, and repaired.
 
     Raises:
-        ModelError: no such model, no access, or the hub keeps sending other bytes than it announced.
+        ModelError: no such model, no access, quantized, or the hub keeps sending other bytes than it announced.
         EnvironmentFault: the hub cannot be reached, the disk is full, or downloads are forbidden and it is not cached.
     """
     hub: Hub = "huggingface" if spec.source == "huggingface" else "modelscope"
@@ -60,18 +62,56 @@ def fetch_model(spec: ModelSpec, *, progress: Progress | None = None) -> Path:
         raise ModelError(f"model.name: {error}") from None
     names = [part.replace(".", "___") for part in (model.replace("/", "--"), revision.replace("/", "--"))]
     folder = cache_folder(spec.cache_dir) / hub / "@".join(names)
-    if (folder / MARKER).exists():
+    damage = damaged(folder, hashes=verify)
+    if not damage:
         return folder
     forbidden = offline(hub)
     if forbidden:
+        state = f"is damaged in the cache ({folder}: {damage})" if exists(folder / MARKER) else (
+            f"is not in the cache ({folder})")  # fmt: skip
         raise EnvironmentFault(
-            f"{model}: is not in the cache ({folder}) and {forbidden} forbids to download; "
+            f"{model}: {state} and {forbidden} forbids to download; "
             f"run 'qwen-job model fetch {model}' where there is a network, with the same cache"
         )
     with exclusive(folder.with_name(f"{folder.name}.lock"), progress):
-        if not (folder / MARKER).exists():
+        if damage := damaged(folder, hashes=verify):
+            if progress and exists(folder / MARKER):
+                progress(f"{folder.name}: {damage}: fetching what is damaged again")
             _download_all(hub, model, revision, folder, progress)
     return folder
+
+
+def damaged(folder: Path, *, hashes: bool = False) -> str:
+    """Return the first thing wrong with a copy in the cache, empty for a sound one; sizes, and with ``hashes`` bytes.
+
+    A copy without its record is not complete; a file without a recorded hash cannot be told to be sound by it.
+    """
+    try:
+        listed = read_json(folder / MARKER).get("files")
+        if not isinstance(listed, dict) or not listed:
+            return f"{MARKER} names no files"
+        for name, facts in listed.items():
+            if fault := _fault(member(folder, name), facts if isinstance(facts, dict) else {}, hashes):
+                return f"{name} {fault}"
+    except ModelError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    return ""
+
+
+def _fault(path: Path, facts: dict[str, object], hashes: bool) -> str:
+    size = path.stat().st_size if path.is_file() else None
+    if size is None:
+        return "is missing"
+    if size != facts.get("size"):
+        return f"has {size:,} of {facts.get('size')} bytes"
+    if not hashes:
+        return ""
+    for kind, hash_of in (("sha256", sha256_of), ("git_sha1", git_sha1_of)):
+        if facts.get(kind):
+            return "" if hash_of(path) == facts[kind] else "has other bytes than were fetched"
+    return "has no recorded hash"
 
 
 def wanted(files: Sequence[RemoteFile]) -> list[RemoteFile]:
@@ -93,18 +133,28 @@ def _download_all(hub: Hub, model: str, revision: str, folder: Path, progress: P
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _assert_space(files, folder)
+        _refuse_quantized(hub, files, folder, progress)
         with ThreadPoolExecutor(WORKERS) as workers:
             jobs = [workers.submit(_download, hub, file, folder / file.path, progress) for file in files]
             for job in jobs:
                 job.result()
         sync_folder(folder)
-        listed = {file.path: {"size": file.size, "sha256": file.sha256} for file in files}
+        listed = {file.path: {"size": file.size, "sha256": file.sha256, "git_sha1": file.git_sha1} for file in files}
         write_json(
             folder / MARKER,
             {"version": 1, "model": model, "revision": revision, "endpoint": endpoint(hub), "files": listed},
         )
     except OSError as error:
         raise EnvironmentFault(f"{folder}: cannot be written ({error}); {ELSEWHERE}") from error
+
+
+def _refuse_quantized(hub: Hub, files: Sequence[RemoteFile], folder: Path, progress: Progress | None) -> None:
+    """Look at the settings before gigabytes of weights come that cannot be trained."""
+    for file in files:
+        if file.path in ("config.json", *QUANTIZED_FILES):
+            _download(hub, file, folder / file.path, progress)
+    if exists(folder / "config.json"):
+        refuse_quantized(folder, read_json(folder / "config.json"))
 
 
 def _assert_space(files: Sequence[RemoteFile], folder: Path) -> None:

@@ -123,8 +123,10 @@ def _stays(target: Path, folder: Path) -> bool:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``target`` that becomes ``target`` when the block ends without an error.
+
+    ``replace``: a folder that is there already, a damaged one, makes room at that moment.
 
     What a killed process left behind is removed first; the caller holds the lock of ``target``.
     """
@@ -137,8 +139,13 @@ def new_folder(target: Path) -> Iterator[Path]:
             if path.is_file():
                 sync_file(path)
         sync_folder(aside)
+        old = target.with_name(f".{target.name}.old")
+        if replace and exists(target):
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
         aside.replace(target)
         sync_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise EnvironmentFault(f"{target}: cannot be written ({error}); {ELSEWHERE}") from error

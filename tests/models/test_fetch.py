@@ -208,6 +208,99 @@ def test_a_local_folder_is_used_where_it_lies(
     assert not (tmp_path / "other").exists()
 
 
+def _spoil(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    match how:
+        case "missing":
+            path.unlink()
+        case "cut":
+            path.write_bytes(data[:-100])
+        case "empty":
+            path.write_bytes(b"")
+        case "longer":
+            path.write_bytes(data + b"x")
+        case "changed":
+            path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "longer"])
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_a_damaged_cache_is_repaired_by_fetching_what_is_wrong(
+    hub: HubServer, tmp_path: Path, source: Source, how: str, name: str
+) -> None:
+    folder = ensure_model(spec(tmp_path, source), output_dir=tmp_path)
+    hub.asked.clear()
+    _spoil(folder / name, how)
+    lines: list[str] = []
+    assert ensure_model(spec(tmp_path, source), output_dir=tmp_path, progress=lines.append) == folder
+    assert (folder / name).read_bytes() == hub.files[name]
+    assert dict(hub.asked) == {name: 1}
+    assert any(line.startswith(f"{folder.name}: {name} ") for line in lines)
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "vocab.json"])
+def test_other_bytes_of_the_right_size_are_found_by_hashes_where_asked(
+    hub: HubServer, tmp_path: Path, source: Source, name: str
+) -> None:
+    hub.files["vocab.json"] = b"{}"
+    folder = fetch_model(spec(tmp_path, source))
+    hub.asked.clear()
+    assert fetch_model(spec(tmp_path, source), verify=True) == folder and not hub.asked
+    _spoil(folder / name, "changed")
+    assert fetch_model(spec(tmp_path, source)) == folder and not hub.asked
+    assert fetch_model(spec(tmp_path, source), verify=True) == folder
+    assert (folder / name).read_bytes() == hub.files[name] and dict(hub.asked) == {name: 1}
+
+
+def test_a_copy_that_cannot_be_used_is_repaired_without_asking(hub: HubServer, tmp_path: Path) -> None:
+    folder = ensure_model(spec(tmp_path), output_dir=tmp_path)
+    for name in (WEIGHTS, "config.json"):
+        _spoil(folder / name, "changed")
+    assert ensure_model(spec(tmp_path), output_dir=tmp_path) == folder
+    assert hub.asked[WEIGHTS] == hub.asked["config.json"] == 2 and hub.asked["tokenizer.json"] == 1
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_damaged_copy_without_a_network_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fetch_model(spec(tmp_path))
+    _spoil(folder / WEIGHTS, "cut")
+    monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
+    with pytest.raises(EnvironmentFault, match=f"damaged .*{WEIGHTS} has .* bytes.*model fetch owner/tiny"):
+        fetch_model(spec(tmp_path))
+
+
+@pytest.mark.parametrize("record", ["", "{}", '{"files": {"../x": {"size": 1}}}', '{"files": {"config.json": 3}}'])
+def test_a_damaged_record_is_written_anew(hub: HubServer, tmp_path: Path, record: str) -> None:
+    folder = fetch_model(spec(tmp_path))
+    whole = (folder / MARKER).read_text()
+    (folder / MARKER).write_text(record)
+    hub.asked.clear()
+    assert fetch_model(spec(tmp_path)) == folder and not hub.asked
+    assert (folder / MARKER).read_text() == whole
+
+
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_a_quantized_model_is_refused_before_its_weights_come(hub: HubServer, tmp_path: Path, source: Source) -> None:
+    config = {**json.loads(hub.files["config.json"]), "quantization_config": {"quant_method": "awq"}}
+    hub.files["config.json"] = json.dumps(config).encode()
+    with pytest.raises(ModelError, match=r"is quantized .*awq.*full-precision"):
+        ensure_model(spec(tmp_path, source), output_dir=tmp_path)
+    assert dict(hub.asked) == {"config.json": 1}
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_trailing_slash_is_the_same_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for words in (["owner/tiny/"], ["owner/tiny", "--verify"]):
+        with pytest.raises(SystemExit) as end:
+            main(["model", "fetch", *words, "--cache", str(tmp_path)])
+        assert end.value.code == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == f"{tmp_path}/models/modelscope/owner--tiny@master\n"
+
+
 def test_the_marker_tells_what_came(hub: HubServer, tmp_path: Path) -> None:
     marker = json.loads((fetch_model(spec(tmp_path)) / MARKER).read_text())
     assert (marker["model"], marker["revision"], marker["endpoint"]) == ("owner/tiny", "master", hub.address)
