@@ -109,15 +109,14 @@ def _with_restarts(job: Found) -> Found:
 
 
 def _asked(found: list[Found], *, seconds: float) -> list[Found]:
-    """Ask the newest running jobs whose folders this machine does not see, and why the newest others have no pods."""
+    """Ask the newest running jobs whose folders this machine does not see, and why the newest others wait or failed."""
     ours = [job for job in found if job.entry.target == "kubernetes"]
     blind = [job for job in ours if job.entry.state == "running" and not job.progress.state][:_MOST_ASKED]
-    mute = [job for job in ours if not job.entry.pods and job.entry.reason in ("", "suspended")][:_MOST_ASKED]
-    mute = [job for job in mute if job.entry.state in ("pending", "suspended")]
     told: dict[int, Found] = {}
-    if blind or mute:
+    if ours:
         from qwen_job.launch import kubernetes
 
+        mute = [job for job in ours if kubernetes.unexplained(job.entry)][:_MOST_ASKED]
         steps = kubernetes.progress([job.entry for job in blind], seconds=seconds) if blind else []
         told |= {id(job): Found(job.entry, progress) for job, progress in zip(blind, steps, strict=True)}
         words = kubernetes.reasons([job.entry for job in mute], seconds=seconds) if mute else []

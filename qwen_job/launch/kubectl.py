@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 
-from qwen_job.errors import ClusterRefused, EnvironmentFault
+from qwen_job.errors import ClusterRefused, EnvironmentFault, QwenJobError
 
 # Words of a refusal -> what it means for the job.
 _MEANINGS = (
     (r"no matches for kind \"?(\w+)", "kubernetes.kind: the cluster has no {0}: install its operator or take another"),
     (r"namespaces? \"([^\"]+)\" not found", "kubernetes.namespace: there is no namespace {0!r}: create it"),
+    (
+        r"unable to create new content in namespace (\S+) because it is being terminated",
+        "kubernetes.namespace: {0} ends",
+    ),
+    (
+        r"cannot (\w+) resource \"(roles|rolebindings|serviceaccounts)\"|attempting to grant RBAC permissions",
+        "kubernetes.prepare: no permission to make the account that starts the job: name one that may patch it in "
+        "prepare_account, or set suspend: true and start it yourself",
+    ),
     (r"cannot (\w+) resource \"([^\"]+)\"", "no permission to {0} {1}: ask for a role in this namespace"),
     (
         r"PersistentVolumeClaim.*spec is immutable",
@@ -22,12 +31,36 @@ _MEANINGS = (
         r"violates PodSecurity \"([^:\"]+)",
         "the namespace admits pods of the level {0} only: see what render says of it",
     ),
+    (
+        r"must specify ([\w./,-]*(?:cpu|memory)[\w./,-]*)",
+        "kubernetes.cpu, memory: the namespace's quota asks for {0}; write both",
+    ),
     (r"exceeded quota", "cluster: over the namespace's quota; take fewer nodes or GPUs"),
+    (r"m(?:ax|in)imum (cpu|memory) usage per (?:Container|Pod)", "kubernetes.{0}: outside the namespace's LimitRange"),
+    (r"no PriorityClass with name (\S+) was found", "kubernetes.priority_class: there is no class {0!r}: create it"),
+    (r"serviceaccount \"([^\"]+)\" not found", "kubernetes.service_account: there is no account {0!r}: create it"),
+    (r"persistentvolumeclaim \"([^\"]+)\" not found", "kubernetes.volumes: there is no claim {0!r}: create it"),
+    (r"(secret|configmap) \"([^\"]+)\" not found", "there is no {0} {1!r}, which a pod needs: create it"),
+    (r"references non-existent secret key: (\S+)", "a secret has no key {0!r}, which a volume names"),
+    (r"RuntimeClass.*\"([^\"]+)\" not found", "kubernetes.pod.runtimeClassName: there is no class {0!r}"),
+    (r"(?:unable to|cannot|failed to) (?:find|get) queue (\S+)", "kubernetes.queue: there is no queue {0}: create it"),
+    (r"queue \"?(\S+?)\"? not found", "kubernetes.queue: there is no queue {0!r}: create it"),
+    (r"admission webhook \"([^\"]+)\" denied", "the cluster's own rule {0} refuses it"),
+    (r"MountVolume\S* failed for volume \"([^\"]+)\"", "kubernetes.volumes: the volume {0!r} cannot be mounted"),
+)
+_FORBIDDEN = r"cannot \w+ resource|attempting to grant RBAC permissions"
+_UNKNOWN_KIND = r"doesn't have a resource type|could not find the requested resource"
+_CREDENTIALS = (
+    r"Unauthorized|must be logged in to the server|provide credentials|getting credentials|token (?:has|is) expired|"
+    r"certificate has expired|failed to refresh token|invalid_grant"
 )
 _UNREACHABLE = (
-    r"connection to the server|connection refused|no such host|i/o timeout|Unauthorized|current-context|"
-    r"no configuration"
+    r"connection to the server|connection refused|no such host|i/o timeout|current-context|no configuration|"
+    r"TLS handshake|certificate signed by unknown authority|no route to host|Unable to connect to the server|"
+    r"context deadline exceeded|invalid configuration|context \S+ does not exist"
 )
+# kubectl's own log: E1128 00:50:15.123456   12345 memcache.go:265] "Unhandled Error" err="..."
+_LOG_LINE = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+\s+\d+ [\w.-]+:\d+\] ")
 
 
 class NoSuchKind(ClusterRefused):
@@ -57,13 +90,21 @@ def kubectl(*words: str, text: str | None = None, seconds: float = 120) -> str:
         raise EnvironmentFault(f"kubectl: no answer within {seconds:.0f} s; is the cluster reachable?") from None
     if done.returncode == 0:
         return done.stdout
-    said = " ".join(done.stderr.split())
-    if re.search(r"doesn't have a resource type|could not find the requested resource", said):
-        raise NoSuchKind(said)
+    raise refusal(done.stderr)
+
+
+def refusal(stderr: str) -> QwenJobError:
+    """Return the error that kubectl's words on stderr are; its own log lines are left out where others say it."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    said = " ".join(" ".join([line for line in lines if not _LOG_LINE.match(line)] or lines).split())
+    if re.search(_UNKNOWN_KIND, said):
+        return NoSuchKind(said)
+    if re.search(_CREDENTIALS, said):
+        return EnvironmentFault(f"the cluster does not accept your credentials (expired?): log in to it again ({said})")
     if re.search(_UNREACHABLE, said):
-        raise EnvironmentFault(f"kubectl reaches no cluster: {said}; check the kubeconfig ('kubectl cluster-info')")
-    meant = meaning(said)
-    raise (Forbidden if meant.startswith("no permission") else ClusterRefused)(meant or f"Kubernetes refuses: {said}")
+        return EnvironmentFault(f"kubectl reaches no cluster: {said}; check the kubeconfig ('kubectl cluster-info')")
+    meant = meaning(said) or f"Kubernetes refuses: {said}"
+    return Forbidden(meant) if re.search(_FORBIDDEN, said) else ClusterRefused(meant)
 
 
 def meaning(said: str) -> str:

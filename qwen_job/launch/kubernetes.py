@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 import yaml
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Entry, Submitted
-from qwen_job.launch.events import why_no_pods
-from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl
+from qwen_job.launch.events import why
+from qwen_job.launch.index import submissions
+from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl, refusal
+from qwen_job.launch.kubernetes_needed import refuse_missing
+from qwen_job.launch.kubernetes_state import entry_of, is_unexplained, name_of, place_of, unseen_entry
 from qwen_job.launch.pod_progress import pod_progress
-from qwen_job.launch.pods import pod_reason
 from qwen_job.launch.progress import Progress
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.kubernetes import OUTPUT
 
 Object = dict[str, Any]
 KINDS = {
@@ -35,16 +38,8 @@ _OURS = ("-l", "app.kubernetes.io/name=qwen-job", "-o", "json")
 _APPLY = ("apply", "--server-side", "--force-conflicts", "--field-manager=qwen-job")
 _ACCESS = ("rolebindings", "roles", "serviceaccounts")
 _INSTANCE = "app.kubernetes.io/instance"
-# Conditions from the most telling on, and the state that each one means.
-_STATES = (
-    ("Failed", "failed"),
-    ("Succeeded", "completed"),
-    ("Complete", "completed"),
-    ("Completed", "completed"),
-    ("Suspended", "suspended"),
-    ("Restarting", "pending"),
-    ("Running", "running"),
-)
+# Namespaces of past submissions that are looked into where a list of all namespaces is forbidden.
+_MOST_NAMESPACES = 8
 
 
 def available() -> bool:
@@ -59,7 +54,7 @@ def submit(bundle: Bundle) -> Submitted:
     """
     things = list(yaml.load_all(bundle.text, _LOADER))
     _refuse_second(things)
-    _refuse_missing_claims(things)
+    refuse_missing(things)
     # Trainer refuses a TrainJob whose runtime is not there, as in a dry run it cannot be.
     asked = [thing for thing in things if thing["kind"] != "TrainJob"]
     kubectl(*_APPLY, "--dry-run=server", "-f", "-", text=_documents(asked))
@@ -88,7 +83,7 @@ def _refuse_second(things: list[Object]) -> None:
                 raise
             continue
         if text.strip():
-            state, _ = _state(json.loads(text), [])
+            state = entry_of(json.loads(text), [], []).state
             way_out = "'qwen-job cancel' removes it (the output stays, and a new job goes on from it)"
             raise ClusterRefused(f"name: {name!r} is there already ({state}); {way_out}, or take another name")
     # A ConfigMap and a Job's template never change: those of a job that is gone would be in the way.
@@ -97,145 +92,104 @@ def _refuse_second(things: list[Object]) -> None:
             _remove(kind, name, *where)
 
 
-def _refuse_missing_claims(things: list[Object]) -> None:
-    """A pod whose claim is not there waits for ever, and the server takes it all the same."""
-    made = {_name(thing) for thing in things if thing["kind"] == "PersistentVolumeClaim"}
-    wanted = {name for thing in things for name in _claims(thing)} - made
-    namespace = things[-1]["metadata"].get("namespace")
-    where = ("--namespace", namespace) if namespace else ()
-    for name in sorted(wanted):
+def _remove(kind: str, name: str, *where: str) -> bool:
+    """Delete what is ours and the job's; return whether there was any. Errors: :class:`Forbidden`.
+
+    Who may not list may delete by name: what lies there is looked at first, for it might be somebody else's.
+    """
+    ours = {_INSTANCE: name, "app.kubernetes.io/name": "qwen-job"}
+    delete = ("delete", kind, *where, "--wait=false", "--ignore-not-found", "-o", "name")
+    try:
+        return bool(kubectl(*delete, "-l", ",".join(f"{key}={value}" for key, value in ours.items())).strip())
+    except Forbidden as error:
+        own = f"{name}-prepare" if kind in ("jobs.batch", *_ACCESS) else name
         try:
-            found = kubectl("get", "persistentvolumeclaims", name, *where, "--ignore-not-found", "-o", "name")
-        except Forbidden:
-            return
-        if not found.strip():
-            raise ClusterRefused(
-                f"kubernetes.volumes: there is no claim {name!r} in the namespace {namespace or 'of this context'}: "
-                "create it, name another, or write a size to have it created"
-            )
-
-
-def _claims(value: Any) -> Iterator[str]:
-    if isinstance(value, dict) and isinstance(value.get("claimName"), str):
-        yield value["claimName"]
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _claims(item)
-
-
-def _remove(kind: str, name: str, *where: str) -> None:
-    selector = f"{_INSTANCE}={name},app.kubernetes.io/name=qwen-job"
-    kubectl("delete", kind, *where, "-l", selector, "--wait=false", "--ignore-not-found")
+            text = kubectl("get", kind, own, *where, "--ignore-not-found", "-o", "json")
+            labels = json.loads(text)["metadata"].get("labels") or {} if text.strip() else {}
+        except (ClusterRefused, ValueError, KeyError):
+            raise error from None
+        return ours.items() <= labels.items() and bool(kubectl(*delete, own).strip())
 
 
 def entries() -> list[Entry]:
-    """Return the jobs that were made by qwen-job, newest first; all namespaces where that is allowed."""
+    """Return the jobs that were made by qwen-job, newest first; all namespaces where that is allowed.
+
+    Kinds that the user may not list are left out, which is said once.
+
+    Errors: :class:`Forbidden` where no kind may be listed.
+    """
     with ThreadPoolExecutor() as several:
         found, *lists = several.map(_list, ("pods", *KINDS.values()))
+    refused = [items for items in lists if isinstance(items, Forbidden)]
+    jobs = [job for items in lists if not isinstance(items, Forbidden) for job in items or ()]
+    if refused and not any(isinstance(items, list) for items in lists):
+        raise refused[0]
+    asked = zip(("pods", *KINDS.values()), (found, *lists), strict=True)
+    unseen = [kind for kind, items in asked if isinstance(items, Forbidden)]
+    if unseen:
+        _say(f"no permission to list {', '.join(unseen)}: what they would tell is not shown")
     pods: dict[tuple[str, str], list[Object]] = defaultdict(list)
-    for pod in found:
-        pods[_place(pod, pod["metadata"].get("labels", {}).get(_INSTANCE, ""))].append(pod)
-    jobs = [job for jobs in lists for job in jobs]
+    for pod in found if isinstance(found, list) else ():
+        pods[place_of(pod, pod["metadata"].get("labels", {}).get(_INSTANCE, ""))].append(pod)
     jobs.sort(key=lambda job: str(job["metadata"].get("creationTimestamp")), reverse=True)
-    return [_entry(job, pods[_place(job, _name(job))], pods[_place(job, f"{_name(job)}-prepare")]) for job in jobs]
+    seen = not isinstance(found, Forbidden)
+    made = [(job, pods[place_of(job, name_of(job))], pods[place_of(job, f"{name_of(job)}-prepare")]) for job in jobs]
+    return [entry_of(*parts) if seen else unseen_entry(parts[0]) for parts in made]
 
 
-def _name(thing: Object) -> str:
-    return str(thing["metadata"]["name"])
-
-
-def _place(thing: Object, name: str) -> tuple[str, str]:
-    return str(thing["metadata"].get("namespace", "default")), name
-
-
-def _entry(job: Object, pods: list[Object], preparing: list[Object]) -> Entry:
-    metadata = job["metadata"]
-    pods = sorted(pods, key=_name)
-    state, reason = _state(job, pods)
-    if state == "suspended" and preparing:
-        pods = [max(preparing, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))]
-        state, reason = _preparation(pods[0])
-    nodes = sorted({pod["spec"]["nodeName"] for pod in pods if pod.get("spec", {}).get("nodeName")})
-    counts = [c.get("restartCount", 0) for pod in pods for c in pod.get("status", {}).get("containerStatuses") or []]
-    return Entry(
-        target="kubernetes",
-        id="/".join(_place(job, metadata["name"])),
-        name=metadata["name"],
-        state=state,
-        reason=reason,
-        run=(metadata.get("annotations") or {}).get(OUTPUT, ""),
-        log=pods[0]["metadata"]["name"] if pods else "",
-        nodes=",".join(nodes),
-        pods=f"{sum(pod.get('status', {}).get('phase') == 'Running' for pod in pods)}/{len(pods)}" if pods else "",
-        restarts=sum(counts) + int(job.get("status", {}).get("restarts") or 0),
-    )
-
-
-def _state(job: Object, pods: list[Object]) -> tuple[str, str]:
-    given = job.get("status", {}).get("conditions") or []
-    true = {condition["type"]: condition for condition in given if condition.get("status") == "True"}
-    state, message = "", ""
-    for kind, meaning in _STATES:
-        if kind in true:
-            state, message = meaning, str(true[kind].get("message") or "")
-            break
-    phases = {pod.get("status", {}).get("phase") for pod in pods}
-    if not state or (state == "running" and "Pending" in phases):
-        state = "running" if phases == {"Running"} else "pending"
-    if state in ("completed", "running"):
-        return state, ""
-    reasons = [reason for pod in pods if (reason := pod_reason(pod))]
-    if state == "suspended":
-        queued = "kueue.x-k8s.io/queue-name" in _labels(job)
-        return ("pending", "waits for its queue to admit it") if queued else (state, "suspended")
-    return state, reasons[0] if reasons else " ".join(message.split())
-
-
-def _preparation(pod: Object) -> tuple[str, str]:
-    """Return state and reason of a job that waits for its preparation, whose newest pod this is."""
-    phase, reason = (pod.get("status") or {}).get("phase"), pod_reason(pod)
-    if phase == "Succeeded":
-        return "suspended", "model and data are prepared; waits for somebody to start it"
-    if phase == "Failed" and "(final" in reason:
-        return "failed", reason
-    return "pending", reason or f"{_name(pod)}: fetches the model and prepares the data"
-
-
-def _labels(job: Object) -> Object:
-    return job["metadata"].get("labels") or {}
+@lru_cache(maxsize=64)
+def _say(words: str) -> None:
+    """Print a note to stderr, once a process."""
+    print(f"note: {words}", file=sys.stderr)
 
 
 def logs(entry: Entry, *, follow: bool) -> int:
-    """Print the first pod's output, with ``follow`` until it ends or is interrupted."""
+    """Print the first pod's output, with ``follow`` until it ends or is interrupted. Errors: as :func:`kubectl`'s."""
     if not entry.log:
         raise EnvironmentFault(f"{entry.id}: has no pod (yet), so no output: {entry.reason or entry.state}")
     namespace = entry.id.partition("/")[0]
     words = ["kubectl", "logs", "--namespace", namespace, *(["--follow"] if follow else []), entry.log]
     try:
-        return subprocess.run(words, check=False).returncode
+        done = subprocess.run(words, check=False, stderr=subprocess.PIPE, text=True, errors="replace")
     except KeyboardInterrupt:
         return 0
+    if done.returncode:
+        raise refusal(done.stderr)
+    return 0
 
 
 def cancel(entry: Entry) -> None:
-    """Delete the job and what was made for it, claims excepted; its pods get their time to save."""
+    """Delete the job and what was made for it, claims excepted; its pods get their time to save.
+
+    What the user may not delete does not stop the rest: nobody without the right to make it has made it, or it is said.
+
+    Errors: :class:`Forbidden` where the job itself may not be deleted.
+    """
     namespace, _, name = entry.id.partition("/")
-    kinds = (
-        *KINDS.values(),
-        "trainingruntimes.trainer.kubeflow.org",
-        "jobs.batch",
-        "configmap",
-        "networkpolicy",
-        *_ACCESS,
-    )
-    for kind in kinds:
+    where = ("--namespace", namespace)
+    refused: list[Forbidden] = []
+    done = entry.is_over
+    for kind in KINDS.values():
         try:
-            _remove(kind, name, "--namespace", namespace)
+            done = _remove(kind, name, *where) or done
+        except NoSuchKind:
+            continue
+        except Forbidden as error:
+            refused.append(error)
+    if refused and not done:
+        raise refused[0]
+    left = []
+    for kind in ("trainingruntimes.trainer.kubeflow.org", "jobs.batch", "configmap", "networkpolicy", *_ACCESS):
+        try:
+            _remove(kind, name, *where)
         except NoSuchKind:
             continue
         except Forbidden:
-            # Most users may not look at roles, and most jobs have none.
-            if kind not in _ACCESS:
-                raise
+            # Most users may not look at roles or runtimes, and most jobs have none.
+            if kind == "configmap":
+                left.append(f"{kind} {name}")
+    if left:
+        _say(f"no permission to delete {', '.join(left)}: a changed job needs another name, or somebody who removes it")
 
 
 def progress(entries: Sequence[Entry], *, seconds: float) -> list[Progress]:
@@ -244,19 +198,40 @@ def progress(entries: Sequence[Entry], *, seconds: float) -> list[Progress]:
         return list(several.map(lambda entry: pod_progress(entry, time.monotonic() + seconds), entries))
 
 
+def unexplained(entry: Entry) -> bool:
+    """Tell whether :func:`reasons` may know more of a job than its pods."""
+    return is_unexplained(entry)
+
+
 def reasons(entries: Sequence[Entry], *, seconds: float) -> list[str]:
-    """Ask for the warnings about jobs that have no pods, all at once; empty where there is none, or not in time."""
+    """Ask for the warnings about jobs whose pods do not say why they wait, all at once; empty where there is none."""
     with ThreadPoolExecutor(8) as several:
-        return list(several.map(lambda entry: why_no_pods(entry, time.monotonic() + seconds), entries))
+        return list(several.map(lambda entry: why(entry, time.monotonic() + seconds), entries))
 
 
-def _list(resource: str) -> list[Object]:
+def _list(resource: str) -> list[Object] | Forbidden | None:
+    """Return our objects, the refusal to list any, or None for a kind that the cluster does not know."""
     try:
-        text = kubectl("get", resource, "--all-namespaces", *_OURS)
+        return _items(resource, "--all-namespaces")
     except NoSuchKind:
-        return []
+        return None
     except ClusterRefused:
-        text = kubectl("get", resource, *_OURS)
+        found: dict[str, Object] = {}
+        refused: list[Forbidden] = []
+        places = ["", *dict.fromkeys(i.id.partition("/")[0] for i in submissions() if i.target == "kubernetes")]
+        for namespace in places[: _MOST_NAMESPACES + 1]:
+            try:
+                items = _items(resource, *(("--namespace", namespace) if namespace else ()))
+                found |= {"/".join(place_of(item, name_of(item))): item for item in items}
+            except NoSuchKind:
+                return None
+            except Forbidden as error:
+                refused.append(error)
+        return refused[0] if refused and len(refused) == len(places[: _MOST_NAMESPACES + 1]) else list(found.values())
+
+
+def _items(resource: str, *where: str) -> list[Object]:
+    text = kubectl("get", resource, *where, *_OURS)
     try:
         items: list[Object] = json.loads(text)["items"]
     except (ValueError, KeyError, TypeError):

@@ -16,6 +16,7 @@ from qwen_job.job import load_job
 from qwen_job.launch import kubernetes
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.find import find
+from qwen_job.launch.kubernetes_state import pods_wanted
 from qwen_job.launch.pod_progress import progress_of_log
 from qwen_job.launch.pods import pod_reason
 from qwen_job.launch.progress import Progress
@@ -307,29 +308,156 @@ def test_a_pod_that_does_not_answer_costs_no_more_than_its_time(kubectl: Recorde
     assert time.monotonic() - begin < 5
 
 
+def asked_for(pods: int, condition: str = "Created", **more: Any) -> dict[str, Any]:
+    """A job that asks for so many pods."""
+    return {**job(condition=condition, **more), "spec": {"pytorchReplicaSpecs": {"Worker": {"replicas": pods}}}}
+
+
+def event(said: str, thing: str = "a", when: str = "2026-02-01", **more: Any) -> dict[str, Any]:
+    return {"message": said, "lastTimestamp": when, "involvedObject": {"name": thing}, **more}
+
+
+FORBIDS = 'Error creating: pods "a-worker-1" is forbidden: '
+
+
 @pytest.mark.parametrize(
     ("thing", "said", "meant"),
     [
+        ("a", f'{FORBIDS}violates PodSecurity "restricted:latest": x', "of the level restricted only"),
+        ("a-prepare", f"{FORBIDS}exceeded quota: q", "over the namespace's quota"),
+        ("a-node-0", f"{FORBIDS}failed quota: q: must specify limits.memory for: pytorch", "asks for limits.memory"),
         (
             "a",
-            'pods "a-worker-0" is forbidden: violates PodSecurity "restricted:latest": x',
-            "of the level restricted only",
+            f"{FORBIDS}no PriorityClass with name high was found",
+            "kubernetes.priority_class: there is no class 'high'",
         ),
-        ("a-prepare", 'pods "x" is forbidden: exceeded quota: q', "over the namespace's quota"),
-        ("a-node-0", "no service account", "no service account"),
+        ("a", f'{FORBIDS}error looking up service account ml/s: serviceaccount "s" not found', "no account 's'"),
+        ("a", f"{FORBIDS}maximum memory usage per Container is 64Gi, but limit is 900Gi", "kubernetes.memory: outside"),
+        ("a", 'admission webhook "kueue" denied the request: no', "the cluster's own rule kueue refuses it"),
+        ("a-worker-0", 'MountVolume.SetUp failed for volume "s" : secret "hub" not found', "no secret 'hub'"),
+        (
+            "a-worker-0",
+            'MountVolume.MountDevice failed for volume "nas" : timeout',
+            "the volume 'nas' cannot be mounted",
+        ),
+        ("a-node-0", "something new", "something new"),
     ],
 )
-def test_a_job_without_pods_says_why(
-    kubectl: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, thing: str, said: str, meant: str
+@pytest.mark.parametrize("there", [0, 1])
+def test_a_job_that_lacks_pods_says_why(
+    kubectl: Recorded,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    thing: str,
+    said: str,
+    meant: str,
+    there: int,
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    events = [{"message": "old", "lastTimestamp": "2026-01-01"}, {"message": said, "lastTimestamp": "2026-02-01"}]
-    selector = "get events --namespace ml --field-selector=type=Warning,involvedObject.name="
+    events = [event("old", when="2026-01-01"), event(said, thing), event("of another", "a-b-worker-0", "2026-03-01")]
     kubectl.answers(
-        (f"{selector}{thing} ", items(*events)), ("get pytorchjobs", items(job(condition="Created"))), ("get", items())
+        ("get events --namespace ml --field-selector=type=Warning", items(*events)),
+        ("get pods", items(*[pod()] * there)), ("get pytorchjobs", items(asked_for(2, "Running"))), ("get", items()),
+    )  # fmt: skip
+    (found,) = find("a", "kubernetes")
+    assert found.entry.state == "pending" and meant in found.entry.reason and "of another" not in found.entry.reason
+    assert found.entry.pods == ("1/2" if there else "")
+
+
+def test_pods_are_counted_against_what_the_job_asks_for(kubectl: Recorded) -> None:
+    entry = only(kubectl, asked_for(3, "Running"), pod())
+    assert (entry.state, entry.pods, entry.reason) == ("pending", "1/3", "2 of 3 pods missing")
+    assert only(kubectl, asked_for(1, "Running"), pod()).state == "running"
+    assert only(kubectl, asked_for(1, "Succeeded")).state == "completed"
+
+
+@pytest.mark.parametrize(
+    ("spec", "wanted"),
+    [
+        ({"pytorchReplicaSpecs": {"Master": {"replicas": 1}, "Worker": {"replicas": 3}}}, 4),
+        ({"trainer": {"numNodes": 5}}, 5),
+        ({"replicatedJobs": [{"replicas": 1, "template": {"spec": {"parallelism": 6}}}]}, 6),
+        ({}, 0),
+    ],
+)
+def test_every_kind_tells_how_many_pods_it_wants(spec: dict[str, Any], wanted: int) -> None:
+    assert pods_wanted({"spec": spec}) == wanted
+
+
+def test_a_pending_pod_is_not_said_to_run(kubectl: Recorded) -> None:
+    entry = only(kubectl, asked_for(1, "Running", message="PyTorchJob a is running."), pod(phase="Pending"))
+    assert (entry.state, entry.reason) == ("pending", "")
+
+
+@pytest.mark.parametrize(
+    ("workload", "meant"),
+    [
+        (None, "is Kueue's integration"),
+        ("LocalQueue team doesn't exist", "kubernetes.queue: there is no LocalQueue 'team'"),
+        (
+            "couldn't assign flavors: insufficient quota for nvidia.com/gpu in flavor a",
+            "not enough nvidia.com/gpu free",
+        ),
+        ("something new", "(something new)"),
+    ],
+)
+def test_kueue_says_why_a_job_waits(
+    kubectl: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workload: str | None, meant: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    owner = {"kind": "PyTorchJob", "name": "a"}
+    condition = {"type": "QuotaReserved", "status": "False", "message": workload}
+    made = {"metadata": {"name": "w", "ownerReferences": [owner]}, "status": {"conditions": [condition]}}
+    this = job(condition="Suspended", labels={"kueue.x-k8s.io/queue-name": "q"})
+    kubectl.answers(
+        ("get workloads", items(*([made] if workload else []))), ("get pytorchjobs", items(this)), ("get", items())
     )  # fmt: skip
     (found,) = find("a", "kubernetes")
     assert found.entry.state == "pending" and meant in found.entry.reason
+
+
+def killed_for_memory(limit: str = "", **more: Any) -> dict[str, Any]:
+    limits = {"limits": {"memory": limit}} if limit else {}
+    this = ended(137, "OOMKilled")
+    this["status"]["containerStatuses"][0] |= {"name": "pytorch", **more}
+    return {**this, "spec": {"containers": [{"name": "pytorch", "resources": limits}]}}
+
+
+def test_a_kill_for_memory_is_named_with_the_limit_and_the_plan(kubectl: Recorded) -> None:
+    this = job(condition="Failed", annotations={"qwen-job/needs-memory": "57Gi"})
+    reason = only(kubectl, this, ended(8), killed_for_memory("40Gi")).reason
+    assert "OOMKilled" in reason and "its limit is 40Gi, the plan counts 57Gi" in reason
+    assert "no limit of its own" in only(kubectl, this, killed_for_memory()).reason
+    again = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"reason": "OOMKilled"}}}
+    assert "OOMKilled" in pod_reason(killed_for_memory(**again))
+
+
+def test_a_killed_pod_that_is_gone_is_remembered_by_its_operator(
+    kubectl: Recorded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    exits = [
+        event(f"Pod: ml.{name} exited with code {code}") for name, code in (("a-worker-1", 137), ("a-worker-0", 8))
+    ]
+    kubectl.answers(
+        ("get events --namespace ml --field-selector=reason=ExitedWithCode", items(*exits)),
+        ("get pods", items(ended(8))), ("get pytorchjobs", items(job(condition="Failed"))), ("get", items()),
+    )  # fmt: skip
+    (found,) = find("a", "kubernetes")
+    assert found.entry.reason.startswith("a-worker-1: killed (exit code 137), most often for memory")
+    assert "exit code 8" in found.entry.reason
+
+
+def test_the_last_line_of_a_failed_pod_is_shown() -> None:
+    this = ended(3)
+    this["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = "a\nqwen-job: data.jsonl: no such file\n"
+    assert pod_reason(this).endswith(": qwen-job: data.jsonl: no such file")
+
+
+def test_a_scheduler_that_is_not_there_is_named() -> None:
+    this = pod(phase="Pending")
+    this["spec"] = {"schedulerName": "volcano"}
+    assert "the scheduler 'volcano' has not looked at it" in pod_reason(this)
 
 
 def test_a_job_without_warnings_keeps_its_reason(

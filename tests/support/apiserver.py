@@ -1,11 +1,13 @@
 """As much of an API server as a real helm needs to install, upgrade and remove a release: objects in memory.
 
-It takes whatever it is given: what it is for is the order of what helm asks, and what is there afterwards.
+It takes whatever it is given: what it is for is the order of what helm asks, and what is there afterwards. Given the
+rules of a Role it forbids everything else, and it can refuse a user's credentials.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,7 +20,7 @@ Object = dict[str, Any]
 KINDS = {
     "v1": {
         "Pod": "pods", "ConfigMap": "configmaps", "Secret": "secrets", "ServiceAccount": "serviceaccounts",
-        "PersistentVolumeClaim": "persistentvolumeclaims", "Service": "services",
+        "PersistentVolumeClaim": "persistentvolumeclaims", "Service": "services", "Event": "events",
     },
     "batch/v1": {"Job": "jobs"},
     "rbac.authorization.k8s.io/v1": {"Role": "roles", "RoleBinding": "rolebindings"},
@@ -26,13 +28,29 @@ KINDS = {
     "kubeflow.org/v1": {"PyTorchJob": "pytorchjobs"},
     "trainer.kubeflow.org/v1alpha1": {"TrainJob": "trainjobs", "TrainingRuntime": "trainingruntimes"},
     "jobset.x-k8s.io/v1alpha2": {"JobSet": "jobsets"},
+    "kueue.x-k8s.io/v1beta1": {"LocalQueue": "localqueues", "Workload": "workloads"},
+    "scheduling.k8s.io/v1": {"PriorityClass": "priorityclasses"},
 }  # fmt: skip
+_CLUSTER_WIDE = ("priorityclasses",)
+_VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_ASKED = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/v[^/]+(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)"
+    r"(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?"
+)
 
 
 class ApiServer:
-    """A running server; ``objects`` is path -> object, ``made`` what was made, in order, as Kind/name."""
+    """A running server; ``objects`` is path -> object, ``made`` what was made, in order, as Kind/name.
+
+    ``rules`` are those of a Role in the namespace default, None for everything; ``logs`` is pod -> output. With
+    ``expired`` nobody is known.
+    """
 
     def __init__(self) -> None:
+        self.rules: list[Object] | None = None
+        self.expired = False
+        self.logs: dict[str, str] = {}
+        self.kinds = {version: dict(kinds) for version, kinds in KINDS.items()}
         self.objects: dict[str, Object] = {}
         self.made: list[str] = []
         # Helm's own records are Secrets, which its client writes as protocol buffers: kept as they come.
@@ -76,11 +94,17 @@ class ApiServer:
         """Return status and body."""
         parts = urlsplit(address)
         path, query = parts.path.rstrip("/"), parse_qs(parts.query)
+        if self.expired:
+            return 401, {**_FAILURE, "reason": "Unauthorized", "code": 401, "message": "Unauthorized"}
+        if (forbidden := self._forbidden(verb, path)) is not None:
+            return 403, forbidden
         if path == "/openapi/v2":
             return 200, b""  # a document without a schema
         if "/secrets" in path:
             return self._record(verb, path, body)
-        if (found := _discovery(path)) is not None:
+        if path.endswith("/log"):
+            return 200, self.logs.get(path.split("/")[-2], "").encode()
+        if (found := _discovery(path, self.kinds)) is not None:
             return 200, found
         if verb == "GET":
             return self._get(path, query)
@@ -103,6 +127,35 @@ class ApiServer:
         if "dryRun" in query:
             return 200, thing
         return self._keep(path, thing)
+
+    def _forbidden(self, verb: str, path: str) -> Object | None:
+        asked = _ASKED.fullmatch(path)
+        if self.rules is None or asked is None or path in ("/api/v1", "/apis"):
+            return None
+        group, resource = asked["group"] or "", "/".join(filter(None, (asked["resource"], asked["sub"])))
+        word = _VERBS[verb] if asked["name"] or verb == "POST" else {"GET": "list"}.get(verb, "deletecollection")
+        # What an apply makes takes both rights.
+        words = [word, "create"] if word == "patch" and path not in self.objects else [word]
+        for one in words:
+            if not (asked["namespace"] == "default" and self._may(group, resource, one)):
+                where = f'in the namespace "{asked["namespace"]}"' if asked["namespace"] else "at the cluster scope"
+                said = f'User "u" cannot {one} resource "{resource}" in API group "{group}" {where}'
+                message = f"{resource}.{group} is forbidden: {said}" if group else f"{resource} is forbidden: {said}"
+                return {**_FAILURE, "reason": "Forbidden", "code": 403, "message": message}
+        return None
+
+    def _may(self, group: str, resource: str, verb: str) -> bool:
+        return any(
+            group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
+            for rule in self.rules or ()
+        )
+
+    def put(self, kind: str, version: str, name: str, **fields: Any) -> None:
+        """Keep an object of the namespace default, as a controller would make it."""
+        prefix = "/api/v1" if version == "v1" else f"/apis/{version}"
+        path = f"{prefix}/namespaces/default/{self.kinds[version][kind]}/{name}"
+        metadata = {"name": name, **fields.pop("metadata", {})}
+        self._keep(path, {"kind": kind, "apiVersion": version, "metadata": metadata, **fields})
 
     def _record(self, verb: str, path: str, body: bytes) -> tuple[int, Object | bytes]:
         if verb == "POST":
@@ -132,21 +185,25 @@ class ApiServer:
             return 200, self.objects[path]
         prefix, _, resource = path.rpartition("/")
         group = prefix.removeprefix("/apis/").removeprefix("/api/").partition("/namespaces/")[0]
-        kinds = {resource: kind for kind, resource in KINDS.get(group, {}).items()}
+        kinds = {resource: kind for kind, resource in self.kinds.get(group, {}).items()}
         if resource not in kinds:
             return _missing(path)
         wanted = dict(term.split("=") for term in query.get("labelSelector", [""])[0].split(",") if "=" in term)
+        fields = dict(term.split("=") for term in query.get("fieldSelector", [""])[0].split(",") if "=" in term)
         # All objects are in one namespace, so a list of all namespaces is a list of that one.
         folder = path if "/namespaces/" in path else f"{prefix}/namespaces/default/{resource}"
         items = [
             thing
             for place, thing in self.objects.items()
-            if place.startswith(f"{folder}/") and wanted.items() <= (thing["metadata"].get("labels") or {}).items()
+            if place.startswith(f"{folder}/")
+            and wanted.items() <= (thing["metadata"].get("labels") or {}).items()
+            and all(str(thing.get(field, "")) == value for field, value in fields.items())
         ]
         return 200, {"kind": f"{kinds[resource]}List", "apiVersion": group, "metadata": {}, "items": items}
 
 
 _MAGIC = b"k8s\x00"
+_FAILURE = {"kind": "Status", "apiVersion": "v1", "status": "Failure"}
 
 
 def _field(number: int, value: bytes) -> bytes:
@@ -191,8 +248,8 @@ def _merged(old: Any, change: Any) -> Any:
     return result
 
 
-def _discovery(path: str) -> Object | None:
-    groups = [version for version in KINDS if "/" in version]
+def _discovery(path: str, kinds: dict[str, dict[str, str]]) -> Object | None:
+    groups = [version for version in kinds if "/" in version]
     if path == "/version":
         return {"major": "1", "minor": "33", "gitVersion": "v1.33.0"}
     if path == "/api":
@@ -205,11 +262,17 @@ def _discovery(path: str) -> Object | None:
             found.append({"name": name, "versions": [entry], "preferredVersion": entry})
         return {"kind": "APIGroupList", "groups": found}
     version = path.removeprefix("/apis/").removeprefix("/api/")
-    if version not in KINDS:
+    if version not in kinds:
         return None
     verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
     resources = [
-        {"name": resource, "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": verbs}
-        for kind, resource in KINDS[version].items()
+        {
+            "name": resource,
+            "singularName": kind.lower(),
+            "namespaced": resource not in _CLUSTER_WIDE,
+            "kind": kind,
+            "verbs": verbs,
+        }
+        for kind, resource in kinds[version].items()
     ]
     return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}

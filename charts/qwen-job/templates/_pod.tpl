@@ -302,6 +302,7 @@ containers:
       - name: pytorchjob-port
         containerPort: {{ int $k.master_port }}
     {{- end }}
+    terminationMessagePolicy: FallbackToLogsOnError
     resources:
       {{- include "qwen-job.resources" . | nindent 6 }}
     securityContext:
