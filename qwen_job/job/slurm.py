@@ -5,25 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from qwen_job.job.slurm_options import option_name
 from qwen_job.job.types import Count, FreeText, OptionValue, Positive, SlurmTime, Strict, Text
 
-_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 # GPU types as in gres.conf: what stands between two colons.
 _GPU_TYPE = re.compile(r"[^\s:,=()]+")
 
 
-def _option_name(name: str) -> str:
-    bare = name[2:] if name.startswith("--") else name
-    if bare.startswith("-"):
-        raise ValueError(f"{name!r} is an option's short name: write the long one, as in ntasks")
-    if not _OPTION.fullmatch(bare):
-        raise ValueError(
-            f"{name!r} is not an option's name: write it as in --{re.sub('[^A-Za-z0-9-]', '', bare) or 'x'}"
-        )
-    return bare
-
-
-OptionName = Annotated[str, AfterValidator(_option_name)]
+OptionName = Annotated[str, AfterValidator(option_name)]
 
 
 class Slurm(Strict):
@@ -42,8 +31,13 @@ class Slurm(Strict):
     )
     gpu_type: Text | None = Field(None, description="The site's name of the GPU, e.g. a100, for --gres=gpu:a100:8")
     exclusive: bool | None = Field(None, description="Whole nodes; default: on when the job takes more than one")
-    memory: Text | None = Field(None, description="--mem, e.g. 0 (all of it) or 400G")
-    cpus_per_task: Positive | None = Field(None, description="Default: cluster.cpus_per_gpu x gpus_per_node")
+    memory: Text | None = Field(
+        None, description="--mem, e.g. 0 (all of it) or 400G; default: all of a whole node, else what the plan needs"
+    )
+    cpus_per_task: Positive | None = Field(
+        None,
+        description="cluster.cpus_per_gpu x gpus_per_node; else all of a whole node, or one a process and loader",
+    )
     log_dir: Text | None = Field(None, description="Folder for NAME-JOBID.out; default: where sbatch was called")
     modules: list[Text] = Field([], description="Modules to load, in order")
     setup: list[FreeText] = Field(

@@ -17,6 +17,7 @@ from qwen_job.launch.files import run_log, show_log
 from qwen_job.launch.slurm_survey import ask, is_unreachable
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.slurm import COMMENT
+from qwen_job.render.slurm_gpus import WAYS
 
 _GPUS = "slurm.gpu_type or cluster.gpus_per_node"
 _NODES = "cluster.nodes or cluster.gpus_per_node"
@@ -40,6 +41,13 @@ _FIELDS = (
     (r"memory", "slurm.memory", ""),
     (r"more processors|node count|node configuration|nodes? .*not available", _NODES, ""),
 )
+# Options -> the fields that slurm_refusal names for them.
+_RESOURCES = {
+    "mem": "slurm.memory",
+    "cpus-per-task": "slurm.cpus_per_task or cluster.cpus_per_gpu",
+    "gpus-per-node": "cluster.gpus_per_node",
+    "gres": "cluster.gpus_per_node",
+}
 
 _NO_TASK = 0xFFFFFFFE
 # States of jobs that ended -> what is to be said; where there is nothing, the exit code.
@@ -100,20 +108,38 @@ def _sbatch(options: list[str], script: str, fields: Mapping[str, str]) -> str:
         if field in (_NODES, _GPUS):
             from qwen_job.launch.slurm_refusal import explain
 
-            field = explain(script) or field
+            field = _as_written(explain(script) or "", fields) or _about(field, fields)
         raise ClusterRefused(": ".join(filter(None, (field, f"Slurm refuses: {words}", way_out))))
     return done.stdout
 
 
 def _where(field: str, words: str, fields: Mapping[str, str]) -> str:
     """Return the field that sbatch's words are about, where it was written: under slurm.sbatch, for one."""
-    if option := re.search(r"--([a-z][a-z-]+)", words):
-        return fields.get(option[1], f"slurm.sbatch.{option[1]}")
+    named = [name for name in re.findall(r"--([A-Za-z][\w-]*)", words) if name not in ("help", "usage")]
+    if named:
+        return fields.get(named[0], f"slurm.sbatch.{named[0]}")
     for name, place in fields.items():
         if place == f"slurm.sbatch.{name}":
             field = field.replace({"mem": "slurm.memory"}.get(name, f"slurm.{name}"), place)
     written = [one for one in field.split(" or ") if not one.startswith("slurm.sbatch.") or one in fields.values()]
     return " or ".join(written) or field
+
+
+def _as_written(explained: str, fields: Mapping[str, str]) -> str:
+    """Name in an explanation the option under slurm.sbatch where that is what the user wrote."""
+    for option, field in _RESOURCES.items():
+        if fields.get(option) == f"slurm.sbatch.{option}":
+            explained = explained.replace(f"{field}: ", f"slurm.sbatch.{option}: ")
+    return explained
+
+
+def _about(field: str, fields: Mapping[str, str]) -> str:
+    """Return the options under slurm.sbatch that such a refusal may be about, else ``field``."""
+    about = [*WAYS, "gres-flags"]
+    if field != _GPUS:
+        about += ["mem", "mem-per-cpu", "mem-per-gpu", "cpus-per-task", "cpus-per-gpu", "mincpus", "constraint", "tmp"]
+        about += ["nodelist", "licenses", "core-spec"]
+    return " or ".join(fields[name] for name in about if fields.get(name) == f"slurm.sbatch.{name}") or field
 
 
 def entries() -> list[Entry]:

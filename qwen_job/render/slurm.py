@@ -16,6 +16,15 @@ from qwen_job.render.container import batch_settings, srun_options
 from qwen_job.render.context import node_check, shell_context
 from qwen_job.render.engine import render_template
 from qwen_job.render.quote import Unrepresentable, sbatch
+from qwen_job.render.slurm_conflicts import option_problems
+from qwen_job.render.slurm_gpus import gpu_request
+from qwen_job.render.slurm_resources import (
+    planned_cpus,
+    planned_memory,
+    resource_notes,
+    whole_nodes,
+    written_cpus,
+)
 
 # The signal may come up to a minute early or late, and a step must end before the save begins.
 SIGNAL_MARGIN_SECONDS = 120
@@ -47,7 +56,11 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     name = f"{job.name}.sbatch"
     script = render_template("slurm/job.sbatch.j2", context, folders)
     bundle = Bundle(
-        "slurm", {name: script}, name, fields={option: dotted(_field(plan, option)) for option, _ in options}
+        "slurm",
+        {name: script},
+        name,
+        fields={option: dotted(_field(plan, option)) for option, _ in options},
+        notes=tuple(resource_notes(plan)),
     )
     return bundle if job.evaluate is None else _with_evaluate(plan, folders, bundle)
 
@@ -61,7 +74,7 @@ def _with_evaluate(plan: Plan, folders: Sequence[str | Path], bundle: Bundle) ->
     way = "'qwen-job submit' sends both, -o DIR writes both"
     note = f"evaluate: {after} is a job of its own, which waits for this one; {way}"
     files = {**bundle.files, after: text}
-    return replace(bundle, files=files, notes=(note,), then=((after, dependency_of(plan)),))
+    return replace(bundle, files=files, notes=(*bundle.notes, note), then=((after, dependency_of(plan)),))
 
 
 def _sweep(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
@@ -129,11 +142,14 @@ def _field(plan: Plan, option: str) -> tuple[str, ...]:
 
 
 def sbatch_options(plan: Plan) -> dict[str, str | None]:
-    """Return long option -> value (None: a flag) for the #SBATCH lines; the user's own are laid over the planned."""
-    slurm, cluster = plan.job.slurm, plan.job.cluster
-    cpus = slurm.cpus_per_task or (cluster.cpus_per_gpu * plan.gpus_per_node if cluster.cpus_per_gpu else None)
-    exclusive = plan.nodes > 1 and not plan.gpu.is_cpu if slurm.exclusive is None else slurm.exclusive
-    array = _array(plan)
+    """Return long option -> value (None: a flag) for the #SBATCH lines; the user's own override the planned.
+
+    Errors: :class:`JobError` for options that contradict the job or each other.
+    """
+    if problems := list(option_problems(plan)):
+        raise JobError(problems)
+    slurm, array = plan.job.slurm, _array(plan)
+    cpus, memory = planned_cpus(plan), planned_memory(plan)
     log_dir = f"{slurm.log_dir.rstrip('/').replace('%', '%%')}/" if slurm.log_dir else ""
     signal = _signal_seconds(plan)
     _check_signal(plan, signal)
@@ -141,10 +157,10 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
         "job-name": plan.job.name,
         "nodes": str(plan.nodes),
         "ntasks-per-node": "1",
-        **_gpu_request(plan),
+        **gpu_request(plan),
         **({"cpus-per-task": str(cpus)} if cpus else {}),
-        **({"mem": slurm.memory} if slurm.memory is not None else {}),
-        **({"exclusive": None} if exclusive else {}),
+        **({"mem": memory} if memory is not None else {}),
+        **({"exclusive": None} if whole_nodes(plan) else {}),
         **({"time": slurm_time(slurm.time)} if slurm.time else {}),
         **array,
         "output": f"{log_dir}{array.get('output', '%x-%j.out')}",
@@ -159,11 +175,9 @@ def sbatch_options(plan: Plan) -> dict[str, str | None]:
         value = getattr(slurm, name)
         if value is not None:
             planned[name] = value
-    for name in ("nodes", "ntasks-per-node"):
-        if name in slurm.sbatch:
-            message = f"is planned from cluster ({planned[name]}); remove it and set cluster's fields"
-            raise JobError([plan.job.problem(("slurm", "sbatch", name), message)])
-    return laid_over(planned, slurm.sbatch)
+    merged = laid_over(planned, slurm.sbatch)
+    # What the user asks for beside the GPUs is in the planned gres already.
+    return {**merged, **({"gres": planned["gres"]} if "gres" in planned and "gres" in merged else {})}
 
 
 def _signal_seconds(plan: Plan) -> int:
@@ -206,16 +220,6 @@ def _representable(value: str) -> bool:
     return True
 
 
-def _gpu_request(plan: Plan) -> dict[str, str | None]:
-    slurm = plan.job.slurm
-    if plan.gpu.is_cpu or slurm.gpu_request == "none":
-        return {}
-    kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
-    if slurm.gpu_request == "gres":
-        return {"gres": f"gpu:{kind}{plan.gpus_per_node}"}
-    return {"gpus-per-node": f"{kind}{plan.gpus_per_node}"}
-
-
 def slurm_gives_gpus(plan: Plan) -> bool:
     """Tell whether Slurm itself says which GPUs a step has, so that CUDA_VISIBLE_DEVICES is no news."""
     return not plan.gpu.is_cpu and plan.job.slurm.gpu_request != "none"
@@ -238,10 +242,10 @@ def _srun_options(plan: Plan) -> list[str]:
         "wait": "60",
         "cpu-bind": "none",
     }
-    cpus = sbatch_options(plan).get("cpus-per-task")
+    cpus = sbatch_options(plan).get("cpus-per-task") or (None if whole_nodes(plan) else written_cpus(plan))
     if cpus:
         # Since 22.05 srun does not inherit it from the job.
-        planned["cpus-per-task"] = cpus
+        planned["cpus-per-task"] = str(cpus)
     merged = laid_over(planned, slurm.srun)
     words = [f"--{name}" if value is None else f"--{name}={value}" for name, value in merged.items()]
     return [*words, *srun_options(plan)]

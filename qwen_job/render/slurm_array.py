@@ -8,6 +8,7 @@ from typing import Any
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
 from qwen_job.render.quote import to_json
+from qwen_job.render.slurm_resources import written_cpus
 
 # Slurm's own limit on a script (SchedulerParameters=max_script_size), less the rest of the script.
 MAX_SCRIPT_BYTES = 4 * 2**20 - 64 * 1024
@@ -61,7 +62,10 @@ def check_common(plan: Plan, options: Callable[[Plan], Options]) -> None:
 
 def _shared(plan: Plan, options: Options) -> dict[str, Any]:
     """Return what all tasks have in common: sbatch's options, and what the script itself holds once."""
-    shared: dict[str, Any] = {f"--{name}": value for name, value in options.items() if name not in _OF_EACH}
+    # What nobody wrote is the same for all: as much as the run that needs most.
+    own = (*_OF_EACH, *(["mem"] if plan.job.slurm.memory is None and "mem" not in plan.job.slurm.sbatch else []))
+    own = (*own, *(["cpus-per-task"] if written_cpus(plan) is None else []))
+    shared: dict[str, Any] = {f"--{name}": value for name, value in options.items() if name not in own}
     return shared | {f"{section}.{field}": getattr(getattr(plan.job, section), field) for section, field in _COMMON}
 
 

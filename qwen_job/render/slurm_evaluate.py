@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,17 @@ from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
+from qwen_job.plan.memory import GIB
 from qwen_job.render.context import shell_context
 from qwen_job.render.engine import render_template
+from qwen_job.render.slurm_gpus import other_gres
+from qwen_job.render.slurm_resources import all_runs, bytes_of
 
 # What the user asked sbatch for is sized for the training, or is about that job only.
 _OF_THE_TRAINING = {
     "array", "comment", "cpus-per-gpu", "cpus-per-task", "dependency", "exclusive", "gpus", "gpus-per-node",
-    "gpus-per-task", "gres", "job-name", "mem", "mem-per-cpu", "mem-per-gpu", "nodelist", "ntasks", "output", "signal",
-    "switches", "time",
+    "gpus-per-socket", "gpus-per-task", "gres", "job-name", "mem", "mem-per-cpu", "mem-per-gpu", "nodelist",
+    "ntasks", "output", "signal", "switches", "time", "tres-per-job", "tres-per-task",
 }  # fmt: skip
 SUFFIX = "-evaluate"
 
@@ -69,14 +72,14 @@ def dependency_of(plan: Plan) -> str:
 def one_gpu(plan: Plan) -> Plan:
     """Return the plan of the same job on one GPU, with nothing in it that was sized for the training."""
     job, slurm, cluster = plan.job, plan.job.slurm, plan.job.cluster
-    own = {name: value for name, value in slurm.sbatch.items() if name not in _OF_THE_TRAINING}
+    own = {name: value for name, value in slurm.sbatch.items() if name not in _OF_THE_TRAINING} | other_gres(plan)
     step = {name: value for name, value in slurm.srun.items() if name not in _OF_THE_TRAINING}
     update = {
         "sbatch": own,
         "srun": step,
         "exclusive": False,
         "time": job.evaluate.time if job.evaluate else None,
-        "memory": _share(slurm.memory, cluster.gpus_per_node),
+        "memory": _share(plan),
         "cpus_per_task": _cpus(plan),
         "chain": None,
         "requeue": slurm.requeue and not slurm.chain,
@@ -89,7 +92,9 @@ def one_gpu(plan: Plan) -> Plan:
             "sweep": {},
         }
     )
-    return replace(plan, job=smaller, interconnect="none", sweep=())
+    # What the training needs is not what is measured against.
+    sharding = plan.sharding._replace(memory=None)
+    return replace(plan, job=smaller, sharding=sharding, interconnect="none", sweep=())
 
 
 def _cpus(plan: Plan) -> int | None:
@@ -97,13 +102,13 @@ def _cpus(plan: Plan) -> int | None:
     return max(1, written // plan.gpus_per_node) if written else None
 
 
-def _share(memory: str | None, gpus: int) -> str | None:
-    """Return one GPU's share of a node's memory; of all of it (0) there is no share to name."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)", memory or "", re.IGNORECASE)
-    if not found or not int(found[1]):
-        return None
-    kib = int(found[1]) * {"K": 1, "": 2**10, "M": 2**10, "G": 2**20, "T": 2**30}[found[2].upper()]
-    return f"{max(1, kib // gpus >> 10)}M"
+def _share(plan: Plan) -> str | None:
+    """Return one GPU's share of the memory that is written or, without or of all of a node (0), that the plan needs."""
+    gpus, written = plan.gpus_per_node, bytes_of(plan.job.slurm.memory or "0")
+    if written:
+        return f"{max(1, written // gpus >> 20)}M"
+    needed = [memory.host_bytes for one in all_runs(plan) if (memory := one.sharding.memory) is not None]
+    return f"{math.ceil(max(needed) / gpus / GIB)}G" if needed else None
 
 
 def _task(plan: Plan, folders: Sequence[str | Path], srun_options: list[str]) -> dict[str, Any]:

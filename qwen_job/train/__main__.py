@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import os
 import signal
 import sys
@@ -26,7 +25,6 @@ from qwen_job.errors import (
     StoppedAndSaved,
     UsageError,
 )
-from qwen_job.train.changes import is_complete, settings_text
 from qwen_job.train.config import (
     DeepSpeedConfig,
     TrainConfig,
@@ -53,7 +51,6 @@ def main(arguments: list[str]) -> int:
     try:
         place = place_from_environment()
         config, deepspeed, notes = read_settings(arguments, place)
-        complete = is_complete(config)
         # One clock decides: the ranks agree on what rank 0 says.
         limit = TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None
     except (QwenJobError, OSError) as failure:
@@ -64,7 +61,7 @@ def main(arguments: list[str]) -> int:
             # A node's first rank reads the same files, and when it fails the launcher ends this one meanwhile.
             time.sleep(_MANNERS_SECONDS)
         return _complain(error)
-    if complete:
+    if (config.output_dir / "done.json").exists():
         if place.is_first:
             print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
         return 0
@@ -109,17 +106,15 @@ def train(
         prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
 
     # Imported late: seconds that a wrong setting should not cost.
-    from qwen_job.train.setup import build_trainer, choose_checkpoint, identify
+    from qwen_job.train.setup import build_trainer, choose_checkpoint
 
-    resumed, identity = choose_checkpoint(
-        config, zero_stage(deepspeed), place, store, log, lambda: identify(config, prepared, model_folder)
-    )
+    resumed = choose_checkpoint(config, zero_stage(deepspeed), place, store, log)
     if resumed is not None and resumed.universal:
         deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
     seconds, folder = config.guards.hang_seconds, config.output_dir / "logs"
     watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
     watchdog.loading()
-    trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log, identity)
+    trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log)
     log.write(
         "start",
         resumed.step if resumed else 0,
@@ -150,18 +145,14 @@ def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, s
     log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
     if log.active:
         tell(config.output_dir, log.say)
-        lines = read_metrics(config.output_dir)
-        losses = {line["step"]: line["loss"] for line in lines if line["type"] == "step"}
-        # Of an earlier attempt, where this one had nothing left to train.
-        evaluated = [line["loss"] for line in lines if line["type"] == "eval"]
+        losses = {line["step"]: line["loss"] for line in read_metrics(config.output_dir) if line["type"] == "step"}
         done = {
             "step": step,
             "total_steps": trainer.state.max_steps,
             "train_loss": sum(losses.values()) / max(1, len(losses)),
-            "eval_loss": trainer.eval_loss if trainer.eval_loss is not None else next(reversed(evaluated), None),
+            "eval_loss": trainer.eval_loss,
             "train_seconds": seconds,
             "model": "model",
-            "settings": json.loads(settings_text(config)),
             "finished": time.time(),
         }
         write_done(config.output_dir / "done.json", done)

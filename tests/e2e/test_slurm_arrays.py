@@ -76,7 +76,7 @@ class User:
         fields = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown]
         return {one.get("ArrayTaskId", "job"): (one["JobState"], one["Restarts"]) for one in fields}
 
-    def wait(self, check: Callable[[], bool], what: str, job: int, timeout: float = 60) -> None:
+    def wait(self, check: Callable[[], bool], what: str, job: int, timeout: float = 180) -> None:
         """Wait until ``check`` is true."""
         self.lab.wait(check, timeout, what, job=job)
 
@@ -199,6 +199,11 @@ def test_the_doctor_s_profile_makes_a_job_that_slurm_takes(user: User) -> None:
         ("slurm.reservation", "slurm.reservation=nope"),
         ("slurm.constraint", "slurm.constraint=nope"),
         ("slurm.memory", "slurm.memory=900G"),
+        ("slurm.sbatch.mem", "slurm.sbatch.mem=900G"),
+        ("slurm.sbatch.gres", "slurm.sbatch.gres=lscratch:100"),
+        ("slurm.sbatch.gres", "'slurm={gpu_request: gres, sbatch: {gres: lscratch:100}}'"),
+        ("slurm.gpu_type", "'slurm={gpu_type: b200, sbatch: {nice: 3}}'"),
+        ("slurm.sbatch.no-such", "'slurm.sbatch={no-such: x}'"),
         ("slurm.time", "'slurm={partition: short, time: 2h}'"),
         ("slurm.sbatch.time", "'slurm={partition: short, sbatch: {time: 1-12}}'"),
         ("slurm.sbatch.mail-type", "'slurm.sbatch={mail-type: NEVER}'"),

@@ -20,7 +20,7 @@ JOBS = sorted(resource("configs", "jobs").glob("*.yaml"))
 SHORT_AND_LONG = """
 train: {report_to: none, run_name: first, num_train_epochs: 3, learning_rate: 1, bf16: true}
 env: {A: 4, B: true, C: text, D: 1.5}
-slurm: {time: 2h, memory: 0, sbatch: {nice: 10, contiguous: true, comment: , x: y}, srun: {mpi: none}}
+slurm: {time: 2h, memory: 0, sbatch: {nice: 10, contiguous: true, get-user-env: , plugin: y}, srun: {mpi: none}}
 hostfile: {hosts: gpu01}
 retry: {grace: 2m}
 kubernetes: {active_deadline: 1d, ttl_after_finished: 3600}

@@ -93,7 +93,7 @@ def test_the_configs_are_the_plan(tmp_path: Path) -> None:
 
 
 def test_the_job_inside_makes_the_same_bundle_again(tmp_path: Path) -> None:
-    slurm = {"setup": ["echo ${HOME}"], "sbatch": {"x": True, "y": None}}
+    slurm = {"setup": ["echo ${HOME}"], "sbatch": {"x11": True, "nice": None}}
     plan = pinned_plan(tmp_path, env={"A": "$${NOT_ME}"}, slurm=slurm)
     first = render(plan, "slurm")
     path = tmp_path / "again.yaml"

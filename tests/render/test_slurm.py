@@ -28,7 +28,7 @@ def refusal(folder: Path, **sections: Any) -> str:
 
 def test_the_plain_job_asks_for_its_machines(tmp_path: Path) -> None:
     assert options(tmp_path) == {
-        "job-name": "tiny", "nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "2", "output": "%x-%j.out",
+        "job-name": "tiny", "nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "2", "cpus-per-task": "4", "output": "%x-%j.out",
         "open-mode": "append", "requeue": None, "signal": "B:USR1@240", "comment": "qwen-job:/runs/tiny",
     }  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_times(seconds: int, text: str) -> None:
         ({"slurm": {"sbatch": {"nodes": 3}}}, "slurm.sbatch.nodes: is planned from cluster"),
         ({"slurm": {"memory": "lots"}}, "slurm.memory: 'lots' is not what --mem takes: write 400G"),
         ({"slurm": {"gpu_type": "a100:8"}}, "slurm.gpu_type: 'a100:8' is not a GPU's type: write its name alone"),
-        ({"slurm": {"srun": {"-n": 3}}}, "slurm.srun.-n: '-n' is an option's short name: write the long one"),
+        ({"slurm": {"srun": {"-n": 3}}}, "slurm.srun.-n: '-n' is an option's short name: write the long one, ntasks"),
         ({"slurm": {"time": "5m", "signal_seconds": 400}}, "slurm.signal_seconds: 400 s before the end is no time"),
         ({"slurm": {"partition": LONG}}, "slurm.partition: is over 1000 bytes"),
         ({"slurm": {"gpu_type": LONG}}, "slurm.gpu_type: is over 1000 bytes"),

@@ -142,13 +142,13 @@ def test_the_follow_up_asks_for_one_gpu_and_waits_for_success(tmp_path: Path) ->
         "memory": "800G",
         "time": "2d",
         "exclusive": True,
-        "sbatch": {"exclude": "n7", "mem": "1G"},
+        "sbatch": {"exclude": "n7", "gres": "lscratch:100"},
     }
     made, asked = follow_up(tmp_path, slurm=slurm, cluster={"nodes": 2, "cpus_per_gpu": 4})
     assert asked == {
         "job-name": "tiny-evaluate", "nodes": "1", "ntasks-per-node": "1", "gpus-per-node": "1", "cpus-per-task": "4",
         "mem": "409600M", "output": "%x-%j.out", "open-mode": "append", "requeue": "", "partition": "p",
-        "exclude": "n7",
+        "exclude": "n7", "gres": "lscratch:100",
     }  # fmt: skip
     assert made.then == (("tiny-evaluate.sbatch", "afterok"),)
     words = re.search(r"-m qwen_job (evaluate .*)$", made.files["tiny-evaluate.sbatch"], re.MULTILINE)

@@ -57,7 +57,6 @@ version: 1
 name: one-node
 output_dir: /shared/runs/one-node
 seed: 42
-resume: auto
 world_size: 2
 device: cuda
 precision: bf16
@@ -262,7 +261,7 @@ leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then
-  echo "qwen-job: $run is complete (done.json); train.resume: extend trains it on, another output anew" >&2
+  echo "qwen-job: $run is complete (done.json); choose another output to train anew" >&2
   exit 0
 fi
 

@@ -67,7 +67,6 @@ version: 1
 name: pdsh
 output_dir: /shared/runs/pdsh
 seed: 42
-resume: auto
 world_size: 8
 device: cuda
 precision: bf16
@@ -274,7 +273,7 @@ leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then
-  echo "qwen-job: $run is complete (done.json); train.resume: extend trains it on, another output anew" >&2
+  echo "qwen-job: $run is complete (done.json); choose another output to train anew" >&2
   exit 0
 fi
 put "$run/launch/hostfile" << 'QWEN_JOB_HOSTS_END'

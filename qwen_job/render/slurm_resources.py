@@ -1,0 +1,116 @@
+"""CPUs and memory of a Slurm job: what the plan needs is asked for, and what is written is held against it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from qwen_job.errors import Problem
+from qwen_job.plan import Plan
+from qwen_job.plan.memory import GIB
+
+_MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
+_UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def whole_nodes(plan: Plan) -> bool:
+    """Tell whether the job has its nodes to itself."""
+    slurm, written = plan.job.slurm, plan.job.slurm.sbatch.get("exclusive")
+    if "exclusive" in slurm.sbatch:
+        return written in (True, None)
+    return plan.nodes > 1 and not plan.gpu.is_cpu if slurm.exclusive is None else slurm.exclusive
+
+
+def written_cpus(plan: Plan) -> int | None:
+    """Return the CPUs of a node that job.yaml asks for; None where it says nothing."""
+    slurm, cluster = plan.job.slurm, plan.job.cluster
+    own, per_gpu = slurm.sbatch.get("cpus-per-task"), slurm.sbatch.get("cpus-per-gpu")
+    if isinstance(own, str) and own.isdecimal():
+        return int(own)
+    if isinstance(per_gpu, str) and per_gpu.isdecimal():
+        return int(per_gpu) * plan.gpus_per_node
+    return slurm.cpus_per_task or (cluster.cpus_per_gpu * plan.gpus_per_node if cluster.cpus_per_gpu else None)
+
+
+def needed_cpus(plan: Plan) -> int:
+    """Return the CPUs of a node without which processes wait for each other: one for each, and for each loader."""
+    return max(one.gpus_per_node * (1 + one.job.train.dataloader_num_workers) for one in all_runs(plan))
+
+
+def planned_cpus(plan: Plan) -> int | None:
+    """Return --cpus-per-task; None where the whole node is the job's or the user's own option says it."""
+    if "cpus-per-gpu" in plan.job.slurm.sbatch:
+        return None
+    written = written_cpus(plan)
+    return written if written or whole_nodes(plan) else needed_cpus(plan)
+
+
+def planned_memory(plan: Plan) -> str | None:
+    """Return --mem: as written, all of a whole node, else what the plan needs; None where nobody knows."""
+    slurm = plan.job.slurm
+    if slurm.memory is not None:
+        return slurm.memory
+    if any(slurm.sbatch.get(name) not in (None, False) for name in _MEMORY[1:]):
+        return None
+    if whole_nodes(plan):
+        return "0"
+    needs = [memory.host_bytes for one in all_runs(plan) if (memory := one.sharding.memory) is not None]
+    return f"{math.ceil(max(needs) / GIB)}G" if needs else None
+
+
+def resource_notes(plan: Plan) -> Iterator[str]:
+    """Say what was asked for without a word of the user's, and what could not be."""
+    slurm = plan.job.slurm
+    if whole_nodes(plan):
+        return
+    if written_cpus(plan) is None and slurm.sbatch.get("cpus-per-task") is not False:
+        cpus = needed_cpus(plan)
+        yield (
+            f"slurm.cpus_per_task: none is written, so the job asks for {cpus} CPUs a node, one for each process and "
+            "data loader; cluster.cpus_per_gpu asks for more"
+        )
+    if planned_memory(plan) is None and not any(name in slurm.sbatch for name in _MEMORY):
+        yield (
+            "slurm.memory: none is written and the plan cannot tell what this model needs, so the job has the "
+            "partition's default; write slurm.memory"
+        )
+
+
+def resource_problems(plan: Plan) -> Iterator[Problem]:
+    """Hold the memory that is written against what the plan needs on a node."""
+    memory = plan.sharding.memory
+    for path, size in _written_memory(plan):
+        if memory is not None and size is not None and 0 < size < memory.host_needed:
+            message = (
+                f"is {_show(size)} a node, and the plan needs {_show(memory.host_needed)} ('qwen-job plan' lists it)"
+            )
+            yield plan.job.problem(path, f"{message}: write {math.ceil(memory.host_needed / GIB)}G, or 0 for all of it")
+
+
+def _written_memory(plan: Plan) -> Iterator[tuple[tuple[str, ...], int | None]]:
+    """Yield the field and the bytes of a node for every way in which memory is written."""
+    slurm = plan.job.slurm
+    if slurm.memory is not None:
+        yield ("slurm", "memory"), bytes_of(slurm.memory)
+    times = {"mem": 1, "mem-per-cpu": planned_cpus(plan), "mem-per-gpu": plan.gpus_per_node}
+    for name in _MEMORY:
+        value, many = slurm.sbatch.get(name), times[name]
+        if isinstance(value, str):
+            size = bytes_of(value)
+            yield ("slurm", "sbatch", name), None if size is None or many is None else size * many
+
+
+def bytes_of(text: str) -> int | None:
+    """Return what --mem takes, in bytes; a bare number is MB. None for anything else."""
+    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text, re.IGNORECASE)
+    return int(found[1]) * _UNITS[found[2].upper()] if found else None
+
+
+def _show(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+
+
+def all_runs(plan: Plan) -> list[Plan]:
+    """Return the plans of a sweep's runs, or the plan alone."""
+    return [run.plan for run in plan.sweep] or [plan]
