@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--release", metavar="KIND/NAME", help="the suspended job to start afterwards")
     parser.add_argument("--queue", help="hand it to this Kueue queue instead of starting it at once")
     options = parser.parse_args(arguments)
+    # The first process of a container has no default for it, and would stay for the whole grace period.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         prepare(options.config)
         if options.release:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from qwen_job.errors import (
     StoppedAndSaved,
     UsageError,
 )
+from qwen_job.run.lease import Lease
 from qwen_job.train.config import (
     DeepSpeedConfig,
     TrainConfig,
@@ -37,7 +39,7 @@ from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
 from qwen_job.train.runlog import RunLog, duration, read_metrics
-from qwen_job.train.signals import StopWish, TimeLimit
+from qwen_job.train.signals import StopWish, TimeLimit, leave_now
 from qwen_job.train.trackers import check_trackers, close_trackers, start_trackers
 from qwen_job.train.watchdog import Watchdog
 
@@ -48,11 +50,21 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Train, and return the exit code of the table in qwen_job/errors.py."""
     place: Place | None = None
+    lease: Lease | None = None
     try:
         place = place_from_environment()
         config, deepspeed, notes = read_settings(arguments, place)
         # One clock decides: the ranks agree on what rank 0 says.
-        limit = TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None
+        wish = StopWish(TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None)
+        if (config.output_dir / "done.json").exists():
+            if place.is_first:
+                print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
+            return 0
+        wish.listen()
+        if place.is_first:
+            with wish.interrupting():
+                lease = take_lease(config.output_dir)
+            keep(arguments, config, deepspeed)
     except (QwenJobError, OSError) as failure:
         error = failure if isinstance(failure, QwenJobError) else _storage(failure)
         if error is None:
@@ -61,16 +73,11 @@ def main(arguments: list[str]) -> int:
             # A node's first rank reads the same files, and when it fails the launcher ends this one meanwhile.
             time.sleep(_MANNERS_SECONDS)
         return _complain(error)
-    if (config.output_dir / "done.json").exists():
-        if place.is_first:
-            print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
-        return 0
-    wish = StopWish(limit)
-    wish.listen()
     log: RunLog | None = None
     store: Store | None = None
     try:
         log = RunLog(config.output_dir, active=place.is_first)
+        wish.leaving = _leaving(config, log, place)
         log.heartbeat("starting")
         for note in notes:
             log.say(note)
@@ -86,6 +93,33 @@ def main(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         return _end(error, config, deepspeed, store, log)
+    finally:
+        if lease is not None:
+            lease.release()
+
+
+def take_lease(run: Path) -> Lease:
+    """Become the one that writes into ``run``, or say who does. Rank 0 only.
+
+    Raises:
+        UsageError: somebody else trains there.
+    """
+
+    def lost(owner: str) -> None:
+        _say(f"output: {owner} has taken over {run}: this job stops, so that they do not train over each other")
+        leave_now(UsageError.exit_code)
+
+    lease = Lease(run, lost)
+    lease.take(_say)
+    return lease
+
+
+def keep(arguments: list[str], config: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
+    """Leave in the run's folder what trains: the files as they were given, or what the flags came to."""
+    if arguments[:1] == ["--config"]:
+        keep_settings(Path(arguments[1]).parent, config.output_dir)
+    else:
+        save_config(config, deepspeed, config.output_dir)
 
 
 def train(
@@ -93,46 +127,47 @@ def train(
 ) -> None:
     """Prepare, train, export: top to bottom."""
     started = time.time()
-    join(place, store, config.device)
-
-    def report() -> None:
-        config.training.report_to = start_trackers(config, log.say)
-
-    # Trackers, model and data, made by one process while the others poll.
-    log.heartbeat("preparing")
+    # Until the first step begins, a signal ends whatever is under way here.
     with wish.interrupting():
+        join(place, store, config.device)
+
+        def report() -> None:
+            config.training.report_to = start_trackers(config, log.say)
+
+        # Trackers, model and data, made by one process while the others poll.
+        log.heartbeat("preparing")
         tell(store, "trackers", place.is_first, report)
         model_folder = once(place, store, "model", lambda: _model(config, log))
         prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
 
-    # Imported late: seconds that a wrong setting should not cost.
-    from qwen_job.train.setup import build_trainer, choose_checkpoint
+        # Imported late: seconds that a wrong setting should not cost.
+        from qwen_job.train.setup import build_trainer, choose_checkpoint
 
-    resumed = choose_checkpoint(config, zero_stage(deepspeed), place, store, log)
-    if resumed is not None and resumed.universal:
-        deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
-    seconds, folder = config.guards.hang_seconds, config.output_dir / "logs"
-    watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
-    watchdog.loading()
-    trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log)
-    log.write(
-        "start",
-        resumed.step if resumed else 0,
-        attempt=log.attempt,
-        world_size=place.world_size,
-        resumed_from=resumed.step if resumed else None,
-        host=os.uname().nodename,
-    )
-    # The collector's pauses grow with the number of live objects; these stay for good.
-    gc.collect()
-    gc.freeze()
-    if resumed is not None:
-        trainer.resume_at(resumed.step)
-    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
-    finish(config, trainer, model_folder, log, started)
+        resumed = choose_checkpoint(config, zero_stage(deepspeed), place, store, log)
+        if resumed is not None and resumed.universal:
+            deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
+        seconds, folder = config.guards.hang_seconds, config.output_dir / "logs"
+        watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
+        watchdog.loading()
+        trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log)
+        log.write(
+            "start",
+            resumed.step if resumed else 0,
+            attempt=log.attempt,
+            world_size=place.world_size,
+            resumed_from=resumed.step if resumed else None,
+            host=os.uname().nodename,
+        )
+        # The collector's pauses grow with the number of live objects; these stay for good.
+        gc.collect()
+        gc.freeze()
+        if resumed is not None:
+            trainer.resume_at(resumed.step)
+        trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    finish(config, trainer, model_folder, wish, log, started)
 
 
-def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, started: float) -> None:
+def finish(config: TrainConfig, trainer: Any, model_folder: Path, wish: StopWish, log: RunLog, started: float) -> None:
     """Write model/ and, last of all, done.json."""
     from qwen_job.train.closing import against_plan, tell
     from qwen_job.train.export import export, write_done
@@ -140,7 +175,9 @@ def finish(config: TrainConfig, trainer: Any, model_folder: Path, log: RunLog, s
     log.heartbeat("saving", trainer.state.global_step)
     trainer.parts.watchdog.rest()
     trainer.settle_best()
-    export(trainer, model_folder, config.output_dir / "model")
+    saved = trainer.saved_step == trainer.state.global_step
+    with wish.interrupting(_WHILE_EXPORTING) if saved else contextlib.nullcontext():
+        export(trainer, model_folder, config.output_dir / "model")
     step, seconds = trainer.state.global_step, time.time() - started
     log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
     if log.active:
@@ -170,8 +207,6 @@ def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, Deep
             config, note = _other_world(config, place.world_size)
             notes.append(note)
             given = {key: value for key, value in given.items() if key not in _BATCH_KEYS}
-        if place.is_first:
-            keep_settings(path.parent, config.output_dir)
     elif not arguments or arguments[0] in ("-h", "--help"):
         raise UsageError("usage: python -m qwen_job.train --config RUN/train.yaml, or finetune.py's flags")
     else:
@@ -180,12 +215,13 @@ def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, Deep
     check_training(config)
     check_trackers(config)
     deepspeed, changes = resolve(config, given, source)
-    if source == "--deepspeed" and place.is_first and not (config.output_dir / "done.json").exists():
-        save_config(config, deepspeed, config.output_dir)
     return config, deepspeed, [*notes, *changes]
 
 
 _MANNERS_SECONDS = 2.0
+# How long the other ranks wait for rank 0 to tell of a stop.
+_STOP_SECONDS = 1.0
+_WHILE_EXPORTING = "while the model was exported: every step is saved, and running the same job again exports it"
 _BATCH_KEYS = ("train_batch_size", "gradient_accumulation_steps")
 
 
@@ -271,10 +307,28 @@ def _end(
             log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)
             log.heartbeat(state, max(steps, default=0))
     # A stop is rank 0's to tell, also where the ranks have not met; of failures in the same words the first is enough.
-    speak_once(store, "stop" if stopped else reason, speak, active if stopped else None)
+    if stopped:
+        speak_once(store, "stop", speak, active, _STOP_SECONDS)
+    else:
+        speak_once(store, reason, speak)
     if active:
         close_trackers(code)
     return code
+
+
+def _leaving(config: TrainConfig, log: RunLog, place: Place) -> Callable[[StoppedAndSaved], None]:
+    """Return what is left in the run's folder when a stop request ends the process from another thread."""
+
+    def leave(error: StoppedAndSaved) -> None:
+        if not place.is_first:
+            return
+        print(f"qwen-job: {error}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            step = max((line["step"] for line in read_metrics(config.output_dir) if "step" in line), default=0)
+            log.write("stop", step, reason=str(error), exit_code=error.exit_code)
+            log.heartbeat("stopped", step)
+
+    return leave
 
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -327,8 +381,12 @@ def _lost_peer(error: Exception) -> Retryable | None:
     return Retryable(f"another rank went away ({text[:200]}); running the same job again goes on from the last save")
 
 
+def _say(text: str) -> None:
+    print(f"qwen-job: {text}", file=sys.stderr, flush=True)
+
+
 def _complain(error: QwenJobError) -> int:
-    print(f"qwen-job: {error}", file=sys.stderr, flush=True)
+    _say(str(error))
     return error.exit_code
 
 

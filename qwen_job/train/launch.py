@@ -26,11 +26,11 @@ from typing import Any
 
 import yaml
 
-from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, UsageError
+from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
 from qwen_job.node import tries
 from qwen_job.node.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
 from qwen_job.node.start import check_start
-from qwen_job.train.signals import TIME_LIMIT, WISH, hear
+from qwen_job.train.signals import TIME_LIMIT, WISH, hear, leave_now, watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.time_limit_seconds:
         os.environ[TIME_LIMIT] = f"{options.time_limit_seconds:.0f}"
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
-    relay = _Relay(options.grace_seconds)
+    run = _counted_run(options)
+    relay = _Relay(options.grace_seconds, run)
     print(
         f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
         f"{options.nproc_per_node} workers, rendezvous {options.master_addr}:{options.master_port}",
         file=sys.stderr,
         flush=True,
     )
-    run = _counted_run(options)
     try:
         if run:
             tries.begin(run, options.max_without_progress)
@@ -80,19 +80,42 @@ def _counted_run(options: argparse.Namespace) -> Path | None:
 class _Relay:
     """Passes a signal to the workers as USR1; one that comes before they exist waits for them.
 
-    Nobody is left to end workers that do not save in ``grace_seconds`` after a hang-up, so the relay does.
+    Nobody is left to end workers that do not save in ``grace_seconds`` after a hang-up, so the relay does. Until there
+    are workers there is nothing to save: the launcher leaves at once, also out of a rendezvous that waits in C.
+    ``run``: the run's folder where this node counts its attempts.
     """
 
-    def __init__(self, grace_seconds: float) -> None:
+    def __init__(self, grace_seconds: float, run: Path | None = None) -> None:
         self.agent: Any = None
         self.used = False
         self._grace = grace_seconds
+        self._run = run
         self._early = False
+        self._waiting = True
+        self._deciding = threading.Lock()
         hear(self._forward)
+        watch(self._leave)
 
     def hold(self) -> None:
         """Block USR1 here and so in the workers that are started next: it would kill one that does not listen yet."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {WISH})
+
+    def starting(self) -> None:
+        """From now on there are workers to pass signals to."""
+        with self._deciding:
+            self._waiting = False
+
+    def _leave(self, number: int) -> None:
+        """Leave, from the thread that watches, if no worker has been started."""
+        with self._deciding:
+            if not self._waiting:
+                return
+            code = StoppedAndSaved.exit_code
+            name = signal.Signals(number).name
+            print(f"qwen-job: {name} before training began: nothing to save", file=sys.stderr, flush=True)
+            if self._run:
+                tries.end(self._run, code, signalled=True)
+            leave_now(code)
 
     def attach(self, agent: Any) -> None:
         """Take the agent, whose workers have been started."""
@@ -220,7 +243,14 @@ def _watch_agent(relay: _Relay) -> None:
         relay.attach(agent)
         return monitor(agent, group)
 
+    start = LocalElasticAgent._start_workers
+
+    def started(agent: Any, group: Any) -> Any:
+        relay.starting()
+        return start(agent, group)
+
     LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
+    LocalElasticAgent._start_workers = started  # type: ignore[method-assign]
 
 
 def _quiet_agent() -> None:

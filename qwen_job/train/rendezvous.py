@@ -180,17 +180,23 @@ def tell(store: Store, name: str, mine: bool, work: Callable[[], str | None]) ->
     raise getattr(errors, kind, QwenJobError)(message)
 
 
-def speak_once(store: Store | None, words: str, speak: Callable[[], None], mine: bool | None = None) -> None:
+def speak_once(
+    store: Store | None,
+    words: str,
+    speak: Callable[[], None],
+    mine: bool | None = None,
+    seconds: float = _SPEAK_SECONDS,
+) -> None:
     """Call ``speak`` on one rank of those that come here with ``words``; the others return when it has spoken.
 
-    That one is the first to come, or where ``mine`` is given the one that it is true for. The others wait because the
-    launcher ends every rank as soon as one has ended. Without a store nobody waits, and without ``mine`` too every rank
-    speaks.
+    That one is the first to come, or where ``mine`` is given the one that it is true for. The others wait, for at most
+    ``seconds``, because the launcher ends every rank as soon as one has ended. Without a store nobody waits, and
+    without ``mine`` too every rank speaks.
     """
     key = f"qwen_job/words/{hashlib.sha256(words.encode()).hexdigest()[:16]}"
     try:
         first = mine if mine is not None else store is None or store.add(key, 1) == 1
-        deadline = time.monotonic() + _SPEAK_SECONDS
+        deadline = time.monotonic() + seconds
         while not first and store is not None and not store.check([f"{key}/said"]) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
     except (RuntimeError, OSError):

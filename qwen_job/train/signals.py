@@ -1,8 +1,9 @@
 """Stop requests: USR1, TERM, HUP and the time limit ask the run to save at the next step boundary and leave.
 
-The handler only notes the wish. Ranks agree on it through the collective that opens every step (see
-trainer.py), so all of them stop at the same step; a further signal changes nothing. Before the first step
-there is nothing to save, so every rank leaves by itself.
+While steps are taken the handler only notes the request. Ranks agree on it through the collective that opens every
+step (see trainer.py), so all of them stop at the same step; a further signal changes nothing. Before the first step
+there is nothing to save, and while the model is exported everything is saved: every rank then leaves by itself, at
+once, whatever it waits for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +26,9 @@ WISH = signal.SIGUSR1
 TIME_LIMIT = "QWEN_JOB_TIME_LIMIT_SECONDS"
 # When the attempt began, in unix seconds.
 STARTED = "QWEN_JOB_STARTED"
+BEFORE_STEPS = "before the first step: there is nothing new to save"
+# A stop is to be over within a second.
+_REACT_SECONDS = 0.5
 
 
 def hear(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
@@ -32,18 +38,54 @@ def hear(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> 
             signal.signal(number, handler)
 
 
+def watch(heard: Callable[[int], None]) -> None:
+    """Call ``heard`` from a thread of its own for each of the three signals. Main thread only, after :func:`hear`.
+
+    Python's handlers wait until the main thread is back from C, from a rendezvous for one; this does not.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # A forked data worker that is ended must not look as if this process had been asked.
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+    def read() -> None:
+        while numbers := os.read(reader, 64):
+            for number in numbers:
+                if number in (WISH, signal.SIGTERM, signal.SIGHUP):
+                    heard(number)
+
+    threading.Thread(target=read, name="signals", daemon=True).start()
+
+
+def leave_now(code: int) -> None:
+    """End this process and what it started, from any thread, without waiting for anything."""
+    import psutil  # type: ignore[import-untyped]
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    os._exit(code)
+
+
 class StopWish:
-    """What this rank heard: ``reason`` stays None until a signal came or the time limit is near."""
+    """What this rank heard: ``reason`` stays None until a signal came or the time limit is near.
+
+    ``leaving`` is called with the error when the main thread did not react and the process is about to be ended.
+    """
 
     def __init__(self, limit: TimeLimit | None = None) -> None:
         self.reason: str | None = None
-        self._interrupting = False
+        self.leaving: Callable[[StoppedAndSaved], None] = lambda error: print(f"qwen-job: {error}", file=sys.stderr)
+        self._interruptible = ""
+        self._raised = False
         self._limit = limit
 
     def listen(self) -> None:
         """Note signals from now on. Call from the main thread."""
         hear(self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {WISH})
+        watch(self._insist)
 
     def heard(self, step_seconds: float = 0.0) -> bool:
         """Tell whether to save and leave; a step that would end after the deadline is not begun."""
@@ -54,24 +96,37 @@ class StopWish:
     def leave_if_heard(self) -> None:
         """Raise StoppedAndSaved when a signal has come. For the time before the first step."""
         if self.heard():
-            raise StoppedAndSaved(f"{self.reason} before the first step: there is nothing new to save")
+            raise StoppedAndSaved(f"{self.reason} {BEFORE_STEPS}")
 
     @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Raise StoppedAndSaved in the middle of what is done here, as soon as a signal comes."""
+    def interrupting(self, when: str = BEFORE_STEPS) -> Iterator[None]:
+        """Raise StoppedAndSaved in the middle of what is done here, as soon as a signal comes.
+
+        Where the main thread does not react, since it waits in C or a library swallowed the error, the process ends.
+        """
         if self.reason is not None:
-            self.leave_if_heard()
-        self._interrupting = True
+            raise StoppedAndSaved(f"{self.reason} {when}")
+        self._interruptible = when
         try:
             yield
         finally:
-            self._interrupting = False
+            self._interruptible = ""
+
+    def hold(self) -> None:
+        """From now on only note signals: a step has begun. Inside :meth:`interrupting`."""
+        self._interruptible = ""
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = self.reason or f"signal {signal.Signals(number).name}"
-        if self._interrupting:
-            self._interrupting = False
-            self.leave_if_heard()
+        if self._interruptible and not self._raised:
+            self._raised = True
+            raise StoppedAndSaved(f"{self.reason} {self._interruptible}")
+
+    def _insist(self, number: int) -> None:
+        time.sleep(_REACT_SECONDS)
+        if self._interruptible:
+            self.leaving(StoppedAndSaved(f"signal {signal.Signals(number).name} {self._interruptible}"))
+            leave_now(StoppedAndSaved.exit_code)
 
 
 class TimeLimit:

@@ -27,6 +27,7 @@ class JobTrainer(GuardedTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         """Fetch one step and exchange in a single collective what the ranks must agree on."""
+        self.parts.wish.hold()
         self._clock = self._clock or time.monotonic()
         self._moved("fetching")
         batches = [next(epoch_iterator) for _ in range(num_batches)]

@@ -118,6 +118,11 @@ class SavingTrainer(BaseTrainer):
         """Note the step whose checkpoint this run goes on from."""
         self._saved = step
 
+    @property
+    def saved_step(self) -> int | None:
+        """Return the step of the newest finished checkpoint."""
+        return self._saved
+
     def settle_best(self) -> None:
         """Finish what is being saved, then bring back the best checkpoint's weights if that was asked for."""
         self._settle()

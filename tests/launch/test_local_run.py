@@ -96,3 +96,31 @@ def test_signals_reach_the_training(tmp_path: Path, number: signal.Signals) -> N
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 160
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from qwen_job.run.lease import Lease
+Lease(Path(sys.argv[1]), print, renew=0.2).take(print)
+print("taken", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_folder_in_which_something_trains_is_left_alone(tmp_path: Path, elsewhere: bool) -> None:
+    made, run = script(tmp_path), tmp_path / "run"
+    program = HOLDER
+    if elsewhere:
+        program = "import qwen_job.run.lease as l; l.machine = lambda: 'another/machine'\n" + program
+    with subprocess.Popen([sys.executable, "-c", program, run], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline()
+        refused = submit(made, tmp_path)
+        said = refused.communicate(timeout=120)[1]
+        assert refused.returncode == 2, said
+        assert f"process {holder.pid} on" in said
+        assert not (run / "train.yaml").exists()
+        holder.kill()
+    free = submit(made, tmp_path)
+    assert free.communicate(timeout=120) and free.returncode == 0

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,16 +258,6 @@ def test_the_configs_are_written_and_earlier_ones_kept(lab: Lab) -> None:
     assert json.loads((lab.run_folder / "deepspeed.json").read_text())["train_batch_size"] == 32
 
 
-def test_a_folder_in_which_another_job_trains_is_left_alone(lab: Lab) -> None:
-    lab.ends(160)
-    (lab.run_folder / "launch" / "token").write_text("6-0\n")
-    (lab.folder / "srun.args").unlink()
-    assert lab.ends(0, attempt=1) == 2 and f"output: job 6 trains in {lab.run_folder}" in lab.said
-    assert (lab.run_folder / "launch" / "token").read_text() == "6-0\n" and not (lab.folder / "srun.args").exists()
-    (lab.folder / "state").write_text("COMPLETED\n")
-    assert lab.ends(160, attempt=1) == 160 and (lab.run_folder / "launch" / "token").read_text() == "7-1\n"
-
-
 def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     lab.run_folder.write_text("a file is in the way")
@@ -276,3 +267,32 @@ def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) ->
 def test_it_must_be_submitted(lab: Lab) -> None:
     del lab.env["SLURM_JOB_ID"]
     assert lab.ends(0) != 0 and "submit this script with sbatch" in lab.done.stderr
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [("RUNNING", 2), ("SUSPENDED", 2), ("CONFIGURING", 2), ("", 160), ("COMPLETED", 160)],
+)
+def test_a_folder_that_another_job_claimed_is_free_when_that_job_is_gone(lab: Lab, state: str, code: int) -> None:
+    launch = lab.run_folder / "launch"
+    launch.mkdir(parents=True)
+    (launch / "claim").write_text("6\n")
+    (launch / "lease").write_text("nonce 3 elsewhere 1:1 Slurm job 6" + " " * 100)
+    (lab.folder / "state").write_text(f"{state}\n")
+    assert lab.ends(160) == code, lab.said
+    assert ("job 6 trains in" in lab.said) == (code == 2)
+    assert (launch / "claim").read_text() == ("6\n" if code == 2 else "7\n")
+    assert (launch / "lease").exists() == (code == 2)
+    assert (lab.run_folder / "train.yaml").exists() == (code != 2), "nothing of the first job is written over"
+
+
+def test_of_many_jobs_in_the_same_moment_one_gets_the_folder(lab: Lab) -> None:
+    (lab.folder / "srun.code").write_text("0")
+    (lab.folder / "srun.sh").write_text(f"/bin/sleep 3; {lab.finished}")
+    jobs = [
+        subprocess.Popen(["bash", "-s"], env={**lab.env, "SLURM_JOB_ID": str(number)}, stdin=subprocess.PIPE, text=True)
+        for number in range(20, 26)
+    ]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(lambda job: job.communicate(lab.script, timeout=60), jobs))
+    assert sorted(job.returncode for job in jobs) == [0, 2, 2, 2, 2, 2]

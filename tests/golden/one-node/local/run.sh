@@ -25,6 +25,31 @@ if [ -n "$ignored" ]; then echo "qwen-job: ignored, because it would change the 
 run=/shared/runs/one-node
 mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create $run" >&2; exit 5; }
 
+# Two jobs in one folder would train over each other. One that lives renews launch/lease every few seconds.
+held_by() {
+  local nonce counter machine process owner before tries pid
+  read -r nonce counter machine process owner 2> /dev/null < "$run/launch/lease" || return 1
+  pid=${process%:*} before="$nonce $counter"
+  if [ "$machine" = "$(< /proc/sys/kernel/random/boot_id)/$(readlink /proc/self/ns/pid)" ]; then
+    [ "$process" = "$pid:$(sed 's/.*) //' "/proc/$pid/stat" 2> /dev/null | cut -d ' ' -f 20)" ] && echo "$owner"
+    return
+  fi
+  echo "qwen-job: output: $owner trained in $run before: waiting 12 s to see whether it still does" >&2
+  for ((tries = 0; tries < 12; tries++)); do
+    sleep 1
+    read -r nonce counter _ _ owner 2> /dev/null < "$run/launch/lease" || return 1
+    if [ "$nonce $counter" != "$before" ]; then
+      echo "$owner"
+      return
+    fi
+  done
+  return 1
+}
+if owner=$(held_by); then
+  echo "qwen-job: output: $owner trains in $run: wait until it has ended, or choose another output" >&2
+  exit 2
+fi
+
 # put FILE: write standard input to FILE at once; an earlier, different FILE is kept beside it.
 put() {
   local new="$1.new.${SLURM_JOB_ID:-}$$"

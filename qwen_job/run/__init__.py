@@ -1,0 +1,4 @@
+"""The folder of a run, which the launcher writes and the image reads. In reading order:
+
+- lease: one writer a folder
+"""

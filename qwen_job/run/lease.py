@@ -1,0 +1,181 @@
+"""One writer a run's folder, on every target: whoever trains there renews ``launch/lease`` every few seconds.
+
+Nothing compares the clocks of two machines. Somebody else's lease counts as alive when it changes while one looks at
+it, and as dead when it does not, or when its process is known to be gone: an earlier attempt of the same job, a process
+of this machine that has ended. A holder that finds another one's lease in the place of its own stops at once.
+
+The file is one line, written over itself, so that a network file system shows it to others when they open it:
+NONCE COUNTER MACHINE PID:START OWNER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from qwen_job.errors import UsageError
+
+NAME = "launch/lease"
+RENEW_SECONDS = 5.0
+# A holder whose machine is busy or whose storage is slow for a moment is not dead.
+DEAD_SECONDS = 30.0
+_LENGTH = 256
+
+
+class Entry(NamedTuple):
+    """One line of the file; ``owner`` names the job or process to a person."""
+
+    nonce: str
+    counter: int
+    machine: str
+    process: str
+    owner: str
+
+    def text(self) -> bytes:
+        """Return the line, padded to the length that every holder writes."""
+        line = f"{self.nonce} {self.counter} {self.machine} {self.process} {self.owner}"
+        return line.encode()[: _LENGTH - 1].ljust(_LENGTH - 1) + b"\n"
+
+
+def owner_name(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the job that this process belongs to, the same for all of its attempts; else the process."""
+    if job := environ.get("SLURM_JOB_ID"):
+        array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+        return f"Slurm job {array}_{task}" if array and task else f"Slurm job {job}"
+    if "KUBERNETES_SERVICE_HOST" in environ:
+        return f"pod {socket.gethostname()}"
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+class Lease:
+    """The right to write into ``run``; ``lost`` is called with the other's name when somebody else took it."""
+
+    def __init__(self, run: Path, lost: Callable[[str], None], *, renew: float = RENEW_SECONDS) -> None:
+        self._file = run / NAME
+        self._lost = lost
+        self._renew = renew
+        self._counter = 0
+        self._nonce = uuid.uuid4().hex
+        self._over = threading.Event()
+
+    def take(self, say: Callable[[str], None], *, dead: float = DEAD_SECONDS) -> None:
+        """Take the lease and renew it from now on.
+
+        Raises:
+            UsageError: somebody else trains in the folder.
+            OSError: the folder cannot be written.
+        """
+        for folder in (self._file.parent.parent, self._file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not self._created():
+            found = self._read()
+            if found is not None and _may_live(found):
+                self._wait_for_change(found, say, dead)
+            self._write()
+            self._settle()
+        threading.Thread(target=self._keep, name="lease", daemon=True).start()
+
+    def release(self) -> None:
+        """Let others in at once."""
+        self._over.set()
+        with contextlib.suppress(OSError):
+            found = self._read()
+            if found is not None and found.nonce == self._nonce:
+                self._file.unlink()
+
+    def _created(self) -> bool:
+        try:
+            handle = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(self._entry().text())
+        return True
+
+    def _entry(self) -> Entry:
+        return Entry(self._nonce, self._counter, machine(), process(os.getpid()), owner_name())
+
+    def _write(self) -> None:
+        self._counter += 1
+        with self._file.open("r+b") as stream:
+            stream.write(self._entry().text())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _read(self) -> Entry | None:
+        """Return what stands there; None where nothing does, or nothing that a holder writes."""
+        try:
+            nonce, counter, where, who, owner = self._file.read_text("utf-8", "replace").rstrip().split(" ", 4)
+            return Entry(nonce, int(counter), where, who, owner)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _wait_for_change(self, found: Entry, say: Callable[[str], None], dead: float) -> None:
+        say(f"output: {found.owner} trained here before: waiting {dead:.0f} s to see whether it still does")
+        deadline = time.monotonic() + dead
+        while time.monotonic() < deadline:
+            time.sleep(min(0.5, self._renew / 4))
+            now = self._read()
+            if now is None:
+                return
+            if now[:2] != found[:2]:
+                raise _refused(self._file, now)
+
+    def _settle(self) -> None:
+        """Of two that took it in the same moment, the one whose line stands has it."""
+        time.sleep(min(0.5, self._renew / 4))
+        found = self._read()
+        if found is not None and found.nonce != self._nonce:
+            raise _refused(self._file, found)
+
+    def _keep(self) -> None:
+        while not self._over.wait(self._renew):
+            try:
+                found = self._read()
+                if found is not None and found.nonce != self._nonce:
+                    if not self._over.is_set():
+                        self._lost(found.owner)
+                    return
+                if found is None and not self._created():
+                    continue
+                self._write()
+            except OSError:
+                continue  # storage that is away: the trainer finds out by itself
+
+
+def _refused(file: Path, found: Entry) -> UsageError:
+    return UsageError(
+        f"output: {found.owner} trains in {file.parent.parent}: wait until it has ended, or choose another output"
+    )
+
+
+def _may_live(found: Entry) -> bool:
+    """Tell whether the holder could still be there: not an earlier attempt of this job, nor a process that ended."""
+    if found.owner == owner_name():
+        return False
+    return found.machine != machine() or found.process == process(int(found.process.partition(":")[0] or 0))
+
+
+def machine() -> str:
+    """Name this machine since its start, and the namespace of its process numbers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def process(pid: int) -> str:
+    """Return number and start time of a process, which name it for good; the number alone when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return f"{pid}"
+    return f"{pid}:{fields[19]}" if fields[0] not in "ZX" else f"{pid}"
