@@ -12,6 +12,7 @@ from .config import architectures, check_config, is_qwen1, quantized, read_confi
 from .config_fields import check_fields
 from .files import exists, member, read_json
 from .legacy import pickled_shards
+from .qwen1 import is_computed
 from .shapes import NATIVE, expected_shapes, shown, size
 from .tensors import FLOATS, INDEX, Tensor, read_folder, shards
 from .tokens import added_tokens, check_tokenizer
@@ -71,6 +72,11 @@ def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
             raise ModelError(f"{folder}: {name} is {tensors[name].shape} where config.json asks for {shape}")
         if tensors[name].dtype not in FLOATS:
             raise ModelError(quantized(folder, f"{name} is {tensors[name].dtype}"))
+    # A layer too many would be left out without a word. A tied head may be written out as well.
+    for name in tensors.keys() - wanted.keys() - {"lm_head.weight"}:
+        if not is_computed(name):
+            raise ModelError(f"{folder}: {name} belongs to another model than config.json describes; "
+                             "take the config.json that came with the weights")  # fmt: skip
     if files[0].name != "model.safetensors" and not exists(folder / INDEX):
         raise ModelError(f"{folder / INDEX}: does not exist, and {len(files)} other safetensors files do; "
                          "fetch or copy it, or name a single file model.safetensors")  # fmt: skip

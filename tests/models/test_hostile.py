@@ -283,6 +283,11 @@ def test_a_quantized_folder_is_refused_by_every_command(
     assert not Path(out).exists()
 
 
+def test_weights_of_another_model_are_refused_not_left_out(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers=1)
+    refused(folder, "model.layers.1.", "another model")
+
+
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj.qweight", "model.layers.0.mlp.up_proj.weight_scale_inv"])
 def test_quantized_weights_are_told_by_their_names(folder: Path, name: str) -> None:
     header(folder, {name: {"dtype": "I32", "shape": [0], "data_offsets": [0, 0]}})
