@@ -26,7 +26,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qwen_job.text import visible
+
 RETRYABLE_FROM = 128
+# Lines of one error; who mends the first hundred sees the next.
+MOST_SHOWN = 100
 
 
 class QwenJobError(Exception):
@@ -55,7 +59,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         where = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
-        return ": ".join(part for part in (where, self.field, self.message) if part)
+        return ": ".join(visible(part) for part in (where, self.field, self.message) if part)
 
 
 class JobError(QwenJobError):
@@ -65,7 +69,10 @@ class JobError(QwenJobError):
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:
         self.problems = [Problem("", 0, 0, "", problems)] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        lines = [str(problem) for problem in self.problems[:MOST_SHOWN]]
+        if len(self.problems) > MOST_SHOWN:
+            lines.append(f"... and {len(self.problems) - MOST_SHOWN:,} more problems")
+        super().__init__("\n".join(lines))
 
 
 class DataError(QwenJobError):

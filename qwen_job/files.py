@@ -35,6 +35,13 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int | None = Non
         sync_folder(path.parent)
 
 
+class TooLarge(ValueError):
+    """A file is larger than a reader takes; its text is a plain reason that follows the file's name."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"is over {_size(most)}")
+
+
 def read_limited(path: str | Path, most: int, *, pipes: bool = False, patience: float = 60.0) -> bytes:
     """Return the content of a regular file of at most ``most`` bytes, without ever waiting for one that is none.
 
@@ -61,7 +68,7 @@ def read_limited(path: str | Path, most: int, *, pipes: bool = False, patience: 
     if pipe and not pieces:
         raise ValueError("is a pipe that nobody writes to")
     if left <= 0:
-        raise ValueError(f"is larger than {_size(most)}")
+        raise TooLarge(most)
     return b"".join(pieces)
 
 

@@ -7,8 +7,9 @@ its title, hide a line or turn the reading order around, so what cannot be seen 
 from __future__ import annotations
 
 import io
-import json
+import os
 import re
+import sys
 from typing import Any
 
 # C0, DEL, C1; marks and overrides of the reading order; line separators; invisible fillers; tags; lone surrogates.
@@ -17,7 +18,8 @@ HIDDEN = re.compile(
     "\U000e0000-\U000e007f]"
 )
 LONGEST = 4_000
-_COLOUR = re.compile("(\x1b\\[[0-9;]{0,12}m)")
+# Colour, and the renewal of a progress line.
+_OURS = re.compile("(\x1b\\[(?:[0-9;]{0,12}m|2K))")
 _LAYOUT = "\n\t\r"
 
 
@@ -55,6 +57,8 @@ def _escape(character: str) -> str:
 
 def json_text(value: Any, **options: Any) -> str:
     """Return ``value`` as JSON that a terminal only shows; read back, it is the same value. Options: json.dumps."""
+    import json
+
     text = json.dumps(value, ensure_ascii=False, **options)
     return HIDDEN.sub(lambda found: found[0] if found[0] in _LAYOUT else json.dumps(found[0])[1:-1], text)
 
@@ -65,10 +69,42 @@ class VisibleStream(io.TextIOWrapper):
     A line that reached it without :func:`visible` is escaped here.
     """
 
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(
+            stream.buffer,
+            stream.encoding,
+            "backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        self._kept = stream  # it would close the buffer at its end
+        self._terminal = stream.isatty()
+
     def write(self, text: str) -> int:
-        """Write ``text`` with all that is hidden escaped; line ends, tabs and carriage returns stay."""
-        if not HIDDEN.search(text):
-            return super().write(text)
-        parts = _COLOUR.split(text) if self.isatty() else [text]
-        super().write("".join(p if number % 2 else visible(p, None, keep=_LAYOUT) for number, p in enumerate(parts)))
+        """Write ``text`` with all that is hidden escaped; line ends, tabs and a terminal's carriage returns stay."""
+        if HIDDEN.search(text):
+            parts = _OURS.split(text) if self._terminal else [text]
+            keep = _LAYOUT if self._terminal else "\n\t"
+            shown = "".join(p if number % 2 else visible(p, None, keep=keep) for number, p in enumerate(parts))
+            super().write(shown)
+        else:
+            super().write(text)
         return len(text)
+
+
+def show_path(path: str | os.PathLike[str]) -> None:
+    """Print a path to standard output: byte for byte into a pipe, for a script; escaped on a terminal."""
+    if sys.stdout.isatty():
+        sys.stdout.write(f"{visible(os.fspath(path), None)}\n")
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def clear_screen() -> None:
+    """Clear the terminal that standard output is, if it is one."""
+    if sys.stdout.isatty():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(b"\x1b[2J\x1b[1;1H")
+        sys.stdout.buffer.flush()

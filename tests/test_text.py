@@ -52,9 +52,8 @@ def test_the_stream_keeps_colour_on_a_terminal_only() -> None:
         def isatty(self) -> bool:
             return True
 
-    for kind, expected in ((Terminal, b"\x1b[31ma\x1b[0m\\x1b[2J\n"), (io.BytesIO, b"\\x1b[31ma\\x1b[0m\\x1b[2J\n")):
-        raw = kind()
-        stream = VisibleStream(raw, "utf-8", newline="")
+    for raw, expected in ((Terminal(), b"\x1b[31ma\x1b[0m\\x1b[2J\n"), (io.BytesIO(), b"\\x1b[31ma\\x1b[0m\\x1b[2J\n")):
+        stream = VisibleStream(io.TextIOWrapper(raw, "utf-8"))
         stream.write("\x1b[31ma\x1b[0m\x1b[2J\n")
         stream.flush()
         assert raw.getvalue() == expected
@@ -94,7 +93,7 @@ def test_only_regular_files_within_the_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     large.write_bytes(bytes(11))
     assert read_limited(large, 11) == bytes(11)
-    for path, word in ((pipe, "a pipe"), (Path("/dev/zero"), "a device"), (large, "larger than 10 bytes")):
+    for path, word in ((pipe, "a pipe"), (Path("/dev/zero"), "a device"), (large, "over 10 bytes")):
         with pytest.raises(ValueError, match=word):
             read_limited(path, 10)
     with pytest.raises(ValueError, match="nobody writes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 import click
 
 from qwen_job import __version__
+from qwen_job.cli.streams import fault_of, prepare
 from qwen_job.errors import QwenJobError
+from qwen_job.text import visible
 
 # name -> (module:attribute, the line that --help shows). The line stands here so that --help imports no command;
 # a test holds it equal to the command's own short help.
@@ -119,27 +122,38 @@ def cli() -> None:
 
 
 def _report(error: QwenJobError, colour: bool | None) -> int:
-    for line in str(error).splitlines() or [type(error).__name__]:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True, color=colour)
+    for line in str(error).split("\n"):
+        shown = visible(line.rstrip("\r")) or type(error).__name__
+        _say(f"{click.style('error:', fg='red', bold=True)} {shown}", colour)
     return error.exit_code
 
 
 def _internal(error: Exception) -> int:
     if os.environ.get("QWEN_JOB_DEBUG"):
         raise error
-    text = f"internal error: {type(error).__name__}: {error} (qwen-job {__version__})"
-    click.echo(f"{text}\nPlease report it; QWEN_JOB_DEBUG=1 shows where it happened.", err=True)
+    text = f"internal error: {type(error).__name__}: {visible(error)} (qwen-job {__version__})"
+    _say(f"{text}\nPlease report it; QWEN_JOB_DEBUG=1 shows where it happened.", False)
     return 1
+
+
+def _say(line: str, colour: bool | None) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads standard error; the exit code stays right
+        click.echo(line, err=True, color=colour)
 
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line and exit with a code of :mod:`qwen_job.errors`."""
     colour = False if os.environ.get("NO_COLOR") else None
+    prepare()
     try:
-        code = cli.main(args, prog_name="qwen-job", color=colour, standalone_mode=False)
+        try:
+            code = cli.main(args, prog_name="qwen-job", color=colour, standalone_mode=False)
+        except SystemExit as end:
+            code = end.code
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError, ValueError):
+            error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
@@ -147,8 +161,11 @@ def main(args: list[str] | None = None) -> Any:
         code = _report(error, colour)
     except (_ReaderGone, BrokenPipeError):
         # The reader (head, a pager) went away: no fault of ours, and Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except (OSError, MemoryError) as error:
+        code = _internal(error) if os.environ.get("QWEN_JOB_DEBUG") else _report(fault_of(error), colour)
     except Exception as error:
         code = _internal(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from itertools import repeat
 from pathlib import Path
@@ -15,7 +13,7 @@ from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, TURN_ORDERS, DataFi
 from qwen_job.errors import DataError, UsageError
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT
 from qwen_job.models.chatml import SYSTEM_PROMPT
-from qwen_job.text import visible
+from qwen_job.text import json_text, show_path, visible
 
 if TYPE_CHECKING:
     from qwen_job.data.check import Examiner, Report
@@ -120,7 +118,7 @@ def check(
     examiner = _examiner(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
     report = run(files, examiner, exact=tokenizer is not None, limit=None if show_all else limit)
     if as_json:
-        _print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        click.echo(json_text(report.to_dict(), indent=2))
     else:
         _print_report(report)
     if svg is not None:
@@ -130,11 +128,6 @@ def check(
                         "or 'qwen-job data clean' writes a copy without them")  # fmt: skip
     if strict and report.counts.total():
         raise DataError(f"{report.counts.total()} warnings, and --strict counts them as errors")
-
-
-def _print(text: str) -> None:
-    """Print text that may hold halves of surrogate pairs, from the data or from a file's name."""
-    click.echo(text.encode(errors="backslashreplace").decode())
 
 
 def _print_report(report: Report) -> None:
@@ -149,7 +142,7 @@ def _print_report(report: Report) -> None:
         click.echo(f"{click.style(f'{kind} {rule}', fg=colour, bold=True)} {count}: {meaning}")
         shown = [finding for finding in report.findings if finding.rule == rule]
         for finding in shown:
-            _print(f"  {finding}")
+            click.echo(f"  {visible(finding)}")
         if count > len(shown):
             click.echo(f"  ... and {count - len(shown)} more (--all shows them)")
     _print_counts(report)
@@ -167,7 +160,7 @@ def _print_counts(report: Report) -> None:
         ("tokens that were added to the tokenizer, and conversations that hold them", report.added_tokens),
     ):
         if found:
-            _print(f"{title}: {', '.join(f'{visible(name, 40)} {count}' for name, count in found.items())}")
+            click.echo(f"{title}: {', '.join(f'{visible(name, 40)} {count}' for name, count in found.items())}")
 
 
 def _print_lengths(report: Report) -> None:
@@ -228,7 +221,7 @@ def clean(
     reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
     click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
     click.echo(f"dropped rows are listed in {result.dropped_list}", err=True)
-    click.echo(os.fsencode(target))
+    show_path(target)
 
 
 def _known(rules: tuple[str, ...]) -> set[str]:
@@ -320,7 +313,7 @@ def prepare(
     if sys.stderr.isatty():
         click.echo(err=True)
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "stats": stats}, indent=2))
+        click.echo(json_text({"folder": str(folder), "stats": stats}, indent=2))
         return
     for split in ("train", "eval"):
         figures = stats[split]
@@ -328,8 +321,8 @@ def prepare(
             click.echo(f"{split}: {figures['samples']} samples, {figures['tokens']} tokens in {figures['rows']} rows "
                        f"({figures['filled']:.1%} full), {figures['trained_tokens']} trained", err=True)  # fmt: skip
     for line in describe(stats):
-        click.echo(line, err=True)
-    click.echo(os.fsencode(folder))
+        click.echo(visible(line), err=True)
+    show_path(folder)
 
 
 def _progress() -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import click
+
+from qwen_job.text import json_text
 
 
 @click.command()
@@ -30,7 +31,7 @@ def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, 
         click.echo(line, err=True)
 
     result = measure(run_or_model, data, samples=samples, before=before, max_new_tokens=max_new_tokens, progress=say)
-    text = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
+    text = json_text(result.to_dict(), indent=2)
     if (run_or_model / "train.yaml").is_file():
         write_atomically(run_or_model / "evaluation.json", text + "\n")
     click.echo(text if as_json else as_text(result, shutil.get_terminal_size((100, 24)).columns))

@@ -8,6 +8,7 @@ from typing import cast
 import click
 
 from qwen_job.errors import ModelError, UsageError
+from qwen_job.text import show_path
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -59,7 +60,7 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
     if source == "local" and revision:
         raise UsageError("--revision: a local folder has none; leave it out")
     spec = ModelSpec(name=model_id, source=cast(Source, source), revision=revision, cache_dir=cache)
-    click.echo(ensure_model(spec, output_dir=Path("output").absolute(), verify=verify, progress=_say))
+    show_path(ensure_model(spec, output_dir=Path("output").absolute(), verify=verify, progress=_say))
 
 
 @model.command()
@@ -75,7 +76,7 @@ def convert(folder: Path, target: Path) -> None:
     from qwen_job.models.convert import convert_folder
 
     convert_folder(folder, target, _say)
-    click.echo(target)
+    show_path(target)
 
 
 @model.command()
@@ -94,7 +95,7 @@ def export(folder: Path, target: Path, layout: str, original: Path | None) -> No
     assert layout == "qwen1"
     if not export_qwen1(folder, target, original, _say):
         _say(f"copy the *.py files of the original model into {target}, or name its folder with --original")
-    click.echo(target)
+    show_path(target)
 
 
 @model.command()

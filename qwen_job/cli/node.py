@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
+from qwen_job.text import json_text, visible
 
 if TYPE_CHECKING:
     from qwen_job.node.quick import Finding
@@ -76,10 +76,10 @@ def check(
         expected = Expected(gpus, run, port, token, sent_at, nodes, fabric, room, rank, master, min_gbs, planned)
         findings = preflight(expected)
     if as_json:
-        click.echo(json.dumps({"host": node_name(), "findings": [asdict(f) for f in findings]}))
+        click.echo(json_text({"host": node_name(), "findings": [asdict(f) for f in findings]}))
     else:
         for finding in findings:
-            click.echo(f"{finding.state:<8} {finding.check:<14} {finding.message}")
+            click.echo(f"{finding.state:<8} {finding.check:<14} {visible(finding.message)}")
     _judge(findings, quick)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from qwen_job.errors import EnvironmentFault
+from qwen_job.text import visible
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
@@ -52,4 +53,4 @@ def layers(job: str | None, files: tuple[str, ...]) -> list[str]:
 def show_words(lines: tuple[str, ...], colour: str = "yellow", label: str = "warning") -> None:
     """Print words about the result to stderr, so that stdout stays data."""
     for line in lines:
-        click.echo(f"{click.style(label + ':', fg=colour)} {line}", err=True)
+        click.echo(f"{click.style(label + ':', fg=colour)} {visible(line)}", err=True)

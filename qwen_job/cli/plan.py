@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from qwen_job.cli.options import layers, show_words
 from qwen_job.errors import EnvironmentFault, OutOfMemory, UsageError
+from qwen_job.text import json_text
 
 if TYPE_CHECKING:
     from qwen_job.job import Job
@@ -183,4 +183,4 @@ def _calibrate(runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, .
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json_text(value, indent=2))

@@ -9,6 +9,7 @@ import click
 
 from qwen_job.cli.options import job_options, load_plan, show_words
 from qwen_job.errors import EnvironmentFault
+from qwen_job.text import visible
 
 TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
 
@@ -72,10 +73,13 @@ def render(
             from qwen_job.launch.files import write_bundle
 
             for path in write_bundle(bundle, output / folder, force=force):
-                click.echo(str(path))
+                click.echo(visible(path))
 
 
 def _print(text: str) -> None:
+    if sys.stdout.isatty():
+        sys.stdout.write(text)  # escaped: a value may hold control sequences
+        return
     # Not click.echo: a script's text must reach the pipe byte for byte.
     rest = memoryview(text.encode())
     while rest:  # with PYTHONUNBUFFERED a write may take a part only

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from qwen_job.text import show_path
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -20,4 +22,4 @@ def report(run: Path) -> None:
     path = write_report(run)
     for line in main_figures(run):
         click.echo(line, err=True)
-    click.echo(path)
+    show_path(path)

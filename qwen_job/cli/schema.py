@@ -1,8 +1,8 @@
 """``qwen-job schema``."""
 
-import json
-
 import click
+
+from qwen_job.text import json_text
 
 
 @click.command()
@@ -16,4 +16,4 @@ def schema(site: bool) -> None:
     """
     from qwen_job.job.schema import job_schema, site_schema
 
-    click.echo(json.dumps(site_schema() if site else job_schema(), indent=2, ensure_ascii=False))
+    click.echo(json_text(site_schema() if site else job_schema(), indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from qwen_job.cli.options import show_words
 from qwen_job.launch.backend import GONE, UNKNOWN
+from qwen_job.text import clear_screen, json_text, visible
 
 if TYPE_CHECKING:
     from qwen_job.launch.find import Found
@@ -37,11 +37,12 @@ def status(job: str | None, target: str | None, old: bool, as_json: bool) -> Non
     looked = look(job, target, old=old)
     found = looked.found
     if as_json:
-        click.echo(json.dumps([_as_dict(item) for item in found], indent=2, ensure_ascii=False))
+        click.echo(json_text([_as_dict(item) for item in found], indent=2))
     elif not found and not looked.unasked:
         click.echo("no jobs in the queue; --all shows earlier ones", err=True)
     elif found:
         click.echo(table(found))
+    show_words(tuple(item.progress.fault for item in found if item.progress.fault))
     looked.check()
 
 
@@ -55,7 +56,7 @@ def watch(job: str | None, target: str | None, interval: float) -> None:
 
     while True:
         looked = look(job, target)
-        click.clear()
+        clear_screen()
         if looked.found or not looked.unasked:
             click.echo(table(looked.found) if looked.found else "no jobs in the queue")
         if not any(item.entry.state in _GOES_ON for item in looked.found):
@@ -68,7 +69,7 @@ def watch(job: str | None, target: str | None, interval: float) -> None:
 
 def table(found: list[Found]) -> str:
     """Return the jobs as columns."""
-    rows = [HEADER, *(_row(item) for item in found)]
+    rows = [HEADER, *(tuple(visible(cell, 200) for cell in _row(item)) for item in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qwen_job.cli.options import job_options, layers
+from qwen_job.text import json_text, visible
 
 if TYPE_CHECKING:
     from qwen_job.launch.sweep import Outcome
+
+
+# Characters of a table's cell.
+_CELL = 100
 
 
 @click.command()
@@ -33,7 +37,7 @@ def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_jso
         folder, runs = runs_of_job(load_job(layers(job, files), sets=sets))
     found = outcomes(folder, runs)
     if as_json:
-        click.echo(json.dumps([_as_dict(outcome) for outcome in found], indent=2, ensure_ascii=False))
+        click.echo(json_text([_as_dict(outcome) for outcome in found], indent=2))
     else:
         click.echo(_table(found))
         click.echo(f"the runs lie in {folder}", err=True)
@@ -41,7 +45,7 @@ def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_jso
 
 def _table(found: list[Outcome]) -> str:
     fields = list(found[0].values)
-    header = (*fields, "STATE", "STEP", "LOSS", "EVAL LOSS", "RUN")
+    header = (*(visible(field, _CELL) for field in fields), "STATE", "STEP", "LOSS", "EVAL LOSS", "RUN")
     rows = [header, *(_row(outcome, fields) for outcome in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return "\n".join(
@@ -51,14 +55,14 @@ def _table(found: list[Outcome]) -> str:
 
 def _row(outcome: Outcome, fields: list[str]) -> tuple[str, ...]:
     progress = outcome.progress
-    values = (outcome.values[field] for field in fields)
+    values = (outcome.values.get(field, "") for field in fields)
     return (
-        *(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values),
-        outcome.state,
+        *(visible(value if isinstance(value, str) else json_text(value), _CELL) for value in values),
+        visible(outcome.state, _CELL),
         "" if progress.step is None else f"{progress.step}/{progress.total_steps or '?'}",
         "" if outcome.loss is None else f"{outcome.loss:.4f}",
         "" if outcome.eval_loss is None else f"{outcome.eval_loss:.4f}",
-        outcome.folder,
+        visible(outcome.folder, 2 * _CELL),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from qwen_job.errors import EnvironmentFault
+from qwen_job.text import visible
 
 
 @click.group()
@@ -47,4 +48,4 @@ def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
     for name in chosen:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / name, (TEMPLATES / name).read_text("utf-8"))
-        click.echo(str(folder / name))
+        click.echo(visible(folder / name))

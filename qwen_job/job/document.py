@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from qwen_job.errors import JobError, Problem
+from qwen_job.strict_yaml import MAX_DEPTH, MAX_VALUES, TOO_DEEP, TOO_MANY, Excess, check
+from qwen_job.strict_yaml import reason as _first_line
 
 try:
     from yaml import CSafeLoader as _Base
@@ -22,8 +24,8 @@ except ImportError:  # PyYAML built without libyaml
     from yaml import SafeLoader as _Base  # type: ignore[assignment]
 
 Path = tuple[str | int, ...]
-MAX_VALUES = 200_000
-_TOO_DEEP = "nested too deeply: write it with fewer brackets or less indentation"
+# What fits a float; more digits are a slip, and Python itself stops at 4,300.
+MAX_DIGITS = 300
 # One step of ``a.b[0]``; what stands in brackets may hold dots: kubernetes.labels[app.kubernetes.io/name].
 _STEP = re.compile(r"\[([^\[\]]+)\]|(?:^|(?<=.)\.)([^.\[\]]+)")
 
@@ -77,14 +79,15 @@ def parse_scalar(text: str) -> Any:
 def _parse_value(text: str) -> tuple[Any, dict[Path, str]]:
     reader = _Reader("--set")
     try:
+        check(text, _Loader)
         node = yaml.compose(text, Loader=_Loader)
         value = None if node is None else reader.read(node, ())
+    except Excess as error:
+        raise ValueError(error.reason) from None
     except yaml.YAMLError as error:
         raise ValueError(f"invalid YAML: {_first_line(error)}") from None
     except JobError as error:
         raise ValueError(error.problems[0].message) from None
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
     if reader.problems:
         raise ValueError(reader.problems[0].message)
     return value, reader.texts
@@ -93,14 +96,10 @@ def _parse_value(text: str) -> tuple[Any, dict[Path, str]]:
 def parse(text: str, source: str) -> Document:
     """Read a YAML mapping. Errors: :class:`JobError` with file, line and column."""
     try:
-        return _parse(text, source)
-    except RecursionError:
-        raise JobError([Problem(source, 0, 0, "", _TOO_DEEP)]) from None
-
-
-def _parse(text: str, source: str) -> Document:
-    try:
+        check(text, _Loader)
         node = yaml.compose(text, Loader=_Loader)
+    except Excess as error:
+        raise JobError([Problem(source, error.line, error.column, "", error.reason)]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
@@ -122,12 +121,6 @@ def _parse(text: str, source: str) -> Document:
     return Document(value, reader.positions, reader.texts)
 
 
-def _first_line(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(part for part in (error.context, error.problem) if part)
-    return str(error).splitlines()[0]
-
-
 class _Reader:
     """Turns nodes into values, noting positions; aliases are expanded within a budget."""
 
@@ -142,7 +135,7 @@ class _Reader:
     def read(self, node: yaml.Node, path: Path) -> Any:
         self._left -= 1
         if self._left < 0 or node in self._open:
-            why = "an alias that holds itself" if node in self._open else f"more than {MAX_VALUES} values"
+            why = "an alias that holds itself" if node in self._open else TOO_MANY
             raise JobError([self._problem(node, path, f"{why}: write the values out")])
         self.positions.setdefault(path, self._position(node))
         if isinstance(node, yaml.ScalarNode):
@@ -185,6 +178,10 @@ class _Reader:
         if kind == "bool" and text.lower() in ("true", "false"):
             return text.lower() == "true"
         self.texts[path] = text
+        if len(text) > MAX_DIGITS:
+            message = f"{text[:20]}... is a number of {len(text):,} characters; at most {MAX_DIGITS}"
+            self.problems.append(self._problem(node, path, message))
+            return None
         try:
             if kind == "int":
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
@@ -267,6 +264,8 @@ def place(document: Document, name: str, value: Any, at: Position) -> Path:
     steps = _steps(name)
     if not steps:
         raise JobError([Problem(*_place(at), name, "is not a field's name; write it as train.learning_rate")])
+    if len(steps) + _depth(value) > MAX_DEPTH:
+        raise JobError([Problem(*_place(at), f"{name[:60]}...", TOO_DEEP)])
     target: Any = document.value
     path: Path = ()
     for part in steps[:-1]:
@@ -278,6 +277,12 @@ def place(document: Document, name: str, value: Any, at: Position) -> Path:
         del document.positions[known]
     document.positions[path] = at
     return path
+
+
+def _depth(value: Any) -> int:
+    if not isinstance(value, (dict, list)):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
 def _steps(name: str) -> list[str]:
@@ -303,7 +308,7 @@ def _key(target: Any, part: str, path: Path, at: Position) -> str | int:
     if isinstance(target, dict):
         return part
     if not isinstance(target, list):
-        raise JobError([Problem(*_place(at), dotted(path), f"is {target!r}, which has no fields to set")])
+        raise JobError([Problem(*_place(at), dotted(path), f"is {repr(target)[:80]}, which has no fields to set")])
     if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(target):
         message = f"the list has {len(target)} items; name one by its number from 0"
         raise JobError([Problem(*_place(at), dotted((*path, part)), message)])

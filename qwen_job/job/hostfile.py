@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from qwen_job.job.hosts import expand_hosts, is_host
+from qwen_job.job.hosts import check_total, expand_hosts, is_host
 from qwen_job.job.types import Strict, Text
 
 # Stands for the nodes of the allocation that the job is rendered in; with :JOBID, for those of a job that runs.
@@ -51,4 +51,7 @@ class Hostfile(Strict):
     @field_validator("hosts", mode="before")
     @classmethod
     def _one_host(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        value = [value] if isinstance(value, str) else value
+        if isinstance(value, list):
+            check_total([entry for entry in value if isinstance(entry, str) and not is_elsewhere(entry)])
+        return value

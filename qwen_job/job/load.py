@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from qwen_job import settings
 from qwen_job.errors import EnvironmentFault, JobError, Problem
+from qwen_job.files import TooLarge, read_limited
 from qwen_job.job.document import Document, Position, assign, dotted, merge, parse
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Job, Train
@@ -21,6 +23,14 @@ from qwen_job.models.names import clean_name
 from qwen_job.settings import Complaint
 
 MAX_BYTES = 16 * 2**20
+# Of text that variables bring in, in all fields together.
+MAX_SUBSTITUTED = 16 * 2**20
+# Whole numbers beyond 64 bits fit no field, and none of what they are handed to.
+MAX_NUMBER = 2**64 - 1
+# Linux's own limits, less what we write below a folder.
+MAX_PATH, MAX_NAME = 3_800, 255
+# A user mends a few at a time, and looking for suggestions takes time for each.
+_MOST_PROBLEMS = 200
 STDIN = "job.yaml (stdin)"
 # What is text there stays as it was typed: VERSION: 1.10 is not 1.1.
 _TEXT_SECTIONS: tuple[FieldPath, ...] = (
@@ -71,6 +81,8 @@ def load_job(
 
 def build(document: Document, problems: Iterable[Problem] = ()) -> Job:
     """Make the job of a document whose variables are replaced. Errors: :class:`JobError`, ``problems`` among them."""
+    if too_large := _check_numbers(document):
+        raise JobError([*problems, *too_large])
     job, more = _validate(document)
     found = [*problems, *more, *_check_settings(document, job)]
     if found or job is None:
@@ -114,14 +126,9 @@ def _at(value: Any, path: FieldPath) -> Any:
 
 
 def _read(file: str | Path) -> str:
+    name = STDIN if str(file) == "-" else str(file)
     try:
-        if str(file) == "-":
-            data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        else:
-            with Path(file).open("rb") as stream:
-                data = stream.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise JobError([Problem(str(file), 0, 0, "", "is over 16 MiB: this is not a job file")])
+        data = _of_stdin() if name == STDIN else read_limited(file, MAX_BYTES, pipes=True)
         return data.decode("utf-8-sig")
     except FileNotFoundError:
         hint = "" if Path(file).suffix in (".yaml", ".yml") else " (a job file ends in .yaml)"
@@ -129,16 +136,30 @@ def _read(file: str | Path) -> str:
     except IsADirectoryError:
         raise EnvironmentFault(f"{file}: is a folder; name the job file in it") from None
     except OSError as error:
-        raise EnvironmentFault(f"{file}: cannot be read: {error.strerror}") from None
+        raise EnvironmentFault(f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise JobError([Problem(str(file), line, 1, "", "is not UTF-8 text; save it as UTF-8")]) from None
+        raise JobError([Problem(name, line, 1, "", "is not UTF-8 text; save it as UTF-8")]) from None
+    except TooLarge as error:
+        raise JobError([Problem(name, 0, 0, "", f"{error}: this is not a job file")]) from None
+    except ValueError as error:
+        raise EnvironmentFault(f"{name}: {error}") from None
+
+
+def _of_stdin() -> bytes:
+    if sys.stdin is None:
+        raise ValueError("is closed; name a file, or send the job through a pipe")
+    data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise TooLarge(MAX_BYTES)
+    return data
 
 
 def _substitute(document: Document, environ: Mapping[str, str]) -> list[Problem]:
     declared = document.value.get("uses_env")
     names = {name for name in declared if isinstance(name, str)} if isinstance(declared, list) else set()
     problems: list[Problem] = []
+    left = MAX_SUBSTITUTED
 
     def visit(value: Any, path: FieldPath) -> Any:
         if isinstance(value, dict):
@@ -151,12 +172,16 @@ def _substitute(document: Document, environ: Mapping[str, str]) -> list[Problem]
         return _REFERENCE.sub(lambda found: replace(found, path), value)
 
     def replace(found: re.Match[str], path: FieldPath) -> str:
+        nonlocal left
         name = found[2]
         if found[1]:
             return found[0][1:]
         if name in names and name in environ:
-            return environ[name]
-        if name in names:
+            left -= len(environ[name])
+            if left >= 0:
+                return environ[name]
+            message = f"${{{name}}}: the variables bring in more than {MAX_SUBSTITUTED // 2**20} MiB; put it in a file"
+        elif name in names:
             message = f"${{{name}}} is declared in uses_env but not set in this shell"
         elif not ENV_NAME.fullmatch(name):
             message = f"${{{name}}} is more than a variable's name; write ${{NAME}}, or ${found[0]} for the text itself"
@@ -173,7 +198,31 @@ def _validate(document: Document) -> tuple[Job | None, list[Problem]]:
     try:
         return Job.model_validate(document.value), []
     except ValidationError as error:
-        return None, _without_alternatives([_translate(document, item) for item in error.errors(include_url=False)])
+        items = error.errors(include_url=False)
+        found = _without_alternatives([_translate(document, item) for item in items[:_MOST_PROBLEMS]])
+        if len(items) > _MOST_PROBLEMS:
+            more = f"{len(items) - _MOST_PROBLEMS:,} more problems are shown when these are mended"
+            found.append(found[-1]._replace(field="", message=more))
+        return None, found
+
+
+def _check_numbers(document: Document) -> list[Problem]:
+    """Refuse whole numbers that fit no field, wherever they stand; what is text keeps its digits."""
+    problems: list[Problem] = []
+
+    def visit(value: Any, path: FieldPath) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                visit(item, (*path, key))
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                visit(item, (*path, index))
+        elif isinstance(value, int) and abs(value) > MAX_NUMBER:
+            message = f"{str(value)[:20]}... is too large a number: at most {MAX_NUMBER}"
+            problems.append(_problem(document, path, message))
+
+    visit(document.value, ())
+    return problems
 
 
 def _without_alternatives(problems: list[Problem]) -> list[Problem]:
@@ -297,10 +346,16 @@ def _near(word: Any, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean '{prefix}{near[0]}'?" if near else ""
 
 
+_SHORT_REPR = reprlib.Repr()
+_SHORT_REPR.maxlist = _SHORT_REPR.maxdict = 20
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = 100
+_SHORT_REPR.maxlong = 400
+
+
 def _show(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else _SHORT_REPR.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -320,6 +375,9 @@ def _resolve_paths(job: Job, document: Document) -> Job:
         # What has no folder of its own (--set, stdin, a pipe such as <(...)) is read from where we stand.
         elsewhere = source in ("", "--set", STDIN) or source.startswith(("/dev/", "/proc/"))
         base = Path() if elsewhere else Path(source).parent
+        if len(os.fsencode(text)) > MAX_PATH or max(len(os.fsencode(part)) for part in text.split("/")) > MAX_NAME:
+            message = f"is longer than a path may be ({MAX_PATH} bytes, {MAX_NAME} between two slashes)"
+            raise JobError([_problem(document, path, message)])
         try:
             return os.path.normpath(Path.cwd() / base / Path(text).expanduser())
         except RuntimeError:

@@ -169,8 +169,8 @@ class CustomGpu(Strict):
     """A GPU that configs/gpus does not know, by its numbers."""
 
     name: Text
-    memory_gib: Annotated[float, Field(gt=0)]
-    compute_capability: Annotated[float, Field(gt=0)]
+    memory_gib: Annotated[float, Field(gt=0, le=1e6)]
+    compute_capability: Annotated[float, Field(gt=0, le=1000)]
     peak_tflops: dict[Literal["bf16", "fp16", "fp32"], float] = Field({}, description="Dense TFLOP/s; none: no MFU")
     memory_bandwidth_gbs: Annotated[float, Field(gt=0)] | None = None
     nvlink_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s in both directions together")
@@ -184,7 +184,9 @@ class Cluster(Strict):
     nodes: Positive = Field(1, description="Machines")
     gpus_per_node: Positive = Field(1, description="GPUs, and so processes, on each machine")
     cpus_per_gpu: Positive | None = Field(None, description="CPU cores for each GPU's process")
-    memory_gib: Annotated[float, Field(gt=0)] | None = Field(None, description="Host memory of a node, for the plan")
+    memory_gib: Annotated[float, Field(gt=0, le=1e7)] | None = Field(
+        None, description="Host memory of a node, for the plan"
+    )
     interconnect: Literal["auto", "infiniband", "roce", "efa", "ethernet"] = Field(
         "auto", description="The network between nodes: chooses the NCCL presets and the plan's bandwidth"
     )

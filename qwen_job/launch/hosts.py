@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen_job.errors import JobError
+from qwen_job.files import read_limited
 from qwen_job.job.hostfile import ALLOCATION
 from qwen_job.job.hosts import expand_hosts
 from qwen_job.plan import Plan
 
+MAX_BYTES = 16 * 2**20
 _LINE = re.compile(r"(\S+)(?:\s+slots=(\d+))?")
 
 
@@ -75,9 +77,13 @@ def _of_job(job: str) -> list[str]:
 def _of_file(path: Path, gpus: int) -> list[str]:
     """Read a host or a range a line, or DeepSpeed's ``name slots=N``; what follows a ``#`` is a comment."""
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+        lines = read_limited(path, MAX_BYTES, pipes=True).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: cannot be read: it is not text") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     names = [name for number, line in enumerate(lines, 1) for name in _of_line(line, f"{path}:{number}", gpus)]
     if not names:
         raise ValueError(f"{path}: names no host: write one a line, as in gpu01 or gpu01 slots={gpus}")
@@ -91,7 +97,7 @@ def _of_line(line: str, where: str, gpus: int) -> Iterable[str]:
     found = _LINE.fullmatch(text)
     if not found:
         raise ValueError(f"{where}: {text[:80]!r} is no host: write gpu01 or gpu01 slots={gpus}")
-    if found[2] and int(found[2]) < gpus:
+    if found[2] and len(found[2]) < 10 and int(found[2]) < gpus:
         raise ValueError(f"{where}: slots={found[2]}, but cluster.gpus_per_node is {gpus}; make them equal")
     try:
         return expand_hosts([found[1]])

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from qwen_job import strict_json
+from qwen_job.files import read_limited
+from qwen_job.run_files import is_path
+
 KEPT = 10_000
+MAX_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,15 @@ def remember(target: str, job_id: str, name: str, run: str) -> None:
 def submissions() -> list[Submission]:
     """Return the submissions, newest first; lines that are torn or foreign are passed over."""
     try:
-        lines = index_path().read_text("utf-8", errors="replace").splitlines()[-KEPT:]
-    except OSError:
+        lines = read_limited(index_path(), MAX_BYTES).decode("utf-8", "replace").split("\n")[-KEPT:]
+    except (OSError, ValueError):
         return []
     found = []
     for line in reversed(lines):
         try:
-            found.append(Submission(**json.loads(line)))
+            item = Submission(**strict_json.loads(line))
         except (ValueError, TypeError):
             continue
+        if all(isinstance(text, str) for text in (item.target, item.id, item.name, item.run)):
+            found.append(item if is_path(item.run) else replace(item, run=""))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -19,6 +18,7 @@ import yaml
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Entry, Submitted
 from qwen_job.launch.events import why
+from qwen_job.launch.files import show_output
 from qwen_job.launch.index import submissions
 from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl, refusal
 from qwen_job.launch.kubernetes_needed import refuse_missing
@@ -149,12 +149,10 @@ def logs(entry: Entry, *, follow: bool) -> int:
         raise EnvironmentFault(f"{entry.id}: has no pod (yet), so no output: {entry.reason or entry.state}")
     namespace = entry.id.partition("/")[0]
     words = ["kubectl", "logs", "--namespace", namespace, *(["--follow"] if follow else []), entry.log]
-    try:
-        done = subprocess.run(words, check=False, stderr=subprocess.PIPE, text=True, errors="replace")
-    except KeyboardInterrupt:
-        return 0
-    if done.returncode:
-        raise refusal(done.stderr)
+    errors: list[str] = []
+    code = show_output(words, errors)
+    if code:
+        raise refusal("".join(errors))
     return 0
 
 

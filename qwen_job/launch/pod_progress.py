@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from typing import Any
 
+from qwen_job import strict_json
 from qwen_job.errors import QwenJobError
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.kubectl import kubectl
@@ -43,7 +43,7 @@ def _ask(deadline: float, *words: str) -> str:
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = strict_json.loads(text, finite=False)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_job.run_files import number, read_object, there, whole
+from qwen_job.text import visible
+
 
 @dataclass(frozen=True)
 class Progress:
-    """The run as its own folder tells it; ``age_seconds`` since the last heartbeat, ``attempt`` from 0."""
+    """The run as its own folder tells it.
+
+    ``age_seconds`` since the last heartbeat, ``attempt`` from 0; ``fault``: what is there and cannot be read.
+    """
 
     state: str = ""
     step: int | None = None
@@ -21,51 +26,42 @@ class Progress:
     eta_seconds: float | None = None
     age_seconds: float | None = None
     attempt: int | None = None
+    fault: str = ""
 
 
 def progress_of(run: str, now: float | None = None) -> Progress:
-    """Read a run's folder; an absent or half-written file gives an empty :class:`Progress`."""
+    """Read a run's folder; an absent file gives an empty :class:`Progress`, a broken one its fault."""
     folder = Path(run)
-    done = bool(run) and (folder / "done.json").exists()
-    beat = _read(folder / "heartbeat") if run else {}
+    done = bool(run) and there(folder / "done.json")
+    unread: list[str] = []
+    beat = read_object(folder / "heartbeat", unread) if run else {}
     if not beat:
-        return Progress(state="done" if done else "")
+        return Progress(state="done" if done else "", fault="; ".join(unread))
     return progress_from({**beat, "state": "done"} if done else beat, now)
 
 
 def is_done(run: str) -> bool:
     """Tell whether a run is complete; a sweep's folder is when all of its runs are."""
     folder = Path(run)
-    runs = _read(folder / "sweep.json").get("runs")
+    runs = read_object(folder / "sweep.json").get("runs") if run else None
     if isinstance(runs, list):
-        return all((folder / str(one["folder"]) / "done.json").exists() for one in runs)
-    return bool(run) and (folder / "done.json").exists()
+        names = [one.get("folder") for one in runs if isinstance(one, dict)]
+        return len(names) == len(runs) and all(there(folder / str(name) / "done.json") for name in names)
+    return bool(run) and there(folder / "done.json")
 
 
 def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
     """Read a heartbeat; what has another type than it should counts as missing."""
-    numbers = {name: _number(beat.get(name)) for name in ("loss", "tokens_per_second", "eta_seconds", "time")}
+    numbers = {name: number(beat.get(name)) for name in ("loss", "tokens_per_second", "eta_seconds", "time")}
     step, total, attempt = beat.get("step"), beat.get("total_steps"), beat.get("attempt")
     written = numbers["time"]
     return Progress(
-        state=str(beat.get("state") or ""),
-        step=step if isinstance(step, int) else None,
-        total_steps=total if isinstance(total, int) else None,
+        state=visible(beat.get("state") or "", 40),
+        step=whole(step),
+        total_steps=whole(total),
         loss=numbers["loss"],
         tokens_per_second=numbers["tokens_per_second"],
         eta_seconds=numbers["eta_seconds"],
         age_seconds=None if written is None else max(0.0, (time.time() if now is None else now) - written),
-        attempt=attempt if isinstance(attempt, int) else None,
+        attempt=whole(attempt),
     )
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

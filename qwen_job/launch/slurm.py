@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen_job import strict_json
 from qwen_job.errors import ClusterRefused, EnvironmentFault, table
 from qwen_job.launch.backend import Entry, Submitted
 from qwen_job.launch.files import run_log, show_log
@@ -205,7 +206,7 @@ def _run_of(folder: str, task: int | None) -> str:
     if task is None:
         return folder
     try:
-        runs = json.loads(Path(folder, "sweep.json").read_text("utf-8"))["runs"]
+        runs = strict_json.load(Path(folder, "sweep.json"))["runs"]
         return str(Path(folder, runs[task]["folder"]))
     except (OSError, ValueError, LookupError, TypeError):
         return folder

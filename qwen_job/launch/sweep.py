@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_job import strict_json
 from qwen_job.errors import UsageError
 from qwen_job.job import Job
 from qwen_job.launch.progress import Progress, progress_of
+from qwen_job.run_files import is_path, last_line, number, read_object
 
 NOT_STARTED = "not started"
 
@@ -56,50 +57,35 @@ def runs_of_job(job: Job) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
 def runs_of_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
     """Return the runs that the array wrote down in ``folder``. Errors: :class:`UsageError` when it wrote none there."""
     try:
-        runs = json.loads((folder / "sweep.json").read_text("utf-8"))["runs"]
-        return str(folder), [(str(run["folder"]), dict(run["values"])) for run in runs]
+        runs = strict_json.load(folder / "sweep.json")["runs"]
+        return str(folder), [_named(run) for run in runs]
     except (OSError, ValueError, LookupError, TypeError):
         raise UsageError(f"{folder}: holds no sweep.json; give the sweep's output folder, or its job.yaml") from None
 
 
+def _named(run: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    name = str(run["folder"])
+    if not is_path(name):
+        raise ValueError(name)
+    return name, dict(run["values"])
+
+
 def _outcome(folder: str, name: str, values: dict[str, Any]) -> Outcome:
     run = Path(folder, name)
-    progress, done = progress_of(str(run)), _read(run / "done.json")
-    eval_loss = done.get("eval_loss")
+    progress, done = progress_of(str(run)), read_object(run / "done.json")
+    eval_loss = number(done.get("eval_loss"))
     if eval_loss is None:
         eval_loss = _held_out(run / "evaluation.json")
-    loss = done.get("train_loss", progress.loss)
+    loss = number(done.get("train_loss")) if "train_loss" in done else progress.loss
     return Outcome(name, values, progress, loss, _last_eval(run) if eval_loss is None else eval_loss)
 
 
 def _held_out(path: Path) -> float | None:
     """Return the loss that the follow-up job measured."""
-    after = _read(path).get("after")
-    loss = after.get("loss") if isinstance(after, dict) else None
-    return loss if isinstance(loss, (int, float)) else None
+    after = read_object(path).get("after")
+    return number(after.get("loss")) if isinstance(after, dict) else None
 
 
 def _last_eval(run: Path) -> float | None:
-    """Return the last evaluation in metrics.jsonl, read from its end."""
-    try:
-        lines = (run / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        if '"eval"' not in line:
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry.get("type") == "eval" and isinstance(entry.get("loss"), (int, float)):
-            return float(entry["loss"])
-    return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """Return the last evaluation in metrics.jsonl."""
+    return number(last_line(run / "metrics.jsonl", "eval").get("loss"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from qwen_job import strict_json
 from qwen_job.errors import EnvironmentFault
 from qwen_job.node.versions import torch_cuda
 from qwen_job.resources import resource
@@ -64,7 +64,7 @@ def installed_image() -> Image:
         minimum = next((i.minimum_driver for i in image_sets() if i.cuda and i.cuda == cuda), None)
         return Image(None, cuda, minimum, None)
     try:
-        values = json.loads(path.read_text())
+        values = strict_json.load(path)
         return _image(values, values["set"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnvironmentFault(f"{path}: not an image description ({error}): rebuild the image") from error

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from qwen_job import strict_yaml
 from qwen_job.node.compiler import needs_compiler, require_compiler
 from qwen_job.node.image import installed_image
 from qwen_job.node.quick import require
@@ -39,7 +38,7 @@ def _settings(command: Sequence[str]) -> dict[str, Any] | None:
     if command[:1] != ["--config"]:
         return {}
     try:
-        found = yaml.load(Path(command[1]).read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, LookupError, yaml.YAMLError):
+        found = strict_yaml.load(Path(command[1]))
+    except (OSError, ValueError, LookupError):
         return None
     return found if isinstance(found, dict) else None

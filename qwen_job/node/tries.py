@@ -10,6 +10,7 @@ import contextlib
 import json
 from pathlib import Path
 
+from qwen_job import strict_json
 from qwen_job.errors import NoProgress, StoppedAndSaved, is_retryable
 from qwen_job.files import write_atomically
 
@@ -57,7 +58,7 @@ def _named(step: int) -> str:
 
 def _read(run: Path) -> tuple[int | None, int]:
     try:
-        value = json.loads((run / "launch" / "tries.json").read_text("utf-8"))
+        value = strict_json.load(run / "launch" / "tries.json")
         return int(value["step"]), int(value["fruitless"])
     except (OSError, ValueError, TypeError, KeyError):
         return None, 0

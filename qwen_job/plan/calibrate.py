@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from qwen_job import strict_json, strict_yaml
 from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.plan.facts import Gpu, load_model_shape
 from qwen_job.plan.layout import Layout
@@ -153,8 +152,8 @@ def layout_of(train: Mapping[str, Any], zero: Mapping[str, Any], gpus_per_node: 
 
 def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float | None = None) -> Run:
     """Read one run. Errors: EnvironmentFault naming the file and what is wrong with it."""
-    train = _mapping(folder / "train.yaml", yaml.safe_load)
-    zero = _mapping(folder / "deepspeed.json", json.loads)["zero_optimization"]
+    train = _mapping(folder / "train.yaml", strict_yaml.load)
+    zero = _mapping(folder / "deepspeed.json", strict_json.load)["zero_optimization"]
     steps = [line for line in _lines(folder / "metrics.jsonl") if line.get("type") == "step"][WARMUP_STEPS:]
     if len(steps) < LEAST_STEPS:
         raise EnvironmentFault(
@@ -288,10 +287,10 @@ def _change(name: str, figures: tuple[float, float, float] | None, unit: float, 
     return f"{name} {measured:.3g} {word}, planned {before:.3g}, now {after:.3g}; "
 
 
-def _mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _mapping(path: Path, parse: Callable[[Path], Any]) -> dict[str, Any]:
     try:
-        values = parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        values = parse(path)
+    except (OSError, ValueError) as error:
         raise EnvironmentFault(f"{path}: cannot be read ({str(error).splitlines()[0]}); name a run's folder") from error
     if not isinstance(values, dict):
         raise EnvironmentFault(f"{path}: not a mapping; name a run's folder")

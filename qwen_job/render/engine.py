@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,20 @@ from jinja2 import (
     Environment,
     FileSystemBytecodeCache,
     FileSystemLoader,
+    FunctionLoader,
     StrictUndefined,
     TemplateError,
     TemplateNotFound,
-    TemplateSyntaxError,
 )
+from jinja2.loaders import split_template_path
 
 from qwen_job.errors import UsageError
+from qwen_job.files import read_limited
 from qwen_job.render import quote
 from qwen_job.render.quote import Quoted, Unrepresentable
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+MAX_TEMPLATE = 2**20
 
 
 class Unquoted(TemplateError):
@@ -76,38 +79,75 @@ def _compiled() -> FileSystemBytecodeCache | None:
     return FileSystemBytecodeCache(str(folder)) if os.access(folder, os.W_OK) else None
 
 
-@lru_cache(maxsize=8)
-def _environment(folders: tuple[str, ...]) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader([*folders, str(TEMPLATES)]),
-        undefined=StrictUndefined,
-        finalize=_only_quoted,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        bytecode_cache=_compiled(),
-        autoescape=False,
-    )
+_SETTINGS: dict[str, Any] = {
+    "undefined": StrictUndefined,
+    "finalize": _only_quoted,
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+    "keep_trailing_newline": True,
+    "autoescape": False,
+}
+
+
+@lru_cache(maxsize=1)
+def _ours() -> Environment:
+    environment = Environment(loader=FileSystemLoader(str(TEMPLATES)), bytecode_cache=_compiled(), **_SETTINGS)
     environment.filters.update(FILTERS)
     return environment
 
 
+@lru_cache(maxsize=8)
+def _theirs(folders: tuple[str, ...]) -> Environment:
+    """Return the environment of templates that a user brought; what is compiled for it is not kept."""
+    from qwen_job.render.sandbox import Sandbox, restrict
+
+    loader = FunctionLoader(lambda name: _source(name, folders))
+    environment = restrict(Sandbox(loader=loader, **_SETTINGS))
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def _source(name: str, folders: Sequence[str]) -> tuple[str, str, None] | None:
+    """Return the text and file of a template: the first of ``folders`` that has it, else ours."""
+    parts = split_template_path(name)
+    for folder in (*folders, str(TEMPLATES)):
+        path = Path(folder, *parts)
+        try:
+            return read_limited(path, MAX_TEMPLATE).decode("utf-8"), str(path), None
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: is not UTF-8 text (utf-8): save it as UTF-8") from None
+        except ValueError as error:
+            raise UsageError(f"{path}: {error}") from None
+    return None
+
+
 def render_template(name: str, context: Mapping[str, Any], folders: Sequence[str | Path] = ()) -> str:
-    """Render ``templates/NAME``; a file of the same name in one of ``folders`` comes first.
+    """Render ``templates/NAME``; a file of the same name in one of ``folders`` comes first, and is not trusted.
 
     Errors: :class:`UsageError` for a user's template that is wrong, with file and line.
     """
-    environment = _environment(tuple(str(folder) for folder in folders))
+    chosen = tuple(str(folder) for folder in folders)
+    if not chosen:
+        return _render(_ours, name, context, ())
+    from qwen_job.render.sandbox import render_apart
+
+    return render_apart(lambda: _render(lambda: _theirs(chosen), name, context, chosen), name)
+
+
+def _render(environment: Callable[[], Environment], name: str, context: Mapping[str, Any], folders: Any) -> str:
     try:
-        return environment.get_template(name).render(context)
-    except Unrepresentable:
+        return environment().get_template(name).render(context)
+    except (Unrepresentable, UsageError):
         raise
-    except TemplateSyntaxError as error:
-        raise UsageError(f"{error.filename}:{error.lineno}: {error.message}") from None
     except TemplateNotFound as error:
         raise UsageError(f"template {error.name}: not found; 'qwen-job templates list' names them") from None
-    except TemplateError as error:
-        raise UsageError(f"template {name}: {error.message}") from error
-    except (TypeError, ValueError, RecursionError, OSError) as error:
-        # A user's own template: not UTF-8, a filter on what it cannot take, one that includes itself.
-        raise UsageError(f"template {name}: {error}") from error
+    except Exception as error:
+        # A user's own template: a filter on what it cannot take, one that includes itself, an endless loop.
+        from qwen_job.render.sandbox import words_of
+
+        ours = (*folders, str(TEMPLATES))
+        raise UsageError(words_of(error, name, lambda file: file.startswith(ours))) from error

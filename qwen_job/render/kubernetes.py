@@ -23,6 +23,7 @@ from qwen_job.render.merge import Unmergeable, merge
 from qwen_job.render.overlays import overlay_problems
 from qwen_job.render.pod_security import LEVELS, pod_security_level
 from qwen_job.render.quote import to_yaml
+from qwen_job.strict_yaml import check
 
 Object = dict[str, Any]
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -129,9 +130,11 @@ def _load(template: str, context: dict[str, Any], folders: Sequence[str | Path])
     """Render a template and read it back, so that what a user's template broke is found here."""
     text = render_template(f"kubernetes/{template}.yaml.j2", context, folders)
     try:
+        check(text, _LOADER)
         value = yaml.load(text, _LOADER)
-    except yaml.YAMLError as error:
-        raise UsageError(f"template kubernetes/{template}.yaml.j2 gives invalid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"template kubernetes/{template}.yaml.j2 gives invalid YAML: {reason[:300]}") from None
     if not isinstance(value, dict):
         raise UsageError(f"template kubernetes/{template}.yaml.j2 gives no mapping")
     return value

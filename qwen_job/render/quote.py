@@ -34,6 +34,9 @@ class Unrepresentable(ValueError):
         super().__init__(message)
         self.value = value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.value)
+
 
 class Quoted(str):
     """Text that has been through one of these functions: the only text that a template may print."""

@@ -27,6 +27,7 @@ from qwen_job.errors import (
     UsageError,
 )
 from qwen_job.run.lease import Lease
+from qwen_job.text import visible_lines
 from qwen_job.train.config import (
     DeepSpeedConfig,
     TrainConfig,
@@ -386,7 +387,7 @@ def _say(text: str) -> None:
 
 
 def _complain(error: QwenJobError) -> int:
-    _say(str(error))
+    _say(visible_lines(error))
     return error.exit_code
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from qwen_job.errors import UsageError
+from qwen_job.text import visible
 from qwen_job.train.run_folder import Sampling, find_model
 
 if TYPE_CHECKING:
@@ -72,11 +73,16 @@ def _accelerator() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _shown(piece: str) -> str:
+    """A model says what it likes, control sequences too; lines and tabs stay."""
+    return visible(piece, None, keep="\n\t")
+
+
 def answer_all(chat: Chat, prompts: Iterable[str], out: TextIO) -> None:
     """Answer prompts one after the other, as one conversation, each answer on its own lines."""
     for prompt in prompts:
         for piece in chat.ask(prompt):
-            out.write(piece)
+            out.write(_shown(piece))
             out.flush()
         out.write("\n")
         out.flush()
@@ -108,13 +114,13 @@ def _interruptible(chat: Chat, text: str, out: TextIO) -> None:
     answer = chat.ask(text)
     try:
         for piece in answer:
-            out.write(piece)
+            out.write(_shown(piece))
             out.flush()
     except KeyboardInterrupt:
         out.write(" [stopped]")
         answer.close()  # type: ignore[attr-defined]
     except UsageError as error:
-        print(error, file=sys.stderr)
+        print(visible(error), file=sys.stderr)
     out.write("\n")
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qwen_job import settings
+from qwen_job import settings, strict_json, strict_yaml
 from qwen_job.errors import JobError, Problem
-from qwen_job.files import write_atomically
+from qwen_job.files import read_limited, write_atomically
 
 DeepSpeedConfig = dict[str, Any]
 # Names of transformers 4 that version 5 removed, and what they are called now.
@@ -161,9 +161,9 @@ def load_config(path: Path) -> tuple[TrainConfig, DeepSpeedConfig]:
     Raises:
         JobError: a file is missing, is not YAML or JSON, or a key is unknown or has a wrong value.
     """
-    config = parse_config(_read(path, yaml.safe_load, yaml.YAMLError), str(path))
+    config = parse_config(_read(path, strict_yaml.loads), str(path))
     beside = path.with_name("deepspeed.json")
-    deepspeed = _read(beside, json.loads, ValueError)
+    deepspeed = _read(beside, strict_json.loads)
     if not isinstance(deepspeed, dict):
         raise JobError([Problem(str(beside), 0, 0, "", "must be a JSON object")])
     return config, deepspeed
@@ -196,12 +196,12 @@ def keep_settings(source: Path, run: Path) -> None:
             write_atomically(run / name, (source / name).read_text(encoding="utf-8"))
 
 
-def _read(path: Path, parse: Any, wrong: type[Exception]) -> object:
+def _read(path: Path, parse: Any) -> object:
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read_limited(path, strict_yaml.MAX_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise JobError([Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror}")]) from None
-    except (wrong, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise JobError([Problem(str(path), 0, 0, "", f"cannot be parsed: {_one_line(error)}")]) from None
 
 

@@ -20,6 +20,7 @@ from qwen_job.data.formats import Conversation, RecordError
 from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError, QwenJobError
 from qwen_job.models.files import sha256_of
+from qwen_job.text import visible_lines
 from qwen_job.train.chat import quiet
 from qwen_job.train.columns import side_by_side
 from qwen_job.train.run_folder import Sampling, Target, find_model
@@ -240,4 +241,4 @@ def as_text(result: Evaluation, width: int) -> str:
         columns = {"reference": answer.reference, "before": answer.before, "after": answer.after}
         shown = {name: text for name, text in columns.items() if text is not None}
         lines += ["", f"? {answer.prompt}", *side_by_side(shown, width)]
-    return "\n".join(lines)
+    return "\n".join(visible_lines(line, None) for line in lines)

@@ -7,14 +7,13 @@ qwen_job/settings.py, as in job.yaml. Nothing here imports torch: the caller say
 from __future__ import annotations
 
 import difflib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job import settings
+from qwen_job import settings, strict_json
 from qwen_job.errors import UsageError
 from qwen_job.models.chatml import SYSTEM_PROMPT
 from qwen_job.models.names import clean_name, resolve_source
@@ -246,7 +245,7 @@ def _read_as(name: str, text: str | None, kind: str) -> Any:
     if kind != "dict":
         return _typed(name, text, {"int": int, "float": float, "str": str}[kind])
     try:
-        return json.loads(text or "")
+        return strict_json.loads(text or "")
     except ValueError:
         raise UsageError(f"--{name} wants a JSON object, such as '{{\"min_lr_rate\": 0.1}}', not {text!r}") from None
 
@@ -402,16 +401,13 @@ def _answer_resume(flags: Flags) -> None:
 def _read_deepspeed(path: str | None) -> DeepSpeedConfig:
     if path is None:
         return {"zero_optimization": {"stage": 0}}
-    if path.lstrip().startswith("{"):
-        text = path
-    elif not Path(path).is_file():
+    written = path.lstrip().startswith("{")
+    if not written and not Path(path).is_file():
         raise UsageError(f"--deepspeed {path}: no such file (looked from {Path.cwd()})")
-    else:
-        text = Path(path).read_text(encoding="utf-8")
     try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"--deepspeed {path}: not JSON: {error}") from None
+        values = strict_json.loads(path) if written else strict_json.load(Path(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--deepspeed {path[:200]}: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"--deepspeed {path}: must be a JSON object")
     return values

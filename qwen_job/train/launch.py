@@ -24,12 +24,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
+from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
 from qwen_job.node import tries
 from qwen_job.node.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
 from qwen_job.node.start import check_start
+from qwen_job.text import visible_lines
 from qwen_job.train.signals import TIME_LIMIT, WISH, hear, leave_now, watch
 
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_master(options)
         code = _run(options, relay)
     except QwenJobError as error:
-        print(f"qwen-job: {error}", file=sys.stderr, flush=True)
+        print(f"qwen-job: {visible_lines(error)}", file=sys.stderr, flush=True)
         code = error.exit_code
     if run:
         tries.end(run, code, signalled=relay.used)
@@ -71,9 +71,8 @@ def _counted_run(options: argparse.Namespace) -> Path | None:
     # The trainer compares the same limit with the tries that got as far as training.
     os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
     try:
-        text = Path(options.command[1]).read_text("utf-8")
-        return Path(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["output_dir"])
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return Path(strict_yaml.load(Path(options.command[1]))["output_dir"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None  # the trainer says what is wrong with its settings
 
 

@@ -6,17 +6,19 @@
 
 from __future__ import annotations
 
-from html import escape
+import html
 from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.files import write_atomically
 from qwen_job.picture import Stack, svg
+from qwen_job.run_files import whole
+from qwen_job.text import visible
 from qwen_job.train.plot import Formatter, Series, chart, smooth
 from qwen_job.train.runlog import duration
 from qwen_job.train.summary import Summary, summarize
-from qwen_job.train.timeline import ACCOUNTS
+from qwen_job.train.timeline import ACCOUNTS, number
 
 _ACCOUNT_NAMES = {
     "productive": "Training · 训练",
@@ -30,9 +32,15 @@ _SHOWN_SETTINGS = {
     "data": ("train", "eval", "format", "max_length", "packing", "long_samples", "turn_order", "mask", "system_prompt"),
     "training": (),
 }
+_MOST_ATTEMPTS = 200
 _SHOWN_FIELDS = (
     "world_size", "device", "precision", "attention", "fused_loss", "gradient_checkpointing", "torch_compile", "seed",
 )  # fmt: skip
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """Return text for HTML that shows control characters instead of holding them; answers keep their lines."""
+    return html.escape(visible(text, 20_000, keep="\n\t"), quote)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -68,13 +76,21 @@ def main_figures(run_dir: Path) -> list[str]:
         parts = ", ".join(f"{_ACCOUNT_NAMES[name].split(' · ')[0].lower()} {duration(value)}" for name, value in spent)
         lines.append(f"Wall time: {duration(sum(summary.seconds.values()))} ({parts})")
     lines.append(f"Effective training time: {_percent(summary.effective)}")
-    return lines
+    return [visible(line) for line in (*(f"warning: {words}" for words in summary.unread), *lines)]
 
 
 def page(summary: Summary) -> str:
     """Return the whole page."""
     title = f"{summary.name} · qwen-job"
-    body = [_header(summary), _cards(summary), _time(summary), _charts(summary), _planned(summary), _memory(summary)]
+    body = [
+        _header(summary),
+        _unread(summary),
+        _cards(summary),
+        _time(summary),
+        _charts(summary),
+        _planned(summary),
+        _memory(summary),
+    ]
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     body += [_attempts(summary), _guards(summary), _evaluation(summary), _settings(summary)]
     return (
@@ -97,10 +113,14 @@ def _header(summary: Summary) -> str:
     )
 
 
+def _unread(summary: Summary) -> str:
+    return _table("", ["cannot be read · 无法读取"], [[words] for words in summary.unread])
+
+
 def _steps(summary: Summary) -> tuple[int, int]:
     total = summary.done.get("total_steps") or summary.heartbeat.get("total_steps")
-    last = int(summary.steps[-1].get("step") or 0) if summary.steps else 0
-    return last, total if isinstance(total, int) else 0
+    last = int(number(summary.steps[-1], "step") or 0) if summary.steps else 0
+    return last, whole(total) or 0
 
 
 def _figures(summary: Summary) -> list[tuple[str, str, str]]:
@@ -234,7 +254,7 @@ def _memory(summary: Summary) -> str:
 
 def _attempts(summary: Summary) -> str:
     rows = []
-    for attempt in summary.attempts:
+    for attempt in summary.attempts[-_MOST_ATTEMPTS:]:
         start = attempt.events[0]
         came = f"step {attempt.resumed_from:,}" if attempt.resumed_from else "the start"
         where = f"{start.get('world_size') or '?'} ranks, {start.get('host') or '?'}"

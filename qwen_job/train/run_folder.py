@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from qwen_job import strict_yaml
 from qwen_job.errors import ModelError
 from qwen_job.models.chatml import SYSTEM_PROMPT
+from qwen_job.run_files import read_object
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,20 @@ def find_model(path: Path) -> Target:
     return Target(ensure_model(ModelSpec(str(path), "local"), output_dir=path), None, {})
 
 
-def read_settings(run: Path) -> dict[str, Any]:
-    """Return a run's train.yaml as plain values; empty when it is missing or damaged."""
+def read_settings(run: Path, unread: list[str] | None = None) -> dict[str, Any]:
+    """Return a run's train.yaml as plain values; empty when it is missing or damaged, which goes to ``unread``."""
     try:
-        values = yaml.safe_load((run / "train.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        values = strict_yaml.load(run / "train.yaml")
+        if isinstance(values, dict):
+            return values
+        reason = "is no mapping of settings"
+    except FileNotFoundError:
         return {}
-    return values if isinstance(values, dict) else {}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; empty when it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+    if unread is not None:
+        unread.append(f"{run / 'train.yaml'}: {reason}")
+    return {}
 
 
 def _state(run: Path) -> str:

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 from qwen_job.errors import RETRYABLE_FROM
 from qwen_job.files import write_atomically
+from qwen_job.run_files import read_lines
+from qwen_job.text import visible_lines
 
 _HEARTBEAT_SECONDS = 2.0
 _PLAIN_LINE_SECONDS = 10.0
@@ -80,7 +82,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print one line for people."""
         if self.active:
-            self._progress.say(text)
+            self._progress.say(visible_lines(text))
 
     def close(self) -> None:
         """End the progress line."""
@@ -152,16 +154,8 @@ def duration(seconds: float) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a line cut short by a crash is left out."""
-    path = folder / "metrics.jsonl"
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return [line for line in lines if isinstance(line, dict)]
+    """Return the lines of metrics.jsonl; a line cut short by a crash, or not ours, is left out."""
+    return read_lines(folder / "metrics.jsonl")
 
 
 def fruitless_attempts(lines: Sequence[dict[str, Any]], resumed_from: int | None) -> int:

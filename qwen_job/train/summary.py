@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen_job.run_files import read_lines, read_object
 from qwen_job.train.plot import Point
-from qwen_job.train.run_folder import read_object, read_settings
-from qwen_job.train.runlog import read_metrics
+from qwen_job.train.run_folder import read_settings
 from qwen_job.train.timeline import Attempt, Event, account, attempts, effective_share, last_versions, number
 
 
@@ -28,6 +28,7 @@ class Summary:
     evals: list[Event]
     guards: list[Event]
     seconds: Mapping[str, float]
+    unread: list[str] = field(default_factory=list)  # what is there and cannot be read
 
     @property
     def name(self) -> str:
@@ -110,18 +111,20 @@ def _first_step(attempt: Attempt) -> list[Event]:
 
 
 def summarize(folder: Path) -> Summary:
-    """Read a run's folder; what is missing or torn is left out."""
-    events = read_metrics(folder)
+    """Read a run's folder; what is missing or torn is left out, and named in ``unread``."""
+    unread: list[str] = []
+    events = read_lines(folder / "metrics.jsonl", unread)
     tries = attempts(events)
     return Summary(
         folder=folder,
-        settings=read_settings(folder),
-        done=read_object(folder / "done.json"),
-        heartbeat=read_object(folder / "heartbeat"),
-        evaluation=read_object(folder / "evaluation.json"),
+        settings=read_settings(folder, unread),
+        done=read_object(folder / "done.json", unread),
+        heartbeat=read_object(folder / "heartbeat", unread),
+        evaluation=read_object(folder / "evaluation.json", unread),
         attempts=tries,
         steps=last_versions(tries, "step"),
         evals=last_versions(tries, "eval"),
         guards=[event for event in events if event.get("type") == "guard"],
         seconds=account(tries),
+        unread=unread,
     )

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen_job import run_files
+
 Event = Mapping[str, Any]
 ACCOUNTS = ("productive", "evaluating", "checkpointing", "restarting", "lost")
 
@@ -57,11 +59,8 @@ class Attempt:
 
 
 def number(event: Event, key: str) -> float | None:
-    """Return a finite number of an event, else None: a crash may have cut anything short."""
-    value = event.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
+    """Return a measured number of an event, else None: a crash may have cut anything short."""
+    return run_files.number(event.get(key))
 
 
 def attempts(events: Sequence[Event]) -> list[Attempt]:
@@ -76,18 +75,23 @@ def attempts(events: Sequence[Event]) -> list[Attempt]:
     return found
 
 
-def is_lost(step: int, position: int, all_attempts: Sequence[Attempt]) -> bool:
-    """Tell whether a later attempt started from before ``step``, so that it had to be trained again."""
-    return any(later.resumed_from < step for later in all_attempts[position + 1 :])
+def earliest_later(all_attempts: Sequence[Attempt]) -> list[float]:
+    """Return for each attempt the lowest step that a later one started from; steps after it were trained again."""
+    lowest = math.inf
+    found = []
+    for attempt in reversed(all_attempts):
+        found.append(lowest)
+        lowest = min(lowest, attempt.resumed_from)
+    return found[::-1]
 
 
 def last_versions(all_attempts: Sequence[Attempt], kind: str) -> list[Event]:
     """Return the events of one type that count in the end: those of steps trained again are left out."""
     return [
         event
-        for attempt in all_attempts
+        for attempt, again in zip(all_attempts, earliest_later(all_attempts), strict=True)
         for event in attempt.events
-        if event.get("type") == kind and not is_lost(int(number(event, "step") or 0), attempt.number, all_attempts)
+        if event.get("type") == kind and int(number(event, "step") or 0) <= again
     ]
 
 
@@ -95,23 +99,23 @@ def account(all_attempts: Sequence[Attempt]) -> dict[str, float]:
     """Return the seconds of each of ACCOUNTS; their sum is the wall time from the first event to the last."""
     seconds = dict.fromkeys(ACCOUNTS, 0.0)
     heard = all_attempts[0].begin if all_attempts else 0.0
-    for attempt in all_attempts:
+    for attempt, again in zip(all_attempts, earliest_later(all_attempts), strict=True):
         seconds["restarting"] += max(0.0, attempt.begin - heard)
         heard = max(heard, attempt.begin)
-        for name, share in _shares(attempt, all_attempts, heard):
+        for name, share in _shares(attempt, again, heard):
             seconds[name] += share
         heard = max(heard, attempt.end)
     return seconds
 
 
-def _shares(attempt: Attempt, all_attempts: Sequence[Attempt], heard: float) -> Iterator[tuple[str, float]]:
+def _shares(attempt: Attempt, again: float, heard: float) -> Iterator[tuple[str, float]]:
     begun = False
     for event in attempt.events:
         now = max(heard, number(event, "time") or 0.0)
         passed, heard = now - heard, now
         kind = event.get("type")
         if kind == "step":
-            lost = is_lost(int(number(event, "step") or 0), attempt.number, all_attempts)
+            lost = int(number(event, "step") or 0) > again
             # Before the first step the model was loaded; only the step itself was training.
             worked = passed if begun else min(passed, number(event, "step_seconds") or 0.0)
             begun = True

@@ -81,10 +81,10 @@ class Outcome:
         return (self.stdout + self.stderr).decode("utf-8", "backslashreplace")
 
 
-def fault(outcome: Outcome, *, places: Sequence[str] = ()) -> str | None:
+def fault(outcome: Outcome, *, places: Sequence[str] = (), script: bool = False) -> str | None:
     """Return what an outcome does that the rule forbids, None for a good one.
 
-    ``places``: an error must name one of them: a file, a field.
+    ``places``: an error must name one of them: a file, a field. ``script``: standard output is one, byte for byte.
     """
     text = outcome.text
     if outcome.code < 0:
@@ -93,7 +93,7 @@ def fault(outcome: Outcome, *, places: Sequence[str] = ()) -> str | None:
         return f"exit code {outcome.code}"
     if "Traceback (most recent call last)" in text or b"internal error" in outcome.stderr:
         return "a traceback or an internal error"
-    if found := _CONTROL.search(text):
+    if found := _CONTROL.search(outcome.stderr.decode("utf-8", "backslashreplace") if script else text):
         return f"a raw control character: {found[0]!r}"
     if outcome.code and not outcome.stderr.strip():
         return f"exit code {outcome.code} without a word"
@@ -102,9 +102,9 @@ def fault(outcome: Outcome, *, places: Sequence[str] = ()) -> str | None:
     return None
 
 
-def judge(outcome: Outcome, case: object = "", *, places: Sequence[str] = ()) -> None:
+def judge(outcome: Outcome, case: object = "", *, places: Sequence[str] = (), script: bool = False) -> None:
     """Assert that an outcome keeps the rule; the message shows the case."""
-    wrong = fault(outcome, places=places)
+    wrong = fault(outcome, places=places, script=script)
     assert wrong is None, f"{wrong}\ncase: {str(case)[:3000]!r}\nexit code {outcome.code}\n{outcome.text[-3000:]}"
 
 

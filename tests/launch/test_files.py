@@ -40,7 +40,7 @@ def test_a_folder_that_cannot_be_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         write_bundle(BUNDLE, tmp_path / "file")
     (tmp_path / "b").mkdir()
-    with pytest.raises(EnvironmentFault, match="cannot be written: Is a directory"):
+    with pytest.raises(EnvironmentFault, match="cannot be written: it is no file"):
         write_bundle(BUNDLE, tmp_path)
 
 

@@ -41,19 +41,19 @@ def rendered(folder: Path, text: str, **context: object) -> str:
     ],
 )  # fmt: skip
 def test_a_raw_value_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match=r"template x\.j2: prints .* unquoted; pipe it through"):
+    with pytest.raises(UsageError, match=r"x\.j2:1: prints .* unquoted; pipe it through"):
         rendered(tmp_path, text, v="value")
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("{{ nobody | sh }}", "template x.j2: 'nobody' is undefined"),
+        ("{{ nobody | sh }}", r"x\.j2:1: 'nobody' is undefined"),
         ("a\n{% if %}", r"x\.j2:2: Expected an expression"),
         ("a\n\n{{ v | nofilter }}", r"x\.j2:3: No filter named 'nofilter'"),
         ("{% include 'no.j2' %}", "template no.j2: not found; 'qwen-job templates list' names them"),
-        ("{{ v | number }}", "template x.j2: invalid literal"),
-        ("{% include 'x.j2' %}", "template x.j2: maximum recursion"),
+        ("{{ v | number }}", r"x\.j2:1: invalid literal"),
+        ("{% include 'x.j2' %}", r"x\.j2:1: maximum recursion"),
         ("{{ v.nothing | sh }}", "has no attribute 'nothing'"),
     ],
 )

@@ -1,0 +1,114 @@
+"""What a run's folder holds, read by somebody else: a shared folder may hold anything under these names.
+
+What cannot be read counts as missing, and every number that comes out of here can be printed and drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from qwen_job import strict_json
+from qwen_job.files import read_limited
+
+MAX_OBJECT = 16 * 2**20
+# Of metrics.jsonl: a million steps and more.
+MAX_METRICS = 256 * 2**20
+# No time, size, count or loss is beyond this; a number that is was not measured.
+LARGEST = 1e18
+_SMALLEST = 1e-30
+
+
+def is_path(text: str) -> bool:
+    """Tell whether a file could have this name: no NUL, no half characters, not too long."""
+    try:
+        return "\0" not in text and len(os.fsencode(text)) < 4096
+    except UnicodeEncodeError:
+        return False
+
+
+def there(path: Path) -> bool:
+    """Tell whether a file is there, as far as this user can see."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_object(path: Path, unread: list[str] | None = None) -> dict[str, Any]:
+    """Return a JSON file's object; empty when it is missing, damaged or something else.
+
+    ``unread``: takes a line that names the file and what is wrong with it, where it is there.
+    """
+    try:
+        value = strict_json.load(path, max_bytes=MAX_OBJECT, finite=False)
+        if isinstance(value, dict):
+            return value
+        reason = "is no JSON object"
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except ValueError as error:
+        reason = str(error)
+    if unread is not None:
+        unread.append(f"{path}: {reason}")
+    return {}
+
+
+def read_lines(path: Path, unread: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file; lines that are torn, foreign or nested too deeply are left out.
+
+    ``unread``: takes a line that says how many, or why there are none.
+    """
+    try:
+        lines = _lines(path)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        if unread is not None:
+            unread.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+        return []
+    found = [value for line in lines if (value := _object(line)) is not None]
+    if unread is not None and len(found) < len(lines):
+        unread.append(f"{path}: {len(lines) - len(found):,} of {len(lines):,} lines cannot be read and are left out")
+    return found
+
+
+def last_line(path: Path, kind: str) -> dict[str, Any]:
+    """Return the last object of a JSON-lines file with this ``type``, read from its end; empty without one."""
+    try:
+        lines = _lines(path)
+    except (OSError, ValueError):
+        return {}
+    mark = json.dumps(kind).encode()
+    return next((v for line in reversed(lines) if mark in line and (v := _object(line)) and v.get("type") == kind), {})
+
+
+def _lines(path: Path) -> list[bytes]:
+    return [line for line in read_limited(path, MAX_METRICS).split(b"\n") if line.strip()]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = strict_json.loads(line.decode("utf-8", "replace"), finite=False)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def number(value: Any) -> float | None:
+    """Return a number that was measured; None for what is none, not finite or beyond all measure."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    if abs(value) > LARGEST:
+        return None
+    return float(value) if abs(value) > _SMALLEST else 0.0
+
+
+def whole(value: Any) -> int | None:
+    """Return a whole number that was counted; None for what is none or beyond all measure."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST else None
