@@ -54,13 +54,11 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
 
 def checked_objects(plan: Plan, chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object]:
     """Return the objects in the order in which they are applied. Errors: as :func:`render`."""
-    found = list(overlay_problems(chosen))
-    if not found:
-        try:
-            things = _objects(chosen, folders)
-        except Unmergeable as error:
-            found = [(error.path, error.text)]
-    problems = [plan.job.problem(("kubernetes", *path), text) for path, text in found]
+    try:
+        things = _objects(chosen, folders)
+    except Unmergeable as error:
+        raise JobError([plan.job.problem(("kubernetes", *error.path), error.text)]) from None
+    problems = [plan.job.problem(("kubernetes", *path), text) for path, text in overlay_problems(chosen)]
     problems = problems or list(object_problems(plan, things))
     if problems:
         raise JobError(problems)
@@ -98,7 +96,7 @@ def _preparation(chosen: Settings, context: dict[str, Any], folders: Sequence[st
 def own_notes(things: list[Object]) -> Iterator[str]:
     """Say what a container beside the job's own does to the end of the job."""
     mains = (*_CONTAINERS.values(), "prepare")
-    names = [c["name"] for thing in things for pod in _pods(thing) for c in pod["containers"]]
+    names = [c.get("name") for thing in things for pod in _pods(thing) for c in pod["containers"]]
     for name in dict.fromkeys(name for name in names if name not in mains):
         yield (
             f"kubernetes.pod.containers: {name!r} must end by itself, or the pods never complete; as an init container "
@@ -119,7 +117,8 @@ def security_notes(things: list[Object]) -> list[str]:
 
 def _pods(value: Any) -> Iterator[Object]:
     """Yield every pod's spec inside an object."""
-    if isinstance(value, dict) and isinstance(value.get("containers"), list):
+    containers = value.get("containers") if isinstance(value, dict) else None
+    if isinstance(containers, list) and all(isinstance(container, dict) for container in containers):
         yield value
         return
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

@@ -31,10 +31,22 @@ KEYS: dict[str, tuple[str, ...]] = {
     "schedulingGates": ("name",),
     "replicatedJobs": ("name",),
 }
+# Fields that are mappings, and lists, wherever Kubernetes has them; below the free ones any name may stand.
+_MAPPINGS = frozenset(
+    (
+        "affinity", "annotations", "capabilities", "configMap", "elasticPolicy", "emptyDir", "labels", "limits",
+        "metadata", "network", "nodeAffinity", "nodeSelector", "podAffinity", "pytorchReplicaSpecs", "requests",
+        "resources", "runPolicy", "runtimeRef", "schedulingPolicy", "seccompProfile", "secret", "securityContext",
+        "selector", "spec", "template", "trainer", "valueFrom",
+    )
+)  # fmt: skip
+_OF_MAPPINGS = ("envFrom", "matchExpressions", "matchFields", "nodeSelectorTerms", "tolerations")
+_LISTS = frozenset((*KEYS, *_OF_MAPPINGS, "add", "args", "command", "drop"))
+_FREE = frozenset(("annotations", "labels", "limits", "matchLabels", "nodeSelector", "requests"))
 _DEFAULTS = {"protocol": "TCP", "whenUnsatisfiable": "DoNotSchedule"}
 # A volume and a variable have one source: another one replaces it.
 _OF_ONE_SOURCE = ("volumes", "env")
-_TERMS = "nodeSelectorTerms"
+_TERMS, _ROLES = "nodeSelectorTerms", "pytorchReplicaSpecs"
 
 
 class Unmergeable(Exception):
@@ -61,15 +73,22 @@ def merge(base: Object, layer: Object, path: Path = ()) -> Object:
 
 
 def _merged(key: str, old: Any, new: Any, path: Path) -> Any:
-    for kind, what in ((dict, "a mapping"), (list, "a list")):
-        if old is not None and isinstance(old, kind) != isinstance(new, kind):
-            raise Unmergeable(path, f"{what} stands here; write one" if isinstance(old, kind) else f"takes no {what}")
+    known = len(path) < 2 or path[-2] not in _FREE
+    for kind, what, names in ((dict, "a mapping", _MAPPINGS), (list, "a list", _LISTS)):
+        wanted = isinstance(old, kind) or (known and key in names) or (kind is dict and path[-2:-1] == (_ROLES,))
+        if wanted and not isinstance(new, kind):
+            raise Unmergeable(path, f"is {what}; write one")
+        if isinstance(new, kind) and old is not None and not isinstance(old, kind):
+            raise Unmergeable(path, f"takes no {what}")
     if isinstance(new, dict):
         return merge(old or {}, new, path)
     if not isinstance(new, list):
         return new
     if key in KEYS:
         return list(_by_key(key, old or [], new, path))
+    for number, item in enumerate(new):
+        if key in _OF_MAPPINGS and not isinstance(item, dict):
+            raise Unmergeable((*path, number), "is a mapping; write one")
     items = [merge({}, item, (*path, n)) if isinstance(item, dict) else item for n, item in enumerate(new)]
     if key == _TERMS and old:
         # Terms are alternatives: each of the user's must ask for ours, too.

@@ -86,11 +86,16 @@ REFUSED: dict[str, str] = {
     "pod.activeDeadlineSeconds": "pod: {activeDeadlineSeconds: 600}",
     "pod.$patch": "pod: {$patch: replace}",
     "pod.tolerations": "pod: {tolerations: {key: a}}",
+    "pod.tolerations[1]": "pod: {tolerations: [{key: a, operator: Exists}, text]}",
+    "pod.initContainers": "pod: {initContainers: 1.5}",
+    "pod.initContainers[0].securityContext": "pod: {initContainers: [{name: a, image: b, securityContext: text}]}",
 }
 # Kind -> the same, of the job's own spec.
 REFUSED_OF_JOBS: dict[str, dict[str, str]] = {
     "pytorchjob": {
         "job.nprocPerNode": "job: {nprocPerNode: '4'}",
+        "job.pytorchReplicaSpecs": "job: {pytorchReplicaSpecs: [text]}",
+        "job.pytorchReplicaSpecs.Boss": "job: {pytorchReplicaSpecs: {Boss: 5}}",
         "job.elasticPolicy.minReplicas": "job: {elasticPolicy: {minReplicas: 1}}",
         "job.pytorchReplicaSpecs.Worker.replicas": "job: {pytorchReplicaSpecs: {Worker: {replicas: 3}}}",
         "job.pytorchReplicaSpecs.Master": "job: {pytorchReplicaSpecs: {Master: {replicas: 1}}}",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwen_job.errors import JobError
@@ -20,6 +21,7 @@ from tests.support.pods import templates
 from tests.support.schemas import load, validate
 
 JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
+PLAN = make_plan(load_job([JOB]))
 KINDS = ["pytorchjob", "trainjob", "jobset"]
 
 
@@ -121,6 +123,39 @@ def test_a_jobs_paths_may_lie_on_a_volume_of_the_users_own() -> None:
     assert refused(OWN % ("secret: {secretName: s}", "false")) == ["output", "model.cache_dir"]
     assert refused(OWN % ("emptyDir: {}", "false")) == ["output"]
     assert set(refused(OWN % ("csi: {driver: d}", "true"))) == {"prepare_pod"}
+
+
+WORDS = st.sampled_from(
+    [
+        "containers", "env", "volumes", "ports", "resources", "limits", "securityContext", "capabilities", "add",
+        "affinity", "nodeAffinity", "spec", "template", "nodeSelectorTerms", "matchExpressions", "pytorchReplicaSpecs",
+        "Worker", "replicas", "trainer", "replicatedJobs", "network",
+    ]
+)  # fmt: skip
+NAMES_AND_NUMBERS = st.sampled_from(["pytorch", "node", "", "/tmp", 0, -1, 1.5, True])
+NONSENSE = st.recursive(
+    NAMES_AND_NUMBERS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2), st.dictionaries(st.one_of(WORDS, st.just("name")), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    field=st.sampled_from(["pod", "pod_container", "job", "prepare_pod"]),
+    kind=st.sampled_from(KINDS),
+    fields=st.dictionaries(WORDS, NONSENSE, max_size=3),
+)
+@example(field="pod", kind="jobset", fields={"initContainers": 1.5})
+@example(field="job", kind="jobset", fields={"spec": [["8Gi", {"containers": ["text"]}]]})
+def test_nonsense_is_taken_or_refused_by_its_field(field: str, kind: str, fields: dict[str, Any]) -> None:
+    section = PLAN.job.kubernetes.model_copy(update={"kind": kind, "prepare": True, field: fields})
+    plan = replace(PLAN, job=PLAN.job.model_copy(update={"kubernetes": section}))
+    try:
+        render(plan, "kubernetes")
+    except JobError as error:
+        assert all(problem.field.startswith("kubernetes.") for problem in error.problems)
 
 
 SCALARS = st.one_of(st.text(max_size=3), st.integers(-3, 3), st.booleans())

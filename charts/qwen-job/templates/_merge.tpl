@@ -10,9 +10,15 @@
 {{- end -}}
 {{- $old := get $base $key -}}
 {{- $known := and (hasKey $base $key) (not (kindIs "invalid" $old)) -}}
+{{- $free := regexMatch "\\.(annotations|labels|limits|matchLabels|nodeSelector|requests)$" $place -}}
+{{- $map := or (and (not $free) (regexMatch "^(affinity|annotations|capabilities|configMap|elasticPolicy|emptyDir|labels|limits|metadata|network|nodeAffinity|nodeSelector|podAffinity|pytorchReplicaSpecs|requests|resources|runPolicy|runtimeRef|schedulingPolicy|seccompProfile|secret|securityContext|selector|spec|template|trainer|valueFrom)$" $key)) (hasSuffix ".pytorchReplicaSpecs" $place) -}}
+{{- $slice := and (not $free) (regexMatch "^(containers|initContainers|ephemeralContainers|env|volumes|volumeMounts|volumeDevices|ports|imagePullSecrets|hostAliases|topologySpreadConstraints|resourceClaims|claims|schedulingGates|replicatedJobs|envFrom|matchExpressions|matchFields|nodeSelectorTerms|tolerations|add|args|command|drop)$" $key) -}}
 {{- range $kind, $what := dict "map" "a mapping" "slice" "a list" -}}
-{{- if and $known (ne (kindIs $kind $old) (kindIs $kind $value)) -}}
-{{- fail (printf "%s: %s" $where (kindIs $kind $old | ternary (printf "%s stands here; write one" $what) (printf "takes no %s" $what))) -}}
+{{- $wanted := or (and $known (kindIs $kind $old)) (eq $kind "map" | ternary $map $slice) -}}
+{{- if and $wanted (not (kindIs $kind $value)) -}}
+{{- fail (printf "%s: is %s; write one" $where $what) -}}
+{{- else if and $known (kindIs $kind $value) (not (kindIs $kind $old)) -}}
+{{- fail (printf "%s: takes no %s" $where $what) -}}
 {{- end -}}
 {{- end -}}
 {{- if kindIs "map" $value -}}
@@ -84,6 +90,8 @@
 {{- $copy := dict -}}
 {{- include "qwen-job.merge" (list $copy $item (printf "%s[%d]" $place $number)) -}}
 {{- $made = append $made $copy -}}
+{{- else if has $key (list "envFrom" "matchExpressions" "matchFields" "nodeSelectorTerms" "tolerations") -}}
+{{- fail (printf "%s[%d]: is a mapping; write one" $place $number) -}}
 {{- else -}}
 {{- $made = append $made $item -}}
 {{- end -}}
