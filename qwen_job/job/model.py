@@ -248,6 +248,11 @@ class Train(Strict):
     loss_spike_factor: Annotated[float, Field(gt=1)] | None = Field(
         10.0, description="Stop when the loss is so many times the usual one, and a nat above it; null: never"
     )
+    resume: Literal["auto", "extend", "changed"] = Field(
+        "auto",
+        description="extend: train a complete run on, with its optimizer, when max_steps or num_train_epochs is "
+        "raised; changed: resume although the data or the base model differ",
+    )
     hang_seconds: Annotated[int, Field(ge=30)] = Field(900, description="No step for so long: name the stuck rank, end")
 
     @field_validator("report_to", mode="before")

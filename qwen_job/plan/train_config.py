@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 # train's fields that are decisions of their own in train.yaml, not TrainingArguments.
 _ELSEWHERE = {
     "attention", "bf16", "fp16", "fused_loss", "global_batch_size", "gradient_checkpointing", "hang_seconds",
-    "loss_spike_factor", "model_max_length", "on_nan", "seed", "torch_compile",
+    "loss_spike_factor", "model_max_length", "on_nan", "resume", "seed",
+    "torch_compile",
 }  # fmt: skip
 
 
@@ -28,6 +29,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
         "name": job.name,
         "output_dir": job.output,
         "seed": job.train.seed,
+        "resume": job.train.resume,
         "world_size": plan.world_size,
         "device": "cpu" if gpu.is_cpu else "cuda",
         "precision": plan.precision,

@@ -37,6 +37,8 @@ def shell_context(
         "python": python,
         "launcher": launcher,
         "grace": plan.job.retry.grace,
+        # A complete run that is to be trained on still has its done.json.
+        "extend": plan.job.train.resume == "extend",
     }
     node = {
         **common,

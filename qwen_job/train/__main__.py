@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import json
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from qwen_job.errors import (
 )
 from qwen_job.run.lease import Lease
 from qwen_job.text import visible_lines
+from qwen_job.train.changes import is_complete, settings_text
 from qwen_job.train.config import (
     DeepSpeedConfig,
     TrainConfig,
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> int:
         config, deepspeed, notes = read_settings(arguments, place)
         # One clock decides: the ranks agree on what rank 0 says.
         wish = StopWish(TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None)
-        if (config.output_dir / "done.json").exists():
+        if is_complete(config):
             if place.is_first:
                 print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
             return 0
@@ -142,15 +144,17 @@ def train(
         prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
 
         # Imported late: seconds that a wrong setting should not cost.
-        from qwen_job.train.setup import build_trainer, choose_checkpoint
+        from qwen_job.train.setup import build_trainer, choose_checkpoint, identify
 
-        resumed = choose_checkpoint(config, zero_stage(deepspeed), place, store, log)
+        resumed, identity = choose_checkpoint(
+            config, zero_stage(deepspeed), place, store, log, lambda: identify(config, prepared, model_folder)
+        )
         if resumed is not None and resumed.universal:
             deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
         seconds, folder = config.guards.hang_seconds, config.output_dir / "logs"
         watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
         watchdog.loading()
-        trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log)
+        trainer = build_trainer(config, deepspeed, model_folder, prepared, place, wish, watchdog, log, identity)
         log.write(
             "start",
             resumed.step if resumed else 0,
@@ -183,14 +187,18 @@ def finish(config: TrainConfig, trainer: Any, model_folder: Path, wish: StopWish
     log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
     if log.active:
         tell(config.output_dir, log.say)
-        losses = {line["step"]: line["loss"] for line in read_metrics(config.output_dir) if line["type"] == "step"}
+        lines = read_metrics(config.output_dir)
+        losses = {line["step"]: line["loss"] for line in lines if line["type"] == "step"}
+        # Of an earlier attempt, where this one had nothing left to train.
+        evaluated = [line["loss"] for line in lines if line["type"] == "eval"]
         done = {
             "step": step,
             "total_steps": trainer.state.max_steps,
             "train_loss": sum(losses.values()) / max(1, len(losses)),
-            "eval_loss": trainer.eval_loss,
+            "eval_loss": trainer.eval_loss if trainer.eval_loss is not None else next(reversed(evaluated), None),
             "train_seconds": seconds,
             "model": "model",
+            "settings": json.loads(settings_text(config)),
             "finished": time.time(),
         }
         write_done(config.output_dir / "done.json", done)

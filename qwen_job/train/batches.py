@@ -34,7 +34,8 @@ class StepSampler:
 
     Step s of an epoch takes rows [s G, (s + 1) G) of one permutation, G the global batch. They are dealt to
     micro-batches first and ranks second, so the rows of a step depend on G alone. The last step of an epoch
-    is shorter; ranks that get too few rows fill up with ``EMPTY``. Every row is seen exactly once an epoch.
+    is shorter; ranks that get too few rows fill up with ``EMPTY``. Every row is seen exactly once an epoch, also where
+    G changed within it (``begin_at``).
     """
 
     def __init__(self, rows: int, micro: int, accumulation: int, rank: int, world_size: int, seed: int | None) -> None:
@@ -45,6 +46,11 @@ class StepSampler:
         self.seed = seed
         self.global_batch = micro * accumulation * world_size
         self.epoch = 0
+        self._begin = (0, 0)
+
+    def begin_at(self, epoch: int, row: int) -> None:
+        """Leave out the first ``row`` rows of ``epoch``: they were trained in steps of another width."""
+        self._begin = (epoch, row)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the epochs that follow."""
@@ -57,14 +63,18 @@ class StepSampler:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return torch.randperm(self.rows, generator=generator).tolist()
 
+    @property
+    def _first(self) -> int:
+        return self._begin[1] if self.epoch == self._begin[0] else 0
+
     def __len__(self) -> int:
-        full, rest = divmod(self.rows, self.global_batch)
+        full, rest = divmod(self.rows - self._first, self.global_batch)
         wide = self.micro * self.world_size
         return full * (self.global_batch // wide) + -(-rest // wide)
 
     def __iter__(self) -> Iterator[list[int]]:
         order, wide = self.order(), self.micro * self.world_size
-        for start in range(0, self.rows, wide):
+        for start in range(self._first, self.rows, wide):
             mine = order[start : start + wide][self.rank :: self.world_size]
             yield mine + [EMPTY] * (self.micro - len(mine))
 

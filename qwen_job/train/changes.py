@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qwen_job.errors import JobError
 from qwen_job.train.config import TrainConfig
 
 NAME = "settings.json"
@@ -58,13 +59,40 @@ def changes_since(checkpoint: Path, config: TrainConfig) -> list[str]:
         before = json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []  # saved by an earlier version
+    return differences(before, config)
+
+
+def differences(before: dict[str, Any], config: TrainConfig, fields: list[str] | None = None) -> list[str]:
+    """Say in words how ``config`` differs from the settings ``before``: field, then, now; default: every field."""
     now = json.loads(settings_text(config))
-    fields = sorted(set(before) | set(now))
     return [
         f"{field} {_short(before.get(field))} -> {_short(now.get(field))}"
-        for field in fields
+        for field in fields or sorted(set(before) | set(now))
         if before.get(field) != now.get(field)
     ]
+
+
+def is_complete(config: TrainConfig) -> bool:
+    """Tell whether the run is complete, and leave no change of its settings unanswered.
+
+    Raises:
+        JobError: it is complete and the settings are others, without ``resume: extend``.
+    """
+    try:
+        done = json.loads((config.output_dir / "done.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    before = done.get("settings") if isinstance(done, dict) else None
+    # Fields that only a later version knows were not another choice.
+    changed = differences(before, config, sorted(before)) if isinstance(before, dict) else []
+    if changed and config.resume != "extend":
+        raise JobError(
+            f"output: {config.output_dir} is complete (done.json), with other settings: {'; '.join(changed)}; write "
+            "another output, or train.resume: extend to train it on, with its optimizer"
+        )
+    return not changed
 
 
 def _short(value: Any) -> str:

@@ -105,6 +105,7 @@ class TrainConfig(_Strict):
     name: str
     output_dir: Path
     seed: int = Field(default=42, ge=0, lt=2**32)  # numpy's generator takes 32 bits
+    resume: Literal["auto", "extend", "changed"] = "auto"
     world_size: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cuda"
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

@@ -77,6 +77,7 @@ _OWN = {
     "fused_loss": str,
     "model_source": str,
     "run_name": str,
+    "resume": str,
 }
 _TRAINING: dict[str, Callable[[str], Any]] = {
     "per_device_train_batch_size": int,
@@ -165,6 +166,7 @@ def config_from_flags(
         "name": own.get("run_name") or Path(own["output_dir"]).name or "run",
         "output_dir": str(Path(own["output_dir"]).absolute()),
         "seed": own.get("seed", 42),
+        "resume": own.get("resume", "auto"),
         "world_size": world_size,
         **hardware_values,
         "torch_compile": own.get("torch_compile", False),

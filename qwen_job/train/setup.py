@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from transformers.utils.logging import disable_progress_bar
 
 from qwen_job.data import open_prepared
-from qwen_job.errors import DataError, NoProgress
+from qwen_job.errors import DataError, JobError, NoProgress
 from qwen_job.models.config_fields import unknown_fields
 from qwen_job.models.folder import read_config
 from qwen_job.train.arguments import training_arguments
 from qwen_job.train.changes import changes_since
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+from qwen_job.train.course import Course
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens
+from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
 from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
 from qwen_job.train.manifest import newest, wrong_hash
 from qwen_job.train.modeling import build_model, shape_of
@@ -45,6 +48,7 @@ def build_trainer(
     wish: StopWish,
     watchdog: Watchdog,
     log: RunLog,
+    identity: Identity,
 ) -> JobTrainer:
     """Return a trainer ready to run; the arguments come first, because ZeRO-3 partitions while loading."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.output_dir))
@@ -73,8 +77,14 @@ def build_trainer(
         pad_id=control_tokens(model_folder).get("<|endoftext|>", 0),
         train=data.train,
         eval=data.eval,
+        identity=identity,
     )
     return JobTrainer(model, args, parts)
+
+
+def identify(config: TrainConfig, prepared: Path, model_folder: Path) -> Identity:
+    """Measure what would be trained: rows, model, and the width of a step."""
+    return identity_of(prepared, len(open_prepared(prepared).train), model_folder, config.global_batch_size)
 
 
 def refuse_going_in_circles(folder: Path, step: int | None) -> None:
@@ -106,11 +116,18 @@ def _has_room_aside(config: TrainConfig, deepspeed: DeepSpeedConfig) -> bool:
 
 
 class Resume(NamedTuple):
-    """Where a run goes on from; ``universal`` when the checkpoint was saved on another number of ranks."""
+    """Where a run resumes; ``universal`` when the checkpoint was saved on another number of ranks."""
 
     step: int
     path: Path
     universal: bool
+
+
+class Beginning(NamedTuple):
+    """What an attempt starts with: a checkpoint or nothing, and what belongs to the run."""
+
+    resume: Resume | None
+    identity: Identity
 
 
 def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, str]:
@@ -143,11 +160,15 @@ def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, s
     return refused
 
 
-def choose_checkpoint(config: TrainConfig, stage: int, place: Place, store: Store, log: RunLog) -> Resume | None:
-    """Choose the newest complete checkpoint, its files read by all ranks; rank 0 says why.
+def choose_checkpoint(
+    config: TrainConfig, stage: int, place: Place, store: Store, log: RunLog, identity: Callable[[], Identity]
+) -> Beginning:
+    """Choose the newest complete checkpoint, its files read by all ranks; rank 0 reports why.
+
+    ``identity`` measures on rank 0 what would be trained.
 
     Raises:
-        JobError: the checkpoint was saved with another ZeRO stage.
+        JobError: the checkpoint was saved with another ZeRO stage, or belongs to other data or another model.
     """
     refused = refuse_corrupt(config.output_dir / "checkpoints", place, store)
 
@@ -156,18 +177,35 @@ def choose_checkpoint(config: TrainConfig, stage: int, place: Place, store: Stor
         refuse_going_in_circles(config.output_dir, found.step if found else None)
         for line in passed_over:
             log.say(f"checkpoints: {line}")
+        now = identity()
         if found is None:
-            if any(line["type"] == "save" for line in read_metrics(config.output_dir)):
-                log.say("metrics.jsonl tells of checkpoints, and none is left that can be used: starting at step 1")
-            return "null"
+            _refuse_without_checkpoint(config, log)
+            return json.dumps([None, now])
         check_stage(found, stage)
         log.say(f"going on from {found.path.name}: the newest checkpoint whose files match its manifest")
+        if (config.output_dir / "done.json").exists():
+            log.say(f"train.resume: extend: the run was complete and is trained on from step {found.step}")
         if changed := changes_since(found.path, config):
             log.say(f"changed since {found.path.name} was saved, and taken from here on: {'; '.join(changed)}")
+        course, notes = resume_course(found.step, read_identity(found.path), now, config.resume, config.output_dir)
+        for note in notes:
+            log.say(note)
+        now = now._replace(course=course)
         if found.world_size == place.world_size or stage == 0:
-            return json.dumps([found.step, str(found.path), False])
+            return json.dumps([[found.step, str(found.path), False], now])
         log.say(f"it was saved on {found.world_size} ranks, {place.world_size} are running: converting it")
-        return json.dumps([found.step, str(make_universal(found)), True])
+        return json.dumps([[found.step, str(make_universal(found)), True], now])
 
-    told = json.loads(tell(store, "checkpoint", place.is_first, choose))
-    return None if told is None else Resume(told[0], Path(told[1]), told[2])
+    resumed, (data, model, rows, width, course) = json.loads(tell(store, "checkpoint", place.is_first, choose))
+    resume = None if resumed is None else Resume(resumed[0], Path(resumed[1]), resumed[2])
+    return Beginning(resume, Identity(data, model, rows, width, Course(*course)))
+
+
+def _refuse_without_checkpoint(config: TrainConfig, log: RunLog) -> None:
+    if (config.output_dir / "done.json").exists():
+        raise JobError(
+            f"train.resume: extend: no checkpoint is left in {config.output_dir} and so no optimizer: start from its "
+            "model/ in another output"
+        )
+    if any(line["type"] == "save" for line in read_metrics(config.output_dir)):
+        log.say("metrics.jsonl tells of checkpoints, and none is left that can be used: starting at step 1")

@@ -65,6 +65,8 @@ class JobTrainer(GuardedTrainer):
         tr_loss.zero_()
         if self.state.global_step > self._boundary:
             self._boundary = self.state.global_step
+            if self.parts.identity.course.row:
+                self.state.epoch = self._true_epoch()
             self._record(grad_norm, learning_rate)
             self._judge_update(grad_norm)
             self._reserve_room()
@@ -133,15 +135,7 @@ class JobTrainer(GuardedTrainer):
         return metrics
 
     def _stop_early(self) -> None:
-        patience = self.parts.config.training.early_stopping_patience
-        best, every = self.state.best_global_step, self._steps_between_evaluations()
-        if patience is not None and best is not None and self.state.global_step - best >= patience * every:
-            self.parts.log.say(f"no better held-out loss since step {best}: stopping early")
+        if self._has_no_better():
+            self.parts.log.say(f"no better held-out loss since step {self.state.best_global_step}: stopping early")
             self.control.should_training_stop = True
             self.control.should_save = True
-
-    def _steps_between_evaluations(self) -> int:
-        if self.parts.config.training.eval_strategy == "steps":
-            return int(self.args.eval_steps or 1)
-        accumulation = self.parts.config.training.gradient_accumulation_steps
-        return math.ceil(len(self.get_train_dataloader()) / accumulation)

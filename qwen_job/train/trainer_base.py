@@ -17,6 +17,7 @@ from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import TrainConfig
 from qwen_job.train.figures import Shape, StepTotals
 from qwen_job.train.guards import LossGuard
+from qwen_job.train.identity import Identity
 from qwen_job.train.loss import LossHead
 from qwen_job.train.modeling import DTYPES, build_optimizer
 from qwen_job.train.runlog import RunLog
@@ -39,6 +40,7 @@ class Parts(NamedTuple):
     pad_id: int
     train: Any
     eval: Any
+    identity: Identity
 
 
 class BaseTrainer(Trainer):
@@ -67,6 +69,7 @@ class BaseTrainer(Trainer):
         self._sound = 0  # the last step whose loss was a number
         self._unapplied = 0  # steps in a row whose update DeepSpeed left out
         self._saved: int | None = None
+        self._extends = (parts.config.output_dir / "done.json").exists()
         self._reserved = False
         self.eval_loss: float | None = None
 
@@ -77,12 +80,15 @@ class BaseTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """One permutation of the rows an epoch, dealt to steps whatever the number of ranks."""
         training = self.parts.config.training
-        return self._loader(
+        loader = self._loader(
             self.parts.train,
             training.per_device_train_batch_size,
             training.gradient_accumulation_steps,
             self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
+        course = self.parts.identity.course
+        loader.sampler_of_steps.begin_at(course.epoch, course.row)
+        return loader
 
     def _loader(self, rows: Any, micro: int, accumulation: int, seed: int | None) -> Loader:
         sampler = StepSampler(len(rows), micro, accumulation, self.args.process_index, self.args.world_size, seed)

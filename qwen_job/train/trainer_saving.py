@@ -16,12 +16,13 @@ import torch.distributed as dist
 from qwen_job.train.arguments import check_schedule
 from qwen_job.train.changes import NAME, settings_text
 from qwen_job.train.gradients import measure_gradients
+from qwen_job.train.identity import NAME as IDENTITY
 from qwen_job.train.manifest import check, prune
-from qwen_job.train.trainer_base import BaseTrainer
+from qwen_job.train.trainer_course import CourseTrainer
 from qwen_job.train.universal import discard_universal, load_weights
 
 
-class SavingTrainer(BaseTrainer):
+class SavingTrainer(CourseTrainer):
     """A trainer that saves through the checkpointer, one save under way at a time."""
 
     def _reserve_room(self) -> None:
@@ -50,6 +51,7 @@ class SavingTrainer(BaseTrainer):
             checkpointer.keep("scheduler.pt", scheduler.state_dict())
             checkpointer.keep_text("trainer_state.json", self._state_text())
             checkpointer.keep_text(NAME, settings_text(self.parts.config))
+            checkpointer.keep_text(IDENTITY, self.parts.identity.text())
 
     def _state_text(self) -> str:
         state = dataclasses.asdict(self.state)
@@ -79,6 +81,9 @@ class SavingTrainer(BaseTrainer):
     def _prepare_for_training(self, max_steps: int, *arguments: Any) -> Any:
         self.parts.log.total_steps = max_steps
         check_schedule(self.args, max_steps)
+        if self.args.process_index == 0:
+            # Of a run that is being extended: it is not complete from here on.
+            (self.parts.config.output_dir / "done.json").unlink(missing_ok=True)
         prepared = super()._prepare_for_training(max_steps, *arguments)  # type: ignore[no-untyped-call]
         self._mend_groups()
         self._renew_learning_rate()
@@ -103,20 +108,24 @@ class SavingTrainer(BaseTrainer):
                 state["step"] = state["step"].clone()
 
     def _renew_learning_rate(self) -> None:
-        """Let train.yaml's learning rate hold after a checkpoint of another one was loaded."""
+        """Let train.yaml's learning rate and length hold after a checkpoint of others was loaded, and say so."""
         schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
-        rate = self.parts.config.training.learning_rate
-        if not hasattr(schedule, "lr_lambdas") or all(base == rate for base in schedule.base_lrs):
+        rate, groups = self.parts.config.training.learning_rate, self._engine.optimizer.param_groups
+        if not hasattr(schedule, "lr_lambdas"):
             return
-        schedule.base_lrs = [rate] * len(schedule.base_lrs)
         now = [rate * curve(schedule.last_epoch) for curve in schedule.lr_lambdas]
+        if all(base == rate for base in schedule.base_lrs) and [group["lr"] for group in groups] == now:
+            return
+        before = groups[0]["lr"]
+        schedule.base_lrs = [rate] * len(schedule.base_lrs)
         schedule._last_lr = now
-        for group, value in zip(self._engine.optimizer.param_groups, now, strict=True):
+        for group, value in zip(groups, now, strict=True):
             group["initial_lr"], group["lr"] = rate, value
-
-    def resume_at(self, step: int) -> None:
-        """Note the step whose checkpoint this run goes on from."""
-        self._saved = step
+        kind = self.parts.config.training.lr_scheduler_type
+        self.parts.log.say(
+            f"learning rate: {before:.4g} -> {now[0]:.4g} at step {self.state.global_step + 1}, "
+            f"by the {kind} schedule of {self.state.max_steps} steps"
+        )
 
     @property
     def saved_step(self) -> int | None:
@@ -126,6 +135,8 @@ class SavingTrainer(BaseTrainer):
     def settle_best(self) -> None:
         """Finish what is being saved, then bring back the best checkpoint's weights if that was asked for."""
         self._settle()
+        if self.args.process_index == 0:
+            discard_universal(self.parts.checkpointer.folder)
         best = self.state.best_global_step
         if not self._wants_best() or best in (None, self.state.global_step):
             return

@@ -117,7 +117,7 @@ def test_the_node_script_gets_rank_address_port_and_rendezvous(lab: Lab) -> None
 def test_a_run_that_is_done_is_not_run_again(lab: Lab) -> None:
     lab.ends(0, then=lab.finished)
     (lab.folder / "srun.args").unlink()
-    assert lab.ends(9) == 0 and "choose another output" in lab.said
+    assert lab.ends(9) == 0 and "train.resume: extend" in lab.said
     assert not (lab.folder / "srun.args").exists()
 
 

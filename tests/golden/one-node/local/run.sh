@@ -82,6 +82,7 @@ version: 1
 name: one-node
 output_dir: /shared/runs/one-node
 seed: 42
+resume: auto
 world_size: 2
 device: cuda
 precision: bf16
@@ -286,7 +287,7 @@ leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then
-  echo "qwen-job: $run is complete (done.json); choose another output to train anew" >&2
+  echo "qwen-job: $run is complete (done.json); train.resume: extend trains it on, another output anew" >&2
   exit 0
 fi
 

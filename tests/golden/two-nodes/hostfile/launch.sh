@@ -110,6 +110,7 @@ version: 1
 name: two-nodes
 output_dir: "/shared/runs/two nodes"
 seed: 42
+resume: auto
 world_size: 16
 device: cuda
 precision: bf16
@@ -319,7 +320,7 @@ leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then
-  echo "qwen-job: $run is complete (done.json); choose another output to train anew" >&2
+  echo "qwen-job: $run is complete (done.json); train.resume: extend trains it on, another output anew" >&2
   exit 0
 fi
 put "$run/launch/hostfile" << 'QWEN_JOB_HOSTS_END'
