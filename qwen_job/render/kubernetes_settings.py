@@ -253,7 +253,7 @@ def own_mounts(section: Kubernetes, field: Literal["pod", "prepare_pod"]) -> dic
         main, pod = "prepare", section.prepare_pod
     containers = [c for c in _dicts(pod, "containers") if c.get("name") == main]
     containers += [section.pod_container] if field == "pod" else []
-    sources = {volume.get("name"): volume for volume in _dicts(pod, "volumes")}
+    sources = {str(volume.get("name")): volume for volume in _dicts(pod, "volumes")}
     found = {}
     for mount in (mount for container in containers for mount in _dicts(container, "volumeMounts")):
         name, path = mount.get("name"), mount.get("mountPath")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qwen_job.job.document import Path
+from qwen_job.job.kubernetes import Volume
 from qwen_job.render.kubernetes_settings import CONFIG_PATH, Settings
 
 Object = dict[str, Any]
@@ -46,11 +47,15 @@ def _items(value: Any, key: str) -> Iterator[tuple[int, Object]]:
 
 
 def _pod(chosen: Settings, path: Path, pod: Any, main: str) -> Found:
+    taken = {volume.name: volume for volume in chosen.section.volumes}
     for number, volume in _items(pod, "volumes"):
         if volume.get("name") == "config":
             yield (*path, "volumes", number), "the job reads its configuration from the volume 'config'; rename yours"
         elif volume.get("name") == "shm":
             yield (*path, "volumes", number), "the volume 'shm' is /dev/shm; write kubernetes.shm_size, or rename yours"
+        elif (name := str(volume.get("name"))) in taken and _source(taken[name]) not in volume and len(volume) > 1:
+            text = f"kubernetes.volumes has a volume {name!r} of another kind; change it there, or rename yours"
+            yield (*path, "volumes", number), text
     for number, container in _items(pod, "containers"):
         if container.get("name") == main:
             yield from _container(chosen, (*path, "containers", number), container, main)
@@ -66,6 +71,10 @@ def _pod(chosen: Settings, path: Path, pod: Any, main: str) -> Found:
     queue = (chosen.section.queue or "").partition(":")[0]
     if main != "prepare" and queue in ("volcano", "coscheduling") and _at(pod, "schedulerName") is not None:
         yield (*path, "schedulerName"), f"kubernetes.queue: {queue} needs its own scheduler; remove one of the two"
+
+
+def _source(volume: Volume) -> str:
+    return "nfs" if volume.nfs else "hostPath" if volume.host_path else "persistentVolumeClaim"
 
 
 def _container(chosen: Settings, path: Path, container: Any, main: str) -> Found:

@@ -81,6 +81,10 @@ REFUSED: dict[str, str] = {
     "pod.volumes[0]": "pod: {volumes: [{name: config, emptyDir: {}}]}",
     "pod.volumes[1]": "pod: {volumes: [{name: a, emptyDir: {}}, {name: shm, emptyDir: {}}]}",
     "pod.volumes[2]": "pod: {volumes: [{name: a, emptyDir: {}}, {name: b, emptyDir: {}}, {emptyDir: {}}]}",
+    "pod.volumes[3]": "pod: {volumes: [{name: a, emptyDir: {}}, {name: b, emptyDir: {}}, {name: c, emptyDir: {}}, "
+    "{name: shared, csi: {driver: d}}]}",
+    "pod_container.resources": "pod_container: {resources: text}",
+    "pod_container.resources.limits": "pod_container: {resources: {limits: [a]}}",
     "pod.volumes": "pod: {volumes: text}",
     "pod.terminationGracePeriodSeconds": "pod: {terminationGracePeriodSeconds: 5}",
     "pod.activeDeadlineSeconds": "pod: {activeDeadlineSeconds: 600}",

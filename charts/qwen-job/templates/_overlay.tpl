@@ -13,6 +13,13 @@
 {{- else if eq (toString $volume.name) "shm" -}}
 {{- fail (printf "%s: the volume 'shm' is /dev/shm; write kubernetes.shm_size, or rename yours" $where) -}}
 {{- end -}}
+{{- range $root.Values.kubernetes.volumes -}}
+{{- $source := empty .host_path | ternary "persistentVolumeClaim" "hostPath" -}}
+{{- if .nfs -}}{{- $source = "nfs" -}}{{- end -}}
+{{- if and (eq .name (toString $volume.name)) (gt (len $volume) 1) (not (hasKey $volume $source)) -}}
+{{- fail (printf "%s: kubernetes.volumes has a volume %q of another kind; change it there, or rename yours" $where .name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- range $number, $container := include "qwen-job.maps" (list $pod "containers") | fromJsonArray -}}
 {{- if eq (toString $container.name) $main -}}

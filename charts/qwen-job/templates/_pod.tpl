@@ -110,8 +110,10 @@
 {{- if eq (toString .name) $main -}}{{- $containers = append $containers . -}}{{- end -}}
 {{- end -}}
 {{- range $container := $containers -}}
-{{- range $group := list "limits" "requests" -}}
-{{- with dig "resources" $group $name "" $container }}{{ toString . }} {{ end -}}
+{{- $resources := get $container "resources" -}}
+{{- range kindIs "map" $resources | ternary (list "limits" "requests") list -}}
+{{- $amounts := get $resources . -}}
+{{- if kindIs "map" $amounts -}}{{- with get $amounts $name }}{{ toString . }} {{ end -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
