@@ -111,3 +111,20 @@ def test_retries_are_bounded_though_every_try_saves(slurm: Lab, tmp_path: Path) 
     assert run.submit().wait_end(120) == "FAILED"
     assert slurm.job(run.job)["Restarts"] == "1"
     assert "gave up: requeued 1 times (retry.max_retries)" in run.output
+
+
+def test_of_two_jobs_that_start_with_one_output_the_second_is_told_the_first_ones_number(
+    slurm: Lab, tmp_path: Path
+) -> None:
+    folder, begun = tmp_path / "shared", tmp_path / "begun"
+    body = f"touch {begun}; for i in $(seq 300); do sleep 0.1; [ -e {tmp_path}/go ] && break; done; {trained(folder)}"
+    settings = {**stand_in(tmp_path, body), "cluster__nodes": 1, "slurm__sbatch": "{comment: mine}"}
+    runs = [Run(slurm, folder, **settings).submit() for _ in range(2)]
+    slurm.wait(begun.exists, 60, "one of them runs")
+    # The other one has ended while this one still runs.
+    slurm.wait(lambda: "FAILED" in [run.state() for run in runs], 60, "one of them is refused")
+    (tmp_path / "go").touch()
+    states = {run.wait_end(60): run for run in runs}
+    assert set(states) == {"COMPLETED", "FAILED"}
+    assert slurm.job(states["FAILED"].job)["ExitCode"] == "2:0"
+    assert f"output: job {states['COMPLETED'].job} trains in" in states["FAILED"].output

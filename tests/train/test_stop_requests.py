@@ -123,7 +123,7 @@ def test_a_worker_leaves_whatever_it_waits_for(tmp_path: Path, how: str, where: 
     if "exported" in words:
         code, output = tiny.run(train_yaml, processes=1)
         assert code == 0, output
-        assert [line["step"] for line in tiny.metrics(train_yaml.parent, "step")][:2] == [1, 2]
+        assert [line["step"] for line in tiny.metrics(train_yaml.parent, "step")] == [1, 2]
 
 
 def test_the_preparation_of_a_pod_ends_at_term_as_its_first_process() -> None:
