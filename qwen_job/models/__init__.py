@@ -1,13 +1,15 @@
 """Models as folders: download, convert, initialise, check. Nothing here imports torch.
 
+names.py      one spelling of a model's name, wherever it is written
 spec.py       what train.yaml says about the model
 ensure.py     spec -> a local folder that transformers loads without remote code
-fetch.py      ModelScope, Hugging Face -> the shared cache (hub.py speaks their protocols)
+fetch.py      ModelScope, Hugging Face -> the shared cache, checked and repaired (hub.py speaks their protocols)
 qwen1.py      Qwen-1 <-> Qwen2ForCausalLM, bit for bit
 tokenizer.py  qwen.tiktoken -> a Qwen2 fast tokenizer
 initial.py    random weights and a tokenizer trained on the job's data
 tensors.py    safetensors files as raw bytes
-folder.py     is this model folder complete?
+legacy.py     pytorch_model.bin -> safetensors; no pickle is run
+folder.py     is this model folder complete? (config.py: its config.json, tokens.py: its tokenizer)
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def _check_rope(key: str, value: object) -> None:
     for name, part in value.items():
         numbers = part if isinstance(part, list) else [part]
         lists = name in ("short_factor", "long_factor")
-        ok = name in ("rope_type", "type", "truncate", "mrope_interleaved") or all(map(_POSITIVE, numbers))
+        ok = name in ("rope_type", "type", "truncate", "finetuned") or all(map(_POSITIVE, numbers))
         if (not ok and part is not None) or (isinstance(part, list) is not lists and part is not None):
             raise ModelError(f"config.json: {key}: {name}: expected a number above 0, found {shown(part)}")
 

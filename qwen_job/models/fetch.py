@@ -214,6 +214,8 @@ def _receive(hub: Hub, file: RemoteFile, part: Path, have: int, progress: Progre
             told = time.monotonic()
             while piece := _read(response, file):
                 target.write(piece)
+                if target.tell() > file.size:
+                    raise WrongBytesError(f"{file.path}: more than the {file.size} bytes that were announced came")
                 if progress and time.monotonic() - told > TELL_SECONDS:
                     told = time.monotonic()
                     progress(f"{file.path}: {target.tell() / file.size:.0%} of {file.size / 1e6:.0f} MB")

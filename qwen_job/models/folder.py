@@ -25,7 +25,7 @@ _QUANTIZED_NAMES = (
     ".quant_map", ".SCB",
 )  # fmt: skip
 # Every other file that is read or copied out of a model's folder.
-_READ = ("*.json", "*.jinja", "*.py", "*.tiktoken", "tokenizer*", "merges.txt", "LICENSE*", "NOTICE*", "*.bin")
+_READ = ("*.json", "*.jinja", "*.tiktoken", "tokenizer*", "merges.txt", "LICENSE*", "NOTICE*")
 
 
 def check_folder(folder: Path) -> dict[str, object]:

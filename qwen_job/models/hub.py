@@ -9,7 +9,6 @@ QWEN_JOB_OFFLINE=1 forbids downloads, HF_HUB_OFFLINE=1 those from Hugging Face.
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import urllib.error
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
-from qwen_job import __version__
+from qwen_job import __version__, strict_json
 from qwen_job.errors import EnvironmentFault, ModelError
 
 Hub = Literal["modelscope", "huggingface"]
@@ -78,7 +77,11 @@ def default_revision(hub: Hub) -> str:
 
 def open_url(hub: Hub, url: str, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
     """Open ``url`` with the hub's token; TransferError when it may work later, ModelError when it will not."""
-    token = os.environ.get(_DEFAULTS[hub][2])
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ModelError(f"{url}: is no address of a hub; check {_DEFAULTS[hub][0]}")
+    # A page's link may lead to another host, which gets no token.
+    own = urlsplit(url).netloc == urlsplit(endpoint(hub)).netloc
+    token = os.environ.get(_DEFAULTS[hub][2]) if own else None
     sent = {"User-Agent": f"qwen-job/{__version__}", **(headers or {})}
     if token:
         sent["Authorization"] = f"Bearer {token}"
@@ -108,7 +111,7 @@ def list_files(hub: Hub, model: str, revision: str) -> list[RemoteFile]:
     """Return every file of a model at a revision; TransferError or ModelError as of :func:`open_url`."""
     try:
         files = list(_modelscope(model, revision) if hub == "modelscope" else _huggingface(model, revision))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TransferError(f"{endpoint(hub)}: answered something else than a list of files ({error!r})") from error
     if not files:
         raise ModelError(f"{model}: has no files at revision {revision} on {endpoint(hub)}")
@@ -118,7 +121,7 @@ def list_files(hub: Hub, model: str, revision: str) -> list[RemoteFile]:
 def _json(hub: Hub, url: str) -> tuple[Any, str]:
     try:
         with open_url(hub, url) as response:
-            return json.loads(response.read()), response.headers.get("Link", "")
+            return strict_json.loads(response.read(strict_json.MAX_BYTES)), response.headers.get("Link", "")
     except (OSError, http.client.HTTPException) as error:
         raise TransferError(f"{urlsplit(url).netloc}: {error}") from error
 

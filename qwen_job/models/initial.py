@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from qwen_job import strict_yaml
 from qwen_job.errors import ModelError
 from qwen_job.resources import resource
 
 from .chatml import ROLES, SPECIAL_TOKENS, SYSTEM_PROMPT, generation_config, tokenizer_config, tokenizer_json
+from .config import check_config
 from .files import write_json
 from .shapes import Shapes, expected_shapes, size
 from .tensors import NewTensor, write_tensors
@@ -34,15 +36,13 @@ _SUM_MEAN, _SUM_STD = 131070, 37837.22746
 
 def load_config(name: str) -> dict[str, object]:
     """Return the config.json of a model in configs/models/ (or of a YAML file), else ModelError."""
-    import yaml
-
     path = Path(name) if name.endswith((".yaml", ".yml")) else resource("configs", "models", f"{name}.yaml")
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = strict_yaml.load(path)
     except FileNotFoundError:
         known = ", ".join(sorted(found.stem for found in resource("configs", "models").glob("*.yaml")))
         raise ModelError(f"model.name: {name!r} has no file in configs/models; known: {known}") from None
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(facts, dict) or "architecture" not in facts:
         raise ModelError(f"{path}: has no key 'architecture'; write e.g. architecture: Qwen2ForCausalLM")
@@ -145,6 +145,7 @@ def initial_key(config: Mapping[str, object], texts: Sequence[str]) -> str:
 def write_random_model(config: Mapping[str, object], texts: Sequence[str], folder: Path) -> None:
     """Write config, weights, tokenizer and generation config of a random model into an empty folder."""
     shapes = expected_shapes(config)
+    check_config(config)
     rows = size(config, "vocab_size") - len(SPECIAL_TOKENS)
     if rows < 256:
         raise ModelError(f"config.json: vocab_size: {rows + 3} is too small; byte-level ChatML needs 259 at least")

@@ -144,10 +144,11 @@ def _question(conversation: Conversation) -> list[tuple[str, str]]:
 def _first_model(target: Target, progress: Progress) -> Path | None:
     from qwen_job.models import ModelSpec, ensure_model
 
-    section, data = target.settings.get("model"), target.settings.get("data") or {}
-    if target.run is None or not isinstance(section, dict):
+    section, rows = target.section("model"), target.section("data").get("train")
+    if target.run is None or not section:
         return None
-    files = [Path(str(entry["path"])) for entry in data.get("train") or []]
+    listed = rows if isinstance(rows, list) else []
+    files = [Path(str(entry["path"])) for entry in listed if isinstance(entry, dict) and "path" in entry]
     try:
         return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, training_data=files)
     except QwenJobError as error:

@@ -33,8 +33,13 @@ class Target(NamedTuple):
     @property
     def system_prompt(self) -> str:
         """The system prompt that the model was trained with; empty for none."""
-        written = (self.settings.get("data") or {}).get("system_prompt")
+        written = self.section("data").get("system_prompt")
         return SYSTEM_PROMPT if written is None else str(written)
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """Return a section of the run's settings; empty where there is none, or it is no section."""
+        value = self.settings.get(name)
+        return value if isinstance(value, Mapping) else {}
 
 
 def find_model(path: Path) -> Target:
@@ -44,6 +49,7 @@ def find_model(path: Path) -> Target:
         ModelError: there is no such folder, it holds no model, or the run has not finished.
     """
     from qwen_job.models import ModelSpec, ensure_model
+    from qwen_job.models.config import ADAPTER, read_config
 
     if (path / "train.yaml").is_file():
         if not (path / "model" / "config.json").is_file():
@@ -54,6 +60,8 @@ def find_model(path: Path) -> Target:
             f"{path}: does not exist; name a run's folder, or a model's ('qwen-job model fetch' prints it)"
         )
     if not (path / "config.json").is_file():
+        if (path / ADAPTER).is_file() or any(path.glob("*.gguf")):
+            read_config(path)  # tells what it is
         raise ModelError(f"{path}: is neither a run (no train.yaml) nor a model (no config.json)")
     return Target(ensure_model(ModelSpec(str(path), "local"), output_dir=path), None, {})
 

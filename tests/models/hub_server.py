@@ -26,6 +26,7 @@ class HubServer(ThreadingHTTPServer):
         self.cut_after: dict[str, int] = {}  # path -> bytes after which each transfer breaks off
         self.failures = 0  # so many answers are 503 first
         self.wrong: dict[str, int] = {}  # path -> so many transfers send other bytes
+        self.listing = b""  # what a list of files is answered with instead
         self.tokens: set[str | None] = set()
 
     @property
@@ -51,7 +52,9 @@ class _Handler(BaseHTTPRequestHandler):
                 {"Path": path, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest()}
                 for path, data in hub.files.items()
             ]
-            self._answer({"Code": 200, "Data": {"Files": [*entries, {"Path": "assets", "Type": "tree"}]}})
+            self._answer(
+                {"Code": 200, "Data": {"Files": [*entries, {"Path": "assets", "Type": "tree"}]}}, body=hub.listing
+            )
         elif url.path == "/api/models/owner/tiny/tree/main":
             self._page(int(query.get("page", 0)))
         elif url.path == "/api/v1/models/owner/tiny/repo":
@@ -79,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
         following = f"{self.server.address}/api/models/owner/tiny/tree/main?recursive=true&page={page + 1}"
         self._answer(entries, {"Link": f'<{following}>; rel="next"'} if more else {})
 
-    def _answer(self, value: object, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps(value).encode()
+    def _answer(self, value: object, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        body = body or json.dumps(value).encode()
         self.send_response(200)
         for name, text in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, text)

@@ -15,7 +15,7 @@ import pytest
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.models import ModelSpec, ensure_model
 from qwen_job.models.folder import check_folder, stop_ids
-from qwen_job.models.initial import initial_key, load_config, train_tokenizer, training_texts
+from qwen_job.models.initial import initial_key, load_config, train_tokenizer, training_texts, write_random_model
 from qwen_job.models.shapes import count_parameters, expected_shapes
 from qwen_job.models.spec import cache_folder
 
@@ -87,6 +87,23 @@ def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
     path.write_text("architecture: Qwen2ForCausalLM\nrms_norm_eps: 1e-6\nrope_scaling: {factor: 4E+0, type: yarn}\n")
     config = load_config(str(path))
     assert (config["rms_norm_eps"], config["rope_scaling"]) == (1e-6, {"factor": 4.0, "type": "yarn"})
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("initializer_range: much", "initializer_range"),
+        ("num_hidden_layers: 1000000000", "num_hidden_layers"),
+        ("rope_scaling: {type: mystery}", "rope_scaling"),
+        ("x: " + "[" * 20_000, "cannot be read as YAML"),
+    ],
+)
+def test_a_random_model_of_an_impossible_shape_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    text = "\n".join(f"{key}: {json.dumps(value)}" for key, value in load_config("qwen2-tiny").items())
+    path = tmp_path / "own.yaml"
+    path.write_text(f"architecture: Qwen2ForCausalLM\n{text}\n{line}\n")
+    with pytest.raises(ModelError, match=words):
+        write_random_model(load_config(str(path)), ["hello"], tmp_path)
 
 
 def test_texts_come_from_json_in_any_layout(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.models import fetch
 from qwen_job.models.ensure import ensure_model
 from qwen_job.models.fetch import MARKER, fetch_model, wanted
-from qwen_job.models.hub import RemoteFile
+from qwen_job.models.hub import RemoteFile, open_url
 from qwen_job.models.initial import load_config, write_random_model
 from qwen_job.models.spec import ModelSpec, Source
 
@@ -206,6 +206,34 @@ def test_a_local_folder_is_used_where_it_lies(
     out, err = capsys.readouterr()
     assert out == f"{fetched}\n" and "--revision: a local folder has none" in err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("link", ["file:///etc/passwd", "ftp://127.0.0.1/x"])
+def test_a_listing_that_goes_on_elsewhere_is_not_followed(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    monkeypatch.setattr(HubServer, "address", property(lambda _: link.rpartition("/")[0]))
+    with pytest.raises(ModelError, match="is no address of a hub"):
+        fetch_model(spec(tmp_path, "huggingface"))
+    assert not hub.asked
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_page_on_another_host_gets_no_token(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving(dict(files)) as other:
+        open_url("huggingface", f"{other.address}/api/models/owner/tiny/tree/main").close()
+        assert other.tokens == {None}
+
+
+@pytest.mark.parametrize("answer", ["[1]", "[" * 5000, '{"Data": []}', '{"Data": {"Files": [{}]}}', "7"])
+def test_a_listing_that_is_none_is_no_internal_error(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(fetch, "TRIES", 1)
+    hub.listing = answer.encode()
+    with pytest.raises(EnvironmentFault, match="something else than a list of files"):
+        fetch_model(spec(tmp_path))
 
 
 def _spoil(path: Path, how: str) -> None:

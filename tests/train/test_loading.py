@@ -88,6 +88,18 @@ def test_what_would_load_other_weights_is_refused(wishing: Path, name: str) -> N
         load_answerer(wishing)
 
 
+@pytest.mark.parametrize("settings", ["data: [1]\nmodel: 7\n", "[]", "data: {train: [3, {}]}\nmodel: {name: x}\n"])
+def test_a_run_with_strange_settings_still_answers(taught: Path, tmp_path: Path, settings: str) -> None:
+    from qwen_job.train.chat import open_chat
+    from qwen_job.train.evaluate import _first_model
+    from qwen_job.train.run_folder import find_model
+
+    (tmp_path / "train.yaml").write_text(settings)
+    (tmp_path / "model").symlink_to(taught / "model")
+    assert "".join(open_chat(tmp_path, None, Sampling()).ask(QUESTION)) == ANSWER
+    assert _first_model(find_model(tmp_path), print) is None
+
+
 def test_pickles_beside_safetensors_are_never_read(wishing: Path) -> None:
     from qwen_job.train.answer import load_answerer
 
