@@ -9,7 +9,7 @@ tokenizer.py  qwen.tiktoken -> a Qwen2 fast tokenizer
 initial.py    random weights and a tokenizer trained on the job's data
 tensors.py    safetensors files as raw bytes
 legacy.py     pytorch_model.bin -> safetensors; no pickle is run
-folder.py     is this model folder complete? (config.py: its config.json, tokens.py: its tokenizer)
+folder.py     is this model folder complete? (config.py, config_fields.py: its config.json; tokens.py: its tokenizer)
 """
 
 from __future__ import annotations
