@@ -11,31 +11,30 @@ import click
 @click.argument("run_or_model", type=click.Path(path_type=Path))
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Ask this and end; repeat it to go on asking.")
 @click.option("--system", metavar="TEXT", help="The system prompt [default: the one of the training].")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer [default: the model's, else 512].")
+@click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy [default: the model's, else 0].")
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
-    default=0.8,
-    show_default=True,
-    help="Nucleus, when sampling.",
+    help="Nucleus, when sampling [default: the model's, else 0.8].",
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 def chat(
     run_or_model: Path,
     prompts: tuple[str, ...],
     system: str | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
+    max_new_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
     seed: int | None,
 ) -> None:
     """Talk to a trained model.
 
     RUN_OR_MODEL is a run's folder or a model's. On a terminal it is a conversation; otherwise each line of standard
-    input is a turn. The answer streams to standard output and ends at <|im_end|>.
+    input is a turn. The answer streams to standard output and ends at <|im_end|>. What is not given is taken from
+    the model's generation_config.json, top_k, min_p and repetition_penalty too.
     """
     from qwen_job.train.chat import chat_command
-    from qwen_job.train.run_folder import Sampling
+    from qwen_job.train.run_folder import Asked
 
-    chat_command(run_or_model, prompts, system, Sampling(max_new_tokens, temperature, top_p, seed))
+    chat_command(run_or_model, prompts, system, Asked(max_new_tokens, temperature, top_p, seed))

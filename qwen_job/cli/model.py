@@ -103,12 +103,16 @@ def export(folder: Path, target: Path, layout: str, original: Path | None) -> No
 def check(folder: Path) -> None:
     """Check that a model FOLDER is complete.
 
-    Config, every weight in its shape, tokenizer. Reads headers only, so that a 72B model takes no longer
-    than a small one.
+    Config, every weight in its shape, tokenizer, and the generation settings that a trained model would take
+    over: what of them is left out is listed. Reads headers only, so that a 72B model takes no longer than a
+    small one.
     """
     from qwen_job.models.folder import check_folder
+    from qwen_job.models.generation import exported
     from qwen_job.models.shapes import count_parameters, expected_shapes
 
     config = check_folder(folder)
+    for note in exported(folder).notes:
+        _say(note)
     count = count_parameters(expected_shapes(config))
     click.echo(f"{folder}: complete: {config['model_type']}, {count:,} parameters")

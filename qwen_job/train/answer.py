@@ -43,7 +43,7 @@ class Answerer:
             generator.manual_seed(sampling.seed)
         logits = self._feed(list(prompt))
         for _ in range(min(sampling.max_new_tokens, self.limit - len(prompt))):
-            token = choose(logits, sampling, generator)
+            token = choose(logits, sampling, generator, self._seen)
             if token in self.stops:
                 return
             yield token
@@ -63,14 +63,28 @@ class Answerer:
         return out.logits[0, -1].float().cpu()  # type: ignore[no-any-return]
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Return the next token's id from ``logits`` [V]."""
+def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator, seen: Sequence[int] = ()) -> int:
+    """Return the next token's id from ``logits`` [V]; ``seen`` are the ids so far, the prompt's too."""
+    scores, ids = logits[None], torch.tensor([list(seen)], dtype=torch.int64)
+    for change in _changes(sampling):
+        scores = change(ids, scores)
     if sampling.temperature <= 0:
-        return int(logits.argmax())
-    chances, order = torch.softmax(logits / sampling.temperature, dim=-1).sort(descending=True)
-    # The token that crosses top_p still belongs to the nucleus.
-    chances[chances.cumsum(-1) - chances >= sampling.top_p] = 0
-    return int(order[torch.multinomial(chances, 1, generator=generator)])
+        return int(scores[0].argmax())
+    return int(torch.multinomial(torch.softmax(scores[0], dim=-1), 1, generator=generator))
+
+
+def _changes(sampling: Sampling) -> list[Any]:
+    """Return transformers' own processors, in its order."""
+    from transformers.generation import logits_process as process
+
+    penalty = sampling.repetition_penalty
+    found: list[Any] = [process.RepetitionPenaltyLogitsProcessor(penalty)] if penalty > 0 and penalty != 1 else []
+    if sampling.temperature <= 0:
+        return found
+    found.append(process.TemperatureLogitsWarper(float(sampling.temperature)))
+    found += [process.TopKLogitsWarper(sampling.top_k)] if sampling.top_k > 0 else []
+    found += [process.TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    return found + ([process.MinPLogitsWarper(sampling.min_p)] if sampling.min_p > 0 else [])
 
 
 class _Decoder:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from qwen_job.errors import UsageError
 from qwen_job.text import visible
-from qwen_job.train.run_folder import Sampling, find_model
+from qwen_job.train.run_folder import Asked, Sampling, find_model
 
 if TYPE_CHECKING:
     from qwen_job.train.answer import Answerer
@@ -52,9 +52,11 @@ class Chat:
             del self.turns[:2]
 
 
-def open_chat(path: Path, system: str | None, sampling: Sampling) -> Chat:
+def open_chat(path: Path, system: str | None, sampling: Sampling | Asked) -> Chat:
     """Load the model of a run's or a model's folder; ``system`` None means the one it was trained with."""
     target = find_model(path)
+    if isinstance(sampling, Asked):
+        sampling = sampling.over(target.model)
     quiet()
     from qwen_job.train.answer import load_answerer
 
@@ -124,7 +126,7 @@ def _interruptible(chat: Chat, text: str, out: TextIO) -> None:
     out.write("\n")
 
 
-def chat_command(path: Path, prompts: Sequence[str], system: str | None, sampling: Sampling) -> None:
+def chat_command(path: Path, prompts: Sequence[str], system: str | None, sampling: Sampling | Asked) -> None:
     """Answer ``prompts``; without any, talk on a terminal or answer each line of standard input."""
     chat = open_chat(path, system, sampling)
     if prompts:

@@ -1,15 +1,18 @@
 """The model folder at the end of a run: safetensors, tokenizer, generation settings; proved by loading it.
 
+- ``rehearse``: everything but the weights, before the first step
 - ``export``: write it aside, check it, move it into place (a collective of all ranks)
 - ``probe``: the trainer's own logits, to compare with
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,10 @@ from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
 from qwen_job.files import sync_file, sync_folder, write_atomically
-from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
+from qwen_job.models.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
+from qwen_job.models.files import read_json, write_json
+from qwen_job.models.generation import exported, pad_of, stops_of
+from qwen_job.train.config import TrainConfig
 from qwen_job.train.kernels import stock_kernels
 from qwen_job.train.loading import load_native
 
@@ -50,8 +56,9 @@ def export(trainer: Any, source: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    prompt = trainer.parts.config.data.get("system_prompt")
-    _write(trainer.model, state, source, aside, SYSTEM_PROMPT if prompt is None else str(prompt))
+    _write_weights(trainer.model, state, aside)
+    for note in _write_settings(trainer.model, source, aside, trainer.parts.config):
+        trainer.parts.log.say(note)
     verify(aside, tokens.cpu(), expected.float().cpu())
     _replace(aside, target)
 
@@ -85,14 +92,35 @@ def control_tokens(folder: Path) -> dict[str, int]:
     return {token["content"]: token["id"] for token in added if token["content"] in SPECIAL_TOKENS}
 
 
-def _write(model: Any, state: Any, source: Path, folder: Path, system_prompt: str) -> None:
-    ids = control_tokens(source)
-    # <|im_start|> too: a model that begins a turn of its own has finished its answer.
-    stops = [ids[token] for token in (IM_END, IM_START) if token in ids]
-    model.config.use_cache = True
-    if model.generation_config is not None and stops:
-        model.generation_config.eos_token_id = stops
-        model.generation_config.pad_token_id = ids.get(END_OF_TEXT, stops[0])
+def rehearse(model: Any, source: Path, config: TrainConfig) -> list[str]:
+    """Write everything of model/ but the weights into a scratch folder and read it as transformers does.
+
+    Returns what there is to say about it; before the first step, because it costs the whole training later.
+
+    Raises:
+        ModelError: ``source`` holds something that cannot be exported.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".rehearsal-") as scratch:
+        folder = Path(scratch)
+        try:
+            _clean_config(model).save_pretrained(folder)
+            notes = _write_settings(model, source, folder, config)
+            AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            settings = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+            settings.validate(strict=True)  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(f"{source}: cannot be exported after training: {' '.join(str(error).split())}") from None
+    return notes
+
+
+def _write_weights(model: Any, state: Any, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    # Ours is written afterwards; theirs refuses settings that it has just read.
+    model.generation_config = GenerationConfig()
+    model.config = _clean_config(model)
     try:
         model.save_pretrained(folder, state_dict=state)
     except SafetensorError as error:
@@ -101,26 +129,67 @@ def _write(model: Any, state: Any, source: Path, folder: Path, system_prompt: st
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
-    _name_the_old_way(folder / "config.json")
+
+
+def _clean_config(model: Any) -> Any:
+    """Return the model's config without the settings of generation that old folders keep in it."""
+    config = copy.deepcopy(model.config)
+    config.use_cache = True
+    for name in config._get_generation_parameters():
+        delattr(config, name)
+    return config
+
+
+def _write_settings(model: Any, source: Path, folder: Path, config: TrainConfig) -> list[str]:
+    """Write tokenizer and generation settings and complete config.json; returns what there is to say."""
+    generation = exported(source)
+    write_json(folder / "generation_config.json", generation.values)
+    stops, pad = stops_of(source), pad_of(source)
+    values = read_json(folder / "config.json")
+    _name_the_old_way(values)
+    values |= {"eos_token_id": stops} if stops else {}
+    values |= {"pad_token_id": pad} if pad is not None else {}
+    notes = list(generation.notes)
+    if values.get("tie_word_embeddings") and not _is_tied(model):
+        values["tie_word_embeddings"] = False
+        notes.append("config.json: tie_word_embeddings: is false in model/: the weights have a head of their own")
+    write_json(folder / "config.json", values)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    _frame_as_trained(folder / "tokenizer_config.json", system_prompt)
+    prompt = config.data.get("system_prompt")
+    _frame_as_trained(folder / "tokenizer_config.json", SYSTEM_PROMPT if prompt is None else str(prompt))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        _end_as_trained(folder / name, control_tokens(source))
+    return notes
+
+
+def _is_tied(model: Any) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is embedding.weight
+
+
+def _end_as_trained(path: Path, ids: dict[str, int]) -> None:
+    """Name ``<|im_end|>`` as the end: base models' tokenizers have ``<|endoftext|>``, which chats do not end with."""
+    if not path.is_file():
+        return
+    values = read_json(path)
+    values |= {"eos_token": IM_END} if IM_END in ids else {}
+    values |= {"pad_token": END_OF_TEXT} if END_OF_TEXT in ids else {}
+    write_json(path, values)
 
 
 def _frame_as_trained(path: Path, system_prompt: str) -> None:
     """Let servers frame a chat as training did: Qwen2.5's own template has another system prompt, Qwen3's none."""
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    config["chat_template"] = chat_template(system_prompt)
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = read_json(path) if path.is_file() else {}
+    write_json(path, {**config, "chat_template": chat_template(system_prompt)})
 
 
-def _name_the_old_way(path: Path) -> None:
+def _name_the_old_way(config: dict[str, Any]) -> None:
     """Repeat in config.json what transformers 4 and servers built on it look for under its older names.
 
     Without ``rope_theta`` they would fall back to 10000 and answer wrongly, in silence.
     """
-    config = json.loads(path.read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:
         config.setdefault("rope_theta", rope["rope_theta"])
@@ -128,7 +197,6 @@ def _name_the_old_way(path: Path) -> None:
         config.setdefault("rope_scaling", {key: value for key, value in rope.items() if key != "rope_theta"})
     if "dtype" in config:
         config.setdefault("torch_dtype", config["dtype"])
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _replace(aside: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
 from qwen_job.models.config import check_config, native_config, read_config
+from qwen_job.models.generation import exported
 from qwen_job.models.shapes import NATIVE, expected_shapes
 
 
@@ -48,6 +49,8 @@ def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            # The folder's own may be one that transformers refuses.
+            generation_config=transformers.GenerationConfig(**exported(folder).values),
         )
     # No RuntimeError: a GPU's or a network's fault is none of the folder's.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -15,12 +15,45 @@ from qwen_job.run_files import read_object
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: the likeliest one at ``temperature`` 0, else a draw from the best ``top_p``."""
+    """How the next token is chosen: the likeliest one at ``temperature`` 0, else a draw from the best ``top_p``.
+
+    ``top_k`` 0 and ``min_p`` 0 leave nothing out, ``repetition_penalty`` 1 changes nothing; it holds for both ways.
+    """
 
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 0.8
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Asked(NamedTuple):
+    """What a user wrote about the answers; None leaves it to the model's generation_config.json."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+
+    def over(self, model: Path) -> Sampling:
+        """Return what was asked for, laid over the settings of ``model``, and our defaults below."""
+        saved = read_object(model / "generation_config.json")
+        numbers = {
+            key: value for key, value in saved.items() if isinstance(value, (int, float)) and type(value) is not bool
+        }
+        temperature = float(numbers.get("temperature", 1.0)) if saved.get("do_sample") is True else 0.0
+        top_p = float(numbers.get("top_p", Sampling.top_p))
+        return Sampling(
+            max_new_tokens=self.max_new_tokens or int(numbers.get("max_new_tokens", Sampling.max_new_tokens)),
+            temperature=temperature if self.temperature is None else self.temperature,
+            top_p=(top_p if 0 < top_p <= 1 else Sampling.top_p) if self.top_p is None else self.top_p,
+            seed=self.seed,
+            top_k=max(0, int(numbers.get("top_k", 0))),
+            min_p=min(1.0, max(0.0, float(numbers.get("min_p", 0.0)))),
+            repetition_penalty=float(numbers.get("repetition_penalty", 0)) or 1.0,
+        )
 
 
 class Target(NamedTuple):

@@ -20,7 +20,7 @@ from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.course import Course
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
-from qwen_job.train.export import control_tokens
+from qwen_job.train.export import control_tokens, rehearse
 from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
 from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
 from qwen_job.train.manifest import newest, wrong_hash
@@ -62,6 +62,8 @@ def build_trainer(
     model = build_model(config, model_folder)
     if unknown := unknown_fields(read_config(model_folder)):
         log.say(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
+    for note in rehearse(model, model_folder, config) if place.is_first else ():
+        log.say(note)
     stage = zero_stage(deepspeed)
     parts = Parts(
         config=config,

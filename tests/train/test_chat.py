@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import ModelError, UsageError
-from qwen_job.train.run_folder import Sampling, find_model
+from qwen_job.train.run_folder import Asked, Sampling, find_model
 
 from .conftest import ANSWER, QUESTION, REPLY, SECOND
 
@@ -57,6 +58,50 @@ def test_sampling_repeats_with_its_seed_and_keeps_to_the_nucleus() -> None:
     assert set(drawn) == {0, 1}
     again = torch.Generator().manual_seed(1)
     assert drawn == [choose(logits, Sampling(temperature=1.0, top_p=0.7), again) for _ in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "wanted"),
+    [
+        ({}, Asked(), Sampling()),
+        ({"do_sample": False, "temperature": 0.7, "top_p": 0.5}, Asked(), Sampling(temperature=0.0, top_p=0.5)),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1, "max_new_tokens": 64},
+            Asked(),
+            Sampling(max_new_tokens=64, temperature=0.7, top_k=20, repetition_penalty=1.1),
+        ),
+        (
+            {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.1},
+            Asked(temperature=0.3, max_new_tokens=9),
+            Sampling(max_new_tokens=9, temperature=0.3, top_p=0.9, repetition_penalty=1.1),
+        ),
+        ({"do_sample": True, "temperature": "hot", "top_p": 7, "top_k": -1}, Asked(), Sampling(temperature=1.0)),
+    ],
+)
+def test_what_the_user_does_not_give_is_the_models(
+    saved: dict[str, object], asked: Asked, wanted: Sampling, tmp_path: Path
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(saved))
+    assert asked.over(tmp_path) == wanted
+
+
+def test_answers_are_drawn_as_transformers_draws_them(taught: Path) -> None:
+    """With a penalty greedy answers are equal; sampling with top_k 1 gives the same one."""
+    import torch
+
+    from qwen_job.data.chatml import encode_prompt
+    from qwen_job.train.answer import load_answerer
+
+    answerer = load_answerer(taught / "model")
+    prompt = encode_prompt([("user", QUESTION)], answerer.tokenizer, system_prompt="You are a helpful assistant.")
+    ids = torch.tensor([prompt])
+    more = {"max_new_tokens": 30, "repetition_penalty": 5.0, "do_sample": False}
+    whole = answerer.model.generate(ids, attention_mask=torch.ones_like(ids), **more)
+    theirs = [token for token in whole[0, len(prompt) :].tolist() if token not in answerer.stops]
+    for ways in ({"temperature": 0.0}, {"temperature": 2.0, "top_k": 1}):
+        asked = Sampling(max_new_tokens=30, repetition_penalty=5.0, **ways)  # type: ignore[arg-type]
+        assert list(answerer.tokens(prompt, asked)) == theirs
+    assert theirs != list(answerer.tokens(prompt, Sampling(max_new_tokens=30)))
 
 
 def test_the_oldest_turns_go_when_there_is_no_room(taught: Path) -> None:

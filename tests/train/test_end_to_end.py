@@ -58,9 +58,10 @@ def test_the_model_loads_without_remote_code_and_stops_at_the_end_of_a_turn(fini
 
     model = AutoModelForCausalLM.from_pretrained(finished / "model")
     tokenizer = AutoTokenizer.from_pretrained(finished / "model")
-    stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
+    stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
     assert model.generation_config.eos_token_id == stops
     config = json.loads((finished / "model" / "config.json").read_text())
+    assert config["eos_token_id"] == stops and tokenizer.eos_token == "<|im_end|>"
     assert config["rope_theta"] == 10000.0 and "auto_map" not in config
     assert len({path.stat().st_mode for path in (finished / "model").iterdir()}) == 1, "others may read the weights too"
 
@@ -149,3 +150,54 @@ def test_a_server_frames_a_chat_as_training_did(finished: Path, tmp_path: Path) 
         asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         trained = "You are a helpful assistant." if prompt is None else prompt
         assert asked == encode_prompt(turns, ChatTokenizer.load(tmp_path / "model"), system_prompt=trained)
+
+
+def _difficult_source(folder: Path, finished: Path) -> Path:
+    """Copy the start model and give it what published and edited folders have: each would spoil the export."""
+    import numpy
+    from safetensors.numpy import load_file, save_file
+
+    source = next((finished.parent / "cache" / "random").glob("*/config.json")).parent
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = numpy.flip(weights["lm_head.weight"], 0).copy()
+    save_file(weights, folder / "model.safetensors")
+
+    def change(name: str, **values: object) -> None:
+        path = folder / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(content | values))
+
+    change("config.json", tie_word_embeddings=True, temperature=0.5, eos_token_id=7)
+    change("generation_config.json", do_sample=False, top_p=0.5, length_penalty=2.0, max_new_tokens=512,
+           eos_token_id=9, repetition_penalty=1.1, num_return_sequences=3)  # fmt: skip
+    change("tokenizer_config.json", eos_token="<|endoftext|>")
+    change("special_tokens_map.json", eos_token="<|endoftext|>")
+    return folder
+
+
+def test_a_source_that_transformers_would_not_write_back_is_mended_and_said(finished: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    source = _difficult_source(tmp_path / "source", finished)
+    train_yaml = tiny.write_run(
+        tmp_path / "run", 0, world_size=1, training__max_steps=2, model__name=str(source), model__source="local"
+    )
+    code, output = tiny.run(train_yaml, processes=1)
+    assert code == 0, output
+    said = output.partition("step 1")[0]
+    assert all(name in said for name in ("temperature", "top_p", "length_penalty", "max_new_tokens", "num_return"))
+    saved = tmp_path / "run" / "model"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    stops = [*tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>", "<|endoftext|>"]), 9, 7]
+    settings = json.loads((saved / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == stops and settings["repetition_penalty"] == 1.1
+    config = json.loads((saved / "config.json").read_text())
+    assert (config["eos_token_id"], config["tie_word_embeddings"]) == (stops, False)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert json.loads((saved / "special_tokens_map.json").read_text())["eos_token"] == "<|im_end|>"
+    assert not model.lm_head.weight.equal(model.model.embed_tokens.weight)
+    written = GenerationConfig.from_pretrained(saved)
+    written.temperature = 0.6 if written.do_sample else written.temperature
+    written.save_pretrained(tmp_path)
+    model.config.save_pretrained(tmp_path)

@@ -1,0 +1,140 @@
+"""What a trained model's generation_config.json says: the source's own settings, and every stop of both.
+
+Nothing here imports torch. Raises ModelError for files that are not JSON.
+- ``stops_of``: the ids that end an answer, of ours and of the source
+- ``exported``: the settings to write and a note for each that is left out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from .chatml import END_OF_TEXT, IM_END, IM_START
+from .files import read_json
+from .tokens import added_tokens
+
+# vLLM takes them as limits for all requests; transformers' users have their own.
+_LIMITS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time")
+# What has a meaning in one mode only, with the value that says nothing: transformers refuses to write others back.
+_SAMPLED: dict[str, object] = {
+    "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "top_h": None, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
+_BEAMS: dict[str, object] = {"early_stopping": False, "length_penalty": 1.0}
+_OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
+# Of one machine or one call, not of the model.
+_OF_THE_CALL = (
+    "assistant_ensemble_weight", "assistant_model", "cache_config", "cache_implementation", "compile_config",
+    "forced_bos_token_id", "forced_eos_token_id", "logits_processor", "max_cache_len", "negative_prompt_attention_mask",
+    "negative_prompt_ids", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer", "suppress_tokens",
+    "synced_gpus", "use_cache", "watermarking_config", "assistant_confidence_threshold", "assistant_lookbehind",
+    "num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind",
+)  # fmt: skip
+_NUMBERS = (
+    "temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "length_penalty",
+    "num_beams", "num_return_sequences", "repetition_penalty", "no_repeat_ngram_size",
+)  # fmt: skip
+# Files say these of themselves, and they are written anew.
+_QUIET = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
+# What old folders have in config.json; transformers 5 refuses to save a config that holds them.
+MISPLACED = (
+    "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens",
+    "diversity_penalty", "do_sample", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
+    "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "no_repeat_ngram_size",
+    "num_assistant_tokens", "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_scores", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
+    "target_lookbehind", *_LIMITS, *_SAMPLED, *_BEAMS,
+)  # fmt: skip
+
+
+class Exported(NamedTuple):
+    """The content of generation_config.json, and what there is to say about it."""
+
+    values: dict[str, object]
+    notes: list[str]
+
+
+def stops_of(folder: Path) -> list[int]:
+    """Return the ids that end an answer, ``<|im_end|>`` first: ours and all that the folder's files name."""
+    ids = _added(folder)
+    ours = [ids[token] for token in (IM_END, IM_START, END_OF_TEXT) if token in ids]
+    config = _optional(folder / "config.json")
+    vocabulary = config.get("vocab_size")
+    limit = vocabulary if isinstance(vocabulary, int) else None
+    theirs = [*_ids(_optional(folder / "generation_config.json")), *_ids(config)]
+    named = _optional(folder / "tokenizer_config.json").get("eos_token")
+    name = named.get("content") if isinstance(named, dict) else named
+    theirs += [ids[str(name)]] if str(name) in ids else []
+    usable = [number for number in theirs if number >= 0 and (limit is None or number < limit)]
+    return list(dict.fromkeys([*ours, *usable]))
+
+
+def pad_of(folder: Path) -> int | None:
+    """Return the id that fills up a batch: ``<|endoftext|>``, else the folder's own."""
+    ids = _added(folder)
+    own = _optional(folder / "generation_config.json").get("pad_token_id")
+    return ids.get(END_OF_TEXT, own if isinstance(own, int) else ids.get(IM_END))
+
+
+def exported(folder: Path) -> Exported:
+    """Return the generation settings of a model that is trained from ``folder``, and a note on what is left out."""
+    config = _optional(folder / "config.json")
+    moved = {key: config[key] for key in MISPLACED if config.get(key) is not None}
+    written = {**moved, **_optional(folder / "generation_config.json")}
+    kept = {key: value for key, value in written.items() if key not in _QUIET and value is not None}
+    notes = []
+    for key, reason in list(_left_out(kept)):
+        notes.append(f"generation_config.json: {key}: {kept.pop(key)!r} is left out of model/: {reason}")
+    bos = written.get("bos_token_id")
+    ids: dict[str, object] = {"bos_token_id": bos} if isinstance(bos, int) else {}
+    stops, pad = stops_of(folder), pad_of(folder)
+    ids |= {"eos_token_id": stops} if stops else {}
+    ids |= {"pad_token_id": pad} if pad is not None else {}
+    return Exported({**ids, **(kept or {"do_sample": False})}, notes)
+
+
+def _left_out(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Yield each setting that is not written, once, with the reason."""
+    samples = settings.get("do_sample") is True
+    beams = settings.get("num_beams")
+    many = isinstance(beams, int) and beams > 1
+    for key, value in settings.items():
+        if key in _LIMITS:
+            yield key, "servers would take it as a limit for all requests"
+        elif key in _OF_THE_CALL:
+            yield key, "it belongs to a call, not to the model"
+        elif key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            yield key, "it is not a number"
+        elif key in _SAMPLED and not samples and value != _SAMPLED[key]:
+            yield key, "it means nothing without do_sample: true"
+        elif key in _BEAMS and (not many or value not in (True, False, "never")) and value != _BEAMS[key]:
+            if key == "early_stopping" or not many:
+                yield key, "it means nothing without num_beams above 1"
+        elif key in _OUTPUTS and value is True and settings.get("return_dict_in_generate") is not True:
+            yield key, "it means nothing without return_dict_in_generate: true"
+        elif key == "num_return_sequences" and isinstance(value, (int, float)) and not _several(value, beams, samples):
+            yield key, "it needs do_sample: true or as many beams"
+
+
+def _several(count: float, beams: object, samples: bool) -> bool:
+    """Tell whether transformers gives ``count`` answers: greedy search has one, beams have their number."""
+    if count <= 1:
+        return True
+    return count <= beams if isinstance(beams, int) and beams > 1 else samples
+
+
+def _added(folder: Path) -> dict[str, int]:
+    path = folder / "tokenizer.json"
+    return added_tokens(path, read_json(path))
+
+
+def _ids(settings: Mapping[str, object]) -> list[int]:
+    value = settings.get("eos_token_id")
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
+
+
+def _optional(path: Path) -> dict[str, object]:
+    return read_json(path) if path.is_file() else {}
