@@ -43,6 +43,23 @@ _NEVER = (".*", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.png", "*.jpg", "*.jp
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 
 
+def cached_folder(spec: ModelSpec) -> Path:
+    """Return where ``fetch_model`` puts a hub's model, as the hub has it; ModelError for a name that is none."""
+    return _place(spec)[3]
+
+
+def _place(spec: ModelSpec) -> tuple[Hub, str, str, Path]:
+    """Return the hub, the model's id, its revision and its folder in the cache."""
+    hub: Hub = "huggingface" if spec.source == "huggingface" else "modelscope"
+    revision = spec.revision or default_revision(hub)
+    try:
+        model = clean_name(spec.name, hub)
+    except ValueError as error:
+        raise ModelError(f"model.name: {error}") from None
+    names = [part.replace(".", "___") for part in (model.replace("/", "--"), revision.replace("/", "--"))]
+    return hub, model, revision, cache_folder(spec.cache_dir) / hub / "@".join(names)
+
+
 def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Progress | None = None) -> Path:
     """Return the cache's folder with a model of ModelScope or Hugging Face; download what of it is not there.
 
@@ -54,14 +71,7 @@ def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Progress | N
         ModelError: no such model, no access, quantized, or the hub keeps sending other bytes than it announced.
         EnvironmentFault: the hub cannot be reached, the disk is full, or downloads are forbidden and it is not cached.
     """
-    hub: Hub = "huggingface" if spec.source == "huggingface" else "modelscope"
-    revision = spec.revision or default_revision(hub)
-    try:
-        model = clean_name(spec.name, hub)
-    except ValueError as error:
-        raise ModelError(f"model.name: {error}") from None
-    names = [part.replace(".", "___") for part in (model.replace("/", "--"), revision.replace("/", "--"))]
-    folder = cache_folder(spec.cache_dir) / hub / "@".join(names)
+    hub, model, revision, folder = _place(spec)
     damage = damaged(folder, hashes=verify)
     if not damage:
         return folder

@@ -16,6 +16,14 @@ _ADDRESS = re.compile(
 )
 
 
+_QWEN1 = re.compile(r"(^|[/-])qwen-[0-9]", re.IGNORECASE)
+
+
+def is_qwen1_id(name: str) -> bool:
+    """Tell whether a hub's id is one of the first generation: Qwen-7B, but not Qwen1.5-7B."""
+    return _QWEN1.search(name) is not None
+
+
 def resolve_source(name: str, source: str) -> str:
     """Return where ``name`` comes from, with the source ``auto`` decided."""
     if source != "auto":

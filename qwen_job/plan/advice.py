@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from qwen_job.models.names import is_qwen1_id
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.search import HOST_MARGIN, Choice, Question, choose
 
@@ -143,7 +144,10 @@ def _too_long(question: Question) -> PlanWarning | None:
     if question.sequence_length <= most:
         return None
     message = f"{question.sequence_length} tokens are more than the {most} that {question.shape.name} was trained for"
-    return PlanWarning("train.model_max_length", message, f"write {most} or less")
+    older = "; the dynamic NTK and logn attention of the first generation are not used here"
+    return PlanWarning(
+        "train.model_max_length", message, f"write {most} or less{older if is_qwen1_id(question.shape.name) else ''}"
+    )
 
 
 def _learning_rate(run: RunNumbers) -> PlanWarning | None:

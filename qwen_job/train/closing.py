@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qwen_job.train.afterwards import use_lines
 from qwen_job.train.model_card import write_model_card
 from qwen_job.train.report import main_figures, write_report
+from qwen_job.train.run_folder import read_settings
 from qwen_job.train.summary import summarize
 
 
@@ -27,10 +29,12 @@ def against_plan(run_dir: Path) -> dict[str, Any]:
 
 
 def tell(run_dir: Path, say: Callable[[str], None]) -> None:
-    """Write model/README.md and report.html and say the share of effective time; a trained model never fails here."""
+    """Write model/README.md and report.html and log how the model is used; a trained model never fails here."""
     for write, command in ((write_model_card, ""), (write_report, f"; 'qwen-job report {run_dir}' writes it again")):
         try:
             write(run_dir)
         except Exception as error:  # hours of training are done: nothing about a page may undo that
             say(f"{write.__name__}: {error}{command}")
     say(f"{main_figures(run_dir)[-1]}, the report is in {run_dir / 'report.html'}")
+    for line in use_lines(run_dir, read_settings(run_dir)):
+        say(line)

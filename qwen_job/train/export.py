@@ -24,6 +24,7 @@ from qwen_job.files import sync_file, sync_folder, write_atomically
 from qwen_job.models.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
 from qwen_job.models.files import read_json, write_json
 from qwen_job.models.generation import exported, pad_of, stops_of
+from qwen_job.train.afterwards import original_of
 from qwen_job.train.config import TrainConfig
 from qwen_job.train.kernels import stock_kernels
 from qwen_job.train.loading import load_native
@@ -109,17 +110,27 @@ def rehearse(model: Any, source: Path, config: TrainConfig) -> list[str]:
             notes = _write_settings(model, source, folder, config)
             AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
             settings = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-            settings.validate(strict=True)  # type: ignore[no-untyped-call]
+            settings.validate(strict=True)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"{source}: cannot be exported after training: {' '.join(str(error).split())}") from None
-    return notes
+    return [*notes, *_length_note(model, config)]
+
+
+def _length_note(model: Any, config: TrainConfig) -> list[str]:
+    """Return a warning where rows are longer than the positions that the model was trained with."""
+    most, length = int(model.config.max_position_embeddings), int(config.data["max_length"])
+    if length <= most:
+        return []
+    older = original_of({"model": config.model}) is not None
+    note = f"data.max_length: {length} tokens are more than the {most} positions that the model was trained with"
+    return [note + ("; the dynamic NTK and logn attention of Qwen-1 beyond them are not used here" if older else "")]
 
 
 def _write_weights(model: Any, state: Any, folder: Path) -> None:
     from transformers import GenerationConfig
 
     # Ours is written afterwards; theirs refuses settings that it has just read.
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.config = _clean_config(model)
     try:
         model.save_pretrained(folder, state_dict=state)

@@ -50,7 +50,7 @@ def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple
             use_safetensors=True,
             output_loading_info=True,
             # The folder's own may be one that transformers refuses.
-            generation_config=transformers.GenerationConfig(**exported(folder).values),
+            generation_config=transformers.GenerationConfig(**exported(folder).values),  # type: ignore[no-untyped-call]
         )
     # No RuntimeError: a GPU's or a network's fault is none of the folder's.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

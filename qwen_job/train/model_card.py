@@ -13,6 +13,8 @@ from qwen_job.errors import EnvironmentFault
 from qwen_job.files import write_atomically
 from qwen_job.models.chatml import SYSTEM_PROMPT
 from qwen_job.models.files import sha256_of
+from qwen_job.run_files import read_object
+from qwen_job.train.afterwards import OLDEST, export_command, original_of
 from qwen_job.train.summary import Summary, summarize
 
 _SETTINGS = ("world_size", "device", "precision", "attention", "seed")
@@ -22,16 +24,28 @@ _USE = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/model")
-model = AutoModelForCausalLM.from_pretrained("path/to/model", dtype="auto", device_map="auto")
+model = AutoModelForCausalLM.from_pretrained("path/to/model", torch_dtype="auto")
 chat = [SYSTEM{"role": "user", "content": "你好"}]
-inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-answer = model.generate(**inputs.to(model.device), max_new_tokens=512)
+prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+answer = model.generate(**inputs, max_new_tokens=512)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-No remote code is needed; `vllm serve path/to/model` serves it, `qwen-job chat path/to/model` talks to it. vLLM reads
-temperature and the like from `generation_config.json`, but not `do_sample: false`: for greedy answers ask with
-`temperature: 0`.
+transformers OLDEST or newer loads it; no remote code is needed, nor used with `trust_remote_code=True`.
+`vllm serve path/to/model` serves it, `qwen-job chat path/to/model` talks to it. vLLM reads temperature and the like
+from `generation_config.json`, but not `do_sample: false`: for greedy answers ask with `temperature: 0`.
+"""
+_QWEN1 = """
+`model.chat` belongs to the code of the first generation, which this folder does not hold. A copy in its layout, for
+transformers 4.36.2 to 4.44.2, is written by
+
+```sh
+EXPORT
+```
+
+after which `AutoModelForCausalLM.from_pretrained("path/to/model-qwen1", trust_remote_code=True)` has
+`model.chat(tokenizer, "你好", history=None)`; `--original` names the folder of the files that the training began with.
 """
 
 
@@ -51,10 +65,13 @@ def write_model_card(run_dir: Path) -> Path:
 
 def card(summary: Summary) -> str:
     """Return the model card's text."""
-    base = str(summary.section("model").get("name") or "unknown")
+    section = summary.section("model")
+    from_hub = section.get("source") in ("modelscope", "huggingface")
+    name = str(section.get("name") or "unknown").rstrip("/")
+    # A path says nothing to others, and may say too much.
+    base = name if from_hub else Path(name).name
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["qwen", "chat"]}
-    if "/" in base and not base.startswith(("/", ".")):
-        head["base_model"] = base
+    head["base_model"] = name if from_hub else "local"
     data = summary.section("data")
     system = SYSTEM_PROMPT if data.get("system_prompt") is None else str(data["system_prompt"])
     turn = f'{{"role": "system", "content": {system!r}}}, ' if system else ""
@@ -63,7 +80,8 @@ def card(summary: Summary) -> str:
         f"# {_cell(summary.name)}",
         f"All weights of `{_cell(base)}`, fine-tuned on conversations with qwen-job {__version__}.",
         "## Use",
-        _USE.strip().replace("SYSTEM", turn, 1),
+        _USE.strip().replace("SYSTEM", turn, 1).replace("OLDEST", _oldest(summary.folder), 1),
+        *_old_chat(summary),
         "## Data",
         _table(("file", "sha256", "weight"), _files(data)),
         "## Settings",
@@ -72,6 +90,20 @@ def card(summary: Summary) -> str:
         _table(("figure", "value"), _figures(summary)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _oldest(run: Path) -> str:
+    """Return the oldest transformers that has the model's architecture."""
+    classes = read_object(run / "model" / "config.json").get("architectures")
+    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    return next((OLDEST[name] for name in names if name in OLDEST), OLDEST["Qwen2ForCausalLM"])
+
+
+def _old_chat(summary: Summary) -> Iterator[str]:
+    original = original_of(summary.settings)
+    if original is not None:
+        yield "### `model.chat`"
+        yield _QWEN1.strip().replace("EXPORT", export_command("path/to/model", original), 1)
 
 
 def _files(data: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

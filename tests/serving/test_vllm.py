@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from qwen_job.data.chatml import encode_prompt
-from qwen_job.models.chatml import IM_END, IM_START
+from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START
 from qwen_job.models.folder import read_config, stop_ids
 from qwen_job.train.run_folder import Sampling
 
-from .conftest import SAMPLING, Server
+from .conftest import Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train, pytest.mark.timeout(900)]
 
@@ -76,7 +76,7 @@ def test_a_trained_answer_ends_at_im_end(server: Server, answerer: Any) -> None:
     assert found["message"]["content"] == "Here: b0 c1 d2. 好的 1."
 
 
-@pytest.mark.parametrize("stop", [IM_END, IM_START])
+@pytest.mark.parametrize("stop", [IM_END, IM_START, END_OF_TEXT])
 def test_it_stops_at_every_stop_of_the_folder(server: Server, answerer: Any, stop: str) -> None:
     number = answerer.tokenizer.tokenizer.token_to_id(stop)
     assert number in stop_ids(server.folder)
@@ -87,8 +87,10 @@ def test_it_stops_at_every_stop_of_the_folder(server: Server, answerer: Any, sto
 
 @pytest.mark.parametrize("server", ["qwen1", "converted"], indirect=True)
 def test_the_folders_sampling_settings_are_the_default(server: Server, answerer: Any) -> None:
-    found = server.ask("/v1/chat/completions", messages=messages(CHATS[0]), return_token_ids=True)["choices"][0]
-    greedy = Sampling(max_new_tokens=SAMPLING["max_new_tokens"])
+    found = server.ask("/v1/chat/completions", messages=messages(CHATS[0]), max_tokens=8, return_token_ids=True)[
+        "choices"
+    ][0]
+    greedy = Sampling(max_new_tokens=8)
     assert found["token_ids"] == list(answerer.tokens(framed(CHATS[0], server, answerer), greedy))
 
 

@@ -157,7 +157,7 @@ def _difficult_source(folder: Path, finished: Path) -> Path:
     import numpy
     from safetensors.numpy import load_file, save_file
 
-    source = next((finished.parent / "cache" / "random").glob("*/config.json")).parent
+    source = next((finished.parent / "cache").rglob("config.json")).parent
     shutil.copytree(source, folder)
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = numpy.flip(weights["lm_head.weight"], 0).copy()

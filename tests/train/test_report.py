@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from qwen_job.cli.report import report
@@ -207,8 +208,43 @@ def test_the_model_card_tells_data_settings_and_figures(run: Path) -> None:
     assert "base_model: Qwen/Qwen-1_8B-Chat" in text
     lines: list[str] = []
     tell(run, lines.append)
-    assert lines == [f"Effective training time: 9.2%, the report is in {run / 'report.html'}"]
+    assert lines[0] == f"Effective training time: 9.2%, the report is in {run / 'report.html'}"
+    assert [line.partition(":")[0] for line in lines[1:]] == [
+        "transformers", "vLLM", "chat", "model.chat of the original code",
+    ]  # fmt: skip
     assert "| learning_rate | 1e-05 |" in text and "| Held-out loss | 2.5 |" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "original"),
+    [
+        ("{name: Qwen/Qwen-1_8B-Chat/, source: modelscope, cache_dir: /c}", "Qwen/Qwen-1_8B-Chat", "modelscope"),
+        ("{name: Qwen/Qwen2.5-0.5B-Instruct, source: huggingface}", "Qwen/Qwen2.5-0.5B-Instruct", None),
+        ("{name: HERE/qwen1, source: local}", "local", "qwen1"),
+        ("{name: HERE/qwen2, source: local}", "local", None),
+        ("{name: qwen-1_8b-chat, source: random}", "local", None),
+    ],
+)
+def test_the_ways_to_use_a_model_are_those_that_work(
+    model: str, base: str, original: str | None, run: Path, tmp_path: Path
+) -> None:
+    for name in ("qwen1", "qwen2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"model_type": name.replace("n1", "n")}))
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    section = f"model: {model}".replace("HERE", str(tmp_path))
+    (run / "train.yaml").write_text(re.sub("model: {.*}", section, SETTINGS))
+    text = write_model_card(run).read_text()
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == base
+    assert "transformers 4.51.0 or newer" in text and str(tmp_path) not in text.replace(f"{tmp_path}/qwen1", "")
+    lines: list[str] = []
+    tell(run, lines.append)
+    told = "\n".join(lines)
+    assert f"vllm serve {run / 'model'}" in told and f"qwen-job chat {run}" in told
+    exports = [line for line in [*lines, *text.splitlines()] if "--layout qwen1" in line]
+    assert len(exports) == (0 if original is None else 2)
+    assert all(f"--original {'/c/models/' if original == 'modelscope' else tmp_path}" in line for line in exports)
 
 
 def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -> None:

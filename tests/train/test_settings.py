@@ -18,7 +18,7 @@ from tests.train import tiny
 pytestmark = pytest.mark.train
 H100 = Hardware("cuda", (9, 0), True)
 CPU = Hardware("cpu", None, False)
-BASE = "--model_name_or_path m --data_path d.json --output_dir /nowhere/out --eval_data_path e.json "
+BASE = "--model_name_or_path Qwen/Qwen-7B-Chat --data_path d.json --output_dir /nowhere/out --eval_data_path e.json "
 EVALUATED = "--eval_strategy steps --eval_steps 5 "
 # Handed to transformers as they are, whose loop gives them their effect.
 PASSED: dict[str, Any] = {
@@ -93,6 +93,7 @@ def test_the_strategies_reach_transformers(tmp_path: Path) -> None:
 
 def loader(**settings: Any) -> Any:
     """Return the training's loader with these arguments, over eight rows."""
+    from qwen_job.train.course import Course
     from qwen_job.train.trainer_base import BaseTrainer
 
     defaults = {"data_seed": None, "seed": 1, "process_index": 0, "world_size": 1, "dataloader_num_workers": 1}
@@ -104,7 +105,7 @@ def loader(**settings: Any) -> Any:
     config = SimpleNamespace(training=Training(), torch_compile=False)
     fake: Any = SimpleNamespace(
         args=SimpleNamespace(**{**defaults, **more, **settings}),
-        parts=SimpleNamespace(config=config, train=list(range(8)), pad_id=0),
+        parts=SimpleNamespace(config=config, train=list(range(8)), pad_id=0, identity=SimpleNamespace(course=Course())),
     )
     fake._loader = lambda *arguments: BaseTrainer._loader(fake, *arguments)
     return BaseTrainer.get_train_dataloader(fake)
@@ -326,3 +327,20 @@ def _logged(run: Path) -> list[int]:
     events = EventAccumulator(str(run))
     events.Reload()
     return [item.step for item in events.Scalars("train/loss")]
+
+
+@pytest.mark.parametrize(("name", "older"), [("Qwen/Qwen-1_8B-Chat", True), ("Qwen/Qwen2.5-0.5B-Instruct", False)])
+def test_rows_longer_than_the_models_are_warned_of(name: str, older: bool, tmp_path: Path) -> None:
+    """The plan and the run both say it, and that Qwen-1's NTK and logn are not used."""
+    from qwen_job.train.export import _length_note
+    from tests.jobs import plan
+
+    sets = (f"model.name={name}", "train.model_max_length=40000", "cluster.gpus_per_node=8")
+    planned = [line for line in plan(tmp_path, "", *sets).warnings if line.startswith("train.model_max_length")]
+    values, _ = tiny.settings(tmp_path, data__max_length=40000, model__name=name, model__source="modelscope")
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=32768))
+    noted = _length_note(model, parse_config(values, "train.yaml"))
+    assert len(planned) == len(noted) == 1
+    assert ["NTK" in line for line in (*planned, *noted)] == [older, older]
+    values["data"]["max_length"] = 32768
+    assert _length_note(model, parse_config(values, "train.yaml")) == []
