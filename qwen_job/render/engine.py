@@ -113,7 +113,7 @@ def _source(name: str, folders: Sequence[str]) -> tuple[str, str, None] | None:
     for folder in (*folders, str(TEMPLATES)):
         path = Path(folder, *parts)
         try:
-            return read_limited(path, MAX_TEMPLATE).decode("utf-8"), str(path), None
+            return read_limited(path, MAX_TEMPLATE).decode("utf-8-sig"), str(path), None
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:

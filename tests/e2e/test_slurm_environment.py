@@ -54,9 +54,10 @@ HOSTILE = {
 }  # fmt: skip
 # They change how words look to people, and nothing that the job reads.
 OF_PEOPLE = {"LANG", "LC_ALL", "TZ", "HTTP_PROXY"}
-# Differ between any two jobs.
+# Differ between any two jobs. The limit of a job that backfill started is a year, for a moment or for good.
 OF_EACH = {
     "QWEN_JOB_STARTED",
+    "QWEN_JOB_TIME_LIMIT_SECONDS",
     "SLURM_JOB_ID",
     "SLURM_JOBID",
     "SLURM_JOB_START_TIME",

@@ -27,6 +27,7 @@ def rendered(folder: Path, hosts: Any, nodes: int = 2) -> Result:
     [
         ("./machines", "# rack 1\ngpu1\n\ngpu2  # new\n"),
         ("machines", "gpu1 slots=2\ngpu2 slots=8\n"),
+        ("machines", "\ufeffgpu1 slots=2\r\ngpu2\r\n"),
         ("./machines", "gpu[1-2]\n"),
     ],
 )

@@ -79,3 +79,7 @@ def test_quoted_fragments_can_be_indented(tmp_path: Path) -> None:
 def test_what_no_format_holds_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(Unrepresentable):
         rendered(tmp_path, "{{ v | sh }}", v="\0")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    assert rendered(tmp_path, "\ufeff#!/bin/bash\n") == "#!/bin/bash\n"
