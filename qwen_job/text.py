@@ -6,6 +6,7 @@ its title, hide a line or turn the reading order around, so what cannot be seen 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -66,10 +67,11 @@ def json_text(value: Any, **options: Any) -> str:
 class VisibleStream(io.TextIOWrapper):
     """Standard output or error of a command: no control sequence but colour, and that on a terminal only.
 
-    A line that reached it without :func:`visible` is escaped here.
+    A line that reached it without :func:`visible` is escaped here. ``lossy``: what cannot be written is dropped, as on
+    a standard error that is full: there is nobody to tell.
     """
 
-    def __init__(self, stream: io.TextIOWrapper) -> None:
+    def __init__(self, stream: io.TextIOWrapper, *, lossy: bool = False) -> None:
         super().__init__(
             stream.buffer,
             stream.encoding,
@@ -79,16 +81,22 @@ class VisibleStream(io.TextIOWrapper):
         )
         self._kept = stream  # it would close the buffer at its end
         self._terminal = stream.isatty()
+        self._dropped: tuple[type[OSError], ...] = (OSError,) if lossy else ()
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        with contextlib.suppress(*self._dropped):
+            super().flush()
 
     def write(self, text: str) -> int:
         """Write ``text`` with all that is hidden escaped; line ends, tabs and a terminal's carriage returns stay."""
+        shown = text
         if HIDDEN.search(text):
             parts = _OURS.split(text) if self._terminal else [text]
             keep = _LAYOUT if self._terminal else "\n\t"
             shown = "".join(p if number % 2 else visible(p, None, keep=keep) for number, p in enumerate(parts))
+        with contextlib.suppress(*self._dropped):
             super().write(shown)
-        else:
-            super().write(text)
         return len(text)
 
 

@@ -18,11 +18,11 @@ def prepare() -> None:
     """Fill closed streams, so that no file takes their place, and escape what the others print.
 
     Reading a closed standard input, or writing to a closed standard output, fails with EBADF; what would go to a closed
-    standard error is dropped.
+    or full standard error is dropped.
     """
     sys.stdin = sys.stdin or _filled(0, os.O_WRONLY, "r")
     sys.stdout = _escaping(sys.stdout or _filled(1, os.O_RDONLY, "w"))
-    sys.stderr = _escaping(sys.stderr or _filled(2, os.O_WRONLY, "w"))
+    sys.stderr = _escaping(sys.stderr or _filled(2, os.O_WRONLY, "w"), lossy=True)
 
 
 def _filled(number: int, flags: int, mode: str) -> io.TextIOWrapper:
@@ -39,9 +39,9 @@ def _filled(number: int, flags: int, mode: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(buffered, "utf-8", "backslashreplace")
 
 
-def _escaping(stream: object) -> VisibleStream:
+def _escaping(stream: object, *, lossy: bool = False) -> VisibleStream:
     # A test's own stream, or one that was wrapped before, stays.
-    return VisibleStream(stream) if type(stream) is io.TextIOWrapper else stream  # type: ignore[return-value]
+    return VisibleStream(stream, lossy=lossy) if type(stream) is io.TextIOWrapper else stream  # type: ignore[return-value]
 
 
 def fault_of(error: OSError | MemoryError) -> EnvironmentFault:

@@ -28,7 +28,7 @@ class Series:
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers that cover [low, high], about ``count`` of them."""
-    if not high > low:
+    if not high - low > abs(low) * 1e-9:  # closer together than the ticks' own digits
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     raw = (high - low) / max(count - 1, 1)
@@ -87,8 +87,9 @@ def chart(series: Sequence[Series], form: Formatter, *, marks: Sequence[float] =
     heights = [y for one in series for _, y in one.points]
     ticks = nice_ticks(0.0 if zero else min(heights), max(heights))
     left, right = min(x for x, _ in points), max(x for x, _ in points)
-    if left == right:
-        left, right = left - 1, right + 1
+    if not right - left > abs(left) * 1e-9:
+        margin = max(1.0, abs(left) * 1e-6)
+        left, right = left - margin, right + margin
     frame = _Frame((left, right), (ticks[0], ticks[-1]))
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_describe(series, form))}">']
     parts += [_horizontal(frame, tick, form) for tick in ticks]
