@@ -99,6 +99,16 @@ class _Relay:
         """Block USR1 here and so in the workers that are started next: it would kill one that does not listen yet."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {WISH})
 
+    def report(self, waiting: Waiting, what: str) -> None:
+        """Say ``what`` is waited for, every half minute until workers are started."""
+
+        def loop() -> None:
+            while self._waiting and waiting.left > 0:
+                waiting.report(what)
+                time.sleep(1)
+
+        threading.Thread(target=loop, name="waiting", daemon=True).start()
+
     def starting(self) -> None:
         """From now on there are workers to pass signals to."""
         with self._deciding:
@@ -220,6 +230,9 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
     _watch_agent(relay)
     _quiet_agent()
     relay.hold()
+    if options.nnodes > 1:
+        where = endpoint(options.master_addr, options.master_port)
+        relay.report(Waiting(options.rdzv_timeout), f"all {options.nnodes} nodes at {where}")
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "qwen_job.train", *options.command)
     except ChildFailedError as error:
