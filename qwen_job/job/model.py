@@ -246,8 +246,10 @@ class Train(Strict):
     )
     on_nan: Literal["stop", "skip"] = Field("stop", description="What a loss that is not a number does")
     loss_spike_factor: Annotated[float, Field(gt=1)] | None = Field(
-        10.0, description="Stop when the loss is so many times the usual one, and a nat above it; null: never"
+        10.0,
+        description="Stop when the loss is so many times the usual one, and a nat above it, and stays; null: never",
     )
+    skip_rows: list[Count] = Field([], description="Prepared rows, as a message numbers them, to leave untrained")
     resume: Literal["auto", "extend", "changed"] = Field(
         "auto",
         description="extend: train a complete run on, with its optimizer, when max_steps or num_train_epochs is "

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # train's fields that are decisions of their own in train.yaml, not TrainingArguments.
 _ELSEWHERE = {
     "attention", "bf16", "fp16", "fused_loss", "global_batch_size", "gradient_checkpointing", "hang_seconds",
-    "loss_spike_factor", "model_max_length", "on_nan", "resume", "seed",
+    "loss_spike_factor", "model_max_length", "on_nan", "resume", "seed", "skip_rows",
     "torch_compile",
 }  # fmt: skip
 
@@ -51,6 +51,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
         "guards": {
             "on_nan": job.train.on_nan,
             "loss_spike_factor": job.train.loss_spike_factor,
+            "skip_rows": job.train.skip_rows,
             "hang_seconds": job.train.hang_seconds,
         },
         # What metrics.jsonl measures: bytes that torch allocates (no context, no fragmentation), and real tokens.

@@ -47,6 +47,11 @@ class StepSampler:
         self.global_batch = micro * accumulation * world_size
         self.epoch = 0
         self._begin = (0, 0)
+        self._left_out: frozenset[int] = frozenset()
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Deal ``EMPTY`` in the place of these rows."""
+        self._left_out = frozenset(rows)
 
     def begin_at(self, epoch: int, row: int) -> None:
         """Leave out the first ``row`` rows of ``epoch``: they were trained in steps of another width."""
@@ -76,6 +81,7 @@ class StepSampler:
         order, wide = self.order(), self.micro * self.world_size
         for start in range(self._first, self.rows, wide):
             mine = order[start : start + wide][self.rank :: self.world_size]
+            mine = [EMPTY if row in self._left_out else row for row in mine]
             yield mine + [EMPTY] * (self.micro - len(mine))
 
 

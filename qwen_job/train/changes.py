@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qwen_job import strict_json
 from qwen_job.errors import JobError
 from qwen_job.train.config import TrainConfig
 
@@ -48,6 +49,8 @@ def settings_text(config: TrainConfig) -> str:
     values: dict[str, Any] = {"model.name": config.model.get("name"), "seed": config.seed}
     values |= {"precision": config.precision, "global_batch_size": config.global_batch_size}
     values |= {f"data.{name}": config.data.get(name) for name in _OF_THE_DATA}
+    if config.guards.skip_rows:
+        values["skip_rows"] = config.guards.skip_rows
     training = config.training.model_dump(mode="json")
     values |= {f"training.{name}": value for name, value in training.items() if name not in _OF_THE_MACHINE}
     return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -56,7 +59,7 @@ def settings_text(config: TrainConfig) -> str:
 def changes_since(checkpoint: Path, config: TrainConfig) -> list[str]:
     """Say in words what differs from the settings that ``checkpoint`` was saved with: field, then, now."""
     try:
-        before = json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
+        before = strict_json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []  # saved by an earlier version
     return differences(before, config)
@@ -79,7 +82,7 @@ def is_complete(config: TrainConfig) -> bool:
         JobError: it is complete and the settings are others, without ``resume: extend``.
     """
     try:
-        done = json.loads((config.output_dir / "done.json").read_text(encoding="utf-8"))
+        done = strict_json.loads((config.output_dir / "done.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
     except ValueError:

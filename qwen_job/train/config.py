@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -81,6 +81,7 @@ class Guards(_Strict):
 
     on_nan: Literal["stop", "skip"] = "stop"
     loss_spike_factor: float | None = Field(default=10.0, gt=1)
+    skip_rows: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     hang_seconds: float = Field(default=900, ge=0)
 
 

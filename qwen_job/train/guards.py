@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
@@ -17,6 +18,11 @@ from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 _SMOOTHING = 0.98
 _WARM = 10
 _LEAST_JUMP = 1.0
+# One mislabelled row can carry a step of few targets anywhere, so a jump must last: so many steps in a row that hold so
+# many targets together. A step of many targets is no single row's.
+_LASTING_STEPS = 3
+_LASTING_TARGETS = 256
+_MANY_TARGETS = 65_536
 
 
 class Suspect(NamedTuple):
@@ -35,19 +41,46 @@ class LossGuard:
         self._mean = 0.0
         self._weight = 0.0
         self._seen = 0
+        self._jump: list[tuple[float, int]] = []
 
-    def judge(self, loss: float) -> str | None:
-        """Return what is wrong with a step's loss, None if nothing is."""
+    @property
+    def jumping(self) -> int:
+        """Steps in a row whose loss was far above the usual."""
+        return len(self._jump)
+
+    @property
+    def usual(self) -> float:
+        """The smoothed loss so far, 0 before the first step."""
+        return self._mean / self._weight if self._weight else 0.0
+
+    def judge(self, loss: float, targets: int) -> str | None:
+        """Return what is wrong with a step's mean loss over ``targets`` tokens; None where a jump may still pass."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        usual = self._mean / self._weight if self._weight else loss
-        limit = math.inf if self._factor is None else max(self._factor * usual, usual + _LEAST_JUMP)
-        if self._seen >= _WARM and loss > limit:
-            return f"the loss jumped to {loss:.4g}, more than {self._factor:g} times the usual {usual:.4g}"
+        if self._seen >= _WARM and loss > self._limit():
+            self._jump.append((loss, targets))
+            return self._lasting(targets)
+        for passed, _ in self._jump:
+            self._note(min(passed, self._limit()))
+        self._jump.clear()
+        self._note(loss)
+        return None
+
+    def _limit(self) -> float:
+        return math.inf if self._factor is None else max(self._factor * self.usual, self.usual + _LEAST_JUMP)
+
+    def _lasting(self, targets: int) -> str | None:
+        total, steps = sum(count for _, count in self._jump), len(self._jump)
+        if targets < _MANY_TARGETS and (steps < _LASTING_STEPS or total < _LASTING_TARGETS):
+            return None
+        mean = sum(loss * count for loss, count in self._jump) / max(1, total)
+        lasted = f" in {steps} steps in a row" if steps > 1 else ""
+        return f"the loss jumped to {mean:.4g}{lasted}, more than {self._factor:g} times the usual {self.usual:.4g}"
+
+    def _note(self, loss: float) -> None:
         self._mean = _SMOOTHING * self._mean + (1 - _SMOOTHING) * loss
         self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
         self._seen += 1
-        return None
 
 
 def diverged_message(
@@ -73,8 +106,19 @@ def diverged_message(
     )
     return (
         f"step {step}: {reason}" + (f" on {places}" if places else "") + f"; {kept}. Lower learning_rate, lengthen "
-        f"the warmup, or look at these rows (qwen-job data check); in job.yaml {way_on}"
+        f"the warmup, or look at these rows (qwen-job data check); in job.yaml {way_on}{_leave_out(suspects)}"
     )
+
+
+def _leave_out(suspects: Sequence[Suspect]) -> str:
+    rows = sorted({row for suspect in suspects for row in suspect.rows})[:8]
+    return f", and train.skip_rows: {rows} resumes without the rows that are named" if rows else ""
+
+
+def source_of(rows: Any, row: int, files: list[dict[str, Any]]) -> str:
+    """Name the user's rows that were packed into a prepared one: file:row, file:row."""
+    members = rows[row].source_rows[:4]
+    return ", ".join(f"{Path(files[file]['path']).name}:{number}" for file, number in members)
 
 
 def oom_message(

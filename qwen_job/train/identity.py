@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen_job import strict_json
 from qwen_job.errors import JobError
 from qwen_job.files import write_atomically
 from qwen_job.models.config_fields import HONOURED
@@ -46,7 +47,7 @@ class Identity(NamedTuple):
 def read_identity(checkpoint: Path) -> Identity | None:
     """Return what ``checkpoint`` keeps; None for one of an earlier version."""
     try:
-        values: dict[str, Any] = json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
+        values: dict[str, Any] = strict_json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
         numbers = int(values["rows"]), int(values["width"])
         return Identity(str(values["data"]), str(values["model"]), *numbers, Course(*map(int, values["course"])))
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from transformers.utils.logging import disable_progress_bar
 
-from qwen_job.data import open_prepared
+from qwen_job.data import PackedRows, open_prepared
 from qwen_job.errors import DataError, JobError, NoProgress
 from qwen_job.models.config_fields import unknown_fields
 from qwen_job.models.folder import read_config
@@ -21,6 +21,7 @@ from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.course import Course
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens, rehearse
+from qwen_job.train.guards import source_of
 from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
 from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
 from qwen_job.train.manifest import newest, wrong_hash
@@ -59,6 +60,7 @@ def build_trainer(
     data = open_prepared(prepared)
     if len(data.train) == 0:
         raise DataError(f"{prepared}: no row to train on is left after preparing; look at qwen-job data check")
+    _report_left_out(config, data.train, log)
     model = build_model(config, model_folder)
     if unknown := unknown_fields(read_config(model_folder)):
         log.say(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
@@ -82,6 +84,15 @@ def build_trainer(
         identity=identity,
     )
     return JobTrainer(model, args, parts)
+
+
+def _report_left_out(config: TrainConfig, rows: PackedRows, log: RunLog) -> None:
+    files = config.data["train"]
+    for row in config.guards.skip_rows:
+        if row >= len(rows):
+            raise JobError(f"train.skip_rows: {row}: there are {len(rows)} rows, from 0 to {len(rows) - 1}")
+        log.write("guard", 0, action="leave out", rows=[row])
+        log.say(f"train.skip_rows: row {row} ({source_of(rows, row, files)}) is left out of every epoch")
 
 
 def identify(config: TrainConfig, prepared: Path, model_folder: Path) -> Identity:

@@ -76,7 +76,8 @@ class JobTrainer(GuardedTrainer):
             if self._determine_best_metric(metrics=metrics, trial=trial) and self._wants_best():
                 self.control.should_save = True
             self._stop_early()
-        trained = not (self._broken or self._unapplied)
+        doubtful = self._guard.jumping and self.state.global_step < self.state.max_steps
+        trained = not (self._broken or self._unapplied or doubtful)
         if ((self.control.should_save and trained) or self._stop) and self.state.global_step != self._last_saved():
             self._judge_weights()
             self._save_checkpoint(model, trial)

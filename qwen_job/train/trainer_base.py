@@ -88,6 +88,7 @@ class BaseTrainer(Trainer):
         )
         course = self.parts.identity.course
         loader.sampler_of_steps.begin_at(course.epoch, course.row)
+        loader.sampler_of_steps.leave_out(self.parts.config.guards.skip_rows)
         return loader
 
     def _loader(self, rows: Any, micro: int, accumulation: int, seed: int | None) -> Loader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch.distributed as dist
 
 from qwen_job.errors import TrainingDiverged
 from qwen_job.train.batches import Batch, empty_like
-from qwen_job.train.guards import Suspect, diverged_message
+from qwen_job.train.guards import Suspect, diverged_message, source_of
 from qwen_job.train.trainer_saving import SavingTrainer
 
 # Steps in a row of which nothing is left to train: then it is not the rows.
@@ -112,7 +111,9 @@ class GuardedTrainer(SavingTrainer):
         total = torch.stack([loss for _, loss in self._losses]).double().sum()
         dist.all_reduce(total)
         self._step_loss = total.item() / max(1, self._totals.targets)
-        reason = self._guard.judge(self._step_loss)
+        reason = self._guard.judge(self._step_loss, self._totals.targets)
+        if reason is None and self._guard.jumping:
+            self._report_jump()
         if self._spoiled:
             nothing_left = self._spoiled == len(self._losses) * self.args.world_size
             self._broken = self._broken + 1 if nothing_left else 0
@@ -120,23 +121,32 @@ class GuardedTrainer(SavingTrainer):
                 reason = f"no row had a loss that is a number, {_MOST_BROKEN} steps in a row"
         else:
             self._broken = 0
-        if reason is None and not self._broken:
+        if reason is None and not (self._broken or self._guard.jumping):
             self._sound = self.state.global_step + 1
         if reason is not None:
             bad = [batch for batch, loss in self._losses if not torch.isfinite(loss)]
-            self._refuse(self.state.global_step + 1, reason, bad or [batch for batch, _ in self._losses])
+            self._refuse(self.state.global_step + 1, reason, bad or self._worst())
+
+    def _report_jump(self) -> None:
+        """Name the rows of a jump that may be theirs alone: nothing is saved until the next step has shown it."""
+        step = self.state.global_step + 1
+        suspects = self._gather_suspects(self._worst())
+        self.parts.log.write("guard", step, action="watch", loss=self._step_loss, rows=[s.rows for s in suspects])
+        named = "; ".join(f"rank {s.rank}, rows {s.rows} ({s.sources})" for s in suspects[:4])
+        self.parts.log.say(
+            f"step {step}: the loss jumped to {self._step_loss:.4g} from the usual {self._guard.usual:.4g} on {named}: "
+            "the run ends if it stays there"
+        )
+
+    def _worst(self) -> list[Batch]:
+        """Return this rank's micro-batch of the highest mean loss."""
+        return [max(self._losses, key=lambda one: float(one[1]) / max(1, len(one[0]["chosen"])))[0]]
 
     def _gather_suspects(self, batches: list[Batch]) -> list[Suspect]:
         rows = [row for batch in batches for row in batch["rows"]]
         files = self.parts.config.data["train"]
-        sources = [_source(self.parts.train, row, files) for row in rows[:6]]
+        sources = [source_of(self.parts.train, row, files) for row in rows[:6]]
         mine = Suspect(self.args.process_index, rows, sources)
         everyone: list[Any] = [None] * self.args.world_size
         dist.all_gather_object(everyone, mine)
         return [suspect for suspect in everyone if suspect.rows]
-
-
-def _source(rows: Any, row: int, files: list[dict[str, Any]]) -> str:
-    """Name the user's rows that were packed into a prepared one: file:row, file:row."""
-    members = rows[row].source_rows[:4]
-    return ", ".join(f"{Path(files[file]['path']).name}:{number}" for file, number in members)

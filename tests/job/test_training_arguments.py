@@ -21,7 +21,7 @@ NOT_THEIRS = {
 }  # fmt: skip
 OURS = {
     "attention", "early_stopping_patience", "fused_loss", "global_batch_size", "hang_seconds", "loss_spike_factor",
-    "model_max_length", "on_nan", "resume",
+    "model_max_length", "on_nan", "resume", "skip_rows",
 }  # fmt: skip
 GIVEN = Circumstances(evaluates=True, on_cpu=False, ampere=True)
 DEFAULTS = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}

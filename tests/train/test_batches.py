@@ -76,6 +76,12 @@ def test_a_document_never_predicts_the_next_one() -> None:
     assert batch["chosen"].tolist() == [0, 1, 3, 5, 6, 7]
 
 
+def test_a_row_that_is_left_out_keeps_its_place() -> None:
+    every, sampler = StepSampler(6, 2, 1, 0, 1, 5), StepSampler(6, 2, 1, 0, 1, 5)
+    sampler.leave_out([4])
+    assert list(sampler) == [[EMPTY if row == 4 else row for row in step] for step in every]
+
+
 def test_the_mask_is_causal_within_documents() -> None:
     batch = collate([(0, row(2, 2))], pad_id=0)
     mask = block_mask(batch["document_ids"])[0, 0]

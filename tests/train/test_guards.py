@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -25,19 +26,50 @@ from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Standing, hang_message
 from tests.train import tiny
 
+MANY = 100_000
+
 
 def test_a_loss_that_is_no_number_is_refused_at_once() -> None:
-    assert "nan" in (LossGuard(None).judge(math.nan) or "")
-    assert "inf" in (LossGuard(None).judge(math.inf) or "")
+    assert "nan" in (LossGuard(None).judge(math.nan, 1) or "")
+    assert "inf" in (LossGuard(None).judge(math.inf, 1) or "")
 
 
 def test_a_jump_is_refused_once_the_usual_loss_is_known() -> None:
     guard = LossGuard(3.0)
-    assert guard.judge(10.0) is None  # the first steps may do as they like
+    assert guard.judge(10.0, MANY) is None  # the first steps may do as they like
     for _ in range(30):
-        assert guard.judge(2.0) is None
-    assert "more than 3 times" in (guard.judge(9.0) or "")
-    assert LossGuard(None).judge(1e9) is None
+        assert guard.judge(2.0, MANY) is None
+    assert "more than 3 times" in (guard.judge(9.0, MANY) or "")
+    assert LossGuard(None).judge(1e9, MANY) is None
+
+
+@pytest.mark.parametrize(("targets", "steps"), [(12, 22), (100, 3), (2000, 3), (70_000, 1)])
+def test_a_jump_ends_a_run_when_one_row_cannot_be_its_cause(targets: int, steps: int) -> None:
+    guard = LossGuard(10.0)
+    for number in range(60):
+        assert guard.judge(0.005 + 0.135 * (number % 7) / 6, targets) is None
+    verdicts = [guard.judge(6.0, targets) for _ in range(steps)]
+    assert verdicts[:-1] == [None] * (steps - 1) and "jumped to 6" in (verdicts[-1] or "")
+
+
+def test_mislabelled_rows_of_short_answers_end_no_run() -> None:
+    draw = random.Random(4)
+    for share in (0.002, 0.02, 0.1):
+        guard = LossGuard(10.0)
+        # Steps of four rows of three tokens; a row with another's label costs 11 nats a token.
+        for _ in range(4000):
+            bad = sum(draw.random() < share for _ in range(4))
+            assert guard.judge(0.005 + 0.1 * draw.random() + 11.0 * bad / 4, 12) is None
+
+
+def test_a_jump_that_passes_neither_raises_the_usual_far_nor_is_forgotten() -> None:
+    guard = LossGuard(10.0)
+    for _ in range(50):
+        guard.judge(0.1, 500)
+    before = guard.usual
+    assert guard.judge(1e6, 500) is None and guard.jumping == 1
+    assert guard.judge(0.1, 500) is None and guard.jumping == 0
+    assert before < guard.usual < 0.2
 
 
 def test_divergence_names_step_rank_rows_and_the_last_good_checkpoint() -> None:
@@ -49,8 +81,9 @@ def test_divergence_names_step_rank_rows_and_the_last_good_checkpoint() -> None:
 
 def test_a_jump_is_told_the_setting_that_lets_it_pass() -> None:
     guard = LossGuard(3.0)
-    reason = [guard.judge(loss) for loss in [2.0] * 12 + [9.0]][-1]
+    reason = [guard.judge(loss, MANY) for loss in [2.0] * 12 + [9.0]][-1]
     assert reason and "train.loss_spike_factor: null" in diverged_message(13, reason, [], 5, 12)
+    assert "train.skip_rows: [3, 7]" in diverged_message(13, reason, [Suspect(0, [7, 3], ["a:1"])], 5, 12)
 
 
 def test_out_of_memory_puts_plan_and_measurement_side_by_side_with_three_ways_out() -> None:
@@ -231,5 +264,5 @@ def test_the_watch_ends_with_training_and_is_patient_while_a_model_loads(tmp_pat
 def test_a_small_rise_is_no_explosion_where_little_is_left_to_learn() -> None:
     guard = LossGuard(10.0)
     for _ in range(30):
-        assert guard.judge(0.01) is None
-    assert guard.judge(0.9) is None and "jumped" in (guard.judge(2.0) or "")
+        assert guard.judge(0.01, MANY) is None
+    assert guard.judge(0.9, MANY) is None and "jumped" in (guard.judge(2.0, MANY) or "")

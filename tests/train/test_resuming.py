@@ -101,3 +101,23 @@ def test_another_global_batch_skips_and_repeats_no_row(over: Path) -> None:
     last = tiny.metrics(folder, "step")[-1]
     rows = json.loads((folder / "checkpoints" / f"step-{last['step']}" / "identity.json").read_text())["rows"]
     assert last["epoch"] == 1.0 and last["step"] == 4 + -(-(rows - 8) // 4)
+
+
+def test_one_mislabelled_row_of_short_answers_is_reported_and_ends_no_run(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Ask {number}", "output": "ok"} for number in range(40)]
+    rows[23]["output"] = "97 zebras"
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    short = {"world_size": 1, "data__packing": False, "training__num_train_epochs": 2.0, "training__save_steps": 1000}
+    changes = {**short, "training__gradient_accumulation_steps": 1, "guards__loss_spike_factor": 10.0}
+    train_yaml = tiny.write_run(tmp_path / "run", 0, **changes, training__learning_rate=1e-2)
+    code, output = tiny.run(train_yaml, 1)
+    assert code == 0, output
+    seen = tiny.metrics(train_yaml.parent, "guard")
+    assert seen and all(line["action"] == "watch" and line["rows"] == [[23]] for line in seen), seen
+    assert "data.json:24" in output and "the run ends if it stays there" in output
+    again = tiny.write_run(tmp_path / "without", 0, **changes, guards__skip_rows=[23], training__learning_rate=1e-2)
+    code, output = tiny.run(again, 1)
+    assert code == 0 and "train.skip_rows: row 23 (data.json:24) is left out" in output, output
+    assert [line["action"] for line in tiny.metrics(again.parent, "guard")] == ["leave out"]
+    code, output = tiny.run(tiny.write_run(tmp_path / "beyond", 0, **changes, guards__skip_rows=[40]), 1)
+    assert code == 3 and "train.skip_rows: 40: there are 40 rows" in output, output

@@ -167,6 +167,7 @@ stop:
 guards:
   on_nan: stop
   loss_spike_factor: 10.0
+  skip_rows: []
   hang_seconds: 900
 plan:
   memory_bytes_per_gpu: null
