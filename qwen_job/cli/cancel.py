@@ -19,8 +19,8 @@ def cancel(job: str, target: str | None) -> None:
     for entry in (one.entry for one in found):
         if entry.target == "slurm" and entry.is_over:
             how = ", ".join(filter(None, (entry.state, entry.reason)))
-            click.echo(f"{entry.name} ({entry.id}) is over already ({how}): there is nothing to cancel", err=True)
+            click.echo(f"{entry.name} ({entry.shown_id}) is over already ({how}): there is nothing to cancel", err=True)
             continue
         backend(entry.target or "local").cancel(entry)
         where = entry.run or "its run folder"
-        click.echo(f"{entry.name} ({entry.id}) cancelled; its checkpoints stay in {where}", err=True)
+        click.echo(f"{entry.name} ({entry.shown_id}) cancelled; its checkpoints stay in {where}", err=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qwen_job.cli.options import job_options, load_plan, show_words
 from qwen_job.errors import EnvironmentFault
 from qwen_job.text import visible
+
+if TYPE_CHECKING:
+    from qwen_job.plan import Plan
 
 TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
 
@@ -59,7 +64,7 @@ def render(
     if output is None and not (diff or separate):
         bundle = render_one(plan, target, template_dirs)
         show_words(plan.warnings)
-        show_words(bundle.notes, "cyan", "note")
+        show_words((*bundle.notes, *_about_log(plan, target)), "cyan", "note")
         _print(bundle.text)
         return
     if output is None and separate:
@@ -74,6 +79,18 @@ def render(
 
             for path in write_bundle(bundle, output / folder, force=force):
                 click.echo(visible(path))
+
+
+def _about_log(plan: Plan, target: str) -> tuple[str, ...]:
+    """Return what sbatch does not check and a script cannot mend: its log's folder must be there before."""
+    folder = plan.job.slurm.log_dir
+    if target != "slurm" or "output" in plan.job.slurm.sbatch:
+        return ()
+    if folder and not os.access(folder, os.F_OK):
+        return (f"slurm.log_dir: {folder} is not there, and sbatch makes no folder: 'mkdir -p' it (submit does)",)
+    if not folder and "%" in str(Path.cwd()):
+        return ("sbatch expands % in the folder where it is called: write slurm.log_dir, or use 'qwen-job submit'",)
+    return ()
 
 
 def _print(text: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,15 +60,46 @@ def watch(job: str | None, target: str | None, interval: float) -> None:
 
     while True:
         looked = look(job, target)
-        clear_screen()
-        if looked.found or not looked.unasked:
-            click.echo(table(looked.found) if looked.found else "no jobs in the queue")
+        silent = [f"{name}: its queue could not be asked: {error}" for name, error in looked.unasked.items()]
+        rows = shutil.get_terminal_size().lines - len(silent) - 1 if _redraws() else None
+        text = fitting(looked.found, rows) if looked.found else "" if silent else "no jobs in the queue"
+        _draw(text, silent)
         if not any(item.entry.state in _GOES_ON for item in looked.found):
             looked.check()
             return
-        for name, error in looked.unasked.items():
-            show_words((f"{name}: its queue could not be asked: {error}",))
         time.sleep(interval)
+
+
+def _redraws() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _draw(text: str, silent: list[str]) -> None:
+    """Show a frame in the place of the one before; where that cannot be, below it."""
+    if not _redraws():
+        click.echo(f"{text}\n" if text else "", nl=bool(text))
+        show_words(tuple(silent))
+        return
+    width = shutil.get_terminal_size().columns
+    lines = [visible(line, None)[: width - 1] for line in (*text.splitlines(), *silent)]
+    # Not click.clear: with NO_COLOR it drops all control sequences, and this is no colour.
+    clear_screen()
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def fitting(found: list[Found], rows: int | None) -> str:
+    """Return the jobs as columns in at most ``rows`` lines (None: any number): those that run first, and a count."""
+    if rows is None or len(found) + 1 <= rows:
+        return table(found)
+    order = {"running": 0, "completing": 0, "configuring": 0, "pending": 2}
+    ranks = [3 if item.entry.is_over else order.get(item.entry.state, 1) for item in found]
+    room = max(rows - 2, 1)
+    chosen = set(sorted(range(len(found)), key=lambda index: ranks[index])[:room])
+    left = [item.entry.state for index, item in enumerate(found) if index not in chosen]
+    counts = ", ".join(f"{left.count(state)} {state}" for state in dict.fromkeys(left))
+    shown = [item for index, item in enumerate(found) if index in chosen]
+    return f"{table(shown)}\nand {len(left)} more: {counts} ('qwen-job status' lists all)"
 
 
 def table(found: list[Found]) -> str:
@@ -80,8 +115,8 @@ def _row(item: Found) -> tuple[str, ...]:
     entry, progress = item.entry, item.progress
     step = "" if progress.step is None else f"{progress.step}/{progress.total_steps or '?'}"
     return (
-        entry.id,
-        entry.name,
+        entry.shown_id,
+        entry.name if not entry.user or entry.user == _user() else f"{entry.name} ({entry.user})",
         progress.state if entry.state in (GONE, UNKNOWN) and progress.state else entry.state,
         step,
         "" if progress.loss is None else f"{progress.loss:.4f}",
@@ -91,6 +126,13 @@ def _row(item: Found) -> tuple[str, ...]:
         str(entry.restarts + 1) if entry.restarts else "",
         _remark(item),
     )
+
+
+@cache
+def _user() -> str:
+    from qwen_job.launch.slurm import user
+
+    return user()
 
 
 def _remark(item: Found) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_job.cli.options import job_options, load_plan, show_words
-from qwen_job.errors import ClusterRefused, JobError, QwenJobError, UsageError
+from qwen_job.errors import ClusterRefused, JobError, UsageError
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
@@ -60,11 +60,41 @@ def submit(
         show_words(bundle.notes, "cyan", "note")
     if target == "local":
         sys.exit(_run_here([bundle for _, bundle in bundles.values()]))
+    _check_complete([one for one, _ in bundles.values()], target)
     options = _waiting_for(after, plan) if after is not None else ()
-    if target == "slurm" and not any("--dependency" in word for word in options):
-        _refuse_second([one for one, _ in bundles.values()])
+    if target == "slurm":
+        _prepare_slurm(list(bundles.values()), waits=bool(options))
     for one, bundle in bundles.values():
         _hand_over(one, bundle, target, options)
+
+
+def _prepare_slurm(bundles: Sequence[tuple[Plan, Bundle]], *, waits: bool) -> None:
+    from qwen_job.launch.slurm import notes
+
+    if not waits:
+        _refuse_second([plan for plan, _ in bundles])
+    for line in dict.fromkeys(line for _, bundle in bundles for line in notes(bundle)):
+        show_words((line,), "cyan", "note")
+
+
+def _check_complete(plans: Sequence[Plan], target: str) -> None:
+    """Refuse a job whose run is complete: it would wait in the queue for nothing. A sweep counts as a whole.
+
+    A job that is measured afterwards is submitted all the same. Elsewhere than on Slurm the nodes may have another
+    folder of that name, so it is only said.
+
+    Raises:
+        JobError: with ``output``.
+    """
+    from qwen_job.launch.progress import is_done
+
+    for plan in plans:
+        if not all(is_done(run.job.output) for run in ([one.plan for one in plan.sweep] or [plan])):
+            continue
+        message = f"{plan.job.output} is complete (done.json), so the job ends at once: choose another output"
+        if target == "slurm" and plan.job.evaluate is None:
+            raise JobError([plan.job.problem(("output",), message)])
+        show_words((f"output: {message}, unless the evaluation is what you want" if plan.job.evaluate else message,))
 
 
 def _run_here(bundles: Sequence[Bundle]) -> int:
@@ -84,9 +114,12 @@ def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
     """Return sbatch's words for a job that waits for ``after``, and for what the job itself waits for."""
     from qwen_job.launch.find import find_one
     from qwen_job.launch.progress import is_done
-    from qwen_job.launch.slurm import dependency
+    from qwen_job.launch.slurm import cluster_of, dependency
 
     entry = find_one(after, "slurm", whole=True).entry
+    there, here = entry.cluster, cluster_of({name: str(text) for name, text in plan.job.slurm.sbatch.items()})
+    if there and here and there != here:
+        raise UsageError(f"--after {after}: that job is on cluster {there}, this one is for {here}: Slurm cannot wait")
     written = plan.job.slurm.sbatch.get("dependency")
     conditions = [written] if isinstance(written, str) else []
     if not entry.forgotten:
@@ -99,20 +132,21 @@ def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
 
 
 def _refuse_second(plans: Sequence[Plan]) -> None:
-    """Refuse a job whose folder a live job trains in. Errors: :class:`ClusterRefused` with that job's id."""
-    from qwen_job.launch.slurm import entries
+    """Refuse a job whose folder a live job trains in; which that is, its comment, our list or the folder tells.
+
+    Raises:
+        ClusterRefused: with that job's id.
+    """
+    from qwen_job.launch.find import live_in
 
     plans = [plan for plan in plans if "dependency" not in plan.job.slurm.sbatch]
-    try:
-        live = [entry for entry in entries() if entry.run and not entry.is_over] if plans else []
-    except QwenJobError:
-        return  # sbatch says what is wrong; without squeue's JSON the job's own script looks again
-    taken = {os.path.realpath(entry.run): entry for entry in live}
+    folders = [run.job.output for plan in plans for run in (plan, *(run.plan for run in plan.sweep))]
+    taken = live_in(folders) if folders else {}
     for plan in plans:
         for run in (plan, *(run.plan for run in plan.sweep)):
             if holder := taken.get(os.path.realpath(run.job.output)):
-                way_out = f"submit with --after {holder.id}, cancel that job, or choose another output"
-                message = f"job {holder.id} ({holder.name}, {holder.state}) trains in {run.job.output}: {way_out}"
+                way_out = f"submit with --after {holder.shown_id}, cancel that job, or choose another output"
+                message = f"job {holder.shown_id} ({holder.name}, {holder.state}) trains in {run.job.output}: {way_out}"
                 raise ClusterRefused(str(plan.job.problem(("output",), message)))
 
 
@@ -120,15 +154,16 @@ def _hand_over(plan: Plan, bundle: Bundle, target: str, options: Sequence[str]) 
     from qwen_job.launch.backend import backend
     from qwen_job.launch.index import remember
 
-    if options:
+    if target == "slurm":
         from qwen_job.launch.slurm import submit as to_slurm
 
-        submitted = to_slurm(bundle, options)
+        submitted = to_slurm(bundle, options, plan.job.output)
     else:
         submitted = backend(target).submit(bundle)
-    remember(target, submitted.id, plan.job.name, plan.job.output)
+    remember(target, submitted.id, plan.job.name, plan.job.output, submitted.cluster)
     click.echo(submitted.id)
     for (name, _), job_id in zip(bundle.then, submitted.then, strict=True):
-        remember(target, job_id, name.partition(".")[0], plan.job.output)
+        remember(target, job_id, name.partition(".")[0], plan.job.output, submitted.cluster)
         click.echo(f"{name}: job {job_id} waits for it", err=True)
-    click.echo(f"submitted; next: qwen-job status {submitted.id}, or logs -f {submitted.id}", err=True)
+    shown = f"{submitted.id}@{submitted.cluster}" if submitted.cluster else submitted.id
+    click.echo(f"submitted; next: qwen-job status {shown}, or logs -f {shown}", err=True)

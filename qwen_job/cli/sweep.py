@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_jso
     """
     from qwen_job.launch.sweep import outcomes, runs_of_folder, runs_of_job
 
-    if job and Path(job).is_dir():
+    if job and os.path.isdir(job):  # noqa: PTH112  # Path.is_dir raises where a folder above is closed
         folder, runs = runs_of_folder(Path(job))
     else:
         from qwen_job.job import load_job

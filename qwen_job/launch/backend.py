@@ -22,7 +22,8 @@ class Entry:
     ``state`` is the queue's own word in lower case (pending, running, completed ...); ``reason`` says in one line why
     it is there. ``pods`` tells how many of them run, as 1/2, where there are any. ``run`` is the run's folder where
     the queue tells it; ``log`` what to read the output from. Of a job that is ``forgotten`` the queue knows nothing:
-    its state is the accounting's, or one of the words below.
+    its state is the accounting's, or one of the words below. ``user`` is its owner, ``cluster`` the one of several
+    Slurm clusters that has it.
     """
 
     target: str
@@ -36,6 +37,13 @@ class Entry:
     pods: str = ""
     restarts: int = 0
     forgotten: bool = False
+    user: str = ""
+    cluster: str = ""
+
+    @property
+    def shown_id(self) -> str:
+        """Return the id as it is printed: 12, or 12@CLUSTER."""
+        return f"{self.id}@{self.cluster}" if self.cluster else self.id
 
     @property
     def is_over(self) -> bool:
@@ -47,12 +55,13 @@ class Entry:
 class Submitted:
     """What a submission came to: the job's id, and the exit code of a job that ran here to its end.
 
-    ``then`` are the ids of the jobs that wait for this one.
+    ``then`` are the ids of the jobs that wait for this one; ``cluster`` is the one of several Slurm clusters.
     """
 
     id: str
     exit_code: int = 0
     then: tuple[str, ...] = ()
+    cluster: str = ""
 
 
 class Backend(Protocol):

@@ -25,6 +25,7 @@ class Submission:
     name: str
     run: str
     time: float
+    cluster: str = ""
 
 
 def index_path() -> Path:
@@ -33,9 +34,10 @@ def index_path() -> Path:
     return Path(state) / "qwen-job" / "jobs.jsonl"
 
 
-def remember(target: str, job_id: str, name: str, run: str) -> None:
+def remember(target: str, job_id: str, name: str, run: str, cluster: str = "") -> None:
     """Append a submission. A list that cannot be written is no reason to fail: the job is in its queue all the same."""
-    line = json.dumps(asdict(Submission(target, job_id, name, run, time.time())), ensure_ascii=False)
+    item = asdict(Submission(target, job_id, name, run, time.time(), cluster))
+    line = json.dumps({name: value for name, value in item.items() if value or name != "cluster"}, ensure_ascii=False)
     try:
         index_path().parent.mkdir(parents=True, exist_ok=True)
         with index_path().open("a", encoding="utf-8") as stream:
@@ -56,6 +58,6 @@ def submissions() -> list[Submission]:
             item = Submission(**strict_json.loads(line))
         except (ValueError, TypeError):
             continue
-        if all(isinstance(text, str) for text in (item.target, item.id, item.name, item.run)):
+        if all(isinstance(text, str) for text in (item.target, item.id, item.name, item.run, item.cluster)):
             found.append(item if is_path(item.run) else replace(item, run=""))
     return found

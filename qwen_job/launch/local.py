@@ -48,14 +48,28 @@ def entries() -> list[Entry]:
 
 
 def logs(entry: Entry, *, follow: bool) -> int:
-    """Print what the run's folder keeps; else refuse: the output went to the terminal."""
+    """Print what the run's folder keeps; else refuse: the output went to the terminal.
+
+    Raises:
+        UsageError: where it keeps nothing.
+    """
     if log := run_log(entry.run):
         return show_log(log, follow=follow)
-    where = "goes on in" if follow else "is in"
-    message = f"a local job's output {where} the terminal that runs it; see also {entry.run}/metrics.jsonl"
+    where = "appears in" if follow else "is in"
+    message = (
+        f"{_what(entry)}; a local job's output {where} the terminal that runs it; see also {entry.run}/metrics.jsonl"
+    )
     raise UsageError(f"{entry.name}: {message}")
 
 
 def cancel(entry: Entry) -> None:
-    """Refuse: Ctrl-C in its terminal saves and ends it."""
-    raise UsageError(f"{entry.name}: a local job ends with Ctrl-C in the terminal that runs it")
+    """Refuse: Ctrl-C in its terminal saves and ends it.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(f"{entry.name}: {_what(entry)}; a local job ends with Ctrl-C in the terminal that runs it")
+
+
+def _what(entry: Entry) -> str:
+    return "no queue knows it, and its folder names none" if not entry.target else "it runs on this machine"

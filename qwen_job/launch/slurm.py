@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import getpass
-import json
+import os
+import pwd
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from qwen_job import strict_json
-from qwen_job.errors import ClusterRefused, EnvironmentFault, table
+from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Entry, Submitted
 from qwen_job.launch.files import run_log, show_log
+from qwen_job.launch.slurm_entries import jobs_of
+from qwen_job.launch.slurm_env import clusters, environment, of_shell
+from qwen_job.launch.slurm_log import log_options
+from qwen_job.launch.slurm_refusal import options_of
 from qwen_job.launch.slurm_survey import ask, is_unreachable
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.slurm import COMMENT
 from qwen_job.render.slurm_gpus import WAYS
 
 _GPUS = "slurm.gpu_type or cluster.gpus_per_node"
@@ -50,42 +53,63 @@ _RESOURCES = {
     "gres": "cluster.gpus_per_node",
 }
 
-_NO_TASK = 0xFFFFFFFE
-# States of jobs that ended -> what is to be said; where there is nothing, the exit code.
-_ENDS = {
-    "completed": "",
-    "cancelled": "",
-    "failed": "",
-    "out_of_memory": "",
-    "timeout": "reached its time limit before it had saved",
-    "node_fail": "a node failed",
-}
-
 
 def available() -> bool:
     """Tell whether sbatch is on this machine."""
     return shutil.which("sbatch") is not None
 
 
-def submit(bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
+def submit(bundle: Bundle, options: Sequence[str] = (), run: str = "") -> Submitted:
     """Ask sbatch whether it would take the scripts, then hand them over: the main one with ``options``, then the rest.
 
-    Errors: :class:`EnvironmentFault` without sbatch; :class:`ClusterRefused` with sbatch's words and the field.
+    ``run`` is the run's folder; the log goes there where the nodes would not see the folder that we are in.
+
+    Raises:
+        EnvironmentFault: without sbatch, or for a log's folder that cannot be made.
+        ClusterRefused: with sbatch's words and the field.
     """
     from qwen_job.launch.slurm_refusal import check_time
 
     of_then = {**bundle.fields, "time": "evaluate.time"}
-    for name in (bundle.main, *(name for name, _ in bundle.then)):
-        fields = bundle.fields if name == bundle.main else of_then
-        _sbatch(["--test-only"], bundle.files[name], fields)
-        check_time(bundle.files[name], fields)
-    first = _hand_over(bundle.text, options, bundle.fields)
-    then = [_hand_over(bundle.files[name], dependency(f"{kind}:{first}"), of_then) for name, kind in bundle.then]
-    return Submitted(first, then=tuple(then))
+    scripts = {bundle.main: bundle.fields, **{name: of_then for name, _ in bundle.then}}
+    words = {name: _beside(bundle.files[name], fields, run) for name, fields in scripts.items()}
+    for name, fields in scripts.items():
+        _sbatch(["--test-only", *words[name]], bundle.files[name], fields)
+        check_time(bundle.files[name], fields, _cluster(bundle.files[name]))
+    first, cluster = _hand_over(bundle.text, [*words[bundle.main], *options], bundle.fields)
+    there = [f"--clusters={cluster}"] if cluster else []
+    then = [
+        _hand_over(bundle.files[name], [*words[name], *there, *dependency(f"{kind}:{first}")], of_then)[0]
+        for name, kind in bundle.then
+    ]
+    return Submitted(first, then=tuple(then), cluster=cluster)
 
 
-def _hand_over(script: str, options: Sequence[str], fields: Mapping[str, str]) -> str:
-    return _sbatch(["--parsable", *options], script, fields).split(";")[0].strip()
+def _beside(script: str, fields: Mapping[str, str], run: str) -> list[str]:
+    """Return the words for sbatch that do not stand in the script: the shell's defaults, and the log's place."""
+    options = options_of(script)
+    return [*of_shell(options).options, *log_options(options, fields, run or str(Path.cwd()), Path.cwd())]
+
+
+def notes(bundle: Bundle) -> tuple[str, ...]:
+    """Return what is to be said before the bundle is handed over: the shell's variables that count, or do not."""
+    return of_shell(options_of(bundle.text)).notes
+
+
+def _cluster(script: str) -> str:
+    """Return the cluster that a script is for, empty where it is this machine's or one of several."""
+    return cluster_of(options_of(script)) or clusters()
+
+
+def cluster_of(options: Mapping[str, str]) -> str:
+    """Return the cluster in options of sbatch, which takes the short form, too."""
+    return options.get("clusters") or options.get("cluster") or ""
+
+
+def _hand_over(script: str, options: Sequence[str], fields: Mapping[str, str]) -> tuple[str, str]:
+    """Return the job's id and its cluster, which sbatch names where it was asked for one."""
+    job_id, _, cluster = _sbatch(["--parsable", *options], script, fields).strip().partition(";")
+    return job_id.strip(), cluster.strip()
 
 
 def dependency(condition: str) -> tuple[str, ...]:
@@ -97,7 +121,15 @@ def _sbatch(options: list[str], script: str, fields: Mapping[str, str]) -> str:
     if not available():
         way_out = "run this on a login node, or carry the script of 'render' there"
         raise EnvironmentFault(f"sbatch: not on this machine; {way_out}")
-    done = subprocess.run(["sbatch", *options], input=script, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sbatch", *options],
+        input=script,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        env=environment(),
+    )
     if done.returncode != 0:
         lines = [re.sub(r"^(sbatch: |allocation failure: |error: )+", "", line) for line in done.stderr.splitlines()]
         words = "; ".join(dict.fromkeys(line for line in lines if line))
@@ -109,7 +141,7 @@ def _sbatch(options: list[str], script: str, fields: Mapping[str, str]) -> str:
         if field in (_NODES, _GPUS):
             from qwen_job.launch.slurm_refusal import explain
 
-            field = _as_written(explain(script) or "", fields) or _about(field, fields)
+            field = _as_written(explain(script, _cluster(script)) or "", fields) or _about(field, fields)
         raise ClusterRefused(": ".join(filter(None, (field, f"Slurm refuses: {words}", way_out))))
     return done.stdout
 
@@ -143,140 +175,60 @@ def _about(field: str, fields: Mapping[str, str]) -> str:
     return " or ".join(fields[name] for name in about if fields.get(name) == f"slurm.sbatch.{name}") or field
 
 
-def entries() -> list[Entry]:
-    """Return the user's jobs in squeue, newest first."""
-    text = ask("squeue", "--json")
+def entries(cluster: str = "") -> list[Entry]:
+    """Return the user's jobs in squeue, newest first. Errors: as :func:`everybodys`."""
+    return [entry for entry in everybodys(cluster) if entry.user in (user(), "")]
+
+
+def user() -> str:
+    """Return who we are for Slurm: the name of the user that runs this, whatever $USER says."""
     try:
-        answer = json.loads(text)
-        jobs = answer["jobs"]
-    except (ValueError, KeyError) as error:
-        raise EnvironmentFault(
-            f"squeue --json: not the JSON that was expected ({error}); Slurm 21.08 or newer has it"
-        ) from None
-    if not jobs and answer.get("errors"):
-        # Without a controller squeue --json ends with 0, and says so in its answer.
-        said = "; ".join(str(error.get("description") or error.get("error")) for error in answer["errors"])
-        raise EnvironmentFault(f"squeue reaches no cluster: {said}; is slurmctld up, and is this a login node?")
-    user = getpass.getuser()
-    mine = [job for job in jobs if job.get("user_name") in (user, "", None)]
-    mine.sort(key=lambda job: _number(job.get("job_id")), reverse=True)
-    return [_entry(job) for job in mine]
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return getpass.getuser()
 
 
-def _entry(job: dict[str, Any]) -> Entry:
-    comment = _text(job.get("comment"))
-    name = _text(job.get("name"))
-    job_id, task = _array_id(job)
-    output = _text(job.get("standard_output"))
-    number, array = str(_number(job.get("job_id"))), job_id.partition("_")[0]
-    for mark, value in (("%x", name), ("%j", number), ("%A", array), ("%a", "" if task is None else str(task))):
-        output = output.replace(mark, value)
-    state = _text(job.get("job_state")).lower()
-    return Entry(
-        target="slurm",
-        id=job_id,
-        name=name,
-        state=state,
-        reason=_reason(state, job),
-        run=_run_of(comment.removeprefix(COMMENT), task) if comment.startswith(COMMENT) else "",
-        log=output,
-        nodes=_text(job.get("nodes")),
-        restarts=_number(job.get("restart_cnt")),
-    )
+def everybodys(cluster: str = "") -> list[Entry]:
+    """Return the jobs in the queue of ``cluster`` (default: this machine's, or the shell's), newest first.
 
-
-def _array_id(job: dict[str, Any]) -> tuple[str, int | None]:
-    """Return the id that scancel takes (12, 12_3, 12_[4-7]) and the number of the task, if it is one."""
-    array = _number(job.get("array_job_id"))
-    if not array:
-        return str(_number(job.get("job_id"))), None
-    waiting = _text(job.get("array_task_string")).partition("%")[0]
-    if waiting:
-        return f"{array}_[{waiting}]", None
-    given = job.get("array_task_id")
-    task = _number(given)
-    # Tasks that were cancelled before they began are one record, with no number or Slurm's "none" (2^32 - 2).
-    if given is None or (isinstance(given, dict) and not given.get("set", True)) or task >= _NO_TASK:
-        return str(array), None
-    return f"{array}_{task}", task
-
-
-def _run_of(folder: str, task: int | None) -> str:
-    """Return the run's folder of a task: that of the sweep's list, else the job's own."""
-    if task is None:
-        return folder
-    try:
-        runs = strict_json.load(Path(folder, "sweep.json"))["runs"]
-        return str(Path(folder, runs[task]["folder"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        return folder
-
-
-def _reason(state: str, job: dict[str, Any]) -> str:
-    """Say why a job waits, or how it ended; what it once waited for is no news then."""
-    if state in _ENDS:
-        return _ENDS[state] or ending(job.get("exit_code"))
-    reason = _text(job.get("state_reason"))
-    return "" if reason in ("None", "") else _explain(reason, job)
-
-
-def ending(exit_code: Any) -> str:
-    """Say how a job ended: from a wait status, or what newer versions write, {"return_code": 4, "signal": ...}."""
-    if isinstance(exit_code, dict):
-        signal = exit_code.get("signal") or {}
-        code, number = _number(exit_code.get("return_code")), _number(signal.get("id", signal.get("signal_id")))
-    else:
-        code, number = _number(exit_code) >> 8, _number(exit_code) & 127
-    if number:
-        return f"signal {number}"
-    meaning = next((words for known, _, words in table() if known == code), "")
-    return ": ".join(filter(None, (f"exit code {code}", meaning))) if code else ""
-
-
-def _explain(reason: str, job: dict[str, Any]) -> str:
-    known = {
-        "Resources": "waits for free nodes",
-        "Priority": "waits behind jobs of higher priority",
-        "BeginTime": "waits for its start time (a requeued job waits a moment)",
-        "Dependency": "waits for another job",
-        "DependencyNeverSatisfied": "waits for a job that failed, and will be cancelled",
-        "JobArrayTaskLimit": "waits for tasks of its array that run",
-        "JobHeldUser": "held; 'scontrol release' lets it go",
-        "JobHeldAdmin": "held by the administrator",
-        "PartitionTimeLimit": "asks for more time than the partition gives (slurm.time)",
-        "ReqNodeNotAvail": "the nodes that it needs are down or reserved",
-        "QOSMaxJobsPerUserLimit": "too many jobs of yours are running",
-    }
-    words = _text(job.get("state_description"))
-    said = known.get(reason, words)
-    return f"{said} ({reason})" if said else reason
-
-
-def _number(value: Any) -> int:
-    """Read a number that newer versions of Slurm write as {"set": true, "number": 7}."""
-    if isinstance(value, dict):
-        value = value.get("number")
-    return int(value or 0)
-
-
-def _text(value: Any) -> str:
-    """Read a text that newer versions of Slurm write as a list (job_state)."""
-    if isinstance(value, list):
-        value = value[0] if value else ""
-    return "" if value is None else str(value)
+    Raises:
+        EnvironmentFault: without squeue, without its JSON, or when it reaches no controller.
+    """
+    asked = cluster or clusters()
+    found = jobs_of(ask("squeue", "--json", cluster=asked))
+    return [replace(entry, cluster=entry.cluster or asked) for entry in found]
 
 
 def logs(entry: Entry, *, follow: bool) -> int:
-    """Print the job's output file, or what its run's folder keeps of it; with ``follow`` until interrupted."""
-    log = Path(entry.log) if entry.log and Path(entry.log).exists() else run_log(entry.run)
-    if log is None:
-        where = entry.log or "the job's output"
-        raise EnvironmentFault(
-            f"{where}: not there (yet): the job has not started, or this machine does not see the folder"
-        )
-    return show_log(log, follow=follow)
+    """Print the job's output file, or what its run's folder keeps of it; with ``follow`` until interrupted.
+
+    Raises:
+        EnvironmentFault: where there is no such file, or it may not be read.
+    """
+    from qwen_job.launch.owner import forbids, owner_of
+
+    log = entry.log or owner_of(entry.run).log
+    for path in (Path(log) if log else None, run_log(entry.run)):
+        if path and os.access(path, os.R_OK):
+            return show_log(path, follow=follow)
+    if why := (log and forbids(log)) or forbids(entry.run):
+        raise EnvironmentFault(f"{log or entry.run}: {why}")
+    where = log or f"the output of job {entry.shown_id}"
+    why = entry.reason or "the job has not started, or this machine does not see the folder"
+    raise EnvironmentFault(f"{where}: not there: {why}" if entry.is_over else f"{where}: not there (yet): {why}")
 
 
 def cancel(entry: Entry) -> None:
-    """scancel the job: with a signal to all its steps, so that a running one may save first."""
-    ask("scancel", entry.id)
+    """scancel the job: with a signal to all its steps, so that a running one may save first.
+
+    Raises:
+        ClusterRefused: for another user's job, with the owner's name.
+    """
+    try:
+        ask("scancel", entry.id, cluster=entry.cluster)
+    except ClusterRefused as error:
+        if "permission" not in str(error).lower():
+            raise
+        raise ClusterRefused(
+            f"{entry.name} ({entry.shown_id}): only {entry.user or 'its owner'} may cancel it"
+        ) from None

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
-from qwen_job.launch.slurm import ending
+from qwen_job.launch.slurm_entries import ended_as
 from qwen_job.launch.slurm_survey import ask
 
 
-def endings(ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+def endings(ids: Iterable[str], cluster: str = "") -> dict[str, tuple[str, str]]:
     """Return id -> state and how it ended; an array's tasks speak as one, those that failed first.
 
     Without sacct or accounts nothing is known, and nothing is returned.
@@ -20,8 +20,8 @@ def endings(ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     if not wanted:
         return {}
     try:
-        jobs = json.loads(ask("sacct", "--json", "--jobs", ",".join(wanted)))["jobs"]
-        told = [(_id(job), _state(job), ending(job.get("exit_code"))) for job in jobs]
+        jobs = json.loads(ask("sacct", "--json", "--jobs", ",".join(wanted), cluster=cluster))["jobs"]
+        told = [(_id(job), _state(job), ended_as(_state(job), job.get("exit_code"))) for job in jobs]
     except (ClusterRefused, EnvironmentFault, ValueError, LookupError, TypeError, AttributeError):
         return {}
     told.sort(key=lambda one: one[1] != "completed")

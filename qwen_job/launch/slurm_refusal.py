@@ -23,20 +23,24 @@ _SIZES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 def options_of(script: str) -> dict[str, str]:
     """Return the options of a script's #SBATCH lines, as we write them: one a line."""
     lines = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.MULTILINE)
-    return {name: value.strip('"') for name, value in lines}
+    return {name: _unquoted(value) for name, value in lines}
 
 
-def check_time(script: str, fields: Mapping[str, str]) -> None:
+def _unquoted(value: str) -> str:
+    return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+
+
+def check_time(script: str, fields: Mapping[str, str], cluster: str = "") -> None:
     """Refuse a time limit over the partition's, which sbatch takes unless EnforcePartLimits is set: it never starts.
 
     Errors: :class:`ClusterRefused`. What cannot be asked is left to Slurm.
     """
     options = options_of(script)
     wanted = slurm_seconds(options.get("time", ""))
-    if wanted is None:
+    if wanted is None or "," in cluster:
         return
     try:
-        partitions = partitions_of(ask("scontrol", "show", "partition", "--oneliner"))
+        partitions = partitions_of(ask("scontrol", "show", "partition", "--oneliner", cluster=cluster))
     except (ClusterRefused, EnvironmentFault):
         return
     for partition in _asked(options, partitions):
@@ -51,13 +55,16 @@ def check_time(script: str, fields: Mapping[str, str]) -> None:
         raise ClusterRefused(f"{message}: ask for less; the job saves and requeues itself")
 
 
-def explain(script: str) -> str | None:
+def explain(script: str, cluster: str = "") -> str | None:
     """Return which field no node can satisfy, for a refusal that names none; None when that cannot be told."""
     options = options_of(script)
+    if "," in cluster:
+        return None
     try:
-        partitions = partitions_of(ask("scontrol", "show", "partition", "--oneliner"))
+        partitions = partitions_of(ask("scontrol", "show", "partition", "--oneliner", cluster=cluster))
         names = {partition.name for partition in _asked(options, partitions)}
-        nodes = [node for node in nodes_of(read_json(ask("sinfo", "--json"))) if node.partitions & names]
+        answer = read_json(ask("sinfo", "--json", cluster=cluster))
+        nodes = [node for node in nodes_of(answer) if node.partitions & names]
     except (ClusterRefused, EnvironmentFault):
         return None
     where = f"partition {', '.join(sorted(names))}"

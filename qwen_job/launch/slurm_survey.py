@@ -17,6 +17,7 @@ from typing import Any
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job.hosts import expand_hosts
+from qwen_job.launch.slurm_env import clusters, environment
 
 _UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"
 _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?![^(]*\))")
@@ -80,10 +81,11 @@ class Survey:
 
 def survey() -> Survey:
     """Ask Slurm's own tools. Errors: :class:`EnvironmentFault` without them or their controller."""
+    here = clusters()
     return Survey(
-        nodes=tuple(nodes_of(read_json(ask("sinfo", "--json")))),
-        partitions=partitions_of(ask("scontrol", "show", "partition", "--oneliner")),
-        config=config_of(ask("scontrol", "show", "config")),
+        nodes=tuple(nodes_of(read_json(ask("sinfo", "--json", cluster=here)))),
+        partitions=partitions_of(ask("scontrol", "show", "partition", "--oneliner", cluster=here)),
+        config=config_of(ask("scontrol", "show", "config", cluster=here)),
         pyxis="--container-image" in _try("srun", "--help"),
         runtimes=tuple(name for name in RUNTIMES if shutil.which(name)),
         adapters=tuple(sorted(path.name for path in INFINIBAND.iterdir())) if INFINIBAND.is_dir() else (),
@@ -91,10 +93,14 @@ def survey() -> Survey:
     )
 
 
-def ask(*words: str) -> str:
-    """Run one of Slurm's tools. Errors: :class:`EnvironmentFault`, :class:`ClusterRefused` with its words."""
+def ask(*words: str, cluster: str = "") -> str:
+    """Run one of Slurm's tools, about ``cluster`` where there are several.
+
+    Errors: :class:`EnvironmentFault`, :class:`ClusterRefused` with its words.
+    """
+    words = (words[0], f"--clusters={cluster}", *words[1:]) if cluster else words
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        done = _run(words, 60)
     except FileNotFoundError:
         raise EnvironmentFault(f"{words[0]}: not on this machine; run this on a login node of the cluster") from None
     except subprocess.TimeoutExpired:
@@ -114,10 +120,16 @@ def is_unreachable(said: str) -> bool:
     return re.search(_UNREACHABLE, said, re.IGNORECASE) is not None
 
 
+def _run(words: tuple[str, ...], seconds: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=seconds, env=environment()
+    )
+
+
 def _try(*words: str) -> str:
     """Return what a tool prints, nothing when it is missing or refuses."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+        done = _run(words, 20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -130,10 +142,16 @@ def _accounts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
+def by_cluster(text: str) -> list[tuple[str, str]]:
+    """Return cluster and JSON of each answer; with --clusters a line ``CLUSTER: NAME`` stands above each."""
+    parts = re.split(r"^CLUSTER: *(\S+) *$", text, flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True)) or [("", text)]
+
+
 def read_json(text: str) -> dict[str, Any]:
     """Read what ``sinfo --json`` printed. Errors: :class:`EnvironmentFault`."""
     try:
-        value = json.loads(text)
+        value = json.loads(by_cluster(text)[0][1])
     except ValueError as error:
         raise EnvironmentFault(f"sinfo --json: not the JSON that was expected ({error})") from None
     return value if isinstance(value, dict) else {}

@@ -10,6 +10,7 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import UsageError
 from qwen_job.job import Job
+from qwen_job.launch.owner import check_readable
 from qwen_job.launch.progress import Progress, progress_of
 from qwen_job.run_files import is_path, last_line, number, read_object
 
@@ -55,7 +56,13 @@ def runs_of_job(job: Job) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def runs_of_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """Return the runs that the array wrote down in ``folder``. Errors: :class:`UsageError` when it wrote none there."""
+    """Return the runs that the array wrote down in ``folder``.
+
+    Raises:
+        UsageError: when it wrote none there.
+        EnvironmentFault: when the folder may not be read.
+    """
+    check_readable(folder)
     try:
         runs = strict_json.load(folder / "sweep.json")["runs"]
         return str(folder), [_named(run) for run in runs]

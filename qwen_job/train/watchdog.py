@@ -69,7 +69,11 @@ class Watchdog:
         pause = min(5.0, self._seconds / 10)
         while not self._resting:
             self._publish()
+            before = time.monotonic()
             time.sleep(pause)
+            # Time in which this whole process stood still (a suspended job) is not time in which nothing moved.
+            if (jump := time.monotonic() - before - pause) > pause:
+                self._last += jump
             limit = max(4 * self._seconds, 60.0) if self._phase == LOADING else self._seconds
             if time.monotonic() - self._last > limit and not self._resting:
                 self._end(pause, limit)

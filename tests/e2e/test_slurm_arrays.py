@@ -159,12 +159,14 @@ def test_a_chain_ends_with_a_user_s_error(user: User) -> None:
 
 
 def test_jobs_wait_for_others_by_name_and_never_for_what_cannot_happen(user: User) -> None:
+    wait = f"until [ -e '{user.folder}/go' ]; do sleep 0.1; done"
     user.write(
-        slurm=user.stand_in("sleep 1; echo '{}' > \"$RUN/done.json\""), env={"RUN": str(user.folder / "runs/grid")}
+        slurm=user.stand_in(f"{wait}; echo '{{}}' > \"$RUN/done.json\""), env={"RUN": str(user.folder / "runs/grid")}
     )
     first, measured = user.submit()
     user.write(name="second", output="runs/second", slurm=user.stand_in("exit 4"), env={"RUN": "x"})
     second, never = user.submit("--after grid")
+    (user.folder / "go").touch()
     user.wait_states(measured, ["COMPLETED"])
     user.wait_states(second, ["FAILED"])
     user.wait_states(never, ["CANCELLED"])

@@ -296,3 +296,34 @@ def test_of_many_jobs_in_the_same_moment_one_gets_the_folder(lab: Lab) -> None:
     with ThreadPoolExecutor(len(jobs)) as pool:
         list(pool.map(lambda job: job.communicate(lab.script, timeout=60), jobs))
     assert sorted(job.returncode for job in jobs) == [0, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("srun", "nodes", "counted"),
+    [
+        (137, {0: 143, 1: 143}, False), (143, {0: 160, 1: 143}, False), (160, {0: 160, 1: 160}, False),
+        (137, {0: 137, 1: 143}, True), (137, {}, True), (163, {0: 163, 1: 143}, True), (253, {0: 143, 1: 143}, True),
+    ],
+)  # fmt: skip
+def test_a_signal_that_is_nobody_s_is_no_attempt_without_progress(
+    tmp_path: Path, srun: int, nodes: dict[int, int], counted: bool
+) -> None:
+    lab = Lab(tmp_path, retry={"max_without_progress": 1})
+    code = lab.ends(srun, nodes)
+    assert (code == 8, lab.requeued) == (counted, not counted), lab.said
+
+
+def test_the_folder_says_whose_job_works_in_it(lab: Lab) -> None:
+    lab.ends(0, then=lab.finished)
+    told = dict(line.split(" ", 1) for line in (lab.run_folder / "launch" / "job").read_text().splitlines())
+    assert (told["target"], told["id"]) == ("slurm", "7") and told["user"]
+
+
+def test_each_attempt_has_a_step_of_its_own_number(lab: Lab) -> None:
+    count = 'echo "${*: -1}" >> "$LAB/steps"'
+    (lab.folder / "bin" / "srun").write_text(f"#!/bin/bash\n{count}\nexit 137\n")
+    for attempt, before in ((0, 0), (1, 1), (3, 3), (9, 1)):
+        (lab.folder / "steps").unlink(missing_ok=True)
+        lab.ends(137, attempt=attempt)
+        steps = (lab.folder / "steps").read_text().splitlines()
+        assert steps.count("true") == before == len(steps) - 1

@@ -333,3 +333,38 @@ def test_a_sweep_s_runs_follow_each_other_on_this_machine(tmp_path: Path) -> Non
     assert result.exit_code == 4
     ran = (tmp_path / "ran").read_text().splitlines()
     assert ["seed=1" in ran[0], "seed=2" in ran[1], len(ran)] == [True, True, 2]
+
+
+KUBECTL = """#!/bin/bash
+case "$*" in
+  *pytorchjobs*) echo '{"items": [{"metadata": {"name": "x", "namespace": "team"}, "kind": "PyTorchJob"}]}' ;;
+  *) echo '{"items": []}' ;;
+esac
+"""
+
+
+def test_a_job_of_one_queue_needs_no_answer_of_another(queue: Queue) -> None:
+    for name, text in {"squeue": "#!/bin/bash\necho asked > $LAB/asked\nexit 1\n", "kubectl": KUBECTL}.items():
+        (queue.folder / "bin" / name).write_text(text)
+        (queue.folder / "bin" / name).chmod(0o755)
+    remembered("7", queue.folder / "run")
+    assert [job.entry.id for job in find_live("team/x", None)] == ["team/x"]
+    assert not (queue.folder / "asked").exists()
+    assert [job.entry.id for job in find_live("x", None)] == ["team/x"]
+    with pytest.raises(EnvironmentFault):
+        find_live("tiny", None)
+
+
+def test_what_to_do_next_is_said_of_a_job_that_could_go_on(queue: Queue) -> None:
+    states = ("PREEMPTED", "NODE_FAIL", "TIMEOUT", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY")
+    queue.holds(*({"job_id": n, "name": state, "job_state": state} for n, state in enumerate(states, 1)))
+    for job in find(None, None):
+        assert "submit again" in job.entry.reason, job.entry.state
+    queue.holds({"job_id": 9, "job_state": "FAILED", "exit_code": {"return_code": 160, "signal": {}}})
+    assert "submit again" in find("9", None)[0].entry.reason
+
+
+def test_a_folder_that_may_not_be_read_does_not_end_the_list(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_job.launch.owner.forbids", lambda folder: "no permission" if "closed" in folder else "")
+    queue.holds({"job_id": 1, "name": "a", "comment": "qwen-job:/closed"}, {"job_id": 2, "name": "b"})
+    assert [job.entry.reason for job in find(None, None)] == ["", "/closed: no permission"]

@@ -114,6 +114,8 @@ class Lab:
             atexit.register(self.down)
         try:
             config.write(self.root, self.shape, shared=list(self.shared), ssh=self.ssh)
+            # Other users of the hosts reach munge's socket and slurm.conf.
+            self.root.chmod(0o711)
             self.hosts.start_switch()
             (self.root / "lab.json").write_text(json.dumps({**asdict(self.shape), "ssh": self.ssh}))
             self._start_munge()

@@ -261,6 +261,30 @@ def test_the_watch_ends_with_training_and_is_patient_while_a_model_loads(tmp_pat
     assert done.returncode == code, done.stderr
 
 
+SUSPENDED = """
+import sys, time
+from pathlib import Path
+from qwen_job.train.watchdog import Watchdog
+Watchdog(None, 0, 1, 1.0, Path(sys.argv[1])).moved(1, "computing")
+print("watched", flush=True)
+sys.stdin.readline()
+time.sleep(0.3)
+sys.exit(9)
+"""
+
+
+def test_time_in_which_the_job_was_suspended_does_not_count(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", SUSPENDED, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdin and job.stdout and job.stdout.readline()
+        job.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)  # longer than the watchdog's patience
+        job.send_signal(signal.SIGCONT)
+        job.stdin.write("\n")
+        job.stdin.flush()
+        assert job.wait(30) == 9
+
+
 def test_a_small_rise_is_no_explosion_where_little_is_left_to_learn() -> None:
     guard = LossGuard(10.0)
     for _ in range(30):

@@ -295,6 +295,8 @@ leave() {
   local code=$1
   # Asked to save before anybody listened: there was nothing to save. TERM is how Slurm ends us when another node fails.
   case $stopped:$code in USR1:138 | HUP:129) code=160 ;; esac
+  # Who kills the whole step kills us in a moment: then this node did not fail by itself, and nothing is written.
+  if [ "$code" -eq 137 ]; then sleep 0.5; fi
   printf '%-200s\n' "$code $node_name ended" 1<> "$note"
   exit "$code"
 }

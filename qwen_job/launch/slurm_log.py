@@ -1,0 +1,101 @@
+"""Where a Slurm job's log goes. Slurm makes no folders, and a log that a node cannot open ends the job at once."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from qwen_job.errors import EnvironmentFault
+
+# Node-local on every cluster that we know of.
+_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/run")
+_IN_MEMORY = {"tmpfs", "ramfs"}
+# What a pattern stands for before the job has a number.
+_MARK = re.compile(r"%(%|\d*[a-zA-Z])")
+
+
+def log_options(options: Mapping[str, str], fields: Mapping[str, str], run: str, here: Path) -> list[str]:
+    """Return what sbatch is to be told beside the script's lines, so that the job's log can be opened on its nodes.
+
+    ``options`` are those of the script, ``fields`` the fields that they come from, ``here`` is where sbatch is called.
+    Folders of logs are made.
+
+    Raises:
+        EnvironmentFault: with the field, for a folder that cannot be made.
+    """
+    base = here / options["chdir"] if options.get("chdir") else here
+    written = {name: options[name] for name in ("output", "error") if options.get(name)}
+    relative = [name for name, value in written.items() if not Path(value).is_absolute()]
+    if relative and not seen_by_nodes(base, run):
+        base = Path(run, "logs")
+        _make(base, "output")
+        away = [f"--chdir={base}"]
+    else:
+        away = []
+    words = []
+    for name, value in written.items():
+        folder = _filled(str(Path(_literal(str(base)), value).parent), options)
+        where = fields.get(name, "slurm.log_dir")
+        if _MARK.search(folder.replace("%%", "")):
+            raise EnvironmentFault(f"{where}: {value}: Slurm makes no folder of a job's own number: name one without %")
+        _make(Path(folder.replace("%%", "%")), where)
+        if name in relative and (away or "%" in str(base)):
+            words.append(f"--{name}={_literal(str(base))}/{value}")
+    return [*away, *words]
+
+
+def _literal(path: str) -> str:
+    """Write a path so that Slurm expands nothing in it."""
+    return path.replace("%", "%%")
+
+
+def _filled(folder: str, options: Mapping[str, str]) -> str:
+    known = {"x": options.get("job-name", ""), "u": getpass.getuser()}
+    return _MARK.sub(lambda found: _literal(known[found[1]]) if known.get(found[1]) else found[0], folder)
+
+
+def _make(folder: Path, field: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        raise EnvironmentFault(f"{field}: {folder} cannot be made: {error.strerror}; name another folder") from None
+    if not writable:
+        raise EnvironmentFault(f"{field}: {folder} cannot be written: Permission denied; name another folder")
+
+
+def seen_by_nodes(folder: Path, run: str) -> bool:
+    """Tell whether the nodes may see ``folder``; the run's folder, which they must see, is what it is held against."""
+    place, other = os.path.realpath(folder), os.path.realpath(run)
+    mounts = _mounts()
+    (point, kind), of_run = _mount(place, mounts), _mount(other, mounts)
+    if (point, kind) == of_run and _local_root(place) == _local_root(other):
+        return True
+    return not _local_root(place) and kind not in _IN_MEMORY
+
+
+def _local_root(path: str) -> str:
+    return next((root for root in _LOCAL if path == root or path.startswith(f"{root}/")), "")
+
+
+def _mounts() -> dict[str, str]:
+    """Return mount point -> type of file system; nothing where there is no /proc."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda one: chr(int(one[1], 8)), before.split()[4])
+        found[point] = after.split()[0]
+    return found
+
+
+def _mount(path: str, mounts: Mapping[str, str]) -> tuple[str, str]:
+    points = [point for point in mounts if path == point or path.startswith(point.rstrip("/") + "/")]
+    point = max(points, key=len, default="/")
+    return point, mounts.get(point, "")
