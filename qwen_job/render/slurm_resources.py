@@ -61,14 +61,16 @@ def planned_memory(plan: Plan) -> str | None:
 
 def resource_notes(plan: Plan) -> Iterator[str]:
     """Say what was asked for without a word of the user's, and what could not be."""
-    slurm = plan.job.slurm
+    slurm, cpus = plan.job.slurm, written_cpus(plan)
+    if cpus is not None and cpus < plan.gpus_per_node:
+        field = "slurm.sbatch.cpus-per-task" if "cpus-per-task" in slurm.sbatch else "slurm.cpus_per_task"
+        yield f"{field}: {cpus} CPUs for the {plan.gpus_per_node} processes of a node; they will wait for each other"
     if whole_nodes(plan):
         return
-    if written_cpus(plan) is None and slurm.sbatch.get("cpus-per-task") is not False:
-        cpus = needed_cpus(plan)
+    if cpus is None and slurm.sbatch.get("cpus-per-task") is not False:
         yield (
-            f"slurm.cpus_per_task: none is written, so the job asks for {cpus} CPUs a node, one for each process and "
-            "data loader; cluster.cpus_per_gpu asks for more"
+            f"slurm.cpus_per_task: none is written, so the job asks for {needed_cpus(plan)} CPUs a node, one for "
+            "each process and data loader; cluster.cpus_per_gpu asks for more"
         )
     if planned_memory(plan) is None and not any(name in slurm.sbatch for name in _MEMORY):
         yield (

@@ -177,6 +177,8 @@ def test_what_the_plan_does_not_know_is_said(tmp_path: Path) -> None:
     notes = bundle(tmp_path, "slurm").notes
     assert [note.partition(":")[0] for note in notes] == ["slurm.cpus_per_task", "slurm.memory"]
     assert bundle(tmp_path, "slurm", slurm={"memory": "9G"}, cluster={"cpus_per_gpu": 4}).notes == ()
+    (note,) = bundle(tmp_path, "slurm", slurm={"memory": "9G", "cpus_per_task": 1}).notes
+    assert note.startswith("slurm.cpus_per_task: 1 CPUs for the 2 processes")
 
 
 @pytest.mark.parametrize(
