@@ -10,10 +10,8 @@ import pytest
 
 from qwen_job.errors import EnvironmentFault, ModelError, UsageError
 from qwen_job.models.convert import convert_folder, export_qwen1
-from qwen_job.models.ensure import ensure_model
 from qwen_job.models.folder import check_folder
 from qwen_job.models.qwen1 import qwen1_config, qwen2_config
-from qwen_job.models.spec import ModelSpec
 
 from .qwen1_checkpoint import CONFIG, LAYERS
 
@@ -33,23 +31,6 @@ def test_a_conversion_is_a_complete_native_folder(converted: Path) -> None:
     generation = json.loads((converted / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [151645, 151644, 151643]
     assert generation["top_p"] == 0.8
-
-
-@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json", "config.json", "LICENSE"])
-def test_a_damaged_conversion_is_made_again_and_never_handed_out(qwen1: Path, tmp_path: Path, name: str) -> None:
-    source = tmp_path / "Qwen-tiny"
-    shutil.copytree(qwen1, source)
-    (source / "LICENSE").write_text("a licence")
-    spec = ModelSpec(str(source), "local", None, tmp_path / "cache")
-    folder = ensure_model(spec, output_dir=tmp_path)
-    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (folder / name).write_bytes(whole[name][: len(whole[name]) // 2])
-    lines: list[str] = []
-    assert ensure_model(spec, output_dir=tmp_path, progress=lines.append) == folder
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
-    assert any(f"again: {name} is not as it was written" in line for line in lines)
-    lines.clear()
-    assert ensure_model(spec, output_dir=tmp_path, progress=lines.append) == folder and not lines
 
 
 def test_there_and_back_gives_the_same_files(converted: Path, qwen1: Path, tmp_path: Path) -> None:

@@ -157,6 +157,13 @@ def test_the_bin_files_of_a_newer_model_are_converted_where_it_is_used(
     assert found.keys() == whole.keys()
     assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in whole.items())
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in sorted(made):
+        (folder / name).write_bytes(made[name][: len(made[name]) // 2])
+        lines: list[str] = []
+        assert ensure_model(spec, output_dir=tmp_path, progress=lines.append) == folder
+        assert lines[0].startswith(f"preparing {folder.name} again: "), name
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
     convert_folder(tmp_path / "model", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in folder.iterdir()} - {RECORD}
 
