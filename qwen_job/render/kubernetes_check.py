@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from qwen_job.errors import Problem
 from qwen_job.job.document import Path
 from qwen_job.plan import Plan
+from qwen_job.render.kubernetes_needs import simple_bytes
 
 Object = dict[str, Any]
 # The server's own limits: of all annotations of an object together, and of an object in etcd.
@@ -147,6 +149,10 @@ def _container(field: Path, container: Object, volumes: list[Any]) -> Iterator[t
             if not _QUANTITY.fullmatch(str(amount)):
                 yield field, f"resources.{group}.{name}: {amount!r} is no quantity"
     yield from _devices(field, container.get("resources") or {})
+    for name in ("cpu", "memory"):
+        asked, most = (str(_get(_get(container.get("resources"), group), name)) for group in ("requests", "limits"))
+        if (simple_bytes(asked) or 0) > (simple_bytes(most) or math.inf):
+            yield field, f"resources: requests.{name} ({asked}) is over limits.{name} ({most})"
 
 
 def _devices(field: Path, resources: Object) -> Iterator[tuple[Path, str]]:

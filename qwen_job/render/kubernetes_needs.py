@@ -74,7 +74,7 @@ def request_notes(plan: Plan) -> Iterator[str]:
             f"{amount} {'cores' if name == 'cpu' else 'of memory'}" for name, amount in wanted.items()
         )
         fields = ", ".join(f"kubernetes.{name}" for name in wanted)
-        yield f"{fields}: not written, so each pod requests {amounts}, what the plan needs, without a limit"
+        yield f"{fields}: not written, so each pod requests {amounts} (what the plan needs), without a limit"
 
 
 def _is_cores(amount: str) -> bool:
@@ -90,7 +90,7 @@ def amount_problems(plan: Plan) -> Iterator[Problem]:
 def _memory(plan: Plan) -> Iterator[tuple[Path, str]]:
     need, shm = needs(plan).get("memory", "0"), plan.job.kubernetes.shm_size
     for path, amount in written(plan.job.kubernetes, "memory").items():
-        size = _bytes(amount)
+        size = simple_bytes(amount)
         if size is None:
             continue
         if size < bytes_of(need):
@@ -99,7 +99,7 @@ def _memory(plan: Plan) -> Iterator[tuple[Path, str]]:
             yield path, f"{amount} is less than kubernetes.shm_size ({shm}), which is part of it; write a smaller one"
 
 
-def _bytes(amount: str) -> int | None:
+def simple_bytes(amount: str) -> int | None:
     """Return a quantity in bytes; None for what the check of quantities refuses."""
     return bytes_of(amount) if re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?", amount) else None
 

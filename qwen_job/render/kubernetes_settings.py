@@ -13,7 +13,7 @@ from qwen_job.job.document import dotted
 from qwen_job.job.kubernetes import Kubernetes, Volume
 from qwen_job.plan import Plan
 from qwen_job.render.files import config_files
-from qwen_job.render.kubernetes_needs import LEAVING_SECONDS, amount_problems, needs, request_notes
+from qwen_job.render.kubernetes_needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
 # most 63 characters. JobSet's webhook refuses longer ones; nothing does for a PyTorchJob, whose pods then never come.
@@ -72,14 +72,6 @@ def settings(plan: Plan) -> Settings:
             f"image: none is written, so {default_image(plan)!r} must be on the nodes; name the one you pushed"
         )
     notes += [*_section_notes(plan, volumes), *request_notes(plan), *_prepare_notes(plan)]
-    cpus = job.cluster.cpus_per_gpu
-    section = job.kubernetes.model_copy(
-        update={
-            "volumes": volumes,
-            "cpu": job.kubernetes.cpu or (str(cpus * plan.gpus_per_node) if cpus else None),
-            "gpu_resource": None if plan.gpu.is_cpu else job.kubernetes.gpu_resource,
-        }
-    )
     return Settings(
         name=job.name,
         image=job.image or default_image(plan),
@@ -91,9 +83,17 @@ def settings(plan: Plan) -> Settings:
         env=plan.env,
         needs=needs(plan),
         files=files,
-        section=section,
+        section=_settled(plan, volumes),
         notes=tuple(notes),
     )
+
+
+def _settled(plan: Plan, volumes: list[Volume]) -> Kubernetes:
+    """The section with what other fields decide; cores that are written anywhere are not written a second time."""
+    section, cpus = plan.job.kubernetes, plan.job.cluster.cpus_per_gpu
+    cores = str(cpus * plan.gpus_per_node) if cpus and not written(section, "cpu") else section.cpu
+    resource = None if plan.gpu.is_cpu else section.gpu_resource
+    return section.model_copy(update={"volumes": volumes, "cpu": cores, "gpu_resource": resource})
 
 
 def default_image(plan: Plan) -> str:

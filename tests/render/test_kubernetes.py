@@ -76,6 +76,7 @@ def test_overlays_win_and_keep_the_rest() -> None:
     spec = pod("kubernetes.pod={hostPID: true}", "kubernetes.pod_container={resources: {limits: {cpu: '3'}}}")
     assert spec["hostPID"] is True
     assert spec["containers"][0]["resources"]["limits"] == {"cpu": "3", "nvidia.com/gpu": "8"}
+    assert "cpu" not in spec["containers"][0]["resources"]["requests"]
 
 
 def test_secrets_are_only_named() -> None:
@@ -155,6 +156,7 @@ def test_secrets_are_only_named() -> None:
         (["kubernetes.resources={memory: 8Gi}"], "kubernetes.resources.memory: 8Gi is less"),
         (["kubernetes.pod_container={resources: {limits: {memory: 8Gi}}}"], "resources.limits.memory: 8Gi"),
         (["kubernetes.pod={containers: [{name: pytorch, resources: {requests: {memory: 1G}}}]}"], "memory: 1G is"),
+        (["kubernetes.cpu=64", "kubernetes.pod_container={resources: {limits: {cpu: 3}}}"], "cpu (64) is over"),
         (["kubernetes.memory=200"], "kubernetes.memory: '200' is no amount of memory"),
         (["kubernetes.memory=900m"], "kubernetes.memory: '900m' is no amount of memory"),
         (["kubernetes.shm_size=16"], "kubernetes.shm_size: '16' is no amount"),
