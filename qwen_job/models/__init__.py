@@ -8,6 +8,7 @@ qwen1.py      Qwen-1 <-> Qwen2ForCausalLM, bit for bit
 tokenizer.py  qwen.tiktoken -> a Qwen2 fast tokenizer
 initial.py    random weights and a tokenizer trained on the job's data
 tensors.py    safetensors files as raw bytes
+generation.py what a trained model's generation_config.json says
 legacy.py     pytorch_model.bin -> safetensors; no pickle is run
 folder.py     is this model folder complete? (config.py, config_fields.py: its config.json; tokens.py: its tokenizer)
 """

@@ -29,6 +29,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
+# No setting of sampling is as large; infinity is not a number of tokens.
+_MOST = 1e9
+
+
 class Asked(NamedTuple):
     """What a user wrote about the answers; None leaves it to the model's generation_config.json."""
 
@@ -41,18 +45,22 @@ class Asked(NamedTuple):
         """Return what was asked for, laid over the settings of ``model``, and our defaults below."""
         saved = read_object(model / "generation_config.json")
         numbers = {
-            key: value for key, value in saved.items() if isinstance(value, (int, float)) and type(value) is not bool
+            key: value
+            for key, value in saved.items()
+            if isinstance(value, (int, float)) and type(value) is not bool and abs(value) < _MOST
         }
         temperature = float(numbers.get("temperature", 1.0)) if saved.get("do_sample") is True else 0.0
         top_p = float(numbers.get("top_p", Sampling.top_p))
         return Sampling(
-            max_new_tokens=self.max_new_tokens or int(numbers.get("max_new_tokens", Sampling.max_new_tokens)),
+            max_new_tokens=self.max_new_tokens
+            or max(0, int(numbers.get("max_new_tokens", 0)))
+            or Sampling.max_new_tokens,
             temperature=temperature if self.temperature is None else self.temperature,
             top_p=(top_p if 0 < top_p <= 1 else Sampling.top_p) if self.top_p is None else self.top_p,
             seed=self.seed,
             top_k=max(0, int(numbers.get("top_k", 0))),
             min_p=min(1.0, max(0.0, float(numbers.get("min_p", 0.0)))),
-            repetition_penalty=float(numbers.get("repetition_penalty", 0)) or 1.0,
+            repetition_penalty=max(0.0, float(numbers.get("repetition_penalty", 0))) or 1.0,
         )
 
 

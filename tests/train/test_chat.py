@@ -75,6 +75,7 @@ def test_sampling_repeats_with_its_seed_and_keeps_to_the_nucleus() -> None:
             Asked(temperature=0.3, max_new_tokens=9),
             Sampling(max_new_tokens=9, temperature=0.3, top_p=0.9, repetition_penalty=1.1),
         ),
+        ({"max_new_tokens": -1, "top_k": 10**400, "repetition_penalty": -2, "min_p": True}, Asked(), Sampling()),
         ({"do_sample": True, "temperature": "hot", "top_p": 7, "top_k": -1}, Asked(), Sampling(temperature=1.0)),
     ],
 )
