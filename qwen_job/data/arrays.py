@@ -11,8 +11,11 @@ from typing import IO, NamedTuple, NoReturn
 
 from qwen_job.errors import DataError
 
-LARGEST_ROW = 64 << 20
-_SPACE = " \t\r\n"
+LARGEST_ROW = 16 << 20
+# Begins the line of a table's row that cannot be read.
+TABLE_FAULT = "\0"
+_MOST_BLANKS = 16 << 20
+_BLANKS = re.compile(r"[ \t\r\n]*")
 # A JSON error this near to the end of what was read so far may only mean that the rest is not there yet.
 _MARGIN = 16
 _NUMBER_TAIL = 3
@@ -20,7 +23,7 @@ _BETWEEN = re.compile(r'\}[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*"[^"\\]*"')
 
 
 class Chunk(NamedTuple):
-    """A run of whole rows: ``kind`` lines holds JSON Lines, ``kind`` array holds ``{...},{...}``; UTF-8."""
+    """A run of whole rows: ``kind`` lines or table holds JSON Lines, ``kind`` array ``{...},{...}``; UTF-8."""
 
     first_row: int
     kind: str
@@ -80,6 +83,30 @@ def _scanned_chunks(path: Path, stream: IO[bytes], head: bytes, size: int, row: 
         raise DataError(f"{path}: holds an empty list; write at least one conversation")
 
 
+def refuse_blanks(path: Path, count: int) -> None:
+    """Raise DataError when ``count`` bytes of white space in a row are more than any file needs."""
+    if count > _MOST_BLANKS:
+        raise DataError(f"{path}: holds more than {_MOST_BLANKS >> 20} MiB of white space in a row; remove it")
+
+
+def split_elements(text: str) -> Iterator[str]:
+    """Yield the elements of ``{...},{...}`` without parsing them, whatever they hold."""
+    depth = start = 0
+    for found in _PIECES.finditer(text):
+        piece = found[0]
+        if piece in "[{":
+            depth += 1
+        elif piece in "]}":
+            depth -= 1
+        elif piece == "," and not depth:
+            yield text[start : found.start()]
+            start = found.end()
+    yield text[start:]
+
+
+_PIECES = re.compile(r'[\[\]{},]|"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
 class _ArrayScanner:
     """Finds where each element of a JSON array ends, holding only the part being looked at.
 
@@ -127,11 +154,15 @@ class _ArrayScanner:
         return 0
 
     def _peek(self) -> str:
+        blank = 0
         while True:
-            while self.position < len(self.text) and self.text[self.position] in _SPACE:
-                self.position += 1
+            found = _BLANKS.match(self.text, self.position)
+            assert found
+            blank += found.end() - self.position
+            self.position = found.end()
             if self.position < len(self.text):
                 return self.text[self.position]
+            refuse_blanks(self._path, blank)
             if not self._more():
                 self._fail("is missing: the file ends inside the list (was it cut off?); copy it again")
 
@@ -172,14 +203,15 @@ class _ArrayScanner:
                             "convert the file to UTF-8") from error  # fmt: skip
 
     def _expect_nothing_more(self) -> None:
-        self.position += 1
-        while True:
-            rest = self.text[self.position :].strip()
-            if rest:
-                self._fail(f"follows the closing bracket ({rest[:20]!r}); keep one list per file")
-            self.position = len(self.text)
-            if not self._more():
+        rest, blank = self.text[self.position + 1 :], 0
+        while not rest.strip():
+            blank += len(rest)
+            refuse_blanks(self._path, blank)
+            block = self._stream.read(self._size)
+            rest = self._decode(block)
+            if not block:
                 return
+        self._fail(f"follows the closing bracket ({rest.strip()[:20]!r}); keep one list per file")
 
     def _fail(self, message: str) -> NoReturn:
         raise DataError(f"{self._path}:{self.row}: row: {message}")

@@ -80,8 +80,10 @@ class Assembler:
 
     def _refuse_empty(self) -> None:
         if not self._counts["train_documents"]:
+            files = ", ".join(str(file.path) for file in self._spec.train)
             raise DataError(
-                "no sample is left to train on; see long_samples, turn_order, weights and 'qwen-job data check'"
+                f"data.train: {files}: no sample is left to train on; "
+                "see long_samples, turn_order, weights and 'qwen-job data check'"
             )
         if self._spec.eval and not self._counts["eval_documents"]:
             files = ", ".join(str(file.path) for file in self._spec.eval)

@@ -11,23 +11,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import DataError, EnvironmentFault
 
 GZIP = (".gz",)
 ZSTD = (".zst", ".zstd")
 # What reading a damaged or cut file raises.
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
-# Of the compressed file, read at once: highly repetitive text grows ten-thousandfold.
-_PIECE = 8 << 10
+# Of the compressed file, read at once: a block of 4 bytes can stand for 128 KiB.
+_PIECE = 1 << 10
+# Text packs to a third or a tenth; what grows more than this, beyond a size that costs nothing, is a trap or one line
+# over and over.
+_GROWTH, _HARMLESS = 200, 4 << 20
 
 
 def open_plain(path: Path) -> IO[bytes]:
     """Open ``path`` for reading, unpacked if its suffix says that it is packed."""
     if path.suffix in GZIP:
-        return cast("IO[bytes]", gzip.open(path, "rb"))
+        return cast("IO[bytes]", _Limited(path, cast("IO[bytes]", gzip.open(path, "rb"))))
     if path.suffix in ZSTD:
-        return io.BufferedReader(_ZstdFile(path), 1 << 20)
+        return cast("IO[bytes]", _Limited(path, io.BufferedReader(_ZstdFile(path), 1 << 20)))
     return path.open("rb")
+
+
+class _Limited(io.BufferedIOBase):
+    """An unpacked stream that ends with a DataError when a small file turns out to be a huge one."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self._path, self._stream, self._size, self._read = path, stream, path.stat().st_size, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        block = self._stream.read(-1 if size is None else size)
+        self._read += len(block)
+        if self._read > _HARMLESS and self._read > _GROWTH * self._size:
+            raise DataError(f"{self._path}: grows to more than {_GROWTH} times its size when it is unpacked; "
+                            "if that is right, unpack it and give the plain file")  # fmt: skip
+        return block
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 @contextlib.contextmanager

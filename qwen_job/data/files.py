@@ -8,16 +8,17 @@ row of a table.
 from __future__ import annotations
 
 import codecs
-import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from qwen_job.data.arrays import LARGEST_ROW, array_chunks
+from qwen_job.data.arrays import LARGEST_ROW, TABLE_FAULT, array_chunks, refuse_blanks, split_elements
 from qwen_job.data.arrays import Chunk as Chunk
 from qwen_job.data.compress import DAMAGE, open_plain
+from qwen_job.data.parquet import parquet_chunks
 from qwen_job.errors import DataError, EnvironmentFault
+from qwen_job.text import visible
 
 CHUNK_BYTES = 4 << 20
 # UTF-32's little-endian mark begins as UTF-16's does.
@@ -27,7 +28,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-_PARQUET_ROWS = 64
 
 
 class Malformed(NamedTuple):
@@ -43,11 +43,12 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
     assert_file(path)
     try:
         if path.suffix == ".parquet":
-            yield from _parquet_chunks(path, size)
+            yield from parquet_chunks(path, size)
             return
         with open_plain(path) as stream:
             head = _skip_mark(stream.read(size))
             _refuse_other_encodings(path, head)
+            head = _skip_blanks(path, stream, head, size)
             start = head.lstrip()[:1]
             if start == b"[":
                 yield from array_chunks(path, stream, head, size)
@@ -59,9 +60,9 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
             else:
                 raise DataError(f"{path}: is neither a JSON array nor JSON Lines (starts with {head[:20]!r})")
     except DAMAGE as error:
-        raise DataError(f"{path}: is damaged or cut off ({error}); copy it again") from error
+        raise DataError(f"{path}: is damaged or cut off ({visible(error, 200)}); copy it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {visible(error.strerror or error, 200)}") from error
 
 
 def assert_file(path: Path) -> None:
@@ -69,7 +70,8 @@ def assert_file(path: Path) -> None:
     try:
         if path.is_file():
             return
-        kind = "is a folder" if path.is_dir() else "does not exist"
+        exists = path.exists()
+        kind = "is a folder" if path.is_dir() else "is a pipe or a device" if exists else "does not exist"
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}; check the rights of its folder") from error
     raise DataError(f"{path}: {kind}; give a file of conversations")
@@ -78,11 +80,13 @@ def assert_file(path: Path) -> None:
 def parse_chunk(chunk: Chunk) -> Iterator[tuple[int, Any]]:
     """Yield (row number, value) of each row; a line that is not JSON comes as :class:`Malformed`."""
     if chunk.kind == "array":
-        values = json.loads(b"[" + chunk.payload + b"]")
-        yield from enumerate(values, chunk.first_row)
+        yield from enumerate(_parse_elements(chunk.payload), chunk.first_row)
         return
+    fault = TABLE_FAULT.encode() if chunk.kind == "table" else b"\n"
     for row, line in enumerate(chunk.payload.split(b"\n"), chunk.first_row):
-        if line.strip():
+        if line.startswith(fault):
+            yield row, Malformed(line[1:].decode())
+        elif line.strip():
             yield row, _parse_line(line)
 
 
@@ -90,6 +94,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield (row number, value or Malformed) of every row of a file."""
     for chunk in read_chunks(path):
         yield from parse_chunk(chunk)
+
+
+def _parse_elements(payload: bytes) -> list[Any]:
+    try:
+        return list(json.loads(b"[" + payload + b"]"))
+    except (RecursionError, ValueError):  # where they were cut apart, the limits were a little further away
+        return [_parse_line(element.encode()) for element in split_elements(payload.decode())]
 
 
 def _parse_line(line: bytes) -> Any:
@@ -105,6 +116,17 @@ def _parse_line(line: bytes) -> Any:
 
 def _skip_mark(head: bytes) -> bytes:
     return head[3:] if head.startswith(codecs.BOM_UTF8) else head
+
+
+def _skip_blanks(path: Path, stream: IO[bytes], head: bytes, size: int) -> bytes:
+    """Return ``head``, or, where it is all white space, its line ends and the first block that is not."""
+    blank, lines = 0, 0
+    while head and head.isspace():
+        blank += len(head)
+        refuse_blanks(path, blank)
+        lines += head.count(b"\n")
+        head = stream.read(size)
+    return b"\n" * lines + head if head else b""
 
 
 def _refuse_other_encodings(path: Path, head: bytes) -> None:
@@ -126,8 +148,10 @@ def _refuse_object_over_lines(path: Path, head: bytes) -> None:
 
 
 def _line_chunks(path: Path, stream: IO[bytes], head: bytes, size: int) -> Iterator[Chunk]:
-    row, rest, block = 1, b"", head
+    row, rest, block, blank = 1, b"", head, 0
     while block:
+        blank = blank + len(block) if block.isspace() else 0
+        refuse_blanks(path, blank)
         text = rest + block
         cut = text.rfind(b"\n") + 1
         if cut:
@@ -139,40 +163,3 @@ def _line_chunks(path: Path, stream: IO[bytes], head: bytes, size: int) -> Itera
         block = stream.read(size)
     if rest:
         yield Chunk(row, "lines", rest)
-
-
-def _parquet_chunks(path: Path, size: int) -> Iterator[Chunk]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        message = f"{path}: reading Parquet needs 'pip install pyarrow'; or convert the file to JSON Lines"
-        raise EnvironmentFault(message) from None
-    row, lines, held = 1, list[bytes](), 0
-    try:
-        for line in _parquet_lines(parquet.ParquetFile(path, buffer_size=1 << 20), size):
-            lines.append(line)
-            held += len(line)
-            if held >= size:
-                yield Chunk(row, "lines", b"\n".join(lines))
-                row, lines, held = row + len(lines), [], 0
-    except ValueError as error:
-        raise DataError(f"{path}: is not a Parquet file, or is damaged ({error}); copy or write it again") from error
-    if lines:
-        yield Chunk(row, "lines", b"\n".join(lines))
-    elif row == 1:
-        raise DataError(f"{path}: holds no rows; write at least one conversation")
-
-
-def _parquet_lines(table: Any, size: int) -> Iterator[bytes]:
-    """Yield each row as a line of JSON; about ``size`` bytes, and the page being read, are in memory."""
-    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
-    largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-    # Equal values are stored once, so that the rows may be longer than the file says: few at a time.
-    for batch in table.iter_batches(batch_size=max(1, min(_PARQUET_ROWS, size // max(largest, 1)))):
-        for value in batch.to_pylist():
-            # Bytes that are not UTF-8 stay as they are: whoever parses the line reports them.
-            yield json.dumps(value, ensure_ascii=False, default=_plain).encode(errors="surrogateescape")
-
-
-def _plain(value: object) -> str:
-    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)

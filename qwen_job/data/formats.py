@@ -68,10 +68,7 @@ def detect_format(record: object) -> str:
     """Name the layout of one row by its keys; raises RecordError when it is none of the known ones."""
     if not isinstance(record, dict):
         raise RecordError("row", f"is {_kind(record)}, not an object; write one JSON object per conversation")
-    layouts = [name for name, keys in _TOLD_BY.items() if all(key in record for key in keys)]
-    # A table has all columns in every row: the ones that are empty say nothing about its layout.
-    filled = [name for name in layouts if all(record[key] for key in _TOLD_BY[name])]
-    name = (filled or layouts or [""])[0]
+    name = next((name for name in ("conversations", "messages") if record.get(name)), "") or _by_keys(record)
     if name == "conversations":
         turns = record["conversations"]
         first = turns[0] if _is_list(turns) and turns else None
@@ -82,6 +79,13 @@ def detect_format(record: object) -> str:
     keys = ", ".join([str(key)[:40] for key in list(record)[:6]]) or "none"
     raise RecordError("row", f"has no known layout (keys: {keys}); use conversations, messages, "
                       f"instruction/output or query/response{advice_for(record)}")  # fmt: skip
+
+
+def _by_keys(record: dict[Any, Any]) -> str:
+    layouts = [name for name, keys in _TOLD_BY.items() if all(key in record for key in keys)]
+    # A table has all columns in every row: the ones that are empty say nothing about its layout.
+    filled = [name for name in layouts if all(record[key] for key in _TOLD_BY[name])]
+    return (filled or layouts or [""])[0]
 
 
 _TOLD_BY = {

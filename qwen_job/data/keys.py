@@ -11,6 +11,8 @@ from collections.abc import Collection, Container, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from qwen_job.text import visible
+
 # JSON nested deeper than this is no conversation; what walks over rows stays far from Python's own limit.
 MAX_DEPTH = 100
 _CONTAINERS = (dict, list, tuple)
@@ -23,9 +25,8 @@ class RecordError(ValueError):
     """
 
     def __init__(self, field: str, message: str, rule: str = "malformed") -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-        self.message = message
+        self.field, self.message = visible(field, 200), visible(message)
+        super().__init__(f"{self.field}: {self.message}")
         self.rule = rule
 
 

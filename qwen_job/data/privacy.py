@@ -17,8 +17,8 @@ _SECRETS = {
     "Hugging Face token": r"\bhf_[0-9A-Za-z]{30,}\b",
     "Google API key": r"\bAIza[0-9A-Za-z_-]{35}",
     "Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{10,}",
-    "JSON web token": r"\beyJ[0-9A-Za-z_-]{10,}\.eyJ[0-9A-Za-z_-]{10,}\.[0-9A-Za-z_-]{10,}",
-    "password": r"(?i:\bpassword|\bpasswd|\bapi[_-]?key|密码)\s*[:=：]\s*[\"']?(?=[^\s\"']*\d)[^\s\"'，。,]{8,}",
+    "JSON web token": r"(?<![0-9A-Za-z_-])eyJ[0-9A-Za-z_-]{10,}\.eyJ[0-9A-Za-z_-]{10,}\.[0-9A-Za-z_-]{10,}",
+    "password": r"(?i:\bpassword|\bpasswd|\bapi[_-]?key|密码)\s*[:=：]\s*[\"']?(?=[^\s\"']{0,100}\d)[^\s\"'，。,]{8,}",
 }
 _SECRET = re.compile("|".join(f"(?P<s{n}>{pattern})" for n, pattern in enumerate(_SECRETS.values())))
 _SECRET_HINT = re.compile(r"-----BEGIN|sk-|A[KS]I[AD]|LTAI|gh[pousr]_|github_pat_|hf_|AIza|xox|eyJ|[:=：]")

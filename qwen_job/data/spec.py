@@ -80,7 +80,7 @@ class DataSpec:
             if key in values and (not isinstance(values[key], types) or _is_stray_bool(values[key], types)):
                 _refuse(key, f"is {values[key]!r}; write a {types[0].__name__}")
         keys = values.get("ignore_keys", [])
-        if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) and key for key in keys):
+        if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
             _refuse("ignore_keys", f"is {keys!r}; write a list of keys")
         values["ignore_keys"] = tuple(keys)
         if "cache_dir" in values:
