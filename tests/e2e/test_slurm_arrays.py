@@ -166,12 +166,12 @@ def test_jobs_wait_for_others_by_name_and_never_for_what_cannot_happen(user: Use
     first, measured = user.submit()
     user.write(name="second", output="runs/second", slurm=user.stand_in("exit 4"), env={"RUN": "x"})
     second, never = user.submit("--after grid")
+    assert user.lab.job(second)["JobState"] == "PENDING"
     (user.folder / "go").touch()
     user.wait_states(measured, ["COMPLETED"])
     user.wait_states(second, ["FAILED"])
     user.wait_states(never, ["CANCELLED"])
-    begun = {job: user.lab.job(job)["StartTime"] for job in (first, measured, second)}
-    assert begun[second] > begun[first] and user.lab.job(second)["SubmitTime"] < begun[second]
+    assert user.lab.job(second)["StartTime"] >= user.lab.job(first)["EndTime"]
     assert (user.folder / "runs" / "grid" / "evaluation.json").exists()
 
 
