@@ -13,6 +13,7 @@ from pathlib import Path
 from qwen_job import strict_json
 from qwen_job.errors import NoProgress, StoppedAndSaved, is_retryable
 from qwen_job.files import write_atomically
+from qwen_job.run.ends import MEMORY_ADVICE, last_words
 
 
 def begin(run: Path, most: int) -> None:
@@ -25,9 +26,11 @@ def begin(run: Path, most: int) -> None:
     fruitless = fruitless + 1 if before is not None and step <= before else 0
     if fruitless >= most:
         _forget(run)
+        known = last_words(run)
+        why = f"{known}: {MEMORY_ADVICE}" if known else "read the log of the last one"
         raise NoProgress(
             f"{fruitless} tries in a row ended without a newer checkpoint than {_named(step)} "
-            "(retry.max_without_progress): read the log of the last one; the next start counts anew"
+            f"(retry.max_without_progress): {why}; the next start counts anew"
         )
     _write(run, step, fruitless)
 

@@ -29,6 +29,8 @@ from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Re
 from qwen_job.node import tries
 from qwen_job.node.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
 from qwen_job.node.start import check_start
+from qwen_job.run import ends
+from qwen_job.run.ends import MEMORY_ADVICE
 from qwen_job.text import visible_lines
 from qwen_job.train.signals import TIME_LIMIT, WISH, hear, leave_now, watch
 
@@ -40,8 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.time_limit_seconds:
         os.environ[TIME_LIMIT] = f"{options.time_limit_seconds:.0f}"
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
-    run = _counted_run(options)
+    folder = _run_folder(options)
+    # The first node counts the attempts of a run.
+    run = folder if options.max_without_progress and not options.node_rank else None
+    if run:
+        # The trainer compares the same limit with the attempts that got as far as training.
+        os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
     relay = _Relay(options.grace_seconds, run)
+    killed_before = ends.oom_kills()
     print(
         f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
         f"{options.nproc_per_node} workers, rendezvous {options.master_addr}:{options.master_port}",
@@ -51,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if run:
             tries.begin(run, options.max_without_progress)
+        if folder:
+            ends.begin(folder, options.node_rank)
         # Before torch, whose own errors about a driver or a GPU come late and name no remedy.
         check_start(options.command)
         _check_master(options)
@@ -58,18 +68,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QwenJobError as error:
         print(f"qwen-job: {visible_lines(error)}", file=sys.stderr, flush=True)
         code = error.exit_code
+    killed = ends.oom_kills() - killed_before
+    if killed:
+        print(
+            f"qwen-job: the kernel killed {killed} processes on {socket.gethostname()} for memory: {MEMORY_ADVICE}",
+            file=sys.stderr,
+            flush=True,
+        )
+    if folder:
+        ends.end(folder, options.node_rank, code, killed)
     if run:
         tries.end(run, code, signalled=relay.used)
     relay.retire()
     return code
 
 
-def _counted_run(options: argparse.Namespace) -> Path | None:
-    """Return the run's folder where this node is the one that counts its tries."""
-    if not options.max_without_progress or options.node_rank or options.command[:1] != ["--config"]:
+def _run_folder(options: argparse.Namespace) -> Path | None:
+    """Return the run's folder; None with the reference's flags, which only the trainer reads."""
+    if options.command[:1] != ["--config"]:
         return None
-    # The trainer compares the same limit with the tries that got as far as training.
-    os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
     try:
         return Path(strict_yaml.load(Path(options.command[1]))["output_dir"])
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,0 +1,110 @@
+"""How each node's launcher ended, kept in the run's folder: when a pod is gone, its log and its state are gone too.
+
+One file a node, ``launch/node-N.json``, holds the attempt under way and the one before. An attempt that has no end was
+killed together with its launcher, as Kubernetes does with all processes of a container that passes its memory limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from qwen_job.files import write_atomically
+from qwen_job.strict_json import load
+
+MEMORY_ADVICE = (
+    "'qwen-job plan' shows what a node's host memory must hold; ask for as much (slurm.memory, kubernetes.memory), or "
+    "use fewer processes a node"
+)
+_MOST_BYTES = 65536
+# The nodes of an attempt start within this time of each other.
+_START_SECONDS = 600.0
+
+
+class End(NamedTuple):
+    """One attempt on one node; times in unix seconds, ``ended`` 0.0 while it runs or when it never said so."""
+
+    host: str
+    began: float
+    ended: float = 0.0
+    exit_code: int = 0
+    oom_kills: int = 0
+
+
+def begin(run: Path, node: int) -> None:
+    """Note that an attempt begins on this node."""
+    before = _read(_path(run, node))[:1]
+    _write(run, node, [End(socket.gethostname(), time.time()), *before])
+
+
+def end(run: Path, node: int, exit_code: int, oom_kills: int) -> None:
+    """Note how it ended, and how many of its processes the kernel killed for memory."""
+    now, *before = _read(_path(run, node)) or [End(socket.gethostname(), time.time())]
+    _write(run, node, [now._replace(ended=time.time(), exit_code=exit_code, oom_kills=oom_kills), *before])
+
+
+def last_words(run: Path) -> str:
+    """Return what is known of the last attempt that is over: who was killed for memory, or from outside; else ""."""
+    said = []
+    for path in sorted((run / "launch").glob("node-*.json")):
+        found = _read(path)
+        if found and not found[0].ended and time.time() - found[0].began < _START_SECONDS:
+            found = found[1:]  # it belongs to the attempt that begins now
+        node = path.stem.removeprefix("node-")
+        said += [f"node {node} ({found[0].host}) {words}" for words in _words(found[0])] if found else []
+    return "; ".join(said)
+
+
+def _words(attempt: End) -> Iterator[str]:
+    if attempt.oom_kills:
+        yield f"had {attempt.oom_kills} processes killed for memory"
+    elif not attempt.ended:
+        yield "was killed with its launcher, as the kernel does for memory"
+
+
+def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return how many processes of this control group the kernel has killed for memory; 0 where nobody counts.
+
+    cgroup v2: ``oom_kill`` in memory.events; v1: in memory.oom_control (the kernel's admin-guide, cgroup-v2 and memcg).
+    """
+    with contextlib.suppress(OSError):
+        for line in own.read_text("utf-8").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            base, name = (root / "memory", "memory.oom_control") if kinds else (root, "memory.events")
+            for file in (base / path.lstrip("/") / name, base / name):
+                if file.is_file():
+                    return _count(file.read_text("ascii", "replace"))
+    return 0
+
+
+def _count(text: str) -> int:
+    counts = dict(line.split()[:2] for line in text.splitlines() if len(line.split()) >= 2)
+    return int(counts["oom_kill"]) if counts.get("oom_kill", "").isdecimal() else 0
+
+
+def _path(run: Path, node: int) -> Path:
+    return run / "launch" / f"node-{node}.json"
+
+
+def _read(path: Path) -> list[End]:
+    try:
+        value = load(path, max_bytes=_MOST_BYTES)
+        return [
+            End(str(v["host"]), float(v["began"]), float(v["ended"]), int(v["exit_code"]), int(v["oom_kills"]))
+            for v in value
+        ]
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return []
+
+
+def _write(run: Path, node: int, attempts: list[End]) -> None:
+    """Storage that cannot be written is the trainer's to report."""
+    with contextlib.suppress(OSError):
+        write_atomically(_path(run, node), json.dumps([attempt._asdict() for attempt in attempts]) + "\n")
