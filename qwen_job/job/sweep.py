@@ -25,6 +25,8 @@ from qwen_job.job.model import Job
 # Slurm's MaxArraySize is 1001 unless the site raised it.
 MOST = 1000
 LONGEST_NAME = 120
+# Values of all runs' documents together: some seconds of work.
+MOST_VALUES = 1_000_000
 # What a sweep decides itself, or what a run cannot have of its own.
 _FIXED = {
     "output": "every run gets a folder of its own below output",
@@ -67,6 +69,9 @@ def points(job: Job, document: Document) -> tuple[Point, ...]:
         count *= len(axis.values)
     if count > MOST:
         message = f"makes {count} runs; at most {MOST} fit one array: sweep fewer values at once"
+        raise JobError([job.problem(("sweep",), message)])
+    if count * len(document.positions) > MOST_VALUES:
+        message = f"makes {count} runs of {len(document.positions):,} values each; at most {MOST_VALUES:,} together"
         raise JobError([job.problem(("sweep",), message)])
     choices = list(itertools.product(*(range(len(axis.values)) for axis in axes)))
     names = _short_names([axis.field for axis in axes])

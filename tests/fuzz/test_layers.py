@@ -63,6 +63,7 @@ WHOLE = {
     "block": "a: |" + "\n" * 100_000,
     "tabs": "\t" * 100_000,
 }
+_NAMES = [f"A{number}" for number in range(9_000)]
 # field: value, on top of a job that is right.
 VALUES = {
     "digits": f"train: {{seed: {BIG}}}",
@@ -82,6 +83,7 @@ VALUES = {
     "small memory": "cluster: {gpu: {name: X, memory_gib: 1e-300, compute_capability: 8.0}}",
     "capability": "cluster: {gpu: {name: X, memory_gib: 80, compute_capability: 1e300}}",
     "sweep": "sweep: {train.seed: [" + ",".join(map(str, range(2_000))) + "]}",
+    "sweep of many values": f"sweep: {{train.seed: {list(range(1_000))}}}\nenv: {dict.fromkeys(_NAMES, 'b')}",
     "sweep product": "sweep: {" + ",".join(f"train.x{i}: [1,2,3,4,5,6,7,8,9]" for i in range(60)) + "}",
     "sweep path": "sweep: {" + ".".join("a" * 2_000) + ": [1]}",
     "sweep huge": f"sweep: {{train.seed: [{BIG}, 1]}}",
