@@ -88,6 +88,16 @@ def test_the_next_attempt_of_the_same_job_starts_at_once(tmp_path: Path, monkeyp
     assert time.monotonic() - began < 60
 
 
+def test_two_runs_inside_one_allocation_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout
+        assert first.stdout.readline() == "taken\n"
+        with pytest.raises(UsageError, match="Slurm job 7 trains in"):
+            take(tmp_path, dead=60)
+        first.kill()
+
+
 def test_of_many_that_come_in_the_same_moment_one_gets_it(tmp_path: Path) -> None:
     def one(_: int) -> Lease | None:
         try:
@@ -126,5 +136,6 @@ def test_what_no_holder_writes_is_written_over(tmp_path: Path, text: str) -> Non
 def test_who_owns_a_lease() -> None:
     assert owner_name({"SLURM_JOB_ID": "9"}) == "Slurm job 9"
     assert owner_name({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "3"}) == "Slurm job 8_3"
-    assert owner_name({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}).startswith("pod ")
+    pods = [owner_name({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "QWEN_JOB_RENDEZVOUS_ID": name}) for name in ("a", "b")]
+    assert pods[0] != pods[1], "on the host's network both have the node's name"
     assert process(2**22 + 7) == f"{2**22 + 7}"

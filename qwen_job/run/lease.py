@@ -23,6 +23,8 @@ from typing import NamedTuple
 from qwen_job.errors import UsageError
 
 NAME = "launch/lease"
+# The id that the nodes of a job meet under: on Kubernetes the job's name, the same for all attempts.
+RENDEZVOUS = "QWEN_JOB_RENDEZVOUS_ID"
 RENEW_SECONDS = 5.0
 # A holder whose machine is busy or whose storage is slow for a moment is not dead.
 DEAD_SECONDS = 30.0
@@ -50,7 +52,8 @@ def owner_name(environ: Mapping[str, str] = os.environ) -> str:
         array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
         return f"Slurm job {array}_{task}" if array and task else f"Slurm job {job}"
     if "KUBERNETES_SERVICE_HOST" in environ:
-        return f"pod {socket.gethostname()}"
+        # On the host's network a pod has its node's name.
+        return f"job {environ.get(RENDEZVOUS) or '?'} (pod {socket.gethostname()})"
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
@@ -157,10 +160,13 @@ def _refused(file: Path, found: Entry) -> UsageError:
 
 
 def _may_live(found: Entry) -> bool:
-    """Tell whether the holder could still be there: not an earlier attempt of this job, nor a process that ended."""
-    if found.owner == owner_name():
-        return False
-    return found.machine != machine() or found.process == process(int(found.process.partition(":")[0] or 0))
+    """Tell whether the holder could still be there: no process that ended, nor an earlier attempt of this job.
+
+    On this machine the process tells: two runs inside one allocation belong to the same job.
+    """
+    if found.machine == machine():
+        return found.process == process(int(found.process.partition(":")[0] or 0))
+    return found.owner != owner_name()
 
 
 def machine() -> str:

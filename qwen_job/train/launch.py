@@ -31,6 +31,7 @@ from qwen_job.node.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Wai
 from qwen_job.node.start import check_start
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
+from qwen_job.run.lease import RENDEZVOUS
 from qwen_job.text import visible_lines
 from qwen_job.train.signals import TIME_LIMIT, WISH, hear, leave_now, watch
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run this node's workers and return the exit code that the node should end with."""
     options = _parse(sys.argv[1:] if arguments is None else list(arguments))
     os.environ.setdefault("QWEN_JOB_STARTED", f"{time.time():.0f}")
+    os.environ[RENDEZVOUS] = options.rdzv_id
     if options.time_limit_seconds:
         os.environ[TIME_LIMIT] = f"{options.time_limit_seconds:.0f}"
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))

@@ -286,6 +286,16 @@ def test_a_folder_that_another_job_claimed_is_free_when_that_job_is_gone(lab: La
     assert (lab.run_folder / "train.yaml").exists() == (code != 2), "nothing of the first job is written over"
 
 
+def test_a_controller_that_is_away_frees_no_folder(lab: Lab) -> None:
+    launch = lab.run_folder / "launch"
+    launch.mkdir(parents=True)
+    (launch / "claim").write_text("6\n")
+    (lab.folder / "state").write_text("\n")
+    (lab.folder / "bin" / "scontrol").write_text("#!/bin/bash\nexit 1\n")
+    assert lab.ends(160) == 5
+    assert (launch / "claim").read_text() == "6\n"
+
+
 def test_of_many_jobs_in_the_same_moment_one_gets_the_folder(lab: Lab) -> None:
     (lab.folder / "srun.code").write_text("0")
     (lab.folder / "srun.sh").write_text(f"/bin/sleep 3; {lab.finished}")
