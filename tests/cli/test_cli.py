@@ -137,7 +137,7 @@ def test_without_a_job_render_says_how_to_make_one(tmp_path: Path) -> None:
 def test_init_plan_render_is_a_way_that_works(tmp_path: Path) -> None:
     assert run(tmp_path, "init").returncode == 0
     assert run(tmp_path, "plan").returncode == 0
-    assert run(tmp_path, "render", "-t", "slurm").stdout.startswith("#!/bin/bash")
+    assert run(tmp_path, "render", "-t", "slurm").stdout.startswith("#!/bin/bash -p\n")
 
 
 @pytest.mark.parametrize("example", sorted(path.stem for path in (ROOT / "configs" / "jobs").glob("*.yaml")))
