@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -34,6 +35,13 @@ class Malformed(NamedTuple):
     """A row that is not JSON."""
 
     message: str
+
+
+class RepeatedKey(ValueError):
+    """An object has the same key more than once, so that only one of its values could be used."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"has the key '{visible(key, 40)}' more than once in one object; keep one of them")
 
 
 def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
@@ -98,20 +106,37 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parse_elements(payload: bytes) -> list[Any]:
     try:
-        return list(json.loads(b"[" + payload + b"]"))
+        return list(_loads(b"[" + payload + b"]"))
     except (RecursionError, ValueError):  # where they were cut apart, the limits were a little further away
         return [_parse_line(element.encode()) for element in split_elements(payload.decode())]
 
 
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return _loads(line)
+    except RepeatedKey as error:
+        return Malformed(str(error))
     except UnicodeDecodeError as error:
         return Malformed(f"is not UTF-8 at byte {error.start + 1}; convert the file to UTF-8")
     except RecursionError:
         return Malformed("is nested too deeply")
     except ValueError as error:
         return Malformed(f"is not JSON ({error}); write one JSON object per line")
+
+
+def _loads(text: bytes) -> Any:
+    return _DECODER.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise RepeatedKey(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+    return made
+
+
+# Left to itself, Python keeps the last of equal keys and drops the others.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _skip_mark(head: bytes) -> bytes:

@@ -50,6 +50,23 @@ def test_what_looks_like_a_seam_is_none(tmp_path: Path, middle: Any, size: int) 
     assert _rows(path, size) == list(enumerate(rows, 1))
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+def test_a_key_given_twice_is_named_with_its_row(tmp_path: Path, name: str) -> None:
+    good = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]}'
+    bad = [
+        good.replace('"content": "a"}]', '"content": "lost", "content": "a"}]'),
+        f'{{"messages": [], {good[1:]}',
+        good[:-1] + ', "meta": {"id": 1, "x": {"\u0069d": 1, "id": 2}}}',
+    ]
+    rows = [good, *bad, good]
+    text = "\n".join(rows) if "jsonl" in name else f"[{', '.join(rows)}]"
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    found = dict(read_rows(tmp_path / name))
+    assert found[1] == found[5] == json.loads(good)
+    for row, key in ((2, "content"), (3, "messages"), (4, "id")):
+        assert isinstance(found[row], Malformed) and f"key '{key}' more than once" in found[row].message
+
+
 def test_damage_after_many_good_chunks_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     rows = [json.dumps({"a": number}) for number in range(1000)]
