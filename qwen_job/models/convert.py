@@ -27,7 +27,7 @@ from .qwen1 import (
     to_qwen2,
     write_shards,
 )
-from .shapes import expected_shapes, size
+from .shapes import expected_shapes, shown, size
 from .tensors import NewTensor, Tensor, read_folder, read_header, shards
 from .tokenizer import (
     FILE,
@@ -41,6 +41,7 @@ from .tokenizer import (
 )
 
 _SMALL_FILES = ("LICENSE*", "NOTICE*")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def conversion_key(folder: Path) -> str:
@@ -81,12 +82,17 @@ def convert(folder: Path, aside: Path, progress: Progress | None = None) -> None
                 groups.setdefault(tensor.path.name, []).append(stack(name, [part]))
         found = {tensor.name: tensor.shape for group in groups.values() for tensor in group}
         if config.get("tie_word_embeddings"):
-            wanted |= {name: shape for name, shape in found.items() if name == "lm_head.weight"}
+            wanted |= {name: shape for name, shape in found.items() if name == _HEAD}
         assert_shapes(wanted, found, folder)
+        if config.get("tie_word_embeddings") and _HEAD in found and not _same(tensors[_HEAD], tensors[_EMBEDDING]):
+            new_config = {**new_config, "tie_word_embeddings": False}
+            _say(
+                progress, "config.json: tie_word_embeddings: is written as false: the weights have a head of their own"
+            )
         write_shards(groups, aside, progress)
     write_json(aside / "config.json", {**new_config, "torch_dtype": dtype})
     if is_qwen1(config):
-        _convert_tokenizer(folder, aside, config)
+        _convert_tokenizer(folder, aside, config, progress)
         _copy(folder, aside, _SMALL_FILES)
     else:
         _copy(
@@ -102,19 +108,33 @@ def _source(folder: Path, scratch: Path, progress: Progress | None) -> dict[str,
     pickles = pickled_shards(folder)
     if not pickles:
         raise ModelError(f"{folder}: holds neither *.safetensors nor pytorch_model*.bin; fetch or copy the weights")
-    if progress:
-        progress(f"reading {len(pickles)} .bin files (weights only)")
+    _say(progress, f"reading {len(pickles)} .bin files (weights only)")
     return {name: tensor for path in unpickle(pickles, scratch) for name, tensor in read_header(path).items()}
 
 
-def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object]) -> None:
+def _same(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(left == right for left, right in zip(one.read(), other.read(), strict=True))
+
+
+def _say(progress: Progress | None, line: str) -> None:
+    if progress:
+        progress(line)
+
+
+def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object], progress: Progress | None) -> None:
     check_tiktoken(folder / FILE)
     ranks = read_ranks(folder / FILE)
     if size(config, "vocab_size") < len(ranks) + len(SPECIALS):
         raise ModelError(f"{folder}: config.json: vocab_size: {config['vocab_size']} is less than {FILE} needs")
     write_fast_tokenizer(ranks, aside, size(config, "seq_length", 8192))
     path = folder / "generation_config.json"
-    write_generation_config(ranks, aside, read_json(path) if path.exists() else {})
+    settings = read_json(path) if path.exists() else {}
+    write_generation_config(ranks, aside, settings)
+    if (limit := settings.get("max_new_tokens")) is not None:
+        reason = "servers would take it as a limit for all requests"
+        _say(progress, f"generation_config.json: max_new_tokens: {shown(limit)} is left out: {reason}")
 
 
 def _copy(folder: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:

@@ -105,8 +105,11 @@ def write_fast_tokenizer(ranks: Mapping[bytes, int], folder: Path, model_max_len
 
 
 def write_generation_config(ranks: Mapping[bytes, int], folder: Path, original: Mapping[str, object]) -> None:
-    """Write generation_config.json with ChatML's stops; sampling settings are kept from the original's."""
-    sampling = {key: original[key] for key in _SAMPLING if key in original}
+    """Write generation_config.json with ChatML's stops; sampling settings are kept from the original's.
+
+    Its ``max_new_tokens`` is not: servers would take it as a limit for all requests.
+    """
+    sampling = {key: original[key] for key in _SAMPLING if key in original and key != "max_new_tokens"}
     write_json(folder / "generation_config.json", generation_config(len(ranks), sampling or None))
 
 

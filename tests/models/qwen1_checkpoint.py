@@ -71,7 +71,9 @@ def write_qwen1(folder: Path, tiktoken: Path, hidden: int = HIDDEN) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": hidden, "kv_channels": hidden // HEADS}))
-    sampling = {"chat_format": "chatml", "eos_token_id": 151643, "do_sample": True, "top_p": 0.8, "top_k": 0}
+    stop, limit = 151643, 77
+    sampling = {"chat_format": "chatml", "eos_token_id": stop, "max_new_tokens": limit, "do_sample": True}
+    sampling |= {"top_p": 0.8, "top_k": 0}
     (folder / "generation_config.json").write_text(json.dumps(sampling))
     (folder / "modeling_qwen.py").write_text("raise RuntimeError('remote code must never run')\n")
     shutil.copy(tiktoken, folder / "qwen.tiktoken")

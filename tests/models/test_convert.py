@@ -19,7 +19,9 @@ from .qwen1_checkpoint import CONFIG, LAYERS
 @pytest.fixture(scope="module")
 def converted(qwen1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("converted") / "model"
-    convert_folder(qwen1, target)
+    lines: list[str] = []
+    convert_folder(qwen1, target, lines.append)
+    (target.parent / "said").write_text("\n".join(lines))
     return target
 
 
@@ -31,6 +33,8 @@ def test_a_conversion_is_a_complete_native_folder(converted: Path) -> None:
     generation = json.loads((converted / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [151645, 151644, 151643]
     assert generation["top_p"] == 0.8
+    assert "max_new_tokens" not in generation
+    assert "generation_config.json: max_new_tokens: 77 is left out" in (converted.parent / "said").read_text()
 
 
 def test_there_and_back_gives_the_same_files(converted: Path, qwen1: Path, tmp_path: Path) -> None:
@@ -54,6 +58,7 @@ def test_export_without_the_original_makes_an_equal_config(converted: Path, tmp_
     }
     generation = json.loads((tmp_path / "back" / "generation_config.json").read_text())
     assert (generation["chat_format"], generation["repetition_penalty"], generation["top_p"]) == ("chatml", 1.1, 0.8)
+    assert generation["max_new_tokens"] == 512
 
 
 def test_nothing_is_overwritten(qwen1: Path, tmp_path: Path) -> None:

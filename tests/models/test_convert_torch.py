@@ -168,6 +168,25 @@ def test_the_bin_files_of_a_newer_model_are_converted_where_it_is_used(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in folder.iterdir()} - {RECORD}
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_tied_config_with_another_head_is_converted_as_untied(modern: Path, tmp_path: Path, own: bool) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "in"
+    shutil.copytree(modern, source)
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * (2 if own else 1)
+    save_file(weights, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    lines: list[str] = []
+    convert_folder(source, tmp_path / "out", lines.append)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is not own
+    assert any("tie_word_embeddings" in line for line in lines) is own
+    kept = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(kept, weights["lm_head.weight"])
+
+
 def _bytes_of(state: object, **layout: object) -> bytes:
     stream = io.BytesIO()
     torch.save(state, stream, **layout)
