@@ -80,16 +80,21 @@ def qwen2_config(original: Mapping[str, object]) -> dict[str, object]:
 
 def qwen1_config(config: Mapping[str, object]) -> dict[str, object]:
     """Return the Qwen-1 config of a Qwen2ForCausalLM config; ModelError names what the old layout cannot hold."""
-    heads = size(config, "num_attention_heads")
+    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     for key, wrong in (
         ("num_key_value_heads", size(config, "num_key_value_heads", heads) != heads),
         ("tie_word_embeddings", bool(config.get("tie_word_embeddings", False))),
         ("use_sliding_window", bool(config.get("use_sliding_window"))),
         ("model_type", config.get("model_type") != "qwen2"),
+        ("hidden_act", config.get("hidden_act", "silu") not in ("silu", "swish")),
+        ("head_dim", size(config, "head_dim", hidden // heads) * heads != hidden),
+        ("rope_theta", not rope_theta(config).is_integer()),
+        ("rope_scaling", _is_scaled(config.get("rope_scaling"))),
+        ("rope_parameters", _is_scaled(config.get("rope_parameters"))),
     ):
         if wrong:
             raise ModelError(f"config.json: {key}: {config.get(key)!r} cannot be written in Qwen-1's layout")
-    hidden, length = size(config, "hidden_size"), size(config, "max_position_embeddings")
+    length = size(config, "max_position_embeddings")
     code = ("AutoConfig", "configuration_qwen.QWenConfig"), ("AutoModelForCausalLM", "modeling_qwen.QWenLMHeadModel")
     return {
         "architectures": ["QWenLMHeadModel"],
@@ -122,6 +127,10 @@ def qwen1_config(config: Mapping[str, object]) -> dict[str, object]:
         "use_logn_attn": True,
         "vocab_size": size(config, "vocab_size"),
     }
+
+
+def _is_scaled(rope: object) -> bool:
+    return isinstance(rope, Mapping) and rope.get("rope_type", rope.get("type", "default")) != "default"
 
 
 def is_computed(name: str) -> bool:

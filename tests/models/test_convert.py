@@ -77,9 +77,26 @@ def test_a_config_that_cannot_be_expressed_is_refused_by_key(key: str, value: ob
         qwen2_config({**CONFIG, key: value})
 
 
-def test_grouped_heads_do_not_fit_the_old_layout() -> None:
-    with pytest.raises(ModelError, match="num_key_value_heads"):
-        qwen1_config({**qwen2_config(CONFIG), "num_key_value_heads": 1})
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_key_value_heads", 1),
+        ("tie_word_embeddings", True),
+        ("hidden_act", "gelu"),
+        ("head_dim", 32),
+        ("rope_theta", 10000.5),
+        ("rope_scaling", {"type": "yarn", "factor": 4.0}),
+        ("rope_parameters", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+    ],
+)
+def test_what_the_old_layout_cannot_hold_is_refused_by_key(key: str, value: object) -> None:
+    with pytest.raises(ModelError, match=key):
+        qwen1_config({**qwen2_config(CONFIG), key: value})
+
+
+def test_what_says_nothing_fits_the_old_layout() -> None:
+    neutral = {"head_dim": None, "rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    assert qwen1_config({**qwen2_config(CONFIG), **neutral}) == qwen1_config(qwen2_config(CONFIG))
 
 
 def _copy_of(folder: Path, target: Path) -> Path:
