@@ -107,11 +107,14 @@ def check(folder: Path) -> None:
     over: what of them is left out is listed. Reads headers only, so that a 72B model takes no longer than a
     small one.
     """
+    from qwen_job.models.config_fields import unknown_fields
     from qwen_job.models.folder import check_folder
     from qwen_job.models.generation import exported
     from qwen_job.models.shapes import count_parameters, expected_shapes
 
     config = check_folder(folder)
+    if unknown := unknown_fields(config):
+        _say(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
     for note in exported(folder).notes:
         _say(note)
     count = count_parameters(expected_shapes(config))

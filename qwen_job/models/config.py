@@ -18,7 +18,7 @@ from .files import exists, member, read_json
 from .shapes import LIMITS, QUANTIZED_KEYS, shown, size
 
 ADAPTER = "adapter_config.json"
-QUANTIZED_FILES = ("quantize_config.json", "quant_config.json")
+QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # These change what is loaded: obeyed, they would void every check of the folder.
 _REFUSED = ("transformers_weights", "per_layer_config", "fusion_config", "distributed_config", "gguf_file")
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")

@@ -174,6 +174,7 @@ def _rope(config: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Mapping) and any(isinstance(part, Mapping) for part in value.values()):
             yield f"{key}: has parameters for each kind of layer, which {config['model_type']} does not know"
             return
+    yield from _two_ropes(config)
     rope = _parameters(config)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPES:
@@ -182,6 +183,28 @@ def _rope(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"rope_parameters.partial_rotary_factor: {shown(part)}: all dimensions are rotated"
     if rope.get("mrope_section") is not None:
         yield "rope_scaling.mrope_section: belongs to models that see images; take a text model"
+
+
+def _two_ropes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where old and new names say different things: transformers 4, 5 and servers differ in which they heed."""
+    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    for name, other in (("rope_theta", config), ("rope_scaling.rope_theta", old)):
+        base, theta = new.get("rope_theta"), other.get("rope_theta")
+        if base is not None and theta is not None and theta != base:
+            yield f"{name}: {shown(theta)} contradicts rope_parameters.rope_theta ({shown(base)}); correct one of them"
+    if not (new and old):
+        return
+    ours, theirs = _without_names(new), _without_names(old)
+    for key in sorted(ours.keys() | theirs.keys()):
+        one, two = ours.get(key), theirs.get(key)
+        # The trained length is filled in from the config where it is left out.
+        if one != two and not (key == "original_max_position_embeddings" and None in (one, two)):
+            yield f"rope_scaling.{key}: {shown(two)} contradicts rope_parameters ({shown(one)}); correct one of them"
+
+
+def _without_names(rope: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in rope.items() if key not in ("rope_theta", "type") and value is not None}
+    return {**values, "rope_type": rope.get("rope_type", rope.get("type", "default"))}
 
 
 def _attention(config: Mapping[str, Any]) -> Iterator[str]:

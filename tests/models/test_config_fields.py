@@ -41,6 +41,12 @@ SLIDING = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers":
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "rope_scaling"),
         ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_scaling"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "rope_theta"),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "factor"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "rope_scaling.factor",
+        ),
         ({"use_sliding_window": True, "sliding_window": None}, "sliding_window"),
         ({**SLIDING, "sliding_window": 0}, "sliding_window"),
         ({**SLIDING, "layer_types": ["full_attention"]}, "layer_types"),
@@ -64,6 +70,11 @@ def test_what_would_be_ignored_is_refused_by_its_field(fields: dict[str, Any], n
         {"model_type": "qwen3", "attention_bias": False, "use_qk_norm": True},
         {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}, "attention_dropout": 0.1},
+        {"rope_theta": 1000000, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_scaling": None},
+        {
+            "rope_scaling": {"type": "yarn", "factor": 4},
+            "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        },
         {"final_logit_softcapping": None, "logit_scale": 1.0, "mlp_bias": False, "partial_rotary_factor": 1.0},
     ],
 )

@@ -113,8 +113,11 @@ def test_model_check_lists_what_is_left_out(tmp_path: Path) -> None:
 
     target = tmp_path / "model"
     target.mkdir()
-    write_random_model({**load_config("qwen2-tiny"), "num_hidden_layers": 1, "vocab_size": 300}, ["hello"], target)
+    write_random_model(
+        {**load_config("qwen2-tiny"), "num_hidden_layers": 1, "vocab_size": 300, "brightness": 3}, ["hello"], target
+    )
     path = target / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "top_p": 0.5}))
     done = CliRunner().invoke(cli, ["model", "check", str(target)])
     assert done.exit_code == 0 and "top_p" in done.stderr and "complete" in done.stdout
+    assert "config.json: brightness: " in done.stderr

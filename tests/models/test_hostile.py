@@ -247,15 +247,15 @@ def _quantize(folder: Path, kind: str) -> None:
             edit(folder / "config.json", compression_config={"format": "pack-quantized"})
         case "mlx":
             edit(folder / "config.json", quantization={"bits": 4})
-        case "old gptq" | "old awq":
-            name = "quantize_config.json" if kind == "old gptq" else "quant_config.json"
-            (folder / name).write_text("{}")
+        case "old gptq" | "old awq" | "modelopt":
+            names = {"old gptq": "quantize", "old awq": "quant", "modelopt": "hf_quant"}
+            (folder / f"{names[kind]}_config.json").write_text("{}")
         case "gguf":
             (folder / "config.json").unlink()
             (folder / "model-q4.gguf").touch()
 
 
-KINDS = ["gptq", "fp8", "compressed", "mlx", "old gptq", "old awq", "gguf"]
+KINDS = ["gptq", "fp8", "compressed", "mlx", "old gptq", "old awq", "modelopt", "gguf"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
