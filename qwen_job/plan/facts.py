@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -300,14 +301,21 @@ def _number(value: Any, kind: type) -> Any:
     return number
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        stat = path.stat()
+        return _parsed(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise JobError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, *_signature: int) -> Mapping[str, Any]:
+    """Read a file once as long as it stays as it is: each run of a sweep asks for the same ones."""
+    values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(values, dict):
         raise JobError(f"{path}: not a mapping of names to values")
-    return values
+    return MappingProxyType(values)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -192,3 +192,17 @@ def test_a_broken_fact_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "x1.yaml").write_text(text)
     with pytest.raises(JobError, match=r"x1\.yaml"):
         load_gpu("x1", search=[tmp_path])
+
+
+def test_the_runs_of_a_sweep_read_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Path] = []
+    really = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: reads.append(self) or really(self, **options))
+    for _ in range(3):
+        with pytest.raises(UnknownName):
+            load_model_shape("acme/no-such-model")
+    assert len(reads) == len(set(reads))
+    mine = tmp_path / "mine.yaml"
+    for capability in ("8.0", "10.0"):  # a file that changed is read anew
+        mine.write_text(f"name: mine\ncompute_capability: {capability}\n")
+        assert load_gpu("mine", [tmp_path]).compute_capability == float(capability)
