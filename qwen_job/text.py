@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 # C0, DEL, C1; marks and overrides of the reading order; line separators; invisible fillers; tags; lone surrogates.
-HIDDEN = re.compile(
+HIDDEN = (
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
@@ -35,7 +35,7 @@ def visible(text: object, limit: int | None = LONGEST, *, keep: str = "") -> str
         shown = _cut(shown, limit)
     if shown.isprintable():
         return shown
-    return HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), shown)
+    return re.sub(HIDDEN, lambda found: found[0] if found[0] in keep else _escape(found[0]), shown)
 
 
 def visible_lines(text: object, limit: int | None = LONGEST) -> str:
@@ -61,7 +61,7 @@ def json_text(value: Any, **options: Any) -> str:
     import json
 
     text = json.dumps(value, ensure_ascii=False, **options)
-    return HIDDEN.sub(lambda found: found[0] if found[0] in _LAYOUT else json.dumps(found[0])[1:-1], text)
+    return re.sub(HIDDEN, lambda found: found[0] if found[0] in _LAYOUT else json.dumps(found[0])[1:-1], text)
 
 
 class VisibleStream(io.TextIOWrapper):
@@ -91,7 +91,7 @@ class VisibleStream(io.TextIOWrapper):
     def write(self, text: str) -> int:
         """Write ``text`` with all that is hidden escaped; line ends, tabs and a terminal's carriage returns stay."""
         shown = text
-        if HIDDEN.search(text):
+        if not text.replace("\n", "").isprintable() and re.search(HIDDEN, text):
             parts = _OURS.split(text) if self._terminal else [text]
             keep = _LAYOUT if self._terminal else "\n\t"
             shown = "".join(p if number % 2 else visible(p, None, keep=keep) for number, p in enumerate(parts))

@@ -27,7 +27,7 @@ Path = tuple[str | int, ...]
 # What fits a float; more digits are a slip, and Python itself stops at 4,300.
 MAX_DIGITS = 300
 # One step of ``a.b[0]``; what stands in brackets may hold dots: kubernetes.labels[app.kubernetes.io/name].
-_STEP = re.compile(r"\[([^\[\]]+)\]|(?:^|(?<=.)\.)([^.\[\]]+)")
+_STEP = r"\[([^\[\]]+)\]|(?:^|(?<=.)\.)([^.\[\]]+)"
 
 
 class Position(NamedTuple):
@@ -287,8 +287,8 @@ def _depth(value: Any) -> int:
 
 def _steps(name: str) -> list[str]:
     """Return the parts of ``a.b[c]``, none when it is written wrongly."""
-    steps = _STEP.findall(name)
-    return [] if "".join(_STEP.split(name)[::3]) else [bracketed or plain for bracketed, plain in steps]
+    steps = re.findall(_STEP, name)
+    return [] if "".join(re.split(_STEP, name)[::3]) else [bracketed or plain for bracketed, plain in steps]
 
 
 def _place(at: Position) -> tuple[str, int, int]:

@@ -38,7 +38,7 @@ _TEXT_SECTIONS: tuple[FieldPath, ...] = (
     ("kubernetes", "labels"), ("kubernetes", "annotations"), ("kubernetes", "node_selector"),
 )  # fmt: skip
 _SHORT: dict[str, tuple[str, tuple[type, ...]]] = {"model": ("name", (str,)), "data": ("train", (str, list))}
-_TYPE_TAG = re.compile(r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)")
+_TYPE_TAG = r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)"
 _EXPECTED = "expected "
 _NOUNS = {
     "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
@@ -183,7 +183,7 @@ def _substitute(document: Document, environ: Mapping[str, str]) -> list[Problem]
             message = f"${{{name}}}: the variables bring in more than {MAX_SUBSTITUTED // 2**20} MiB; put it in a file"
         elif name in names:
             message = f"${{{name}}} is declared in uses_env but not set in this shell"
-        elif not ENV_NAME.fullmatch(name):
+        elif not re.fullmatch(ENV_NAME, name):
             message = f"${{{name}}} is more than a variable's name; write ${{NAME}}, or ${found[0]} for the text itself"
         else:
             message = f"${{{name}}} is not declared; add {name} to uses_env, or write $${{{name}}} for the text itself"
@@ -274,7 +274,7 @@ def _without_union_tags(value: Any, path: FieldPath) -> FieldPath:
     kept: list[str | int] = []
     for part in path:
         written = isinstance(value, dict) and part in value
-        if isinstance(part, str) and not written and _TYPE_TAG.match(part):
+        if isinstance(part, str) and not written and re.match(_TYPE_TAG, part):
             continue
         kept.append(part)
         value = value.get(part) if isinstance(value, dict) else None
@@ -335,7 +335,7 @@ def _check_settings(document: Document, job: Job | None) -> list[Problem]:
     ]
     if job is not None and not complaints:
         held_out = settings.Circumstances(evaluates=bool(job.data.eval or job.data.eval_split))
-        complaints = settings.conflicts({**job.train.model_dump(), **job.train.extra}, written, held_out)
+        complaints = settings.conflicts(job.train.settings, written, held_out)
     return [_problem(document, ("train", *name.split(".")), message) for name, message in complaints]
 
 

@@ -275,6 +275,11 @@ class Train(Strict):
         """The other TrainingArguments that were written, by name."""
         return dict(self.model_extra or {})
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by name, written or default. Unlike ``model_dump``, it builds no serializer for this alone."""
+        return dict(self)
+
 
 class DeepSpeed(Strict):
     """What DeepSpeed does; ``config`` is laid over the planned deepspeed.json."""

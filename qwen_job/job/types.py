@@ -1,21 +1,24 @@
 """The small types that job.yaml is made of: text that fits one line, paths, durations, sizes."""
 
+import os
 import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
-_SLURM_CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+# Patterns are text: re compiles one, and keeps it, when a job first needs it.
+_CONTROL = r"[\x00-\x1f\x7f\x85\u2028\u2029]"
+_DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?"
+_CLOCK = r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?"
+_SLURM_CLOCK = r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?"
 # Linux allows 15 characters of an interface's name.
-_INTERFACES = re.compile(r"\^?=?[A-Za-z0-9_.@-]{1,15}(,[A-Za-z0-9_.@-]{1,15})*")
-ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_INTERFACES = r"\^?=?[A-Za-z0-9_.@-]{1,15}(,[A-Za-z0-9_.@-]{1,15})*"
+ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 # Linux refuses to start a program with a longer variable (MAX_ARG_STRLEN is 128 KiB with name and NUL).
 _MAX_ENV_BYTES = 100_000
 # bash keeps these for itself: exporting one fails, or the program sees another value than the one written.
-_OF_BASH = re.compile(
+_OF_BASH = (
     r"_|UID|EUID|PPID|SHELLOPTS|BASH.*|RANDOM|SRANDOM|SECONDS|EPOCH(SECONDS|REALTIME)|LINENO|FUNCNAME|GROUPS|DIRSTACK"
     r"|PIPESTATUS|HISTCMD|OPTIND|OPTARG|OPTERR|OLDPWD|PWD|SHLVL|IFS|COMP_.*"
 )
@@ -25,6 +28,18 @@ class Strict(BaseModel):
     """Base of every section: types are not coerced, unknown fields are refused, values do not change afterwards."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, defer_build=True)
+
+    @classmethod
+    def model_rebuild(cls, **options: Any) -> bool | None:
+        """Build the validator, at first use, without a search of all installed packages for pydantic's plugins."""
+        before = os.environ.get(_NO_PLUGINS)
+        os.environ[_NO_PLUGINS] = "__all__"
+        try:
+            return super().model_rebuild(**options)
+        finally:
+            del os.environ[_NO_PLUGINS]
+            if before is not None:
+                os.environ[_NO_PLUGINS] = before
 
 
 def section() -> Any:
@@ -43,7 +58,7 @@ def _storable(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    found = _CONTROL.search(_storable(text))
+    found = None if _storable(text).isprintable() else re.search(_CONTROL, text)
     if found:
         raise ValueError(f"holds the control character {found[0]!r}; write it on one line, without it")
     return text
@@ -56,9 +71,9 @@ def _not_empty(text: str) -> str:
 
 
 def _env_name(text: str) -> str:
-    if not ENV_NAME.fullmatch(text):
+    if not re.fullmatch(ENV_NAME, text):
         raise ValueError(f"{text!r} is not a variable's name: use letters, digits and _, not a digit first")
-    if _OF_BASH.fullmatch(text):
+    if re.fullmatch(_OF_BASH, text):
         raise ValueError(f"{text} belongs to bash, which starts the processes; choose another name")
     return text
 
@@ -90,7 +105,7 @@ def seconds(value: Any) -> Any:
     """Read a duration: ``90`` (seconds), ``2h30m``, ``1d``, or Slurm's ``[days-]hours:minutes[:seconds]``."""
     if isinstance(value, bool) or not isinstance(value, str):
         return value
-    found = _CLOCK.fullmatch(value) or _DURATION.fullmatch(value)
+    found = re.fullmatch(_CLOCK, value) or re.fullmatch(_DURATION, value)
     if not found or not value:
         raise ValueError(f"{value!r} is not a duration: write 2h30m, 12:30:00, 1-00:00:00 or seconds")
     days, hours, minutes, secs = (int(part or 0) for part in found.groups())
@@ -102,7 +117,7 @@ def slurm_seconds(text: str) -> int | None:
 
     None for anything else. Only the first number may be more than its unit holds: 36:00:00 is a time, 99:99:99 a slip.
     """
-    found = _SLURM_CLOCK.fullmatch(text)
+    found = re.fullmatch(_SLURM_CLOCK, text)
     if not found:
         return None
     days, *clock = (None if part is None else int(part) for part in found.groups())
@@ -116,7 +131,7 @@ def slurm_seconds(text: str) -> int | None:
 
 def _slurm_time(value: Any) -> Any:
     """Read ``2h30m``, a number of seconds, or sbatch's own ways; a text of digits only would be its minutes."""
-    if not isinstance(value, str) or not re.search("[:-]", value):
+    if not isinstance(value, str) or not (":" in value or "-" in value):
         return seconds(value)
     read = slurm_seconds(value)
     if read is None:
@@ -125,7 +140,7 @@ def _slurm_time(value: Any) -> Any:
 
 
 def _interfaces(text: str) -> str:
-    if not _INTERFACES.fullmatch(text):
+    if not re.fullmatch(_INTERFACES, text):
         raise ValueError(
             f"{text[:80]!r} names no network interfaces: write eth0, a list of prefixes (ens,eth), =eth0 for a whole "
             "name, or ^docker,lo for all but those, as in NCCL_SOCKET_IFNAME"

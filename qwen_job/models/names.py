@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import re
 
-_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
-_ADDRESS = re.compile(
+# Compiled (and kept by re) at first use: every command with a job imports this.
+_ID = r"(?a:[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)"
+_ADDRESS = (
     r"(?:https?://)?(?:www\.)?(?:modelscope\.(?:cn|ai)/(?:models/)?|hf-mirror\.com/|huggingface\.co/|hf\.co/)"
     r"([^/\s]+/[^/\s?#]+)\S*"
 )
 
 
-_QWEN1 = re.compile(r"(^|[/-])qwen-[0-9]", re.IGNORECASE)
+_QWEN1 = r"(?i)(^|[/-])qwen-[0-9]"
 
 
 def is_qwen1_id(name: str) -> bool:
     """Tell whether a hub's id is one of the first generation: Qwen-7B, but not Qwen1.5-7B."""
-    return _QWEN1.search(name) is not None
+    return re.search(_QWEN1, name) is not None
 
 
 def resolve_source(name: str, source: str) -> str:
@@ -41,11 +42,11 @@ def clean_name(name: str, source: str) -> str:
     if resolve_source(name, source) not in ("modelscope", "huggingface"):
         return name
     clean = re.sub("/{2,}", "/", name.strip()).strip("/") if "://" not in name else name.strip()
-    if found := _ADDRESS.fullmatch(clean):
+    if re.fullmatch(_ID, clean):
+        return clean
+    if found := re.fullmatch(_ADDRESS, clean):
         raise ValueError(f"{name!r} is an address; write {found[1]!r}, and the hub as model.source")
-    if not _ID.fullmatch(clean):
-        raise ValueError(
-            f"{name!r} is no hub's id: write owner/name, as in Qwen/Qwen-1_8B-Chat; for a folder write "
-            f"{'./' + clean if clean else './model'!r}, or model.source: local ('model fetch' has --source local)"
-        )
-    return clean
+    raise ValueError(
+        f"{name!r} is no hub's id: write owner/name, as in Qwen/Qwen-1_8B-Chat; for a folder write "
+        f"{'./' + clean if clean else './model'!r}, or model.source: local ('model fetch' has --source local)"
+    )

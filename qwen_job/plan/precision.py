@@ -20,7 +20,7 @@ def refuse_settings(job: Job, gpu: Gpu) -> None:
     evaluates = bool(job.data.eval or job.data.eval_split)
     ampere = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM
     device = Circumstances(evaluates, on_cpu=gpu.is_cpu, ampere=ampere)
-    values = {**job.train.model_dump(), **job.train.extra}
+    values = job.train.settings
     found = conflicts(values, list(job.train.extra), device)
     if found:
         raise JobError([job.problem(("train", *name.split(".")), message) for name, message in found])

@@ -75,7 +75,8 @@ def sbatch(value: Any) -> str:
 
 def shell_comment(value: Any) -> str:
     """Return text for the inside of a ``#`` comment: control characters become spaces."""
-    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", str(value)).strip()
+    text = str(value)
+    return (text if text.isprintable() else re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", text)).strip()
 
 
 def heredoc(text: str, stem: str = "END") -> str:

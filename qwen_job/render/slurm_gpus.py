@@ -10,8 +10,8 @@ from qwen_job.plan import Plan
 
 # All ways in which Slurm takes GPUs; each is held against cluster.gpus_per_node.
 WAYS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task", "tres-per-job")
-_GRES = re.compile(r"(?:gres[:/])?gpu(?:[:=/]|$)")
-_COUNT = re.compile(r"(?:(?P<kind>[^:=]*[^:=\d][^:=]*)[:=]?)?(?P<count>\d+)?")
+_GRES = r"(?:gres[:/])?gpu(?:[:=/]|$)"
+_COUNT = r"(?:(?P<kind>[^:=]*[^:=\d][^:=]*)[:=]?)?(?P<count>\d+)?"
 
 Options = dict[str, str | None]
 
@@ -63,12 +63,12 @@ def _asks(plan: Plan, section: str, way: str) -> bool:
     """Tell whether a written option asks for GPUs; ``gres`` and TRES hold other things, too."""
     value = getattr(plan.job.slurm, section).get(way)
     if way in ("gres", "tres-per-task", "tres-per-job"):
-        return isinstance(value, str) and any(_GRES.match(part) for part in _parts(value))
+        return isinstance(value, str) and any(re.match(_GRES, part) for part in _parts(value))
     return isinstance(value, str)
 
 
 def _others(gres: str) -> str:
-    return ",".join(part for part in _parts(gres) if not _GRES.match(part) and part.lower() != "none")
+    return ",".join(part for part in _parts(gres) if not re.match(_GRES, part) and part.lower() != "none")
 
 
 def _parts(value: str) -> list[str]:
@@ -79,11 +79,11 @@ def _gpus(way: str, value: str) -> tuple[set[str], int | None]:
     """Return the types and the number of GPUs in ``gpu:a100:2,lscratch:5`` or ``a100:2``; None where none is read."""
     parts = _parts(value)
     if way in ("gres", "tres-per-task", "tres-per-job"):
-        parts = [part[found.end() :] for part in parts if (found := _GRES.match(part))]
+        parts = [part[found.end() :] for part in parts if (found := re.match(_GRES, part))]
     kinds: set[str] = set()
     total = 0
     for part in parts:
-        found = _COUNT.fullmatch(re.sub(r"\(.*\)$", "", part))
+        found = re.fullmatch(_COUNT, re.sub(r"\(.*\)$", "", part))
         if not found:
             return kinds, None
         kinds |= {found["kind"]} if found["kind"] else set()

@@ -62,6 +62,19 @@ def test_nothing_heavy_is_imported(folder: Path, words: list[str], absent: tuple
     assert not [name for name in absent if f"'{name}'" in modules]
 
 
+def test_a_render_starts_without_what_it_does_not_need(folder: Path) -> None:
+    code = (
+        "import sys\nfrom qwen_job.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    from qwen_job import settings\n    from qwen_job.job.model import Job, Train\n"
+        "    read = settings.facts.cache_info().misses + settings.schedulers.cache_info().misses\n"
+        "    built = [model.__name__ for model in (Job, Train) if model.__pydantic_complete__]\n"
+        "    print(end.code, read, built, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "render", "-t", "slurm"]
+    done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "0 0 ['Job']", done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_line_in_the_list_is_the_command_s_own(name: str) -> None:
     module, _, attribute = COMMANDS[name][0].partition(":")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def look(folder: str) -> list[str]:
     """Write the report and return all lines for people; what readers of a run's folder do, one after the other."""
     run = Path(folder)
     page = write_report(run).read_text("utf-8")
-    assert not HIDDEN.search(page.replace("\n", "").replace("\t", ""))
+    assert not re.search(HIDDEN, page.replace("\n", "").replace("\t", ""))
     progress_of(folder)
     return main_figures(run)
 
