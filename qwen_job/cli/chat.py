@@ -6,19 +6,21 @@ from pathlib import Path
 
 import click
 
+from qwen_job.cli.options import FiniteRange
+
 
 @click.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path))
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Ask this and end; repeat it to go on asking.")
 @click.option("--system", metavar="TEXT", help="The system prompt [default: the one of the training].")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer [default: the model's, else 512].")
-@click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy [default: the model's, else 0].")
+@click.option("--temperature", type=FiniteRange(min=0), help="0 is greedy [default: the model's, else 0].")
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="Nucleus, when sampling [default: the model's, else 0.8].",
 )
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--seed", type=click.IntRange(-(2**63), 2**63 - 1), help="Makes sampling repeatable.")
 def chat(
     run_or_model: Path,
     prompts: tuple[str, ...],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qwen_job.cli.options import FiniteRange
 from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, TURN_ORDERS, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT
@@ -242,7 +243,7 @@ def _known(rules: tuple[str, ...]) -> set[str]:
     "--weight",
     "weights",
     multiple=True,
-    type=click.FloatRange(0, MAX_WEIGHT, min_open=True),
+    type=FiniteRange(0, MAX_WEIGHT, min_open=True),
     help="How often an epoch shows each conversation of a file: once for each of FILES, in their order.  [default: 1]",
 )
 @click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeat for more).")

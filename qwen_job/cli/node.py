@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qwen_job.cli.options import FiniteRange
 from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
 from qwen_job.text import json_text, visible
 
@@ -33,7 +34,7 @@ def node() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="The rendezvous port: free on the first node.")
 @click.option("--rank", type=click.IntRange(min=0), default=0, help="This node's number; the first is 0.")
 @click.option("--master", default="", help="The first node, as the others know it: tests the network between all.")
-@click.option("--min-gbs", type=click.FloatRange(min=0), default=0, help="GB/s that an all-reduce must reach.")
+@click.option("--min-gbs", type=FiniteRange(min=0), default=0, help="GB/s that an all-reduce must reach.")
 @click.option("--token", default="", help="What the run's launch/token must hold if the folder is shared.")
 @click.option("--sent-at", type=float, help="The starting node's clock, in unix seconds.")
 @click.option("--disk-bytes", type=click.IntRange(min=0), help="What the run's folder will take.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.options import show_words
+from qwen_job.cli.options import FiniteRange, show_words
 from qwen_job.launch.backend import GONE, UNKNOWN
 from qwen_job.text import clear_screen, json_text, visible
 
@@ -53,7 +53,7 @@ def status(job: str | None, target: str | None, old: bool, as_json: bool) -> Non
 @click.command()
 @click.argument("job", required=False)
 @target_option
-@click.option("-n", "--interval", type=click.FloatRange(min=1), default=5.0, show_default=True, help="Seconds.")
+@click.option("-n", "--interval", type=FiniteRange(min=1), default=5.0, show_default=True, help="Seconds.")
 def watch(job: str | None, target: str | None, interval: float) -> None:
     """Show the status again and again, until the jobs are over."""
     from qwen_job.launch.find import look

@@ -15,6 +15,7 @@ from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.job.planning import Planning
 from qwen_job.job.slurm import Slurm
 from qwen_job.job.types import (
+    BelowOne,
     Count,
     EnvName,
     EnvValue,
@@ -220,8 +221,8 @@ class Train(Strict):
     fp16: bool | None = Field(None, description="Default: true on older GPUs")
     gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Not for norms and biases")
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.95
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.95
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     lr_scheduler_type: Scheduler = Field("cosine", description="How the learning rate falls after the warmup")

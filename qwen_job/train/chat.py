@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,6 +42,9 @@ class Chat:
         """Return the ids to answer; the oldest turns go when the model's length is reached."""
         from qwen_job.data.chatml import encode_prompt
 
+        for name, words in (("message", text), ("system prompt", self.system)):
+            if any("\ud800" <= letter <= "\udfff" for letter in words):
+                raise UsageError(f"the {name} is not UTF-8 text; write it in UTF-8: {visible(words, 80)}")
         room = self._answerer.limit - min(self._sampling.max_new_tokens, self._answerer.limit // 2)
         while True:
             turns = [*self.turns, ("user", text)]
@@ -134,4 +138,6 @@ def chat_command(path: Path, prompts: Sequence[str], system: str | None, samplin
     elif sys.stdin.isatty():
         talk(chat, sys.stdout)
     else:
+        if isinstance(sys.stdin, io.TextIOWrapper):  # what is not UTF-8 is refused with its turn
+            sys.stdin.reconfigure(errors="surrogateescape")
         answer_all(chat, (line.rstrip("\n") for line in sys.stdin if line.strip()), sys.stdout)

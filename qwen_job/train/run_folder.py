@@ -31,6 +31,8 @@ class Sampling:
 
 # No setting of sampling is as large; infinity is not a number of tokens.
 _MOST = 1e9
+# Divided by less, logits overflow.
+_LEAST = 1e-5
 
 
 class Asked(NamedTuple):
@@ -50,17 +52,19 @@ class Asked(NamedTuple):
             if isinstance(value, (int, float)) and type(value) is not bool and abs(value) < _MOST
         }
         temperature = float(numbers.get("temperature", 1.0)) if saved.get("do_sample") is True else 0.0
+        temperature = temperature if self.temperature is None else self.temperature
         top_p = float(numbers.get("top_p", Sampling.top_p))
+        penalty = float(numbers.get("repetition_penalty", 0))
         return Sampling(
             max_new_tokens=self.max_new_tokens
             or max(0, int(numbers.get("max_new_tokens", 0)))
             or Sampling.max_new_tokens,
-            temperature=temperature if self.temperature is None else self.temperature,
+            temperature=temperature if temperature >= _LEAST else 0.0,
             top_p=(top_p if 0 < top_p <= 1 else Sampling.top_p) if self.top_p is None else self.top_p,
             seed=self.seed,
             top_k=max(0, int(numbers.get("top_k", 0))),
             min_p=min(1.0, max(0.0, float(numbers.get("min_p", 0.0)))),
-            repetition_penalty=max(0.0, float(numbers.get("repetition_penalty", 0))) or 1.0,
+            repetition_penalty=penalty if penalty >= _LEAST else 1.0,
         )
 
 

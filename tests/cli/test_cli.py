@@ -136,6 +136,32 @@ def test_bad_input_gets_its_code_and_one_message(folder: Path, words: list[str],
     assert {path: path.read_bytes() for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chat", ".", "--temperature"],
+        ["chat", ".", "--top-p"],
+        ["data", "prepare", "x.json", "--tokenizer", ".", "--output", "y", "--weight"],
+        ["watch", "--interval"],
+    ],
+)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_an_option_takes_finite_numbers_only(folder: Path, words: list[str], value: str) -> None:
+    done = run(folder, *words, value)
+    assert done.returncode == 2 and words[-1] in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_seed_beyond_64_bits_is_refused(folder: Path) -> None:
+    done = run(folder, "chat", ".", "--seed", str(2**64))
+    assert done.returncode == 2 and "--seed" in done.stderr
+
+
+@pytest.mark.parametrize("field", ["adam_beta1", "adam_beta2"])
+def test_a_moment_that_never_moves_is_refused(folder: Path, field: str) -> None:
+    done = run(folder, "plan", "--set", f"train.{field}=1")
+    assert done.returncode == 3 and f"train.{field}" in done.stderr
+
+
 def test_invalid_yaml_is_an_invalid_job(folder: Path) -> None:
     (folder / "job.yaml").write_text("a: [\n")
     done = run(folder, "plan")

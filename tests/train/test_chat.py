@@ -77,6 +77,8 @@ def test_sampling_repeats_with_its_seed_and_keeps_to_the_nucleus() -> None:
         ),
         ({"max_new_tokens": -1, "top_k": 10**400, "repetition_penalty": -2, "min_p": True}, Asked(), Sampling()),
         ({"do_sample": True, "temperature": "hot", "top_p": 7, "top_k": -1}, Asked(), Sampling(temperature=1.0)),
+        ({"do_sample": True, "temperature": 1e-300, "repetition_penalty": 1e-300}, Asked(), Sampling()),
+        ({}, Asked(temperature=1e-300), Sampling()),
     ],
 )
 def test_what_the_user_does_not_give_is_the_models(
@@ -124,6 +126,14 @@ def _run(arguments: list[str], **options: object) -> subprocess.CompletedProcess
 def test_lines_of_standard_input_are_turns(taught: Path) -> None:
     run = _run([str(taught)], input=f"{QUESTION}\n\n{SECOND}\n")
     assert (run.returncode, run.stdout) == (0, f"{ANSWER}\n{REPLY}\n")
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_message_that_is_not_utf8_is_refused(taught: Path, locale: str) -> None:
+    command = [sys.executable, "-m", "qwen_job", "chat", str(taught)]
+    environment = {**os.environ, "LC_ALL": locale}
+    done = subprocess.run(command, input=b"hi \xff\n", capture_output=True, timeout=120, env=environment)
+    assert done.returncode == 2 and b"message is not UTF-8" in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_on_a_terminal_it_is_a_conversation(taught: Path) -> None:
