@@ -68,10 +68,17 @@ def _make(folder: Path, field: str) -> None:
 
 
 def seen_by_nodes(folder: Path, run: str) -> bool:
-    """Tell whether the nodes may see ``folder``; the run's folder, which they must see, is what it is held against."""
+    """Tell whether the nodes may see ``folder``; the run's folder, which they must see, is what it is held against.
+
+    A run's folder that looks as if it were of one machine is no better place.
+    """
     place, other = os.path.realpath(folder), os.path.realpath(run)
     mounts = _mounts()
     (point, kind), of_run = _mount(place, mounts), _mount(other, mounts)
+    # What is mounted below such a root may be shared all the same.
+    own_mount = _local_root(of_run[0]) and of_run[0] not in _LOCAL
+    if of_run[1] in _IN_MEMORY or (_local_root(other) and not own_mount):
+        return True
     if (point, kind) == of_run and _local_root(place) == _local_root(other):
         return True
     return not _local_root(place) and kind not in _IN_MEMORY
