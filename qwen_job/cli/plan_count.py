@@ -39,12 +39,10 @@ class _Sum:
 
 
 def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]:
-    """Count the training conversations and estimate their tokens; or say why that is not possible here."""
+    """Count the training conversations of files that are here and estimate their tokens; or say why that fails."""
     total, whole = _Sum(), True
     for file in job.data.train:
         path = Path(file.path)
-        if not path.is_file():
-            return None, f"{path} is not on this machine; --samples N tells the number of conversations"
         try:
             found, scale = _count(job, path, limit // len(job.data.train))
         except (QwenJobError, OSError) as error:

@@ -6,7 +6,6 @@ lost (an error).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Container, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -176,6 +175,8 @@ def _lost(keys: list[str], used: frozenset[str], where: str) -> RecordError:
         return RecordError(
             f"{where}{first}", f"{advice} (data.ignore_keys: [{first[:40]}] trains without it)", "unused_key"
         )
+    import difflib
+
     near = difflib.get_close_matches(_plain(first), sorted(used), n=1, cutoff=0.75)
     meant = f"; did you mean {near[0]!r}?" if near else ""
     names = ", ".join(key[:40] for key in keys[:6])

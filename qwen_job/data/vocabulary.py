@@ -26,7 +26,7 @@ def is_qwen(content: dict[str, Any]) -> bool:
 
 
 # The frame of ChatML and what Qwen's own tokenizers mark places and media with. Users' own tokens may look alike.
-_CONTROL = re.compile(
+_CONTROL = (
     r"<\|(?:im_start|im_end|im_sep|endoftext|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep"
     r"|(?:object_ref|box|quad|vision)_(?:start|end)|(?:vision|image|video|audio|tts)_pad"
     r"|(?:audio|vision|tts_text)_(?:bos|eos|start|end)|IMAGE|VIDEO|AUDIO)\|>"
@@ -35,7 +35,7 @@ _CONTROL = re.compile(
 
 def is_control(token: str) -> bool:
     """Tell whether a token is one that text may never become: Qwen's own, not one that a user added."""
-    return _CONTROL.fullmatch(token) is not None
+    return re.fullmatch(_CONTROL, token) is not None
 
 
 def mark_control_tokens(content: str) -> str:
