@@ -67,7 +67,7 @@ def _closed(value: Any) -> Any:
         return value
     value = {key: _closed(item) for key, item in value.items()}
     if value.get("title") in ENVIRONMENTS and isinstance(value.get("additionalProperties"), dict):
-        value["patternProperties"] = {f"^{ENV_NAME.pattern}$": value.pop("additionalProperties")}
+        value["patternProperties"] = {f"^{ENV_NAME}$": value.pop("additionalProperties")}
     if "patternProperties" in value:
         value.setdefault("additionalProperties", False)
     return value
