@@ -43,7 +43,10 @@ def is_host(text: str) -> bool:
 def is_loopback(host: str) -> bool:
     """Tell whether ``host`` leads every machine to itself."""
     if _is_address(host):
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return address.is_loopback or address.is_unspecified
+    if re.fullmatch(r"127(\.\d+){0,2}|0+", host):
+        return True  # inet_aton(3) reads 127.1 as 127.0.0.1
     return host.lower().rstrip(".") in (
         "localhost",
         "localhost.localdomain",

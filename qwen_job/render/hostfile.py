@@ -68,6 +68,10 @@ def _hosts(plan: Plan) -> list[str]:
     if own and len(hosts) > 1:
         message = f"{own[0]} is another machine on each host: write the name by which the others reach this one"
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
+    master = plan.job.hostfile.master_addr
+    if master and is_loopback(master) and len(hosts) > 1:
+        message = f"{master} is another machine on each host: write the first host's address as the others see it"
+        raise JobError([plan.job.problem(("hostfile", "master_addr"), message)])
     if plan.job.hostfile.launcher == "pdsh":
         _check_pdsh(plan, hosts)
     return hosts

@@ -44,6 +44,12 @@ def test_ssh_s_options_reach_every_launcher_and_only_the_first_host_has_an_addre
         ({"hostfile": {"hosts": ["slurm:7"]}}, "hostfile.hosts[0]: 'slurm:7' names no host itself"),
         ({"hostfile": {"hosts": ["localhost", "b"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: localhost is another"),
         ({"hostfile": {"hosts": ["b", "127.0.1.1"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: 127.0.1.1 is another"),
+        ({"hostfile": {"hosts": ["b", "127.1"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: 127.1 is another"),
+        ({"hostfile": {"hosts": ["0.0.0.0", "b"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: 0.0.0.0 is another"),
+        (
+            {"hostfile": {"hosts": "a,b", "master_addr": "localhost"}, "cluster": {"nodes": 2}},
+            "hostfile.master_addr: localhost is another machine on each host",
+        ),
         ({"hostfile": {"hosts": "ubuntu@a"}}, "write a, and hostfile.ssh_options: [-l, ubuntu]"),
         ({"hostfile": {"hosts": "a:2222"}}, "write a, and hostfile.ssh_options: [-p, '2222']"),
         ({"hostfile": {"hosts": "me@a:22"}}, "hostfile.ssh_options: [-l, me, -p, '22']"),
