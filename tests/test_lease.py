@@ -98,6 +98,11 @@ def test_two_runs_inside_one_allocation_are_told_apart(tmp_path: Path, monkeypat
         first.kill()
 
 
+def test_a_process_that_is_no_number_is_gone(tmp_path: Path) -> None:
+    written(tmp_path, machine=machine(), process="x:1")
+    take(tmp_path, dead=600).release()
+
+
 def test_of_many_that_come_in_the_same_moment_one_gets_it(tmp_path: Path) -> None:
     def one(_: int) -> Lease | None:
         try:

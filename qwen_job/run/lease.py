@@ -165,7 +165,8 @@ def _may_live(found: Entry) -> bool:
     On this machine the process tells: two runs inside one allocation belong to the same job.
     """
     if found.machine == machine():
-        return found.process == process(int(found.process.partition(":")[0] or 0))
+        number = found.process.partition(":")[0]
+        return number.isdecimal() and found.process == process(int(number))
     return found.owner != owner_name()
 
 
