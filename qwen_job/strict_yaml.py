@@ -64,6 +64,11 @@ class _Count:
         try:
             while self._parser.check_event():
                 self._take(self._parser.get_event())
+        except yaml.MarkedYAMLError as error:
+            # PyYAML 6.0.4 has a limit of its own, and scans ahead of the events.
+            if "nesting depth" not in str(error) or error.problem_mark is None:
+                raise
+            raise Excess(TOO_DEEP, error.problem_mark.line + 1, error.problem_mark.column + 1) from None
         finally:
             self._parser.dispose()
 

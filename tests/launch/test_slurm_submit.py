@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from qwen_job.cli import cli
 from qwen_job.errors import ClusterRefused, EnvironmentFault, JobError, UsageError
+from qwen_job.launch import slurm_log
 from qwen_job.launch.find import find, find_live, find_one
 from qwen_job.launch.index import remember
 from tests.jobs import PINNED
@@ -58,6 +59,8 @@ class Queue:
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    # Wherever this checkout lies, as on /tmp.
+    monkeypatch.setattr(slurm_log, "seen_by_nodes", lambda *_: True)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setenv("LAB", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
