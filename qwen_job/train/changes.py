@@ -83,7 +83,7 @@ def is_complete(config: TrainConfig) -> bool:
     """
     try:
         done = strict_json.loads((config.output_dir / "done.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except ValueError:
         return True
