@@ -11,7 +11,7 @@ import pytest
 
 from qwen_job.errors import JobError, UsageError
 from qwen_job.settings import facts
-from qwen_job.train.config import Training, check_training, parse_config
+from qwen_job.train.config import Guards, Training, check_training, parse_config
 from qwen_job.train.flags import IGNORED, Hardware, config_from_flags
 from tests.train import tiny
 
@@ -102,7 +102,7 @@ def loader(**settings: Any) -> Any:
         "dataloader_prefetch_factor": None,
         "dataloader_persistent_workers": False,
     }
-    config = SimpleNamespace(training=Training(), torch_compile=False)
+    config = SimpleNamespace(training=Training(), torch_compile=False, guards=Guards())
     fake: Any = SimpleNamespace(
         args=SimpleNamespace(**{**defaults, **more, **settings}),
         parts=SimpleNamespace(config=config, train=list(range(8)), pad_id=0, identity=SimpleNamespace(course=Course())),
