@@ -12,6 +12,7 @@ import yaml
 
 from qwen_job import __version__
 from qwen_job.errors import JobError, UsageError
+from qwen_job.job import Job
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
@@ -176,7 +177,8 @@ def _context(chosen: Settings) -> dict[str, Any]:
         "nproc_per_node": str(chosen.gpus_per_node),
         "grace_seconds": chosen.grace_seconds,
         "files": chosen.files,
-        "k": k.model_dump(),
+        # By the serializer that the job has already: one for the section alone takes longer to build than to render.
+        "k": Job.model_construct(kubernetes=k).model_dump(include={"kubernetes"})["kubernetes"],
         "suspend": k.suspend or k.prepare,
         "token": False,
         "metadata": {"name": chosen.name, **namespace, "labels": job_labels, "annotations": annotations},
