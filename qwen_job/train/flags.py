@@ -17,6 +17,7 @@ from qwen_job import settings, strict_json
 from qwen_job.errors import UsageError
 from qwen_job.models.chatml import SYSTEM_PROMPT
 from qwen_job.models.names import clean_name, resolve_source
+from qwen_job.text import visible
 from qwen_job.train.config import RENAMED, DeepSpeedConfig, TrainConfig, Training, parse_config
 
 
@@ -249,7 +250,9 @@ def _read_as(name: str, text: str | None, kind: str) -> Any:
     try:
         return strict_json.loads(text or "")
     except ValueError:
-        raise UsageError(f"--{name} wants a JSON object, such as '{{\"min_lr_rate\": 0.1}}', not {text!r}") from None
+        raise UsageError(
+            f"--{name} wants a JSON object, such as '{{\"min_lr_rate\": 0.1}}', not {_cut(text)}"
+        ) from None
 
 
 def _suggestion(name: str) -> str:
@@ -266,6 +269,10 @@ def _boolean(name: str, text: str | None) -> bool:
     raise UsageError(f"--{name} wants True or False, not {text!r}")
 
 
+def _cut(text: str | None) -> str:
+    return f"'{visible(text or '', 80)}'"
+
+
 def _typed(name: str, text: str | None, kind: Callable[[str], Any]) -> Any:
     if text is None:
         raise UsageError(f"--{name} wants a value")
@@ -273,9 +280,9 @@ def _typed(name: str, text: str | None, kind: Callable[[str], Any]) -> Any:
         value = kind(text)
     except ValueError:
         noun = "a whole number" if kind is int else "a number"
-        raise UsageError(f"--{name} wants {noun}, not {text!r}") from None
+        raise UsageError(f"--{name} wants {noun}, not {_cut(text)}") from None
     if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"--{name} wants a finite number, not {text!r}")
+        raise UsageError(f"--{name} wants a finite number, not {_cut(text)}")
     return value
 
 

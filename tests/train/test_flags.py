@@ -66,6 +66,13 @@ def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
         config_from_flags([*BASE, *words], CPU, 1)
 
 
+@pytest.mark.parametrize("words", [["--lr_scheduler_kwargs", "[" * 9000], ["--max_steps", "\x1b[2J" + "9a" * 9000]])
+def test_what_is_wrong_is_cut_and_escaped(words: list[str]) -> None:
+    with pytest.raises(UsageError) as found:
+        config_from_flags([*BASE, *words], A100, 1)
+    assert words[0] in str(found.value) and len(str(found.value)) < 300 and "\x1b" not in str(found.value)
+
+
 @pytest.mark.parametrize("missing", ["--model_name_or_path", "--data_path", "--output_dir"])
 def test_what_is_missing_is_named(missing: str) -> None:
     at = BASE.index(missing)
