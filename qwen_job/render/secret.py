@@ -15,8 +15,9 @@ from qwen_job.plan import Plan
 
 # The last word of a name that holds a secret, whatever its case: hf_token, WANDB_KEY, sshPrivateKey, db-password2.
 SECRET_NAME = (
-    r"(?i)(^|[_.-])(token|pass|passwd|password|passphrase|pwd|secrets?|credentials?|key|(api|access|private|secret)key"
-    r"|pat|bearer|auth|cookie|dsn|webhook(_url)?)[_.-]?[0-9]*$"
+    r"(?i)((^|[_.-])(token|pass|pwd|secrets?|cred(ential)?s?|key|(api|access|private|secret)_?keys?"
+    r"|pat|bearer|auth|authorization|jwt|cookie|dsn|webhook(_url)?)"
+    r"|passwd|passwords?|passphrase|sshpass|(hf|gh|hub|api|auth|access|bot)_?tokens?|(wandb|hf)key)[_.-]?[0-9]*$"
 )
 # A tokenizer's tokens, and keys that are public or only sort, are no secrets.
 NO_SECRET = (
@@ -28,6 +29,7 @@ NO_SECRET_VALUE = r"(?i)^\s*(|0|1|true|false|yes|no|on|off|none|null|(~|\.|\.\.)
 # Forms that only a secret has: //user:password@, a private key, the tokens of hubs.
 SECRET_VALUE = (
     r"//[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\b(AccountKey|SharedAccessKey)=[^;$]|[?&]sig=[^&$]|\bBearer [\w.~+/=-]{16}"
     r"|\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}"
     r"|github_pat_\w{30}|glpat-[\w-]{20}|sk-[\w-]{30}|xox[abprs]-[\w-]{20}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)"
 )
