@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from qwen_job.deepspeed_keys import misspelt
 from qwen_job.errors import JobError, Problem
 from qwen_job.job import Job
 from qwen_job.job.document import overlay
@@ -49,7 +50,8 @@ def _contradictions(job: Job, zero_stage: int, offload: bool, precision: str, ba
             "deepspeed.offload_optimizer",
         ),
     }
-    problems = []
+    keys = {key: misspelt(key) for key in job.deepspeed.config}
+    problems = [job.problem(("deepspeed", "config", key), said) for key, said in keys.items() if said]
     for path, value in _leaves(job.deepspeed.config):
         where = ("deepspeed", "config", *path)
         if path[0] in ("scheduler", "optimizer"):

@@ -292,6 +292,7 @@ def _end(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     known: QwenJobError | None = error if isinstance(error, QwenJobError) else None
     known = known or _out_of_memory(error, config, deepspeed) or _storage(error) or _other_model(error, config)
+    known = known or _deepspeed_refuses(error)
     known = known or _lost_peer(error)
     if log is not None:
         log.close()
@@ -376,6 +377,16 @@ def _other_model(error: Exception, config: TrainConfig) -> JobError | None:
         f"output: {config.output_dir} holds checkpoints of another model than {config.model.get('name')}: write "
         f"another output, or the model that it was begun with ({' '.join(str(error).split())[:160]})"
     )
+
+
+def _deepspeed_refuses(error: Exception) -> JobError | None:
+    """Tell a value that DeepSpeed's own configuration refuses from a fault of ours."""
+    import pydantic
+
+    if not isinstance(error, pydantic.ValidationError) or not error.title.startswith("DeepSpeed"):
+        return None
+    found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
+    return JobError(f"deepspeed.json ({error.title}): {'; '.join(found)[:500]}: correct deepspeed.config")
 
 
 def _lost_peer(error: Exception) -> Retryable | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from qwen_job.deepspeed_keys import KNOWN, misspelt
 from qwen_job.errors import JobError, Problem
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 
@@ -30,7 +31,9 @@ def resolve(config: TrainConfig, given: DeepSpeedConfig, source: str) -> tuple[D
         JobError: a value contradicts train.yaml, or an "auto" stands where nothing can fill it.
     """
     result = copy.deepcopy(given)
-    notes = _drop_blocks(result)
+    notes = [*_unknown(result, source), *_drop_blocks(result)]
+    if "zero_optimization" not in result:
+        notes.append(f"{source}: has no zero_optimization: every GPU holds the whole optimizer (ZeRO stage 0)")
     result.setdefault("zero_optimization", {"stage": 0})
     _fill_known(result, config, source)
     _fill_zero(result["zero_optimization"])
@@ -49,6 +52,23 @@ def offloads_optimizer(deepspeed: DeepSpeedConfig) -> bool:
     """Tell whether the optimizer's state lives in host memory."""
     offload = deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
     return str(offload.get("device", "none")) != "none"
+
+
+def _unknown(given: DeepSpeedConfig, source: str) -> list[str]:
+    """Return a note for each key that DeepSpeed would not read.
+
+    Raises:
+        JobError: a key looks like a misspelt one.
+    """
+    notes, problems = [], []
+    for key in given:
+        if problem := misspelt(key):
+            problems.append(Problem(source, 0, 0, str(key), problem))
+        elif key not in KNOWN:
+            notes.append(f"{source}: {key}: not known to DeepSpeed, and so without effect")
+    if problems:
+        raise JobError(problems)
+    return notes
 
 
 def _drop_blocks(result: DeepSpeedConfig) -> list[str]:

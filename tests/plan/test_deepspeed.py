@@ -67,3 +67,9 @@ def test_contradictions_name_both_sides(tmp_path: Path, section: str, message: s
 
 def test_all_contradictions_come_at_once(tmp_path: Path) -> None:
     assert len(problems(tmp_path, "deepspeed: {config: {train_batch_size: 7, bf16: {enabled: auto}}}\n")) == 2
+
+
+def test_a_misspelt_key_is_refused_at_its_line(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "deepspeed: {config: {zero_optimisation: {overlap_comm: false}}}\n")
+    assert "deepspeed.config.zero_optimisation: " in found
+    assert "zero_optimization" in found

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
+from qwen_job.deepspeed_keys import KNOWN
 from qwen_job.errors import JobError
 from qwen_job.job.model import Reporter, Scheduler
 from qwen_job.train.changes import changes_since, settings_text
@@ -114,3 +115,22 @@ def test_changes_since_a_checkpoint_are_told_by_field(tmp_path: Path) -> None:
     told = changes_since(tmp_path, parse_config(values, "train.yaml"))
     assert told == ["global_batch_size 4 -> 8", "seed 7 -> 8", "training.learning_rate 0.005 -> 0.1"]
     assert changes_since(tmp_path / "nothing", before) == []
+
+
+def test_a_misspelt_key_of_deepspeed_s_json_is_refused_and_an_unknown_one_is_noted() -> None:
+    with pytest.raises(JobError, match=r"ds\.json: zero_optimisation: .*zero_optimization"):
+        resolve(config(), {"zero_optimisation": {"stage": 3}}, "ds.json")
+    notes = resolve(config(), {"my_own_key": 1}, "ds.json")[1]
+    assert [note.split(": ")[1] for note in notes] == ["my_own_key", "has no zero_optimization"]
+
+
+def test_every_key_that_deepspeed_reads_is_known() -> None:
+    import re
+
+    import deepspeed.runtime.constants as constants  # type: ignore[import-untyped]
+
+    source = Path(constants.__file__).with_name("config.py").read_text("utf-8")
+    names = re.findall(r"get_(?:scalar|dict|list)_param\(\s*param_dict,\s*([A-Z_]+)", source)
+    read = {getattr(constants, name) for name in names if hasattr(constants, name)}
+    assert len(read) > 10
+    assert not read - set(KNOWN)

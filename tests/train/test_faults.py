@@ -214,3 +214,15 @@ def test_running_out_of_memory_puts_plan_and_measurement_side_by_side_and_names_
         assert text in output
     stopped = tiny.metrics(train_yaml.parent, "stop")[-1]
     assert (stopped["step"], stopped["exit_code"]) == (2, 10) and "planned 30.0 GiB" in stopped["reason"]
+
+
+def test_what_deepspeed_s_configuration_refuses_names_its_key(home: Path) -> None:
+    train_yaml = tiny.write_run(home / "deepspeed", training__max_steps=1)
+    file = train_yaml.with_name("deepspeed.json")
+    given = json.loads(file.read_text())
+    given["zero_optimization"]["overlapcomm"] = False
+    file.write_text(json.dumps(given))
+    code, output = tiny.run(train_yaml, processes=1)
+    assert code == 3, output
+    assert "overlapcomm" in output
+    assert "Traceback" not in output

@@ -1,0 +1,29 @@
+"""The keys of DeepSpeed's JSON: it reads no key that it does not know, and says nothing of one that is misspelt."""
+
+from __future__ import annotations
+
+import difflib
+
+# The top level of DeepSpeed 0.19's JSON (deepspeed/runtime/config.py), which reads no key that it does not know.
+KNOWN = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "zero_optimization", "bf16", "fp16", "amp", "optimizer", "scheduler", "steps_per_print",
+    "wall_clock_breakdown", "memory_breakdown", "dump_state", "prescale_gradients", "gradient_predivide_factor",
+    "communication_data_type", "sparse_gradients", "disable_allgather", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "checkpoint", "data_types", "activation_checkpointing", "aio",
+    "flops_profiler", "autotuning", "curriculum_learning", "data_efficiency", "compression_training",
+    "sparse_attention", "hybrid_engine", "elasticity", "nebula", "tensorboard", "wandb", "csv_monitor", "comet",
+    "comms_logger", "compile", "torch_autocast", "tensor_parallel", "sequence_parallel_size", "expert_parallel",
+    "pipeline", "seq_parallel_communication_data_type", "timers", "monitor", "dataloader_drop_last",
+    "graph_harvesting", "weight_quantization", "use_data_before_expert_parallelism", "log_level",
+    "gradient_allreduce_op", "disable_python_gc", "zenflow", "model_info", "load_from_fp32_weights",
+    "managed_gradient_accumulation",
+)  # fmt: skip
+
+
+def misspelt(key: str) -> str:
+    """Return what to say of a key of the top level that looks like a misspelt one, else ""."""
+    if key in KNOWN:
+        return ""
+    near = difflib.get_close_matches(str(key), KNOWN, n=1, cutoff=0.8)
+    return f"DeepSpeed has no such key and would ignore it; did you mean {near[0]}?" if near else ""
