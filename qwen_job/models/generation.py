@@ -58,6 +58,11 @@ class Exported(NamedTuple):
 
 def stops_of(folder: Path) -> list[int]:
     """Return the ids that end an answer, ``<|im_end|>`` first: ours and all that the folder's files name."""
+    return _stops(folder)[0]
+
+
+def _stops(folder: Path) -> tuple[list[int], list[int]]:
+    """Return the stops, and the ids that the folder names as stops and no token has."""
     ids = _added(folder)
     ours = [ids[token] for token in (IM_END, IM_START, END_OF_TEXT) if token in ids]
     config = _optional(folder / "config.json")
@@ -68,7 +73,8 @@ def stops_of(folder: Path) -> list[int]:
     name = named.get("content") if isinstance(named, dict) else named
     theirs += [ids[str(name)]] if str(name) in ids else []
     usable = [number for number in theirs if number >= 0 and (limit is None or number < limit)]
-    return list(dict.fromkeys([*ours, *usable]))
+    beyond = [number for number in theirs if number not in usable]
+    return list(dict.fromkeys([*ours, *usable])), list(dict.fromkeys(beyond))
 
 
 def pad_of(folder: Path) -> int | None:
@@ -89,7 +95,8 @@ def exported(folder: Path) -> Exported:
         notes.append(f"generation_config.json: {key}: {kept.pop(key)!r} is left out of model/: {reason}")
     bos = written.get("bos_token_id")
     ids: dict[str, object] = {"bos_token_id": bos} if isinstance(bos, int) else {}
-    stops, pad = stops_of(folder), pad_of(folder)
+    (stops, beyond), pad = _stops(folder), pad_of(folder)
+    notes += [f"eos_token_id: {number} is left out of model/: vocab_size has no such token" for number in beyond]
     ids |= {"eos_token_id": stops} if stops else {}
     ids |= {"pad_token_id": pad} if pad is not None else {}
     return Exported({**ids, **(kept or {"do_sample": False})}, notes)

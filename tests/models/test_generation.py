@@ -65,6 +65,13 @@ def test_limits_are_left_out_with_a_note_and_the_rest_is_kept(tmp_path: Path) ->
     assert [note.split(": ")[1] for note in found.notes] == ["max_new_tokens", "max_length"]
 
 
+def test_a_stop_that_no_token_has_is_left_out_with_a_note(tmp_path: Path) -> None:
+    found = exported(folder_of(tmp_path, {"eos_token_id": [12, 5000]}))
+    assert found.values["eos_token_id"] == [12, 11, 10]
+    (note,) = found.notes
+    assert note.startswith("eos_token_id: 5000")
+
+
 def test_settings_in_config_json_are_moved_to_where_they_belong(tmp_path: Path) -> None:
     config = {"do_sample": True, "temperature": 0.3, "max_length": 20}
     found = exported(folder_of(tmp_path, {"temperature": 0.6}, config))
