@@ -368,6 +368,9 @@ def _ordered(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(dict.fromkeys(problems), key=lambda p: (p.source, p.line, p.column, p.field))
 
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
 def _resolve_paths(job: Job, document: Document) -> Job:
     def absolute(text: str, *path: str | int) -> str:
         position = document.position(path)
@@ -375,6 +378,9 @@ def _resolve_paths(job: Job, document: Document) -> Job:
         # What has no folder of its own (--set, stdin, a pipe such as <(...)) is read from where we stand.
         elsewhere = source in ("", "--set", STDIN) or source.startswith(("/dev/", "/proc/"))
         base = Path() if elsewhere else Path(source).parent
+        if scheme := _SCHEME.match(text):
+            message = f"{scheme[0]} is not read from: copy it to storage that the job sees, and write that path"
+            raise JobError([_problem(document, path, message)])
         if len(os.fsencode(text)) > MAX_PATH or max(len(os.fsencode(part)) for part in text.split("/")) > MAX_NAME:
             message = f"is longer than a path may be ({MAX_PATH} bytes, {MAX_NAME} between two slashes)"
             raise JobError([_problem(document, path, message)])

@@ -168,7 +168,7 @@ def choose_interface(master: str) -> None:
     try:
         os.environ["GLOO_SOCKET_IFNAME"] = interface_for(pattern or "^lo", master, addresses)
     except ValueError as error:
-        raise EnvironmentFault(f"cluster.socket_interface: {error}") from None
+        raise EnvironmentFault(f"cluster.socket_interface, or GLOO_SOCKET_IFNAME in env: {error}") from None
 
 
 def interface_for(pattern: str, toward: str, addresses: Mapping[str, list[str]]) -> str:

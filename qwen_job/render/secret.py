@@ -17,7 +17,7 @@ from qwen_job.plan import Plan
 SECRET_NAME = (
     r"(?i)((^|[_.-])(token|pass|pwd|secrets?|cred(ential)?s?|key|(api|access|private|secret)_?keys?"
     r"|pat|bearer|auth|authorization|jwt|cookie|dsn|webhook(_url)?)"
-    r"|passwd|passwords?|passphrase|sshpass|(hf|gh|hub|api|auth|access|bot)_?tokens?|(wandb|hf)key)[_.-]?[0-9]*$"
+    r"|passwd|passwords?|passphrase|sshpass|(hf|gh|hub|api|auth|access|bot)_?tokens?|(wandb|hf)key)([_.-](ro|rw|read|write|prod|production|staging|dev|test|main|old|new))?[_.-]?[0-9]*$"
 )
 # A tokenizer's tokens, and keys that are public or only sort, are no secrets.
 NO_SECRET = (

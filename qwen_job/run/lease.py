@@ -50,7 +50,9 @@ def owner_name(environ: Mapping[str, str] = os.environ) -> str:
     """Return the job that this process belongs to, the same for all of its attempts; else the process."""
     if job := environ.get("SLURM_JOB_ID"):
         array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
-        return f"Slurm job {array}_{task}" if array and task else f"Slurm job {job}"
+        name = f"Slurm job {array}_{task}" if array and task else f"Slurm job {job}"
+        # Two clusters with one file system count their jobs each for itself.
+        return f"{name} of {cluster}" if (cluster := environ.get("SLURM_CLUSTER_NAME")) else name
     if "KUBERNETES_SERVICE_HOST" in environ:
         # On the host's network a pod has its node's name.
         return f"job {environ.get(RENDEZVOUS) or '?'} (pod {socket.gethostname()})"
@@ -77,12 +79,15 @@ class Lease:
         """
         for folder in (self._file.parent.parent, self._file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        if not self._created():
-            found = self._read()
+        while not self._created():
+            found = self._first_look()
             if found is not None and _may_live(found):
                 self._wait_for_change(found, say, dead)
-            self._write()
-            self._settle()
+            # Somebody else may have taken it meanwhile, or let it go.
+            if self._read() == found and self._file.exists():
+                self._write()
+                self._settle()
+                break
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def release(self) -> None:
@@ -119,6 +124,14 @@ class Lease:
             return Entry(nonce, int(counter), where, who, owner)
         except (FileNotFoundError, ValueError):
             return None
+
+    def _first_look(self) -> Entry | None:
+        """Return what stands there, after a moment if nothing does: one who has just made the file is writing."""
+        for _ in range(20):
+            if (found := self._read()) is not None or not self._file.exists():
+                return found
+            time.sleep(0.05)
+        return None
 
     def _wait_for_change(self, found: Entry, say: Callable[[str], None], dead: float) -> None:
         say(f"output: {found.owner} trained here before: waiting {dead:.0f} s to see whether it still does")

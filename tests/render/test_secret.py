@@ -22,6 +22,7 @@ SECRETS = {
     "password": "12345",
     "dbPassword2": "abc", "OPENAI_APIKEY": "abc", "Aws_Secret_Access_Key": "a/b", "WANDB_API_KEY": "0" * 40,
     "DB": "postgresql://me:geheim@db:5432/x", "http_proxy": "http://me:p%40ss@proxy:3128", "X": "redis://:geheim@r",
+    "HF_TOKEN_READ": "abc", "API_KEY_PROD": "abc",
     "PGPASSWORD": "abc", "SSHPASS": "abc", "HFTOKEN": "abc", "OPENAI_API_KEYS": "abc", "HUB_TOKENS": "abc",
     "AUTHORIZATION": "abc", "MY_CREDS": "abc", "JWT": "abc", "HEADER": "Bearer 0123456789abcdef",
     "STORE": "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=aGVsbG8=", "BLOB": "https://a/b?sv=1&sig=ab",
@@ -30,7 +31,8 @@ SECRETS = {
 HARMLESS = {
     "EOS_TOKEN": "x", "TOKENIZERS_PARALLELISM": "false", "WANDB_API_KEY": "", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "MAX_TOKENS": "5", "GOOGLE_APPLICATION_CREDENTIALS": "/shared/me/key.json", "HF_TOKEN_PATH": "/x/token",
-    "KEYBOARD": "de", "NUM_TOKENS": "5", "BATCH_TOKENS": "5", "NCCL_TOPO": "a?design=1", "BYPASS": "x",
+    "KEYBOARD": "de", "TOKEN_LIMIT": "a", "KEY_READER": "x",
+    "NUM_TOKENS": "5", "BATCH_TOKENS": "5", "NCCL_TOPO": "a?design=1", "BYPASS": "x",
     "TEXT": "a Bearer of news", "SSHPASS_FILE": "x", "AUTHOR": "x",
     "http_proxy": "http://proxy:3128", "IMAGE": "docker://registry:5000/x@sha256:ab", "GIT": "ssh://git@host:22/x",
     "PUBLIC_KEY": "ssh-ed25519 AAAA", "COMPASS": "north", "NCCL_IB_HCA": "=mlx5_0:1", "MONKEY": "x",

@@ -46,7 +46,7 @@
 {{- $value := index . 2 -}}
 {{- /* The patterns of qwen_job/render/secret.py. */ -}}
 {{- $words := regexReplaceAll `([a-z0-9])([A-Z])` $name "${1}_${2}" -}}
-{{- $named := and (regexMatch `(?i)((^|[_.-])(token|pass|pwd|secrets?|cred(ential)?s?|key|(api|access|private|secret)_?keys?|pat|bearer|auth|authorization|jwt|cookie|dsn|webhook(_url)?)|passwd|passwords?|passphrase|sshpass|(hf|gh|hub|api|auth|access|bot)_?tokens?|(wandb|hf)key)[_.-]?[0-9]*$` $words) (not (regexMatch `(?i)(^|[_.-])((bos|eos|pad|unk|sep|cls|mask|end|stop)_token|(public|pub|sort|primary|group|cache|json|label)_?key)$` $words)) -}}
+{{- $named := and (regexMatch `(?i)((^|[_.-])(token|pass|pwd|secrets?|cred(ential)?s?|key|(api|access|private|secret)_?keys?|pat|bearer|auth|authorization|jwt|cookie|dsn|webhook(_url)?)|passwd|passwords?|passphrase|sshpass|(hf|gh|hub|api|auth|access|bot)_?tokens?|(wandb|hf)key)([_.-](ro|rw|read|write|prod|production|staging|dev|test|main|old|new))?[_.-]?[0-9]*$` $words) (not (regexMatch `(?i)(^|[_.-])((bos|eos|pad|unk|sep|cls|mask|end|stop)_token|(public|pub|sort|primary|group|cache|json|label)_?key)$` $words)) -}}
 {{- if or (regexMatch `//[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(AccountKey|SharedAccessKey)=[^;$]|[?&]sig=[^&$]|\bBearer [\w.~+/=-]{16}|\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30}|glpat-[\w-]{20}|sk-[\w-]{30}|xox[abprs]-[\w-]{20}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)` $value) (and $named (not (regexMatch `(?i)^\s*(|0|1|true|false|yes|no|on|off|none|null|(~|\.|\.\.)?(/[\w.-]+){2,}/?)\s*$` $value))) -}}
 {{- fail (printf "%s: looks like a secret, and env is for all to read; write kubernetes.secret_env: {%s: SECRET/KEY}" (index . 0) $name) -}}
 {{- end -}}

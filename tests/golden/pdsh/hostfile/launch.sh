@@ -402,8 +402,16 @@ export PDSH_SSH_ARGS_APPEND='-p 2222'
 # Its own test of ssh knows none of the options.
 python3 -m deepspeed.launcher.runner --hostfile "$run/launch/hostfile" --launcher pdsh --no_ssh_check \
   --force_multi --master_addr "$master_addr" --master_port "$master_port" --no_local_rank \
-  --module qwen_job.train --config "$run/train.yaml"
-code=$?
+  --module qwen_job.train --config "$run/train.yaml" &
+runner=$!
+# A shell that ends by a signal would leave the runner, pdsh and the trainers behind.
+trap 'kill -s TERM "$runner" 2> /dev/null' TERM INT HUP
+code=-1
+while [ "$code" -lt 0 ] || kill -0 "$runner" 2> /dev/null; do
+  wait "$runner"
+  code=$?
+done
+trap - TERM INT HUP
 # If pdsh itself is killed, deepspeed still ends with 0: only done.json proves the run.
 [ -e "$run/done.json" ] && exit 0
 [ "$code" -ne 0 ] || code=1
