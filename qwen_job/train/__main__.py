@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         wish = StopWish(TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None)
         if is_complete(config):
             if place.is_first:
-                print(f"qwen-job: {config.output_dir} is complete (done.json): nothing to do", file=sys.stderr)
+                _say(f"{config.output_dir} is complete (done.json): nothing to do")
             return 0
         wish.listen()
         if place.is_first:
@@ -303,8 +303,10 @@ def _end(
         code, reason, state = known.exit_code, str(known), "stopped" if stopped else "failed"
 
     def speak() -> None:
-        words = f"qwen-job: {known}" if known else "".join(traceback.format_exception(error)).rstrip()
-        print(words, file=sys.stderr, flush=True)
+        if known:
+            _say(known)
+        else:
+            print("".join(traceback.format_exception(error)).rstrip(), file=sys.stderr, flush=True)
 
     active = log is not None and log.active
     if log is not None and log.active:
@@ -332,7 +334,7 @@ def _leaving(config: TrainConfig, log: RunLog, place: Place) -> Callable[[Stoppe
     def leave(error: StoppedAndSaved) -> None:
         if not place.is_first:
             return
-        print(f"qwen-job: {error}", file=sys.stderr, flush=True)
+        _say(error)
         with contextlib.suppress(OSError):
             step = max((line["step"] for line in read_metrics(config.output_dir) if "step" in line), default=0)
             log.write("stop", step, reason=str(error), exit_code=error.exit_code)
@@ -401,12 +403,13 @@ def _lost_peer(error: Exception) -> Retryable | None:
     return Retryable(f"another rank went away ({text[:200]}); running the same job again goes on from the last save")
 
 
-def _say(text: str) -> None:
-    print(f"qwen-job: {text}", file=sys.stderr, flush=True)
+def _say(text: object) -> None:
+    """Print to standard error what a terminal may see: names and texts may come from shared folders."""
+    print(f"qwen-job: {visible_lines(text)}", file=sys.stderr, flush=True)
 
 
 def _complain(error: QwenJobError) -> int:
-    _say(visible_lines(error))
+    _say(error)
     return error.exit_code
 
 

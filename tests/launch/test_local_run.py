@@ -124,3 +124,14 @@ def test_a_folder_in_which_something_trains_is_left_alone(tmp_path: Path, elsewh
         holder.kill()
     free = submit(made, tmp_path)
     assert free.communicate(timeout=120) and free.returncode == 0
+
+
+def test_a_holder_s_name_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
+    made, lease = script(tmp_path), tmp_path / "run" / "launch" / "lease"
+    lease.parent.mkdir(parents=True)
+    lease.write_text("a" * 32 + " 1 elsewhere 1:1 \x1b[2Jjob\n")
+    process = submit(made, tmp_path)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, said
+    assert "job trained in" in said
+    assert "\x1b" not in said

@@ -30,6 +30,8 @@ mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create
 held_by() {
   local nonce counter machine process owner before tries pid
   read -r nonce counter machine process owner 2> /dev/null < "$run/launch/lease" || return 1
+  # Who shares the folder may have written it: a terminal gets no control characters of it.
+  owner=${owner//[![:print:]]/?}
   pid=${process%:*} before="$nonce $counter"
   if [ "$machine" = "$(< /proc/sys/kernel/random/boot_id)/$(readlink /proc/self/ns/pid)" ]; then
     [ "$process" = "$pid:$(sed 's/.*) //' "/proc/$pid/stat" 2> /dev/null | cut -d ' ' -f 20)" ] && echo "$owner"
@@ -40,7 +42,7 @@ held_by() {
     sleep 1
     read -r nonce counter _ _ owner 2> /dev/null < "$run/launch/lease" || return 1
     if [ "$nonce $counter" != "$before" ]; then
-      echo "$owner"
+      echo "${owner//[![:print:]]/?}"
       return
     fi
   done
