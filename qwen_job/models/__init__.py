@@ -18,19 +18,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .ensure import ensure_model as ensure_model
-    from .spec import ModelSpec as ModelSpec
+    from qwen_job.models.ensure import ensure_model as ensure_model
+    from qwen_job.models.spec import ModelSpec as ModelSpec
 
 __all__ = ["ModelSpec", "ensure_model"]
 
 
 def __getattr__(name: str) -> object:
     if name == "ModelSpec":
-        from .spec import ModelSpec
+        from qwen_job.models.spec import ModelSpec
 
         return ModelSpec
     if name == "ensure_model":
-        from .ensure import ensure_model
+        from qwen_job.models.ensure import ensure_model
 
         return ensure_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

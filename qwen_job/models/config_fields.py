@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwen_job.errors import ModelError
-
-from .shapes import shown
+from qwen_job.models.shapes import shown
 
 HONOURED = frozenset(
     {

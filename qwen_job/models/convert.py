@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qwen_job.errors import ModelError, UsageError
-
-from .config import check_config, is_qwen1, read_config
-from .files import exists, member, new_folder, read_json, write_json
-from .folder import check_folder, check_links, refuse_quantized_weights
-from .legacy import pickled_shards, unpickle
-from .lock import Progress, exclusive
-from .qwen1 import (
+from qwen_job.models.config import check_config, is_qwen1, read_config
+from qwen_job.models.files import exists, member, new_folder, read_json, write_json
+from qwen_job.models.folder import check_folder, check_links, refuse_quantized_weights
+from qwen_job.models.legacy import pickled_shards, unpickle
+from qwen_job.models.lock import Progress, exclusive
+from qwen_job.models.qwen1 import (
     assert_shapes,
     dtype_name,
     is_computed,
@@ -27,9 +26,9 @@ from .qwen1 import (
     to_qwen2,
     write_shards,
 )
-from .shapes import expected_shapes, shown, size
-from .tensors import NewTensor, Tensor, read_folder, read_header, shards
-from .tokenizer import (
+from qwen_job.models.shapes import expected_shapes, shown, size
+from qwen_job.models.tensors import NewTensor, Tensor, read_folder, read_header, shards
+from qwen_job.models.tokenizer import (
     FILE,
     SPECIALS,
     check_tiktoken,

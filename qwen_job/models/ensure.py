@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen_job.errors import ModelError
-
-from .files import exists, member, new_folder, read_json, write_json
-from .folder import check_folder, needs_conversion
-from .lock import Progress, exclusive
-from .spec import ModelSpec, cache_folder
+from qwen_job.models.files import exists, member, new_folder, read_json, write_json
+from qwen_job.models.folder import check_folder, needs_conversion
+from qwen_job.models.lock import Progress, exclusive
+from qwen_job.models.spec import ModelSpec, cache_folder
 
 RECORD = ".made.json"
 
@@ -45,7 +44,7 @@ def ensure_model(
         return _random(spec, cache, training_data, progress)
     if spec.source == "local":
         return usable_folder(_find(spec.name, output_dir), cache, progress, verify=verify)
-    from .fetch import damaged, fetch_model
+    from qwen_job.models.fetch import damaged, fetch_model
 
     folder = fetch_model(spec, verify=verify, progress=progress)
     try:
@@ -64,7 +63,7 @@ def _find(name: str, output_dir: Path) -> Path:
 
 
 def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progress | None) -> Path:
-    from .initial import initial_key, load_config, training_texts, write_random_model
+    from qwen_job.models.initial import initial_key, load_config, training_texts, write_random_model
 
     config = load_config(spec.name)
     texts = training_texts(data)
@@ -78,7 +77,7 @@ def usable_folder(folder: Path, cache: Path, progress: Progress | None = None, *
     if not needs_conversion(folder):
         check_folder(folder)
         return folder
-    from .convert import conversion_key, convert
+    from qwen_job.models.convert import conversion_key, convert
 
     target = cache / "converted" / f"{folder.name}-{conversion_key(folder)}"
     return once(target, lambda aside: convert(folder, aside, progress), progress, anew=verify)

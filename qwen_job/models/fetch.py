@@ -13,10 +13,9 @@ from typing import TypeVar
 
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.files import sync_folder
-
-from .config import QUANTIZED_FILES, refuse_quantized
-from .files import ELSEWHERE, exists, git_sha1_of, member, read_json, sha256_of, write_json
-from .hub import (
+from qwen_job.models.config import QUANTIZED_FILES, refuse_quantized
+from qwen_job.models.files import ELSEWHERE, exists, git_sha1_of, member, read_json, sha256_of, write_json
+from qwen_job.models.hub import (
     Hub,
     RemoteFile,
     TransferError,
@@ -28,9 +27,9 @@ from .hub import (
     open_url,
     unreachable,
 )
-from .lock import Progress, exclusive
-from .names import clean_name
-from .spec import ModelSpec, cache_folder
+from qwen_job.models.lock import Progress, exclusive
+from qwen_job.models.names import clean_name
+from qwen_job.models.spec import ModelSpec, cache_folder
 
 MARKER = ".fetched.json"
 TRIES = 6  # in a row without a byte

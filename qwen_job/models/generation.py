@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from .chatml import END_OF_TEXT, IM_END, IM_START
-from .files import read_json
-from .tokens import added_tokens
+from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START
+from qwen_job.models.files import read_json
+from qwen_job.models.tokens import added_tokens
 
 # vLLM takes them as limits for all requests; transformers' users have their own.
 _LIMITS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time")

@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, cast
 
 from qwen_job import strict_yaml
 from qwen_job.errors import ModelError
+from qwen_job.models.chatml import (
+    ROLES,
+    SPECIAL_TOKENS,
+    SYSTEM_PROMPT,
+    generation_config,
+    tokenizer_config,
+    tokenizer_json,
+)
+from qwen_job.models.config import check_config
+from qwen_job.models.files import write_json
+from qwen_job.models.shapes import Shapes, expected_shapes, size
+from qwen_job.models.tensors import NewTensor, write_tensors
 from qwen_job.resources import resource
-
-from .chatml import ROLES, SPECIAL_TOKENS, SYSTEM_PROMPT, generation_config, tokenizer_config, tokenizer_json
-from .config import check_config
-from .files import write_json
-from .shapes import Shapes, expected_shapes, size
-from .tensors import NewTensor, write_tensors
 
 if TYPE_CHECKING:
     import numpy
@@ -87,7 +93,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> tuple[dict[str, in
     """Train byte-level BPE of at most ``vocab_size`` entries; return its vocabulary and merges."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    from .chatml import PATTERN
+    from qwen_job.models.chatml import PATTERN
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

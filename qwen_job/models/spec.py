@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from qwen_job.errors import ModelError
-
-from .names import clean_name
+from qwen_job.models.names import clean_name
 
 Source = Literal["modelscope", "huggingface", "local", "random"]
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_job.errors import ModelError
-
-from .chatml import SPECIAL_TOKENS
-from .files import member, read_json
-from .shapes import shown
+from qwen_job.models.chatml import SPECIAL_TOKENS
+from qwen_job.models.files import member, read_json
+from qwen_job.models.shapes import shown
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
