@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault, UsageError
-from qwen_job.files import write_atomically
 
 GIB = 2**30
 # A fill of its own for each item, so that the bar reads without colour; colours of equal lightness from Okabe and Ito.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job import strict_json
-from qwen_job.files import read_limited
+from qwen_job.atomic import read_limited
 
 MAX_OBJECT = 16 * 2**20
 # Of metrics.jsonl: a million steps and more.

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qwen_job.files import read_limited
+from qwen_job.atomic import read_limited
 
 MAX_DEPTH = 100
 MAX_BYTES = 64 * 2**20

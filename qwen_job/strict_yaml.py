@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from qwen_job.files import read_limited
+from qwen_job.atomic import read_limited
 
 MAX_DEPTH = 64
 MAX_VALUES = 50_000

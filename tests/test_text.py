@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_job import strict_json
-from qwen_job.files import read_limited
+from qwen_job.atomic import read_limited
 from qwen_job.text import HIDDEN, VisibleStream, json_text, visible, visible_lines
 
 ANY_TEXT = st.text(st.characters(), max_size=50)

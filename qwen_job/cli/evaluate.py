@@ -23,7 +23,7 @@ def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, 
     Compares the model that the run started from with the one it made, on the answers in the file. The result of a
     run is kept in its evaluation.json, for 'qwen-job report'.
     """
-    from qwen_job.files import write_atomically
+    from qwen_job.atomic import write_atomically
     from qwen_job.train.evaluate import as_text
     from qwen_job.train.evaluate import evaluate as measure
 

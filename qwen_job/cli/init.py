@@ -15,8 +15,8 @@ from qwen_job.errors import EnvironmentFault
 @click.option("--force", is_flag=True, help="Replace FILE.")
 def init(file: Path, example: str | None, force: bool) -> None:
     """Write a commented job.yaml to start from."""
+    from qwen_job.atomic import write_atomically
     from qwen_job.cli import suggest
-    from qwen_job.files import write_atomically
     from qwen_job.resources import resource
 
     folder = resource("configs", "jobs")

@@ -33,8 +33,8 @@ def list_templates() -> None:
 @click.option("--force", is_flag=True, help="Replace templates that are there.")
 def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
     """Copy templates (all, or those in NAMES) to FOLDER, for 'render --template-dir FOLDER'."""
+    from qwen_job.atomic import write_atomically
     from qwen_job.cli import suggest
-    from qwen_job.files import write_atomically
     from qwen_job.render.engine import TEMPLATES
 
     known = _names()

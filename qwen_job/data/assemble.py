@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qwen_job.atomic import sync_file, write_atomically
 from qwen_job.data.arrange import COUNTED
 from qwen_job.data.choose import copies_of
 from qwen_job.data.pack import WINDOW, pack
 from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.spec import DataSpec
 from qwen_job.errors import DataError
-from qwen_job.files import sync_file, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from qwen_job import settings
+from qwen_job.atomic import TooLarge, read_limited
 from qwen_job.errors import EnvironmentFault, JobError, Problem
-from qwen_job.files import TooLarge, read_limited
 from qwen_job.job.document import Document, Position, assign, dotted, merge, parse
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Job, Train

@@ -15,8 +15,8 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault
-from qwen_job.files import write_atomically
 from qwen_job.render.bundle import Bundle
 from qwen_job.run_files import there
 

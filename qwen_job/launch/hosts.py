@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from qwen_job.atomic import read_limited
 from qwen_job.errors import JobError
-from qwen_job.files import read_limited
 from qwen_job.job.hostfile import ALLOCATION
 from qwen_job.job.hosts import expand_hosts
 from qwen_job.plan import Plan

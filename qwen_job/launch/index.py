@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qwen_job import strict_json
-from qwen_job.files import read_limited
+from qwen_job.atomic import read_limited
 from qwen_job.run_files import is_path
 
 KEPT = 10_000

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_job.atomic import read_limited
 from qwen_job.errors import EnvironmentFault
-from qwen_job.files import read_limited
 
 _MOST_BYTES = 65536
 

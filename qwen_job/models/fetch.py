@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from qwen_job.atomic import sync_folder
 from qwen_job.errors import EnvironmentFault, ModelError
-from qwen_job.files import sync_folder
 from qwen_job.models.config import QUANTIZED_FILES, refuse_quantized
 from qwen_job.models.files import ELSEWHERE, exists, git_sha1_of, member, read_json, sha256_of, write_json
 from qwen_job.models.hub import (

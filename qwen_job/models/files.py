@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qwen_job import strict_json
+from qwen_job.atomic import read_limited, sync_file, sync_folder, write_atomically
 from qwen_job.errors import EnvironmentFault, ModelError
-from qwen_job.files import read_limited, sync_file, sync_folder, write_atomically
 
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from qwen_job import strict_json
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import NoProgress, StoppedAndSaved, is_retryable
-from qwen_job.files import write_atomically
 from qwen_job.run.ends import MEMORY_ADVICE, last_words
 
 

@@ -19,8 +19,8 @@ from jinja2 import (
 )
 from jinja2.loaders import split_template_path
 
+from qwen_job.atomic import read_limited
 from qwen_job.errors import UsageError
-from qwen_job.files import read_limited
 from qwen_job.render import quote
 from qwen_job.render.quote import Quoted, Unrepresentable
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_job.files import write_atomically
+from qwen_job.atomic import write_atomically
 from qwen_job.strict_json import load
 
 MEMORY_ADVICE = (

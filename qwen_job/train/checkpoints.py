@@ -26,8 +26,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # type: ignore[import-untyped]
 
+from qwen_job.atomic import sync_folder
 from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
-from qwen_job.files import sync_folder
 from qwen_job.train.manifest import FileEntry, describe, write_manifest
 
 # What storage says that is away for a while.

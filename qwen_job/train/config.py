@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen_job import settings, strict_json, strict_yaml
+from qwen_job.atomic import read_limited, write_atomically
 from qwen_job.errors import JobError, Problem
-from qwen_job.files import read_limited, write_atomically
 
 DeepSpeedConfig = dict[str, Any]
 # Names of transformers 4 that version 5 removed, and what they are called now.

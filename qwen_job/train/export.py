@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from qwen_job.atomic import sync_file, sync_folder, write_atomically
 from qwen_job.errors import ModelError
-from qwen_job.files import sync_file, sync_folder, write_atomically
 from qwen_job.models.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
 from qwen_job.models.files import read_json, write_json
 from qwen_job.models.generation import exported, pad_of, stops_of

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job import strict_json
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import JobError
-from qwen_job.files import write_atomically
 from qwen_job.models.config_fields import HONOURED
 from qwen_job.models.folder import read_config
 from qwen_job.models.tensors import read_folder

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job.files import sync_file, write_atomically
+from qwen_job.atomic import sync_file, write_atomically
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20

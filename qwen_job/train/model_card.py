@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from qwen_job import __version__
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault
-from qwen_job.files import write_atomically
 from qwen_job.models.chatml import SYSTEM_PROMPT
 from qwen_job.models.files import sha256_of
 from qwen_job.run_files import read_object

@@ -10,8 +10,8 @@ import html
 from pathlib import Path
 from typing import Any
 
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault, UsageError
-from qwen_job.files import write_atomically
 from qwen_job.picture import Stack, svg
 from qwen_job.run_files import whole
 from qwen_job.text import visible

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM
-from qwen_job.files import write_atomically
 from qwen_job.run_files import read_lines
 from qwen_job.text import visible_lines
 

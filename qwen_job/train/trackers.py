@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
+from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, JobError, Problem, QwenJobError
-from qwen_job.files import write_atomically
 from qwen_job.settings import near
 from qwen_job.train.config import TrainConfig
 

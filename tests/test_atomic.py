@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.files import sync_folder, write_atomically
+from qwen_job.atomic import sync_folder, write_atomically
 
 
 @pytest.mark.parametrize(("content", "sync"), [("你", True), ("你".encode(), False)])
