@@ -1,4 +1,4 @@
-# The training image. SET names a folder of configs/image/: cpu, ampere (A100 and H100) or v100.
+# The training image. SET names a folder of qwen_job/facts/image/: cpu, ampere (A100 and H100) or v100.
 # Four stages: base (Debian packages), build (compilers, wheels, DeepSpeed's ops), package (our wheel), and the image:
 # base plus what build and package made, our own code last, so that a change of it rebuilds only two small layers.
 # WITH_COMPILER=1 adds gcc and Python's headers for jobs that compile kernels as they run (torch_compile, Liger).
@@ -10,7 +10,7 @@ FROM ${BASE_IMAGE} AS base
 ARG SET=ampere
 ARG DEBIAN_SNAPSHOT=
 ARG DEBIAN_PINS=exact
-COPY scripts/image/apt-install configs/image/${SET}/debian.lock /opt/image/
+COPY scripts/image/apt-install qwen_job/facts/image/${SET}/debian.lock /opt/image/
 RUN /opt/image/apt-install /opt/image/debian.lock && dpkg-query -W -f '${Package}\n' >/opt/image/debian.txt
 
 FROM base AS build
@@ -18,16 +18,16 @@ ARG SET
 ARG MAX_JOBS=
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
-COPY configs/image/${SET}/debian-build.lock /opt/build/
+COPY qwen_job/facts/image/${SET}/debian-build.lock /opt/build/
 RUN /opt/image/apt-install /opt/build/debian-build.lock
-COPY configs/image/${SET}/build.lock /opt/build/
+COPY qwen_job/facts/image/${SET}/build.lock /opt/build/
 RUN python3 -m venv /opt/tools \
     && /opt/tools/bin/python -m pip install --no-cache-dir --require-hashes -r /opt/build/build.lock
-COPY configs/image/${SET}/requirements.lock /opt/build/
+COPY qwen_job/facts/image/${SET}/requirements.lock /opt/build/
 RUN python3 -m venv --without-pip /opt/venv \
     && /opt/tools/bin/python -m pip --python /opt/venv/bin/python install \
         --no-cache-dir --no-compile --no-deps --require-hashes -r /opt/build/requirements.lock
-COPY configs/image/${SET}/deepspeed.lock configs/image/${SET}/set.yaml scripts/image/build_ops.py scripts/image/portable-cxx /opt/build/
+COPY qwen_job/facts/image/${SET}/deepspeed.lock qwen_job/facts/image/${SET}/set.yaml scripts/image/build_ops.py scripts/image/portable-cxx /opt/build/
 RUN /opt/venv/bin/python /opt/build/build_ops.py /opt/build
 ARG PACKAGES=
 RUN if [ -n "$PACKAGES" ]; then \
@@ -37,7 +37,7 @@ RUN if [ -n "$PACKAGES" ]; then \
             /opt/build/installed.txt >/opt/build/kept.txt \
         && $pip install --no-cache-dir --no-compile --constraint /opt/build/kept.txt $PACKAGES; \
     fi
-COPY scripts/image/slim.py scripts/image/describe.py configs/image/${SET}/debian-compiler.lock /opt/build/
+COPY scripts/image/slim.py scripts/image/describe.py qwen_job/facts/image/${SET}/debian-compiler.lock /opt/build/
 COPY scripts/image/site/ /opt/venv/lib/python3.11/site-packages/
 ARG WITH_COMPILER=0
 RUN if [ "$WITH_COMPILER" = 1 ]; then sed -n '/^#/d; s/=.*//p' /opt/build/debian-compiler.lock >>/opt/image/debian.txt; fi \
@@ -74,7 +74,7 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ARG SET
 ARG WITH_COMPILER=0
-COPY configs/image/${SET}/debian-compiler.lock /opt/image/
+COPY qwen_job/facts/image/${SET}/debian-compiler.lock /opt/image/
 RUN if [ "$WITH_COMPILER" = 1 ]; then /opt/image/apt-install /opt/image/debian-compiler.lock; fi
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/image /opt/image

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from qwen_job.plan.facts import ModelShape, load_gpu, load_model_shape, model_shape_from_config
+from qwen_job.facts.tables import ModelShape, load_gpu, load_model_shape, model_shape_from_config
 from qwen_job.plan.layout import Layout
 from qwen_job.plan.memory import Constants, MemoryEstimate, estimate_memory, zero_settings
 

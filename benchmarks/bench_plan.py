@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from qwen_job.plan.facts import load_gpu, load_model_shape, model_shape_from_config
+from qwen_job.facts.tables import load_gpu, load_model_shape, model_shape_from_config
 from qwen_job.plan.layout import Layout
 from qwen_job.plan.search import Question, choose, fit
 from qwen_job.plan.speed import estimate_speed
@@ -73,7 +73,7 @@ def enumeration() -> bool:
 def imports() -> bool:
     """Time a fresh process that plans, and tell whether it stays free of heavy packages."""
     program = (
-        "import sys, qwen_job.plan.search as s, qwen_job.plan.facts as f;"
+        "import sys, qwen_job.plan.search as s, qwen_job.facts.tables as f;"
         "s.choose(s.Question(f.load_model_shape('Qwen-1_8B-Chat'), f.load_gpu('A100-80G')));"
         f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
     )

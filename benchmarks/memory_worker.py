@@ -19,8 +19,8 @@ import deepspeed  # noqa: E402
 import torch  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
+from qwen_job.facts.tables import ModelShape, load_model_shape, model_shape_from_config  # noqa: E402
 from qwen_job.plan.activations import activation_bytes  # noqa: E402
-from qwen_job.plan.facts import ModelShape, load_model_shape, model_shape_from_config  # noqa: E402
 from qwen_job.plan.layout import Layout  # noqa: E402
 from qwen_job.plan.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402
 

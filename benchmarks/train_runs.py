@@ -24,7 +24,7 @@ from qwen_job.plan.memory import estimate_memory
 from tests.train import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-# Dense bf16 peaks in TFLOP/s, as in configs/gpus; an unknown GPU gets no MFU.
+# Dense bf16 peaks in TFLOP/s, as in qwen_job/facts/gpus; an unknown GPU gets no MFU.
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "A800": 312.0}
 BIG = {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "num_attention_heads": 16}
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -9,7 +9,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource(*parts: str) -> Path:
-    """Return the path of a shipped file or folder, e.g. ``resource("configs", "gpus")``.
+    """Return the path of a shipped file or folder, e.g. ``fact("gpus")``.
 
     The path is returned whether or not it exists; an installed wheel's own copy wins over a neighbouring folder.
     """

@@ -12,7 +12,7 @@ import pytest
 from qwen_job.resources import resource
 
 
-@pytest.mark.parametrize("parts", [("configs", "jobs"), ("configs", "gpus"), ("charts",), ("slurm",)])
+@pytest.mark.parametrize("parts", [("configs", "jobs"), ("charts",), ("slurm",)])
 def test_a_checkout_s_own(checkout: Path, parts: tuple[str, ...]) -> None:
     assert resource(*parts) == checkout.joinpath(*parts) and resource(*parts).is_dir()
 

@@ -48,8 +48,8 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
     short resumes where it was; a damaged copy is repaired by fetching what is wrong. Mirrors are taken from
     MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from MODELSCOPE_API_TOKEN and HF_TOKEN.
     """
+    from qwen_job.facts.model_names import clean_name, resolve_source
     from qwen_job.models import ModelSpec, ensure_model
-    from qwen_job.models.names import clean_name, resolve_source
     from qwen_job.models.spec import Source
 
     source = resolve_source(model_id, source)
@@ -107,10 +107,10 @@ def check(folder: Path) -> None:
     over: what of them is left out is listed. Reads headers only, so that a 72B model takes no longer than a
     small one.
     """
-    from qwen_job.models.config_fields import unknown_fields
+    from qwen_job.facts.config_fields import unknown_fields
+    from qwen_job.facts.weights import count_parameters, expected_shapes
     from qwen_job.models.folder import check_folder
     from qwen_job.models.generation import exported
-    from qwen_job.models.shapes import count_parameters, expected_shapes
 
     config = check_folder(folder)
     if unknown := unknown_fields(config):

@@ -12,15 +12,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from qwen_job import settings
 from qwen_job.atomic import TooLarge, read_limited
 from qwen_job.errors import EnvironmentFault, JobError, Problem
+from qwen_job.facts import settings
+from qwen_job.facts.model_names import clean_name
+from qwen_job.facts.settings import Complaint
 from qwen_job.job.document import Document, Position, assign, dotted, merge, parse
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Job, Train
 from qwen_job.job.types import ENV_NAME
-from qwen_job.models.names import clean_name
-from qwen_job.settings import Complaint
 
 MAX_BYTES = 16 * 2**20
 # Of text that variables bring in, in all fields together.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from qwen_job.errors import Problem
+from qwen_job.facts.model_names import resolve_source
 from qwen_job.job.document import Document, Path, Position, dotted
 from qwen_job.job.hostfile import Hostfile
 from qwen_job.job.kubernetes import Kubernetes
@@ -31,7 +32,6 @@ from qwen_job.job.types import (
 )
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 from qwen_job.models.chatml import SYSTEM_PROMPT
-from qwen_job.models.names import resolve_source
 
 if TYPE_CHECKING:
     from qwen_job.job.sweep import Point
@@ -84,7 +84,7 @@ Reporter = Literal[
 class Model(Strict):
     """The model to start from. ``model: Qwen/Qwen-1_8B-Chat`` is short for ``model: {name: ...}``."""
 
-    name: Text = Field(description="A hub id (Qwen/Qwen-1_8B-Chat), a folder, or a name in configs/models")
+    name: Text = Field(description="A hub id (Qwen/Qwen-1_8B-Chat), a folder, or a known shape's name")
     source: Literal["auto", "modelscope", "huggingface", "local", "random"] = Field(
         "auto",
         description="auto: a path is local, everything else comes from ModelScope; random: new weights",
@@ -167,7 +167,7 @@ class Data(Strict):
 
 
 class CustomGpu(Strict):
-    """A GPU that configs/gpus does not know, by its numbers."""
+    """A GPU that qwen_job/facts/gpus does not know, by its numbers."""
 
     name: Text
     memory_gib: Annotated[float, Field(gt=0, le=1e6)]
@@ -181,7 +181,7 @@ class CustomGpu(Strict):
 class Cluster(Strict):
     """The machines. ``gpu: CPU`` trains without GPUs; ``gpus_per_node`` is then the number of processes."""
 
-    gpu: Text | CustomGpu = Field(description="A name in configs/gpus (A100-80G, V100-32G, CPU ...) or its numbers")
+    gpu: Text | CustomGpu = Field(description="A known GPU (A100-80G, V100-32G, CPU ...) or its numbers")
     nodes: Positive = Field(1, description="Machines")
     gpus_per_node: Positive = Field(1, description="GPUs, and so processes, on each machine")
     cpus_per_gpu: Positive | None = Field(None, description="CPU cores for each GPU's process")

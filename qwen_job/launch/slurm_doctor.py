@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_job.errors import ClusterRefused
+from qwen_job.facts.tables import gpu_names, load_gpu
 from qwen_job.launch.slurm_survey import RUNTIMES, Node, Partition, Survey
-from qwen_job.plan.facts import gpu_names, load_gpu
 from qwen_job.render.quote import to_yaml
 from qwen_job.render.slurm import slurm_time
 
@@ -137,7 +137,7 @@ def _gpu(machines: _Machines, where: str, proposal: Proposal) -> None:
     if len(known) == 1:
         proposal.add("cluster", "gpu", known[0], f"gres type {kind!r} of {where}")
     else:
-        which = " or ".join(known) if known else "its name in configs/gpus, or its numbers"
+        which = " or ".join(known) if known else "its name in qwen_job/facts/gpus, or its numbers"
         proposal.add("cluster", "gpu", None, f"{which}: gres type {kind!r} does not tell")
         said = f"gres type {kind!r}" if kind else "its gres has no type"
         proposal.warnings.append(f"cluster.gpu: {said}: write {which}")
@@ -145,7 +145,7 @@ def _gpu(machines: _Machines, where: str, proposal: Proposal) -> None:
 
 
 def gpu_called(kind: str, features: set[str]) -> list[str]:
-    """Return the GPUs of configs/gpus that a gres type (a100, nvidia_a100-sxm4-80gb) may mean."""
+    """Return the GPUs of qwen_job/facts/gpus that a gres type (a100, nvidia_a100-sxm4-80gb) may mean."""
     word = _plain(kind)
     if not word:
         return []

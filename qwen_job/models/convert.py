@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qwen_job.errors import ModelError, UsageError
+from qwen_job.facts.weights import expected_shapes, shown, size
 from qwen_job.models.config import check_config, is_qwen1, read_config
 from qwen_job.models.files import exists, member, new_folder, read_json, write_json
 from qwen_job.models.folder import check_folder, check_links, refuse_quantized_weights
@@ -26,7 +27,6 @@ from qwen_job.models.qwen1 import (
     to_qwen2,
     write_shards,
 )
-from qwen_job.models.shapes import expected_shapes, shown, size
 from qwen_job.models.tensors import NewTensor, Tensor, read_folder, read_header, shards
 from qwen_job.models.tokenizer import (
     FILE,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from qwen_job import strict_yaml
 from qwen_job.errors import ModelError
+from qwen_job.facts import fact
+from qwen_job.facts.weights import Shapes, expected_shapes, size
 from qwen_job.models.chatml import (
     ROLES,
     SPECIAL_TOKENS,
@@ -24,9 +26,7 @@ from qwen_job.models.chatml import (
 )
 from qwen_job.models.config import check_config
 from qwen_job.models.files import write_json
-from qwen_job.models.shapes import Shapes, expected_shapes, size
 from qwen_job.models.tensors import NewTensor, write_tensors
-from qwen_job.resources import resource
 
 if TYPE_CHECKING:
     import numpy
@@ -41,13 +41,13 @@ _SUM_MEAN, _SUM_STD = 131070, 37837.22746
 
 
 def load_config(name: str) -> dict[str, object]:
-    """Return the config.json of a model in configs/models/ (or of a YAML file), else ModelError."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else resource("configs", "models", f"{name}.yaml")
+    """Return the config.json of a model in qwen_job/facts/models/ (or of a YAML file), else ModelError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else fact("models", f"{name}.yaml")
     try:
         facts = strict_yaml.load(path)
     except FileNotFoundError:
-        known = ", ".join(sorted(found.stem for found in resource("configs", "models").glob("*.yaml")))
-        raise ModelError(f"model.name: {name!r} has no file in configs/models; known: {known}") from None
+        known = ", ".join(sorted(found.stem for found in fact("models").glob("*.yaml")))
+        raise ModelError(f"model.name: {name!r} has no file in qwen_job/facts/models; known: {known}") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(facts, dict) or "architecture" not in facts:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from qwen_job.errors import ModelError
-from qwen_job.models.names import clean_name
+from qwen_job.facts.model_names import clean_name
 
 Source = Literal["modelscope", "huggingface", "local", "random"]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: ``name`` is a hub id, a folder (local) or a name in configs/models/ (random)."""
+    """One model: ``name`` is a hub id, a folder (local) or a name in qwen_job/facts/models/ (random)."""
 
     name: str
     source: Source

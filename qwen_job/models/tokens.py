@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.weights import shown
 from qwen_job.models.chatml import SPECIAL_TOKENS
 from qwen_job.models.files import member, read_json
-from qwen_job.models.shapes import shown
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

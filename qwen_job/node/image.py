@@ -11,8 +11,8 @@ import yaml
 
 from qwen_job import strict_json
 from qwen_job.errors import EnvironmentFault
+from qwen_job.facts import fact
 from qwen_job.node.versions import torch_cuda
-from qwen_job.resources import resource
 
 IMAGE_FILE = "/opt/image/image.json"
 
@@ -73,7 +73,7 @@ def installed_image() -> Image:
 def image_sets() -> list[Image]:
     """Return the sets that ``make image SET=...`` knows."""
     found = []
-    for path in sorted(resource("configs", "image").glob("*/set.yaml")):
+    for path in sorted(fact("image").glob("*/set.yaml")):
         values = yaml.safe_load(path.read_text())
         found.append(_image(values, values["name"]))
     return found

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from qwen_job.models.names import is_qwen1_id
+from qwen_job.facts.model_names import is_qwen1_id
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.search import HOST_MARGIN, Choice, Question, choose
 

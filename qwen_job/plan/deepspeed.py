@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qwen_job.deepspeed_keys import misspelt
 from qwen_job.errors import JobError, Problem
+from qwen_job.facts import fact
+from qwen_job.facts.deepspeed_keys import misspelt
 from qwen_job.job import Job
 from qwen_job.job.document import overlay
 from qwen_job.plan.batch import Batch
-from qwen_job.resources import resource
 
 
 def deepspeed_config(job: Job, *, zero_stage: int, offload: bool, precision: str, batch: Batch) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def deepspeed_config(job: Job, *, zero_stage: int, offload: bool, precision: str
     problems = _contradictions(job, zero_stage, offload, precision, batch)
     if problems:
         raise JobError(problems)
-    base: dict[str, Any] = json.loads(resource("configs", "deepspeed", f"zero{zero_stage}.json").read_text("utf-8"))
+    base: dict[str, Any] = json.loads(fact("deepspeed", f"zero{zero_stage}.json").read_text("utf-8"))
     base["train_batch_size"] = batch.global_batch_size
     base["train_micro_batch_size_per_gpu"] = batch.micro_batch_size
     base["gradient_accumulation_steps"] = batch.gradient_accumulation_steps

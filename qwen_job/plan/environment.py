@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from qwen_job.facts.tables import Gpu
 from qwen_job.job import Job
-from qwen_job.plan.facts import Gpu
 
 
 def environment(job: Job, gpu: Gpu, interconnect: str) -> dict[str, str]:

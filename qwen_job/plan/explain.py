@@ -89,7 +89,7 @@ def explain(plan: Plan, field: str) -> Explanation:
     if kind == "env":
         return Explanation(name, value, (_origin(plan, name, "a preset for this device and network"),))
     if name.startswith("deepspeed.config."):
-        default = f"from configs/deepspeed/zero{plan.sharding.zero_stage}.json, or by the plan"
+        default = f"from qwen_job/facts/deepspeed/zero{plan.sharding.zero_stage}.json, or by the plan"
         return Explanation(name, value, (_origin(plan, name, default),))
     if kind == "step":
         words = "seconds in an optimizer step before anything overlaps; qwen_job/plan/speed.py has the formula"

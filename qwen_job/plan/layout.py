@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qwen_job.plan.facts import Gpu, ModelShape
+from qwen_job.facts.tables import Gpu, ModelShape
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from qwen_job.facts import fact
+from qwen_job.facts.tables import Gpu
 from qwen_job.plan.activations import activation_bytes, loss_bytes
-from qwen_job.plan.facts import Gpu
 from qwen_job.plan.layout import BYTES, Layout
-from qwen_job.resources import resource
 
 if TYPE_CHECKING:
     from qwen_job.picture import Stack
@@ -110,13 +110,13 @@ class MemoryEstimate(NamedTuple):
 
 
 def zero_settings(zero_stage: int) -> Mapping[str, Any]:
-    """Return the ``zero_optimization`` block of configs/deepspeed/zeroN.json, read once."""
+    """Return the ``zero_optimization`` block of qwen_job/facts/deepspeed/zeroN.json, read once."""
     return _zero_settings(zero_stage)
 
 
 @lru_cache(maxsize=8)
 def _zero_settings(zero_stage: int) -> dict[str, Any]:
-    text = resource("configs", "deepspeed", f"zero{zero_stage}.json").read_text(encoding="utf-8")
+    text = fact("deepspeed", f"zero{zero_stage}.json").read_text(encoding="utf-8")
     block: dict[str, Any] = json.loads(text)["zero_optimization"]
     return block
 
@@ -163,7 +163,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the peak memory of one GPU, of one node and of the run folder, item by item, in bytes.
 
-    ``zero`` is the ``zero_optimization`` block that will run, by default that of configs/deepspeed.
+    ``zero`` is the ``zero_optimization`` block that will run, by default that of qwen_job/facts/deepspeed.
     ``master_weights=False`` means plain half-precision AdamW without DeepSpeed; ``constants`` default to the device's.
     For a CPU job see ``MemoryEstimate.gpu``, for the data ``MemoryEstimate.with_data``.
     """

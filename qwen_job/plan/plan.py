@@ -8,15 +8,15 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError, ModelError, Problem
+from qwen_job.facts.config_fields import too_long
+from qwen_job.facts.tables import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
-from qwen_job.models.config_fields import too_long
 from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
-from qwen_job.plan.facts import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
 from qwen_job.plan.memory import GIB, MemoryEstimate
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision, refuse_settings
 from qwen_job.plan.run import DataSize, RunPlan, data_of, plan_run

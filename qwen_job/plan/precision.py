@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qwen_job.errors import JobError
+from qwen_job.facts.settings import Circumstances, conflicts
+from qwen_job.facts.tables import Gpu
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
-from qwen_job.plan.facts import Gpu
-from qwen_job.settings import Circumstances, conflicts
 
 BF16_FROM = 8.0  # Ampere; torch says yes on older GPUs too, because it emulates
 

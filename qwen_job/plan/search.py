@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from qwen_job.plan.facts import Gpu, ModelShape
+from qwen_job.facts.tables import Gpu, ModelShape
 from qwen_job.plan.layout import Layout
 from qwen_job.plan.memory import GIB, Constants, MemoryEstimate, estimate_memory
 from qwen_job.plan.speed import SpeedConstants, SpeedEstimate, estimate_speed

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from qwen_job.errors import JobError
+from qwen_job.facts.tables import Gpu, ModelShape, gpu_names, load_gpu
 from qwen_job.job import Job
-from qwen_job.plan.facts import Gpu, ModelShape, gpu_names, load_gpu
 from qwen_job.plan.memory import GIB, Constants, MemoryEstimate
 from qwen_job.plan.precision import BF16_FROM
 from qwen_job.plan.search import MARGIN, Choice, Question, Runner, choose

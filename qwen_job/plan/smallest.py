@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qwen_job.errors import JobError
+from qwen_job.facts.tables import gpu_names
 from qwen_job.job import Job
-from qwen_job.plan.facts import gpu_names
 from qwen_job.plan.nearest import least_misfit, nearest, together
 from qwen_job.plan.plan import question_for
 from qwen_job.plan.run import DataSize, RunPlan, plan_run

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qwen_job.facts.tables import Gpu, ModelShape
 from qwen_job.plan.activations import layer_activation_bytes
-from qwen_job.plan.facts import Gpu, ModelShape
 from qwen_job.plan.layout import BYTES, Layout
 
 # Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach

@@ -9,8 +9,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.optimization import get_scheduler
 
-from qwen_job import settings
 from qwen_job.errors import JobError, Problem
+from qwen_job.facts import settings
 from qwen_job.train.config import RENAMED, DeepSpeedConfig, TrainConfig, check_training
 
 # Read by our own code instead.

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qwen_job import settings, strict_json, strict_yaml
+from qwen_job import strict_json, strict_yaml
 from qwen_job.atomic import read_limited, write_atomically
 from qwen_job.errors import JobError, Problem
+from qwen_job.facts import settings
 
 DeepSpeedConfig = dict[str, Any]
 # Names of transformers 4 that version 5 removed, and what they are called now.
@@ -38,7 +39,7 @@ class _Strict(BaseModel):
 
 
 class Training(BaseModel):
-    """Hugging Face TrainingArguments names; others are judged by the table of qwen_job/settings.py."""
+    """Hugging Face TrainingArguments names; others are judged by the table of qwen_job/facts/settings.py."""
 
     model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
 

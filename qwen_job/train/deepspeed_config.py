@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from qwen_job.deepspeed_keys import KNOWN, misspelt
 from qwen_job.errors import JobError, Problem
+from qwen_job.facts.deepspeed_keys import KNOWN, misspelt
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 
 # DeepSpeed's own defaults would hide these from a reader of deepspeed.json.

@@ -1,7 +1,7 @@
 """The command line of QwenLM's finetune.py, read unchanged and turned into a ``TrainConfig``.
 
 Old TrainingArguments names are translated, with one note each. Every other setting is judged by the table of
-qwen_job/settings.py, as in job.yaml. Nothing here imports torch: the caller says which device there is.
+qwen_job/facts/settings.py, as in job.yaml. Nothing here imports torch: the caller says which device there is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job import settings, strict_json
+from qwen_job import strict_json
 from qwen_job.errors import UsageError
+from qwen_job.facts import settings
+from qwen_job.facts.model_names import clean_name, resolve_source
 from qwen_job.models.chatml import SYSTEM_PROMPT
-from qwen_job.models.names import clean_name, resolve_source
 from qwen_job.text import visible
 from qwen_job.train.config import RENAMED, DeepSpeedConfig, TrainConfig, Training, parse_config
 

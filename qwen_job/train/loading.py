@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.weights import NATIVE, expected_shapes
 from qwen_job.models.config import check_config, native_config, read_config
 from qwen_job.models.generation import exported
-from qwen_job.models.shapes import NATIVE, expected_shapes
 
 
 def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple[Any, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qwen_job.errors import ModelError
-from qwen_job.models.config_fields import check_fields, longest_row, too_long
+from qwen_job.facts.config_fields import check_fields, longest_row, too_long
 from qwen_job.models.folder import read_config
 from qwen_job.train.attention import check_kernel, implementation
 from qwen_job.train.config import DeepSpeedConfig, TrainConfig

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from qwen_job.data import PackedRows, open_prepared
 from qwen_job.errors import DataError, JobError, NoProgress
-from qwen_job.models.config_fields import unknown_fields
+from qwen_job.facts.config_fields import unknown_fields
 from qwen_job.models.folder import read_config
 from qwen_job.train.arguments import training_arguments
 from qwen_job.train.changes import changes_since

@@ -16,11 +16,11 @@ image_engine() {
 
 image_sets() {
     local file
-    for file in "$ROOT"/configs/image/*/set.yaml; do basename "$(dirname "$file")"; done | paste -sd ' '
+    for file in "$ROOT"/qwen_job/facts/image/*/set.yaml; do basename "$(dirname "$file")"; done | paste -sd ' '
 }
 
 image_check_set() {
-    if [ ! -f "$ROOT/configs/image/$1/set.yaml" ]; then
+    if [ ! -f "$ROOT/qwen_job/facts/image/$1/set.yaml" ]; then
         echo "image: unknown SET '$1': one of $(image_sets)" >&2
         return 2
     fi
@@ -37,7 +37,7 @@ pip_setting() {  # one setting's value, or nothing
 wheel_folders() {  # SET
     local folder
     for folder in $(pip_setting find-links); do
-        grep -q '^cuda: null' "$ROOT/configs/image/$1/set.yaml" || ! compgen -G "$folder/torch-*+cpu*" >/dev/null || continue
+        grep -q '^cuda: null' "$ROOT/qwen_job/facts/image/$1/set.yaml" || ! compgen -G "$folder/torch-*+cpu*" >/dev/null || continue
         echo "$folder"
     done | paste -sd ' '
 }

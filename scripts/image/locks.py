@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs" / "image"
+CONFIGS = ROOT / "qwen_job" / "facts" / "image"
 ENGINE = ROOT / "scripts" / "image" / "in-base"
 PYTHON = "3.11"
 PLATFORM = "x86_64-manylinux_2_28"

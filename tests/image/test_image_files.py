@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "image"
-SETS = sorted(path.parent.name for path in (ROOT / "configs" / "image").glob("*/set.yaml"))
+SETS = sorted(path.parent.name for path in (ROOT / "qwen_job" / "facts" / "image").glob("*/set.yaml"))
 SHELL = [path for path in SCRIPTS.iterdir() if path.is_file() and path.suffix != ".py"]
 
 
@@ -33,7 +33,7 @@ def locks(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str
 
 
 def copy_of_checkout(target: Path) -> Path:
-    shutil.copytree(ROOT / "configs" / "image", target / "configs" / "image")
+    shutil.copytree(ROOT / "qwen_job" / "facts" / "image", target / "qwen_job" / "facts" / "image")
     shutil.copytree(SCRIPTS, target / "scripts" / "image")
     shutil.copy(ROOT / "pyproject.toml", target)
     return target
@@ -55,7 +55,7 @@ def test_locks_are_current(name: str) -> None:
 
 def test_a_changed_requirement_makes_the_lock_stale(tmp_path: Path) -> None:
     root = copy_of_checkout(tmp_path)
-    with (root / "configs" / "image" / "cpu" / "requirements.in").open("a") as inputs:
+    with (root / "qwen_job" / "facts" / "image" / "cpu" / "requirements.in").open("a") as inputs:
         inputs.write("pandas\n")
     done = locks("check", "cpu", root=root)
     assert done.returncode == 1
@@ -64,7 +64,7 @@ def test_a_changed_requirement_makes_the_lock_stale(tmp_path: Path) -> None:
 
 def test_a_lock_without_a_hash_is_refused(tmp_path: Path) -> None:
     root = copy_of_checkout(tmp_path)
-    lock = root / "configs" / "image" / "cpu" / "requirements.lock"
+    lock = root / "qwen_job" / "facts" / "image" / "cpu" / "requirements.lock"
     lines = lock.read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("click=="))
     stop = next(number for number in range(start + 1, len(lines)) if not lines[number].startswith(" "))
@@ -81,7 +81,7 @@ def test_an_unknown_set_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_says_everything_that_the_build_reads(name: str) -> None:
-    values = yaml.safe_load((ROOT / "configs" / "image" / name / "set.yaml").read_text())
+    values = yaml.safe_load((ROOT / "qwen_job" / "facts" / "image" / name / "set.yaml").read_text())
     keys = {"name", "description", "cuda", "minimum_driver", "architectures", "gpus", "ops"}
     assert set(values) == keys
     assert values["name"] == name

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from qwen_job.facts.settings import Circumstances, conflicts, facts, fault, schedulers
 from qwen_job.job.model import Train
-from qwen_job.settings import Circumstances, conflicts, facts, fault, schedulers
 from tests.jobs import problems as faults
 
 pytestmark = pytest.mark.train

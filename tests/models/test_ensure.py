@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.facts.weights import count_parameters, expected_shapes
 from qwen_job.models import ModelSpec, ensure_model
 from qwen_job.models.folder import check_folder, stop_ids
 from qwen_job.models.initial import initial_key, load_config, train_tokenizer, training_texts, write_random_model
-from qwen_job.models.shapes import count_parameters, expected_shapes
 from qwen_job.models.spec import cache_folder
 
 CONVERSATIONS = [
@@ -234,7 +234,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, data: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[2].glob("configs/models/qwen[123]*.yaml")), ids=lambda p: p.stem
+    "path", sorted(Path(__file__).parents[2].glob("qwen_job/facts/models/qwen[123]*.yaml")), ids=lambda p: p.stem
 )
 def test_parameters_of_every_native_model_are_those_published(path: Path) -> None:
     import yaml

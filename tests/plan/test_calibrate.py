@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from qwen_job.errors import EnvironmentFault, JobError
+from qwen_job.facts.tables import Gpu, load_gpu
 from qwen_job.plan.calibrate import calibrate, constants_from, planned_bytes, planned_seconds, read_run
-from qwen_job.plan.facts import Gpu, load_gpu
 from qwen_job.plan.memory import DEFAULT_CONSTANTS, zero_settings
 from qwen_job.plan.speed import DEFAULT_SPEED
 

@@ -34,7 +34,7 @@ def test_a_field_of_the_file_names_its_line(tmp_path: Path) -> None:
     [
         ("learning_rate", 1e-05, "the default"),
         ("env.NCCL_DEBUG", "WARN", "a preset for this device and network"),
-        ("overlap_comm", True, "from configs/deepspeed/zero2.json, or by the plan"),
+        ("overlap_comm", True, "from qwen_job/facts/deepspeed/zero2.json, or by the plan"),
         ("memory.weights", "3.42 GiB", ITEMS["weights"]),
     ],
 )

@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_job.facts import fact
+from qwen_job.facts.tables import load_gpu, load_model_shape
 from qwen_job.plan.activations import activation_bytes, layer_activation_bytes, loss_bytes
-from qwen_job.plan.facts import load_gpu, load_model_shape
 from qwen_job.plan.layout import Layout
 from qwen_job.plan.memory import GIB, Constants, MemoryEstimate, estimate_memory, model_state_bytes, zero_settings
 from qwen_job.resources import resource
@@ -134,7 +135,7 @@ def test_the_deepspeed_settings_that_run_are_the_ones_that_count() -> None:
 
 @pytest.mark.parametrize("stage", range(4))
 def test_the_base_configs_leave_nothing_to_guess(stage: int) -> None:
-    text = resource("configs", "deepspeed", f"zero{stage}.json").read_text(encoding="utf-8")
+    text = fact("deepspeed", f"zero{stage}.json").read_text(encoding="utf-8")
     assert "auto" not in text and "scheduler" not in text and '"optimizer"' not in text
     assert zero_settings(stage)["stage"] == stage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qwen_job.plan.facts import gpu_names, load_gpu, load_model_shape
+from qwen_job.facts.tables import gpu_names, load_gpu, load_model_shape
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.nearest import nearest, refusal, together
 from qwen_job.plan.search import Choice, Question, choose

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_job.facts.tables import gpu_names, load_gpu, load_model_shape
 from qwen_job.plan.advice import RunNumbers, requeues, warnings_for
-from qwen_job.plan.facts import gpu_names, load_gpu, load_model_shape
 from qwen_job.plan.memory import GIB
 from qwen_job.plan.search import Choice, Question, choose, combinations, fit
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.plan.facts import load_gpu, load_model_shape
+from qwen_job.facts.tables import load_gpu, load_model_shape
 from qwen_job.plan.layout import Layout
 from qwen_job.plan.speed import (
     SpeedEstimate,

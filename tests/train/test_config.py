@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 
-from qwen_job.deepspeed_keys import KNOWN
 from qwen_job.errors import JobError
+from qwen_job.facts.deepspeed_keys import KNOWN
 from qwen_job.job.model import Reporter, Scheduler
 from qwen_job.train.changes import changes_since, settings_text
 from qwen_job.train.config import load_config, parse_config, save_config

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import JobError, UsageError
-from qwen_job.settings import facts
+from qwen_job.facts.settings import facts
 from qwen_job.train.config import Guards, Training, check_training, parse_config
 from qwen_job.train.flags import IGNORED, Hardware, config_from_flags
 from tests.train import tiny

@@ -1,6 +1,6 @@
 """What may be written under ``train``: each setting's kind, limits and needs, and what every scheduler takes.
 
-The facts are in configs/train; job.yaml, train.yaml and the reference's command line are all judged here.
+The facts are in qwen_job/facts/train; job.yaml, train.yaml and the reference's command line are all judged here.
 - ``fault``: one name and value -> what is wrong with it
 - ``conflicts``: all settings together -> what would have no effect, or fail when the training begins
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from qwen_job.resources import resource
+from qwen_job.facts import fact
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # reading by the Python loader takes ten times as long
 
@@ -66,7 +66,7 @@ def schedulers() -> dict[str, dict[str, Any]]:
 
 
 def _read(name: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = yaml.load(resource("configs", "train", name).read_text("utf-8"), _LOADER)
+    found: dict[str, dict[str, Any]] = yaml.load(fact("train", name).read_text("utf-8"), _LOADER)
     return found
 
 

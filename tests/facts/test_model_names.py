@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import JobError, ModelError, UsageError
+from qwen_job.facts.model_names import clean_name, resolve_source
 from qwen_job.job.load import load_job
-from qwen_job.models.names import clean_name, resolve_source
 from qwen_job.models.spec import ModelSpec
 from qwen_job.train.flags import Hardware, config_from_flags
 

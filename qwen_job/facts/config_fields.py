@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwen_job.errors import ModelError
-from qwen_job.models.shapes import shown
+from qwen_job.facts.weights import shown
 
 HONOURED = frozenset(
     {

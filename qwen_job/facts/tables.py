@@ -1,4 +1,4 @@
-"""What is known about GPUs and models: the files of configs/gpus and configs/models, and any config.json.
+"""What is known about GPUs and models: the files of qwen_job/facts/gpus and qwen_job/facts/models, and any config.json.
 
 Nothing is guessed: a GPU or a model that no file describes is an error that names its nearest neighbours, and
 a figure that a file leaves out is None. Only the file that is asked for is read.
@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from qwen_job.errors import JobError, ModelError
-from qwen_job.models.config_fields import check_fields, dropout_of, longest_row
-from qwen_job.models.shapes import LIMITS, QUANTIZED_KEYS, shown
-from qwen_job.resources import resource
+from qwen_job.facts import fact
+from qwen_job.facts.config_fields import check_fields, dropout_of, longest_row
+from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -121,16 +121,16 @@ class ModelShape:
 
 
 def gpu_names() -> list[str]:
-    """Return the names of the GPUs that configs/gpus describes, sorted."""
-    return sorted(str(_read_yaml(path)["name"]) for path in resource("configs", "gpus").glob("*.yaml"))
+    """Return the names of the GPUs that qwen_job/facts/gpus describes, sorted."""
+    return sorted(str(_read_yaml(path)["name"]) for path in fact("gpus").glob("*.yaml"))
 
 
 def load_gpu(name: str, search: Sequence[str | Path] = ()) -> Gpu:
-    """Return the GPU called ``name`` (or by an alias, in any case) from ``search`` folders or configs/gpus.
+    """Return the GPU called ``name`` (or by an alias, in any case) from ``search`` folders or qwen_job/facts/gpus.
 
     Raises UnknownName, with near matches, for a name that no file has.
     """
-    folders = [Path(folder) for folder in search] + [resource("configs", "gpus")]
+    folders = [Path(folder) for folder in search] + [fact("gpus")]
     path = _find(name, folders, "GPU")
     return gpu_from_mapping(_read_yaml(path), str(path))
 
@@ -156,7 +156,7 @@ def gpu_from_mapping(values: Mapping[str, Any], where: str) -> Gpu:
 
 
 def load_model_shape(name_or_path: str | Path) -> ModelShape:
-    """Return the shape of a model that configs/models knows, or of a local folder with a config.json.
+    """Return the shape of a model that qwen_job/facts/models knows, or of a local folder with a config.json.
 
     Raises UnknownName for a name without a file, ModelError for a config that is unreadable, lacks a field or
     is not a dense decoder.
@@ -166,7 +166,7 @@ def load_model_shape(name_or_path: str | Path) -> ModelShape:
         return model_shape_from_config(_read_config(folder), str(name_or_path), str(folder / "config.json"))
     if folder.suffix == ".json" and folder.is_file():
         return model_shape_from_config(_read_json(folder), str(name_or_path), str(folder))
-    path = _find(str(name_or_path), [resource("configs", "models")], "model")
+    path = _find(str(name_or_path), [fact("models")], "model")
     config = _read_yaml(path)
     return model_shape_from_config(config, str(config.get("name", name_or_path)), str(path))
 

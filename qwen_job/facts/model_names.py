@@ -1,6 +1,6 @@
 """One rule for how a model is named: in job.yaml, in the reference's flags, to ``model fetch`` and on the node.
 
-A name that begins as a path does (/, ./, ../, ~) is a folder; with ``source: random`` it is a file of configs/models;
+A name that begins as a path does (/, ./, ../, ~) is a folder; with ``source: random`` it is a file of facts/models;
 everything else is a hub's id, owner/name. White space and slashes around an id, as in ``Qwen/Qwen-1_8B-Chat/``, and a
 doubled slash in it mean nothing.
 """
@@ -34,7 +34,7 @@ def resolve_source(name: str, source: str) -> str:
 
 
 def clean_name(name: str, source: str) -> str:
-    """Return the one spelling of a model's name; folders and names in configs/models stay as they are.
+    """Return the one spelling of a model's name; folders and names in qwen_job/facts/models stay as they are.
 
     Raises:
         ValueError: a hub's id is no owner/name; the text says what to write.

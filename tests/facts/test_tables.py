@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from qwen_job.errors import JobError, ModelError
-from qwen_job.plan.facts import (
+from qwen_job.facts import fact
+from qwen_job.facts.tables import (
     UnknownName,
     gpu_from_mapping,
     gpu_names,
@@ -18,11 +19,8 @@ from qwen_job.plan.facts import (
     load_model_shape,
     model_shape_from_config,
 )
-from qwen_job.resources import resource
 
-MODELS = sorted(
-    path for path in resource("configs", "models").glob("*.yaml") if "parameters" in yaml.safe_load(path.read_text())
-)
+MODELS = sorted(path for path in fact("models").glob("*.yaml") if "parameters" in yaml.safe_load(path.read_text()))
 QWEN2: dict[str, Any] = {
     "model_type": "qwen2",
     "hidden_size": 896,

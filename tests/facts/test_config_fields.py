@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import ModelError
-from qwen_job.models.config_fields import (
+from qwen_job.facts.config_fields import (
     FOREIGN,
     HONOURED,
     NEUTRAL,

@@ -1,0 +1,21 @@
+"""What is known about hardware, models, libraries and image sets: data files, and the modules that read them.
+
+In reading order:
+
+- ``gpus/ models/ deepspeed/ train/ image/``: one fact a file; a new GPU or model is a new file
+- ``tables``: GPUs and model shapes by name
+- ``config_fields``, ``weights``: what each field of a config.json means, and the weights that follow from it
+- ``model_names``: how a model is named
+- ``settings``: what may be written under ``train``
+- ``deepspeed_keys``: the keys of DeepSpeed's JSON
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def fact(*parts: str) -> Path:
+    """Return the path of a data file or folder of facts, e.g. ``fact("gpus", "a100-80g.yaml")``."""
+    return Path(str(files(__name__))).joinpath(*parts)
