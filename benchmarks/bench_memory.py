@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 
 from qwen_job.facts.tables import ModelShape, load_gpu, load_model_shape, model_shape_from_config
-from qwen_job.plan.layout import Layout
-from qwen_job.plan.memory import Constants, MemoryEstimate, estimate_memory, zero_settings
+from qwen_job.plan.estimate.layout import Layout
+from qwen_job.plan.estimate.memory import Constants, MemoryEstimate, estimate_memory, zero_settings
 
 ROWS = Path(__file__).with_name("published_memory.yaml")
 WORKER = Path(__file__).with_name("memory_worker.py")

@@ -21,9 +21,9 @@ from typing import Any
 import yaml
 
 from qwen_job.facts.tables import load_gpu, load_model_shape, model_shape_from_config
-from qwen_job.plan.layout import Layout
-from qwen_job.plan.search import Question, choose, fit
-from qwen_job.plan.speed import estimate_speed
+from qwen_job.plan.estimate.layout import Layout
+from qwen_job.plan.estimate.speed import estimate_speed
+from qwen_job.plan.search.choice import Question, choose, fit
 
 ROWS = Path(__file__).with_name("published_speed.yaml")
 LIMIT_SECONDS = 0.5
@@ -73,7 +73,7 @@ def enumeration() -> bool:
 def imports() -> bool:
     """Time a fresh process that plans, and tell whether it stays free of heavy packages."""
     program = (
-        "import sys, qwen_job.plan.search as s, qwen_job.facts.tables as f;"
+        "import sys, qwen_job.plan.search.choice as s, qwen_job.facts.tables as f;"
         "s.choose(s.Question(f.load_model_shape('Qwen-1_8B-Chat'), f.load_gpu('A100-80G')));"
         f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
     )

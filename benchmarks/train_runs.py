@@ -19,8 +19,8 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import yaml
 
-from qwen_job.plan.calibrate import layout_of
-from qwen_job.plan.memory import estimate_memory
+from qwen_job.plan.estimate.calibrate import layout_of
+from qwen_job.plan.estimate.memory import estimate_memory
 from tests.train import tiny
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from qwen_job.job.types import ENV_NAME  # noqa: E402
 from qwen_job.plan import make_plan  # noqa: E402
 from qwen_job.render.chart_values import ChartValues  # noqa: E402
 from qwen_job.render.helm import values_text  # noqa: E402
-from qwen_job.train.config import TrainConfig  # noqa: E402
+from qwen_job.run.config import TrainConfig  # noqa: E402
 
 CHART = ROOT / "charts" / "qwen-job"
 NUMBER = r"^[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"

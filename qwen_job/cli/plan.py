@@ -15,7 +15,7 @@ from qwen_job.text import json_text
 if TYPE_CHECKING:
     from qwen_job.job import Job
     from qwen_job.plan import Plan
-    from qwen_job.plan.run import DataSize
+    from qwen_job.plan.schedule import DataSize
 
 _MODES = ("fit", "explain", "compare", "calibrate")
 
@@ -97,7 +97,7 @@ def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
     """Return the plan with the data counted where it lies here, and why it could not be counted."""
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
-    from qwen_job.run_space import held_by
+    from qwen_job.run.space import held_by
 
     job = load_job(files, sets=sets)
     data, missing = _data(job)
@@ -131,8 +131,8 @@ def _draw(made: Plan, file: str) -> None:
 def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
     from qwen_job.cli.plan_views import fit_as_dict, fit_lines
     from qwen_job.job import load_job
-    from qwen_job.plan.run import data_of
-    from qwen_job.plan.smallest import smallest_clusters
+    from qwen_job.plan.schedule import data_of
+    from qwen_job.plan.search.smallest import smallest_clusters
 
     job = load_job(files, sets=sets)
     found = smallest_clusters(job, _data(job)[0] or data_of(job))
@@ -172,7 +172,7 @@ def _compare(first: list[str], second: list[str], sets: tuple[str, ...], as_json
 
 def _calibrate(runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> None:
     from qwen_job.job import load_job
-    from qwen_job.plan.calibrate import calibrate
+    from qwen_job.plan.estimate.calibrate import calibrate
     from qwen_job.plan.plan import gpu_of
 
     job = load_job(files or [str(Path(runs[0]) / "job.yaml")], sets=sets)

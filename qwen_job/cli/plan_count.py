@@ -14,7 +14,7 @@ from qwen_job.data.files import CHUNK_BYTES, Malformed, parse_chunk, read_chunks
 from qwen_job.data.formats import RecordError, parse_record
 from qwen_job.errors import QwenJobError
 from qwen_job.job import Job
-from qwen_job.plan.run import DataSize
+from qwen_job.plan.schedule import DataSize
 
 # Text that is read of all files together: about a second. What is longer is estimated from its beginning.
 LIMIT_BYTES = 32 << 20

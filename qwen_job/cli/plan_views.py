@@ -11,10 +11,10 @@ from qwen_job.job import Job
 from qwen_job.picture import bar
 from qwen_job.plan import Plan
 from qwen_job.plan.compare import Difference
-from qwen_job.plan.memory import GIB
-from qwen_job.plan.run import RunPlan
-from qwen_job.plan.search import Runner
-from qwen_job.plan.smallest import Smallest
+from qwen_job.plan.estimate.memory import GIB
+from qwen_job.plan.schedule import RunPlan
+from qwen_job.plan.search.choice import Runner
+from qwen_job.plan.search.smallest import Smallest
 
 SHOWN_RUNNERS = 3
 

@@ -86,7 +86,7 @@ def _check_complete(plans: Sequence[Plan], target: str) -> None:
     Raises:
         JobError: with ``output``.
     """
-    from qwen_job.launch.progress import is_done
+    from qwen_job.run.progress import is_done
 
     for plan in plans:
         if not all(is_done(run.job.output) for run in ([one.plan for one in plan.sweep] or [plan])):
@@ -113,8 +113,8 @@ def _run_here(bundles: Sequence[Bundle]) -> int:
 def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
     """Return sbatch's words for a job that waits for ``after``, and for what the job itself waits for."""
     from qwen_job.launch.find import find_one
-    from qwen_job.launch.progress import is_done
     from qwen_job.launch.slurm import cluster_of, dependency
+    from qwen_job.run.progress import is_done
 
     entry = find_one(after, "slurm", whole=True).entry
     there, here = entry.cluster, cluster_of({name: str(text) for name, text in plan.job.slurm.sbatch.items()})

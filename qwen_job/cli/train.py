@@ -17,7 +17,7 @@ def train(run: Path, nproc_per_node: int | None) -> None:
     RUN is a run folder or its train.yaml. All workers run on this machine; a run that was stopped goes on from its
     newest complete checkpoint. Targets with several nodes call python -m qwen_job.train.launch on each.
     """
-    from qwen_job.train.config import load_config
+    from qwen_job.run.config import load_config
     from qwen_job.train.launch import main
 
     path = run / "train.yaml" if run.is_dir() else run

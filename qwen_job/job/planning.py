@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, lt=0.9)] | None
 class Planning(Strict):
     """The plan's own numbers, best in a site profile; ``qwen-job plan --calibrate RUN`` prints the first three.
 
-    Every other field overrides a constant of qwen_job/plan/memory.py or speed.py, where its meaning stands.
+    Every other field overrides a constant of qwen_job/plan/estimate/memory.py or speed.py, where its meaning stands.
     """
 
     activation_factor: Number = Field(None, description="On the memory of activations; default: 1")

@@ -18,7 +18,7 @@ from pathlib import Path
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault
 from qwen_job.render.bundle import Bundle
-from qwen_job.run_files import there
+from qwen_job.run.reading import there
 
 # Seconds that a render waits for another one into the same folder.
 PATIENCE = 30.0

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from qwen_job.errors import EnvironmentFault, QwenJobError, UsageError
 from qwen_job.launch.backend import GONE, TARGETS, UNKNOWN, Entry, backend
 from qwen_job.launch.index import Submission, submissions
-from qwen_job.launch.progress import Progress, progress_of
-from qwen_job.run_files import there
+from qwen_job.run.progress import Progress, progress_of
+from qwen_job.run.reading import there
 
 # In a list of many jobs that many are asked, and so many seconds; a job that was named is waited for.
 _MOST_ASKED, _PATIENCE, _PATIENCE_FOR_ONE = 16, 1.5, 10.0
@@ -118,7 +118,7 @@ def _known(
 
 def _of_folder(word: str, unasked: dict[str, QwenJobError]) -> list[Entry]:
     """Return what a run's folder, or the job.yaml beside us, says of a job that no queue and no list knows."""
-    from qwen_job.launch.owner import check_readable, owner_of
+    from qwen_job.run.owner import check_readable, owner_of
 
     check_readable(word)
     run = os.path.realpath(word)
@@ -156,7 +156,7 @@ def _seen(jobs: list[Entry], unasked: dict[str, QwenJobError], word: str | None,
 
 def _with_folder(entry: Entry) -> Found:
     """Return a job with its run's progress; its reason says what the queue does not know: that the run is complete."""
-    from qwen_job.launch.owner import forbids
+    from qwen_job.run.owner import forbids
 
     progress = progress_of(entry.run)
     if progress.state == "done" and entry.target == "slurm" and not entry.is_over and entry.state not in _AT_WORK:
@@ -247,8 +247,8 @@ def live_in(folders: Sequence[str]) -> dict[str, Entry]:
     Its comment tells the folder, else our list, else what its script wrote into the folder. Nothing is returned where
     Slurm gives no answer: sbatch says what is wrong, and the job's own script looks again.
     """
-    from qwen_job.launch.owner import owner_of
     from qwen_job.render.slurm_evaluate import SUFFIX
+    from qwen_job.run.owner import owner_of
 
     past = [item for item in submissions() if item.target == "slurm"]
     try:
@@ -356,7 +356,7 @@ def _forgotten(item: Submission, state: str) -> Entry:
 
 def _wanted(word: str) -> Callable[[Entry], bool]:
     """Return the test whether a job has this name, id or folder."""
-    from qwen_job.launch.owner import owner_of
+    from qwen_job.run.owner import owner_of
 
     folder = Path(os.path.realpath(word))
     owner = owner_of(folder)

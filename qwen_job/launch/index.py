@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwen_job import strict_json
 from qwen_job.atomic import read_limited
-from qwen_job.run_files import is_path
+from qwen_job.run.reading import is_path
 
 KEPT = 10_000
 MAX_BYTES = 64 * 2**20

@@ -24,8 +24,8 @@ from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl, refusal
 from qwen_job.launch.kubernetes_needed import refuse_missing
 from qwen_job.launch.kubernetes_state import entry_of, is_unexplained, name_of, place_of, unseen_entry
 from qwen_job.launch.pod_progress import pod_progress
-from qwen_job.launch.progress import Progress
 from qwen_job.render.bundle import Bundle
+from qwen_job.run.progress import Progress
 
 Object = dict[str, Any]
 KINDS = {

@@ -205,7 +205,7 @@ def logs(entry: Entry, *, follow: bool) -> int:
     Raises:
         EnvironmentFault: where there is no such file, or it may not be read.
     """
-    from qwen_job.launch.owner import forbids, owner_of
+    from qwen_job.run.owner import forbids, owner_of
 
     log = entry.log or owner_of(entry.run).log
     for path in (Path(log) if log else None, run_log(entry.run)):

@@ -10,9 +10,9 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import UsageError
 from qwen_job.job import Job
-from qwen_job.launch.owner import check_readable
-from qwen_job.launch.progress import Progress, progress_of
-from qwen_job.run_files import is_path, last_line, number, read_object
+from qwen_job.run.owner import check_readable
+from qwen_job.run.progress import Progress, progress_of
+from qwen_job.run.reading import is_path, last_line, number, read_object
 
 NOT_STARTED = "not started"
 

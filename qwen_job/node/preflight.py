@@ -20,7 +20,7 @@ from qwen_job.node.gpus import GIB, PlannedGpu, gpu_checks
 from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.quick import SHARED_MEMORY, Finding, quick_check
 from qwen_job.node.sockets import HOW_TO_NAME, UnknownName, leads_elsewhere, listen
-from qwen_job.run_space import still_needed
+from qwen_job.run.space import still_needed
 
 # Clocks of a cluster follow NTP; more apart than this and timestamps, certificates and file ages go wrong.
 CLOCK_SECONDS = 30

@@ -46,7 +46,7 @@ def prepare(config_file: Path) -> None:
     from qwen_job.data import prepare as prepare_data
     from qwen_job.data.prepared import describe
     from qwen_job.models import ModelSpec, ensure_model
-    from qwen_job.train.config import load_config
+    from qwen_job.run.config import load_config
 
     config, _ = load_config(config_file)
     files = [Path(item["path"]) for item in config.data.get("train", [])]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_job.plan.memory import GIB
+from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.plan import Plan
 
 

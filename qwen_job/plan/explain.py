@@ -10,15 +10,15 @@ from pydantic import BaseModel
 
 from qwen_job.errors import JobError, UsageError
 from qwen_job.job import Job
-from qwen_job.plan.activations import layer_activation_bytes
 from qwen_job.plan.compare import flatten
 from qwen_job.plan.decision import Ledger
-from qwen_job.plan.memory import GIB
+from qwen_job.plan.estimate.activations import layer_activation_bytes
+from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.plan import Plan
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
-from qwen_job.plan.search import Choice, choose, layout_of
+from qwen_job.plan.search.choice import Choice, choose, layout_of
 
-# What each item of memory is made of; the formulas with their sources stand in qwen_job/plan/memory.py.
+# What each item of memory is made of; the formulas with their sources stand in qwen_job/plan/estimate/memory.py.
 ITEMS = {
     "weights": "bytes of the precision a parameter; ZeRO-3 shares them out over all GPUs",
     "gradients": "bytes of the precision a parameter; shared out from ZeRO-2 on, on the host with offload",
@@ -85,14 +85,14 @@ def explain(plan: Plan, field: str) -> Explanation:
         return Explanation(name, value, (why, *_description(name), *others))
     kind, _, rest = name.partition(".")
     if kind in ("memory", "host", "disk"):
-        return Explanation(name, value, (ITEMS.get(rest, "see qwen_job/plan/memory.py"), *_by_layer(plan, rest)))
+        return Explanation(name, value, (ITEMS.get(rest, "see plan/estimate/memory.py"), *_by_layer(plan, rest)))
     if kind == "env":
         return Explanation(name, value, (_origin(plan, name, "a preset for this device and network"),))
     if name.startswith("deepspeed.config."):
         default = f"from qwen_job/facts/deepspeed/zero{plan.sharding.zero_stage}.json, or by the plan"
         return Explanation(name, value, (_origin(plan, name, default),))
     if kind == "step":
-        words = "seconds in an optimizer step before anything overlaps; qwen_job/plan/speed.py has the formula"
+        words = "seconds in an optimizer step before anything overlaps; qwen_job/plan/estimate/speed.py has the formula"
         return Explanation(name, value, (words,))
     return Explanation(name, value, (_origin(plan, name, "the default"), *_description(name)))
 

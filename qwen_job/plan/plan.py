@@ -17,11 +17,11 @@ from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
-from qwen_job.plan.memory import GIB, MemoryEstimate
+from qwen_job.plan.estimate.memory import GIB, MemoryEstimate
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision, refuse_settings
-from qwen_job.plan.run import DataSize, RunPlan, data_of, plan_run
-from qwen_job.plan.search import Question
-from qwen_job.plan.sharding import Sharding, choose_sharding, question_of
+from qwen_job.plan.schedule import DataSize, RunPlan, data_of, plan_run
+from qwen_job.plan.search.choice import Question
+from qwen_job.plan.search.sharding import Sharding, choose_sharding, question_of
 from qwen_job.plan.train_config import train_config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qwen_job.job import Job
-from qwen_job.plan.run import PACKED_FILL
+from qwen_job.plan.schedule import PACKED_FILL
 
 if TYPE_CHECKING:
     from qwen_job.plan.plan import Plan

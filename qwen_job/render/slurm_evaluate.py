@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
-from qwen_job.plan.memory import GIB
+from qwen_job.plan.estimate.memory import GIB
 from qwen_job.render.context import shell_context
 from qwen_job.render.engine import render_template
 from qwen_job.render.slurm_gpus import other_gres

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from qwen_job.errors import Problem
 from qwen_job.plan import Plan
-from qwen_job.plan.memory import GIB
+from qwen_job.plan.estimate.memory import GIB
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 _UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -11,7 +11,7 @@ from transformers.optimization import get_scheduler
 
 from qwen_job.errors import JobError, Problem
 from qwen_job.facts import settings
-from qwen_job.train.config import RENAMED, DeepSpeedConfig, TrainConfig, check_training
+from qwen_job.run.config import RENAMED, DeepSpeedConfig, TrainConfig, check_training
 
 # Read by our own code instead.
 _NOT_PASSED_ON = ("torch_compile_backend", "torch_compile_mode", "metric_for_best_model")

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_job import strict_json
 from qwen_job.errors import JobError
-from qwen_job.train.config import TrainConfig
+from qwen_job.run.config import TrainConfig
 
 NAME = "settings.json"
 # How the same training is run, not what is trained.

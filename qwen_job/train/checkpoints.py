@@ -28,7 +28,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 
 from qwen_job.atomic import sync_folder
 from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
-from qwen_job.train.manifest import FileEntry, describe, write_manifest
+from qwen_job.run.manifest import FileEntry, describe, write_manifest
 
 # What storage says that is away for a while.
 _PASSING = tuple(os.strerror(code) for code in (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN))

@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen_job.errors import JobError, Problem
 from qwen_job.facts.deepspeed_keys import KNOWN, misspelt
-from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 
 # DeepSpeed's own defaults would hide these from a reader of deepspeed.json.
 _ZERO_DEFAULTS: dict[str, Any] = {

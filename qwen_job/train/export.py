@@ -24,8 +24,8 @@ from qwen_job.errors import ModelError
 from qwen_job.models.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
 from qwen_job.models.files import read_json, write_json
 from qwen_job.models.generation import exported, pad_of, stops_of
+from qwen_job.run.config import TrainConfig
 from qwen_job.train.afterwards import original_of
-from qwen_job.train.config import TrainConfig
 from qwen_job.train.kernels import stock_kernels
 from qwen_job.train.loading import load_native
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 
 # A spike is judged against the smoothed loss of about the last fifty steps, once there are ten. Where little is left to
 # learn the loss jumps by large factors and means nothing by it, so it must rise by a nat too.

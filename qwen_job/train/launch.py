@@ -32,8 +32,8 @@ from qwen_job.node.start import check_start
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
 from qwen_job.run.lease import RENDEZVOUS
+from qwen_job.run.signals import TIME_LIMIT, WISH, hear, leave_now, watch
 from qwen_job.text import visible_lines
-from qwen_job.train.signals import TIME_LIMIT, WISH, hear, leave_now, watch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault
 from qwen_job.models.chatml import SYSTEM_PROMPT
 from qwen_job.models.files import sha256_of
-from qwen_job.run_files import read_object
+from qwen_job.run.reading import read_object
 from qwen_job.train.afterwards import OLDEST, export_command, original_of
 from qwen_job.train.summary import Summary, summarize
 

@@ -13,7 +13,7 @@ from typing import Any
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.picture import Stack, svg
-from qwen_job.run_files import whole
+from qwen_job.run.reading import whole
 from qwen_job.text import visible
 from qwen_job.train.plot import Formatter, Series, chart, smooth
 from qwen_job.train.runlog import duration

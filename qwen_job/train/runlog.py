@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM
-from qwen_job.run_files import read_lines
+from qwen_job.run.reading import read_lines
 from qwen_job.text import visible_lines
 
 _HEARTBEAT_SECONDS = 2.0

@@ -14,21 +14,21 @@ from qwen_job.data import PackedRows, open_prepared
 from qwen_job.errors import DataError, JobError, NoProgress
 from qwen_job.facts.config_fields import unknown_fields
 from qwen_job.models.folder import read_config
+from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.run.manifest import newest, wrong_hash
+from qwen_job.run.signals import StopWish
 from qwen_job.train.arguments import training_arguments
 from qwen_job.train.changes import changes_since
 from qwen_job.train.checkpoints import Checkpointer
-from qwen_job.train.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.course import Course
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens, rehearse
 from qwen_job.train.guards import source_of
 from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
 from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
-from qwen_job.train.manifest import newest, wrong_hash
 from qwen_job.train.modeling import build_model, shape_of
 from qwen_job.train.rendezvous import Place, tell
 from qwen_job.train.runlog import RunLog, fruitless_attempts, read_metrics
-from qwen_job.train.signals import StopWish
 from qwen_job.train.trainer import JobTrainer
 from qwen_job.train.trainer_base import Parts
 from qwen_job.train.universal import check_stage, make_universal

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from qwen_job.errors import QwenJobError
-from qwen_job.plan.calibrate import layout_of
-from qwen_job.plan.memory import estimate_memory
-from qwen_job.train.config import DeepSpeedConfig, TrainConfig
+from qwen_job.plan.estimate.calibrate import layout_of
+from qwen_job.plan.estimate.memory import estimate_memory
+from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 
 _SHARE_OF_GPU = 0.95
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_job import run_files
+from qwen_job.run import reading as run_files
 
 Event = Mapping[str, Any]
 ACCOUNTS = ("productive", "evaluating", "checkpointing", "restarting", "lost")

@@ -27,7 +27,7 @@ import yaml
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, JobError, Problem, QwenJobError
 from qwen_job.facts.settings import near
-from qwen_job.train.config import TrainConfig
+from qwen_job.run.config import TrainConfig
 
 # By the names of transformers; any one of the packages will do.
 _PACKAGES = {

@@ -11,17 +11,17 @@ from transformers import Trainer
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback
 
+from qwen_job.run.config import TrainConfig
+from qwen_job.run.signals import StopWish
 from qwen_job.train.attention import inputs_for, window_of
 from qwen_job.train.batches import Batch, Loader, StepSampler
 from qwen_job.train.checkpoints import Checkpointer
-from qwen_job.train.config import TrainConfig
 from qwen_job.train.figures import Shape, StepTotals
 from qwen_job.train.guards import LossGuard
 from qwen_job.train.identity import Identity
 from qwen_job.train.loss import LossHead
 from qwen_job.train.modeling import DTYPES, build_optimizer
 from qwen_job.train.runlog import RunLog
-from qwen_job.train.signals import StopWish
 from qwen_job.train.trackers import Guarded
 from qwen_job.train.watchdog import Watchdog
 

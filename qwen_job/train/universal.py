@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_job.errors import EnvironmentFault, JobError
-from qwen_job.train.manifest import Checkpoint
+from qwen_job.run.manifest import Checkpoint
 
 
 def check_stage(found: Checkpoint, stage: int) -> None:

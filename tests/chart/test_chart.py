@@ -21,7 +21,7 @@ from qwen_job.render import render
 from qwen_job.render.pod_security import pod_security_level
 from qwen_job.render.quote import to_yaml
 from qwen_job.resources import resource
-from qwen_job.train.config import parse_config
+from qwen_job.run.config import parse_config
 from tests.support.helm import WHEELS, run_helm
 from tests.support.schemas import load, validate
 

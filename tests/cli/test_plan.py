@@ -18,6 +18,8 @@ from qwen_job.errors import EnvironmentFault, OutOfMemory, QwenJobError, UsageEr
 from tests.plan.jobs import BASE, job_file
 from tests.plan.test_calibrate import measured_run
 
+LAZY = ("plan.search.smallest", "plan.explain", "plan.estimate.calibrate", "data")
+
 
 def run(*args: object) -> str:
     result = CliRunner().invoke(cli, ["plan", *map(str, args)], catch_exceptions=False, standalone_mode=False)
@@ -141,7 +143,7 @@ def test_help_and_render_load_none_of_it(job: Path) -> None:
         return subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()[-1]
 
     assert loaded("qwen_job.plan,qwen_job.job,yaml,pydantic", "--help") == ""
-    heavy = "qwen_job.plan.smallest,qwen_job.plan.explain,qwen_job.plan.calibrate,qwen_job.data,numpy,torch"
+    heavy = ",".join([*(f"qwen_job.{name}" for name in LAZY), "numpy", "torch"])
     assert loaded(heavy, "render", str(job), "-t", "local") == ""
 
 

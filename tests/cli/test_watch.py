@@ -12,7 +12,7 @@ import pytest
 from qwen_job.cli.status import fitting
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.find import Found
-from qwen_job.launch.progress import Progress
+from qwen_job.run.progress import Progress
 
 SQUEUE = """#!/bin/bash
 echo '{"jobs": [{"job_id": 7, "name": "grid", "job_state": "COMPLETED"}]}'

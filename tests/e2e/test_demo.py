@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.facts.tables import load_gpu
-from qwen_job.plan.calibrate import calibrate
+from qwen_job.plan.estimate.calibrate import calibrate
 from tests.e2e.steps import check_finished
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]

@@ -15,9 +15,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.launch.progress import progress_of
-from qwen_job.run_files import number as measured
-from qwen_job.run_files import read_lines, read_object, whole
+from qwen_job.run.progress import progress_of
+from qwen_job.run.reading import number as measured
+from qwen_job.run.reading import read_lines, read_object, whole
 from qwen_job.text import HIDDEN
 from qwen_job.train.report import main_figures, write_report
 from tests.fuzz.harness import Box, amount, fuzz, judge

@@ -19,10 +19,10 @@ from qwen_job.launch.find import find
 from qwen_job.launch.kubernetes_state import pods_wanted
 from qwen_job.launch.pod_progress import progress_of_log
 from qwen_job.launch.pods import pod_reason
-from qwen_job.launch.progress import Progress
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
 from qwen_job.resources import resource
+from qwen_job.run.progress import Progress
 from qwen_job.train.runlog import progress_text
 
 JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")

@@ -368,6 +368,6 @@ def test_what_to_do_next_is_said_of_a_job_that_could_go_on(queue: Queue) -> None
 
 
 def test_a_folder_that_may_not_be_read_does_not_end_the_list(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_job.launch.owner.forbids", lambda folder: "no permission" if "closed" in folder else "")
+    monkeypatch.setattr("qwen_job.run.owner.forbids", lambda folder: "no permission" if "closed" in folder else "")
     queue.holds({"job_id": 1, "name": "a", "comment": "qwen-job:/closed"}, {"job_id": 2, "name": "b"})
     assert [job.entry.reason for job in find(None, None)] == ["", "/closed: no permission"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.node.preflight import Expected, clock, disk_space, free_port, output_folder, shared_memory_for
-from qwen_job.run_space import held_by, still_needed
+from qwen_job.run.space import held_by, still_needed
 
 
 def states(run: Path, token: str = "") -> list[str]:

@@ -12,9 +12,9 @@ import yaml
 
 from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.facts.tables import Gpu, load_gpu
-from qwen_job.plan.calibrate import calibrate, constants_from, planned_bytes, planned_seconds, read_run
-from qwen_job.plan.memory import DEFAULT_CONSTANTS, zero_settings
-from qwen_job.plan.speed import DEFAULT_SPEED
+from qwen_job.plan.estimate.calibrate import calibrate, constants_from, planned_bytes, planned_seconds, read_run
+from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, zero_settings
+from qwen_job.plan.estimate.speed import DEFAULT_SPEED
 
 A100 = load_gpu("A100-80G")
 TRUE_MEMORY = replace(DEFAULT_CONSTANTS, activation_factor=1.2)

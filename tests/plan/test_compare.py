@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qwen_job.plan.compare import compare
-from qwen_job.plan.smallest import smallest_clusters
+from qwen_job.plan.search.smallest import smallest_clusters
 
 from .jobs import job_of, plan_of
 

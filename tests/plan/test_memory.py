@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 
 from qwen_job.facts import fact
 from qwen_job.facts.tables import load_gpu, load_model_shape
-from qwen_job.plan.activations import activation_bytes, layer_activation_bytes, loss_bytes
-from qwen_job.plan.layout import Layout
-from qwen_job.plan.memory import GIB, Constants, MemoryEstimate, estimate_memory, model_state_bytes, zero_settings
+from qwen_job.plan.estimate.activations import activation_bytes, layer_activation_bytes, loss_bytes
+from qwen_job.plan.estimate.layout import Layout
+from qwen_job.plan.estimate.memory import (
+    GIB,
+    Constants,
+    MemoryEstimate,
+    estimate_memory,
+    model_state_bytes,
+    zero_settings,
+)
 from qwen_job.resources import resource
 
 SMALL = load_model_shape("Qwen/Qwen-1_8B-Chat")

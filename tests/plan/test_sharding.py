@@ -12,9 +12,9 @@ import pytest
 from qwen_job.errors import JobError
 from qwen_job.job.planning import Planning
 from qwen_job.plan import make_plan
-from qwen_job.plan.memory import Constants
-from qwen_job.plan.run import DataSize
-from qwen_job.plan.speed import SpeedConstants
+from qwen_job.plan.estimate.memory import Constants
+from qwen_job.plan.estimate.speed import SpeedConstants
+from qwen_job.plan.schedule import DataSize
 
 from .jobs import job_of, plan_of
 

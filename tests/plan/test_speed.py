@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_job.facts.tables import load_gpu, load_model_shape
-from qwen_job.plan.layout import Layout
-from qwen_job.plan.speed import (
+from qwen_job.plan.estimate.layout import Layout
+from qwen_job.plan.estimate.speed import (
     SpeedEstimate,
     communication_bytes,
     estimate_run,

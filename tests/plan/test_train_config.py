@@ -35,7 +35,7 @@ def test_estimates_are_null_where_nothing_is_known(tmp_path: Path) -> None:
 
 @pytest.mark.train
 def test_the_training_reads_it(tmp_path: Path) -> None:
-    from qwen_job.train.config import load_config
+    from qwen_job.run.config import load_config
 
     for name, text in config_files(plan(tmp_path)).items():
         (tmp_path / name).write_text(text, "utf-8")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import JobError
+from qwen_job.run.config import parse_config
 from qwen_job.train.changes import is_complete, settings_text
-from qwen_job.train.config import parse_config
 from qwen_job.train.course import Course, steps_for
 from qwen_job.train.identity import Identity, read_identity, resume_course
 from tests.train import tiny

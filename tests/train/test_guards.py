@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable, UsageError
+from qwen_job.run.config import TrainConfig, parse_config
+from qwen_job.run.signals import StopWish, TimeLimit
 from qwen_job.train import __main__ as main
-from qwen_job.train.config import TrainConfig, parse_config
 from qwen_job.train.guards import LossGuard, Suspect, diverged_message, oom_message
 from qwen_job.train.launch import _name_killed, exit_code
-from qwen_job.train.signals import StopWish, TimeLimit
 from qwen_job.train.smaller import advice, changes, ways_out
 from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Standing, hang_message

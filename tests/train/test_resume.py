@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.train.manifest import describe, write_manifest
+from qwen_job.run.manifest import describe, write_manifest
 
 pytestmark = pytest.mark.train
 
@@ -45,7 +45,7 @@ def agree(home: Path, ranks: int) -> list[dict[str, str]]:
 def test_the_rank_that_owns_a_corrupt_shard_finds_it_and_the_older_checkpoint_is_taken(
     tmp_path: Path, ranks: int, reader: int
 ) -> None:
-    from qwen_job.train.manifest import newest
+    from qwen_job.run.manifest import newest
 
     older = checkpoint(tmp_path, 4)
     for step in (8, 12):
@@ -71,7 +71,7 @@ def test_what_is_whole_is_refused_by_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_file_falls_to_one_rank(tmp_path: Path, ranks: int) -> None:
-    from qwen_job.train.manifest import wrong_hash
+    from qwen_job.run.manifest import wrong_hash
 
     folder = checkpoint(tmp_path, 4)
     for name in [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]:

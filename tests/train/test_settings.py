@@ -11,7 +11,7 @@ import pytest
 
 from qwen_job.errors import JobError, UsageError
 from qwen_job.facts.settings import facts
-from qwen_job.train.config import Guards, Training, check_training, parse_config
+from qwen_job.run.config import Guards, Training, check_training, parse_config
 from qwen_job.train.flags import IGNORED, Hardware, config_from_flags
 from tests.train import tiny
 

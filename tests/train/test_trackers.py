@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import EnvironmentFault, StoppedAndSaved
+from qwen_job.run.config import TrainConfig, parse_config
 from qwen_job.train import trackers
-from qwen_job.train.config import TrainConfig, parse_config
 from qwen_job.train.trackers import Guarded, close_trackers, start_trackers
 from tests.train import tiny
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_job.facts import fact
 from qwen_job.facts.tables import Gpu
-from qwen_job.plan.activations import activation_bytes, loss_bytes
-from qwen_job.plan.layout import BYTES, Layout
+from qwen_job.plan.estimate.activations import activation_bytes, loss_bytes
+from qwen_job.plan.estimate.layout import BYTES, Layout
 
 if TYPE_CHECKING:
     from qwen_job.picture import Stack

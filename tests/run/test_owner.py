@@ -9,7 +9,7 @@ import pytest
 
 from qwen_job.errors import EnvironmentFault
 from qwen_job.launch.find import find_one
-from qwen_job.launch.owner import Owner, check_readable, forbids, owner_of
+from qwen_job.run.owner import Owner, check_readable, forbids, owner_of
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ against real tensors by benchmarks/bench_memory.py --cpu.
 
 from __future__ import annotations
 
-from qwen_job.plan.layout import Layout
+from qwen_job.plan.estimate.layout import Layout
 
 # The plain loss at its peak, bytes per logit: fp32 log-probabilities, their gradient and that of the logits.
 PLAIN_LOSS_BYTES = 12

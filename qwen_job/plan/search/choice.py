@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from qwen_job.facts.tables import Gpu, ModelShape
-from qwen_job.plan.layout import Layout
-from qwen_job.plan.memory import GIB, Constants, MemoryEstimate, estimate_memory
-from qwen_job.plan.speed import SpeedConstants, SpeedEstimate, estimate_speed
+from qwen_job.plan.estimate.layout import Layout
+from qwen_job.plan.estimate.memory import GIB, Constants, MemoryEstimate, estimate_memory
+from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate, estimate_speed
 
 T = TypeVar("T")
 

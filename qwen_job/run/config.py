@@ -72,7 +72,7 @@ class Training(BaseModel):
 
 
 class Stop(_Strict):
-    """How long saving and leaving may take, in seconds. The time limit itself is the target's: see train/signals.py."""
+    """How long saving and leaving may take, in seconds. The time limit itself is the target's: see run/signals.py."""
 
     grace_seconds: float = Field(default=120, ge=0)
 

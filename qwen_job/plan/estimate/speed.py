@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qwen_job.facts.tables import Gpu, ModelShape
-from qwen_job.plan.activations import layer_activation_bytes
-from qwen_job.plan.layout import BYTES, Layout
+from qwen_job.plan.estimate.activations import layer_activation_bytes
+from qwen_job.plan.estimate.layout import BYTES, Layout
 
 # Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach
 # 0.87 on A100 and 0.80 on H100 (stas00/ml-engineering, maximum achievable matmul); fitted: BENCHMARKS.md.

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from qwen_job.errors import JobError
 from qwen_job.facts.tables import Gpu, ModelShape, gpu_names, load_gpu
 from qwen_job.job import Job
-from qwen_job.plan.memory import GIB, Constants, MemoryEstimate
+from qwen_job.plan.estimate.memory import GIB, Constants, MemoryEstimate
+from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate
 from qwen_job.plan.precision import BF16_FROM
-from qwen_job.plan.search import MARGIN, Choice, Question, Runner, choose
-from qwen_job.plan.speed import SpeedConstants, SpeedEstimate
+from qwen_job.plan.search.choice import MARGIN, Choice, Question, Runner, choose
 
 
 class Sharding(NamedTuple):
@@ -68,7 +68,7 @@ def _constants(job: Job, gpu: Gpu) -> tuple[Constants | None, SpeedConstants | N
     if not written:
         return None, None
     # Only here: whoever calibrated nothing need not import what calibrates.
-    from qwen_job.plan.calibrate import constants_from
+    from qwen_job.plan.estimate.calibrate import constants_from
 
     return constants_from(written, gpu)
 
@@ -83,7 +83,7 @@ def choose_sharding(job: Job, question: Question | None, rows: int, *, on_cpu: b
         return _reference(job, rows, on_cpu)
     answer = choose(question)
     if answer.best is None:
-        from qwen_job.plan.nearest import refusal  # only who is refused pays for it
+        from qwen_job.plan.search.nearest import refusal  # only who is refused pays for it
 
         field, why = refusal(question, able_gpus(question))
         raise JobError([job.problem(tuple(field.split(".")), why)])

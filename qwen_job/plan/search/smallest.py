@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from qwen_job.errors import JobError
 from qwen_job.facts.tables import gpu_names
 from qwen_job.job import Job
-from qwen_job.plan.nearest import least_misfit, nearest, together
 from qwen_job.plan.plan import question_for
-from qwen_job.plan.run import DataSize, RunPlan, plan_run
-from qwen_job.plan.search import LARGEST_CLUSTER, Choice, Question, choose
-from qwen_job.plan.sharding import able_gpus
+from qwen_job.plan.schedule import DataSize, RunPlan, plan_run
+from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, Question, choose
+from qwen_job.plan.search.nearest import least_misfit, nearest, together
+from qwen_job.plan.search.sharding import able_gpus
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Any
 from qwen_job import strict_json, strict_yaml
 from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.facts.tables import Gpu, load_model_shape
-from qwen_job.plan.layout import Layout
-from qwen_job.plan.memory import DEFAULT_CONSTANTS, Constants, default_constants, estimate_memory
-from qwen_job.plan.speed import DEFAULT_SPEED, SpeedConstants, default_speed, estimate_speed
+from qwen_job.plan.estimate.layout import Layout
+from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, Constants, default_constants, estimate_memory
+from qwen_job.plan.estimate.speed import DEFAULT_SPEED, SpeedConstants, default_speed, estimate_speed
 
 # The first steps compile, allocate and fill caches.
 WARMUP_STEPS = 5

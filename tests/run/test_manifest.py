@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.train.manifest import Checkpoint, check, describe, newest, prune, write_manifest
+from qwen_job.run.manifest import Checkpoint, check, describe, newest, prune, write_manifest
 
 
 def checkpoint(home: Path, step: int) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_job.run_files import number, read_object, there, whole
+from qwen_job.run.reading import number, read_object, there, whole
 from qwen_job.text import visible
 
 

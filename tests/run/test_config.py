@@ -10,8 +10,8 @@ import pytest
 from qwen_job.errors import JobError
 from qwen_job.facts.deepspeed_keys import KNOWN
 from qwen_job.job.model import Reporter, Scheduler
+from qwen_job.run.config import load_config, parse_config, save_config
 from qwen_job.train.changes import changes_since, settings_text
-from qwen_job.train.config import load_config, parse_config, save_config
 from qwen_job.train.deepspeed_config import offloads_optimizer, resolve, zero_stage
 from tests.train import tiny
 
@@ -87,7 +87,7 @@ def test_stage_and_offload_are_read() -> None:
 
 
 def test_settings_mounted_elsewhere_are_kept_in_the_run(tmp_path: Path) -> None:
-    from qwen_job.train.config import keep_settings
+    from qwen_job.run.config import keep_settings
 
     mounted, run = tmp_path / "etc", tmp_path / "run"
     mounted.mkdir()

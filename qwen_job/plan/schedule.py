@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from qwen_job.job import Job
-from qwen_job.plan.memory import MemoryEstimate
-from qwen_job.plan.search import TOKEN_BYTES, Choice, Question, choose
-from qwen_job.plan.speed import (
+from qwen_job.plan.estimate.memory import MemoryEstimate
+from qwen_job.plan.estimate.speed import (
     CPU_START_SECONDS,
     DEFAULT_STORAGE_GBS,
     START_SECONDS,
@@ -17,6 +16,7 @@ from qwen_job.plan.speed import (
     SpeedEstimate,
     estimate_run,
 )
+from qwen_job.plan.search.choice import TOKEN_BYTES, Choice, Question, choose
 
 # Share of real tokens in packed rows: best-fit packing leaves little free.
 PACKED_FILL = 0.97

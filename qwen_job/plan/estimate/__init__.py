@@ -1,0 +1,7 @@
+"""What a plan costs, estimated before anything runs. In reading order:
+
+- ``layout``: one way to lay a model over GPUs, which both estimates depend on
+- ``activations``, ``memory``: bytes per GPU, per host and on disk
+- ``speed``: the time of a step, as a range
+- ``calibrate``: the constants of a cluster, fitted to its finished runs
+"""
