@@ -19,8 +19,8 @@ from qwen_job import __version__  # noqa: E402
 from qwen_job.job import load_job  # noqa: E402
 from qwen_job.job.types import ENV_NAME  # noqa: E402
 from qwen_job.plan import make_plan  # noqa: E402
-from qwen_job.render.chart_values import ChartValues  # noqa: E402
-from qwen_job.render.helm import values_text  # noqa: E402
+from qwen_job.render.kubernetes.chart_values import ChartValues  # noqa: E402
+from qwen_job.render.kubernetes.helm import values_text  # noqa: E402
 from qwen_job.run.config import TrainConfig  # noqa: E402
 
 CHART = ROOT / "charts" / "qwen-job"

@@ -247,7 +247,7 @@ def live_in(folders: Sequence[str]) -> dict[str, Entry]:
     Its comment tells the folder, else our list, else what its script wrote into the folder. Nothing is returned where
     Slurm gives no answer: sbatch says what is wrong, and the job's own script looks again.
     """
-    from qwen_job.render.slurm_evaluate import SUFFIX
+    from qwen_job.render.slurm.evaluate import SUFFIX
     from qwen_job.run.owner import owner_of
 
     past = [item for item in submissions() if item.target == "slurm"]
@@ -270,7 +270,7 @@ def live_in(folders: Sequence[str]) -> dict[str, Entry]:
 
 def _without_follow_ups(found: list[Found]) -> list[Found]:
     """Leave out the jobs that measure what another of them trains."""
-    from qwen_job.render.slurm_evaluate import evaluate_name
+    from qwen_job.render.slurm.evaluate import evaluate_name
 
     names = {job.entry.name for job in found}
     follow_ups = {evaluate_name(name) for name in names if evaluate_name(name) != name}

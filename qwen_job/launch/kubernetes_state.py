@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.pods import pod_reason
-from qwen_job.render.kubernetes import MEMORY, OUTPUT
+from qwen_job.render.kubernetes.manifest import MEMORY, OUTPUT
 
 Object = dict[str, Any]
 QUEUED = "waits for its queue to admit it"

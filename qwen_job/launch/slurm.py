@@ -21,7 +21,7 @@ from qwen_job.launch.slurm_log import log_options
 from qwen_job.launch.slurm_refusal import options_of
 from qwen_job.launch.slurm_survey import ask, is_unreachable
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.slurm_gpus import WAYS
+from qwen_job.render.slurm.gpus import WAYS
 
 _GPUS = "slurm.gpu_type or cluster.gpus_per_node"
 _NODES = "cluster.nodes or cluster.gpus_per_node"

@@ -12,7 +12,7 @@ from qwen_job import strict_json
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, table
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.slurm_survey import by_cluster
-from qwen_job.render.slurm import COMMENT
+from qwen_job.render.slurm.script import COMMENT
 
 _NO_TASK = 0xFFFFFFFE
 # "Signal 53" is how a job ends whose script could not be started, most often because its log could not be opened.

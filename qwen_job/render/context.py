@@ -8,9 +8,9 @@ from typing import Any
 
 from qwen_job import __version__
 from qwen_job.plan import Plan
+from qwen_job.render.configs import config_files
 from qwen_job.render.container import node_settings
 from qwen_job.render.engine import render_template
-from qwen_job.render.files import config_files
 
 
 def shell_context(

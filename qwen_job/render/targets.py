@@ -15,7 +15,15 @@ from qwen_job.render.bundle import Bundle
 from qwen_job.render.quote import Unrepresentable
 from qwen_job.render.secret import secret_problems
 
-TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
+# The module of each target, loaded when it is rendered.
+_MODULES = {
+    "slurm": "slurm.script",
+    "kubernetes": "kubernetes.manifest",
+    "helm": "kubernetes.helm",
+    "hostfile": "hostfile",
+    "local": "local",
+}
+TARGETS = tuple(_MODULES)
 
 
 def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) -> Bundle:
@@ -31,7 +39,7 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     if secrets := list(dict.fromkeys(secret_problems(plan, target))):
         raise JobError(secrets)
     folders = [*template_dirs, *_own_templates(plan)]
-    module = importlib.import_module(f"qwen_job.render.{target}")
+    module = importlib.import_module(f"qwen_job.render.{_MODULES[target]}")
     try:
         bundle: Bundle = module.render(plan, folders)
     except Unrepresentable as error:

@@ -18,7 +18,7 @@ from qwen_job import __version__
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.render import render
-from qwen_job.render.pod_security import pod_security_level
+from qwen_job.render.kubernetes.pod_security import pod_security_level
 from qwen_job.render.quote import to_yaml
 from qwen_job.resources import resource
 from qwen_job.run.config import parse_config

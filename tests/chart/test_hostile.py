@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qwen_job.errors import JobError
-from qwen_job.render.chart_values import LOST_BY_HELM
+from qwen_job.render.kubernetes.chart_values import LOST_BY_HELM
 from qwen_job.render.quote import to_yaml
 from qwen_job.resources import resource
 from tests.property.test_hostile_kubernetes import rendered

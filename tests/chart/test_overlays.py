@@ -13,7 +13,7 @@ from qwen_job.plan import make_plan
 from qwen_job.render import render
 from qwen_job.resources import resource
 from tests.chart.test_parity import CHART, by_helm, ordered
-from tests.render.overlaid import MERGED, REFUSED, REFUSED_OF_JOBS, named
+from tests.render.kubernetes.overlaid import MERGED, REFUSED, REFUSED_OF_JOBS, named
 from tests.support.helm import run_helm
 from tests.support.schemas import load
 

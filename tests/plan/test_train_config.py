@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.render.files import config_files
+from qwen_job.render.configs import config_files
 from tests.jobs import pinned_plan, plan
 
 KEYS = {

@@ -26,7 +26,7 @@ from qwen_job.plan import Plan, make_plan
 from qwen_job.render import render
 from qwen_job.render.quote import to_json, to_yaml
 from tests.jobs import PINNED
-from tests.render.reading import sbatch_lines, srun_words
+from tests.render.slurm.reading import sbatch_lines, srun_words
 
 CANARY = "/tmp/qwen-job-canary-must-never-exist"
 TRICKS = [

@@ -16,7 +16,7 @@ from qwen_job.errors import JobError
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.render import render
-from qwen_job.render.files import config_files
+from qwen_job.render.configs import config_files
 from qwen_job.resources import resource
 from tests.jobs import bundle, pinned_plan
 

@@ -22,7 +22,7 @@ import pytest
 
 from qwen_job.errors import JobError
 from tests.jobs import bundle
-from tests.render.reading import srun_words
+from tests.render.slurm.reading import srun_words
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 # docs.docker.com/reference/cli/docker/container/run and apptainer.org/docs/user/latest/cli/apptainer_exec: the options

@@ -52,7 +52,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What is written and less than the job needs; qwen_job/render/kubernetes_needs.py does the same. */}}
+{{/* What is written and less than the job needs; qwen_job/render/kubernetes/needs.py does the same. */}}
 {{- define "qwen-job.guard_amounts" -}}
 {{- $k := .Values.kubernetes -}}
 {{- if not .Values.enabled -}}

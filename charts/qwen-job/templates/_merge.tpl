@@ -1,5 +1,5 @@
 {{/* Merge the second map, written at the third, into the first, in place, as kubectl's strategic merge does: lists by the
-     key of their items, and others added to. qwen_job/render/merge.py does the same. */}}
+     key of their items, and others added to. qwen_job/render/kubernetes/merge.py does the same. */}}
 {{- define "qwen-job.merge" -}}
 {{- $base := index . 0 -}}
 {{- $place := index . 2 -}}

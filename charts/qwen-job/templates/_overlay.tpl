@@ -1,4 +1,4 @@
-{{/* A user's own fields that would replace what the job needs; qwen_job/render/overlays.py does the same. */}}
+{{/* A user's own fields that would replace what the job needs; qwen_job/render/kubernetes/overlays.py does the same. */}}
 
 {{/* Fields laid into a pod: (root, the field, the user's map, the container that runs the job). */}}
 {{- define "qwen-job.guard_overlay_pod" -}}

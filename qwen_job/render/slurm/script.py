@@ -16,9 +16,9 @@ from qwen_job.render.container import batch_settings, srun_options
 from qwen_job.render.context import node_check, shell_context
 from qwen_job.render.engine import render_template
 from qwen_job.render.quote import Unrepresentable, sbatch
-from qwen_job.render.slurm_conflicts import option_problems
-from qwen_job.render.slurm_gpus import gpu_request
-from qwen_job.render.slurm_resources import (
+from qwen_job.render.slurm.conflicts import option_problems
+from qwen_job.render.slurm.gpus import gpu_request
+from qwen_job.render.slurm.resources import (
     planned_cpus,
     planned_memory,
     resource_notes,
@@ -67,7 +67,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
 
 def _with_evaluate(plan: Plan, folders: Sequence[str | Path], bundle: Bundle) -> Bundle:
     """Return the bundle with the job that measures the trained model beside it."""
-    from qwen_job.render.slurm_evaluate import SUFFIX, dependency_of, evaluate_script
+    from qwen_job.render.slurm.evaluate import SUFFIX, dependency_of, evaluate_script
 
     after = f"{plan.job.name}{SUFFIX}.sbatch"
     text = evaluate_script(plan, folders, _checked, sbatch_options, _srun_options)
@@ -79,7 +79,7 @@ def _with_evaluate(plan: Plan, folders: Sequence[str | Path], bundle: Bundle) ->
 
 def _sweep(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
     """Return what the template needs of a sweep. Errors: :class:`JobError` for runs that one array cannot hold."""
-    from qwen_job.render.slurm_array import check_common, check_size, sweep_index, task
+    from qwen_job.render.slurm.array import check_common, check_size, sweep_index, task
 
     check_common(plan, sbatch_options)
     tasks = [task(run.plan, _context(run.plan, folders), _srun_options(run.plan)) for run in plan.sweep]
@@ -91,7 +91,7 @@ def _array(plan: Plan) -> dict[str, str]:
     """Return the options that make the job an array, none for a plain job."""
     if not (plan.job.sweep or plan.job.slurm.chain or "array" in plan.job.slurm.sbatch):
         return {}
-    from qwen_job.render.slurm_array import array_options
+    from qwen_job.render.slurm.array import array_options
 
     return array_options(plan)
 

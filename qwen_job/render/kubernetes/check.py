@@ -11,7 +11,7 @@ from typing import Any
 from qwen_job.errors import Problem
 from qwen_job.job.document import Path
 from qwen_job.plan import Plan
-from qwen_job.render.kubernetes_needs import simple_bytes
+from qwen_job.render.kubernetes.needs import simple_bytes
 
 Object = dict[str, Any]
 # The server's own limits: of all annotations of an object together, and of an object in etcd.

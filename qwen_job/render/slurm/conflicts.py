@@ -8,8 +8,8 @@ from qwen_job.errors import Problem
 from qwen_job.job.slurm_options import FIELDS, value_problem
 from qwen_job.job.types import slurm_seconds
 from qwen_job.plan import Plan
-from qwen_job.render.slurm_gpus import gpu_problems
-from qwen_job.render.slurm_resources import resource_problems, whole_nodes
+from qwen_job.render.slurm.gpus import gpu_problems
+from qwen_job.render.slurm.resources import resource_problems, whole_nodes
 
 _PLANNED = "is planned from cluster; remove it and set cluster's fields"
 _NO_JOB = "makes no job that trains; remove it"

@@ -14,9 +14,9 @@ from qwen_job.errors import JobError
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.render import render
-from qwen_job.render.merge import KEYS, key_of, merge
+from qwen_job.render.kubernetes.merge import KEYS, key_of, merge
 from qwen_job.resources import resource
-from tests.render.overlaid import MERGED, REFUSED, REFUSED_OF_JOBS, named
+from tests.render.kubernetes.overlaid import MERGED, REFUSED, REFUSED_OF_JOBS, named
 from tests.support.pods import templates
 from tests.support.schemas import load, validate
 

@@ -14,7 +14,7 @@ import yaml
 from qwen_job.errors import JobError
 from qwen_job.launch.slurm_refusal import options_of
 from qwen_job.render import Bundle, render, render_each
-from qwen_job.render.slurm_array import MAX_SCRIPT_BYTES
+from qwen_job.render.slurm.array import MAX_SCRIPT_BYTES
 from tests.jobs import bundle, pinned_plan
 from tests.render.test_shellcheck import check
 
@@ -109,7 +109,7 @@ def test_elsewhere_every_run_is_a_bundle_of_its_own(tmp_path: Path, target: str)
 
 
 def test_a_script_too_long_for_slurm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_job.render.slurm_array.MAX_SCRIPT_BYTES", 20_000)
+    monkeypatch.setattr("qwen_job.render.slurm.array.MAX_SCRIPT_BYTES", 20_000)
     assert "sweep: 4 runs make a script of" in refusal(tmp_path, sweep=GRID)
     assert 4 * 2**20 - MAX_SCRIPT_BYTES < 2**17
 

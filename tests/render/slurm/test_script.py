@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import JobError
-from qwen_job.render.slurm import sbatch_options, slurm_time
+from qwen_job.render.slurm.script import sbatch_options, slurm_time
 from tests.jobs import bundle, pinned_plan
-from tests.render.reading import srun_words
+from tests.render.slurm.reading import srun_words
 
 LONG = "x" * 1001
 

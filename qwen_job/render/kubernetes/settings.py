@@ -12,8 +12,8 @@ from qwen_job.errors import JobError, Problem
 from qwen_job.job.document import dotted
 from qwen_job.job.kubernetes import Kubernetes, Volume
 from qwen_job.plan import Plan
-from qwen_job.render.files import config_files
-from qwen_job.render.kubernetes_needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
+from qwen_job.render.configs import config_files
+from qwen_job.render.kubernetes.needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
 # most 63 characters. JobSet's webhook refuses longer ones; nothing does for a PyTorchJob, whose pods then never come.
