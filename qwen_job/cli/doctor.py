@@ -12,7 +12,7 @@ from qwen_job.cli.options import show_words
 from qwen_job.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from qwen_job.launch.kubernetes_doctor import Survey
+    from qwen_job.launch.kubernetes.doctor import Survey
 
 
 @click.command()
@@ -56,8 +56,8 @@ def _write(path: Path, text: str) -> None:
 
 def _slurm(partition: str | None) -> str:
     from qwen_job import __version__
-    from qwen_job.launch.slurm_doctor import propose
-    from qwen_job.launch.slurm_survey import survey
+    from qwen_job.launch.slurm.doctor import propose
+    from qwen_job.launch.slurm.survey import survey
 
     found = survey()
     proposal = propose(found, partition)
@@ -71,7 +71,7 @@ def _slurm(partition: str | None) -> str:
 
 def _kubernetes() -> str:
     from qwen_job import __version__
-    from qwen_job.launch.kubernetes_doctor import profile, survey
+    from qwen_job.launch.kubernetes.doctor import profile, survey
 
     found = survey()
     text = profile(found)

@@ -75,7 +75,7 @@ def render(
         if diff:
             _show_diff(bundle.files, (output or Path()) / folder)
         elif output is not None:
-            from qwen_job.launch.files import write_bundle
+            from qwen_job.launch.outputs import write_bundle
 
             for path in write_bundle(bundle, output / folder, force=force):
                 click.echo(visible(path))

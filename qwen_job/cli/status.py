@@ -130,7 +130,7 @@ def _row(item: Found) -> tuple[str, ...]:
 
 @cache
 def _user() -> str:
-    from qwen_job.launch.slurm import user
+    from qwen_job.launch.slurm.backend import user
 
     return user()
 

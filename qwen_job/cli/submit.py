@@ -69,7 +69,7 @@ def submit(
 
 
 def _prepare_slurm(bundles: Sequence[tuple[Plan, Bundle]], *, waits: bool) -> None:
-    from qwen_job.launch.slurm import notes
+    from qwen_job.launch.slurm.backend import notes
 
     if not waits:
         _refuse_second([plan for plan, _ in bundles])
@@ -113,7 +113,7 @@ def _run_here(bundles: Sequence[Bundle]) -> int:
 def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
     """Return sbatch's words for a job that waits for ``after``, and for what the job itself waits for."""
     from qwen_job.launch.find import find_one
-    from qwen_job.launch.slurm import cluster_of, dependency
+    from qwen_job.launch.slurm.backend import cluster_of, dependency
     from qwen_job.run.progress import is_done
 
     entry = find_one(after, "slurm", whole=True).entry
@@ -155,7 +155,7 @@ def _hand_over(plan: Plan, bundle: Bundle, target: str, options: Sequence[str]) 
     from qwen_job.launch.index import remember
 
     if target == "slurm":
-        from qwen_job.launch.slurm import submit as to_slurm
+        from qwen_job.launch.slurm.backend import submit as to_slurm
 
         submitted = to_slurm(bundle, options, plan.job.output)
     else:

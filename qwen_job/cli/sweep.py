@@ -12,7 +12,7 @@ from qwen_job.cli.options import job_options, layers
 from qwen_job.text import json_text, visible
 
 if TYPE_CHECKING:
-    from qwen_job.launch.sweep import Outcome
+    from qwen_job.launch.outcomes import Outcome
 
 
 # Characters of a table's cell.
@@ -28,7 +28,7 @@ def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_jso
     JOB is the sweep's job.yaml, or its output folder. Runs are ordered by their loss on held-out data where they have
     one, else by the training's.
     """
-    from qwen_job.launch.sweep import outcomes, runs_of_folder, runs_of_job
+    from qwen_job.launch.outcomes import outcomes, runs_of_folder, runs_of_job
 
     if job and os.path.isdir(job):  # noqa: PTH112  # Path.is_dir raises where a folder above is closed
         folder, runs = runs_of_folder(Path(job))

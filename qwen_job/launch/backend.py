@@ -8,7 +8,9 @@ from typing import Protocol
 
 from qwen_job.render.bundle import Bundle
 
-TARGETS = ("slurm", "kubernetes", "local")
+# The module of each target, loaded when it is needed.
+_MODULES = {"slurm": "slurm.backend", "kubernetes": "kubernetes.backend", "local": "local"}
+TARGETS = tuple(_MODULES)
 # States of our own: the queue has forgotten the job; the queue could not be asked.
 GONE, UNKNOWN = "gone", "unknown"
 _OVER = {GONE, "completed", "cancelled", "failed", "timeout", "node_fail", "preempted", "boot_fail", "deadline"}
@@ -85,5 +87,5 @@ class Backend(Protocol):
 
 def backend(target: str) -> Backend:
     """Return the backend of ``target``, one of :data:`TARGETS`."""
-    module: Backend = importlib.import_module(f"qwen_job.launch.{target}")
+    module: Backend = importlib.import_module(f"qwen_job.launch.{_MODULES[target]}")
     return module

@@ -172,7 +172,7 @@ def _with_endings(jobs: list[Entry]) -> list[Entry]:
     gone = [entry for entry in jobs if entry.target == "slurm" and entry.state == GONE and entry.id][:_MOST_READ]
     if not gone:
         return jobs
-    from qwen_job.launch.slurm_accounting import endings
+    from qwen_job.launch.slurm.accounting import endings
 
     told: dict[tuple[str, str], tuple[str, str]] = {}
     for cluster in {entry.cluster for entry in gone}:
@@ -199,7 +199,7 @@ def _asked(found: list[Found], *, seconds: float) -> list[Found]:
     blind = [job for job in ours if job.entry.state == "running" and not job.progress.state][:_MOST_ASKED]
     told: dict[int, Found] = {}
     if ours:
-        from qwen_job.launch import kubernetes
+        from qwen_job.launch.kubernetes import backend as kubernetes
 
         mute = [job for job in ours if kubernetes.unexplained(job.entry)][:_MOST_ASKED]
         steps = kubernetes.progress([job.entry for job in blind], seconds=seconds) if blind else []
@@ -338,7 +338,7 @@ def _clusters(past: list[Submission]) -> list[str]:
 def _mine(target: str, cluster: str) -> tuple[list[Entry], list[Entry]]:
     if target != "slurm":
         return backend(target).entries(), []
-    from qwen_job.launch.slurm import everybodys, user
+    from qwen_job.launch.slurm.backend import everybodys, user
 
     jobs = everybodys(cluster)
     mine = [entry for entry in jobs if entry.user in (user(), "")]

@@ -62,7 +62,7 @@ def _of_this_allocation() -> list[str]:
 
 
 def _of_job(job: str) -> list[str]:
-    from qwen_job.launch.slurm import entries
+    from qwen_job.launch.slurm.backend import entries
 
     if not job.isdecimal():
         raise ValueError(f"{ALLOCATION}:{job}: write the number of a job that runs, as in {ALLOCATION}:1234")

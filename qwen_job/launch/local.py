@@ -10,7 +10,7 @@ from types import FrameType
 
 from qwen_job.errors import UsageError
 from qwen_job.launch.backend import Entry, Submitted
-from qwen_job.launch.files import run_log, show_log
+from qwen_job.launch.outputs import run_log, show_log
 from qwen_job.render.bundle import Bundle
 
 

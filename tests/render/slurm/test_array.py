@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from qwen_job.errors import JobError
-from qwen_job.launch.slurm_refusal import options_of
+from qwen_job.launch.slurm.refusal import options_of
 from qwen_job.render import Bundle, render, render_each
 from qwen_job.render.slurm.array import MAX_SCRIPT_BYTES
 from tests.jobs import bundle, pinned_plan

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from qwen_job.cli.sweep import sweep
 from qwen_job.errors import UsageError
-from qwen_job.launch.sweep import outcomes, runs_of_folder
+from qwen_job.launch.outcomes import outcomes, runs_of_folder
 from tests.jobs import FIVE_LINES, load
 
 RUNS = [(f"seed={n}", {"train.seed": n}) for n in range(5)]

@@ -9,9 +9,9 @@ from typing import Any
 
 from qwen_job.errors import QwenJobError
 from qwen_job.launch.backend import Entry
-from qwen_job.launch.kubectl import NoSuchKind, kubectl, meaning
-from qwen_job.launch.kubernetes_state import QUEUED
-from qwen_job.launch.pods import MEMORY_ADVICE
+from qwen_job.launch.kubernetes.kubectl import NoSuchKind, kubectl, meaning
+from qwen_job.launch.kubernetes.pods import MEMORY_ADVICE
+from qwen_job.launch.kubernetes.state import QUEUED
 
 Object = dict[str, Any]
 # What the training-operator notes of a container that it starts again: Pod: NAMESPACE.NAME exited with code 137

@@ -17,13 +17,13 @@ import yaml
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Entry, Submitted
-from qwen_job.launch.events import why
-from qwen_job.launch.files import show_output
 from qwen_job.launch.index import submissions
-from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl, refusal
-from qwen_job.launch.kubernetes_needed import refuse_missing
-from qwen_job.launch.kubernetes_state import entry_of, is_unexplained, name_of, place_of, unseen_entry
-from qwen_job.launch.pod_progress import pod_progress
+from qwen_job.launch.kubernetes.events import why
+from qwen_job.launch.kubernetes.kubectl import Forbidden, NoSuchKind, kubectl, refusal
+from qwen_job.launch.kubernetes.needed import refuse_missing
+from qwen_job.launch.kubernetes.progress import pod_progress
+from qwen_job.launch.kubernetes.state import entry_of, is_unexplained, name_of, place_of, unseen_entry
+from qwen_job.launch.outputs import show_output
 from qwen_job.render.bundle import Bundle
 from qwen_job.run.progress import Progress
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Entry, Submitted
-from qwen_job.launch.files import run_log, show_log
-from qwen_job.launch.slurm_entries import jobs_of
-from qwen_job.launch.slurm_env import clusters, environment, of_shell
-from qwen_job.launch.slurm_log import log_options
-from qwen_job.launch.slurm_refusal import options_of
-from qwen_job.launch.slurm_survey import ask, is_unreachable
+from qwen_job.launch.outputs import run_log, show_log
+from qwen_job.launch.slurm.entries import jobs_of
+from qwen_job.launch.slurm.environment import clusters, environment, of_shell
+from qwen_job.launch.slurm.log import log_options
+from qwen_job.launch.slurm.refusal import options_of
+from qwen_job.launch.slurm.survey import ask, is_unreachable
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.slurm.gpus import WAYS
 
@@ -68,7 +68,7 @@ def submit(bundle: Bundle, options: Sequence[str] = (), run: str = "") -> Submit
         EnvironmentFault: without sbatch, or for a log's folder that cannot be made.
         ClusterRefused: with sbatch's words and the field.
     """
-    from qwen_job.launch.slurm_refusal import check_time
+    from qwen_job.launch.slurm.refusal import check_time
 
     of_then = {**bundle.fields, "time": "evaluate.time"}
     scripts = {bundle.main: bundle.fields, **{name: of_then for name, _ in bundle.then}}
@@ -139,7 +139,7 @@ def _sbatch(options: list[str], script: str, fields: Mapping[str, str]) -> str:
         _, field, way_out = next(fits, ("", "", ""))
         field = _where(field, words, fields)
         if field in (_NODES, _GPUS):
-            from qwen_job.launch.slurm_refusal import explain
+            from qwen_job.launch.slurm.refusal import explain
 
             field = _as_written(explain(script, _cluster(script)) or "", fields) or _about(field, fields)
         raise ClusterRefused(": ".join(filter(None, (field, f"Slurm refuses: {words}", way_out))))

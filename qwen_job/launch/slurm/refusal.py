@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job.types import slurm_seconds
-from qwen_job.launch.slurm_survey import (
+from qwen_job.launch.slurm.survey import (
     Node,
     Partition,
     ask,

@@ -9,7 +9,7 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import QwenJobError
 from qwen_job.launch.backend import Entry
-from qwen_job.launch.kubectl import kubectl
+from qwen_job.launch.kubernetes.kubectl import kubectl
 from qwen_job.run.progress import Progress, progress_from
 
 # The trainer's own line: step 120/500 · loss 1.2345 · 34,289 tokens/s · MFU 45.2% · 3m20s left

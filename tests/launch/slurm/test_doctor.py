@@ -15,8 +15,8 @@ import yaml
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
-from qwen_job.launch.slurm_doctor import Proposal, gpu_called, propose
-from qwen_job.launch.slurm_survey import (
+from qwen_job.launch.slurm.doctor import Proposal, gpu_called, propose
+from qwen_job.launch.slurm.survey import (
     Survey,
     config_of,
     gpus_of,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import EnvironmentFault
-from qwen_job.launch import slurm_log
-from qwen_job.launch.slurm_entries import jobs_of
-from qwen_job.launch.slurm_log import log_options, seen_by_nodes
+from qwen_job.launch.slurm import log as slurm_log
+from qwen_job.launch.slurm.entries import jobs_of
+from qwen_job.launch.slurm.log import log_options, seen_by_nodes
 
 
 @pytest.fixture

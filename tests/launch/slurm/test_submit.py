@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from qwen_job.cli import cli
 from qwen_job.errors import ClusterRefused, EnvironmentFault, JobError, UsageError
-from qwen_job.launch import slurm_log
 from qwen_job.launch.find import find, find_live, find_one
 from qwen_job.launch.index import remember
+from qwen_job.launch.slurm import log as slurm_log
 from tests.jobs import PINNED
 
 # Numbers from 41 on; a script that asks for too much time is not Slurm's to refuse here.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import EnvironmentFault
-from qwen_job.launch.files import write_bundle
+from qwen_job.launch.outputs import write_bundle
 from qwen_job.render import Bundle
 
 BUNDLE = Bundle("hostfile", {"a.sh": "#!/bin/sh\n", "b": "你\n"}, "a.sh", frozenset({"a.sh"}))

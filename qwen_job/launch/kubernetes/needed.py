@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from qwen_job.errors import ClusterRefused
-from qwen_job.launch.kubectl import Forbidden, NoSuchKind, kubectl
+from qwen_job.launch.kubernetes.kubectl import Forbidden, NoSuchKind, kubectl
 
 Object = dict[str, Any]
 

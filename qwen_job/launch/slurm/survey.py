@@ -17,7 +17,7 @@ from typing import Any
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job.hosts import expand_hosts
-from qwen_job.launch.slurm_env import clusters, environment
+from qwen_job.launch.slurm.environment import clusters, environment
 
 _UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"
 _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?![^(]*\))")

@@ -12,16 +12,16 @@ import yaml
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
-from qwen_job.launch import kubernetes
 from qwen_job.launch.find import find
-from qwen_job.launch.kubectl import Forbidden
+from qwen_job.launch.kubernetes import backend as kubernetes
+from qwen_job.launch.kubernetes.kubectl import Forbidden
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
 from qwen_job.resources import resource
-from tests.launch.test_kubectl import server as server
+from tests.launch.kubernetes.test_kubectl import server as server
 from tests.support.apiserver import ApiServer
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
 Rule = dict[str, Any]
 JOBS: Rule = {"apiGroups": ["kubeflow.org"], "resources": ["pytorchjobs"]}

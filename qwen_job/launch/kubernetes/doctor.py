@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_job.errors import ClusterRefused
-from qwen_job.launch.kubectl import NoSuchKind, kubectl
-from qwen_job.launch.kubernetes import KINDS
+from qwen_job.launch.kubernetes.backend import KINDS
+from qwen_job.launch.kubernetes.kubectl import NoSuchKind, kubectl
 from qwen_job.render.quote import to_yaml
 
 Object = dict[str, Any]

@@ -10,8 +10,8 @@ import yaml
 
 from qwen_job.errors import ClusterRefused
 from qwen_job.job import load_job
-from qwen_job.launch import kubernetes
-from qwen_job.launch.kubernetes_doctor import survey
+from qwen_job.launch.kubernetes import backend as kubernetes
+from qwen_job.launch.kubernetes.doctor import survey
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
 from qwen_job.resources import resource

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from qwen_job.launch.backend import Entry
-from qwen_job.launch.pods import pod_reason
+from qwen_job.launch.kubernetes.pods import pod_reason
 from qwen_job.render.kubernetes.manifest import MEMORY, OUTPUT
 
 Object = dict[str, Any]

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
-from qwen_job.launch.slurm_entries import ended_as
-from qwen_job.launch.slurm_survey import ask
+from qwen_job.launch.slurm.entries import ended_as
+from qwen_job.launch.slurm.survey import ask
 
 
 def endings(ids: Iterable[str], cluster: str = "") -> dict[str, tuple[str, str]]:

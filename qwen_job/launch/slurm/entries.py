@@ -11,7 +11,7 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, table
 from qwen_job.launch.backend import Entry
-from qwen_job.launch.slurm_survey import by_cluster
+from qwen_job.launch.slurm.survey import by_cluster
 from qwen_job.render.slurm.script import COMMENT
 
 _NO_TASK = 0xFFFFFFFE

@@ -13,12 +13,12 @@ import pytest
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
-from qwen_job.launch import kubernetes
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.find import find
-from qwen_job.launch.kubernetes_state import pods_wanted
-from qwen_job.launch.pod_progress import progress_of_log
-from qwen_job.launch.pods import pod_reason
+from qwen_job.launch.kubernetes import backend as kubernetes
+from qwen_job.launch.kubernetes.pods import pod_reason
+from qwen_job.launch.kubernetes.progress import progress_of_log
+from qwen_job.launch.kubernetes.state import pods_wanted
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
 from qwen_job.resources import resource
