@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 # More words for pytest: make test PYTEST_ARGS="tests/job -x"
 PYTEST_ARGS ?=
-LAUNCHER := cli job plan render launch errors resources
+LAUNCHER := cli facts job plan render launch errors resources
 TYPED := -p qwen_job -p tests.support -p tests.slurmlab -p tests.e2e -p tests.chaos -p tests.fuzz -p tests.conftest
 
 .PHONY: help demo test lint bench slurm-lab clean setup-run setup-test system

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import train_runs
-from qwen_job.train.figures import Shape, StepTotals, step_flops, utilisation
+from qwen_job.train.flops import Shape, StepTotals, step_flops, utilisation
 
 OURS = {
     "ours": {},

@@ -132,7 +132,7 @@ def run(
     values, deepspeed = settings(folder, zero_stage, {"world_size": processes, **changes})
     (folder / "train.yaml").write_text(yaml.safe_dump(values))
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
-    command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes), "--"]
+    command = [sys.executable, "-m", "qwen_job.node.launcher", "--nproc_per_node", str(processes), "--"]
     process = subprocess.Popen([*command, "--config", str(folder / "train.yaml")], cwd=ROOT)
     last = values["training"]["max_steps"]
     enough = until or (lambda lines: any(line["type"] == "step" and line["step"] == last for line in lines))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.slurmlab import Lab, missing
+from tests.support.taught import taught as taught
 
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 _OF_A_JOB = ("SLURM_", "SBATCH_", "PET_", "QWEN_JOB_", "RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -62,7 +62,7 @@ def test_what_the_guide_to_training_quotes_is_said_in_these_words(checkout: Path
     text = (checkout / "docs" / "training.md").read_text("utf-8")
     table = text.partition("| it says |")[2].partition("\n\n")[0]
     quoted = [words for row in table.splitlines()[2:] for words in re.findall(r"`([^`]+)`", row.split("|")[1])]
-    code = " ".join(path.read_text("utf-8") for path in (checkout / "qwen_job" / "train").glob("*.py"))
+    code = " ".join(path.read_text("utf-8") for path in (checkout / "qwen_job").rglob("*.py"))
     assert len(quoted) >= 8
     for words in quoted:
         fixed = re.sub(r" (nan|\.\.\.|SIGKILL|900 s)$", " ", words).strip()

@@ -36,7 +36,7 @@ def chat(
     input is a turn. The answer streams to standard output and ends at <|im_end|>. What is not given is taken from
     the model's generation_config.json, top_k, min_p and repetition_penalty too.
     """
-    from qwen_job.train.chat import chat_command
-    from qwen_job.train.run_folder import Asked
+    from qwen_job.infer.chat import chat_command
+    from qwen_job.infer.source import Asked
 
     chat_command(run_or_model, prompts, system, Asked(max_new_tokens, temperature, top_p, seed))

@@ -24,8 +24,8 @@ def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, 
     run is kept in its evaluation.json, for 'qwen-job report'.
     """
     from qwen_job.atomic import write_atomically
-    from qwen_job.train.evaluate import as_text
-    from qwen_job.train.evaluate import evaluate as measure
+    from qwen_job.infer.evaluate import as_text
+    from qwen_job.infer.evaluate import evaluate as measure
 
     def say(line: str) -> None:
         click.echo(line, err=True)

@@ -13,7 +13,7 @@ from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
 from qwen_job.text import json_text, visible
 
 if TYPE_CHECKING:
-    from qwen_job.node.quick import Finding
+    from qwen_job.node.quick_check import Finding
 
 
 FABRICS = ["auto", "none", "infiniband", "roce", "efa", "ethernet"]
@@ -65,7 +65,7 @@ def check(
     from qwen_job.node.gpus import PlannedGpu
     from qwen_job.node.network import node_name
     from qwen_job.node.preflight import DISK_BYTES, Expected, preflight
-    from qwen_job.node.quick import quick_check
+    from qwen_job.node.quick_check import quick_check
 
     if quick == (run is not None):
         raise click.UsageError("give --quick, or --run with the folder of the run that is about to start")

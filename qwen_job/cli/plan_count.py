@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_job.data.arrange import arrange
-from qwen_job.data.chatml import texts_of
-from qwen_job.data.files import CHUNK_BYTES, Malformed, parse_chunk, read_chunks
+from qwen_job.data.encode import texts_of
 from qwen_job.data.formats import RecordError, parse_record
+from qwen_job.data.rows import CHUNK_BYTES, Malformed, parse_chunk, read_chunks
 from qwen_job.errors import QwenJobError
 from qwen_job.job import Job
 from qwen_job.plan.schedule import DataSize

@@ -17,7 +17,7 @@ def report(run: Path) -> None:
     Curves, the plan beside what was measured, and where the wall time went; it opens offline. The path goes to
     standard output, the main figures to standard error. Works on a run that is going on or was killed, too.
     """
-    from qwen_job.train.report import main_figures, write_report
+    from qwen_job.report.page import main_figures, write_report
 
     path = write_report(run)
     for line in main_figures(run):

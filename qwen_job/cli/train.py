@@ -15,10 +15,10 @@ def train(run: Path, nproc_per_node: int | None) -> None:
     """Train from a train.yaml (what every target runs).
 
     RUN is a run folder or its train.yaml. All workers run on this machine; a run that was stopped goes on from its
-    newest complete checkpoint. Targets with several nodes call python -m qwen_job.train.launch on each.
+    newest complete checkpoint. Targets with several nodes call python -m qwen_job.node.launcher on each.
     """
+    from qwen_job.node.launcher import main
     from qwen_job.run.config import load_config
-    from qwen_job.train.launch import main
 
     path = run / "train.yaml" if run.is_dir() else run
     workers = nproc_per_node or load_config(path)[0].world_size

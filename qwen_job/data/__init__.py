@@ -1,8 +1,8 @@
 """Conversations in, memory-mapped packed rows out. Needs numpy and tokenizers when used, never torch.
 
 formats   one row of any known layout -> Conversation
-files     JSON, JSONL, .gz, .zst, Parquet -> rows, streaming
-chatml    Conversation -> token ids and which of them are trained; samples that are too long
+rows      JSON, JSONL, .gz, .zst, Parquet -> rows, streaming
+encode    Conversation -> token ids and which of them are trained; samples that are too long
 pack      lengths -> rows of max_length
 build     files -> a folder of memory-mapped rows, once for all ranks;
 prepared  reading that folder
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen_job.data.build import prepare as prepare
-    from qwen_job.data.chatml import ChatTokenizer as ChatTokenizer
+    from qwen_job.data.encode import ChatTokenizer as ChatTokenizer
     from qwen_job.data.prepared import PackedRows as PackedRows
     from qwen_job.data.prepared import PreparedData as PreparedData
     from qwen_job.data.prepared import Row as Row
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qwen_job.data.spec import DataSpec as DataSpec
 
 _HOME = {
-    "ChatTokenizer": "chatml",
+    "ChatTokenizer": "encode",
     "DataFile": "spec",
     "DataSpec": "spec",
     "PackedRows": "prepared",

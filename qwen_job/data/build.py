@@ -16,8 +16,8 @@ from typing import Any
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.embedding import refuse_larger
-from qwen_job.data.files import CHUNK_BYTES, assert_file, read_chunks
 from qwen_job.data.prepared import LAYOUT, SPLITS, TOKENIZER_SIZE, read_index
+from qwen_job.data.rows import CHUNK_BYTES, assert_file, read_chunks
 from qwen_job.data.spec import DataSpec
 from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault

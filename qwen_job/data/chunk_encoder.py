@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qwen_job.data.arrange import arrange
-from qwen_job.data.chatml import ChatTokenizer, Flat, Segment, signed_ids, texts_of
 from qwen_job.data.choose import copies, copies_of, held_out
-from qwen_job.data.files import Chunk, Malformed, parse_chunk
+from qwen_job.data.encode import ChatTokenizer, Flat, Segment, signed_ids, texts_of
 from qwen_job.data.fit import fit
 from qwen_job.data.formats import Conversation, RecordError, order_problems, parse_record
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
+from qwen_job.data.rows import Chunk, Malformed, parse_chunk
 from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError
-from qwen_job.models.chatml import ROLES
+from qwen_job.models.tokenizer_files import ROLES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,7 +139,7 @@ class ChunkEncoder:
 
 
 class Frames:
-    """:func:`~qwen_job.data.chatml.signed_ids` on arrays: the same tokens without a Python object for each."""
+    """:func:`~qwen_job.data.encode.signed_ids` on arrays: the same tokens without a Python object for each."""
 
     def __init__(self, tokenizer: ChatTokenizer, mask: str) -> None:
         self._before, self._after = [], []

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from qwen_job.data.check import Examiner
 from qwen_job.data.compress import ZSTD, packed_into, zstd_module
-from qwen_job.data.files import read_rows
 from qwen_job.data.formats import CONTROL
+from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, Finding
 from qwen_job.errors import DataError, EnvironmentFault, UsageError
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen_job.data.characters import SPACE, STABLE, HanCuts, character_classes
-from qwen_job.data.chatml import ChatTokenizer, Flat
 from qwen_job.data.embedding import refuse_larger, tokenizer_size
+from qwen_job.data.encode import ChatTokenizer, Flat
 from qwen_job.data.vocabulary import bytes_of, is_qwen, probes
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from qwen_job.data.chatml import ChatTokenizer, Segment, signed_ids
+from qwen_job.data.encode import ChatTokenizer, Segment, signed_ids
 from qwen_job.data.spec import DataSpec
 
 
 def fit(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: Counter[str]) -> list[list[int]]:
-    """Return the signed ids (see :func:`~qwen_job.data.chatml.signed_ids`) of the documents of one sample.
+    """Return the signed ids (see :func:`~qwen_job.data.encode.signed_ids`) of the documents of one sample.
 
     Each is at most ``spec.max_length`` long. What was cut, dropped or split is added to ``counts``.
     """

@@ -29,7 +29,7 @@ from typing import IO, Any
 
 from qwen_job import errors
 from qwen_job.data.chunk_encoder import ChunkEncoder, Task
-from qwen_job.data.files import Chunk
+from qwen_job.data.rows import Chunk
 from qwen_job.data.spec import DataSpec
 from qwen_job.errors import EnvironmentFault, QwenJobError
 

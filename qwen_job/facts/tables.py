@@ -325,6 +325,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    from qwen_job.models.files import read_json
+    from qwen_job.models.storage import read_json
 
     return read_json(path)

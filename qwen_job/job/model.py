@@ -31,7 +31,7 @@ from qwen_job.job.types import (
     section,
 )
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
-from qwen_job.models.chatml import SYSTEM_PROMPT
+from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
 
 if TYPE_CHECKING:
     from qwen_job.job.sweep import Point

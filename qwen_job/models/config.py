@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qwen_job.errors import ModelError
 from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown, size
-from qwen_job.models.files import exists, member, read_json
+from qwen_job.models.storage import exists, member, read_json
 
 ADAPTER = "adapter_config.json"
 QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault
 from qwen_job.lock import FileLock
-from qwen_job.models.files import ELSEWHERE
+from qwen_job.models.storage import ELSEWHERE
 
 Progress = Callable[[str], None]
 

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from qwen_job.node.driver import Driver, NodeGpu, probe
-from qwen_job.node.quick import Finding
+from qwen_job.node.quick_check import Finding
 
 GIB = 2**30
 # nvidia-smi tells the memory of the card, the plan what CUDA leaves of it; a smaller card differs by far more.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from qwen_job.node.gpus import GIB, PlannedGpu, gpu_checks
 from qwen_job.node.network import Place, Verdict, check_network
-from qwen_job.node.quick import SHARED_MEMORY, Finding, quick_check
+from qwen_job.node.quick_check import SHARED_MEMORY, Finding, quick_check
 from qwen_job.node.sockets import HOW_TO_NAME, UnknownName, leads_elsewhere, listen
 from qwen_job.run.space import still_needed
 

@@ -38,11 +38,11 @@ from qwen_job.run.config import (
 from qwen_job.run.lease import Lease
 from qwen_job.run.signals import StopWish, TimeLimit, leave_now
 from qwen_job.text import visible_lines
-from qwen_job.train.changes import is_complete, settings_text
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
 from qwen_job.train.runlog import RunLog, duration, read_metrics
+from qwen_job.train.settings_diff import is_complete, settings_text
 from qwen_job.train.trackers import check_trackers, close_trackers, start_trackers
 from qwen_job.train.watchdog import Watchdog
 
@@ -174,7 +174,7 @@ def train(
 
 def finish(config: TrainConfig, trainer: Any, model_folder: Path, wish: StopWish, log: RunLog, started: float) -> None:
     """Write model/ and, last of all, done.json."""
-    from qwen_job.train.closing import against_plan, tell
+    from qwen_job.report.closing import against_plan, tell
     from qwen_job.train.export import export, write_done
 
     log.heartbeat("saving", trainer.state.global_step)
@@ -313,7 +313,7 @@ def _end(
         steps = [line["step"] for line in read_metrics(config.output_dir) if "step" in line]
         # Where the storage is the reason, nothing can be left there.
         with contextlib.suppress(OSError):
-            from qwen_job.train.closing import against_plan
+            from qwen_job.report.closing import against_plan
 
             compared = against_plan(config.output_dir)
             log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)

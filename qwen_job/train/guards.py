@@ -128,7 +128,7 @@ def oom_message(
 
     ``capacity`` is the GPU's memory in bytes, None without one: then it is the host's that was too small.
     """
-    from qwen_job.train.smaller import advice, ways_out
+    from qwen_job.train.oom_advice import advice, ways_out
 
     planned = config.plan.memory_bytes_per_gpu
     numbers = f"planned {_gib(planned)}, peak before the failure {_gib(peak_bytes)}"

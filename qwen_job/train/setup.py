@@ -13,12 +13,11 @@ from transformers.utils.logging import disable_progress_bar
 from qwen_job.data import PackedRows, open_prepared
 from qwen_job.errors import DataError, JobError, NoProgress
 from qwen_job.facts.config_fields import unknown_fields
-from qwen_job.models.folder import read_config
+from qwen_job.models.check import read_config
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.manifest import newest, wrong_hash
 from qwen_job.run.signals import StopWish
 from qwen_job.train.arguments import training_arguments
-from qwen_job.train.changes import changes_since
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.course import Course
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
@@ -29,6 +28,7 @@ from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
 from qwen_job.train.modeling import build_model, shape_of
 from qwen_job.train.rendezvous import Place, tell
 from qwen_job.train.runlog import RunLog, fruitless_attempts, read_metrics
+from qwen_job.train.settings_diff import changes_since
 from qwen_job.train.trainer import JobTrainer
 from qwen_job.train.trainer_base import Parts
 from qwen_job.train.universal import check_stage, make_universal

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_job.errors import StoppedAndSaved
-from qwen_job.train.figures import StepTotals, step_flops, utilisation
+from qwen_job.train.flops import StepTotals, step_flops, utilisation
 from qwen_job.train.trainer_loss import GuardedTrainer
 
 

@@ -16,7 +16,7 @@ from qwen_job.run.signals import StopWish
 from qwen_job.train.attention import inputs_for, window_of
 from qwen_job.train.batches import Batch, Loader, StepSampler
 from qwen_job.train.checkpoints import Checkpointer
-from qwen_job.train.figures import Shape, StepTotals
+from qwen_job.train.flops import Shape, StepTotals
 from qwen_job.train.guards import LossGuard
 from qwen_job.train.identity import Identity
 from qwen_job.train.loss import LossHead

@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from qwen_job.run.manifest import check, prune
 from qwen_job.train.arguments import check_schedule
-from qwen_job.train.changes import NAME, settings_text
 from qwen_job.train.gradients import measure_gradients
 from qwen_job.train.identity import NAME as IDENTITY
+from qwen_job.train.settings_diff import NAME, settings_text
 from qwen_job.train.trainer_course import CourseTrainer
 from qwen_job.train.universal import discard_universal, load_weights
 

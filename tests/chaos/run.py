@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
+from qwen_job.report.timeline import account, attempts
 from qwen_job.train.runlog import read_metrics
-from qwen_job.train.timeline import account, attempts
 from tests.e2e.steps import DEMO, environment
 from tests.slurmlab import Lab, LabError
 from tests.slurmlab.lab import FINISHED
@@ -130,7 +130,7 @@ class Run:
         for process in psutil.process_iter():
             try:
                 parent = process.parent()
-                if process.cmdline()[-4:] == words and parent and "qwen_job.train.launch" in parent.cmdline():
+                if process.cmdline()[-4:] == words and parent and "qwen_job.node.launcher" in parent.cmdline():
                     found.append(process)
             except psutil.NoSuchProcess:
                 continue

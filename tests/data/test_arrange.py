@@ -70,7 +70,7 @@ def test_whatever_is_taken_can_be_trained_on_and_no_text_is_lost(roles: str, ord
 
 
 def test_the_reference_order_gives_finetune_py_s_tokens(tokenizer: ChatTokenizer) -> None:
-    from qwen_job.data.chatml import encode_conversation
+    from qwen_job.data.encode import encode_conversation
 
     arranged = arrange(_talk("auuaa"), "reference", Counter())
     assert arranged

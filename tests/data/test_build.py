@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from qwen_job.data import ChatTokenizer, DataFile, DataSpec, build, open_prepared, prepare
-from qwen_job.data.chatml import encode_conversation
+from qwen_job.data.encode import encode_conversation
 from qwen_job.data.formats import parse_record
 from qwen_job.errors import DataError, EnvironmentFault, ModelError
 from qwen_job.resources import resource

@@ -71,9 +71,9 @@ def test_answers(write: Callable[..., Path], question: str, answer: str, rule: s
 
 
 def test_counts_tokens_exactly_and_draws_them(tokenizer: ChatTokenizer) -> None:
-    from qwen_job.data.chatml import encode_conversation
-    from qwen_job.data.files import read_rows
+    from qwen_job.data.encode import encode_conversation
     from qwen_job.data.formats import parse_record
+    from qwen_job.data.rows import read_rows
 
     demo = resource("configs", "data", "demo.json")
     report = check([demo], Examiner(tokenizer=tokenizer), exact=True)

@@ -13,7 +13,7 @@ import zstandard
 
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
-from qwen_job.data.files import read_rows
+from qwen_job.data.rows import read_rows
 from qwen_job.errors import DataError, UsageError
 
 from .conftest import conversation

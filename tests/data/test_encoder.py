@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qwen_job.data import encoder
 from qwen_job.data.characters import HanCuts, character_classes
-from qwen_job.data.chatml import ChatTokenizer, Flat
+from qwen_job.data.encode import ChatTokenizer, Flat
 from qwen_job.data.encoder import FastTokenizer, load_encoder
 from qwen_job.data.vocabulary import bytes_of
 

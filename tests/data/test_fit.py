@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_job.data import DataFile, DataSpec
-from qwen_job.data.chatml import ChatTokenizer, Segment, signed_ids
+from qwen_job.data.encode import ChatTokenizer, Segment, signed_ids
 from qwen_job.data.fit import fit
 
 LENGTH = 96

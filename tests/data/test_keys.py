@@ -12,9 +12,9 @@ import pytest
 from qwen_job.data import ChatTokenizer, DataFile, DataSpec, open_prepared, prepare
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
-from qwen_job.data.files import read_rows
 from qwen_job.data.formats import RecordError, parse_record
 from qwen_job.data.keys import UNTRAINABLE
+from qwen_job.data.rows import read_rows
 from qwen_job.errors import DataError
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -159,7 +159,7 @@ def test_prepare_lists_keys_without_meaning_and_those_given_up(
 def test_an_empty_system_prompt_means_none_wherever_it_stands(
     tokenizer: ChatTokenizer, tiny: Path, tmp_path: Path, write: Callable[..., Path]
 ) -> None:
-    from qwen_job.data.chatml import encode_conversation
+    from qwen_job.data.encode import encode_conversation
 
     turns = ROWS["messages"]["messages"]
     beside = {"system": "", "messages": turns}

@@ -11,7 +11,7 @@ import pytest
 
 from qwen_job.data import DataFile, DataSpec
 from qwen_job.data.chunk_encoder import Task
-from qwen_job.data.files import Chunk
+from qwen_job.data.rows import Chunk
 from qwen_job.data.worker import Workers, make_setup
 from qwen_job.errors import EnvironmentFault, ModelError
 from tests.data.conftest import conversation

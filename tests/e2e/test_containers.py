@@ -28,7 +28,7 @@ RUNTIMES = ("charliecloud", "podman", "pyxis")
 STEPS = 10
 # What runs in place of Python: it writes down how things look in the container where the trainer would start.
 PROBE = """#!/bin/bash
-case " $* " in *" qwen_job.train.launch "*) ;; *) {otherwise} ;; esac
+case " $* " in *" qwen_job.node.launcher "*) ;; *) {otherwise} ;; esac
 {{
   echo "pwd=$PWD"
   echo "memlock=$(ulimit -l)"

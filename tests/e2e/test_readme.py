@@ -26,7 +26,7 @@ READMES = ("README.md", "README.zh-CN.md")
 STUBS = {
     "sbatch": 'script=$(cat); case $script in "#!/bin/bash"*"#SBATCH"*) echo "Batch job 1" ;; *) exit 1 ;; esac',
     "kubectl": 'manifest=$(cat); case $manifest in *"kind: PyTorchJob"*) echo applied ;; *) exit 1 ;; esac',
-    "python3": 'case $1 in -c) echo 29501 ;; *) echo "$@" | grep -q qwen_job.train.launch ;; esac',
+    "python3": 'case $1 in -c) echo 29501 ;; *) echo "$@" | grep -q qwen_job.node.launcher ;; esac',
     "torchrun": f'shift 4; {sys.executable} -c "'
     "import sys; from qwen_job.train.flags import parse_flags; parse_flags(sys.argv[1:])"
     '" "$@"',

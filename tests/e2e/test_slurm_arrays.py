@@ -35,7 +35,7 @@ TINY = {
 # Stands in for the training: what the scripts and Slurm do is looked at alone.
 STAND_IN = """#!/bin/bash
 case "$*" in
-  *qwen_job.train.launch*) {train} ;;
+  *qwen_job.node.launcher*) {train} ;;
   *"qwen_job evaluate"*) echo '{{}}' > "$4/evaluation.json" ;;
 esac
 """

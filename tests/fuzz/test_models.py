@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from qwen_job.models.folder import check_folder
-from qwen_job.models.initial import load_config, write_random_model
+from qwen_job.models.check import check_folder
+from qwen_job.models.random_init import load_config, write_random_model
 from tests.fuzz.harness import Box, amount, judge
 
 SIZES = {

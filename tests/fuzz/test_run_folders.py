@@ -15,11 +15,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_job.report.page import main_figures, write_report
 from qwen_job.run.progress import progress_of
 from qwen_job.run.reading import number as measured
 from qwen_job.run.reading import read_lines, read_object, whole
 from qwen_job.text import HIDDEN
-from qwen_job.train.report import main_figures, write_report
 from tests.fuzz.harness import Box, amount, fuzz, judge
 from tests.jobs import PINNED
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from qwen_job.cli import COMMANDS
-from qwen_job.train.chat import Chat, answer_all
+from qwen_job.infer.chat import Chat, answer_all
 from tests.fuzz.harness import Box, Outcome, judge
 from tests.fuzz.test_run_folders import make
 from tests.jobs import PINNED

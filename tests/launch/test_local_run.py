@@ -60,7 +60,7 @@ def test_the_launcher_is_called_with_the_plan(tmp_path: Path) -> None:
     arguments, env = json.loads((tmp_path / "called.json").read_text())
     assert arguments[:8] == [
         "-m",
-        "qwen_job.train.launch",
+        "qwen_job.node.launcher",
         "--nnodes",
         "1",
         "--node_rank",

@@ -15,10 +15,10 @@ import pytest
 from qwen_job.cli import main
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.models import fetch
-from qwen_job.models.ensure import ensure_model
 from qwen_job.models.fetch import MARKER, fetch_model, wanted
 from qwen_job.models.hub import RemoteFile, open_url
-from qwen_job.models.initial import load_config, write_random_model
+from qwen_job.models.random_init import load_config, write_random_model
+from qwen_job.models.resolve import ensure_model
 from qwen_job.models.spec import ModelSpec, Source
 
 from .hub_server import HubServer, serving

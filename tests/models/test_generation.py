@@ -116,7 +116,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 def test_model_check_lists_what_is_left_out(tmp_path: Path) -> None:
     from qwen_job.cli import cli
-    from qwen_job.models.initial import load_config, write_random_model
+    from qwen_job.models.random_init import load_config, write_random_model
 
     target = tmp_path / "model"
     target.mkdir()

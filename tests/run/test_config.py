@@ -11,8 +11,8 @@ from qwen_job.errors import JobError
 from qwen_job.facts.deepspeed_keys import KNOWN
 from qwen_job.job.model import Reporter, Scheduler
 from qwen_job.run.config import load_config, parse_config, save_config
-from qwen_job.train.changes import changes_since, settings_text
 from qwen_job.train.deepspeed_config import offloads_optimizer, resolve, zero_stage
+from qwen_job.train.settings_diff import changes_since, settings_text
 from tests.train import tiny
 
 

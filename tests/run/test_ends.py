@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import NoProgress
-from qwen_job.node import tries
+from qwen_job.node import attempts as tries
 from qwen_job.run import ends
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qwen_job.data.chatml import encode_prompt
-from qwen_job.models.chatml import END_OF_TEXT, IM_END, IM_START
-from qwen_job.models.folder import read_config, stop_ids
-from qwen_job.train.run_folder import Sampling
+from qwen_job.data.encode import encode_prompt
+from qwen_job.infer.source import Sampling
+from qwen_job.models.check import read_config, stop_ids
+from qwen_job.models.tokenizer_files import END_OF_TEXT, IM_END, IM_START
 
 from .conftest import Server
 
@@ -31,7 +31,7 @@ CHATS = [
 @pytest.fixture(scope="module")
 def answerer(server: Server) -> Any:
     """Return what answers in qwen-job chat; it holds transformers' model in float32."""
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.infer.answer import load_answerer
 
     return load_answerer(server.folder)
 

@@ -11,9 +11,9 @@ import pytest
 
 from qwen_job.errors import JobError
 from qwen_job.run.config import parse_config
-from qwen_job.train.changes import is_complete, settings_text
 from qwen_job.train.course import Course, steps_for
 from qwen_job.train.identity import Identity, read_identity, resume_course
+from qwen_job.train.settings_diff import is_complete, settings_text
 from tests.train import tiny
 
 

@@ -137,7 +137,7 @@ REFERENCE_ZERO2 = {
 def test_a_server_frames_a_chat_as_training_did(finished: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from qwen_job.data.chatml import ChatTokenizer, encode_prompt
+    from qwen_job.data.encode import ChatTokenizer, encode_prompt
     from qwen_job.train.export import _frame_as_trained
 
     shutil.copytree(finished / "model", tmp_path / "model")

@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable, UsageError
+from qwen_job.node.launcher import _name_killed, exit_code
 from qwen_job.run.config import TrainConfig, parse_config
 from qwen_job.run.signals import StopWish, TimeLimit
 from qwen_job.train import __main__ as main
 from qwen_job.train.guards import LossGuard, Suspect, diverged_message, oom_message
-from qwen_job.train.launch import _name_killed, exit_code
-from qwen_job.train.smaller import advice, changes, ways_out
+from qwen_job.train.oom_advice import advice, changes, ways_out
 from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Standing, hang_message
 from tests.train import tiny
@@ -227,7 +227,7 @@ def test_only_who_was_not_ended_by_the_launcher_is_named(capsys: pytest.CaptureF
 
 AT_THE_END = """
 import os, signal, sys
-from qwen_job.train.launch import _Relay
+from qwen_job.node.launcher import _Relay
 relay = _Relay(1)
 relay.retire()
 for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):

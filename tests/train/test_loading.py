@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import ModelError
-from qwen_job.models.folder import check_folder
-from qwen_job.train.run_folder import Sampling
-
-from .conftest import ANSWER, QUESTION
+from qwen_job.infer.source import Sampling
+from qwen_job.models.check import check_folder
+from tests.support.taught import ANSWER, QUESTION
 
 pytestmark = pytest.mark.train
 
@@ -57,8 +56,8 @@ def wishing(taught: Path, tmp_path: Path) -> Path:
 def test_chat_evaluate_and_the_exports_check_load_what_was_checked(wishing: Path) -> None:
     import torch
 
-    from qwen_job.train.answer import load_answerer
-    from qwen_job.train.chat import Chat
+    from qwen_job.infer.answer import load_answerer
+    from qwen_job.infer.chat import Chat
     from qwen_job.train.export import probe, verify
 
     check_folder(wishing)
@@ -81,7 +80,7 @@ def test_hub_kernels_stay_off_whatever_the_environment_says() -> None:
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "shard-00001-model-00001-of-00001.safetensors"])
 def test_what_would_load_other_weights_is_refused(wishing: Path, name: str) -> None:
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.infer.answer import load_answerer
 
     (wishing / name).write_text(json.dumps({"base_model_name_or_path": "owner/other"}))
     with pytest.raises(ModelError, match=name):
@@ -90,9 +89,9 @@ def test_what_would_load_other_weights_is_refused(wishing: Path, name: str) -> N
 
 @pytest.mark.parametrize("settings", ["data: [1]\nmodel: 7\n", "[]", "data: {train: [3, {}]}\nmodel: {name: x}\n"])
 def test_a_run_with_strange_settings_still_answers(taught: Path, tmp_path: Path, settings: str) -> None:
-    from qwen_job.train.chat import open_chat
-    from qwen_job.train.evaluate import _first_model
-    from qwen_job.train.run_folder import find_model
+    from qwen_job.infer.chat import open_chat
+    from qwen_job.infer.evaluate import _first_model
+    from qwen_job.infer.source import find_model
 
     (tmp_path / "train.yaml").write_text(settings)
     (tmp_path / "model").symlink_to(taught / "model")
@@ -101,7 +100,7 @@ def test_a_run_with_strange_settings_still_answers(taught: Path, tmp_path: Path,
 
 
 def test_pickles_beside_safetensors_are_never_read(wishing: Path) -> None:
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.infer.answer import load_answerer
 
     (wishing / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     assert load_answerer(wishing).stops

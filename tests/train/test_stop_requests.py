@@ -72,7 +72,7 @@ def test_a_launcher_that_waits_for_the_others_leaves(tmp_path: Path, rank: int) 
     port = free_port()
     words = ["--nnodes", "2", "--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", str(port)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "qwen_job.train.launch", *words, "--rdzv_timeout", "300", "--", "--config", train_yaml],
+        [sys.executable, "-m", "qwen_job.node.launcher", *words, "--rdzv_timeout", "300", "--", "--config", train_yaml],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

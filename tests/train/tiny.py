@@ -137,7 +137,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def start(train_yaml: Path, processes: int = 2, **extra: str) -> subprocess.Popen[str]:
     """Start a run on this machine through the node launcher; doctored if the variable DOCTOR is given."""
-    command = [sys.executable, "-m", "qwen_job.train.launch", "--nproc_per_node", str(processes), "--"]
+    command = [sys.executable, "-m", "qwen_job.node.launcher", "--nproc_per_node", str(processes), "--"]
     if "DOCTOR" in extra:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node", str(processes), "-m", "tests.train.doctored"]

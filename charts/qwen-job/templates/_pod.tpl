@@ -18,7 +18,7 @@
 {{- $rank = "$(RANK)" -}}
 {{- end -}}
 {{- if eq $k.kind "prepare" -}}
-{{- $words := list "python3" "-m" "qwen_job.node.prepare" "--config" "/etc/qwen-job/train.yaml" -}}
+{{- $words := list "python3" "-m" "qwen_job.node.prepare_job" "--config" "/etc/qwen-job/train.yaml" -}}
 {{- if not $k.suspend -}}
 {{- $words = concat $words (list "--release" (printf "%s/%s" $k.starts $name)) -}}
 {{- if eq (include "qwen-job.gang" .) "kueue" -}}
@@ -27,7 +27,7 @@
 {{- end -}}
 {{- toYaml $words -}}
 {{- else -}}
-{{- $words := list "python3" "-m" "qwen_job.train.launch"
+{{- $words := list "python3" "-m" "qwen_job.node.launcher"
   "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
   "--master_addr" $address "--master_port" $port "--rdzv_id" $name
   "--rdzv_timeout" (int $k.rendezvous_timeout | toString)

@@ -212,7 +212,7 @@ def command(chosen: Settings) -> list[str]:
     address, port, rank = _rendezvous(chosen)
     limit = chosen.section.active_deadline
     return [
-        "python3", "-m", "qwen_job.train.launch",
+        "python3", "-m", "qwen_job.node.launcher",
         "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),

@@ -57,7 +57,7 @@ def prepare_context(chosen: Settings, context: dict[str, Any]) -> dict[str, Any]
 
 
 def _command(chosen: Settings, *, starts: bool) -> list[str]:
-    words = ["python3", "-m", "qwen_job.node.prepare", "--config", f"{CONFIG_PATH}/train.yaml"]
+    words = ["python3", "-m", "qwen_job.node.prepare_job", "--config", f"{CONFIG_PATH}/train.yaml"]
     gang, _, queue = (chosen.section.queue or "").partition(":")
     if starts:
         words += ["--release", f"{chosen.section.kind}/{chosen.name}"]

@@ -284,7 +284,7 @@ leave_if_asked
 
 python=(python3)
 
-attend "${python[@]}" -m qwen_job.train.launch \
+attend "${python[@]}" -m qwen_job.node.launcher \
   --nnodes 1 --node_rank "$node_rank" --nproc_per_node 2 \
   --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
   --grace_seconds 120 -- --config "$run/train.yaml"

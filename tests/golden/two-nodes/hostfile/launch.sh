@@ -317,7 +317,7 @@ attend "${python[@]}" -m qwen_job node check --gpus 8 --nodes 2 --gpu X1 8.0 858
   --sent-at "$QWEN_JOB_STARTED" --rank "$node_rank" --master "$master_addr" --port "$master_port" --json > "$run/launch/check.$rdzv_id.$node_rank.json" || leave $?
 leave_if_asked
 
-attend "${python[@]}" -m qwen_job.train.launch \
+attend "${python[@]}" -m qwen_job.node.launcher \
   --nnodes 2 --node_rank "$node_rank" --nproc_per_node 8 \
   --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
   --grace_seconds 120 -- --config "$run/train.yaml"

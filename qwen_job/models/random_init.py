@@ -16,7 +16,10 @@ from qwen_job import strict_yaml
 from qwen_job.errors import ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.weights import Shapes, expected_shapes, size
-from qwen_job.models.chatml import (
+from qwen_job.models.config import check_config
+from qwen_job.models.storage import write_json
+from qwen_job.models.tensors import NewTensor, write_tensors
+from qwen_job.models.tokenizer_files import (
     ROLES,
     SPECIAL_TOKENS,
     SYSTEM_PROMPT,
@@ -24,9 +27,6 @@ from qwen_job.models.chatml import (
     tokenizer_config,
     tokenizer_json,
 )
-from qwen_job.models.config import check_config
-from qwen_job.models.files import write_json
-from qwen_job.models.tensors import NewTensor, write_tensors
 
 if TYPE_CHECKING:
     import numpy
@@ -79,7 +79,7 @@ def training_texts(files: Iterable[Path]) -> list[str]:
 
 
 def _head(path: Path) -> str:
-    from qwen_job.data.files import read_chunks
+    from qwen_job.data.rows import read_chunks
 
     head = b""
     for chunk in read_chunks(path):
@@ -93,7 +93,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> tuple[dict[str, in
     """Train byte-level BPE of at most ``vocab_size`` entries; return its vocabulary and merges."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    from qwen_job.models.chatml import PATTERN
+    from qwen_job.models.tokenizer_files import PATTERN
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

@@ -7,7 +7,7 @@ import pytest
 from qwen_job.errors import EnvironmentFault
 from qwen_job.node.driver import Driver, NodeGpu
 from qwen_job.node.image import Image, image_sets, installed_image, set_for
-from qwen_job.node.quick import check_driver, check_kernels, quick_check, require, shared_memory
+from qwen_job.node.quick_check import check_driver, check_kernels, quick_check, require, shared_memory
 
 AMPERE, V100 = (next(i for i in image_sets() if i.set == name) for name in ("ampere", "v100"))
 
@@ -106,6 +106,6 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_small_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_job.node.quick.SHARED_MEMORY_BYTES", os.statvfs(tmp_path).f_blocks * 1 << 40)
+    monkeypatch.setattr("qwen_job.node.quick_check.SHARED_MEMORY_BYTES", os.statvfs(tmp_path).f_blocks * 1 << 40)
     assert "--ipc=host" in shared_memory(tmp_path).message
     assert shared_memory(tmp_path / "none").state == "warning"

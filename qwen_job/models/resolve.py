@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen_job.errors import ModelError
-from qwen_job.models.files import exists, member, new_folder, read_json, write_json
-from qwen_job.models.folder import check_folder, needs_conversion
+from qwen_job.models.check import check_folder, needs_conversion
 from qwen_job.models.lock import Progress, exclusive
 from qwen_job.models.spec import ModelSpec, cache_folder
+from qwen_job.models.storage import exists, member, new_folder, read_json, write_json
 
 RECORD = ".made.json"
 
@@ -63,7 +63,7 @@ def _find(name: str, output_dir: Path) -> Path:
 
 
 def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progress | None) -> Path:
-    from qwen_job.models.initial import initial_key, load_config, training_texts, write_random_model
+    from qwen_job.models.random_init import initial_key, load_config, training_texts, write_random_model
 
     config = load_config(spec.name)
     texts = training_texts(data)

@@ -26,7 +26,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import yaml
     from transformers import AutoModelForCausalLM
 
-    from qwen_job.data.chatml import ChatTokenizer, encode_conversation
+    from qwen_job.data.encode import ChatTokenizer, encode_conversation
     from qwen_job.data.formats import parse_record
     from qwen_job.models import ModelSpec, ensure_model
 

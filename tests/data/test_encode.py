@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.data.chatml import ChatTokenizer, encode_conversation, encode_prompt
 from qwen_job.data.chunk_encoder import Frames
+from qwen_job.data.encode import ChatTokenizer, encode_conversation, encode_prompt
 from qwen_job.data.formats import Conversation, Turn
 from qwen_job.errors import ModelError
 

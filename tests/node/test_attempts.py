@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import NoProgress
-from qwen_job.node.tries import begin, end, newest_step
+from qwen_job.node.attempts import begin, end, newest_step
 
 
 def save(run: Path, step: int) -> None:
@@ -75,7 +75,7 @@ def test_storage_that_cannot_be_written_is_not_this_ones_to_report(tmp_path: Pat
 def test_the_launcher_ends_with_the_final_code(tmp_path: Path) -> None:
     (tmp_path / "train.yaml").write_text(f"output_dir: {tmp_path}\n")
     begin(tmp_path, 1)
-    words = [sys.executable, "-m", "qwen_job.train.launch", "--max_without_progress", "1"]
+    words = [sys.executable, "-m", "qwen_job.node.launcher", "--max_without_progress", "1"]
     done = subprocess.run(
         [*words, "--", "--config", str(tmp_path / "train.yaml")],
         capture_output=True, text=True, check=False, timeout=60,

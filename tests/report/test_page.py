@@ -14,12 +14,12 @@ from click.testing import CliRunner
 
 from qwen_job.cli.report import report
 from qwen_job.errors import UsageError
-from qwen_job.train.closing import against_plan, tell
-from qwen_job.train.model_card import write_model_card
-from qwen_job.train.plot import Series, chart, nice_ticks, smooth, thin
-from qwen_job.train.report import main_figures, write_report
-from qwen_job.train.summary import summarize
-from qwen_job.train.timeline import account, attempts, effective_share, last_versions
+from qwen_job.report.closing import against_plan, tell
+from qwen_job.report.model_card import write_model_card
+from qwen_job.report.page import main_figures, write_report
+from qwen_job.report.plot import Series, chart, nice_ticks, smooth, thin
+from qwen_job.report.summary import summarize
+from qwen_job.report.timeline import account, attempts, effective_share, last_versions
 
 SETTINGS = """
 name: <b>客服</b>

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_job.data.chunk_encoder import read_row
-from qwen_job.data.files import read_rows
 from qwen_job.data.formats import Conversation, RecordError
+from qwen_job.data.rows import read_rows
 from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError, QwenJobError
-from qwen_job.models.files import sha256_of
+from qwen_job.infer.chat import quiet
+from qwen_job.infer.columns import side_by_side
+from qwen_job.infer.source import Sampling, Target, find_model
+from qwen_job.models.storage import sha256_of
 from qwen_job.text import visible_lines
-from qwen_job.train.chat import quiet
-from qwen_job.train.columns import side_by_side
-from qwen_job.train.run_folder import Sampling, Target, find_model
 
 if TYPE_CHECKING:
     from qwen_job.data.prepared import PackedRows
-    from qwen_job.train.answer import Answerer
+    from qwen_job.infer.answer import Answerer
 
 Progress = Callable[[str], None]
 _BATCH_TOKENS = 4096
@@ -162,7 +162,7 @@ def _measure(
     if folder is None:
         return None
     from qwen_job.data import open_prepared, prepare
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.infer.answer import load_answerer
 
     progress(f"evaluating {folder}")
     answerer = load_answerer(folder)
@@ -176,7 +176,7 @@ def _measure(
 
 
 def _answer(answerer: Answerer, turns: list[tuple[str, str]], system: str, sampling: Sampling) -> str:
-    from qwen_job.data.chatml import encode_prompt
+    from qwen_job.data.encode import encode_prompt
 
     own = [text for role, text in turns if role == "system"]
     asked = [(role, text) for role, text in turns[:-1] if role != "system"]

@@ -13,12 +13,12 @@ from typing import Any
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.picture import Stack, svg
+from qwen_job.report.plot import Formatter, Series, chart, smooth
+from qwen_job.report.summary import Summary, summarize
+from qwen_job.report.timeline import ACCOUNTS, number
 from qwen_job.run.reading import whole
 from qwen_job.text import visible
-from qwen_job.train.plot import Formatter, Series, chart, smooth
 from qwen_job.train.runlog import duration
-from qwen_job.train.summary import Summary, summarize
-from qwen_job.train.timeline import ACCOUNTS, number
 
 _ACCOUNT_NAMES = {
     "productive": "Training · 训练",
@@ -91,7 +91,7 @@ def page(summary: Summary) -> str:
         _planned(summary),
         _memory(summary),
     ]
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body += [_attempts(summary), _guards(summary), _evaluation(summary), _settings(summary)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

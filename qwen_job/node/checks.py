@@ -9,7 +9,7 @@ from typing import Any
 from qwen_job import strict_yaml
 from qwen_job.node.compiler import needs_compiler, require_compiler
 from qwen_job.node.image import installed_image
-from qwen_job.node.quick import require
+from qwen_job.node.quick_check import require
 
 
 def check_start(command: Sequence[str]) -> None:

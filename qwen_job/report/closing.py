@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qwen_job.train.afterwards import use_lines
-from qwen_job.train.model_card import write_model_card
-from qwen_job.train.report import main_figures, write_report
-from qwen_job.train.run_folder import read_settings
-from qwen_job.train.summary import summarize
+from qwen_job.infer.source import read_settings
+from qwen_job.report.afterwards import use_lines
+from qwen_job.report.model_card import write_model_card
+from qwen_job.report.page import main_figures, write_report
+from qwen_job.report.summary import summarize
 
 
 def against_plan(run_dir: Path) -> dict[str, Any]:

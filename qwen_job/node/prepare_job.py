@@ -1,6 +1,6 @@
 """Fetch the model and prepare the data in a pod without GPUs, then let the training start.
 
-    python3 -m qwen_job.node.prepare --config /etc/qwen-job/train.yaml [--release pytorchjob/NAME [--queue QUEUE]]
+    python3 -m qwen_job.node.prepare_job --config /etc/qwen-job/train.yaml [--release pytorchjob/NAME [--queue QUEUE]]
 
 The training finds both where it looks for them itself, so that the first step follows soon after its pods start.
 """
@@ -19,7 +19,7 @@ from qwen_job.errors import QwenJobError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, release, and return the exit code of the table in qwen_job/errors.py."""
-    parser = argparse.ArgumentParser(prog="python -m qwen_job.node.prepare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m qwen_job.node.prepare_job", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="train.yaml")
     parser.add_argument("--release", metavar="KIND/NAME", help="the suspended job to start afterwards")
     parser.add_argument("--queue", help="hand it to this Kueue queue instead of starting it at once")

@@ -11,10 +11,9 @@ from click.testing import CliRunner
 
 from qwen_job.cli.evaluate import evaluate as command
 from qwen_job.errors import DataError
-from qwen_job.train.columns import side_by_side, width_of, wrap
-from qwen_job.train.evaluate import evaluate
-
-from .conftest import ANSWER, CONVERSATION, QUESTION
+from qwen_job.infer.columns import side_by_side, width_of, wrap
+from qwen_job.infer.evaluate import evaluate
+from tests.support.taught import ANSWER, CONVERSATION, QUESTION
 
 pytestmark = pytest.mark.train
 OTHER = {"conversations": [{"from": "user", "value": "hi"}, {"from": "assistant", "value": "hello to you"}]}
@@ -31,7 +30,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(taught: Path, data: Path) -> No
     import torch
     from transformers import AutoModelForCausalLM
 
-    from qwen_job.data.chatml import ChatTokenizer, encode_conversation
+    from qwen_job.data.encode import ChatTokenizer, encode_conversation
     from qwen_job.data.formats import parse_record
 
     result = evaluate(taught, data, samples=2, progress=print)
@@ -52,7 +51,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(taught: Path, data: Path) -> No
 
 
 def test_the_command_prints_json_and_keeps_it_for_the_report(taught: Path, data: Path, tmp_path: Path) -> None:
-    from qwen_job.train.report import write_report
+    from qwen_job.report.page import write_report
 
     run = tmp_path / "run"
     shutil.copytree(taught, run)

@@ -15,8 +15,8 @@ import pytest
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.weights import count_parameters, expected_shapes
 from qwen_job.models import ModelSpec, ensure_model
-from qwen_job.models.folder import check_folder, stop_ids
-from qwen_job.models.initial import initial_key, load_config, train_tokenizer, training_texts, write_random_model
+from qwen_job.models.check import check_folder, stop_ids
+from qwen_job.models.random_init import initial_key, load_config, train_tokenizer, training_texts, write_random_model
 from qwen_job.models.spec import cache_folder
 
 CONVERSATIONS = [

@@ -13,15 +13,14 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import ModelError, UsageError
-from qwen_job.train.run_folder import Asked, Sampling, find_model
-
-from .conftest import ANSWER, QUESTION, REPLY, SECOND
+from qwen_job.infer.source import Asked, Sampling, find_model
+from tests.support.taught import ANSWER, QUESTION, REPLY, SECOND
 
 pytestmark = pytest.mark.train
 
 
 def test_the_taught_answer_streams_in_whole_characters_and_stops(taught: Path) -> None:
-    from qwen_job.train.chat import open_chat
+    from qwen_job.infer.chat import open_chat
 
     chat = open_chat(taught, None, Sampling(max_new_tokens=100))
     pieces = list(chat.ask(QUESTION))
@@ -34,8 +33,8 @@ def test_the_taught_answer_streams_in_whole_characters_and_stops(taught: Path) -
 def test_greedy_equals_transformers_own_generate(taught: Path) -> None:
     import torch
 
-    from qwen_job.data.chatml import encode_prompt
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.data.encode import encode_prompt
+    from qwen_job.infer.answer import load_answerer
 
     answerer = load_answerer(taught / "model")
     for text in ("你是谁", "hello", QUESTION):
@@ -50,7 +49,7 @@ def test_greedy_equals_transformers_own_generate(taught: Path) -> None:
 def test_sampling_repeats_with_its_seed_and_keeps_to_the_nucleus() -> None:
     import torch
 
-    from qwen_job.train.answer import choose
+    from qwen_job.infer.answer import choose
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     generator = torch.Generator().manual_seed(1)
@@ -92,8 +91,8 @@ def test_answers_are_drawn_as_transformers_draws_them(taught: Path) -> None:
     """With a penalty greedy answers are equal; sampling with top_k 1 gives the same one."""
     import torch
 
-    from qwen_job.data.chatml import encode_prompt
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.data.encode import encode_prompt
+    from qwen_job.infer.answer import load_answerer
 
     answerer = load_answerer(taught / "model")
     prompt = encode_prompt([("user", QUESTION)], answerer.tokenizer, system_prompt="You are a helpful assistant.")
@@ -108,7 +107,7 @@ def test_answers_are_drawn_as_transformers_draws_them(taught: Path) -> None:
 
 
 def test_the_oldest_turns_go_when_there_is_no_room(taught: Path) -> None:
-    from qwen_job.train.chat import open_chat
+    from qwen_job.infer.chat import open_chat
 
     chat = open_chat(taught, "", Sampling(max_new_tokens=8))
     for number in range(12):
@@ -169,7 +168,7 @@ def test_what_cannot_be_talked_to_says_why(tmp_path: Path, files: dict[str, str]
 
 
 def test_weights_cut_short_are_a_models_fault(taught: Path, tmp_path: Path) -> None:
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.infer.answer import load_answerer
 
     shutil.copytree(taught / "model", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"

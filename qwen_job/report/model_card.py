@@ -11,11 +11,11 @@ import yaml
 from qwen_job import __version__
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault
-from qwen_job.models.chatml import SYSTEM_PROMPT
-from qwen_job.models.files import sha256_of
+from qwen_job.models.storage import sha256_of
+from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
+from qwen_job.report.afterwards import OLDEST, export_command, original_of
+from qwen_job.report.summary import Summary, summarize
 from qwen_job.run.reading import read_object
-from qwen_job.train.afterwards import OLDEST, export_command, original_of
-from qwen_job.train.summary import Summary, summarize
 
 _SETTINGS = ("world_size", "device", "precision", "attention", "seed")
 _DATA = ("format", "max_length", "packing", "long_samples", "turn_order", "mask", "system_prompt")

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from qwen_job.data.chatml import ChatTokenizer
-from qwen_job.models.folder import check_folder, stop_ids
+from qwen_job.data.encode import ChatTokenizer
+from qwen_job.infer.source import Sampling
+from qwen_job.models.check import check_folder, stop_ids
 from qwen_job.train.loading import load_native
-from qwen_job.train.run_folder import Sampling
 
 
 class Answerer:

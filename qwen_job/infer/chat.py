@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from qwen_job.errors import UsageError
+from qwen_job.infer.source import Asked, Sampling, find_model
 from qwen_job.text import visible
-from qwen_job.train.run_folder import Asked, Sampling, find_model
 
 if TYPE_CHECKING:
-    from qwen_job.train.answer import Answerer
+    from qwen_job.infer.answer import Answerer
 
 HELP = "/clear forgets the conversation, /system TEXT changes the system prompt, /exit ends (so does Ctrl-D)"
 
@@ -40,7 +40,7 @@ class Chat:
 
     def _prompt(self, text: str) -> list[int]:
         """Return the ids to answer; the oldest turns go when the model's length is reached."""
-        from qwen_job.data.chatml import encode_prompt
+        from qwen_job.data.encode import encode_prompt
 
         for name, words in (("message", text), ("system prompt", self.system)):
             if any("\ud800" <= letter <= "\udfff" for letter in words):
@@ -62,7 +62,7 @@ def open_chat(path: Path, system: str | None, sampling: Sampling | Asked) -> Cha
     if isinstance(sampling, Asked):
         sampling = sampling.over(target.model)
     quiet()
-    from qwen_job.train.answer import load_answerer
+    from qwen_job.infer.answer import load_answerer
 
     return Chat(load_answerer(target.model), target.system_prompt if system is None else system, sampling)
 

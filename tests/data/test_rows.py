@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.data.files import Chunk, Malformed, parse_chunk, read_chunks, read_rows
+from qwen_job.data.rows import Chunk, Malformed, parse_chunk, read_chunks, read_rows
 from qwen_job.errors import DataError, EnvironmentFault
 
 ROWS = [{"n": number, "text": '你好 \\"]},{[ 😀' * (number % 7)} for number in range(50)]

@@ -16,7 +16,7 @@ from tests.train import tiny
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qwen_job.train.launch", "--master_addr", "127.0.0.1", *arguments]
+    command = [sys.executable, "-m", "qwen_job.node.launcher", "--master_addr", "127.0.0.1", *arguments]
     return subprocess.run(command, env=tiny.environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -56,5 +56,5 @@ def test_contradicting_variables_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_launcher_imports_no_torch_before_it_must() -> None:
-    code = "import sys, qwen_job.train.launch; sys.exit('torch' in sys.modules)"
+    code = "import sys, qwen_job.node.launcher; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0

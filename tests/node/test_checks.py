@@ -35,7 +35,7 @@ class Node:
         env = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
         env |= {"PATH": str(self.bin), "LD_LIBRARY_PATH": str(self.bin), "QWEN_JOB_CACHE": str(self.folder / "cache")}
         env |= {"QWEN_JOB_IMAGE": str(self.folder / "image.json")}
-        command = [sys.executable, "-X", "importtime", "-m", "qwen_job.train.launch", "--", "--config", str(config)]
+        command = [sys.executable, "-X", "importtime", "-m", "qwen_job.node.launcher", "--", "--config", str(config)]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 

@@ -1,6 +1,6 @@
 """One node's launcher: torch's elastic agent, with signals passed on and the worker's own exit code.
 
-    python -m qwen_job.train.launch --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr n0 \\
+    python -m qwen_job.node.launcher --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr n0 \\
         --master_port 29500 --rdzv_id job -- --config RUN/train.yaml
 
 torchrun turns every failure into exit code 1 and kills the workers 30 seconds after a TERM. Here USR1, TERM
@@ -26,9 +26,9 @@ from typing import Any
 
 from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
-from qwen_job.node import tries
+from qwen_job.node import attempts as tries
+from qwen_job.node.checks import check_start
 from qwen_job.node.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
-from qwen_job.node.start import check_start
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
 from qwen_job.run.lease import RENDEZVOUS
@@ -180,7 +180,7 @@ class _Relay:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m qwen_job.train.launch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m qwen_job.node.launcher", description=__doc__)
     parser.add_argument("--nnodes", type=int, default=1)
     parser.add_argument("--node_rank", "--node-rank", type=int, default=0)
     parser.add_argument("--nproc_per_node", "--nproc-per-node", type=int, default=1)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen_job.infer.source import read_settings
+from qwen_job.report.plot import Point
+from qwen_job.report.timeline import Attempt, Event, account, attempts, effective_share, last_versions, number
 from qwen_job.run.reading import read_lines, read_object
-from qwen_job.train.plot import Point
-from qwen_job.train.run_folder import read_settings
-from qwen_job.train.timeline import Attempt, Event, account, attempts, effective_share, last_versions, number
 
 
 @dataclass(frozen=True)
