@@ -19,7 +19,7 @@ from qwen_job.cli import main  # noqa: E402
 
 def run() -> None:
     """Run the command line and end the process with its exit code."""
-    # What is in memory now stays to the end; what a long command (data prepare, chat) makes is looked after again.
+    # Objects that exist now stay until exit; collect only what a long command (data prepare, chat) creates later.
     gc.freeze()
     gc.set_threshold(200_000)
     gc.enable()
@@ -31,10 +31,10 @@ def run() -> None:
 
 def _leave(code: int) -> None:
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        sys.exit(code)  # somebody is still at work: the interpreter waits for them
+        sys.exit(code)  # let the interpreter wait for the threads that still run
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the reader went away, or the stream is closed
+        with contextlib.suppress(OSError, ValueError):  # the reader closed the pipe, or the stream is closed
             stream.flush()
     os._exit(code)
 

@@ -1,24 +1,24 @@
-"""Every error that a user can meet, and the exit code that each one gives.
+"""Every error that a user can see, and its exit code.
 
 QwenJobError                      1  internal error (a bug: please report it)
 ├── UsageError                    2  the command line is wrong
 ├── JobError                      3  job.yaml (or a layer, or --set) is invalid
 ├── DataError                     4  the conversations are invalid
-├── EnvironmentFault              5  this machine lacks something: a file, a tool, a permission, a package
-├── ClusterRefused                6  the scheduler or the API server said no
+├── EnvironmentFault              5  something is missing on this machine: a file, tool, permission or package
+├── ClusterRefused                6  the scheduler or API server rejected the request
 ├── TrainingDiverged              7  the loss became NaN or exploded
-├── NoProgress                    8  retried without the checkpoint moving on: a person must look
+├── NoProgress                    8  several attempts in a row wrote no newer checkpoint
 ├── ModelError                    9  the model folder or its config is invalid
-├── OutOfMemory                  10  the job does not fit the GPU: the plan must change
-└── Retryable                   128+ running the same job again is right; it resumes by itself
-    ├── StoppedAndSaved         160  a signal, preemption or the time limit; the state was saved
-    ├── Hang                    161  a rank stopped moving; the watchdog ended the run
-    ├── RendezvousFailed        162  the nodes did not meet in time
-    └── NodeUnhealthy           163  a node failed its checks; the next try leaves it out
+├── OutOfMemory                  10  the job does not fit into GPU memory: change the plan
+└── Retryable                   128+ run the same job again; it resumes automatically
+    ├── StoppedAndSaved         160  a signal, preemption or the time limit stopped the run; its state was saved
+    ├── Hang                    161  a rank made no progress; the watchdog stopped the run
+    ├── RendezvousFailed        162  the nodes could not connect in time
+    └── NodeUnhealthy           163  a node failed its checks; the next attempt excludes it
 
-137 (killed, often by the host's memory limit), 143 (terminated) and every other 128+N come from signals and are
-retryable too. Kubernetes' restartPolicy ExitCode and the sbatch script both read the table this way: 1-127 is final,
-128-255 is tried again.
+137 (killed, often by the host's memory limit), 143 (terminated) and every other 128+N come from signals and are also
+retryable. Kubernetes' restartPolicy ExitCode and the sbatch script follow the same convention: 1-127 is final, 128-255
+is retryable.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from qwen_job.text import visible
 
 RETRYABLE_FROM = 128
-# Lines of one error; who mends the first hundred sees the next.
+# Maximum number of problems in one error; fixing these shows the next.
 MOST_SHOWN = 100
 
 
@@ -46,9 +46,9 @@ class UsageError(QwenJobError):
 
 
 class Problem(NamedTuple):
-    """One thing wrong in one place of a user's file.
+    """One problem at one place in a user's file.
 
-    ``line`` and ``column`` count from 1; 0 means that the place has no line (a ``--set``, a missing file).
+    ``line`` and ``column`` count from 1; 0 means that there is no line (a ``--set``, a missing file).
     """
 
     source: str
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
 
 class JobError(QwenJobError):
-    """job.yaml, one of its layers or a ``--set`` is invalid; carries all problems at once."""
+    """job.yaml, a layer or a ``--set`` is invalid; carries all problems at once."""
 
     exit_code = 3
 
@@ -82,13 +82,13 @@ class DataError(QwenJobError):
 
 
 class EnvironmentFault(QwenJobError):
-    """This machine lacks something: a file, a tool, a permission, a package."""
+    """Something is missing on this machine: a file, tool, permission or package."""
 
     exit_code = 5
 
 
 class ClusterRefused(QwenJobError):
-    """The scheduler or the API server said no."""
+    """The scheduler or API server rejected the request."""
 
     exit_code = 6
 
@@ -100,7 +100,7 @@ class TrainingDiverged(QwenJobError):
 
 
 class NoProgress(QwenJobError):
-    """Retried without the checkpoint moving on."""
+    """Several attempts in a row wrote no newer checkpoint."""
 
     exit_code = 8
 
@@ -112,31 +112,31 @@ class ModelError(QwenJobError):
 
 
 class OutOfMemory(QwenJobError):
-    """The job does not fit the GPU."""
+    """The job does not fit into GPU memory."""
 
     exit_code = 10
 
 
 class Retryable(QwenJobError):
-    """Running the same job again is right."""
+    """Run the same job again; it resumes automatically."""
 
     exit_code = RETRYABLE_FROM
 
 
 class StoppedAndSaved(Retryable):
-    """A signal, preemption or the time limit ended the run after its state was saved."""
+    """A signal, preemption or the time limit stopped the run; its state was saved."""
 
     exit_code = 160
 
 
 class Hang(Retryable):
-    """A rank stopped moving; the watchdog ended the run."""
+    """A rank made no progress; the watchdog stopped the run."""
 
     exit_code = 161
 
 
 class RendezvousFailed(Retryable):
-    """The nodes did not meet in time."""
+    """The nodes could not connect in time."""
 
     exit_code = 162
 
@@ -148,7 +148,7 @@ class NodeUnhealthy(Retryable):
 
 
 def is_retryable(exit_code: int) -> bool:
-    """Tell whether a process that ended with ``exit_code`` (0-255) should be run again unchanged."""
+    """Return whether a job that exited with ``exit_code`` (0-255) should be run again unchanged."""
     return exit_code >= RETRYABLE_FROM
 
 
@@ -158,7 +158,7 @@ def table() -> list[tuple[int, str, str]]:
     pending: list[type[QwenJobError]] = [QwenJobError]
     while pending:
         error = pending.pop(0)
-        # A room's own subclass shares its parent's code, and whether it is imported must not change the table.
+        # A room's subclass shares its parent's code; the table must not depend on which rooms are imported.
         pending.extend(kind for kind in error.__subclasses__() if kind.__module__ == __name__)
         rows.append((error.exit_code, error.__name__, (error.__doc__ or "").split("\n")[0].rstrip(".")))
     return sorted(rows)

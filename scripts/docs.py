@@ -28,7 +28,7 @@ def cli_reference() -> str:
     parts.append("## Exit codes\n")
     parts.append("| code | | error | meaning |\n|---|---|---|---|")
     for code, name, meaning in table():
-        verdict = "try again" if code >= RETRYABLE_FROM else "" if code == 0 else "final"
+        verdict = "retryable" if code >= RETRYABLE_FROM else "" if code == 0 else "final"
         parts.append(f"| {code} | {verdict} | {name} | {meaning} |")
     return "\n".join(parts) + "\n"
 

@@ -23,9 +23,7 @@ HEADING = "## Glossary"
 TO_CLEAN = {
     "atomic.py",
     "chatml.py",
-    "cli",
     "data",
-    "errors.py",
     "facts",
     "infer",
     "job",
@@ -52,7 +50,6 @@ PAGES_TO_CLEAN = {
     "CHANGELOG.md",
     "LOG.md",
     "charts/qwen-job/README.md",
-    "docs/cli.md",
     "docs/image.md",
     "docs/image.zh-CN.md",
     "docs/job.md",

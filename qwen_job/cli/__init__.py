@@ -1,4 +1,8 @@
-"""The command line: one command a file, imported only when it is called."""
+"""The command line: one command per file, imported only when it is called.
+
+Reading order: streams (stdin, stdout, stderr), options (what commands with a job share), then the commands in the order
+of :data:`COMMANDS`. ``plan`` prints with plan_views and counts data with plan_count.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +19,27 @@ from qwen_job.cli.streams import fault_of, prepare
 from qwen_job.errors import QwenJobError
 from qwen_job.text import visible
 
-# name -> (module:attribute, the line that --help shows). The line stands here so that --help imports no command;
-# a test holds it equal to the command's own short help.
+# name -> (module:attribute, short help). The short help is repeated here so that --help imports no command; a test
+# keeps it equal to the command's own.
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("qwen_job.cli.init:init", "Write a commented job.yaml to start from."),
-    "plan": ("qwen_job.cli.plan:plan", "Show every number that the job will run with, and why."),
-    "render": ("qwen_job.cli.render:render", "Write the job for one target: to stdout, or to files with -o."),
+    "plan": ("qwen_job.cli.plan:plan", "Show the values that the job will run with, and why."),
+    "render": ("qwen_job.cli.render:render", "Render the job for one target, to stdout or to files (-o)."),
     "schema": ("qwen_job.cli.schema:schema", "Print the JSON Schema of job.yaml, for editors."),
-    "templates": ("qwen_job.cli.templates:templates", "List or export the templates, to change them."),
-    "submit": ("qwen_job.cli.submit:submit", "Render the job and hand it to the target."),
-    "status": ("qwen_job.cli.status:status", "Show jobs: the queue's state beside step, loss and time left."),
-    "watch": ("qwen_job.cli.status:watch", "Show the status again and again, until the jobs are over."),
-    "sweep": ("qwen_job.cli.sweep:sweep", "Show the runs of a sweep, the best first."),
+    "templates": ("qwen_job.cli.templates:templates", "List the templates, or export them for editing."),
+    "submit": ("qwen_job.cli.submit:submit", "Render the job and submit it to the target."),
+    "status": ("qwen_job.cli.status:status", "Show jobs: queue state, step, loss and time left."),
+    "watch": ("qwen_job.cli.status:watch", "Refresh the status until the jobs have ended."),
+    "sweep": ("qwen_job.cli.sweep:sweep", "Show the runs of a sweep, best first."),
     "logs": ("qwen_job.cli.logs:logs", "Print a job's output."),
-    "cancel": ("qwen_job.cli.cancel:cancel", "End a job; it is not requeued."),
-    "doctor": ("qwen_job.cli.doctor:doctor", "Look at the cluster and propose a site profile."),
+    "cancel": ("qwen_job.cli.cancel:cancel", "Cancel a job without requeueing it."),
+    "doctor": ("qwen_job.cli.doctor:doctor", "Inspect the cluster and generate a site profile."),
     "data": ("qwen_job.cli.data:data", "Check, clean and prepare conversations."),
     "model": ("qwen_job.cli.model:model", "Fetch, convert and export models."),
-    "node": ("qwen_job.cli.node:node", "Check the machine that a job is about to run on."),
-    "train": ("qwen_job.cli.train:train", "Train from a train.yaml (what every target runs)."),
-    "chat": ("qwen_job.cli.chat:chat", "Talk to a trained model."),
-    "evaluate": ("qwen_job.cli.evaluate:evaluate", "Held-out loss, perplexity and sample answers of a run."),
+    "node": ("qwen_job.cli.node:node", "Check the machine that a job will run on."),
+    "train": ("qwen_job.cli.train:train", "Train from a train.yaml (run by every target)."),
+    "chat": ("qwen_job.cli.chat:chat", "Chat with a trained model."),
+    "evaluate": ("qwen_job.cli.evaluate:evaluate", "Measure held-out loss and perplexity, and print sample answers."),
     "report": ("qwen_job.cli.report:report", "Write a run's report.html."),
     "completion": (
         "qwen_job.cli.completion:completion",
@@ -46,7 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the nearest of ``known``, or an empty string."""
+    """Return `` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
@@ -54,11 +58,11 @@ def suggest(word: str, known: list[str]) -> str:
 
 
 class _ReaderGone(Exception):
-    """A broken pipe; click would end with 1, which is our code for a bug."""
+    """A broken pipe. click would exit with 1, which is our code for a bug."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, not when ``--help`` is printed."""
+    """A group that imports a command when it is called, not when ``--help`` is printed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -100,7 +104,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 1-127 final, 128-255 worth another try; 'qwen-job exit-codes' prints the table.",
+    epilog="Exit codes: 0 done, 1-127 final, 128-255 retryable; 'qwen-job exit-codes' prints the table.",
 )
 @click.option(
     "--version",
@@ -108,16 +112,16 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     is_eager=True,
     expose_value=False,
     callback=_print_version,
-    help="Print the version (and those of torch, CUDA, NCCL and DeepSpeed where they are installed).",
+    help="Print the version, and the versions of torch, CUDA, NCCL and DeepSpeed if installed.",
 )
 def cli() -> None:
-    """One job.yaml to a fully fine-tuned Qwen-Chat model, on whatever cluster you have.
+    """Fine-tune a Qwen chat model from one job.yaml, on the cluster you already have.
 
     \b
     qwen-job init                                         write a job.yaml
-    qwen-job plan job.yaml                                see what would run, and why
+    qwen-job plan job.yaml                                preview the run, with reasons
     qwen-job render job.yaml --target slurm | sbatch      run it on Slurm
-    qwen-job submit job.yaml --target local               run it here
+    qwen-job submit job.yaml --target local               run it on this machine
     """
 
 
@@ -132,12 +136,12 @@ def _internal(error: Exception) -> int:
     if os.environ.get("QWEN_JOB_DEBUG"):
         raise error
     text = f"internal error: {type(error).__name__}: {visible(error)} (qwen-job {__version__})"
-    _say(f"{text}\nPlease report it; QWEN_JOB_DEBUG=1 shows where it happened.", False)
+    _say(f"{text}\nPlease report this; set QWEN_JOB_DEBUG=1 for a traceback.", False)
     return 1
 
 
 def _say(line: str, colour: bool | None) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads standard error; the exit code stays right
+    with contextlib.suppress(OSError, ValueError):  # stderr is closed; the exit code still counts
         click.echo(line, err=True, color=colour)
 
 
@@ -160,7 +164,7 @@ def main(args: list[str] | None = None) -> Any:
     except QwenJobError as error:
         code = _report(error, colour)
     except (_ReaderGone, BrokenPipeError):
-        # The reader (head, a pager) went away: no fault of ours, and Python must not complain at exit.
+        # The reader (head, a pager) closed the pipe: not an error, and Python must not complain at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

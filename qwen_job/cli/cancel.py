@@ -11,7 +11,10 @@ from qwen_job.cli.status import target_option
 @click.argument("job")
 @target_option
 def cancel(job: str, target: str | None) -> None:
-    """End a job; it is not requeued. JOB is a job's name, its id or its run's folder."""
+    """Cancel a job without requeueing it.
+
+    JOB is a job's name, its ID or its run folder.
+    """
     from qwen_job.launch.backend import backend
     from qwen_job.launch.find import find_live, find_one
 
@@ -19,8 +22,8 @@ def cancel(job: str, target: str | None) -> None:
     for entry in (one.entry for one in found):
         if entry.target == "slurm" and entry.is_over:
             how = ", ".join(filter(None, (entry.state, entry.reason)))
-            click.echo(f"{entry.name} ({entry.shown_id}) is over already ({how}): there is nothing to cancel", err=True)
+            click.echo(f"{entry.name} ({entry.shown_id}) has already ended ({how}): nothing to cancel", err=True)
             continue
         backend(entry.target or "local").cancel(entry)
-        where = entry.run or "its run folder"
-        click.echo(f"{entry.name} ({entry.shown_id}) cancelled; its checkpoints stay in {where}", err=True)
+        where = entry.run or "the run folder"
+        click.echo(f"{entry.name} ({entry.shown_id}) cancelled; the checkpoints are kept in {where}", err=True)

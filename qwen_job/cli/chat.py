@@ -11,16 +11,18 @@ from qwen_job.cli.options import FiniteRange
 
 @click.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path))
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Ask this and end; repeat it to go on asking.")
-@click.option("--system", metavar="TEXT", help="The system prompt [default: the one of the training].")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer [default: the model's, else 512].")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Ask this and exit; repeat for more turns.")
+@click.option("--system", metavar="TEXT", help="System prompt [default: the one used in training].")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="Maximum answer length [default: the model's, else 512]."
+)
 @click.option("--temperature", type=FiniteRange(min=0), help="0 is greedy [default: the model's, else 0].")
 @click.option(
     "--top-p",
     type=FiniteRange(0, 1, min_open=True),
-    help="Nucleus, when sampling [default: the model's, else 0.8].",
+    help="Nucleus sampling threshold [default: the model's, else 0.8].",
 )
-@click.option("--seed", type=click.IntRange(-(2**63), 2**63 - 1), help="Makes sampling repeatable.")
+@click.option("--seed", type=click.IntRange(-(2**63), 2**63 - 1), help="Make sampling reproducible.")
 def chat(
     run_or_model: Path,
     prompts: tuple[str, ...],
@@ -30,11 +32,11 @@ def chat(
     top_p: float | None,
     seed: int | None,
 ) -> None:
-    """Talk to a trained model.
+    """Chat with a trained model.
 
-    RUN_OR_MODEL is a run's folder or a model's. On a terminal it is a conversation; otherwise each line of standard
-    input is a turn. The answer streams to standard output and ends at <|im_end|>. What is not given is taken from
-    the model's generation_config.json, top_k, min_p and repetition_penalty too.
+    RUN_OR_MODEL is a run folder or a model folder. On a terminal you get a conversation; otherwise each line of
+    standard input is a turn. The answer streams to standard output and ends at <|im_end|>. Settings you leave out come
+    from the model's generation_config.json, including top_k, min_p and repetition_penalty.
     """
     from qwen_job.infer.chat import chat_command
     from qwen_job.infer.source import Asked

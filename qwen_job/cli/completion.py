@@ -20,5 +20,5 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     if kind is None:
-        raise UsageError(f"click knows no completion for {shell}")
+        raise UsageError(f"click has no completion for {shell}")
     click.echo(kind(cli, {}, "qwen-job", "_QWEN_JOB_COMPLETE").source())

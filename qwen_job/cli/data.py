@@ -1,4 +1,4 @@
-"""qwen-job data: check, clean and prepare conversations."""
+"""``qwen-job data``."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ _BAR = 40
 def data() -> None:
     """Check, clean and prepare conversations.
 
-    Reads the reference format ([{"id", "conversations": [{"from", "value"}]}]), ShareGPT, messages, Alpaca
-    and query/response; JSON, JSON Lines (also .gz and .zst) and Parquet.
+    Reads the format of Qwen's finetune.py ([{"id", "conversations": [{"from", "value"}]}]), ShareGPT, messages, Alpaca
+    and query/response, as JSON, JSON Lines (also .gz and .zst) or Parquet.
     """
 
 
 def _layout_options(command: Any) -> Any:
     for option in (
-        click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Layout of the rows."),
+        click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Format of the rows."),
         click.option(
             "--turn-order",
             type=click.Choice(TURN_ORDERS),
             default="strict",
             show_default=True,
-            help="Turns that do not alternate: refuse; as finetune.py; or join (data.turn_order of the job).",
+            help="What to do with turns that do not alternate: reject them, treat them as finetune.py does, or join "
+            "them (data.turn_order).",
         ),
         click.option(
             "--ignore-key",
             "ignore_keys",
             multiple=True,
             metavar="KEY",
-            help="Train without this key of rows and turns (repeat for more; data.ignore_keys of the job).",
+            help="Ignore this key in rows and turns (repeatable; data.ignore_keys).",
         ),
     ):
         command = option(command)
@@ -57,12 +58,16 @@ def _layout_options(command: Any) -> Any:
 def _reading_options(command: Any) -> Any:
     for option in (
         _layout_options,
-        click.option("--tokenizer", type=_FILE, help="Folder with tokenizer.json: count tokens exactly."),
+        click.option("--tokenizer", type=_FILE, help="Folder with tokenizer.json, to count tokens exactly."),
         click.option(
-            "--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True, help="Tokens of one turn."
+            "--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True, help="Maximum tokens per turn."
         ),
         click.option(
-            "--max-length", type=click.IntRange(1), default=MAX_LENGTH, show_default=True, help="Tokens of one row."
+            "--max-length",
+            type=click.IntRange(1),
+            default=MAX_LENGTH,
+            show_default=True,
+            help="Maximum tokens per row.",
         ),
     ):
         command = option(command)
@@ -89,13 +94,13 @@ def _examiner(
     return Examiner(layout, limits, loaded, turn_order=turn_order, ignore_keys=ignore_keys)
 
 
-@data.command(short_help="Report, rule by rule, what is wrong with data files.")
+@data.command(short_help="Report problems in data files, rule by rule.")
 @click.argument("files", nargs=-1, required=True, type=_FILE)
 @_reading_options
-@click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="Rows shown for each rule.")
+@click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="Rows to show per rule.")
 @click.option("--all", "show_all", is_flag=True, help="Show every row.")
 @click.option("--strict", is_flag=True, help="Count warnings as errors.")
-@click.option("--svg", metavar="FILE", type=_FILE, help="Draw the lengths of the samples as SVG, too.")
+@click.option("--svg", metavar="FILE", type=_FILE, help="Also draw the sample lengths as SVG.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def check(
     files: tuple[Path, ...],
@@ -111,8 +116,9 @@ def check(
     svg: Path | None,
     as_json: bool,
 ) -> None:
-    """Report, rule by rule and with row numbers, what is wrong with FILES. Exit code 4 when there are
-    errors.
+    """Report problems in FILES, rule by rule and with row numbers.
+
+    Exits with 4 if there are errors.
     """
     from qwen_job.data.check import check as run
 
@@ -125,8 +131,8 @@ def check(
     if svg is not None:
         _draw_lengths(report, svg, max_length)
     if report.errors:
-        raise DataError(f"{report.bad_rows} of {report.rows} rows cannot be trained on; correct them, "
-                        "or 'qwen-job data clean' writes a copy without them")  # fmt: skip
+        raise DataError(f"{report.bad_rows} of {report.rows} rows cannot be used for training; correct them, "
+                        "or use 'qwen-job data clean' to write a copy without them")  # fmt: skip
     if strict and report.counts.total():
         raise DataError(f"{report.counts.total()} warnings, and --strict counts them as errors")
 
@@ -157,8 +163,8 @@ def _print_counts(report: Report) -> None:
         if count:
             click.echo(f"{count} {what}")
     for title, found in (
-        ("keys that mean nothing to training, and their rows", report.unused_keys),
-        ("tokens that were added to the tokenizer, and conversations that hold them", report.added_tokens),
+        ("keys not used in training, with the number of rows", report.unused_keys),
+        ("added tokens, with the number of conversations that contain them", report.added_tokens),
     ):
         if found:
             click.echo(f"{title}: {', '.join(f'{visible(name, 40)} {count}' for name, count in found.items())}")
@@ -166,7 +172,7 @@ def _print_counts(report: Report) -> None:
 
 def _print_lengths(report: Report) -> None:
     values = report.to_dict()
-    about = "" if report.exact else " (estimated; --tokenizer counts exactly)"
+    about = "" if report.exact else " (estimated; use --tokenizer for an exact count)"
     click.echo(f"{report.rows} conversations, {report.turns} turns, {report.tokens} tokens{about}, "
                f"longest {report.longest}")  # fmt: skip
     filled = [number for number, count in enumerate(report.histogram) if count]
@@ -186,12 +192,12 @@ def _draw_lengths(report: Report, path: Path, max_length: int) -> None:
     write_svg(path, svg(report.to_dict()["token_histogram"], title=title, max_length=max_length))
 
 
-@data.command(short_help="Write a cleaned copy, and a list of what was dropped.")
+@data.command(short_help="Write a cleaned copy and a list of the dropped rows.")
 @click.argument("source", type=_FILE)
 @click.argument("target", type=_FILE)
 @_reading_options
-@click.option("--drop", multiple=True, metavar="RULE", help="Drop rows of this rule too (repeat for more).")
-@click.option("--keep", multiple=True, metavar="RULE", help="Keep rows of this rule (repeat for more).")
+@click.option("--drop", multiple=True, metavar="RULE", help="Also drop rows that break this rule (repeatable).")
+@click.option("--keep", multiple=True, metavar="RULE", help="Keep rows that break this rule (repeatable).")
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists. SOURCE is never changed.")
 def clean(
     source: Path,
@@ -206,12 +212,12 @@ def clean(
     keep: tuple[str, ...],
     force: bool,
 ) -> None:
-    """Copy the good rows of SOURCE to TARGET and list the others, with reasons, in TARGET.dropped.jsonl.
+    """Copy the good rows of SOURCE to TARGET, and list the others with reasons in TARGET.dropped.jsonl.
 
-    TARGET's name decides what is written: .json a list, .jsonl lines, with .gz or .zst behind it packed.
-    Dropped: rows with errors, duplicates, likely secrets and personal data; --drop and --keep change that.
-    Control characters are removed from the rows that stay, which are otherwise as they were: give --turn-order and
-    --ignore-key to the training, too.
+    The extension of TARGET sets the format: .json for a list, .jsonl for lines, plus .gz or .zst to compress.
+    Rows with errors, duplicates, likely secrets or personal data are dropped; change this with --drop and --keep.
+    Control characters are removed from the remaining rows, which are otherwise unchanged: pass the same --turn-order
+    and --ignore-key settings to training.
     """
     from qwen_job.data.clean import DROPPED_BY_DEFAULT
     from qwen_job.data.clean import clean as run
@@ -235,33 +241,41 @@ def _known(rules: tuple[str, ...]) -> set[str]:
     return set(rules)
 
 
-@data.command(short_help="Tokenize and pack once, for all ranks and later runs.")
+@data.command(short_help="Tokenize and pack data once, for all ranks and later runs.")
 @click.argument("files", nargs=-1, required=True, type=_FILE)
 @click.option("--tokenizer", type=_FILE, required=True, help="Folder with the model's tokenizer.json.")
-@click.option("--output", type=_FILE, required=True, help="Cache folder (data.cache_dir of the job).")
+@click.option("--output", type=_FILE, required=True, help="Cache folder (data.cache_dir).")
 @click.option(
     "--weight",
     "weights",
     multiple=True,
     type=FiniteRange(0, MAX_WEIGHT, min_open=True),
-    help="How often an epoch shows each conversation of a file: once for each of FILES, in their order.  [default: 1]",
+    help="Times each conversation of a file appears per epoch; give once per file, in the same order.  [default: 1]",
 )
-@click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeat for more).")
-@click.option("--eval-split", type=float, default=0.0, help="Hold out this fraction instead of a file.")
+@click.option("--eval", "eval_files", multiple=True, type=_FILE, help="Held-out file (repeatable).")
+@click.option(
+    "--eval-split", type=float, default=0.0, help="Hold out this fraction of the data instead of using a file."
+)
 @_layout_options
-@click.option("--system-prompt", default=SYSTEM_PROMPT, show_default=True, help="For conversations without one.")
-@click.option("--max-length", type=int, default=MAX_LENGTH, show_default=True, help="Tokens of one row.")
+@click.option(
+    "--system-prompt", default=SYSTEM_PROMPT, show_default=True, help="System prompt for conversations without one."
+)
+@click.option("--max-length", type=int, default=MAX_LENGTH, show_default=True, help="Maximum tokens per row.")
 @click.option(
     "--long-samples",
     type=click.Choice(LONG_SAMPLES),
     default="truncate",
     show_default=True,
-    help="What becomes of conversations over --max-length.",
+    help="What to do with conversations over --max-length.",
 )
-@click.option("--mask", type=click.Choice(MASKS), default="assistant", show_default=True, help="What is learnt.")
-@click.option("--packing/--no-packing", default=True, show_default=True, help="Several conversations in a row.")
-@click.option("--workers", type=click.IntRange(1), help="Processes (default: the cores of this machine).")
-@click.option("--json", "as_json", is_flag=True, help="Print folder and figures as JSON.")
+@click.option(
+    "--mask", type=click.Choice(MASKS), default="assistant", show_default=True, help="Which tokens are trained on."
+)
+@click.option(
+    "--packing/--no-packing", default=True, show_default=True, help="Pack several conversations into each row."
+)
+@click.option("--workers", type=click.IntRange(1), help="Number of processes (default: the cores of this machine).")
+@click.option("--json", "as_json", is_flag=True, help="Print the folder and statistics as JSON.")
 def prepare(
     files: tuple[Path, ...],
     tokenizer: Path,
@@ -280,11 +294,10 @@ def prepare(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Tokenize and pack FILES into a folder of memory-mapped rows under OUTPUT, and print that folder.
+    """Tokenize and pack FILES into memory-mapped rows in a folder below OUTPUT, and print that folder.
 
-    The folder is named by a hash of the files, the settings and the tokenizer: the same again is found at
-    once. A job whose data.cache_dir is OUTPUT and whose settings are the same starts training without
-    preparing anything.
+    The folder's name is a hash of the files, the settings and the tokenizer, so the same input is found again at once.
+    A job with data.cache_dir set to OUTPUT and the same settings starts training without preparing anything.
     """
     from qwen_job.data import open_prepared
     from qwen_job.data import prepare as run
@@ -292,7 +305,7 @@ def prepare(
 
     if weights and len(weights) != len(files):
         raise UsageError(
-            f"--weight: is given {len(weights)} times for {len(files)} files; give it once for each, or not"
+            f"--weight: given {len(weights)} times for {len(files)} files; give it once per file, or not at all"
         )
     spec = DataSpec(
         train=tuple(

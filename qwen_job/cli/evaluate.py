@@ -12,16 +12,20 @@ from qwen_job.text import json_text
 
 @click.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="A file of conversations, not trained on.")
-@click.option("--samples", type=click.IntRange(min=0), default=5, show_default=True, help="Questions to answer.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
-@click.option("--before/--no-before", default=True, help="Measure the model before the training, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Conversations that were not used in training."
+)
+@click.option("--samples", type=click.IntRange(min=0), default=5, show_default=True, help="Number of sample questions.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Maximum answer length."
+)
+@click.option("--before/--no-before", default=True, help="Also measure the model before training.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, before: bool, as_json: bool) -> None:
-    """Held-out loss, perplexity and sample answers of a run.
+    """Measure held-out loss and perplexity, and print sample answers.
 
-    Compares the model that the run started from with the one it made, on the answers in the file. The result of a
-    run is kept in its evaluation.json, for 'qwen-job report'.
+    Compares the model before training with the trained one, on the answers in the file. For a run, the result is
+    saved in its evaluation.json and appears in 'qwen-job report'.
     """
     from qwen_job.atomic import write_atomically
     from qwen_job.infer.evaluate import as_text

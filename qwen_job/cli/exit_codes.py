@@ -9,9 +9,9 @@ from qwen_job.errors import RETRYABLE_FROM, table
 def exit_codes() -> None:
     """Print the table of exit codes.
 
-    1-127 is final: a person must change something. 128-255 is worth another try; Kubernetes' restartPolicy ExitCode
-    and the sbatch script read it the same way.
+    1-127 is final: you need to change something first. 128-255 is retryable: run the same job again. Kubernetes'
+    restartPolicy ExitCode and the sbatch script follow the same convention.
     """
     for code, name, meaning in table():
-        verdict = "try again" if code >= RETRYABLE_FROM else ("" if code == 0 else "final")
+        verdict = "retryable" if code >= RETRYABLE_FROM else ("" if code == 0 else "final")
         click.echo(f"{code:>3}  {verdict:<9}  {name:<17}  {meaning}".rstrip())

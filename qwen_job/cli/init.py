@@ -11,8 +11,8 @@ from qwen_job.errors import EnvironmentFault
 
 @click.command()
 @click.argument("file", default="job.yaml", type=click.Path(path_type=Path))
-@click.option("--example", metavar="NAME", help="Start from an example job; 'list' names them.")
-@click.option("--force", is_flag=True, help="Replace FILE.")
+@click.option("--example", metavar="NAME", help="Start from an example job; 'list' shows them.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def init(file: Path, example: str | None, force: bool) -> None:
     """Write a commented job.yaml to start from."""
     from qwen_job.atomic import write_atomically
@@ -25,13 +25,15 @@ def init(file: Path, example: str | None, force: bool) -> None:
         click.echo("\n".join(names))
         return
     if example is not None and example not in names:
-        raise click.UsageError(f"no example {example!r}{suggest(example, names)}; 'init --example list' names them")
+        raise click.UsageError(
+            f"no such example: {example!r}{suggest(example, names)}; 'init --example list' shows them"
+        )
     if file.exists() and not force:
-        raise EnvironmentFault(f"{file}: there already; choose another name, or --force replaces it")
+        raise EnvironmentFault(f"{file}: already exists; choose another name, or use --force to replace it")
     source = folder / f"{example}.yaml" if example else resource("configs", "job-template.yaml")
     text = source.read_text("utf-8")
     if example == "demo":
-        # The demo's data lies beside its file; a copy elsewhere must name it in full.
+        # The demo's paths are relative to its file; a copy elsewhere needs full paths.
         text = text.replace("../data/", f"{resource('configs', 'data')}/").replace("../../runs/", "runs/")
     try:
         write_atomically(file, text)

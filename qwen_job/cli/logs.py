@@ -12,9 +12,12 @@ from qwen_job.cli.status import target_option
 @click.command()
 @click.argument("job")
 @target_option
-@click.option("-f", "--follow", is_flag=True, help="Go on as the job writes.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the output.")
 def logs(job: str, target: str | None, follow: bool) -> None:
-    """Print a job's output. JOB is a job's name, its id or its run's folder."""
+    """Print a job's output.
+
+    JOB is a job's name, its ID or its run folder.
+    """
     from qwen_job.launch.backend import backend
     from qwen_job.launch.find import find_one
 

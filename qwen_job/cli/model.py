@@ -22,9 +22,9 @@ def model() -> None:
     """Fetch, convert and export models.
 
     \b
-    qwen-job model fetch Qwen/Qwen-1_8B-Chat              once, on a machine with a network
-    qwen-job model convert ./Qwen-1_8B-Chat ./native      Qwen-1 to what transformers and vLLM load
-    qwen-job model export RUN/model ./out --layout qwen1  and back, for the original model.chat
+    qwen-job model fetch Qwen/Qwen-1_8B-Chat              once, on a machine with internet access
+    qwen-job model convert ./Qwen-1_8B-Chat ./native      Qwen-1 to a layout that transformers and vLLM load
+    qwen-job model export RUN/model ./out --layout qwen1  back to Qwen-1, for the original model.chat
     """
 
 
@@ -35,18 +35,18 @@ def model() -> None:
     type=click.Choice(["auto", "modelscope", "huggingface", "local"]),
     default="auto",
     show_default=True,
-    help="As model.source of a job; auto: a path is a local folder, everything else comes from ModelScope.",
+    help="Same as model.source; auto: a path is a local folder, anything else comes from ModelScope.",
 )
-@click.option("--revision", help="A branch, tag or commit; the hub's main branch otherwise.")
-@click.option("--cache", type=_FOLDER, help="The shared cache [default: $QWEN_JOB_CACHE, else ~/.cache/qwen-job].")
-@click.option("--verify", is_flag=True, help="Hash every file of the cached copy; conversions are made anew.")
+@click.option("--revision", help="Branch, tag or commit [default: the hub's main branch].")
+@click.option("--cache", type=_FOLDER, help="Shared cache [default: $QWEN_JOB_CACHE, else ~/.cache/qwen-job].")
+@click.option("--verify", is_flag=True, help="Verify the hash of every cached file, and convert again.")
 def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, verify: bool) -> None:
     """Download a model into the shared cache.
 
-    Once, verified, and converted if it is a Qwen-1. Prints the folder that a job will load. A local folder (ID
-    begins with /, ./, ../ or ~) is checked, and converted into the cache if it must be. A download that was cut
-    short resumes where it was; a damaged copy is repaired by fetching what is wrong. Mirrors are taken from
-    MODELSCOPE_ENDPOINT and HF_ENDPOINT, tokens from MODELSCOPE_API_TOKEN and HF_TOKEN.
+    The model is downloaded once, verified, and converted if it is a Qwen-1; the command prints the folder that jobs
+    will load. A local folder (an ID that starts with /, ./, ../ or ~) is checked, and converted into the cache if
+    needed. An interrupted download resumes; in a damaged copy only the bad files are fetched again. Set mirrors with
+    MODELSCOPE_ENDPOINT and HF_ENDPOINT, and tokens with MODELSCOPE_API_TOKEN and HF_TOKEN.
     """
     from qwen_job.facts.model_names import clean_name, resolve_source
     from qwen_job.models import ModelSpec, ensure_model
@@ -58,7 +58,7 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
     except ValueError as error:
         raise ModelError(f"ID: {error}") from None
     if source == "local" and revision:
-        raise UsageError("--revision: a local folder has none; leave it out")
+        raise UsageError("--revision: does not apply to a local folder; remove it")
     spec = ModelSpec(name=model_id, source=cast(Source, source), revision=revision, cache_dir=cache)
     show_path(ensure_model(spec, output_dir=Path("output").absolute(), verify=verify, progress=_say))
 
@@ -69,9 +69,9 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
 def convert(folder: Path, target: Path) -> None:
     """Convert a Qwen-1 FOLDER to Qwen2ForCausalLM.
 
-    TARGET is a new folder that transformers and vLLM load without remote code; the weights keep every bit.
-    Also turns the pytorch_model.bin files of newer models into safetensors (this needs torch). Memory stays
-    at a few megabytes whatever the model's size. The original is not touched.
+    TARGET is a new folder that transformers and vLLM load without remote code; the weights are bit-identical. Also
+    converts the pytorch_model.bin files of newer models to safetensors (this needs torch). Uses a few megabytes of
+    memory whatever the size of the model. FOLDER is not changed.
     """
     from qwen_job.models.convert import convert_folder
 
@@ -82,19 +82,19 @@ def convert(folder: Path, target: Path) -> None:
 @model.command()
 @click.argument("folder", type=_FOLDER)
 @click.argument("target", type=_FOLDER)
-@click.option("--layout", type=click.Choice(["qwen1"]), required=True, help="The layout to write.")
-@click.option("--original", type=_FOLDER, help="The first generation's own folder, for its *.py files and settings.")
+@click.option("--layout", type=click.Choice(["qwen1"]), required=True, help="Layout to write.")
+@click.option("--original", type=_FOLDER, help="The original Qwen-1 folder, to copy its *.py files and settings.")
 def export(folder: Path, target: Path, layout: str, original: Path | None) -> None:
     """Write a model in Qwen-1's layout.
 
-    TARGET is a new folder; the weights keep every bit. It is for the original remote code: transformers
-    4.36.2 to 4.44.2 and model.chat(tokenizer, "你好").
+    TARGET is a new folder with bit-identical weights, for use with the original remote code: transformers 4.36.2 to
+    4.44.2 and model.chat(tokenizer, "你好").
     """
     from qwen_job.models.convert import export_qwen1
 
     assert layout == "qwen1"
     if not export_qwen1(folder, target, original, _say):
-        _say(f"copy the *.py files of the original model into {target}, or name its folder with --original")
+        _say(f"copy the *.py files of the original model into {target}, or pass its folder with --original")
     show_path(target)
 
 
@@ -103,9 +103,8 @@ def export(folder: Path, target: Path, layout: str, original: Path | None) -> No
 def check(folder: Path) -> None:
     """Check that a model FOLDER is complete.
 
-    Config, every weight in its shape, tokenizer, and the generation settings that a trained model would take
-    over: what of them is left out is listed. Reads headers only, so that a 72B model takes no longer than a
-    small one.
+    Checks the config, the shape of every weight, the tokenizer and the generation settings, and lists the settings
+    that a trained model would not keep. Only headers are read, so a 72B model is checked as fast as a small one.
     """
     from qwen_job.facts.config_fields import unknown_fields
     from qwen_job.facts.weights import count_parameters, expected_shapes
@@ -114,7 +113,7 @@ def check(folder: Path) -> None:
 
     config = check_folder(folder)
     if unknown := unknown_fields(config):
-        _say(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
+        _say(f"config.json: {', '.join(unknown)}: unknown to transformers, ignored")
     for note in exported(folder).notes:
         _say(note)
     count = count_parameters(expected_shapes(config))

@@ -21,24 +21,32 @@ FABRICS = ["auto", "none", "infiniband", "roce", "efa", "ethernet"]
 
 @click.group()
 def node() -> None:
-    """Check the machine that a job is about to run on."""
+    """Check the machine that a job will run on."""
 
 
 @node.command()
-@click.option("--quick", is_flag=True, help="Only what takes a second: driver, GPU kernels, cache, shared memory.")
-@click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="What the job runs on.")
-@click.option("--run", type=click.Path(path_type=Path), help="The run's folder: checks what that job needs.")
-@click.option("--gpus", type=click.IntRange(min=0), default=0, help="GPUs that the job takes here.")
-@click.option("--gpu", type=(str, float, int), help="The planned GPU: name, compute capability, bytes (0: unknown).")
-@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Nodes of the job.")
-@click.option("--port", type=click.IntRange(1, 65535), help="The rendezvous port: free on the first node.")
-@click.option("--rank", type=click.IntRange(min=0), default=0, help="This node's number; the first is 0.")
-@click.option("--master", default="", help="The first node, as the others know it: tests the network between all.")
-@click.option("--min-gbs", type=FiniteRange(min=0), default=0, help="GB/s that an all-reduce must reach.")
-@click.option("--token", default="", help="What the run's launch/token must hold if the folder is shared.")
-@click.option("--sent-at", type=float, help="The starting node's clock, in unix seconds.")
-@click.option("--disk-bytes", type=click.IntRange(min=0), help="What the run's folder will take.")
-@click.option("--fabric", type=click.Choice(FABRICS), default="auto", help="The plan's interconnect.")
+@click.option("--quick", is_flag=True, help="Only fast checks (a second): driver, GPU kernels, cache, shared memory.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", help="Device that the job runs on."
+)
+@click.option("--run", type=click.Path(path_type=Path), help="Run folder: check what that job needs.")
+@click.option("--gpus", type=click.IntRange(min=0), default=0, help="Number of GPUs that the job uses on this node.")
+@click.option(
+    "--gpu", type=(str, float, int), help="Planned GPU: name, compute capability, bytes of memory (0: unknown)."
+)
+@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Number of nodes in the job.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Rendezvous port; must be free on the first node.")
+@click.option("--rank", type=click.IntRange(min=0), default=0, help="Rank of this node; the first is 0.")
+@click.option(
+    "--master",
+    default="",
+    help="Address of the first node as the others reach it; tests the network between all nodes.",
+)
+@click.option("--min-gbs", type=FiniteRange(min=0), default=0, help="Minimum all-reduce bandwidth in GB/s.")
+@click.option("--token", default="", help="Expected content of launch/token if the run folder is shared.")
+@click.option("--sent-at", type=float, help="Clock of the node that started the job, in Unix seconds.")
+@click.option("--disk-bytes", type=click.IntRange(min=0), help="Disk space that the run folder needs, in bytes.")
+@click.option("--fabric", type=click.Choice(FABRICS), default="auto", help="Interconnect in the plan.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(
     quick: bool,
@@ -59,8 +67,8 @@ def check(
 ) -> None:
     """Check this node.
 
-    Ends with exit code 5 for what every node would have (a full disk, an output folder that is not shared), and with
-    163 for a fault of this node, which a requeued job then leaves out; 162 where another node is at fault.
+    Exits with 5 for a problem that every node would have (a full disk, an output folder that is not shared), with 163
+    for a fault of this node, which a requeued job then excludes, and with 162 if another node is at fault.
     """
     from qwen_job.node.gpus import PlannedGpu
     from qwen_job.node.network import node_name
@@ -68,7 +76,7 @@ def check(
     from qwen_job.node.quick_check import quick_check
 
     if quick == (run is not None):
-        raise click.UsageError("give --quick, or --run with the folder of the run that is about to start")
+        raise click.UsageError("use either --quick, or --run with the run folder of the job")
     if run is None:
         findings = quick_check(device)
     else:

@@ -1,4 +1,4 @@
-"""The options that every command with a job shares."""
+"""Options shared by every command that takes a job."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers without nan and infinity, which pass every comparison of click's own."""
+    """A float range that also rejects NaN and infinity, which pass click's own comparisons."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number; UsageError of click's for one that is not finite or out of range."""
+        """Return the number.
+
+        Raises:
+            click.UsageError: it is not finite or out of range.
+        """
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -34,8 +38,17 @@ def job_options(command: F) -> F:
     for decorate in reversed(
         [
             click.argument("job", required=False, metavar="[JOB]"),
-            click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="A layer; later ones win."),
-            click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; wins over files."),
+            click.option(
+                "-f",
+                "--file",
+                "files",
+                multiple=True,
+                metavar="FILE",
+                help="Layer (YAML); later ones override earlier ones.",
+            ),
+            click.option(
+                "--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; overrides all files."
+            ),
         ]
     ):
         command = decorate(command)
@@ -45,7 +58,7 @@ def job_options(command: F) -> F:
 def load_plan(
     job: str | None, files: tuple[str, ...], sets: tuple[str, ...], under: dict[str, Any] | None = None
 ) -> Plan:
-    """Load the layers over ``under`` and plan them; without any file ./job.yaml is taken."""
+    """Load the layers on top of ``under`` and plan the job; the default file is ./job.yaml."""
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
 
@@ -53,16 +66,22 @@ def load_plan(
 
 
 def layers(job: str | None, files: tuple[str, ...]) -> list[str]:
-    """Return the files to lay over each other, lowest first: ``-f`` in order, then JOB."""
+    """Return the layers, lowest first: ``-f`` in order, then JOB.
+
+    Raises:
+        EnvironmentFault: no file is given and ./job.yaml does not exist.
+    """
     chosen = [*files, *([job] if job else [])]
     if chosen:
         return chosen
     if not Path("job.yaml").exists():
-        raise EnvironmentFault("there is no job.yaml here; 'qwen-job init' writes one, or name your job file")
+        raise EnvironmentFault(
+            "no job.yaml in this folder; create one with 'qwen-job init', or pass the path of your job file"
+        )
     return ["job.yaml"]
 
 
 def show_words(lines: tuple[str, ...], colour: str = "yellow", label: str = "warning") -> None:
-    """Print words about the result to stderr, so that stdout stays data."""
+    """Print warnings or notes to stderr, so that stdout carries only data."""
     for line in lines:
         click.echo(f"{click.style(label + ':', fg=colour)} {visible(line)}", err=True)

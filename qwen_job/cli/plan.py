@@ -22,25 +22,27 @@ _MODES = ("fit", "explain", "compare", "calibrate")
 
 @click.command()
 @click.argument("jobs", nargs=-1, metavar="[JOB]")
-@click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="A layer; later ones win.")
-@click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; wins over files.")
-@click.option("--samples", type=click.IntRange(1), metavar="N", help="Conversations in data.train; default: counted.")
-@click.option("--all", "everything", is_flag=True, help="Show every combination that lost, not the best three.")
-@click.option("--fit", is_flag=True, help="Show the smallest cluster for the job, on its GPU and on others.")
-@click.option("--explain", metavar="FIELD", help="Say why one value is what it is.")
-@click.option("--compare", metavar="JOB2", help="Show what differs in another job (-f and --set apply to both).")
-@click.option("--calibrate", is_flag=True, help="Fit the estimates to finished runs: plan --calibrate RUN...")
-@click.option("--svg", metavar="FILE", help="Draw the memory as an SVG picture.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option(
+    "-f", "--file", "files", multiple=True, metavar="FILE", help="Layer (YAML); later ones override earlier ones."
+)
+@click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; overrides all files.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Conversations in data.train [default: counted].")
+@click.option("--all", "everything", is_flag=True, help="Show all rejected combinations, not only the best three.")
+@click.option("--fit", is_flag=True, help="Show the smallest cluster that fits the job, for its GPU and others.")
+@click.option("--explain", metavar="FIELD", help="Explain one value.")
+@click.option("--compare", metavar="JOB2", help="Show the differences to another job (-f and --set apply to both).")
+@click.option("--calibrate", is_flag=True, help="Calibrate the estimates with finished runs: plan --calibrate RUN...")
+@click.option("--svg", metavar="FILE", help="Draw the memory as an SVG image.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Show every number that the job will run with, and why.
+    """Show the values that the job will run with, and why.
 
     \b
-    qwen-job plan job.yaml                                  memory, time, cost, what else was considered
-    qwen-job plan job.yaml --fit                            the fewest GPUs that are enough
+    qwen-job plan job.yaml                                  memory, time, cost, alternatives
+    qwen-job plan job.yaml --fit                            the smallest cluster that fits
     qwen-job plan job.yaml --explain deepspeed.zero_stage   why this value
-    qwen-job plan job.yaml --compare other.yaml             two jobs, differences only
-    qwen-job plan --calibrate runs/a runs/b >> site.yaml    fit the estimates to your cluster
+    qwen-job plan job.yaml --compare other.yaml             the differences of two jobs
+    qwen-job plan --calibrate runs/a runs/b >> site.yaml    calibrate for your cluster
     """
     mode = _mode(jobs, options)
     if options["samples"] is not None:
@@ -60,21 +62,25 @@ def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], a
 
 
 def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
-    """Return the one view that was asked for, "" for the plan itself. Errors: :class:`UsageError` for several."""
+    """Return the requested view, or "" for the plan itself.
+
+    Raises:
+        UsageError: options that do not go together.
+    """
     modes = [name for name in _MODES if options[name] not in (None, False)]
     words = " and ".join(f"--{name}" for name in modes)
     if len(modes) > 1:
-        raise UsageError(f"{words} exclude each other; run one after the other")
+        raise UsageError(f"{words} cannot be combined; run one after the other")
     for name, given in (("all", options["everything"]), ("svg", options["svg"])):
         if modes and given:
-            raise UsageError(f"--{name} belongs to the plan itself, not to {words}; remove one of them")
+            raise UsageError(f"--{name} cannot be combined with {words}; remove one of them")
     if "calibrate" in modes:
         if not jobs:
-            raise UsageError("--calibrate needs the folder of at least one finished run")
+            raise UsageError("--calibrate needs the run folder of at least one finished run")
         if options["samples"] is not None:
-            raise UsageError("--samples says nothing about finished runs; remove it or --calibrate")
+            raise UsageError("--samples has no effect with --calibrate; remove one of them")
     elif len(jobs) > 1:
-        raise UsageError(f"one job at a time, not {len(jobs)}; layers are given with -f, a second job with --compare")
+        raise UsageError(f"expected one job, got {len(jobs)}; pass layers with -f, a second job with --compare")
     return modes[0] if modes else ""
 
 
@@ -90,11 +96,13 @@ def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | 
     click.echo("\n".join(plan_lines(made, missing, everything)))
     show_words(made.warnings)
     if made.sweep:
-        show_words((f"sweep: {len(made.sweep)} runs; the figures are those of the job without it",), "cyan", "note")
+        show_words(
+            (f"sweep: {len(made.sweep)} runs; the figures are for a single run without the sweep",), "cyan", "note"
+        )
 
 
 def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
-    """Return the plan with the data counted where it lies here, and why it could not be counted."""
+    """Return the plan, with the data counted if it is on this machine, and why it could not be counted."""
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
     from qwen_job.run.space import held_by
@@ -102,7 +110,7 @@ def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
     job = load_job(files, sets=sets)
     data, missing = _data(job)
     folder = Path(job.output).parent
-    # What an earlier attempt left in the run's folder is resumed or replaced.
+    # Count space used by an earlier attempt as free: it is resumed or replaced.
     free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if folder.is_dir() else None
     return make_plan(job, data=data, disk_free_bytes=free), missing
 
@@ -110,9 +118,9 @@ def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
 def _data(job: Job) -> tuple[DataSize | None, str]:
     if job.data.samples is not None:
         return None, ""
-    # Looked at first: what reads the files takes as long to import as the plan takes to make.
+    # Check this first: importing the readers takes as long as planning.
     if absent := [file.path for file in job.data.train if not Path(file.path).is_file()]:
-        return None, f"{absent[0]} is not on this machine; --samples N tells the number of conversations"
+        return None, f"{absent[0]} is not on this machine; use --samples N to give the number of conversations"
     from qwen_job.cli.plan_count import data_size
 
     return data_size(job)
@@ -123,7 +131,7 @@ def _draw(made: Plan, file: str) -> None:
 
     memory, path = made.memory, Path(file)
     if memory is None:
-        raise EnvironmentFault("--svg: the memory is not estimated, so there is nothing to draw; see the warning")
+        raise EnvironmentFault("--svg: nothing to draw because memory is not estimated; see the warning")
     title = f"{made.job.name}: memory of one {'node' if made.gpu.is_cpu else made.gpu.name}"
     write_svg(path, svg(memory.stack, title=title))
 
@@ -141,7 +149,7 @@ def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
     else:
         click.echo("\n".join(fit_lines(job, found)))
     if all(one.choice is None for one in found):
-        raise OutOfMemory(f"{job.name} fits no cluster of any known GPU; the answer above says what would work")
+        raise OutOfMemory(f"{job.name} does not fit any cluster of a known GPU; the output above shows what would work")
 
 
 def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""How much data there is, read where the files lie: for ``qwen-job plan``, whose plan itself looks at no file."""
+"""Count the training data for ``qwen-job plan``; the plan itself reads no files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qwen_job.errors import QwenJobError
 from qwen_job.job import Job
 from qwen_job.plan.schedule import DataSize
 
-# Text that is read of all files together: about a second. What is longer is estimated from its beginning.
+# Text to read from all files together (about a second). Anything longer is estimated from its beginning.
 LIMIT_BYTES = 32 << 20
 _COMPRESSED = (".gz", ".zst", ".zstd", ".parquet")
 
@@ -39,7 +39,7 @@ class _Sum:
 
 
 def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]:
-    """Count the training conversations of files that are here and estimate their tokens; or say why that fails."""
+    """Count the conversations and estimate their tokens, or return None and the reason why that failed."""
     total, whole = _Sum(), True
     for file in job.data.train:
         path = Path(file.path)
@@ -50,7 +50,7 @@ def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]
         whole &= scale == 1.0
         total.add_scaled(found, scale * file.weight)
     if not total.samples:
-        return None, "no conversation in data.train can be read; 'qwen-job data check' says why"
+        return None, "no readable conversation in data.train; run 'qwen-job data check' to see why"
     held_out = 0.0 if job.data.eval else job.data.eval_split
     words = "counted" if whole else f"estimated from the first {limit >> 20} MiB"
     kept = 1 - held_out
@@ -59,7 +59,7 @@ def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]
 
 
 def _count(job: Job, path: Path, limit: int) -> tuple[_Sum, float]:
-    """Return what the beginning of a file holds, and how many times as much the whole file is (1.0: all was read)."""
+    """Return the sums over the beginning of a file, and the ratio of the whole file to it (1.0: all was read)."""
     found, read, ratio = _Sum(), 0, 1.0
     for chunk in read_chunks(path, min(CHUNK_BYTES, limit)):
         if read >= limit:
@@ -74,7 +74,7 @@ def _count(job: Job, path: Path, limit: int) -> tuple[_Sum, float]:
 
 
 def _lengths(job: Job, value: object) -> Iterator[float]:
-    """Yield the tokens of the samples that one row becomes; nothing for a row that cannot be trained on."""
+    """Yield the token count of each sample made from one row; nothing for an unusable row."""
     if isinstance(value, Malformed):
         return
     try:
@@ -97,9 +97,9 @@ def _lengths(job: Job, value: object) -> Iterator[float]:
 
 
 def _tokens(text: str) -> float:
-    """Guess without a tokenizer: 1.5 Chinese characters or 4 others a token, and ChatML's frame.
+    """Estimate without a tokenizer: 1.5 Chinese or 4 other characters per token, plus ChatML's frame.
 
-    A Chinese character is three bytes of UTF-8; counting bytes is 80 times as fast as looking at each.
+    A Chinese character is three bytes of UTF-8; counting bytes is 80 times as fast as checking each character.
     """
     wide = (len(text.encode("utf-8", "replace")) - len(text)) / 2
     return 5 + wide / 1.5 + max(0.0, len(text) - wide) / 4

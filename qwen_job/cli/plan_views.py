@@ -1,4 +1,4 @@
-"""How ``qwen-job plan`` shows what it knows: as text for people, as plain values for machines."""
+"""Format the output of ``qwen-job plan``, as text and as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _items(items: dict[str, int]) -> str:
 def _time(plan: Plan, missing: str) -> list[str]:
     run = plan.run
     if run is None:
-        return ["Time   not estimated: the model's shape is not known here"]
+        return ["Time   not estimated: the shape of the model is unknown"]
     lines = []
     if run.data is not None:
         tokens = "" if run.data.tokens is None else f", {_count(run.data.tokens)} tokens"
@@ -155,18 +155,18 @@ def _steps(plan: Plan, run: RunPlan) -> list[str]:
         lines = [f"Steps  {steps}"] if steps else []
         return [
             *lines,
-            f"Time   unknown: no peak speed of {plan.gpu.name} in {plan.precision} is known, so no time is estimated",
+            f"Time   not estimated: the peak speed of {plan.gpu.name} in {plan.precision} is unknown",
         ]
     mfu = f", MFU {speed.mfu:.0%}" if speed.mfu is not None else ""
     guessed = speed.rough and not plan.job.plan.constants()
-    rough = " (a processor's speed is guessed; --calibrate fits it to runs)" if guessed else ""
+    rough = " (the CPU speed is a guess; --calibrate measures it from runs)" if guessed else ""
     seconds = f"{speed.mid:.2f} s ({speed.low:.2f} to {speed.high:.2f})"
     lines = [f"Step   {seconds}, {speed.tokens_per_second:,.0f} tokens/s{mfu}, bound by {speed.bound_by}{rough}"]
     if estimate is None:
         return lines
     if run.data is not None:
         lines.append(f"Epoch  {_range(estimate.epoch_seconds)}")
-    lines.append(f"Run    {_range(estimate.total_seconds)} for {steps}, with start-up and checkpoints")
+    lines.append(f"Run    {_range(estimate.total_seconds)} for {steps}, including start-up and checkpoints")
     if plan.gpu.is_cpu and estimate.cost is None:
         return lines
     low, mid, high = estimate.gpu_hours
@@ -194,10 +194,10 @@ def _speed(runner: Runner) -> str:
 
 
 def fit_lines(job: Job, found: Sequence[Smallest]) -> list[str]:
-    """Return the smallest clusters as a table; the first one is of the job's own GPU."""
+    """Return the smallest clusters as a table; the first row is for the job's own GPU."""
     own, others = found[0], [one for one in found[1:] if one.choice]
     if own.choice is None:
-        lines = [f"{job.name} fits no cluster of {own.gpu} up to {own.nodes} nodes: {own.why}"]
+        lines = [f"{job.name} does not fit up to {own.nodes} nodes of {own.gpu}: {own.why}"]
     else:
         lines = [f"{job.name} fits {own.nodes} x {own.gpus_per_node} {own.gpu}: {own.choice}"]
     rows = [_fit_row(one) for one in found if one.choice]
@@ -233,7 +233,7 @@ def _fit_row(one: Smallest) -> tuple[str, ...]:
 
 
 def fit_as_dict(one: Smallest) -> dict[str, Any]:
-    """Return one smallest cluster as plain values."""
+    """Return a smallest cluster as plain values."""
     choice = one.choice
     return {
         "gpu": one.gpu,
@@ -248,7 +248,7 @@ def fit_as_dict(one: Smallest) -> dict[str, Any]:
 
 
 def compare_lines(names: tuple[str, str], found: Sequence[Difference]) -> list[str]:
-    """Return the differences of two jobs as a table."""
+    """Return the differences between two jobs as a table."""
     if not found:
         return [f"{names[0]} and {names[1]} give the same plan"]
     rows = [("", *names, "")]
@@ -262,7 +262,7 @@ def _ratio(one: Difference) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a value as job.yaml would have it."""
+    """Return a value as it would appear in job.yaml."""
     if value is None:
         return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)

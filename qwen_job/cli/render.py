@@ -23,18 +23,18 @@ TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
 @job_options
 @click.option("-t", "--target", type=click.Choice(TARGETS), required=True, help="Where the job will run.")
 @click.option(
-    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write the files to DIR."
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write files to DIR."
 )
-@click.option("--diff", is_flag=True, help="Show what would change in the files of -o (here without one).")
+@click.option("--diff", is_flag=True, help="Show what would change in DIR (the current folder without -o).")
 @click.option("--force", is_flag=True, help="Replace files in DIR that differ.")
 @click.option(
     "--template-dir",
     "template_dirs",
     multiple=True,
     type=click.Path(exists=True, file_okay=False),
-    help="A folder whose templates replace ours of the same name.",
+    help="Folder with templates that replace the built-in ones of the same name.",
 )
-@click.option("--separate", is_flag=True, help="One script for each run of a sweep, also on Slurm.")
+@click.option("--separate", is_flag=True, help="Write one script per run of a sweep, even on Slurm.")
 def render(
     job: str | None,
     files: tuple[str, ...],
@@ -46,7 +46,7 @@ def render(
     template_dirs: tuple[str, ...],
     separate: bool,
 ) -> None:
-    """Write the job for one target: to stdout, or to files with -o.
+    """Render the job for one target, to stdout or to files (-o).
 
     \b
     qwen-job render job.yaml --target slurm | sbatch
@@ -68,7 +68,7 @@ def render(
         _print(bundle.text)
         return
     if output is None and separate:
-        raise click.UsageError("--separate writes several files: give -o DIR")
+        raise click.UsageError("--separate writes several files: add -o DIR")
     bundles = render_each(plan, target, template_dirs, separate=separate)
     show_words(plan.warnings)
     for folder, (_, bundle) in bundles.items():
@@ -82,24 +82,24 @@ def render(
 
 
 def _about_log(plan: Plan, target: str) -> tuple[str, ...]:
-    """Return what sbatch does not check and a script cannot mend: its log's folder must be there before."""
+    """Return warnings about the log folder, which sbatch does not check and the script cannot create."""
     folder = plan.job.slurm.log_dir
     if target != "slurm" or "output" in plan.job.slurm.sbatch:
         return ()
     if folder and not os.access(folder, os.F_OK):
-        return (f"slurm.log_dir: {folder} is not there, and sbatch makes no folder: 'mkdir -p' it (submit does)",)
+        return (f"slurm.log_dir: {folder} does not exist and sbatch does not create it: run 'mkdir -p', or use submit",)
     if not folder and "%" in str(Path.cwd()):
-        return ("sbatch expands % in the folder where it is called: write slurm.log_dir, or use 'qwen-job submit'",)
+        return ("sbatch expands % in the current folder's name: set slurm.log_dir, or use 'qwen-job submit'",)
     return ()
 
 
 def _print(text: str) -> None:
     if sys.stdout.isatty():
-        sys.stdout.write(text)  # escaped: a value may hold control sequences
+        sys.stdout.write(text)  # escaped: a value may contain control sequences
         return
     # Not click.echo: a script's text must reach the pipe byte for byte.
     rest = memoryview(text.encode())
-    while rest:  # with PYTHONUNBUFFERED a write may take a part only
+    while rest:  # with PYTHONUNBUFFERED a write may be partial
         rest = rest[sys.stdout.buffer.write(rest) :]
     sys.stdout.buffer.flush()
 

@@ -14,8 +14,8 @@ from qwen_job.text import show_path
 def report(run: Path) -> None:
     """Write a run's report.html.
 
-    Curves, the plan beside what was measured, and where the wall time went; it opens offline. The path goes to
-    standard output, the main figures to standard error. Works on a run that is going on or was killed, too.
+    The page shows curves, planned vs. measured memory and time, and where the wall time went; it opens offline. The
+    path goes to standard output and the main figures to standard error. Also works for a running or killed run.
     """
     from qwen_job.report.page import main_figures, write_report
 

@@ -6,7 +6,7 @@ from qwen_job.text import json_text
 
 
 @click.command()
-@click.option("--site", is_flag=True, help="That of a site profile, where nothing is required.")
+@click.option("--site", is_flag=True, help="Print the schema of a site profile, where no field is required.")
 def schema(site: bool) -> None:
     """Print the JSON Schema of job.yaml, for editors.
 

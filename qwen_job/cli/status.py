@@ -18,9 +18,9 @@ from qwen_job.text import clear_screen, json_text, visible
 if TYPE_CHECKING:
     from qwen_job.launch.find import Found
 
-HEADER = ("ID", "NAME", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "NODES", "TRIES", "")
+HEADER = ("ID", "NAME", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "NODES", "ATTEMPTS", "")
 STALE_SECONDS = 300
-_GOES_ON = ("pending", "running", "configuring", "completing", UNKNOWN)
+_LIVE = ("pending", "running", "configuring", "completing", UNKNOWN)
 
 target_option = click.option("-t", "--target", type=click.Choice(["slurm", "kubernetes"]), help="Only this target.")
 
@@ -28,13 +28,13 @@ target_option = click.option("-t", "--target", type=click.Choice(["slurm", "kube
 @click.command()
 @click.argument("job", required=False)
 @target_option
-@click.option("--all", "old", is_flag=True, help="Also jobs that their queue has forgotten.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--all", "old", is_flag=True, help="Also show jobs that have left the queue.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(job: str | None, target: str | None, old: bool, as_json: bool) -> None:
-    """Show jobs: the queue's state beside step, loss and time left.
+    """Show jobs: queue state, step, loss and time left.
 
-    JOB is a job's name, its id or its run's folder; without it all that the queues know are shown. Where a queue cannot
-    be asked, what the runs' folders tell is shown, and the exit code is 5.
+    JOB is a job's name, its ID or its run folder; without it, all jobs in the queues are shown. If a queue is
+    unreachable, the output comes from the run folders and the exit code is 5.
     """
     from qwen_job.launch.find import look
 
@@ -43,7 +43,7 @@ def status(job: str | None, target: str | None, old: bool, as_json: bool) -> Non
     if as_json:
         click.echo(json_text([_as_dict(item) for item in found], indent=2))
     elif not found and not looked.unasked:
-        click.echo("no jobs in the queue; --all shows earlier ones", err=True)
+        click.echo("no jobs in the queue; use --all to show earlier ones", err=True)
     elif found:
         click.echo(table(found))
     show_words(tuple(item.progress.fault for item in found if item.progress.fault))
@@ -53,18 +53,20 @@ def status(job: str | None, target: str | None, old: bool, as_json: bool) -> Non
 @click.command()
 @click.argument("job", required=False)
 @target_option
-@click.option("-n", "--interval", type=FiniteRange(min=1), default=5.0, show_default=True, help="Seconds.")
+@click.option(
+    "-n", "--interval", type=FiniteRange(min=1), default=5.0, show_default=True, help="Seconds between updates."
+)
 def watch(job: str | None, target: str | None, interval: float) -> None:
-    """Show the status again and again, until the jobs are over."""
+    """Refresh the status until the jobs have ended."""
     from qwen_job.launch.find import look
 
     while True:
         looked = look(job, target)
-        silent = [f"{name}: its queue could not be asked: {error}" for name, error in looked.unasked.items()]
+        silent = [f"{name}: queue unreachable: {error}" for name, error in looked.unasked.items()]
         rows = shutil.get_terminal_size().lines - len(silent) - 1 if _redraws() else None
         text = fitting(looked.found, rows) if looked.found else "" if silent else "no jobs in the queue"
         _draw(text, silent)
-        if not any(item.entry.state in _GOES_ON for item in looked.found):
+        if not any(item.entry.state in _LIVE for item in looked.found):
             looked.check()
             return
         time.sleep(interval)
@@ -75,21 +77,21 @@ def _redraws() -> bool:
 
 
 def _draw(text: str, silent: list[str]) -> None:
-    """Show a frame in the place of the one before; where that cannot be, below it."""
+    """Draw a frame over the previous one, or below it if the terminal cannot redraw."""
     if not _redraws():
         click.echo(f"{text}\n" if text else "", nl=bool(text))
         show_words(tuple(silent))
         return
     width = shutil.get_terminal_size().columns
     lines = [visible(line, None)[: width - 1] for line in (*text.splitlines(), *silent)]
-    # Not click.clear: with NO_COLOR it drops all control sequences, and this is no colour.
+    # Not click.clear: with NO_COLOR it drops all control sequences, not only colours.
     clear_screen()
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 
 
 def fitting(found: list[Found], rows: int | None) -> str:
-    """Return the jobs as columns in at most ``rows`` lines (None: any number): those that run first, and a count."""
+    """Return the jobs as columns in at most ``rows`` lines (None: no limit): running jobs first, then a count."""
     if rows is None or len(found) + 1 <= rows:
         return table(found)
     order = {"running": 0, "completing": 0, "configuring": 0, "pending": 2}

@@ -1,7 +1,7 @@
-"""The three streams of a command, whatever state the shell hands them over in.
+"""The standard streams of a command, in whatever state the shell passes them.
 
-- ``prepare``: every stream is there; what people read is escaped
-- ``fault_of``: an error of the machine in one line
+- ``prepare``: open every stream and escape what a terminal shows
+- ``fault_of``: an operating system error as one line
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from qwen_job.text import VisibleStream
 
 
 def prepare() -> None:
-    """Fill closed streams, so that no file takes their place, and escape what the others print.
+    """Replace closed streams, so that no file takes their descriptor, and escape what the others print.
 
-    Reading a closed standard input, or writing to a closed standard output, fails with EBADF; what would go to a closed
-    or full standard error is dropped.
+    Reading a closed standard input, or writing to a closed standard output, fails with EBADF; output to a closed or
+    full standard error is dropped.
     """
     sys.stdin = sys.stdin or _filled(0, os.O_WRONLY, "r")
     sys.stdout = _escaping(sys.stdout or _filled(1, os.O_RDONLY, "w"))
@@ -40,14 +40,14 @@ def _filled(number: int, flags: int, mode: str) -> io.TextIOWrapper:
 
 
 def _escaping(stream: object, *, lossy: bool = False) -> VisibleStream:
-    # A test's own stream, or one that was wrapped before, stays.
+    # Keep a stream that a test replaced, or that is already wrapped.
     return VisibleStream(stream, lossy=lossy) if type(stream) is io.TextIOWrapper else stream  # type: ignore[return-value]
 
 
 def fault_of(error: OSError | MemoryError) -> EnvironmentFault:
-    """Return what the machine refused, as an error that names the place."""
+    """Return an operating system error as an error that names the place."""
     if isinstance(error, MemoryError):
-        return EnvironmentFault("this machine's memory is full: close something, or use a machine with more")
+        return EnvironmentFault("out of memory on this machine: free some, or use a machine with more")
     place = error.filename if error.filename is not None else "standard output or input"
     if isinstance(place, bytes):
         place = os.fsdecode(place)

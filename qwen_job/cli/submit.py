@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 @click.option(
     "-t", "--target", type=click.Choice(["local", "slurm", "kubernetes"]), required=True, help="Where the job will run."
 )
-@click.option("--after", metavar="JOB", help="Begin when this Slurm job (a name, an id, a run's folder) has succeeded.")
+@click.option("--after", metavar="JOB", help="Start when this Slurm job (name, ID or run folder) has succeeded.")
 @click.option(
     "--chain",
     type=click.IntRange(min=2),
-    help="So many Slurm jobs in a row, where requeueing is forbidden (slurm.chain).",
+    help="Submit a chain of N dependent jobs, for clusters that forbid requeueing (slurm.chain).",
 )
-@click.option("--then", type=click.Choice(["evaluate"]), help="Submit this, too, for when the training has succeeded.")
-@click.option("--separate", is_flag=True, help="One job for each run of a sweep, also on Slurm.")
+@click.option(
+    "--then", type=click.Choice(["evaluate"]), help="Also submit an evaluation job that runs if training succeeds."
+)
+@click.option("--separate", is_flag=True, help="Submit one job per run of a sweep, even on Slurm.")
 def submit(
     job: str | None,
     files: tuple[str, ...],
@@ -40,20 +42,22 @@ def submit(
     then: str | None,
     separate: bool,
 ) -> None:
-    """Render the job and hand it to the target.
+    """Render the job and submit it to the target.
 
-    local runs it here and now, and ends with its exit code; slurm prints the job's id; kubernetes its name. A sweep is
-    one array on Slurm; elsewhere its runs are submitted one by one.
+    local runs it now and exits with its exit code; slurm prints the job's ID, kubernetes its name. A sweep is one array
+    job on Slurm; elsewhere its runs are submitted one by one.
     """
     from qwen_job.render import render_each
 
     if target != "slurm" and (after is not None or chain or then):
-        raise click.UsageError("--after, --chain and --then are Slurm's: add --target slurm")
+        raise click.UsageError("--after, --chain and --then apply only to Slurm: add --target slurm")
     if chain:
         sets = (*sets, f"slurm.chain={chain}")
     plan = load_plan(job, files, sets, {"evaluate": {}} if then else None)
     if then and plan.job.evaluate is None:
-        raise JobError([plan.job.problem(("evaluate",), "is null, but --then evaluate wants it: remove the line")])
+        raise JobError(
+            [plan.job.problem(("evaluate",), "is null, which conflicts with --then evaluate: remove the line")]
+        )
     show_words(plan.warnings)
     bundles = render_each(plan, target, separate=separate)
     for _, bundle in bundles.values():
@@ -78,27 +82,27 @@ def _prepare_slurm(bundles: Sequence[tuple[Plan, Bundle]], *, waits: bool) -> No
 
 
 def _check_complete(plans: Sequence[Plan], target: str) -> None:
-    """Refuse a job whose run is complete: it would wait in the queue for nothing. A sweep counts as a whole.
+    """Reject a job whose run is complete, because it would wait in the queue for nothing.
 
-    A job that is measured afterwards is submitted all the same. Elsewhere than on Slurm the nodes may have another
-    folder of that name, so it is only said.
+    A sweep counts as complete when all its runs are. With an evaluation to follow, or on a target other than Slurm,
+    where the nodes may see another folder of that name, this is only a warning.
 
     Raises:
-        JobError: with ``output``.
+        JobError: the run is complete; names ``output``.
     """
     from qwen_job.run.progress import is_done
 
     for plan in plans:
         if not all(is_done(run.job.output) for run in ([one.plan for one in plan.sweep] or [plan])):
             continue
-        message = f"{plan.job.output} is complete (done.json), so the job ends at once: choose another output"
+        message = f"{plan.job.output} is complete (done.json), so the job would end at once: choose another output"
         if target == "slurm" and plan.job.evaluate is None:
             raise JobError([plan.job.problem(("output",), message)])
-        show_words((f"output: {message}, unless the evaluation is what you want" if plan.job.evaluate else message,))
+        show_words((f"output: {message}, unless you only want the evaluation" if plan.job.evaluate else message,))
 
 
 def _run_here(bundles: Sequence[Bundle]) -> int:
-    """Run one after the other and return the first exit code that is not 0; a signal ends them all."""
+    """Run the bundles in order and return the first nonzero exit code; stop after a retryable one (a signal)."""
     from qwen_job.errors import is_retryable
     from qwen_job.launch.local import submit as run
 
@@ -111,7 +115,11 @@ def _run_here(bundles: Sequence[Bundle]) -> int:
 
 
 def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
-    """Return sbatch's words for a job that waits for ``after``, and for what the job itself waits for."""
+    """Return the sbatch options that make a job wait for ``after`` and for its own ``dependency``.
+
+    Raises:
+        UsageError: ``after`` did not succeed, or is on another cluster.
+    """
     from qwen_job.launch.find import find_one
     from qwen_job.launch.slurm.backend import cluster_of, dependency
     from qwen_job.run.progress import is_done
@@ -119,23 +127,26 @@ def _waiting_for(after: str, plan: Plan) -> Sequence[str]:
     entry = find_one(after, "slurm", whole=True).entry
     there, here = entry.cluster, cluster_of({name: str(text) for name, text in plan.job.slurm.sbatch.items()})
     if there and here and there != here:
-        raise UsageError(f"--after {after}: that job is on cluster {there}, this one is for {here}: Slurm cannot wait")
+        raise UsageError(
+            f"--after {after}: that job is on cluster {there}, this one is for {here}: Slurm has no dependencies "
+            "across clusters"
+        )
     written = plan.job.slurm.sbatch.get("dependency")
     conditions = [written] if isinstance(written, str) else []
     if not entry.forgotten:
         conditions.insert(0, f"afterok:{entry.id}")
     elif entry.state != "completed" and not is_done(entry.run):
-        # Slurm takes a job that it has forgotten for one that has succeeded.
+        # Slurm treats a job that has left its queue as succeeded.
         how = ", ".join(filter(None, (entry.state, entry.reason, f"{entry.run or 'its folder'} has no done.json")))
-        raise UsageError(f"--after {after}: {entry.name} ({entry.id}) is over and did not succeed ({how})")
+        raise UsageError(f"--after {after}: {entry.name} ({entry.id}) has ended and did not succeed ({how})")
     return dependency(",".join(conditions)) if conditions else ()
 
 
 def _refuse_second(plans: Sequence[Plan]) -> None:
-    """Refuse a job whose folder a live job trains in; which that is, its comment, our list or the folder tells.
+    """Reject a job whose run folder is in use by a live job.
 
     Raises:
-        ClusterRefused: with that job's id.
+        ClusterRefused: names the live job's ID.
     """
     from qwen_job.launch.find import live_in
 
@@ -145,8 +156,8 @@ def _refuse_second(plans: Sequence[Plan]) -> None:
     for plan in plans:
         for run in (plan, *(run.plan for run in plan.sweep)):
             if holder := taken.get(os.path.realpath(run.job.output)):
-                way_out = f"submit with --after {holder.shown_id}, cancel that job, or choose another output"
-                message = f"job {holder.shown_id} ({holder.name}, {holder.state}) trains in {run.job.output}: {way_out}"
+                fix = f"submit with --after {holder.shown_id}, cancel that job, or choose another output"
+                message = f"job {holder.shown_id} ({holder.name}, {holder.state}) is using {run.job.output}: {fix}"
                 raise ClusterRefused(str(plan.job.problem(("output",), message)))
 
 
@@ -164,6 +175,6 @@ def _hand_over(plan: Plan, bundle: Bundle, target: str, options: Sequence[str]) 
     click.echo(submitted.id)
     for (name, _), job_id in zip(bundle.then, submitted.then, strict=True):
         remember(target, job_id, name.partition(".")[0], plan.job.output, submitted.cluster)
-        click.echo(f"{name}: job {job_id} waits for it", err=True)
+        click.echo(f"{name}: job {job_id} waits for {submitted.id}", err=True)
     shown = f"{submitted.id}@{submitted.cluster}" if submitted.cluster else submitted.id
     click.echo(f"submitted; next: qwen-job status {shown}, or logs -f {shown}", err=True)

@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from qwen_job.launch.outcomes import Outcome
 
 
-# Characters of a table's cell.
+# Maximum characters in a table cell.
 _CELL = 100
 
 
 @click.command()
 @job_options
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> None:
-    """Show the runs of a sweep, the best first.
+    """Show the runs of a sweep, best first.
 
-    JOB is the sweep's job.yaml, or its output folder. Runs are ordered by their loss on held-out data where they have
-    one, else by the training's.
+    JOB is the sweep's job.yaml or its output folder. Runs are ordered by held-out loss if available, otherwise by
+    training loss.
     """
     from qwen_job.launch.outcomes import outcomes, runs_of_folder, runs_of_job
 
-    if job and os.path.isdir(job):  # noqa: PTH112  # Path.is_dir raises where a folder above is closed
+    if job and os.path.isdir(job):  # noqa: PTH112  # Path.is_dir raises if a parent folder is not accessible
         folder, runs = runs_of_folder(Path(job))
     else:
         from qwen_job.job import load_job
@@ -41,7 +41,7 @@ def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_jso
         click.echo(json_text([_as_dict(outcome) for outcome in found], indent=2))
     else:
         click.echo(_table(found))
-        click.echo(f"the runs lie in {folder}", err=True)
+        click.echo(f"the runs are in {folder}", err=True)
 
 
 def _table(found: list[Outcome]) -> str:

@@ -12,7 +12,7 @@ from qwen_job.text import visible
 
 @click.group()
 def templates() -> None:
-    """List or export the templates, to change them."""
+    """List the templates, or export them for editing."""
 
 
 def _names() -> list[str]:
@@ -23,16 +23,19 @@ def _names() -> list[str]:
 
 @templates.command("list")
 def list_templates() -> None:
-    """Name the templates."""
+    """List the templates."""
     click.echo("\n".join(_names()))
 
 
 @templates.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("names", nargs=-1)
-@click.option("--force", is_flag=True, help="Replace templates that are there.")
+@click.option("--force", is_flag=True, help="Replace existing templates.")
 def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
-    """Copy templates (all, or those in NAMES) to FOLDER, for 'render --template-dir FOLDER'."""
+    """Copy all templates, or those in NAMES, to FOLDER.
+
+    Edit them, then use 'qwen-job render --template-dir FOLDER'.
+    """
     from qwen_job.atomic import write_atomically
     from qwen_job.cli import suggest
     from qwen_job.render.engine import TEMPLATES
@@ -40,11 +43,11 @@ def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
     known = _names()
     for name in names:
         if name not in known:
-            raise click.UsageError(f"no template {name!r}{suggest(name, known)}")
+            raise click.UsageError(f"no such template: {name!r}{suggest(name, known)}")
     chosen = list(names) or known
     there = [name for name in chosen if (folder / name).exists()]
     if there and not force:
-        raise EnvironmentFault(f"{folder / there[0]}: there already; --force replaces it")
+        raise EnvironmentFault(f"{folder / there[0]}: already exists; use --force to replace it")
     for name in chosen:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / name, (TEMPLATES / name).read_text("utf-8"))

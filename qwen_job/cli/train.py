@@ -10,12 +10,12 @@ import click
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
-@click.option("--nproc-per-node", type=click.IntRange(min=1), help="Workers here; without it, as train.yaml says.")
+@click.option("--nproc-per-node", type=click.IntRange(min=1), help="Number of workers [default: from train.yaml].")
 def train(run: Path, nproc_per_node: int | None) -> None:
-    """Train from a train.yaml (what every target runs).
+    """Train from a train.yaml (run by every target).
 
-    RUN is a run folder or its train.yaml. All workers run on this machine; a run that was stopped goes on from its
-    newest complete checkpoint. Targets with several nodes call python -m qwen_job.node.launcher on each.
+    RUN is a run folder or its train.yaml. All workers run on this machine; a stopped run resumes from its
+    newest complete checkpoint. Multi-node targets call python -m qwen_job.node.launcher on each.
     """
     from qwen_job.node.launcher import main
     from qwen_job.run.config import load_config

@@ -1,10 +1,10 @@
-"""What ``qwen-job --version`` prints."""
+"""The text that ``qwen-job --version`` prints."""
 
 from qwen_job import __version__
 
 
 def version_text() -> str:
-    """Return the version line, followed by those of the training stack where it is installed."""
+    """Return the version, followed by the versions of the training stack if installed."""
     from qwen_job.node.versions import stack_versions
 
     stack = stack_versions()

@@ -122,7 +122,7 @@ def test_every_command_and_option_is_described(path: tuple[str, ...], command: c
         (["render", "-t", "local", "--set", "cluster.nodes=2"], 3, "cluster.nodes: 2 nodes: this machine is one"),
         (["render", "-t", "hostfile"], 3, "hostfile.hosts: is empty"),
         (["templates", "export", "t", "slurm/jb.sbatch.j2"], 2, "did you mean 'slurm/job.sbatch.j2'?"),
-        (["init"], 5, "job.yaml: there already"),
+        (["init"], 5, "job.yaml: already exists"),
         (["init", "other.yaml", "--example", "dmo"], 2, "did you mean 'demo'?"),
         (["init", "/proc/x.yaml"], 5, "/proc/x.yaml: cannot be written"),
         (["completion", "tcsh"], 2, "'tcsh' is not one of"),
@@ -170,7 +170,7 @@ def test_invalid_yaml_is_an_invalid_job(folder: Path) -> None:
 
 def test_without_a_job_render_says_how_to_make_one(tmp_path: Path) -> None:
     done = run(tmp_path, "render", "--target", "slurm")
-    assert done.returncode == 5 and "there is no job.yaml here; 'qwen-job init' writes one" in done.stderr
+    assert done.returncode == 5 and "no job.yaml in this folder; create one with 'qwen-job init'" in done.stderr
 
 
 def test_init_plan_render_is_a_way_that_works(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_the_version_is_the_package_s(folder: Path) -> None:
 def test_the_table_of_exit_codes(folder: Path) -> None:
     text = run(folder, "exit-codes").stdout
     assert re.search(r"^  3  final      JobError ", text, re.MULTILINE)
-    assert re.search(r"^160  try again  StoppedAndSaved ", text, re.MULTILINE)
+    assert re.search(r"^160  retryable  StoppedAndSaved ", text, re.MULTILINE)
 
 
 def test_a_reader_that_goes_away_is_no_fault(folder: Path) -> None:

@@ -22,7 +22,7 @@ def test_a_kubernetes_profile_goes_to_stdout_and_its_surprises_to_stderr(
     kubectl.answers(("api-resources", CRDS), ("get nodes", items(node())), ("get storage", FORBIDDEN), ("get", items()))
     shown = CliRunner().invoke(doctor, ["--target", "kubernetes"])
     assert yaml.safe_load(shown.stdout)["kubernetes"]["kind"] == "pytorchjob"
-    assert "storageclasses: you may not list them" in shown.stderr and "8 x NVIDIA-A100" in shown.stderr
+    assert "storageclasses: you are not allowed to list them" in shown.stderr and "8 x NVIDIA-A100" in shown.stderr
     site = tmp_path / "site.yaml"
     assert CliRunner().invoke(doctor, ["--target", "kubernetes", "-o", str(site)]).stdout == ""
     assert site.read_text() == shown.stdout
@@ -32,7 +32,7 @@ def test_a_file_that_is_there_is_kept_and_nothing_is_asked(tmp_path: Path, monke
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "site.yaml").write_text("mine")
     result = CliRunner().invoke(doctor, ["--target", "slurm", "-o", str(tmp_path / "site.yaml")])
-    assert isinstance(result.exception, EnvironmentFault) and "there already" in str(result.exception)
+    assert isinstance(result.exception, EnvironmentFault) and "already exists" in str(result.exception)
     assert (tmp_path / "site.yaml").read_text() == "mine"
 
 

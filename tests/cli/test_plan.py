@@ -66,7 +66,7 @@ def test_long_data_is_estimated_from_its_beginning(job: Path) -> None:
 
 def test_data_that_is_elsewhere_is_said_to_be(job: Path) -> None:
     (job.parent / "chats.json").unlink()
-    assert "chats.json is not on this machine; --samples N tells" in run(job)
+    assert "chats.json is not on this machine; use --samples N" in run(job)
     assert "at most 50,000 rows of 512 an epoch" in run(job, "--samples", 50_000)
 
 
@@ -113,12 +113,12 @@ def test_the_picture_is_svg_and_replaces_nothing_else(job: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--fit", "--explain", "precision"], "--fit and --explain exclude each other"),
-        (["--fit", "--svg", "x.svg"], "--svg belongs to the plan itself"),
-        (["--all", "--explain", "precision"], "--all belongs to the plan itself"),
-        (["--calibrate"], "needs the folder of at least one finished run"),
-        (["--calibrate", "x", "--samples", "5"], "--samples says nothing about finished runs"),
-        (["a.yaml", "b.yaml"], "one job at a time"),
+        (["--fit", "--explain", "precision"], "--fit and --explain cannot be combined"),
+        (["--fit", "--svg", "x.svg"], "--svg cannot be combined with --fit"),
+        (["--all", "--explain", "precision"], "--all cannot be combined with --explain"),
+        (["--calibrate"], "--calibrate needs the run folder"),
+        (["--calibrate", "x", "--samples", "5"], "--samples has no effect with --calibrate"),
+        (["a.yaml", "b.yaml"], "expected one job, got 2"),
     ],
 )
 def test_options_that_exclude_each_other(args: list[str], message: str) -> None:

@@ -48,7 +48,7 @@ def test_check_of_bad_data(run: Run, write: Callable[..., Path]) -> None:
     code, out, err = run("check", path)
     assert code == 4
     assert f"{path}:2: turn 2 (assistant): is empty" in out
-    assert "1 of 2 rows cannot be trained on" in err
+    assert "1 of 2 rows cannot be used for training" in err
     code, out, _ = run("check", path, "--json")
     assert code == 4
     assert json.loads(out)["counts"]["order"] == 1
@@ -158,7 +158,7 @@ def test_prepare_with_weights_is_what_a_job_with_weights_finds(
     spec = DataSpec(train=(DataFile(Path(DEMO)), DataFile(more, 2.0)))
     assert code == 0 and Path(out.strip()) == prepare(spec, tiny, tmp_path / "cache")
     code, _, err = run("prepare", DEMO, more, *options, "--weight", "2")
-    assert code == 2 and "--weight: is given 1 times for 2 files" in err
+    assert code == 2 and "--weight: given 1 times for 2 files" in err
     assert run("prepare", DEMO, *options, "--weight", "1001")[0] == 2
 
 

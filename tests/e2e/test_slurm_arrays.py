@@ -67,7 +67,7 @@ class User:
     def submit(self, words: str = "") -> tuple[int, int]:
         """Submit job.yaml and return the id of the job and that of the one that waits for it (0: none)."""
         out, err = self.run(f"qwen-job submit job.yaml --target slurm {words}")
-        waiting = [line for line in err.splitlines() if "waits for it" in line]
+        waiting = [line for line in err.splitlines() if "waits for" in line]
         return int(out), int(waiting[0].split()[2]) if waiting else 0
 
     def states(self, job: int) -> dict[str, tuple[str, str]]:
@@ -184,7 +184,7 @@ def test_the_doctor_s_profile_makes_a_job_that_slurm_takes(user: User) -> None:
     assert "besides main: high" in said and "no time limit" in said
     user.run("qwen-job doctor --target slurm -o site.yaml")
     assert (user.folder / "site.yaml").read_text().strip() == text
-    assert "there already" in user.run("qwen-job doctor --target slurm -o site.yaml", check=False)[1]
+    assert "already exists" in user.run("qwen-job doctor --target slurm -o site.yaml", check=False)[1]
     job = {**PINNED, "cluster": {"nodes": 2}}
     (user.folder / "job.yaml").write_text(yaml.safe_dump(job))
     _, judged = user.run("qwen-job render -f site.yaml job.yaml --target slurm | sbatch --test-only")

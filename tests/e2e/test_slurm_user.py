@@ -59,7 +59,7 @@ def test_a_shell_full_of_slurm_s_variables_changes_nothing(user: User) -> None:
         # Earlier jobs of the session's cluster have the same name.
         shown = json.loads(user.run(f"qwen-job status {word} --json")[0])
         assert [one["state"] for one in shown if one["id"] == str(job)] == ["running"]
-    assert f"job {job} (grid, running) trains in" in user.run("qwen-job submit job.yaml -t slurm", check=False)[1]
+    assert f"job {job} (grid, running) is using" in user.run("qwen-job submit job.yaml -t slurm", check=False)[1]
     user.run("qwen-job cancel grid")
     user.wait_states(job, ["CANCELLED"])
 
@@ -114,7 +114,7 @@ def test_a_job_is_known_by_its_folder_to_whoever_may_read_it(user: User) -> None
     job, _ = user.submit("--set 'slurm.sbatch={comment: project-7}'")
     user.wait((user.folder / "begun").exists, "the job runs", job)
     refused = user.run("qwen-job submit job.yaml -t slurm --set 'slurm.sbatch={comment: project-7}'", check=False)[1]
-    assert f"job {job} (grid, running) trains in" in refused
+    assert f"job {job} (grid, running) is using" in refused
     for folder in (run, *run.parents[: len(run.relative_to(user.folder.parents[1]).parts)]):
         folder.chmod(0o755)
     code, said = as_nobody(user, "status", run, "--json")
@@ -130,7 +130,7 @@ def test_a_job_is_known_by_its_folder_to_whoever_may_read_it(user: User) -> None
     user.lab.on("ctl", ["scontrol", "update", f"JobId={job}", "JobName=gone"], check=False)
     (run / "launch" / "job").write_text((run / "launch" / "job").read_text().replace(f"id {job}", "id 999999"))
     assert "complete" in user.run(f"qwen-job logs {run}")[0]
-    assert "is over already" in user.run(f"qwen-job cancel {run}")[1]
+    assert "has already ended" in user.run(f"qwen-job cancel {run}")[1]
     run.chmod(0o700)
     for command in ("status", "logs", "cancel", "sweep"):
         code, said = as_nobody(user, command, run)

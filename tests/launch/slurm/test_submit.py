@@ -100,7 +100,9 @@ def remembered(job: str, run: Path, name: str = "tiny") -> None:
 def test_a_forgotten_job_is_waited_for_only_if_it_has_succeeded(queue: Queue, tmp_path: Path) -> None:
     remembered("7", tmp_path / "run", "first")
     result = queue.submit("--after", "7")
-    assert isinstance(result.exception, UsageError) and "first (7) is over and did not succeed" in str(result.exception)
+    assert isinstance(result.exception, UsageError) and "first (7) has ended and did not succeed" in str(
+        result.exception
+    )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "done.json").write_text("{}")
     assert queue.submit("--after", "7").exit_code == 0
@@ -111,7 +113,7 @@ def test_a_second_job_in_a_folder_is_refused_by_the_first_one_s_id(queue: Queue)
     queue.holds({"job_id": 7, "name": "first", "comment": "qwen-job:/runs/tiny"})
     result = queue.submit()
     assert isinstance(result.exception, ClusterRefused)
-    assert "job.yaml:15:1: output: job 7 (first, running) trains in /runs/tiny: submit with --after 7" in str(
+    assert "job.yaml:15:1: output: job 7 (first, running) is using /runs/tiny: submit with --after 7" in str(
         result.exception
     )
     assert queue.submit("--after", "7").exit_code == 0
@@ -146,7 +148,7 @@ def test_the_accounting_tells_what_became_of_a_forgotten_job(queue: Queue, tmp_p
     (job,) = find("7", None)
     assert (job.entry.state, job.entry.reason) == ("failed", "exit code 4: The conversations are invalid")
     result = CliRunner().invoke(cli, ["cancel", "7"])
-    assert result.exit_code == 0 and "tiny (7) is over already (failed, exit code 4" in result.stderr
+    assert result.exit_code == 0 and "tiny (7) has already ended (failed, exit code 4" in result.stderr
     sacct.write_text("#!/bin/bash\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
     assert find("7", None)[0].entry.state == "gone"
 
@@ -208,7 +210,7 @@ def test_what_is_said_of_a_job_that_ended_is_how(queue: Queue) -> None:
 
 def test_the_follow_up_waits_for_the_job(queue: Queue) -> None:
     result = queue.submit("--then", "evaluate", data={"train": "/d/a.json", "eval": "/d/b.json"})
-    assert result.stdout == "41\n" and "tiny-evaluate.sbatch: job 42 waits for it" in result.stderr
+    assert result.stdout == "41\n" and "tiny-evaluate.sbatch: job 42 waits for 41" in result.stderr
     assert queue.asked == ["--parsable", "--parsable --dependency=afterok:41 --kill-on-invalid-dep=yes"]
 
 
