@@ -57,8 +57,6 @@ PAGES_TO_CLEAN = {
     "docs/kubernetes.zh-CN.md",
     "docs/plan.md",
     "docs/plan.zh-CN.md",
-    "docs/slurm.md",
-    "docs/slurm.zh-CN.md",
     "docs/training.md",
     "docs/training.zh-CN.md",
 }
