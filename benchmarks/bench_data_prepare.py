@@ -31,9 +31,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from qwen_job.chatml import PATTERN
 from qwen_job.data import DataFile, DataSpec, open_prepared, prepare
 from qwen_job.data.vocabulary import bytes_of
-from qwen_job.models.tokenizer_files import PATTERN
 
 MAX_LENGTH = 2048
 SYSTEM = "You are a helpful assistant."

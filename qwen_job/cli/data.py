@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.cli.options import FiniteRange
 from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, TURN_ORDERS, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT
-from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
 from qwen_job.text import json_text, show_path, visible
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.data.arrange import COUNTED
 from qwen_job.data.encode import ChatTokenizer, texts_of
 from qwen_job.data.formats import Conversation
 from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, Finding, Limits, inspect, lengths, read
 from qwen_job.data.vocabulary import token_finder
-from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
 
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _BATCH = 256

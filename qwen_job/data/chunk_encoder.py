@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from qwen_job.chatml import ROLES
 from qwen_job.data.arrange import arrange
 from qwen_job.data.choose import copies, copies_of, held_out
 from qwen_job.data.encode import ChatTokenizer, Flat, Segment, signed_ids, texts_of
@@ -18,7 +19,6 @@ from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUS
 from qwen_job.data.rows import Chunk, Malformed, parse_chunk
 from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError
-from qwen_job.models.tokenizer_files import ROLES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

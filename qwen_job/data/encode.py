@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from qwen_job.chatml import ROLES, SPECIAL_TOKENS
 from qwen_job.data.formats import Conversation, Turn
 from qwen_job.data.vocabulary import is_control, mark_control_tokens
 from qwen_job.errors import EnvironmentFault, ModelError
-from qwen_job.models.tokenizer_files import ROLES, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     import numpy as np

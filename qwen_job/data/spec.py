@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import DataError
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
-from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
 
 FORMATS = ("auto", "reference", "sharegpt", "messages", "alpaca", "query_response")
 LONG_SAMPLES = ("truncate", "drop", "split")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from qwen_job.models.tokenizer_files import PATTERN
+from qwen_job.chatml import PATTERN
 
 
 def is_qwen(content: dict[str, Any]) -> bool:

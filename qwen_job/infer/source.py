@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job import strict_yaml
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import ModelError
-from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
 from qwen_job.run.reading import read_object
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import Problem
 from qwen_job.facts.model_names import resolve_source
 from qwen_job.job.document import Document, Path, Position, dotted
@@ -31,7 +32,6 @@ from qwen_job.job.types import (
     section,
 )
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
-from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
 
 if TYPE_CHECKING:
     from qwen_job.job.sweep import Point

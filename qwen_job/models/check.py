@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields
 from qwen_job.facts.weights import NATIVE, expected_shapes, shown, size
@@ -13,7 +14,6 @@ from qwen_job.models.legacy import pickled_shards
 from qwen_job.models.qwen1 import is_computed
 from qwen_job.models.storage import exists, member, read_json
 from qwen_job.models.tensors import FLOATS, INDEX, Tensor, read_folder, shards
-from qwen_job.models.tokenizer_files import SPECIAL_TOKENS
 from qwen_job.models.tokens import added_tokens, check_tokenizer
 
 __all__ = ["check_folder", "is_qwen1", "needs_conversion", "read_config", "stop_ids"]

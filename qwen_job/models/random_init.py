@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from qwen_job import strict_yaml
+from qwen_job.chatml import ROLES, SPECIAL_TOKENS, SYSTEM_PROMPT
 from qwen_job.errors import ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.weights import Shapes, expected_shapes, size
 from qwen_job.models.config import check_config
 from qwen_job.models.storage import write_json
 from qwen_job.models.tensors import NewTensor, write_tensors
-from qwen_job.models.tokenizer_files import (
-    ROLES,
-    SPECIAL_TOKENS,
-    SYSTEM_PROMPT,
-    generation_config,
-    tokenizer_config,
-    tokenizer_json,
-)
+from qwen_job.models.tokenizer_files import generation_config, tokenizer_config, tokenizer_json
 
 if TYPE_CHECKING:
     import numpy
@@ -93,7 +87,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> tuple[dict[str, in
     """Train byte-level BPE of at most ``vocab_size`` entries; return its vocabulary and merges."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    from qwen_job.models.tokenizer_files import PATTERN
+    from qwen_job.chatml import PATTERN
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

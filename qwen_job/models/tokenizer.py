@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
 from qwen_job.models.storage import read_json, sha256_of, write_bytes, write_json
-from qwen_job.models.tokenizer_files import SPECIAL_TOKENS, generation_config, tokenizer_config, tokenizer_json
+from qwen_job.models.tokenizer_files import generation_config, tokenizer_config, tokenizer_json
 
 FILE = "qwen.tiktoken"
 SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"

@@ -1,45 +1,10 @@
-"""The ChatML layout as tokenizers and generation configs spell it.
-
-``<|im_start|>{role}\\n{text}<|im_end|>\\n`` a turn, a default system turn first, and
-``<|im_start|>assistant\\n`` to ask for an answer.
-"""
+"""The tokenizer and generation files of a ChatML model: tokenizer.json and its companions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
-END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
-ROLES = ("system", "user", "assistant")
-SYSTEM_PROMPT = "You are a helpful assistant."
-
-# Digits one by one, contractions, letters with one leading character, newlines kept together.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def chat_template(system_prompt: str = SYSTEM_PROMPT) -> str:
-    """Return the Jinja template that frames a chat as training does, with ``system_prompt`` where it has none.
-
-    An empty one means that no system turn is added.
-    """
-    opening = ""
-    if system_prompt:
-        quoted = json.dumps(system_prompt, ensure_ascii=False)
-        opening = (
-            "{%- if messages and messages[0]['role'] != 'system' -%}"
-            "{{- '<|im_start|>system\\n' + " + quoted + " + '<|im_end|>\\n' -}}"
-            "{%- endif -%}"
-        )
-    return (
-        opening + "{%- for message in messages -%}"
-        "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-    )
+from qwen_job.chatml import END_OF_TEXT, IM_END, IM_START, PATTERN, chat_template
 
 
 def added_token(token: str) -> dict[str, object]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
 from qwen_job.facts.weights import shown
 from qwen_job.models.storage import member, read_json
-from qwen_job.models.tokenizer_files import SPECIAL_TOKENS
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job import strict_json
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import UsageError
 from qwen_job.facts import settings
 from qwen_job.facts.model_names import clean_name, resolve_source
-from qwen_job.models.tokenizer_files import SYSTEM_PROMPT
 from qwen_job.run.config import RENAMED, DeepSpeedConfig, TrainConfig, Training, parse_config
 from qwen_job.text import visible
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.data.encode import ChatTokenizer
 from qwen_job.models.random_init import train_tokenizer
 from qwen_job.models.tokenizer import read_ranks, write_fast_tokenizer
-from qwen_job.models.tokenizer_files import SPECIAL_TOKENS, tokenizer_json
+from qwen_job.models.tokenizer_files import tokenizer_json
 from qwen_job.resources import resource
 from tests.models.conftest import qwen_tiktoken
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.chatml import PATTERN
 from qwen_job.errors import ModelError
 from qwen_job.models.tokenizer import SPECIALS, byte_letters, read_ranks, write_fast_tokenizer, write_tiktoken
-from qwen_job.models.tokenizer_files import PATTERN
 
 PROBES = [
     "",
