@@ -24,7 +24,7 @@ PATTERN = (
 def chat_template(system_prompt: str = SYSTEM_PROMPT) -> str:
     """Return the Jinja template that formats a chat exactly as training does.
 
-    ``system_prompt`` opens chats that have no system turn of their own; if it is empty, none is added.
+    ``system_prompt`` opens chats that have no system turn; if it is empty, none is added.
     """
     opening = ""
     if system_prompt:
