@@ -52,8 +52,6 @@ PAGES_TO_CLEAN = {
     "docs/image.md",
     "docs/image.zh-CN.md",
     "docs/job.md",
-    "docs/kubernetes.md",
-    "docs/kubernetes.zh-CN.md",
     "docs/plan.md",
     "docs/plan.zh-CN.md",
     "docs/training.md",
