@@ -54,8 +54,6 @@ PAGES_TO_CLEAN = {
     "docs/job.md",
     "docs/plan.md",
     "docs/plan.zh-CN.md",
-    "docs/training.md",
-    "docs/training.zh-CN.md",
 }
 
 

@@ -58,12 +58,16 @@ def test_the_commands_of_the_guides_exist(checkout: Path, guide: str, least: int
         command.make_context(words[1], rest, parent=context)
 
 
-def test_what_the_guide_to_training_quotes_is_said_in_these_words(checkout: Path) -> None:
-    text = (checkout / "docs" / "training.md").read_text("utf-8")
-    table = text.partition("| it says |")[2].partition("\n\n")[0]
-    quoted = [words for row in table.splitlines()[2:] for words in re.findall(r"`([^`]+)`", row.split("|")[1])]
+def quoted(page: Path, heading: str) -> list[str]:
+    """Return the messages in the first column of a guide's table of errors."""
+    table = page.read_text("utf-8").partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    return [words for row in table.splitlines()[2:] for words in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+def test_the_messages_in_the_guide_to_training_are_those_of_the_code(checkout: Path) -> None:
+    messages = quoted(checkout / "docs" / "training.md", "message")
     code = " ".join(path.read_text("utf-8") for path in (checkout / "qwen_job").rglob("*.py"))
-    assert len(quoted) >= 8
-    for words in quoted:
-        fixed = re.sub(r" (nan|\.\.\.|SIGKILL|900 s)$", " ", words).strip()
-        assert fixed in code, words
+    fixed = [re.sub(r" (nan|\.\.\.|SIGKILL|900 s)$", " ", words).strip() for words in messages]
+    assert len(fixed) >= 8
+    assert [words for words in fixed if words not in code] == []
+    assert quoted(checkout / "docs" / "training.zh-CN.md", "提示") == messages
