@@ -49,11 +49,7 @@ PAGES_TO_CLEAN = {
     "CHANGELOG.md",
     "LOG.md",
     "charts/qwen-job/README.md",
-    "docs/image.md",
-    "docs/image.zh-CN.md",
     "docs/job.md",
-    "docs/plan.md",
-    "docs/plan.zh-CN.md",
 }
 
 
