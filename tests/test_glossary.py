@@ -45,10 +45,7 @@ TO_CLEAN = {
 }
 # Pages still to be cleaned. docs/job.md is generated from qwen_job/job.
 PAGES_TO_CLEAN = {
-    "BENCHMARKS.md",
     "CHANGELOG.md",
-    "LOG.md",
-    "charts/qwen-job/README.md",
     "docs/job.md",
 }
 
