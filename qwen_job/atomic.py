@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import select
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+_BLOCK = 2**20
 
 
 def write_atomically(path: Path, content: str | bytes, *, mode: int | None = None, sync: bool = True) -> None:
@@ -86,6 +91,28 @@ def _size(count: int) -> str:
 def _kind(mode: int) -> str:
     names = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     return names.get(stat.S_IFMT(mode), "something else")
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading; a pipe or a device, which could block, is an OSError at once."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(22, "is not a regular file", str(path))
+        yield file
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex SHA-256 of a file of any size.
+
+    Raises:
+        OSError: the file is missing, is not a regular file, or cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync_file(path: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Literal
 
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault, UsageError
+from qwen_job.text import GIB, gib
 
-GIB = 2**30
 # A fill of its own for each item, so that the bar reads without colour; colours of equal lightness from Okabe and Ito.
 FILLS = "█▓▒░▚▞╳▤▥▦◧◩"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C564B")
@@ -54,11 +54,11 @@ class Stack:
     def sentence(self) -> str:
         """Say how much it is and how much is free, or too much."""
         if self.capacity is None:
-            return f"{_gib(self.total)} {_WITHOUT_CARD[self.of]}"
-        over, card = self.total - self.capacity, _gib(self.capacity)
+            return f"{gib(self.total)} {_WITHOUT_CARD[self.of]}"
+        over, card = self.total - self.capacity, gib(self.capacity)
         if over > 0:
-            return f"{_gib(self.total)}, {_gib(over)} more than the card's {card}"
-        return f"{self.total / GIB:.1f} of {card}, {_gib(-over)} free"
+            return f"{gib(self.total)}, {gib(over)} more than the card's {card}"
+        return f"{self.total / GIB:.1f} of {card}, {gib(-over)} free"
 
 
 def bar(stack: Stack, *, width: int = 60, colour: bool = False, title: str = "") -> str:
@@ -137,10 +137,6 @@ def write_svg(path: Path, picture: str) -> None:
 def _rectangle(x: float, y: int, width: float, height: int, colour: str, label: str) -> str:
     place = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}"'
     return f'<rect {place} fill="{colour}"><title>{escape(label)}</title></rect>'
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
 
 
 def _widths(sizes: Sequence[int], width: float) -> list[int]:

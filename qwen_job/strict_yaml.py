@@ -16,12 +16,16 @@ import yaml
 
 from qwen_job.atomic import read_limited
 
+try:
+    Loader = yaml.CSafeLoader
+except AttributeError:  # PyYAML built without libyaml: ten times slower
+    Loader = yaml.SafeLoader  # type: ignore[assignment, misc]
+
 MAX_DEPTH = 64
 MAX_VALUES = 50_000
 MAX_BYTES = 16 * 2**20
 TOO_DEEP = f"nested too deeply (more than {MAX_DEPTH} levels): write it with fewer brackets or less indentation"
 TOO_MANY = f"holds more than {MAX_VALUES:,} values"
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # A level takes a bracket, or a column in front of what it holds; a sequence may stand in its key's column.
 _LEAD = re.compile(r"^[ \t?:-]+", re.MULTILINE)
 _SHORT = 64 * 2**10

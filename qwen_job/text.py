@@ -11,6 +11,8 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 # C0, DEL, C1; marks and overrides of the reading order; line separators; invisible fillers; tags; lone surrogates.
@@ -19,6 +21,11 @@ HIDDEN = (
     "\U000e0000-\U000e007f]"
 )
 LONGEST = 4_000
+GIB = 2**30
+# How alike two words must be, from 0 to 1 as difflib measures it: for a single suggestion, for each of several, and
+# where the likeness alone makes a word a mistake.
+LIKELY, POSSIBLE, MISSPELT = 0.55, 0.45, 0.8
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 # Colour, and the renewal of a progress line.
 _OURS = re.compile("(\x1b\\[(?:[0-9;]{0,12}m|2K))")
 _LAYOUT = "\n\t\r"
@@ -98,6 +105,54 @@ class VisibleStream(io.TextIOWrapper):
         with contextlib.suppress(*self._dropped):
             super().write(shown)
         return len(text)
+
+
+def gib(size: float) -> str:
+    """Return bytes in GiB with one decimal: ``23.4 GiB``."""
+    return f"{size / GIB:.1f} GiB"
+
+
+def gib_or_mib(size: float) -> str:
+    """Return bytes in GiB, or in MiB where that is less than one: ``23.4 GiB``, ``512 MiB``."""
+    return gib(size) if size >= GIB else f"{size / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in its two largest units: ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``.
+
+    Rounded to seconds below ten minutes, to minutes below a day, else to hours.
+    """
+    step = 1 if seconds < 600 else 60 if seconds < 86400 else 3600
+    whole = round(seconds / step) * step
+    for (size, unit), (smaller, smaller_unit) in pairwise(_UNITS):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {smaller_unit}" if rest else "")
+    return f"{whole} s"
+
+
+def read_duration(text: str) -> float:
+    """Return the seconds that :func:`duration` wrote; other text counts as 0."""
+    sizes = {unit: size for size, unit in _UNITS}
+    return float(sum(int(number) * sizes[unit] for number, unit in re.findall(r"(\d+) (d|h|min|s)\b", text)))
+
+
+def nearest(word: str, known: Iterable[str], count: int = 1, *, cutoff: float | None = None) -> list[str]:
+    """Return up to ``count`` of the ``known`` words that look most like ``word``, whatever their case.
+
+    A single suggestion must be likely (``LIKELY``); when several are offered, the reader chooses (``POSSIBLE``).
+    """
+    import difflib  # only after a mistake
+
+    by_lower = {entry.lower(): entry for entry in known}
+    least = cutoff or (LIKELY if count == 1 else POSSIBLE)
+    return [by_lower[found] for found in difflib.get_close_matches(word.lower(), by_lower, n=count, cutoff=least)]
+
+
+def did_you_mean(word: object, known: Iterable[str], prefix: str = "", *, cutoff: float = LIKELY) -> str:
+    """Return ``; did you mean 'x'?`` with the nearest of ``known`` after ``prefix``, or an empty string."""
+    found = nearest(str(word), known, cutoff=cutoff)
+    return f"; did you mean '{prefix}{found[0]}'?" if found else ""
 
 
 def show_path(path: str | os.PathLike[str]) -> None:

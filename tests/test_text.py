@@ -14,7 +14,20 @@ from hypothesis import strategies as st
 
 from qwen_job import strict_json
 from qwen_job.atomic import read_limited
-from qwen_job.text import HIDDEN, VisibleStream, json_text, visible, visible_lines
+from qwen_job.text import (
+    GIB,
+    HIDDEN,
+    VisibleStream,
+    did_you_mean,
+    duration,
+    gib,
+    gib_or_mib,
+    json_text,
+    nearest,
+    read_duration,
+    visible,
+    visible_lines,
+)
 
 ANY_TEXT = st.text(st.characters(), max_size=50)
 
@@ -109,3 +122,43 @@ def test_a_pipe_with_a_writer_is_read_where_it_may_be() -> None:
     os.close(write)
     assert read_limited(f"/dev/fd/{read}", 10, pipes=True) == b"x: 1"
     os.close(read)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (45.9, "46 s"),
+        (65, "1 min 5 s"),
+        (599.7, "10 min"),
+        (754, "13 min"),
+        (3600, "1 h"),
+        (7500, "2 h 5 min"),
+        (86399, "1 d"),
+        (3 * 86400 + 4 * 3600, "3 d 4 h"),
+    ],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("seconds", [0, 46, 65, 600, 7500, 3 * 86400 + 4 * 3600])
+def test_a_duration_can_be_read_back(seconds: float) -> None:
+    assert read_duration(duration(seconds)) == seconds
+
+
+def test_sizes_are_shown_in_gib_or_else_mib() -> None:
+    assert gib(1.5 * GIB) == gib_or_mib(1.5 * GIB) == "1.5 GiB"
+    assert gib_or_mib(GIB // 2) == "512 MiB"
+
+
+def test_a_likely_word_is_suggested() -> None:
+    assert did_you_mean("Lernin_rate", ["warmup", "learning_rate"], "train.") == "; did you mean 'train.learning_rate'?"
+
+
+def test_an_unlikely_word_is_not_suggested() -> None:
+    assert did_you_mean("xyz", ["warmup", "learning_rate"]) == ""
+
+
+def test_of_several_suggestions_each_may_be_less_alike() -> None:
+    assert "A100-80G" in nearest("A10O", ["A100-80G", "V100"], 3)

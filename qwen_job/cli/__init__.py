@@ -17,7 +17,7 @@ import click
 from qwen_job import __version__
 from qwen_job.cli.streams import fault_of, prepare
 from qwen_job.errors import QwenJobError
-from qwen_job.text import visible
+from qwen_job.text import did_you_mean, visible
 
 # name -> (module:attribute, short help). The short help is repeated here so that --help imports no command; a test
 # keeps it equal to the command's own.
@@ -49,14 +49,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-def suggest(word: str, known: list[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the closest of ``known``, or an empty string."""
-    import difflib
-
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
 class _ReaderGone(Exception):
     """A broken pipe. click would exit with 1, which is our code for a bug."""
 
@@ -78,7 +70,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"no such command: {args[0]!r}{suggest(args[0], list(COMMANDS))}")
+            ctx.fail(f"no such command: {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

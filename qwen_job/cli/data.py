@@ -232,12 +232,12 @@ def clean(
 
 
 def _known(rules: tuple[str, ...]) -> set[str]:
-    from qwen_job.cli import suggest
     from qwen_job.data.rules import RULES
+    from qwen_job.text import did_you_mean
 
     for rule in rules:
         if rule not in RULES:
-            raise UsageError(f"no such rule: {rule!r}{suggest(rule, list(RULES))}; rules: {', '.join(RULES)}")
+            raise UsageError(f"no such rule: {rule!r} (rules: {', '.join(RULES)}){did_you_mean(rule, RULES)}")
     return set(rules)
 
 

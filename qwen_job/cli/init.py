@@ -16,8 +16,8 @@ from qwen_job.errors import EnvironmentFault
 def init(file: Path, example: str | None, force: bool) -> None:
     """Write a commented job.yaml to start from."""
     from qwen_job.atomic import write_atomically
-    from qwen_job.cli import suggest
     from qwen_job.resources import resource
+    from qwen_job.text import did_you_mean
 
     folder = resource("configs", "jobs")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -26,7 +26,7 @@ def init(file: Path, example: str | None, force: bool) -> None:
         return
     if example is not None and example not in names:
         raise click.UsageError(
-            f"no such example: {example!r}{suggest(example, names)}; 'init --example list' shows them"
+            f"no such example: {example!r} ('init --example list' shows them){did_you_mean(example, names)}"
         )
     if file.exists() and not force:
         raise EnvironmentFault(f"{file}: already exists; choose another name, or use --force to replace it")

@@ -11,10 +11,10 @@ from qwen_job.job import Job
 from qwen_job.picture import bar
 from qwen_job.plan import Plan
 from qwen_job.plan.compare import Difference
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.schedule import RunPlan
 from qwen_job.plan.search.choice import Runner
 from qwen_job.plan.search.smallest import Smallest
+from qwen_job.text import GIB, duration
 
 SHOWN_RUNNERS = 3
 
@@ -266,14 +266,6 @@ def show(value: Any) -> str:
     if value is None:
         return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: 45 s, 12 min, 3.5 h, 2.1 days."""
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}" if size < 3600 else f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def _range(seconds: tuple[float, float, float]) -> str:

@@ -13,7 +13,7 @@ import click
 
 from qwen_job.cli.options import FiniteRange, show_words
 from qwen_job.launch.backend import GONE, UNKNOWN
-from qwen_job.text import clear_screen, json_text, visible
+from qwen_job.text import clear_screen, duration, json_text, visible
 
 if TYPE_CHECKING:
     from qwen_job.launch.find import Found
@@ -144,18 +144,6 @@ def _remark(item: Found) -> str:
     if item.entry.state == "running" and age is not None and age > STALE_SECONDS:
         return f"no heartbeat for {duration(age)}"
     return ""
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as 45s, 12m30s, 3h05m or 2d4h."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600}h"
 
 
 def _as_dict(item: Found) -> dict[str, Any]:

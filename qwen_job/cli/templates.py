@@ -37,13 +37,13 @@ def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
     Edit them, then use 'qwen-job render --template-dir FOLDER'.
     """
     from qwen_job.atomic import write_atomically
-    from qwen_job.cli import suggest
     from qwen_job.render.engine import TEMPLATES
+    from qwen_job.text import did_you_mean
 
     known = _names()
     for name in names:
         if name not in known:
-            raise click.UsageError(f"no such template: {name!r}{suggest(name, known)}")
+            raise click.UsageError(f"no such template: {name!r}{did_you_mean(name, known)}")
     chosen = list(names) or known
     there = [name for name in chosen if (folder / name).exists()]
     if there and not force:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen_job.atomic import sha256_of
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.embedding import refuse_larger
@@ -95,7 +96,7 @@ def _identity(path: Path) -> list[Any]:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from error
 

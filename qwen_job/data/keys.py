@@ -10,7 +10,7 @@ from collections.abc import Collection, Container, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from qwen_job.text import visible
+from qwen_job.text import MISSPELT, did_you_mean, visible
 
 # JSON nested deeper than this is no conversation; what walks over rows stays far from Python's own limit.
 MAX_DEPTH = 100
@@ -175,10 +175,7 @@ def _lost(keys: list[str], used: frozenset[str], where: str) -> RecordError:
         return RecordError(
             f"{where}{first}", f"{advice} (data.ignore_keys: [{first[:40]}] trains without it)", "unused_key"
         )
-    import difflib
-
-    near = difflib.get_close_matches(_plain(first), sorted(used), n=1, cutoff=0.75)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
+    meant = did_you_mean(_plain(first), sorted(used), cutoff=MISSPELT)
     names = ", ".join(key[:40] for key in keys[:6])
     message = (f"holds content that training does not use{meant}; remove the key, or train without it: "
                f"data.ignore_keys: [{names}] (--ignore-key)")  # fmt: skip

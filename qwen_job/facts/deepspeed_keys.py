@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from qwen_job.text import MISSPELT, did_you_mean
 
 # The top level of DeepSpeed 0.19's JSON (deepspeed/runtime/config.py), which reads no key that it does not know.
 KNOWN = (
@@ -25,5 +25,5 @@ def misspelt(key: str) -> str:
     """Return what to say of a key of the top level that looks like a misspelt one, else ""."""
     if key in KNOWN:
         return ""
-    near = difflib.get_close_matches(str(key), KNOWN, n=1, cutoff=0.8)
-    return f"DeepSpeed has no such key and would ignore it; did you mean {near[0]}?" if near else ""
+    meant = did_you_mean(key, KNOWN, cutoff=MISSPELT)
+    return f"DeepSpeed has no such key and would ignore it{meant}" if meant else ""

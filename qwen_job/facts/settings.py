@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from qwen_job.facts import fact
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # reading by the Python loader takes ten times as long
+from qwen_job.strict_yaml import Loader
+from qwen_job.text import did_you_mean
 
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "bool": ("true or false", (bool,)),
@@ -66,7 +66,7 @@ def schedulers() -> dict[str, dict[str, Any]]:
 
 
 def _read(name: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = yaml.load(fact("train", name).read_text("utf-8"), _LOADER)
+    found: dict[str, dict[str, Any]] = yaml.load(fact("train", name).read_text("utf-8"), Loader)
     return found
 
 
@@ -86,15 +86,7 @@ def fault(name: str, value: Any, typed: Iterable[str]) -> str:
     if name.startswith("lora_"):
         return NO_LORA
     known = [*typed, *table["accepted"]]
-    return "unknown field" + near(name, known, "train.")
-
-
-def near(word: Any, known: Iterable[str], prefix: str = "") -> str:
-    """Return ``; did you mean ...`` with the nearest known name, or nothing."""
-    import difflib
-
-    found = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
-    return f"; did you mean '{prefix}{found[0]}'?" if found else ""
+    return "unknown field" + did_you_mean(name, known, "train.")
 
 
 def conflicts(values: Mapping[str, Any], written: Collection[str], given: Circumstances) -> list[Complaint]:
@@ -149,7 +141,7 @@ def _schedule(values: Mapping[str, Any], given: Circumstances) -> list[Complaint
         return []  # the default, which needs nothing: most jobs are spared reading the file
     takes = schedulers().get(kind)
     if takes is None:
-        return [Complaint("lr_scheduler_type", f"{kind!r} is not a scheduler{near(kind, schedulers())}")]
+        return [Complaint("lr_scheduler_type", f"{kind!r} is not a scheduler{did_you_mean(kind, schedulers())}")]
     if keys is not None and not isinstance(keys, dict):
         return []  # its kind is judged where it was written
     keys = keys or {}
@@ -193,7 +185,9 @@ def _misfit(value: Any, fact: Mapping[str, Any]) -> str:
     """Return why ``value`` does not fit a fact's kind, choices and limits."""
     if "choices" in fact:
         choices = fact["choices"]
-        return "" if value in choices else f"{_show(value)} is not one of {', '.join(choices)}{near(value, choices)}"
+        if value in choices:
+            return ""
+        return f"{_show(value)} is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
     noun, kinds = _KINDS[fact["kind"]]
     if not isinstance(value, kinds) or (isinstance(value, bool) and fact["kind"] != "bool"):
         return f"expected {noun}, not {_show(value)}"

@@ -20,8 +20,8 @@ from qwen_job.errors import JobError, ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.config_fields import check_fields, dropout_of, longest_row
 from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from qwen_job.strict_yaml import Loader
+from qwen_job.text import nearest
 
 
 class UnknownName(JobError):
@@ -282,10 +282,7 @@ def _declared(path: Path, kind: str) -> list[str]:
 
 
 def _unknown(name: str, kind: str, known: Sequence[str]) -> str:
-    by_lower = {entry.lower(): entry for entry in known}
-    import difflib
-
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)]
+    near = nearest(name, known, 3)
     near += [entry for entry in known if name.lower() in entry.lower() and entry not in near][:3]
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
     way_out = "its numbers can stand in job.yaml" if kind == "GPU" else "a local folder with its config.json works too"
@@ -312,7 +309,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 @lru_cache(maxsize=256)
 def _parsed(path: Path, *_signature: int) -> Mapping[str, Any]:
     """Read a file once as long as it stays as it is: each run of a sweep asks for the same ones."""
-    values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     if not isinstance(values, dict):
         raise JobError(f"{path}: not a mapping of names to values")
     return MappingProxyType(values)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen_job.atomic import sha256_of
 from qwen_job.data.chunk_encoder import read_row
 from qwen_job.data.formats import Conversation, RecordError
 from qwen_job.data.rows import read_rows
@@ -22,7 +23,6 @@ from qwen_job.errors import DataError, QwenJobError
 from qwen_job.infer.chat import quiet
 from qwen_job.infer.columns import side_by_side
 from qwen_job.infer.source import Sampling, Target, find_model
-from qwen_job.models.storage import sha256_of
 from qwen_job.text import visible_lines
 
 if TYPE_CHECKING:

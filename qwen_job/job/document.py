@@ -15,13 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from qwen_job.errors import JobError, Problem
-from qwen_job.strict_yaml import MAX_DEPTH, MAX_VALUES, TOO_DEEP, TOO_MANY, Excess, check
+from qwen_job.strict_yaml import MAX_DEPTH, MAX_VALUES, TOO_DEEP, TOO_MANY, Excess, Loader, check
 from qwen_job.strict_yaml import reason as _first_line
-
-try:
-    from yaml import CSafeLoader as _Base
-except ImportError:  # PyYAML built without libyaml
-    from yaml import SafeLoader as _Base  # type: ignore[assignment]
 
 Path = tuple[str | int, ...]
 # What fits a float; more digits are a slip, and Python itself stops at 4,300.
@@ -54,7 +49,7 @@ class Document:
         return None
 
 
-class _Loader(_Base):
+class _Loader(Loader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 

@@ -21,6 +21,7 @@ from qwen_job.job.document import Document, Position, assign, dotted, merge, par
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.model import Job, Train
 from qwen_job.job.types import ENV_NAME
+from qwen_job.text import did_you_mean
 
 MAX_BYTES = 16 * 2**20
 # Of text that variables bring in, in all fields together.
@@ -261,7 +262,7 @@ def _translate(document: Document, error: Any) -> Problem:
         message = f"{_show(given)} has a form that is not allowed{_example(path)}"
     elif kind == "literal_error":
         message = f"{_show(given)} is not one of {context['expected']}"
-        message += _near(given, re.findall(r"'([^']+)'", context["expected"]))
+        message += did_you_mean(given, re.findall(r"'([^']+)'", context["expected"]))
     elif kind in _NOUNS:
         message = f"{_EXPECTED}{_NOUNS[kind]}, not {_show(given)}"
     else:
@@ -292,15 +293,13 @@ def _did_you_mean(path: FieldPath) -> str:
     if model is None:
         return ""
     name = str(path[-1])
-    import difflib
-
-    near = difflib.get_close_matches(name, list(model.model_fields), n=1, cutoff=0.55)
-    if near:
-        return f"; did you mean {dotted((*path[:-1], near[0]))!r}?"
+    above = dotted(path[:-1])
+    if meant := did_you_mean(name, model.model_fields, f"{above}." if above else ""):
+        return meant
     for section, field in Job.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and name in inner.model_fields:
-            return f"; did you mean {section}.{name}?"
+            return f"; did you mean '{section}.{name}'?"
     return f"; known here: {', '.join(sorted(model.model_fields))}"
 
 
@@ -337,13 +336,6 @@ def _check_settings(document: Document, job: Job | None) -> list[Problem]:
         held_out = settings.Circumstances(evaluates=bool(job.data.eval or job.data.eval_split))
         complaints = settings.conflicts(job.train.settings, written, held_out)
     return [_problem(document, ("train", *name.split(".")), message) for name, message in complaints]
-
-
-def _near(word: Any, known: Iterable[str], prefix: str = "") -> str:
-    import difflib
-
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
-    return f"; did you mean '{prefix}{near[0]}'?" if near else ""
 
 
 _SHORT_REPR = reprlib.Repr()

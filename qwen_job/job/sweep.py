@@ -21,6 +21,7 @@ from qwen_job.job.document import Document, Position, dotted, place
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.load import build, spelt_out
 from qwen_job.job.model import Job
+from qwen_job.resources import cache_beside
 
 # Slurm's MaxArraySize is 1001 unless the site raised it.
 MOST = 1000
@@ -137,7 +138,7 @@ def _run(document: Document, whole: Job, folder: str, number: int) -> Job:
     """Make one run's job; models and prepared data are kept where all runs find them."""
     job = build(document)
     suffix = f"-{number}"
-    cache = whole.model.cache_dir or str(PurePosixPath(whole.output).parent / ".qwen-job-cache")
+    cache = whole.model.cache_dir or cache_beside(whole.output)
     return job.model_copy(
         update={
             "name": whole.name[: 63 - len(suffix)].rstrip("._-") + suffix,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qwen_job import strict_json
 from qwen_job.atomic import read_limited
+from qwen_job.resources import private_state
 from qwen_job.run.reading import is_path
 
 KEPT = 10_000
@@ -29,9 +29,8 @@ class Submission:
 
 
 def index_path() -> Path:
-    """Return where the list lies: below $XDG_STATE_HOME, else ~/.local/state."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "qwen-job" / "jobs.jsonl"
+    """Return the path of the list of submitted jobs."""
+    return private_state() / "jobs.jsonl"
 
 
 def remember(target: str, job_id: str, name: str, run: str, cluster: str = "") -> None:

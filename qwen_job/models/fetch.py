@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from qwen_job.atomic import sync_folder
+from qwen_job.atomic import sha256_of, sync_folder
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_names import clean_name
 from qwen_job.models.config import QUANTIZED_FILES, refuse_quantized
@@ -29,7 +29,7 @@ from qwen_job.models.hub import (
 )
 from qwen_job.models.lock import Progress, exclusive
 from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import ELSEWHERE, exists, git_sha1_of, member, read_json, sha256_of, write_json
+from qwen_job.models.storage import ELSEWHERE, exists, git_sha1_of, member, read_json, write_json
 
 MARKER = ".fetched.json"
 TRIES = 6  # in a row without a byte

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal, cast, get_args
 
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_names import clean_name
+from qwen_job.resources import user_cache
 
 Source = Literal["modelscope", "huggingface", "local", "random"]
 
@@ -59,7 +59,5 @@ class ModelSpec:
 
 
 def cache_folder(chosen: Path | None = None) -> Path:
-    """Return the models' folder of the cache chosen, of $QWEN_JOB_CACHE or of ~/.cache/qwen-job."""
-    if chosen is None:
-        chosen = Path(os.environ.get("QWEN_JOB_CACHE") or Path.home() / ".cache" / "qwen-job")
-    return chosen.expanduser() / "models"
+    """Return the folder of models in the ``chosen`` cache, else in the user's own."""
+    return (chosen or user_cache()).expanduser() / "models"

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from qwen_job import strict_json
-from qwen_job.atomic import read_limited, sync_file, sync_folder, write_atomically
+from qwen_job.atomic import open_regular, read_limited, sync_file, sync_folder, write_atomically
 from qwen_job.errors import EnvironmentFault, ModelError
 
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
@@ -31,14 +28,6 @@ def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[byte
                 raise ModelError(f"{path}: ends {left} bytes early; copy or download it again")
             left -= len(piece)
             yield piece
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hex SHA-256 of a file of any size."""
-    digest = hashlib.sha256()
-    for piece in chunks(path):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def exists(path: Path) -> bool:
@@ -87,15 +76,6 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds no JSON object; copy or download it again")
     return value
-
-
-@contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading; OSError at once for a pipe or a device, which would be waited for."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(22, "is not a regular file", str(path))
-        yield file
 
 
 def member(folder: Path, name: str, named_in: Path | None = None) -> Path:

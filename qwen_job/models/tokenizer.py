@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from qwen_job.atomic import sha256_of
 from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
-from qwen_job.models.storage import read_json, sha256_of, write_bytes, write_json
+from qwen_job.models.storage import read_json, write_bytes, write_json
 from qwen_job.models.tokenizer_files import generation_config, tokenizer_config, tokenizer_json
 
 FILE = "qwen.tiktoken"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from qwen_job.node.driver import Driver, NodeGpu, probe
 from qwen_job.node.quick_check import Finding
+from qwen_job.text import GIB
 
-GIB = 2**30
 # nvidia-smi tells the memory of the card, the plan what CUDA leaves of it; a smaller card differs by far more.
 _MEMORY_SHARE = 0.97
 # Xid codes after which the GPU, its memory or its links need a reset or a repair (NVIDIA's "Xid Errors" guide).

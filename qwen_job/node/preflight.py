@@ -16,11 +16,12 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen_job.node.gpus import GIB, PlannedGpu, gpu_checks
+from qwen_job.node.gpus import PlannedGpu, gpu_checks
 from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.quick_check import SHARED_MEMORY, Finding, quick_check
 from qwen_job.node.sockets import HOW_TO_NAME, UnknownName, leads_elsewhere, listen
 from qwen_job.run.space import still_needed
+from qwen_job.text import GIB, gib
 
 # Clocks of a cluster follow NTP; more apart than this and timestamps, certificates and file ages go wrong.
 CLOCK_SECONDS = 30
@@ -138,7 +139,7 @@ def _note_missing(expected: Expected, verdict: Verdict) -> None:
 def shared_memory_for(gpus: int) -> Finding:
     """Ask for 1 GiB of /dev/shm a GPU: NCCL's rings and the data workers' batches."""
     size = shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0
-    text = f"{SHARED_MEMORY} holds {size / GIB:.1f} GiB for {gpus or 'no'} GPUs"
+    text = f"{SHARED_MEMORY} holds {gib(size)} for {gpus or 'no'} GPUs"
     if gpus and size < gpus * GIB:
         way_out = "enlarge it (docker and podman: --ipc=host or --shm-size; Kubernetes: kubernetes.shm_size)"
         return Finding("shm per gpu", "fault", f"{text}; NCCL and data workers need 1 GiB each: {way_out}")
@@ -174,10 +175,10 @@ def disk_space(expected: Expected) -> Finding:
     except OSError as error:
         return Finding("disk", "fault", f"output: {expected.run}: {error.strerror}")
     needed = still_needed(expected.run, expected.disk_bytes)
-    text = f"{free / GIB:.1f} GiB free in {expected.run}"
+    text = f"{gib(free)} free in {expected.run}"
     if free < needed:
         more = "" if needed == expected.disk_bytes else " beyond what the run holds there"
-        fix = f"about {needed / GIB:.1f} GiB are needed{more}; free some, or choose another output"
+        fix = f"about {gib(needed)} are needed{more}; free some, or choose another output"
         return Finding("disk", "fault", f"output: {text}; {fix}")
     return Finding("disk", "ok", text)
 

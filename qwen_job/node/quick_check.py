@@ -5,7 +5,6 @@ Every fault is one line that says what to do, in place of the traceback that tor
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -15,10 +14,12 @@ from pathlib import Path
 from qwen_job.errors import EnvironmentFault
 from qwen_job.node.driver import Driver, NodeGpu, probe
 from qwen_job.node.image import Image, image_sets, installed_image, set_for
+from qwen_job.resources import user_cache
+from qwen_job.text import GIB, gib
 
+ENOUGH_SHARED_MEMORY = GIB
 SHARED_MEMORY = Path("/dev/shm")
 # Docker's default of 64 MB is too little for NCCL's intra-node transport and for DataLoader workers.
-SHARED_MEMORY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def check_kernels(image: Image, gpu: NodeGpu) -> None:
 
 def check_cache() -> str:
     """Raise EnvironmentFault unless the cache folder (QWEN_JOB_CACHE) can be written; return its path."""
-    folder = Path(os.environ.get("QWEN_JOB_CACHE") or Path.home() / ".cache" / "qwen-job")
+    folder = user_cache()
     trial = folder / f".trial-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,10 +116,10 @@ def shared_memory(folder: Path) -> Finding:
     if not folder.is_dir():
         return Finding("shared memory", "warning", f"{folder} does not exist: NCCL needs it between GPUs of a node")
     size = shutil.disk_usage(folder).total
-    if size < SHARED_MEMORY_BYTES:
+    if size < ENOUGH_SHARED_MEMORY:
         text = f"{folder} holds {size >> 20} MiB: NCCL and data workers need 1 GiB or more (docker: --ipc=host)"
         return Finding("shared memory", "warning", text)
-    return Finding("shared memory", "ok", f"{size / (1 << 30):.1f} GiB")
+    return Finding("shared memory", "ok", gib(size))
 
 
 def _look(name: str, check: Callable[[], str]) -> Finding:

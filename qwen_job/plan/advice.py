@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qwen_job.facts.model_names import is_qwen1_id
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.search.choice import HOST_MARGIN, Choice, Question, choose
+from qwen_job.text import GIB
 
 # Full fine-tuning of chat models is done with 1e-6 to 5e-5 (Qwen's scripts: 1e-5; Qwen2.5's report: 7e-6 to 7e-7).
 USUAL_LEARNING_RATE = (5e-7, 5e-5)

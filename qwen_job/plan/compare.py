@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.plan import Plan
+from qwen_job.text import GIB
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +12,10 @@ from qwen_job.job import Job
 from qwen_job.plan.compare import flatten
 from qwen_job.plan.decision import Ledger
 from qwen_job.plan.estimate.activations import layer_activation_bytes
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.plan import Plan
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
 from qwen_job.plan.search.choice import Choice, choose, layout_of
+from qwen_job.text import GIB, nearest
 
 # What each item of memory is made of; the formulas with their sources stand in qwen_job/plan/estimate/memory.py.
 ITEMS = {
@@ -121,8 +120,8 @@ def _resolve(field: str, known: list[str]) -> str:
     if ends:
         raise UsageError(f"--explain: {field!r} is several fields: {', '.join(ends)}; name one in full")
     lasts = {name.rpartition(".")[2]: name for name in reversed(known)}
-    near = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
-    near += [lasts[word] for word in difflib.get_close_matches(field.rpartition(".")[2], lasts, n=3, cutoff=0.6)]
+    near = nearest(field, known, 3)
+    near += [lasts[word] for word in nearest(field.rpartition(".")[2], lasts, 3)]
     near += [name for name in known if field.lower() in name.lower()]
     hint = f"did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else "'qwen-job plan' shows them"
     raise UsageError(f"--explain: no field {field!r}; {hint}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError, ModelError, Problem
@@ -17,12 +16,14 @@ from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
-from qwen_job.plan.estimate.memory import GIB, MemoryEstimate
+from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision, refuse_settings
 from qwen_job.plan.schedule import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search.choice import Question
 from qwen_job.plan.search.sharding import Sharding, choose_sharding, question_of
 from qwen_job.plan.train_config import train_config
+from qwen_job.resources import cache_beside
+from qwen_job.text import GIB
 
 
 class SweptRun(NamedTuple):
@@ -77,7 +78,7 @@ class Plan:
     @property
     def model_cache(self) -> str:
         """The folder of downloaded and converted models; beside the run's folder, so that all nodes share it."""
-        return self.job.model.cache_dir or str(PurePosixPath(self.job.output).parent / ".qwen-job-cache")
+        return self.job.model.cache_dir or cache_beside(self.job.output)
 
     @cached_property
     def train_config(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from qwen_job.atomic import read_limited
 from qwen_job.errors import UsageError
 from qwen_job.render import quote
 from qwen_job.render.quote import Quoted, Unrepresentable
+from qwen_job.resources import private_cache
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 MAX_TEMPLATE = 2**20
@@ -70,8 +71,7 @@ FILTERS = {
 
 def _compiled() -> FileSystemBytecodeCache | None:
     """Return the user's cache of compiled templates, which take longer to compile than to render; None without one."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "qwen-job" / "templates"
+    folder = private_cache() / "templates"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:

@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 
 from qwen_job import __version__
-from qwen_job.atomic import write_atomically
+from qwen_job.atomic import sha256_of, write_atomically
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import EnvironmentFault
-from qwen_job.models.storage import sha256_of
 from qwen_job.report.afterwards import OLDEST, export_command, original_of
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.run.reading import read_object

@@ -17,8 +17,7 @@ from qwen_job.report.plot import Formatter, Series, chart, smooth
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.report.timeline import ACCOUNTS, number
 from qwen_job.run.reading import whole
-from qwen_job.text import visible
-from qwen_job.train.runlog import duration
+from qwen_job.text import GIB, duration, gib_or_mib, visible
 
 _ACCOUNT_NAMES = {
     "productive": "Training · 训练",
@@ -187,7 +186,7 @@ def _charts(summary: Summary) -> str:
     training = [Series("training", loss, "faint"), Series("training, smoothed · 训练", smooth(loss), "line")]
     held_out = [Series("held out · 验证", evals, "line", 1), Series("", evals, "dots", 1)] if evals else []
     # In the unit of the ticks, so that these are round numbers of it.
-    unit, name = (2**30, "GiB") if (summary.peak("memory_bytes") or 0) >= 2**30 else (2**20, "MiB")
+    unit, name = (GIB, "GiB") if (summary.peak("memory_bytes") or 0) >= GIB else (2**20, "MiB")
 
     def form(value: float) -> str:
         return f"{value:,.10g} {name}"
@@ -341,6 +340,4 @@ def _count(value: float | None) -> str:
 
 
 def _bytes(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    return "–" if value is None else gib_or_mib(value)

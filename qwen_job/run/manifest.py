@@ -6,7 +6,6 @@ Without a matching manifest it does not exist.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job.atomic import sync_file, write_atomically
+from qwen_job.atomic import sha256_of, sync_file, write_atomically
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
 # DeepSpeed's names of a shard, and ours of the random state.
 _OF_A_RANK = re.compile(r"(?:pp_rank|rng_state)_(\d+)")
 
@@ -42,16 +40,7 @@ class Checkpoint(NamedTuple):
 def describe(path: Path) -> FileEntry:
     """Force a file to the disk and return its size and hash."""
     sync_file(path)
-    return FileEntry(path.stat().st_size, file_hash(path))
-
-
-def file_hash(path: Path) -> str:
-    """Return a file's sha256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+    return FileEntry(path.stat().st_size, sha256_of(path))
 
 
 def write_manifest(folder: Path, *, step: int, world_size: int, zero_stage: int, files: dict[str, FileEntry]) -> None:
@@ -151,7 +140,7 @@ def _reader(name: str, place: int) -> int:
 
 def _hash_or_error(path: Path) -> str | OSError:
     try:
-        return file_hash(path)
+        return sha256_of(path)
     except OSError as error:
         return error
 

@@ -37,11 +37,11 @@ from qwen_job.run.config import (
 )
 from qwen_job.run.lease import Lease
 from qwen_job.run.signals import StopWish, TimeLimit, leave_now
-from qwen_job.text import visible_lines
+from qwen_job.text import duration, visible_lines
 from qwen_job.train.deepspeed_config import resolve, zero_stage
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place, join, meet, once, place_from_environment, speak_once, tell
-from qwen_job.train.runlog import RunLog, duration, read_metrics
+from qwen_job.train.runlog import RunLog, read_metrics
 from qwen_job.train.settings_diff import is_complete, settings_text
 from qwen_job.train.trackers import check_trackers, close_trackers, start_trackers
 from qwen_job.train.watchdog import Watchdog

@@ -29,6 +29,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from qwen_job.atomic import sync_folder
 from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
 from qwen_job.run.manifest import FileEntry, describe, write_manifest
+from qwen_job.text import gib
 
 # What storage says that is away for a while.
 _PASSING = tuple(os.strerror(code) for code in (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN))
@@ -98,8 +99,8 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
             if wanted > _SHARE_OF_FREE * free:
                 self.background = False
                 return (
-                    f"training waits while checkpoints are written: a copy of the state takes {wanted / 2**30:.1f} GiB "
-                    f"on rank {rank}, whose share of the free host memory is {free / 2**30:.1f} GiB"
+                    f"training waits while checkpoints are written: a copy of the state takes {gib(wanted)} "
+                    f"on rank {rank}, whose share of the free host memory is {gib(free)}"
                 )
         self._reserving = self._pool.submit(self._snapshots.reserve, sizes)
         return None

@@ -6,7 +6,6 @@ qwen_job/facts/settings.py, as in job.yaml. Nothing here imports torch: the call
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from qwen_job.errors import UsageError
 from qwen_job.facts import settings
 from qwen_job.facts.model_names import clean_name, resolve_source
 from qwen_job.run.config import RENAMED, DeepSpeedConfig, TrainConfig, Training, parse_config
-from qwen_job.text import visible
+from qwen_job.text import did_you_mean, visible
 
 
 class Hardware(NamedTuple):
@@ -258,8 +257,7 @@ def _read_as(name: str, text: str | None, kind: str) -> Any:
 
 def _suggestion(name: str) -> str:
     known = [*_OWN, *_TRAINING, *settings.facts()["accepted"], *RENAMED]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean --{near[0]}?" if near else ""
+    return did_you_mean(name, known, "--")
 
 
 def _boolean(name: str, text: str | None) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.text import gib
 
 # A spike is judged against the smoothed loss of about the last fifty steps, once there are ten. Where little is left to
 # learn the loss jumps by large factors and means nothing by it, so it must rise by a nat too.
@@ -138,7 +139,7 @@ def oom_message(
 
 
 def _gib(number: int | None) -> str:
-    return "unknown" if number is None else f"{number / 2**30:.1f} GiB"
+    return "unknown" if number is None else gib(number)
 
 
 def _short(items: Sequence[Any]) -> str:

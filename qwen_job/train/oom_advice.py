@@ -8,6 +8,7 @@ from qwen_job.errors import QwenJobError
 from qwen_job.plan.estimate.calibrate import layout_of
 from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.text import GIB
 
 _SHARE_OF_GPU = 0.95
 
@@ -39,7 +40,7 @@ def ways_out(config: TrainConfig, deepspeed: DeepSpeedConfig, peak_bytes: int | 
     for text, change in found:
         need = factor * estimate_memory(now._replace(**change)).gpu_bytes
         if need <= _SHARE_OF_GPU * capacity:
-            fitting.append(f"{text} (about {need / 2**30:.0f} GiB)")
+            fitting.append(f"{text} (about {need / GIB:.0f} GiB)")
     return WaysOut(fitting[:3], fit=True)
 
 

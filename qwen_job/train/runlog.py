@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM
 from qwen_job.run.reading import read_lines
-from qwen_job.text import visible_lines
+from qwen_job.text import duration, visible_lines
 
 _HEARTBEAT_SECONDS = 2.0
 _PLAIN_LINE_SECONDS = 10.0
@@ -142,15 +142,6 @@ def progress_text(step: int, total: int | None, values: dict[str, Any], eta: flo
     if eta is not None:
         parts.append(f"{duration(eta)} left")
     return " · ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return 5s, 3m20s, 2h05m or 3d04h."""
-    whole = int(seconds)
-    for unit, size, below, letter in ((86400, 3600, "h", "d"), (3600, 60, "m", "h"), (60, 1, "s", "m")):
-        if whole >= unit:
-            return f"{whole // unit}{letter}{whole % unit // size:02d}{below}"
-    return f"{whole}s"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

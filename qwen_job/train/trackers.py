@@ -26,8 +26,8 @@ import yaml
 
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, JobError, Problem, QwenJobError
-from qwen_job.facts.settings import near
 from qwen_job.run.config import TrainConfig
+from qwen_job.text import did_you_mean
 
 # By the names of transformers; any one of the packages will do.
 _PACKAGES = {
@@ -68,7 +68,7 @@ def check_trackers(config: TrainConfig) -> None:
     for name in config.training.report_to:
         packages = _PACKAGES.get(name, ())
         if name not in (*_PACKAGES, "all", "none"):
-            text = f"{name!r} is not a tracker{near(name, _PACKAGES)}"
+            text = f"{name!r} is not a tracker{did_you_mean(name, _PACKAGES)}"
             problems.append(Problem("train.yaml", 0, 0, "training.report_to", text))
         if packages and not any(find_spec(package) for package in packages):
             advice = (

@@ -34,7 +34,7 @@ def test_five_lines_are_a_job(tmp_path: Path) -> None:
         ("train:\n  learning_rate: fast", "job.yaml:7:3: train.learning_rate: expected a number, not 'fast'"),
         ("train: {report_to: [tensorbord]}", "did you mean 'tensorboard'?"),
         ("train: {max_grad_norm: .inf}", "job.yaml:6:24: train.max_grad_norm: .inf is not a finite number; JSON cannot hold it"),
-        ("partition: gpu", "job.yaml:6:1: partition: unknown field; did you mean slurm.partition?"),
+        ("partition: gpu", "job.yaml:6:1: partition: unknown field; did you mean 'slurm.partition'?"),
         ("slurm: {tme: 4}", "job.yaml:6:9: slurm.tme: unknown field; did you mean 'slurm.time'?"),
         ("slurm: {time: soon}", "job.yaml:6:9: slurm.time: 'soon' is not a duration: write 2h30m, 12:30:00, 1-00:00:00 or seconds"),
         ("slurm: {sbatch: {'a b': x}}", "job.yaml:6:18: slurm.sbatch.a b: 'a b' is not an option's name: write a-b"),

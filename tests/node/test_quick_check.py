@@ -106,6 +106,6 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_small_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_job.node.quick_check.SHARED_MEMORY_BYTES", os.statvfs(tmp_path).f_blocks * 1 << 40)
+    monkeypatch.setattr("qwen_job.node.quick_check.ENOUGH_SHARED_MEMORY", os.statvfs(tmp_path).f_blocks * 1 << 40)
     assert "--ipc=host" in shared_memory(tmp_path).message
     assert shared_memory(tmp_path / "none").state == "warning"

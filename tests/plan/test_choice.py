@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qwen_job.facts.tables import gpu_names, load_gpu, load_model_shape
 from qwen_job.plan.advice import RunNumbers, requeues, warnings_for
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.search.choice import Choice, Question, choose, combinations, fit
+from qwen_job.text import GIB
 
 
 def ask(model: str = "Qwen/Qwen-1_8B-Chat", gpu: str = "A100-80G", **options: Any) -> Question:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from qwen_job.facts.tables import gpu_names, load_gpu, load_model_shape
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.search.choice import Choice, Question, choose
 from qwen_job.plan.search.nearest import nearest, refusal, together
+from qwen_job.text import GIB
 
 GPUS = [load_gpu(name) for name in gpu_names()]
 

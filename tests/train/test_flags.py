@@ -49,7 +49,7 @@ def test_what_has_no_effect_is_said() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--learning_rte", "1"], "did you mean --learning_rate"),
+        (["--learning_rte", "1"], "did you mean .--learning_rate"),
         (["--bf16", "maybe"], "wants True or False"),
         (["--max_steps", "ten"], "wants a whole number"),
         (["--max_steps"], "wants a value"),

@@ -26,6 +26,7 @@ from qwen_job.launch.kubernetes.state import entry_of, is_unexplained, name_of, 
 from qwen_job.launch.outputs import show_output
 from qwen_job.render.bundle import Bundle
 from qwen_job.run.progress import Progress
+from qwen_job.strict_yaml import Loader
 
 Object = dict[str, Any]
 KINDS = {
@@ -33,7 +34,6 @@ KINDS = {
     "TrainJob": "trainjobs.trainer.kubeflow.org",
     "JobSet": "jobsets.jobset.x-k8s.io",
 }
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _OURS = ("-l", "app.kubernetes.io/name=qwen-job", "-o", "json")
 _APPLY = ("apply", "--server-side", "--force-conflicts", "--field-manager=qwen-job")
 _ACCESS = ("rolebindings", "roles", "serviceaccounts")
@@ -52,7 +52,7 @@ def submit(bundle: Bundle) -> Submitted:
 
     Errors: :class:`EnvironmentFault` without kubectl or a cluster; :class:`ClusterRefused` with the server's words.
     """
-    things = list(yaml.load_all(bundle.text, _LOADER))
+    things = list(yaml.load_all(bundle.text, Loader))
     _refuse_second(things)
     refuse_missing(things)
     # Trainer refuses a TrainJob whose runtime is not there, as in a dry run it cannot be.

@@ -11,13 +11,13 @@ from qwen_job.errors import QwenJobError
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.kubernetes.kubectl import kubectl
 from qwen_job.run.progress import Progress, progress_from
+from qwen_job.text import read_duration
 
-# The trainer's own line: step 120/500 · loss 1.2345 · 34,289 tokens/s · MFU 45.2% · 3m20s left
+# The trainer's own line: step 120/500 · loss 1.2345 · 34,289 tokens/s · MFU 45.2% · 3 min 20 s left
 _LINE = re.compile(
     r"step (?P<step>\d+)(?:/(?P<total>\d+))?(?: · loss (?P<loss>[-\d.]+))?(?: · (?P<speed>[\d,]+) tokens/s)?"
-    r"(?: · MFU [\d.]+%)?(?: · (?P<left>[\dsmhd]+) left)?"
+    r"(?: · MFU [\d.]+%)?(?: · (?P<left>[\d a-z]+) left)?"
 )
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def pod_progress(entry: Entry, deadline: float) -> Progress:
@@ -61,7 +61,7 @@ def progress_of_log(text: str) -> Progress:
         total_steps=int(last["total"]) if last["total"] else None,
         loss=_float(last["loss"]),
         tokens_per_second=_float((last["speed"] or "").replace(",", "")),
-        eta_seconds=_seconds(last["left"]) if last["left"] else None,
+        eta_seconds=read_duration(last["left"]) if last["left"] else None,
     )
 
 
@@ -70,7 +70,3 @@ def _float(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:
         return None
-
-
-def _seconds(text: str) -> float:
-    return float(sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhd])", text)))

@@ -27,7 +27,6 @@ from qwen_job.plan.estimate.layout import BYTES, Layout
 if TYPE_CHECKING:
     from qwen_job.picture import Stack
 
-GIB = 2**30
 MASTER_BYTES, ADAM_BYTES = 4, 8
 CHECKPOINT_COPY = "checkpoint copy"
 

@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeVar
 
 from qwen_job.facts.tables import Gpu, ModelShape
 from qwen_job.plan.estimate.layout import Layout
-from qwen_job.plan.estimate.memory import GIB, Constants, MemoryEstimate, estimate_memory
+from qwen_job.plan.estimate.memory import Constants, MemoryEstimate, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate, estimate_speed
+from qwen_job.text import GIB
 
 T = TypeVar("T")
 

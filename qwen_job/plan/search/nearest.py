@@ -13,8 +13,8 @@ from itertools import combinations as subsets
 from typing import Any, NamedTuple
 
 from qwen_job.facts.tables import Gpu
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.plan.search.choice import HOST_MARGIN, LARGEST_CLUSTER, Choice, Question, choose, combinations, fit
+from qwen_job.text import GIB
 
 # Sequence lengths are cut in these steps when the nearest job that fits is looked for.
 LENGTH_STEP = 64

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from qwen_job.errors import JobError
 from qwen_job.facts.tables import Gpu, ModelShape, gpu_names, load_gpu
 from qwen_job.job import Job
-from qwen_job.plan.estimate.memory import GIB, Constants, MemoryEstimate
+from qwen_job.plan.estimate.memory import Constants, MemoryEstimate
 from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate
 from qwen_job.plan.precision import BF16_FROM
 from qwen_job.plan.search.choice import MARGIN, Choice, Question, Runner, choose
+from qwen_job.text import GIB
 
 
 class Sharding(NamedTuple):

@@ -24,10 +24,9 @@ from qwen_job.render.kubernetes.pod_security import LEVELS, pod_security_level
 from qwen_job.render.kubernetes.prepare import prepare_context
 from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings, settings
 from qwen_job.render.quote import to_yaml
-from qwen_job.strict_yaml import check
+from qwen_job.strict_yaml import Loader, check
 
 Object = dict[str, Any]
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 OUTPUT = "qwen-job/output"  # the annotation that tells a job's folder
 MEMORY = "qwen-job/needs-memory"  # the annotation with the host memory that the plan counts for a pod
 _CONTAINERS = {"pytorchjob": "pytorch", "trainjob": "node", "jobset": "node"}
@@ -130,8 +129,8 @@ def _load(template: str, context: dict[str, Any], folders: Sequence[str | Path])
     """Render a template and read it back, so that what a user's template broke is found here."""
     text = render_template(f"kubernetes/{template}.yaml.j2", context, folders)
     try:
-        check(text, _LOADER)
-        value = yaml.load(text, _LOADER)
+        check(text, Loader)
+        value = yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"template kubernetes/{template}.yaml.j2 gives invalid YAML: {reason[:300]}") from None

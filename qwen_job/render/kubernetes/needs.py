@@ -12,8 +12,8 @@ from qwen_job.job.document import Path, dotted
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.plan import Plan
 from qwen_job.plan.advice import bytes_of
+from qwen_job.text import GIB
 
-GIB = 2**30
 # Seconds between "saved" and the end of the processes, on top of the time that saving takes.
 LEAVING_SECONDS = 30
 # A part of a GPU: a process sees one MIG slice and no other, and shares of a GPU are the same GPU to NCCL.

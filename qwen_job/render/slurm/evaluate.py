@@ -10,11 +10,11 @@ from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
-from qwen_job.plan.estimate.memory import GIB
 from qwen_job.render.context import shell_context
 from qwen_job.render.engine import render_template
 from qwen_job.render.slurm.gpus import other_gres
 from qwen_job.render.slurm.resources import all_runs, bytes_of
+from qwen_job.text import GIB
 
 # What the user asked sbatch for is sized for the training, or is about that job only.
 _OF_THE_TRAINING = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from qwen_job.errors import Problem
 from qwen_job.plan import Plan
-from qwen_job.plan.estimate.memory import GIB
+from qwen_job.text import GIB, gib_or_mib
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 _UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -84,9 +84,8 @@ def resource_problems(plan: Plan) -> Iterator[Problem]:
     memory = plan.sharding.memory
     for path, size in _written_memory(plan):
         if memory is not None and size is not None and 0 < size < memory.host_needed:
-            message = (
-                f"is {_show(size)} a node, and the plan needs {_show(memory.host_needed)} ('qwen-job plan' lists it)"
-            )
+            message = f"is {gib_or_mib(size)} a node, and the plan needs {gib_or_mib(memory.host_needed)}"
+            message += " ('qwen-job plan' lists it)"
             yield plan.job.problem(path, f"{message}: write {math.ceil(memory.host_needed / GIB)}G, or 0 for all of it")
 
 
@@ -107,10 +106,6 @@ def bytes_of(text: str) -> int | None:
     """Return what --mem takes, in bytes; a bare number is MB. None for anything else."""
     found = re.fullmatch(r"(\d+)([KMGT]?)B?", text, re.IGNORECASE)
     return int(found[1]) * _UNITS[found[2].upper()] if found else None
-
-
-def _show(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
 
 
 def all_runs(plan: Plan) -> list[Plan]:

@@ -282,7 +282,7 @@ def test_a_running_job_s_own_pod_tells_its_progress(kubectl: Recorded) -> None:
 
 @pytest.mark.parametrize("beat", ["", "{", "[1]"])
 def test_where_exec_is_forbidden_the_log_tells_it(kubectl: Recorded, beat: str) -> None:
-    line = "step 120/500 · loss 1.2345 · 34,289 tokens/s · MFU 45.2% · 2h05m left"
+    line = "step 120/500 · loss 1.2345 · 34,289 tokens/s · MFU 45.2% · 2 h 5 min left"
     forbidden = (1, "", 'User "u" cannot create resource "pods/exec" in API group ""')
     kubectl.answers(
         ("exec", (0, beat, "") if beat else forbidden),
