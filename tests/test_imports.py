@@ -1,0 +1,231 @@
+"""Imports agree with the table of rooms in CONTRIBUTING.md, form no cycle, and sit inside functions for a reason only.
+
+Every import counts: at the top of a module, inside a function, and under TYPE_CHECKING.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PACKAGE = CHECKOUT / "qwen_job"
+GROUND_FLOOR = "ground floor"
+TORCH = {"torch", "deepspeed", "accelerate", "liger_kernel"}
+TORCH_ROOMS = {"train", "infer", "node"}
+
+# To be emptied: imports that the table does not allow, as (room, module).
+FOREIGN = {
+    ("data", "qwen_job.models.storage"),
+    ("facts", "qwen_job.models.config"),
+    ("facts", "qwen_job.models.storage"),
+    ("infer", "qwen_job.train"),
+    ("infer", "qwen_job.train.loading"),
+    ("models", "qwen_job.data.rows"),
+    ("node", "qwen_job.job.hosts"),
+    ("report", "qwen_job.infer.source"),
+    ("train", "qwen_job.node.sockets"),
+    ("train", "qwen_job.plan.estimate.calibrate"),
+    ("train", "qwen_job.plan.estimate.memory"),
+}
+# To be emptied: imports that are part of a cycle between modules.
+CIRCULAR = {
+    ("qwen_job.job.model", "qwen_job.job.sweep"),
+    ("qwen_job.job.load", "qwen_job.job.sweep"),
+    ("qwen_job.plan.plan", "qwen_job.plan.train_config"),
+}
+# To be emptied: modules of other rooms than TORCH_ROOMS that import torch.
+WITH_TORCH = {"qwen_job.models.legacy"}
+
+# Packages that are imported inside functions: they are slow to import or may be missing, and not every caller needs them.
+SLOW = {"torch", "transformers", "deepspeed", "liger_kernel", "numpy", "tokenizers", "gigatoken", "psutil"}
+# Any other import inside a function of a room, with the reason. cli/ needs none: a command imports what it runs.
+LATE = {
+    ("qwen_job.infer.chat", "readline"): "changes how input() works, and is missing in some Python builds",
+    ("qwen_job.run.owner", "pwd"): "missing outside Unix",
+    ("qwen_job.text", "difflib"): "6 ms of start-up, needed after a mistake only",
+    ("qwen_job.train.rendezvous", "logging"): "beside DeepSpeed, which configures it",
+}
+# To be emptied: modules with imports inside functions that nobody has gone through yet.
+LATE_TO_CLEAN = {
+    "qwen_job.data.worker",
+    "qwen_job.facts.tables",
+    "qwen_job.infer.chat",
+    "qwen_job.infer.evaluate",
+    "qwen_job.infer.source",
+    "qwen_job.job.kubernetes_types",
+    "qwen_job.job.load",
+    "qwen_job.launch.find",
+    "qwen_job.launch.hosts",
+    "qwen_job.launch.kubernetes.doctor",
+    "qwen_job.launch.slurm.backend",
+    "qwen_job.models",
+    "qwen_job.models.random_init",
+    "qwen_job.models.resolve",
+    "qwen_job.node.collective",
+    "qwen_job.node.preflight",
+    "qwen_job.node.prepare_job",
+    "qwen_job.plan.estimate.memory",
+    "qwen_job.plan.search.sharding",
+    "qwen_job.render.engine",
+    "qwen_job.render.slurm.script",
+    "qwen_job.report.afterwards",
+    "qwen_job.text",
+    "qwen_job.train.__main__",
+    "qwen_job.train.guards",
+    "qwen_job.train.rendezvous",
+}
+
+
+class Import(NamedTuple):
+    """One import: from ``module``, in ``line``, of the module ``target``; ``late`` inside a function."""
+
+    module: str
+    line: int
+    target: str
+    late: bool
+
+    def __str__(self) -> str:
+        path = PACKAGES[self.module].relative_to(CHECKOUT)
+        return f"{path}:{self.line}: {self.target}"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(CHECKOUT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PACKAGES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    """Return the folder of the package that a module is in, or the ground floor; ``__main__`` belongs to cli."""
+    parts = module.split(".")
+    if len(parts) > 1 and (PACKAGE / parts[1]).is_dir():
+        return parts[1]
+    return "cli" if parts[-1] == "__main__" else GROUND_FLOOR
+
+
+@cache
+def imports() -> tuple[Import, ...]:
+    return tuple(found for module, path in PACKAGES.items() for found in _imports(module, ast.parse(path.read_text())))
+
+
+def _imports(module: str, node: ast.AST, late: bool = False) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            for target in dict.fromkeys(_targets(child)):
+                yield Import(module, child.lineno, target, late)
+        inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        yield from _imports(module, child, late or inside)
+
+
+def _targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    for alias in node.names:
+        if isinstance(node, ast.Import):
+            yield alias.name
+        else:
+            name = f"{node.module}.{alias.name}"
+            yield name if name in PACKAGES else str(node.module)
+
+
+def ours() -> list[Import]:
+    return [found for found in imports() if found.target in PACKAGES]
+
+
+@cache
+def table() -> Mapping[str, frozenset[str]]:
+    """Return the rooms that each room may import, as the table in CONTRIBUTING.md says."""
+    page = (CHECKOUT / "CONTRIBUTING.md").read_text("utf-8")
+    rows = [row.strip(" |").split(" | ") for row in page.partition("| room |")[2].split("\n\n")[0].splitlines()[2:]]
+    names = [name.strip("`").removeprefix("qwen_job/") for name, *_ in rows]
+    allowed = [frozenset(names if cell == "every room" else cell.split(", ")) for *_, cell in rows]
+    return dict(zip(names, allowed, strict=True))
+
+
+@cache
+def ground_floor() -> frozenset[str]:
+    """Return the files that the table's first row names."""
+    page = (CHECKOUT / "CONTRIBUTING.md").read_text("utf-8")
+    row = page.partition(f"| {GROUND_FLOOR} |")[2].partition(" |")[0]
+    return frozenset(re.findall(r"`(\w+\.py)`", row))
+
+
+def listed(found: Iterable[object]) -> str:
+    return "\n".join(map(str, found))
+
+
+def test_the_table_names_every_room() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert set(table()) - {GROUND_FLOOR} == rooms
+
+
+def test_the_table_allows_rooms_that_exist() -> None:
+    assert set().union(*table().values()) <= set(table())
+
+
+def test_the_table_names_every_file_of_the_ground_floor() -> None:
+    assert ground_floor() == {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+
+
+def test_the_table_has_no_cycle() -> None:
+    rooms = {room: allowed - {room} for room, allowed in table().items()}
+    assert list(TopologicalSorter(rooms).static_order())[0] == GROUND_FLOOR
+
+
+def foreign() -> list[Import]:
+    """Return the imports from a room that the table does not let it import."""
+    found = []
+    for one in ours():
+        here, there = room_of(one.module), room_of(one.target)
+        if there not in {here, GROUND_FLOOR, *table()[here]}:
+            found.append(one)
+    return found
+
+
+def test_rooms_import_what_the_table_allows() -> None:
+    new = [one for one in foreign() if (room_of(one.module), one.target) not in FOREIGN]
+    assert not new, f"not allowed by the table of rooms in CONTRIBUTING.md:\n{listed(new)}"
+
+
+def test_modules_form_no_cycle() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in PACKAGES}
+    for one in ours():
+        if (one.module, one.target) not in CIRCULAR:
+            graph[one.module].add(one.target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def late() -> list[Import]:
+    """Return the imports inside functions, apart from cli/ and from packages that are slow to import."""
+    return [
+        one
+        for one in imports()
+        if one.late and room_of(one.module) != "cli" and one.target.partition(".")[0] not in SLOW
+    ]
+
+
+def test_imports_inside_functions_have_a_reason() -> None:
+    new = [one for one in late() if (one.module, one.target) not in LATE and one.module not in LATE_TO_CLEAN]
+    assert not new, f"import at the top, move the shared code down, or give a reason in LATE:\n{listed(new)}"
+
+
+def test_the_list_of_reasons_is_not_outdated() -> None:
+    gone = set(LATE) - {(one.module, one.target) for one in late()}
+    assert not gone, f"remove from LATE:\n{listed(gone)}"
+
+
+def test_torch_stays_in_its_rooms() -> None:
+    found = [one for one in imports() if one.target.partition(".")[0] in TORCH]
+    new = [one for one in found if room_of(one.module) not in TORCH_ROOMS and one.module not in WITH_TORCH]
+    assert not new, f"torch is imported in {', '.join(sorted(TORCH_ROOMS))} only:\n{listed(new)}"
