@@ -44,7 +44,7 @@ CIRCULAR = {
 # To be emptied: modules of other rooms than TORCH_ROOMS that import torch.
 WITH_TORCH = {"qwen_job.models.legacy"}
 
-# Packages that are imported inside functions: they are slow to import or may be missing, and not every caller needs them.
+# Packages that may be imported inside functions: slow to import or missing, and not needed by every caller.
 SLOW = {"torch", "transformers", "deepspeed", "liger_kernel", "numpy", "tokenizers", "gigatoken", "psutil"}
 # Any other import inside a function of a room, with the reason. cli/ needs none: a command imports what it runs.
 LATE = {
@@ -177,7 +177,7 @@ def test_the_table_names_every_file_of_the_ground_floor() -> None:
 
 def test_the_table_has_no_cycle() -> None:
     rooms = {room: allowed - {room} for room, allowed in table().items()}
-    assert list(TopologicalSorter(rooms).static_order())[0] == GROUND_FLOOR
+    assert next(iter(TopologicalSorter(rooms).static_order())) == GROUND_FLOOR
 
 
 def foreign() -> list[Import]:
