@@ -48,7 +48,7 @@ def schema() -> dict[str, Any]:
     definitions = result["$defs"]
     definitions |= {f"Train{name}": part for name, part in train.pop("$defs").items()}
     train_text = json.dumps(train).replace("#/$defs/", "#/$defs/Train")
-    result["properties"]["train"] = {**json.loads(train_text), "description": "Laid over train.yaml"}
+    result["properties"]["train"] = {**json.loads(train_text), "description": "Overrides for train.yaml"}
     # Helm hands every chart the values that are global to all.
     result["properties"]["global"] = {"type": "object"}
     result.pop("required")

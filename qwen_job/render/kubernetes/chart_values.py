@@ -1,4 +1,4 @@
-"""The values of the Helm chart: a typed model, from which its schema and every values.yaml are made."""
+"""The values of the Helm chart: a typed model that generates its schema and every values.yaml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen_job.render.quote import Unrepresentable
 
 JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME)]
 Image = Annotated[str, Field(pattern=f"^{IMAGE}$", max_length=1000)]
-# Helm turns a value with one of these into nothing, or into another one (U+0085), without a word.
+# Helm silently drops a value with one of these characters, or changes it (U+0085).
 LOST_BY_HELM = "\x7f-\x9f\ufffe\uffff"
 CarriedText = Annotated[str, Field(pattern=f"^[^{LOST_BY_HELM}]*$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$")]
@@ -33,8 +33,8 @@ def check_carried(value: Any) -> None:
 class ChartCluster(Strict):
     """The pods."""
 
-    nodes: Positive = Field(description="Pods, one a machine")
-    gpus_per_node: Positive = Field(description="GPUs, and so processes, of each pod")
+    nodes: Positive = Field(description="Number of pods, one per node")
+    gpus_per_node: Positive = Field(description="GPUs (and processes) per pod")
 
 
 class Variable(Strict):
@@ -45,43 +45,45 @@ class Variable(Strict):
 
 
 class Needs(Strict):
-    """What a pod of the plan needs of its node."""
+    """The resources that a planned pod needs."""
 
     cpu: Cores | None = None
     memory: Memory | None = None
 
 
 class Planned(Strict):
-    """What the plan decided; write train, deepspeed and env to change a part of it."""
+    """The planned values; to change some of them, use train, deepspeed and env."""
 
     env: list[Variable]
-    needs: Needs = Field(Needs.model_construct(), description="What a pod needs; requested where nothing is written")
+    needs: Needs = Field(Needs.model_construct(), description="Resources that a pod needs; the default requests")
     files: dict[str, str] = Field(description="job.yaml, train.yaml and deepspeed.json")
 
 
 class ChartValues(Strict):
-    """Everything that may stand in a values.yaml."""
+    """All fields of a values.yaml."""
 
-    name: JobName | None = Field(None, description="Name of the job and its objects; default: the release's name")
-    image: Image = Field(description="The training image, best with its digest (name@sha256:...)")
+    name: JobName | None = Field(None, description="Name of the job and its objects; default: the release name")
+    image: Image = Field(description="Training image, preferably with its digest (name@sha256:...)")
     output: AbsolutePath | None = Field(
-        None, description="The run's folder; default: the planned one, its last part the release's name"
+        None, description="Run folder; default: the planned one, with the release name as its last part"
     )
-    cluster: ChartCluster = Field(description="Pods and GPUs; the global batch of the plan is kept when they change")
+    cluster: ChartCluster = Field(
+        description="Pods and GPUs; if you change them, the planned global batch size is kept"
+    )
     env: dict[EnvName, CarriedText | int | float | bool] = Field(
-        {}, description="More environment variables, or others"
+        {}, description="Environment variables; these override the planned ones"
     )
-    train: dict[str, Any] = Field({}, description="Laid over train.yaml, e.g. {training: {learning_rate: 2.0e-5}}")
-    deepspeed: dict[str, Any] = Field({}, description="Laid over deepspeed.json")
-    grace_seconds: Count = Field(description="Seconds that a pod gets to save before it is killed")
+    train: dict[str, Any] = Field({}, description="Overrides for train.yaml, e.g. {training: {learning_rate: 2.0e-5}}")
+    deepspeed: dict[str, Any] = Field({}, description="Overrides for deepspeed.json")
+    grace_seconds: Count = Field(description="Seconds that a pod has to save before it is killed")
     max_without_progress: Natural = Field(
-        description="Tries in a row that bring no newer checkpoint, before the job ends with exit code 8"
+        description="Attempts in a row without a newer checkpoint before the job fails with exit code 8"
     )
-    kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml, field by field")
-    enabled: bool = Field(True, description="For a parent chart's condition; the chart itself cannot be switched off")
-    check_cluster: bool = Field(True, description="Refuse to install where the job's CRD is missing")
-    allow_change: bool = Field(False, description="Let an upgrade change a job that exists already")
-    config: Planned = Field(description="What the plan decided, made by qwen-job render --target helm")
+    kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml")
+    enabled: bool = Field(True, description="For the condition of a parent chart; has no effect in this chart")
+    check_cluster: bool = Field(True, description="Fail the installation if the CRD of the job is missing")
+    allow_change: bool = Field(False, description="Allow an upgrade to change an existing job")
+    config: Planned = Field(description="The planned configuration, written by qwen-job render --target helm")
 
 
 def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, Any]]:
@@ -103,7 +105,7 @@ def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, A
         },
     }
     if not shipped:
-        # Helm would merge nothing else away: the shipped list of volumes is never this job's.
+        # Always set, because Helm would otherwise keep the default list of volumes.
         values["kubernetes"]["volumes"] = [v.model_dump(exclude_defaults=True) for v in chosen.section.volumes]
     fields = ChartValues.model_fields
     wanted = fields if shipped else values
