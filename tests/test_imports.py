@@ -26,12 +26,8 @@ FOREIGN = {
     ("data", "qwen_job.models.storage"),
     ("facts", "qwen_job.models.config"),
     ("facts", "qwen_job.models.storage"),
-    ("infer", "qwen_job.train"),
-    ("infer", "qwen_job.train.loading"),
     ("models", "qwen_job.data.rows"),
-    ("node", "qwen_job.job.hosts"),
     ("report", "qwen_job.infer.source"),
-    ("train", "qwen_job.node.sockets"),
     ("train", "qwen_job.plan.estimate.calibrate"),
     ("train", "qwen_job.plan.estimate.memory"),
 }
@@ -41,8 +37,11 @@ CIRCULAR = {
     ("qwen_job.job.load", "qwen_job.job.sweep"),
     ("qwen_job.plan.plan", "qwen_job.plan.train_config"),
 }
-# To be emptied: modules of other rooms than TORCH_ROOMS that import torch.
-WITH_TORCH = {"qwen_job.models.legacy"}
+# Modules of other rooms that import torch, with the reason.
+WITH_TORCH = {
+    "qwen_job.models.legacy": "torch.load reads pytorch_model.bin; imported inside functions",
+    "qwen_job.models.loading": "builds the model of transformers that train/ and infer/ share",
+}
 
 # Packages that may be imported inside functions: slow to import or missing, and not needed by every caller.
 SLOW = {"torch", "transformers", "deepspeed", "liger_kernel", "numpy", "tokenizers", "gigatoken", "psutil"}

@@ -5,5 +5,7 @@
 - ``chat``, ``evaluate``: the two commands;  ``columns``: answers side by side
 """
 
-# Sets what transformers reads when it is imported.
-import qwen_job.train  # noqa: F401
+import os
+
+# transformers reads this on import: no code from a hub is run, whatever a model's folder asks for.
+os.environ["USE_HUB_KERNELS"] = "NO"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from qwen_job.job.hosts import check_total, expand_hosts, is_host
+from qwen_job.hosts import check_total, expand_hosts, is_host
 from qwen_job.job.types import Strict, Text
 
 # Stands for the nodes of the allocation that the job is rendered in; with :JOBID, for those of a job that runs.

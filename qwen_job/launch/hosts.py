@@ -10,8 +10,8 @@ from pathlib import Path
 
 from qwen_job.atomic import read_limited
 from qwen_job.errors import JobError
+from qwen_job.hosts import expand_hosts
 from qwen_job.job.hostfile import ALLOCATION
-from qwen_job.job.hosts import expand_hosts
 from qwen_job.plan import Plan
 
 MAX_BYTES = 16 * 2**20

@@ -1,4 +1,4 @@
-"""Models as folders: download, convert, initialise, check. Nothing here imports torch.
+"""Models as folders: download, convert, initialise, check, load. Only loading.py and legacy.py import torch.
 
 spec.py       what train.yaml says about the model
 resolve.py    spec -> a local folder that transformers loads without remote code
@@ -7,6 +7,7 @@ qwen1.py      Qwen-1 <-> Qwen2ForCausalLM, bit for bit
 tokenizer.py  qwen.tiktoken -> a Qwen2 fast tokenizer
 random_init.py random weights and a tokenizer trained on the job's data
 tensors.py    safetensors files as raw bytes
+loading.py    a native folder -> a model of transformers
 generation.py what a trained model's generation_config.json says
 legacy.py     pytorch_model.bin -> safetensors; no pickle is run
 check.py      is this model folder complete? (config.py: its config.json; tokens.py: its tokenizer)

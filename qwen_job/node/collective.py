@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from qwen_job.errors import EnvironmentFault
 from qwen_job.node.ring import MEBIBYTE
-from qwen_job.node.sockets import choose_interface, listen
+from qwen_job.sockets import choose_interface, listen
 
 # To import torch from storage that is cold, to meet, to set NCCL up and to measure; the judge waits longer.
 COLLECTIVE_SECONDS = 100.0

@@ -28,11 +28,11 @@ from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
 from qwen_job.node import attempts as tries
 from qwen_job.node.checks import check_start
-from qwen_job.node.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
 from qwen_job.run.lease import RENDEZVOUS
 from qwen_job.run.signals import TIME_LIMIT, WISH, hear, leave_now, watch
+from qwen_job.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
 from qwen_job.text import visible_lines
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from qwen_job.node.collective import Collective, Group, pairs_of_ring
 from qwen_job.node.ring import MEBIBYTE, STEP_SECONDS, Line, Peer, Ring, bus_bandwidth, suspects
-from qwen_job.node.sockets import CONNECT_SECONDS, Waiting, listen, plain, reach
+from qwen_job.sockets import CONNECT_SECONDS, Waiting, listen, plain, reach
 
 # Nodes start at different times: one of them may have to fetch an image first.
 MEET_SECONDS = 300.0

@@ -19,8 +19,8 @@ from pathlib import Path
 from qwen_job.node.gpus import PlannedGpu, gpu_checks
 from qwen_job.node.network import Place, Verdict, check_network
 from qwen_job.node.quick_check import SHARED_MEMORY, Finding, quick_check
-from qwen_job.node.sockets import HOW_TO_NAME, UnknownName, leads_elsewhere, listen
 from qwen_job.run.space import still_needed
+from qwen_job.sockets import HOW_TO_NAME, UnknownName, leads_elsewhere, listen
 from qwen_job.text import GIB, gib
 
 # Clocks of a cluster follow NTP; more apart than this and timestamps, certificates and file ages go wrong.
@@ -126,7 +126,7 @@ def judge_network(verdict: Verdict, place: Place) -> Finding:
 
 def _note_missing(expected: Expected, verdict: Verdict) -> None:
     """Write down nodes that never came, for the script that requeues the job: they cannot say it themselves."""
-    from qwen_job.job.hosts import expand_hosts
+    from qwen_job.hosts import expand_hosts
 
     try:
         names = expand_hosts([os.environ["SLURM_JOB_NODELIST"]])

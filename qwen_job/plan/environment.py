@@ -25,7 +25,7 @@ def environment(job: Job, gpu: Gpu, interconnect: str) -> dict[str, str]:
         if job.cluster.nodes > 1:
             env |= _network(job, interconnect)
     if job.cluster.socket_interface:
-        # The nodes put the interface's own name in its place (node/sockets.py).
+        # The nodes put the interface's own name in its place (sockets.py).
         env["GLOO_SOCKET_IFNAME"] = job.cluster.socket_interface
     return dict(sorted((env | job.env).items()))
 

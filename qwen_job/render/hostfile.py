@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_job.errors import JobError
+from qwen_job.hosts import expand_hosts, is_loopback
 from qwen_job.job.hostfile import is_elsewhere
-from qwen_job.job.hosts import expand_hosts, is_loopback
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.context import node_check, shell_context

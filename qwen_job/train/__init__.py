@@ -2,5 +2,5 @@
 
 import os
 
-# Read when transformers is imported: code from a hub takes no part in a run, whatever a model's folder asks for.
+# transformers reads this on import: no code from a hub is run, whatever a model's folder asks for.
 os.environ["USE_HUB_KERNELS"] = "NO"

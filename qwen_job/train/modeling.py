@@ -11,12 +11,12 @@ import torch
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields, longest_row, too_long
 from qwen_job.models.check import read_config
+from qwen_job.models.loading import load_native
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation
 from qwen_job.train.deepspeed_config import offloads_optimizer
 from qwen_job.train.flops import Shape
 from qwen_job.train.kernels import use_lean_kernels
-from qwen_job.train.loading import load_native
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NOT_DECAYED = re.compile(r"bias$|norm", re.IGNORECASE)

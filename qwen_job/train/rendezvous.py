@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_job import errors
 from qwen_job.errors import QwenJobError, RendezvousFailed
-from qwen_job.node.sockets import Waiting, choose_interface, free_port
+from qwen_job.sockets import Waiting, choose_interface, free_port
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store

@@ -223,7 +223,7 @@ def load(folder: Path) -> tuple[bool, str]:
     from transformers.utils import logging
 
     from qwen_job.errors import ModelError
-    from qwen_job.train.loading import load_native
+    from qwen_job.models.loading import load_native
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_job.job.hosts import expand_hosts
+from qwen_job.hosts import expand_hosts
 from qwen_job.job.types import seconds
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
-from qwen_job.job.hosts import expand_hosts
+from qwen_job.hosts import expand_hosts
 from qwen_job.launch.slurm.environment import clusters, environment
 
 _UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from qwen_job import sockets
 from qwen_job.errors import EnvironmentFault
-from qwen_job.node import sockets
-from qwen_job.node.sockets import UnknownName, Waiting, endpoint, interface_for, listen, matching, plain, reach
+from qwen_job.sockets import UnknownName, Waiting, endpoint, interface_for, listen, matching, plain, reach
 
 NAMES = ["lo", "eth0", "eth1", "ens1f0", "docker0", "ib0"]
 

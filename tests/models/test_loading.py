@@ -72,7 +72,7 @@ def test_chat_evaluate_and_the_exports_check_load_what_was_checked(wishing: Path
 
 def test_hub_kernels_stay_off_whatever_the_environment_says() -> None:
     code = (
-        "import qwen_job.train.loading, transformers.integrations.hub_kernels as hub;"
+        "import qwen_job.models.loading, transformers.integrations.hub_kernels as hub;"
         "assert hub._kernels_enabled is False"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env={**os.environ, "USE_HUB_KERNELS": "1"})
