@@ -44,7 +44,18 @@ WITH_TORCH = {
 }
 
 # Packages that may be imported inside functions: slow to import or missing, and not needed by every caller.
-SLOW = {"torch", "transformers", "deepspeed", "liger_kernel", "numpy", "tokenizers", "gigatoken", "psutil"}
+SLOW = {
+    "torch",
+    "transformers",
+    "deepspeed",
+    "liger_kernel",
+    "numpy",
+    "tokenizers",
+    "gigatoken",
+    "psutil",
+    "huggingface_hub",
+    "modelscope_hub",
+}
 # Any other import inside a function of a room, with the reason. cli/ needs none: a command imports what it runs.
 LATE = {
     ("qwen_job.infer.chat", "readline"): "changes how input() works, and is missing in some Python builds",

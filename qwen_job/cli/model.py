@@ -45,8 +45,9 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
 
     The model is downloaded once, verified, and converted if it is a Qwen-1; the command prints the folder that jobs
     will load. A local folder (an ID that starts with /, ./, ../ or ~) is checked, and converted into the cache if
-    needed. An interrupted download resumes; in a damaged copy only the bad files are fetched again. Set mirrors with
-    MODELSCOPE_ENDPOINT and HF_ENDPOINT, and tokens with MODELSCOPE_API_TOKEN and HF_TOKEN.
+    needed. An interrupted download resumes; in a damaged copy only the bad files are fetched again. Files in your own
+    ModelScope or Hugging Face cache are reused. Set mirrors with MODELSCOPE_ENDPOINT and HF_ENDPOINT, and tokens with
+    MODELSCOPE_API_TOKEN and HF_TOKEN. Needs: pip install 'qwen-job[hub]'.
     """
     from qwen_job.facts.model_names import clean_name, resolve_source
     from qwen_job.models import ModelSpec, ensure_model

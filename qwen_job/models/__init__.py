@@ -1,16 +1,17 @@
-"""Models as folders: download, convert, initialise, check, load. Only loading.py and legacy.py import torch.
+"""Models as folders: download, convert, initialise, check, load. Only loading and legacy import torch.
 
-spec.py       what train.yaml says about the model
-resolve.py    spec -> a local folder that transformers loads without remote code
-fetch.py      ModelScope, Hugging Face -> the shared cache, checked and repaired (hub.py speaks their protocols)
-qwen1.py      Qwen-1 <-> Qwen2ForCausalLM, bit for bit
-tokenizer.py  qwen.tiktoken -> a Qwen2 fast tokenizer
-random_init.py random weights and a tokenizer trained on the job's data
-tensors.py    safetensors files as raw bytes
-loading.py    a native folder -> a model of transformers
-generation.py what a trained model's generation_config.json says
-legacy.py     pytorch_model.bin -> safetensors; no pickle is run
-check.py      is this model folder complete? (config.py: its config.json; tokens.py: its tokenizer)
+spec            what train.yaml says about the model
+resolve         spec -> a local folder that transformers loads without remote code
+fetch           a hub's model -> the shared cache: one process, verified, repaired
+hub             what fetching needs of a hub, by its own library: hub_modelscope, hub_huggingface
+random_init     random weights, and a tokenizer trained on the job's data
+check           is this model folder complete? (config: its config.json; tokens: its tokenizer)
+convert         Qwen-1 <-> Qwen2ForCausalLM, bit for bit: qwen1 (weights), tokenizer (qwen.tiktoken), legacy (pickles)
+loading         a native folder -> a model of transformers
+generation      what a trained model's generation_config.json says
+tokenizer_files tokenizer.json and its companions for a ChatML model
+tensors         safetensors files as raw bytes
+storage         files and folders that are complete or absent, and the lock around making them
 """
 
 from __future__ import annotations

@@ -1,169 +1,186 @@
-"""What is needed of two hubs' protocols, with the standard library alone: a login node needs nothing installed.
+"""What fetching needs of a hub: its files with their hashes, those files downloaded, and the copy in the user's cache.
 
-ModelScope    GET /api/v1/models/ID/repo/files?Revision=R&Recursive=True   and  /api/v1/models/ID/repo?Revision&FilePath
-Hugging Face  GET /api/models/ID/tree/R?recursive=true (pages by Link)     and  /ID/resolve/R/PATH
-Mirrors: MODELSCOPE_ENDPOINT, HF_ENDPOINT. Tokens: MODELSCOPE_API_TOKEN, HF_TOKEN. Proxies: the usual variables.
-QWEN_JOB_OFFLINE=1 forbids downloads, HF_HUB_OFFLINE=1 those from Hugging Face.
+modelscope-hub and huggingface_hub speak the protocols, retry, resume partial files and find the user's token. Mirrors:
+MODELSCOPE_ENDPOINT, HF_ENDPOINT. Tokens: MODELSCOPE_API_TOKEN, HF_TOKEN, or the library's own login. Proxies: the usual
+variables. QWEN_JOB_OFFLINE=1 forbids downloads, HF_HUB_OFFLINE=1 those from Hugging Face.
 """
 
 from __future__ import annotations
 
-import http.client
+import contextlib
+import errno
+import importlib
+import logging
 import os
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.parse import quote, urlencode, urlsplit
+from pathlib import Path
 
-from qwen_job import __version__, strict_json
-from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.errors import EnvironmentFault, ModelError, QwenJobError
 
-Hub = Literal["modelscope", "huggingface"]
-
-TIMEOUT_SECONDS = 30.0  # without a byte
-_DEFAULTS = {
-    "modelscope": ("MODELSCOPE_ENDPOINT", "https://modelscope.cn", "MODELSCOPE_API_TOKEN", "master"),
-    "huggingface": ("HF_ENDPOINT", "https://huggingface.co", "HF_TOKEN", "main"),
-}
+WORKERS = 4
+SCRATCH = ".cache"  # of a model's folder: where the libraries keep locks, metadata and partial files
+INSTALL = "pip install 'qwen-job[hub]'"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a model on a hub; ``sha256`` is None where the hub does not tell it, ``git_sha1`` (a blob's) too."""
+    """One file of a model on a hub, with its SHA-256 or the SHA-1 of its git blob where the hub states them."""
 
     path: str
     size: int
     sha256: str | None
-    url: str
     git_sha1: str | None = None
 
 
 class TransferError(Exception):
-    """A transfer broke off: trying again is right."""
+    """A transfer failed in a way that another attempt may cure."""
 
 
 class WrongBytesError(TransferError):
-    """A file came in full, but it is another one than the hub announced."""
+    """A file was downloaded in full, but its content is not what the hub announced."""
 
 
-class _NoTokenElsewhere(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but carries credentials to the hub's own host only."""
+class Hub(ABC):
+    """One hub. Its methods raise TransferError if another attempt may help, ModelError if none will."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
-            for name in ("Authorization", "Cookie"):
-                request.remove_header(name)
-        return request
+    name: str
+    package: str  # what to import
+    endpoint_variable: str
+    token_variable: str
+    default_revision: str
+    offline_variables: tuple[str, ...] = ("QWEN_JOB_OFFLINE",)
 
+    @property
+    @abstractmethod
+    def endpoint(self) -> str:
+        """The address of the hub: the official one, or the mirror that the environment names."""
 
-_opener = urllib.request.build_opener(_NoTokenElsewhere)
+    @abstractmethod
+    def _files(self, model: str, revision: str) -> Iterator[RemoteFile]: ...
 
+    @abstractmethod
+    def _download(self, model: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None: ...
 
-def endpoint(hub: Hub) -> str:
-    """Return the address of a hub: the official one or the mirror that the environment names."""
-    variable, default, _, _ = _DEFAULTS[hub]
-    address = (os.environ.get(variable) or default).rstrip("/")
-    return address if "://" in address else f"https://{address}"
+    @abstractmethod
+    def _cached(self, model: str, revision: str) -> Path: ...
 
+    @abstractmethod
+    def _status(self, error: Exception) -> int | None:
+        """Return the HTTP status with which the hub refused a request, None if it was something else."""
 
-def default_revision(hub: Hub) -> str:
-    """Return the name of a hub's main branch."""
-    return _DEFAULTS[hub][3]
+    def list_files(self, model: str, revision: str, progress: Callable[[str], None] | None = None) -> list[RemoteFile]:
+        """Return every file of a model at a revision. ``progress`` gets the library's warnings, such as its retries."""
+        with self._faults(model, revision), _warnings_to(self.package, progress):
+            files = list(self._files(model, revision))
+        if not files:
+            raise ModelError(f"{model}: has no files at revision {revision} on {self.endpoint}")
+        return files
 
+    def download(
+        self,
+        model: str,
+        revision: str,
+        files: Sequence[RemoteFile],
+        folder: Path,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """Download ``files`` into ``folder``; a partial file from an earlier attempt is resumed.
 
-def open_url(hub: Hub, url: str, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
-    """Open ``url`` with the hub's token; TransferError when it may work later, ModelError when it will not."""
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ModelError(f"{url}: is no address of a hub; check {_DEFAULTS[hub][0]}")
-    # A page's link may lead to another host, which gets no token.
-    own = urlsplit(url).netloc == urlsplit(endpoint(hub)).netloc
-    token = os.environ.get(_DEFAULTS[hub][2]) if own else None
-    sent = {"User-Agent": f"qwen-job/{__version__}", **(headers or {})}
-    if token:
-        sent["Authorization"] = f"Bearer {token}"
-        if hub == "modelscope":
-            sent["Cookie"] = f"m_session_id={token}"
-    try:
-        response: http.client.HTTPResponse = _opener.open(
-            urllib.request.Request(url, headers=sent), timeout=TIMEOUT_SECONDS
+        The caller verifies them: Hugging Face's library checks sizes only. ``progress`` gets the library's warnings.
+        """
+        with self._faults(model, revision), _warnings_to(self.package, progress):
+            self._download(model, revision, files, folder)
+
+    def cached(self, model: str, revision: str) -> Path | None:
+        """Return the folder with the model in the cache of the hub's own library, if it is there; no network is used.
+
+        It may be incomplete.
+        """
+        if not self.installed:
+            return None
+        with contextlib.suppress(Exception), _warnings_to(self.package, None):
+            return self._cached(model, revision)
+        return None
+
+    @property
+    def installed(self) -> bool:
+        """Whether the hub's library can be imported."""
+        try:
+            importlib.import_module(self.package)
+        except ImportError:
+            return False
+        return True
+
+    @property
+    def offline(self) -> str | None:
+        """The variable that forbids downloads from this hub, if one is set."""
+        truths = ("1", "true", "yes", "on")
+        return next((name for name in self.offline_variables if os.environ.get(name, "").lower() in truths), None)
+
+    def unreachable(self, reason: object) -> EnvironmentFault:
+        """Return the error for a hub that cannot be reached, with what to do instead."""
+        return EnvironmentFault(
+            f"{self.endpoint} cannot be reached ({reason}); set {self.endpoint_variable} or HTTPS_PROXY, or run "
+            "'qwen-job model fetch' on a machine with internet access, with the same cache"
         )
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise _explain(hub, url, error.code) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise TransferError(f"{urlsplit(url).netloc}: {getattr(error, 'reason', None) or error}") from error
-    return response
+
+    @contextlib.contextmanager
+    def _faults(self, model: str, revision: str) -> Iterator[None]:
+        """Translate the errors of the library and of its HTTP client, whose classes differ between versions."""
+        if not self.installed:
+            raise EnvironmentFault(f"downloading from {self.name} needs the package {self.package}: {INSTALL}")
+        try:
+            yield
+        except (QwenJobError, TransferError):
+            raise
+        except Exception as error:
+            raise self._translated(error, model, revision) from error
+
+    def _translated(self, error: Exception, model: str, revision: str) -> Exception:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return error  # the folder's own fault, not the hub's
+        status = self._status(error)
+        if status in (401, 403):
+            return ModelError(
+                f"{model}: {self.endpoint} denied access ({status}); accept the model's licence there and set "
+                f"{self.token_variable}"
+            )
+        if status is not None and 400 <= status < 500 and status not in (408, 416, 429):
+            return ModelError(
+                f"{model}: not found ({status}) on {self.endpoint} at revision {revision}; check the model's ID, its "
+                f"revision and the source ({self.name})"
+            )
+        if status is not None:
+            return TransferError(f"it answered {status}")
+        known = isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in ("builtins", "json")
+        return TransferError(str(error) if known else f"its answer is not a list of files: {error!r}")
 
 
-def _explain(hub: Hub, url: str, code: int) -> Exception:
-    if code == 416 or code == 429 or code >= 500:
-        return TransferError(f"{urlsplit(url).netloc} answered {code}")
-    if code in (401, 403):
-        return ModelError(f"{url}: access denied ({code}); accept the model's licence and set {_DEFAULTS[hub][2]}")
-    return ModelError(f"{url}: not found ({code}); check the model's id, its revision and the source ({hub})")
+def clear_scratch(folder: Path) -> None:
+    """Remove what the libraries keep beside a finished download."""
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
-def list_files(hub: Hub, model: str, revision: str) -> list[RemoteFile]:
-    """Return every file of a model at a revision; TransferError or ModelError as of :func:`open_url`."""
+class _ToProgress(logging.Handler):
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress(" ".join(record.getMessage().split()))
+
+
+@contextlib.contextmanager
+def _warnings_to(package: str, progress: Callable[[str], None] | None) -> Iterator[None]:
+    """Send what a library logs to ``progress`` instead of standard error."""
+    logger = logging.getLogger(package)
+    before, propagate = logger.handlers[:], logger.propagate
+    logger.handlers[:] = [_ToProgress(progress) if progress else logging.NullHandler()]
+    logger.propagate = False
     try:
-        files = list(_modelscope(model, revision) if hub == "modelscope" else _huggingface(model, revision))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise TransferError(f"{endpoint(hub)}: answered something else than a list of files ({error!r})") from error
-    if not files:
-        raise ModelError(f"{model}: has no files at revision {revision} on {endpoint(hub)}")
-    return files
-
-
-def _json(hub: Hub, url: str) -> tuple[Any, str]:
-    try:
-        with open_url(hub, url) as response:
-            return strict_json.loads(response.read(strict_json.MAX_BYTES)), response.headers.get("Link", "")
-    except (OSError, http.client.HTTPException) as error:
-        raise TransferError(f"{urlsplit(url).netloc}: {error}") from error
-
-
-def _modelscope(model: str, revision: str) -> Iterator[RemoteFile]:
-    base = f"{endpoint('modelscope')}/api/v1/models/{model}/repo"
-    answer, _ = _json("modelscope", f"{base}/files?{urlencode({'Revision': revision, 'Recursive': 'True'})}")
-    if answer.get("Code", 200) != 200:
-        raise ModelError(f"{model}: {endpoint('modelscope')} answered: {answer.get('Message')}")
-    for entry in answer["Data"]["Files"] or []:
-        if entry.get("Type") != "tree":
-            url = f"{base}?{urlencode({'Revision': revision, 'FilePath': entry['Path']})}"
-            yield RemoteFile(entry["Path"], int(entry["Size"]), entry.get("Sha256") or None, url)
-
-
-def _huggingface(model: str, revision: str) -> Iterator[RemoteFile]:
-    base = endpoint("huggingface")
-    quoted = quote(revision, safe="")
-    url = f"{base}/api/models/{model}/tree/{quoted}?recursive=true"
-    while url:
-        entries, link = _json("huggingface", url)
-        for entry in entries:
-            if entry["type"] == "file":
-                sha256 = (entry.get("lfs") or {}).get("oid")
-                oid = None if sha256 else entry.get("oid")  # a file in LFS has that of its pointer
-                sha1 = oid if oid and re.fullmatch("[0-9a-f]{40}", oid) else None
-                where = f"{base}/{model}/resolve/{quoted}/{quote(entry['path'])}"
-                yield RemoteFile(entry["path"], int(entry["size"]), sha256, where, sha1)
-        following = re.search(r'<([^>]+)>;\s*rel="next"', link)
-        url = following.group(1) if following else ""
-
-
-def offline(hub: Hub) -> str | None:
-    """Return the name of the variable that forbids downloads from a hub, if one is set."""
-    names = ("QWEN_JOB_OFFLINE", *(("HF_HUB_OFFLINE",) if hub == "huggingface" else ()))
-    return next((name for name in names if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")), None)
-
-
-def unreachable(hub: Hub, reason: object) -> EnvironmentFault:
-    """Return the error for a hub that cannot be reached, with what to do instead."""
-    variable = _DEFAULTS[hub][0]
-    return EnvironmentFault(
-        f"{endpoint(hub)} cannot be reached ({reason}); set {variable} or HTTPS_PROXY, or run 'qwen-job model fetch' "
-        "where there is a network, with the same cache"
-    )
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = before, propagate

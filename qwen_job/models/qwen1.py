@@ -20,8 +20,7 @@ from pathlib import Path
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import refused_fields
 from qwen_job.facts.weights import Shapes, rope_theta, size
-from qwen_job.models.lock import Progress
-from qwen_job.models.storage import write_json
+from qwen_job.models.storage import Progress, write_json
 from qwen_job.models.tensors import FLOATS, INDEX, NewTensor, Tensor, write_tensors
 
 _GLOBAL = {

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from qwen_job import strict_json
 from qwen_job.atomic import open_regular, read_limited, sync_file, sync_folder, write_atomically
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.lock import FileLock
 
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
+
+Progress = Callable[[str], None]  # called with one line of text now and then
 
 
 def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -132,3 +135,22 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+@contextmanager
+def exclusive(path: Path, progress: Progress | None = None, *, remove: bool = False) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block, on all nodes; report once whom it waits for.
+
+    ``remove``: leave no lock file behind.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{path.parent}: cannot be written ({error.strerror}); {ELSEWHERE}") from error
+
+    def waiting(holder: str) -> None:
+        if progress:
+            progress(f"waiting for {holder}, which is preparing {path.stem.removeprefix('.')}")
+
+    with FileLock(path, waiting=waiting, remove=remove):
+        yield

@@ -1,4 +1,4 @@
-"""A hub on loopback: the part of ModelScope's and Hugging Face's protocols that fetching uses, with faults to order."""
+"""A hub on loopback: what modelscope-hub and huggingface_hub ask their hubs for, with faults to order."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of main
 
 
 class HubServer(ThreadingHTTPServer):
@@ -24,9 +26,11 @@ class HubServer(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.ranges: list[str] = []
         self.cut_after: dict[str, int] = {}  # path -> bytes after which each transfer breaks off
-        self.failures = 0  # so many answers are 503 first
-        self.wrong: dict[str, int] = {}  # path -> so many transfers send other bytes
-        self.listing = b""  # what a list of files is answered with instead
+        self.stall_after: dict[str, int] = {}  # path -> bytes after which the next transfer stalls until it is cut
+        self.stalled, self.cut = Event(), Event()
+        self.failures = 0  # the first N answers are 503
+        self.wrong: dict[str, int] = {}  # path -> the first N transfers send other bytes
+        self.listing = b""  # the answer to a request for a list of files, if not that list
         self.tokens: set[str | None] = set()
 
     @property
@@ -39,6 +43,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_GET(self) -> None:
         hub, url = self.server, urlsplit(self.path)
@@ -55,13 +62,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(
                 {"Code": 200, "Data": {"Files": [*entries, {"Path": "assets", "Type": "tree"}]}}, body=hub.listing
             )
-        elif url.path == "/api/models/owner/tiny/tree/main":
+        elif url.path == "/api/models/owner/tiny/revision/main":
+            self._answer({"id": "owner/tiny", "sha": COMMIT, "siblings": []})
+        elif url.path in ("/api/models/owner/tiny/tree/main", f"/api/models/owner/tiny/tree/{COMMIT}"):
             self._page(int(query.get("page", 0)))
         elif url.path == "/api/v1/models/owner/tiny/repo":
             self._send(query["FilePath"])
-        elif found := re.fullmatch("/owner/tiny/resolve/main/(.+)", url.path):
+        elif found := re.fullmatch(f"/owner/tiny/resolve/(?:main|{COMMIT})/(.+)", url.path):
+            data = hub.files[unquote(found[1])]
             self.send_response(302)
-            self.send_header("Location", f"http://localhost:{hub.server_address[1]}/cdn/{found.group(1)}")
+            self.send_header("Location", f"http://localhost:{hub.server_address[1]}/cdn/{found[1]}")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Linked-Size", str(len(data)))
+            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(data).hexdigest()}"')
             self.end_headers()
         elif found := re.fullmatch("/cdn/(.+)", url.path):
             hub.tokens.add(f"cdn {self.headers.get('Authorization')}")
@@ -77,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             entry["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             if str(entry["path"]).endswith(".safetensors"):
                 entry["oid"] = "0" * 40  # of the pointer
-                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}  # type: ignore[assignment]
+                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}  # type: ignore[assignment]
         more = len(self.server.files) > page * 3 + 3
         following = f"{self.server.address}/api/models/owner/tiny/tree/main?recursive=true&page={page + 1}"
         self._answer(entries, {"Link": f'<{following}>; rel="next"'} if more else {})
@@ -88,11 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, text in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _send(self, path: str) -> None:
         hub, data = self.server, self.server.files[path]
-        hub.asked[path] += 1
+        hub.asked[path] += self.command == "GET"
         start = 0
         if asked := self.headers.get("Range"):
             hub.ranges.append(asked)
@@ -103,9 +117,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
+        if self.command == "HEAD":
+            return
         if hub.wrong.get(path, 0):
             hub.wrong[path] -= 1
             data = bytes(len(data))
+        if limit := hub.stall_after.pop(path, 0):
+            self.wfile.write(data[:limit])
+            hub.stalled.set()
+            hub.cut.wait(60)
+            self.close_connection = True
+            return
         stop = min(len(data), start + hub.cut_after.get(path, len(data)))
         self.wfile.write(data[start:stop])
         self.close_connection = True
