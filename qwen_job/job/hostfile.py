@@ -1,4 +1,4 @@
-"""The ``hostfile:`` section: machines reached over ssh."""
+"""The ``hostfile:`` section: hosts reached over SSH."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,12 +7,12 @@ from pydantic import AfterValidator, Field, field_validator
 from qwen_job.hosts import check_total, expand_hosts, is_host
 from qwen_job.job.types import Strict, Text
 
-# Stands for the nodes of the allocation that the job is rendered in; with :JOBID, for those of a job that runs.
+# The nodes of the current allocation; with :JOBID, the nodes of a running job.
 ALLOCATION = "slurm"
 
 
 def is_elsewhere(entry: str) -> bool:
-    """Tell whether an entry names no hosts itself, but a file or an allocation that does."""
+    """Return whether an entry names a file or an allocation instead of hosts."""
     return entry == ALLOCATION or entry.startswith(f"{ALLOCATION}:") or "/" in entry
 
 
@@ -24,29 +24,29 @@ def _expandable(pattern: str) -> str:
 
 def _host(text: str) -> str:
     if not is_host(text):
-        raise ValueError(f"{text[:80]!r} is no address: write a name or an IP address, as in 10.0.0.7")
+        raise ValueError(f"{text[:80]!r} is not an address: write a host name or an IP address, e.g. 10.0.0.7")
     return text
 
 
 class Hostfile(Strict):
-    """Machines by name or range; the number of hosts must be cluster.nodes."""
+    """Hosts by name or range; their number must match cluster.nodes."""
 
     hosts: list[Annotated[Text, AfterValidator(_expandable)]] = Field(
         [],
-        description="Names and ranges: gpu01, gpu[001-128], 10.0.0.7; a file of them: ./hosts.txt; slurm: the nodes of "
-        "the allocation around us; slurm:JOBID: those of a job that runs",
+        description="Names and ranges: gpu01, gpu[001-128], 10.0.0.7; a file with hosts: ./hosts.txt; slurm: the nodes "
+        "of the current allocation; slurm:JOBID: the nodes of a running job",
     )
     launcher: Literal["torchrun", "deepspeed", "pdsh"] = Field(
         "torchrun",
-        description="torchrun: one ssh a node; deepspeed: --no_ssh on each node; pdsh: DeepSpeed's own",
+        description="torchrun: one ssh per node; deepspeed: --no_ssh on each node; pdsh: DeepSpeed's launcher",
     )
     master_addr: Annotated[Text, AfterValidator(_host)] | None = Field(
-        None, description="Address of the first host as the others see it; default: its name in hosts"
+        None, description="Address of the first host as the others reach it; default: its name in hosts"
     )
     port: Annotated[int, Field(ge=1024, le=65535)] = Field(29500, description="Rendezvous port on the first host")
     python: Text = "python3"
     preflight: bool = Field(True, description="Check every host before training")
-    ssh_options: list[Text] = Field([], description="More options for ssh, one an item, e.g. -p, '2222'")
+    ssh_options: list[Text] = Field([], description="Additional ssh options, one per item, e.g. -p, '2222'")
 
     @field_validator("hosts", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The ``kubernetes:`` section, for PyTorchJob, TrainJob and JobSet manifests and the Helm chart alike."""
+"""The ``kubernetes:`` section, for PyTorchJob, TrainJob and JobSet manifests and for the Helm chart."""
 
 from typing import Annotated, Literal
 
@@ -33,19 +33,19 @@ from qwen_job.job.types import EnvName, FreeText, Strict
 
 
 class Volume(Strict):
-    """One volume and where it is mounted: exactly one of pvc, nfs and host_path; or a size, for a claim of its own."""
+    """A volume and its mount path. Set exactly one of pvc, nfs and host_path, or a size to create a claim."""
 
     name: DnsLabel
-    mount_path: MountPath = Field(description="Where the pods see it; the job's paths lie below it")
-    pvc: DnsSubdomain | None = Field(None, description="A PersistentVolumeClaim's name; with size it is created")
+    mount_path: MountPath = Field(description="Path in the pods; the job's paths must be below it")
+    pvc: DnsSubdomain | None = Field(None, description="Name of a PersistentVolumeClaim; created if size is set")
     nfs: Annotated[str, Field(pattern=r"^[^\s:][^:]*:/[^\x00-\x1f\x7f]*$")] | None = Field(
         None, description="SERVER:/PATH"
     )
     host_path: Annotated[MountPath, forward] | None = Field(
-        None, description="A folder of the node; breaks the restricted pod security level"
+        None, description="Folder on the node; not allowed at the restricted pod security level"
     )
-    size: Storage | None = Field(None, description="Create the claim, with so much storage; it outlives the job")
-    storage_class: DnsSubdomain | None = Field(None, description="Of the claim that is created")
+    size: Storage | None = Field(None, description="Create the claim with this much storage; it is kept after the job")
+    storage_class: DnsSubdomain | None = Field(None, description="Storage class of the created claim")
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"] = "ReadWriteMany"
     sub_path: Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"), forward] | None = None
     read_only: bool = False
@@ -59,70 +59,72 @@ class Volume(Strict):
 
 
 class Kubernetes(Strict):
-    """Kubernetes' settings; any other pod field goes into ``pod``, any container field into ``pod_container``."""
+    """Kubernetes settings. Set any other pod field through ``pod``, any container field through ``pod_container``."""
 
     kind: Literal["pytorchjob", "trainjob", "jobset"] = Field(
-        "pytorchjob", description="Training-operator's PyTorchJob, Trainer v2's TrainJob, or JobSet"
+        "pytorchjob", description="pytorchjob (training-operator), trainjob (Trainer v2) or jobset"
     )
-    master: bool = Field(False, description="PyTorchJob: a Master and Workers instead of elastic workers alone")
+    master: bool = Field(False, description="PyTorchJob: use a Master and Workers instead of only elastic workers")
     namespace: DnsLabel | None = None
     labels: Annotated[dict[QualifiedName, LabelValue], not_ours(OWN_LABELS, "choose another label")] = {}
     annotations: Annotated[dict[QualifiedName, FreeText], not_ours(OWN_ANNOTATIONS, "choose another")] = {}
     volumes: list[Volume] = Field([], description="Shared storage for model, data and output")
-    shm_size: Memory = Field("16Gi", description="Size of /dev/shm; counts as the pod's memory")
+    shm_size: Memory = Field("16Gi", description="Size of /dev/shm; counts toward the pod's memory")
     cpu: Cores | None = Field(
-        None, description="CPU request and limit of a pod; default: what the plan needs is requested, without a limit"
+        None, description="CPU request and limit of a pod; default: the planned amount as request, no limit"
     )
     memory: Memory | None = Field(
-        None, description="Memory request and limit of a pod; default: what the plan needs, without a limit"
+        None, description="Memory request and limit of a pod; default: the planned amount as request, no limit"
     )
     gpu_resource: ExtendedResource | None = Field(
-        "nvidia.com/gpu", description="The resource that a GPU is requested by, e.g. a MIG slice's"
+        "nvidia.com/gpu", description="Resource name for a GPU, e.g. a MIG slice"
     )
-    resources: Amounts = Field({}, description="More resources of a pod, e.g. {rdma/hca: '1'}")
-    gpu_products: list[LabelValue] = Field([], description="Node label nvidia.com/gpu.product: one of these")
+    resources: Amounts = Field({}, description="Additional resources of a pod, e.g. {rdma/hca: '1'}")
+    gpu_products: list[LabelValue] = Field([], description="Accepted values of the node label nvidia.com/gpu.product")
     node_selector: dict[QualifiedName, LabelValue] = {}
-    tolerations: list[Toleration] = Field([], description="More tolerations; the GPU's own is always there")
+    tolerations: list[Toleration] = Field([], description="Additional tolerations; the GPU taint is always tolerated")
     topology: QualifiedName | None = Field(
-        None, description="Node label of the part of the cluster to keep the job in, e.g. topology.kubernetes.io/zone"
+        None, description="Keep all pods in one domain of this node label, e.g. topology.kubernetes.io/zone"
     )
-    spread: QualifiedName | None = Field(None, description="Node label to spread the pods over evenly")
+    spread: QualifiedName | None = Field(None, description="Spread the pods evenly over the domains of this node label")
     queue: (
         Annotated[str, Field(pattern=rf"^((kueue|volcano):{SUBDOMAIN}|volcano|coscheduling)$", max_length=71)] | None
     ) = Field(None, description="Gang scheduling: kueue:QUEUE, volcano, volcano:QUEUE or coscheduling")
     priority_class: DnsSubdomain | None = None
     service_account: DnsSubdomain | None = None
     image_pull_secrets: list[DnsSubdomain] = []
-    env_from_secrets: list[DnsSubdomain] = Field([], description="Secrets whose every key becomes a variable")
-    secret_env: dict[EnvName, SecretKey] = Field({}, description="Variables from secrets: {HF_TOKEN: SECRET/KEY}")
-    run_as_user: Natural | None = Field(10001, description="The pods' user; null leaves it to the namespace")
-    fs_group: Natural | None = Field(10001, description="Group that volumes are made writable for")
-    ipc_lock: bool = Field(False, description="The capability that RDMA needs; breaks the restricted level")
-    host_network: bool = Field(False, description="The node's own network; breaks the restricted level")
-    network_policy: bool = Field(False, description="Let the pods talk to each other, DNS and egress only")
-    egress: list[Cidr] = Field([], description="With network_policy: what else the pods may reach")
-    master_port: Annotated[int, Field(ge=1024, le=65535)] = Field(29400, description="Port of the rendezvous")
-    rendezvous_timeout: Natural = Field(900, description="Seconds for all pods to start, image pulls included")
+    env_from_secrets: list[DnsSubdomain] = Field(
+        [], description="Secrets to load as environment variables, one per key"
+    )
+    secret_env: dict[EnvName, SecretKey] = Field(
+        {}, description="Environment variables from secrets: {HF_TOKEN: SECRET/KEY}"
+    )
+    run_as_user: Natural | None = Field(10001, description="User ID of the pods; null: the namespace decides")
+    fs_group: Natural | None = Field(
+        10001, description="Group ID that can write to the volumes; null: the namespace decides"
+    )
+    ipc_lock: bool = Field(False, description="Add the capability that RDMA needs; not allowed at the restricted level")
+    host_network: bool = Field(False, description="Use the node's network; not allowed at the restricted level")
+    network_policy: bool = Field(False, description="Allow the pods to reach only each other, DNS and egress")
+    egress: list[Cidr] = Field([], description="With network_policy: other networks that the pods can reach")
+    master_port: Annotated[int, Field(ge=1024, le=65535)] = Field(29400, description="Rendezvous port")
+    rendezvous_timeout: Natural = Field(900, description="Seconds for all pods to start, including image pulls")
     backoff_limit: Whole = Field(
-        10, description="PyTorchJob: 0 makes the first failure final; the operator bounds nothing by larger numbers"
+        10, description="PyTorchJob: 0 makes the first failure final; larger values have no effect in the operator"
     )
-    active_deadline: Deadline | None = Field(None, description="The job's time limit; it saves before")
+    active_deadline: Deadline | None = Field(None, description="Time limit of the job; training saves first")
     ttl_after_finished: Lifetime | None = Field(
-        None, description="When the finished job is removed; a TrainJob has no such field and stays"
+        None, description="Time after which a finished job is deleted; a TrainJob has no such field and is kept"
     )
-    suspend: bool = Field(False, description="Make the job without pods; setting it to false starts it")
-    max_restarts: Natural = Field(10, description="TrainJob, JobSet: how often the group of pods is restarted")
-    prepare: bool = Field(
-        False, description="A Job without GPUs fetches the model and prepares the data first; then the training starts"
-    )
-    prepare_cpu: Cores = Field("4", description="CPU request and limit of that Job")
-    prepare_memory: Memory = Field("16Gi", description="Memory request and limit of that Job")
+    suspend: bool = Field(False, description="Create the job without pods; set it to false to start")
+    max_restarts: Natural = Field(10, description="TrainJob, JobSet: maximum number of restarts of the group of pods")
+    prepare: bool = Field(False, description="First download the model and prepare the data in a Job without GPUs")
+    prepare_cpu: Cores = Field("4", description="CPU request and limit of the preparation Job")
+    prepare_memory: Memory = Field("16Gi", description="Memory request and limit of the preparation Job")
     prepare_account: DnsSubdomain | None = Field(
-        None, description="A service account that may patch the training job; default: one is made, with a Role for it"
+        None, description="Service account that can patch the training job; default: created, with a Role"
     )
-    prepare_pod: Overlay = Field({}, description="Merged into the spec of that Job's pod, lists by their key")
-    pod: Overlay = Field(
-        {}, description="Merged into the pod's spec: lists by their key, as kubectl's strategic merge does"
-    )
-    pod_container: Overlay = Field({}, description="Merged into the container that trains, in the same way")
+    prepare_pod: Overlay = Field({}, description="Merged into the pod spec of the preparation Job, lists by key")
+    pod: Overlay = Field({}, description="Merged into the pod spec, lists by key, like kubectl's strategic merge")
+    pod_container: Overlay = Field({}, description="Merged into the training container in the same way")
     job: Overlay = Field({}, description="Merged into the spec of the PyTorchJob, TrainJob or JobSet")

@@ -1,4 +1,4 @@
-"""What the plan's estimates take from a cluster: the margin, and constants that no formula gives."""
+"""The ``plan:`` section: the memory margin, and constants that depend on the cluster."""
 
 from typing import Annotated
 
@@ -12,25 +12,27 @@ Share = Annotated[float, Field(ge=0, lt=0.9)] | None
 
 
 class Planning(Strict):
-    """The plan's own numbers, best in a site profile; ``qwen-job plan --calibrate RUN`` prints the first three.
+    """Constants of the estimates, usually in a site profile. ``qwen-job plan --calibrate RUN`` prints the first three.
 
-    Every other field overrides a constant of qwen_job/plan/estimate/memory.py or speed.py, where its meaning stands.
+    Every other field overrides a constant that is documented in qwen_job/plan/estimate/memory.py or speed.py.
     """
 
-    activation_factor: Number = Field(None, description="On the memory of activations; default: 1")
-    compute_factor: Number = Field(None, description="On the speed of matrix products; default: 1")
-    layer_seconds: Number = Field(None, description="Host time to launch one layer forward and backward")
-    margin: Share = Field(None, description="Share of a GPU's memory that the plan leaves free; default: 0.08")
-    context_bytes: Bytes = Field(None, description="CUDA context, workspaces and kernels on a GPU")
-    nccl_bytes: Bytes = Field(None, description="NCCL's buffers on a GPU")
-    fragmentation: Share = Field(None, description="Share of allocated memory that the allocator wastes")
-    process_bytes: Bytes = Field(None, description="Host memory of one process without its model")
-    memory_efficiency: Number = Field(None, description="Share of the GPU memory's published bandwidth")
-    nvlink_efficiency: Number = Field(None, description="Share of NVLink's published bandwidth")
-    pcie_efficiency: Number = Field(None, description="Share of PCIe's published bandwidth")
-    network_efficiency: Number = Field(None, description="Share of the network's published bandwidth")
-    host_adam_per_second: Number = Field(None, description="Parameters a second that a node's offloaded Adam updates")
+    activation_factor: Number = Field(None, description="Factor for the memory of activations; default: 1")
+    compute_factor: Number = Field(None, description="Factor for the speed of matrix products; default: 1")
+    layer_seconds: Number = Field(None, description="Host time in seconds to launch one layer, forward and backward")
+    margin: Share = Field(None, description="Fraction of GPU memory that the plan keeps free; default: 0.08")
+    context_bytes: Bytes = Field(None, description="Memory of the CUDA context, workspaces and kernels on a GPU")
+    nccl_bytes: Bytes = Field(None, description="Memory of NCCL's buffers on a GPU")
+    fragmentation: Share = Field(None, description="Fraction of the allocated memory that is lost to fragmentation")
+    process_bytes: Bytes = Field(None, description="Host memory of one process without the model")
+    memory_efficiency: Number = Field(None, description="Achieved fraction of the published memory bandwidth")
+    nvlink_efficiency: Number = Field(None, description="Achieved fraction of the published NVLink bandwidth")
+    pcie_efficiency: Number = Field(None, description="Achieved fraction of the published PCIe bandwidth")
+    network_efficiency: Number = Field(None, description="Achieved fraction of the published network bandwidth")
+    host_adam_per_second: Number = Field(
+        None, description="Parameters per second that offloaded Adam updates on a node"
+    )
 
     def constants(self) -> dict[str, float]:
-        """Return the constants that were written, by name."""
+        """Return the constants that the user set, by name."""
         return {name: value for name, value in self if name != "margin" and value is not None}

@@ -1,10 +1,10 @@
-"""The options of sbatch and srun by name: which are short, which take a value, how a slip is meant."""
+"""The names of sbatch and srun options: short names, which take a value, and suggestions for mistakes."""
 
 from __future__ import annotations
 
 import re
 
-# Long names of Slurm 20.11 to 25.05. A site's plugins (SPANK) add others: a name that is not here may be right.
+# Long names of Slurm 20.11 to 25.05. A site's plugins (SPANK) add others, so an unknown name may be valid.
 _WITH_VALUE = """
 accel-bind account acctg-freq array batch bb bbf bcast-exclude begin chdir cluster-constraint clusters comment
 constraint container container-id core-spec cores-per-socket cpu-bind cpu-freq cpus-per-gpu cpus-per-task deadline
@@ -22,7 +22,7 @@ consolidate-segments contiguous disable-status exact help hold ignore-pbs label 
 no-requeue no-shell overcommit overlap oversubscribe parsable preserve-env pty quiet quit-on-interrupt reboot
 requeue spread-job stepmgr test-only unbuffered usage use-min-nodes verbose version whole
 """
-# With or without a value; wait is a flag of sbatch's and a number of srun's.
+# With or without a value; wait is a flag in sbatch and a number in srun.
 _EITHER_WAY = """
 bcast bell compress exclusive get-user-env immediate kill-on-bad-exit nice no-kill propagate resv-ports send-libs
 share wait x11
@@ -38,7 +38,7 @@ _SHORT = {
     "T": "threads", "t": "time", "u": "unbuffered", "V": "version", "v": "verbose", "W": "wait", "w": "nodelist",
     "X": "disable-status", "x": "exclude", "Z": "no-allocate",
 }  # fmt: skip
-# Options that have a field of their own in ``slurm``.
+# Options that have their own field in ``slurm``.
 FIELDS = {
     "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint",
     "reservation": "reservation", "time": "time", "mem": "memory", "cpus-per-task": "cpus_per_task",
@@ -47,24 +47,28 @@ FIELDS = {
 
 
 def option_name(name: str) -> str:
-    """Return an option's long name without dashes. Raises ValueError, with the right name, for another way."""
+    """Return an option's long name without dashes.
+
+    Raises:
+        ValueError: the name has another form; suggests the right one.
+    """
     bare = name.removeprefix("--")
     if len(bare.lstrip("-")) == 1:
         long = _SHORT.get(bare.lstrip("-"))
         where = f", or the field slurm.{FIELDS[long]}" if long in FIELDS else ""
-        raise ValueError(f"{name!r} is an option's short name: write the long one{f', {long}' if long else ''}{where}")
+        raise ValueError(f"{name!r} is a short option: write the long name{f', {long}' if long else ''}{where}")
     meant = re.sub(r"[^A-Za-z0-9-]+", "-", bare).strip("-")
     if meant.lower() in KNOWN:
         meant = meant.lower()
     if meant != bare or not bare:
-        raise ValueError(f"{name!r} is not an option's name: write {meant or 'it as in mail-type'}")
+        raise ValueError(f"{name!r} is not a valid option name: write {meant or 'it like mail-type'}")
     if bare not in KNOWN and (longer := sorted(known for known in KNOWN if known.startswith(bare))):
-        raise ValueError(f"{name!r} is an option's name cut short: write it in full, as in {longer[0]}")
+        raise ValueError(f"{name!r} is an abbreviated option: write the full name, e.g. {longer[0]}")
     return bare
 
 
 def value_problem(option: str, value: str | bool | None) -> str:
-    """Return what is wrong with giving an option this value (true and null: none), "" when nothing is."""
+    """Return the problem with this value of an option (true and null mean no value), or an empty string."""
     if value is False:
         return ""
     if option in _VALUE and not isinstance(value, str):

@@ -37,7 +37,7 @@ def test_five_lines_are_a_job(tmp_path: Path) -> None:
         ("partition: gpu", "job.yaml:6:1: partition: unknown field; did you mean 'slurm.partition'?"),
         ("slurm: {tme: 4}", "job.yaml:6:9: slurm.tme: unknown field; did you mean 'slurm.time'?"),
         ("slurm: {time: soon}", "job.yaml:6:9: slurm.time: 'soon' is not a duration: write 2h30m, 12:30:00, 1-00:00:00 or seconds"),
-        ("slurm: {sbatch: {'a b': x}}", "job.yaml:6:18: slurm.sbatch.a b: 'a b' is not an option's name: write a-b"),
+        ("slurm: {sbatch: {'a b': x}}", "job.yaml:6:18: slurm.sbatch.a b: 'a b' is not a valid option name: write a-b"),
         ("slurm: {partition: ' '}", "job.yaml:6:9: slurm.partition: is empty"),
         ('slurm: {partition: "a\\nb"}', "job.yaml:6:9: slurm.partition: holds the control character '\\n'; write it on one line, without it"),
         ("container: {runtime: dokcer}", "did you mean 'docker'?"),

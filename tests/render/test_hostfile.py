@@ -54,7 +54,7 @@ def test_ssh_s_options_reach_every_launcher_and_only_the_first_host_has_an_addre
         ({"hostfile": {"hosts": "a:2222"}}, "write a, and hostfile.ssh_options: [-p, '2222']"),
         ({"hostfile": {"hosts": "me@a:22"}}, "hostfile.ssh_options: [-l, me, -p, '22']"),
         ({"hostfile": {"hosts": "ace:22"}}, "hostfile.ssh_options: [-p, '22']"),
-        ({"hostfile": {"hosts": "a", "master_addr": "http://a"}}, "hostfile.master_addr: 'http://a' is no address"),
+        ({"hostfile": {"hosts": "a", "master_addr": "http://a"}}, "hostfile.master_addr: 'http://a' is not an address"),
         (pdsh("-o", "ProxyCommand=ssh -W gw b"), "hostfile.ssh_options[1]: pdsh would not pass"),
         (pdsh("-S", "/tmp/%r"), "hostfile.ssh_options[1]: pdsh would not pass"),
         ({"hostfile": {"hosts": ["fd77::1"], "launcher": "pdsh"}}, "hostfile.hosts: pdsh takes no IPv6 address"),

@@ -98,9 +98,9 @@ def test_times(seconds: int, text: str) -> None:
     ("sections", "field"),
     [
         ({"slurm": {"sbatch": {"nodes": 3}}}, "slurm.sbatch.nodes: is planned from cluster"),
-        ({"slurm": {"memory": "lots"}}, "slurm.memory: 'lots' is not what --mem takes: write 400G"),
-        ({"slurm": {"gpu_type": "a100:8"}}, "slurm.gpu_type: 'a100:8' is not a GPU's type: write its name alone"),
-        ({"slurm": {"srun": {"-n": 3}}}, "slurm.srun.-n: '-n' is an option's short name: write the long one, ntasks"),
+        ({"slurm": {"memory": "lots"}}, "slurm.memory: 'lots' is not a valid --mem: write 400G"),
+        ({"slurm": {"gpu_type": "a100:8"}}, "slurm.gpu_type: 'a100:8' is not a GPU type: write only its name"),
+        ({"slurm": {"srun": {"-n": 3}}}, "slurm.srun.-n: '-n' is a short option: write the long name, ntasks"),
         ({"slurm": {"time": "5m", "signal_seconds": 400}}, "slurm.signal_seconds: 400 s before the end is no time"),
         ({"slurm": {"partition": LONG}}, "slurm.partition: is over 1000 bytes"),
         ({"slurm": {"gpu_type": LONG}}, "slurm.gpu_type: is over 1000 bytes"),
