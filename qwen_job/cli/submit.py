@@ -104,11 +104,11 @@ def _check_complete(plans: Sequence[Plan], target: str) -> None:
 def _run_here(bundles: Sequence[Bundle]) -> int:
     """Run the bundles in order and return the first nonzero exit code; stop after a retryable one (a signal)."""
     from qwen_job.errors import is_retryable
-    from qwen_job.launch.local import submit as run
+    from qwen_job.launch.backend import backend
 
     codes = []
     for bundle in bundles:
-        codes.append(run(bundle).exit_code)
+        codes.append(backend("local").submit(bundle).exit_code)
         if is_retryable(codes[-1]):
             break
     return next((code for code in codes if code), 0)
@@ -165,12 +165,7 @@ def _hand_over(plan: Plan, bundle: Bundle, target: str, options: Sequence[str]) 
     from qwen_job.launch.backend import backend
     from qwen_job.launch.index import remember
 
-    if target == "slurm":
-        from qwen_job.launch.slurm.backend import submit as to_slurm
-
-        submitted = to_slurm(bundle, options, plan.job.output)
-    else:
-        submitted = backend(target).submit(bundle)
+    submitted = backend(target).submit(bundle, options)
     remember(target, submitted.id, plan.job.name, plan.job.output, submitted.cluster)
     click.echo(submitted.id)
     for (name, _), job_id in zip(bundle.then, submitted.then, strict=True):

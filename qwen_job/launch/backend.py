@@ -1,17 +1,23 @@
-"""One small face for every target: submit, list, logs, cancel."""
+"""The interface that every target implements: submit, list, logs, cancel."""
 
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from qwen_job.render.bundle import Bundle
+from qwen_job.run.progress import Progress
 
-# The module of each target, loaded when it is needed.
-_MODULES = {"slurm": "slurm.backend", "kubernetes": "kubernetes.backend", "local": "local"}
-TARGETS = tuple(_MODULES)
-# States of our own: the queue has forgotten the job; the queue could not be asked.
+# The class of each target, loaded when it is needed.
+_CLASSES = {
+    "slurm": "slurm.backend:SlurmBackend",
+    "kubernetes": "kubernetes.backend:KubernetesBackend",
+    "local": "local:LocalBackend",
+}
+TARGETS = tuple(_CLASSES)
+# States of our own: the job has left its queue; the queue is unreachable.
 GONE, UNKNOWN = "gone", "unknown"
 _OVER = {GONE, "completed", "cancelled", "failed", "timeout", "node_fail", "preempted", "boot_fail", "deadline"}
 _OVER |= {"out_of_memory"}
@@ -21,11 +27,10 @@ _OVER |= {"out_of_memory"}
 class Entry:
     """One job as its queue knows it.
 
-    ``state`` is the queue's own word in lower case (pending, running, completed ...); ``reason`` says in one line why
-    it is there. ``pods`` tells how many of them run, as 1/2, where there are any. ``run`` is the run's folder where
-    the queue tells it; ``log`` what to read the output from. Of a job that is ``forgotten`` the queue knows nothing:
-    its state is the accounting's, or one of the words below. ``user`` is its owner, ``cluster`` the one of several
-    Slurm clusters that has it.
+    ``state`` is the queue's own word in lower case (pending, running, completed ...); ``reason`` explains it in one
+    line. ``pods`` is how many of its pods run, as 1/2, where it has any. ``run`` is the run folder if the queue knows
+    it; ``log`` is where to read the output. A ``forgotten`` job has left its queue: its state comes from accounting,
+    or is one of the two above. ``user`` is its owner, ``cluster`` the Slurm cluster that it is on, of several.
     """
 
     target: str
@@ -55,9 +60,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What a submission came to: the job's id, and the exit code of a job that ran here to its end.
+    """The result of a submission: the job's id, and the exit code of a job that ran here to its end.
 
-    ``then`` are the ids of the jobs that wait for this one; ``cluster`` is the one of several Slurm clusters.
+    ``then`` are the ids of the jobs that wait for this one; ``cluster`` is the Slurm cluster, of several.
     """
 
     id: str
@@ -66,26 +71,52 @@ class Submitted:
     cluster: str = ""
 
 
-class Backend(Protocol):
-    """What a target's module offers as functions."""
+class Backend(ABC):
+    """A target that jobs can be sent to. Only the abstract methods are required."""
 
+    @abstractmethod
     def available(self) -> bool:
-        """Tell whether this machine can talk to the target at all."""
+        """Tell whether this machine has the target's command line tools."""
 
-    def submit(self, bundle: Bundle) -> Submitted:
-        """Hand the bundle over."""
+    @abstractmethod
+    def submit(self, bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
+        """Submit the bundle, on Slurm with more options for sbatch."""
 
-    def entries(self) -> list[Entry]:
-        """Return the user's jobs that the queue still knows, newest first."""
+    @abstractmethod
+    def entries(self, cluster: str = "") -> list[Entry]:
+        """Return the jobs in the queue (of ``cluster``, where there are several), newest first."""
 
+    @abstractmethod
     def logs(self, entry: Entry, *, follow: bool) -> int:
-        """Print the job's output, and go on with it when following; return an exit code."""
+        """Print the job's output, and keep following it with ``follow``; return an exit code."""
 
+    @abstractmethod
     def cancel(self, entry: Entry) -> None:
         """End the job; it is not requeued."""
+
+    def is_mine(self, entry: Entry) -> bool:
+        """Tell whether the job belongs to the user."""
+        return True
+
+    def endings(self, ids: Sequence[str], cluster: str = "") -> dict[str, tuple[str, str]]:
+        """Return id -> (state, reason) for jobs that have left the queue, as far as accounting knows them."""
+        return {}
+
+    def progress(self, entries: Sequence[Entry], seconds: float) -> list[Progress]:
+        """Return the progress of running jobs whose run folders this machine does not see, within ``seconds``."""
+        return [Progress() for _ in entries]
+
+    def is_unexplained(self, entry: Entry) -> bool:
+        """Tell whether :meth:`reasons` may know more about the job's state than the queue does."""
+        return False
+
+    def reasons(self, entries: Sequence[Entry], seconds: float) -> list[str]:
+        """Return for each job why it waits or failed, empty where unknown, within ``seconds``."""
+        return ["" for _ in entries]
 
 
 def backend(target: str) -> Backend:
     """Return the backend of ``target``, one of :data:`TARGETS`."""
-    module: Backend = importlib.import_module(f"qwen_job.launch.{_MODULES[target]}")
-    return module
+    module, _, name = _CLASSES[target].partition(":")
+    made: Backend = getattr(importlib.import_module(f"qwen_job.launch.{module}"), name)()
+    return made

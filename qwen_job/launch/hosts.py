@@ -12,6 +12,7 @@ from qwen_job.atomic import read_limited
 from qwen_job.errors import JobError
 from qwen_job.hosts import expand_hosts
 from qwen_job.job.hostfile import ALLOCATION
+from qwen_job.launch.slurm.backend import SlurmBackend
 from qwen_job.plan import Plan
 
 MAX_BYTES = 16 * 2**20
@@ -62,11 +63,10 @@ def _of_this_allocation() -> list[str]:
 
 
 def _of_job(job: str) -> list[str]:
-    from qwen_job.launch.slurm.backend import entries
-
     if not job.isdecimal():
         raise ValueError(f"{ALLOCATION}:{job}: write the number of a job that runs, as in {ALLOCATION}:1234")
-    found = next((entry for entry in entries() if entry.id == job), None)
+    slurm = SlurmBackend()
+    found = next((entry for entry in slurm.entries() if slurm.is_mine(entry) and entry.id == job), None)
     if found is None:
         raise ValueError(f"{ALLOCATION}:{job}: the queue has no job {job} of yours; 'squeue --me' lists them")
     if found.state != "running" or not found.nodes:

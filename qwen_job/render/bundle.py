@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a script asks of sbatch: option -> value (empty for a flag), and option -> the field it comes from."""
+
+    values: Mapping[str, str]
+    fields: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What one render gives. ``main`` is the file that goes to stdout; names in ``executable`` get mode 755.
+    """One rendered job, with what the launcher needs to know about it, so that nobody has to parse the files.
 
-    ``notes`` are words for stderr: what the user should know about this render. ``then`` names the files that are
-    submitted after the main one, each with the dependency on it that holds it back (afterok, aftercorr, afterany).
-    ``fields`` tells of each option of Slurm's in the main file which field of job.yaml it comes from.
+    ``main`` is the file that goes to stdout; names in ``executable`` get mode 755. ``notes`` are messages for stderr:
+    what the user should know about this render. ``then`` names the files that are submitted after the main one, each
+    with its dependency on it (afterok, aftercorr, afterany). ``run`` is the run folder. ``requests`` holds the options
+    of each Slurm script, ``objects`` the Kubernetes objects of the main file.
     """
 
     target: str
     files: dict[str, str]
     main: str
     executable: frozenset[str] = frozenset()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     then: tuple[tuple[str, str], ...] = ()
-    fields: dict[str, str] = field(default_factory=dict)
+    run: str = ""
+    requests: Mapping[str, Request] = field(default_factory=dict)
+    objects: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def text(self) -> str:

@@ -45,12 +45,14 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     except Unrepresentable as error:
         path = _locate(plan.job.model_dump(), error.value) or ()
         raise JobError([plan.job.problem(path, str(error))]) from None
-    if plan.job.evaluate is not None and target != "slurm":
-        note = (
-            f"evaluate: is a job of its own on Slurm only; afterwards: qwen-job evaluate {plan.job.output} --data FILE"
-        )
-        return replace(bundle, notes=(*bundle.notes, note))
-    return bundle
+    bundle = replace(bundle, run=plan.job.output)
+    if plan.job.evaluate is None or target == "slurm":
+        return bundle
+    note = (
+        "evaluate: a separate job on Slurm only; after the training run: "
+        f"qwen-job evaluate {plan.job.output} --data FILE"
+    )
+    return replace(bundle, notes=(*bundle.notes, note))
 
 
 def render_each(

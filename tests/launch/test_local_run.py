@@ -39,9 +39,10 @@ def script(folder: Path, **sections: Any) -> Bundle:
 def submit(made: Bundle, folder: Path, **env: str) -> subprocess.Popen[str]:
     (folder / "script.sh").write_text(made.text)
     code = (
-        "import sys; from pathlib import Path; from qwen_job.render import Bundle; from qwen_job.launch import local\n"
+        "import sys; from pathlib import Path\n"
+        "from qwen_job.launch.local import LocalBackend; from qwen_job.render import Bundle\n"
         "text = Path(sys.argv[1]).read_text(); print('up', flush=True)\n"
-        "sys.exit(local.submit(Bundle('local', {'run.sh': text}, 'run.sh')).exit_code)"
+        "sys.exit(LocalBackend().submit(Bundle('local', {'run.sh': text}, 'run.sh')).exit_code)"
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     words = [sys.executable, "-c", code, str(folder / "script.sh")]

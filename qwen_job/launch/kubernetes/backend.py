@@ -1,4 +1,4 @@
-"""Backend kubernetes: kubectl underneath, JSON in."""
+"""Backend kubernetes: runs kubectl and reads its JSON."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from qwen_job.errors import ClusterRefused, EnvironmentFault
-from qwen_job.launch.backend import Entry, Submitted
+from qwen_job.launch.backend import Backend, Entry, Submitted
 from qwen_job.launch.index import submissions
-from qwen_job.launch.kubernetes.events import why
 from qwen_job.launch.kubernetes.kubectl import Forbidden, NoSuchKind, kubectl, refusal
 from qwen_job.launch.kubernetes.needed import refuse_missing
 from qwen_job.launch.kubernetes.progress import pod_progress
-from qwen_job.launch.kubernetes.state import entry_of, is_unexplained, name_of, place_of, unseen_entry
+from qwen_job.launch.kubernetes.reasons import is_unexplained, why
+from qwen_job.launch.kubernetes.state import entry_of, name_of, place_of, unseen_entry
 from qwen_job.launch.outputs import show_output
 from qwen_job.render.bundle import Bundle
 from qwen_job.run.progress import Progress
-from qwen_job.strict_yaml import Loader
 
 Object = dict[str, Any]
 KINDS = {
@@ -38,30 +35,107 @@ _OURS = ("-l", "app.kubernetes.io/name=qwen-job", "-o", "json")
 _APPLY = ("apply", "--server-side", "--force-conflicts", "--field-manager=qwen-job")
 _ACCESS = ("rolebindings", "roles", "serviceaccounts")
 _INSTANCE = "app.kubernetes.io/instance"
-# Namespaces of past submissions that are looked into where a list of all namespaces is forbidden.
+# Where listing all namespaces is forbidden, at most this many namespaces of past submissions are listed.
 _MOST_NAMESPACES = 8
 
 
-def available() -> bool:
-    """Tell whether kubectl is on this machine."""
-    return shutil.which("kubectl") is not None
+class KubernetesBackend(Backend):
+    """Submits, lists and deletes with kubectl, which uses the current context of the kubeconfig."""
 
+    def available(self) -> bool:
+        """Tell whether kubectl is on this machine."""
+        return shutil.which("kubectl") is not None
 
-def submit(bundle: Bundle) -> Submitted:
-    """Ask the server whether it would take the objects, then apply them; the id is NAMESPACE/NAME.
+    def submit(self, bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
+        """Let the server validate the objects, then apply them; the id is NAMESPACE/NAME.
 
-    Errors: :class:`EnvironmentFault` without kubectl or a cluster; :class:`ClusterRefused` with the server's words.
-    """
-    things = list(yaml.load_all(bundle.text, Loader))
-    _refuse_second(things)
-    refuse_missing(things)
-    # Trainer refuses a TrainJob whose runtime is not there, as in a dry run it cannot be.
-    asked = [thing for thing in things if thing["kind"] != "TrainJob"]
-    kubectl(*_APPLY, "--dry-run=server", "-f", "-", text=_documents(asked))
-    answer = json.loads(kubectl(*_APPLY, "-o", "json", "-f", "-", text=bundle.text))
-    things = answer["items"] if answer.get("kind") == "List" else [answer]
-    (job,) = [thing for thing in things if thing["kind"] in KINDS]
-    return Submitted(f"{job['metadata'].get('namespace', 'default')}/{job['metadata']['name']}")
+        Raises:
+            EnvironmentFault: without kubectl or a cluster.
+            ClusterRefused: with the server's message.
+        """
+        things = [dict(thing) for thing in bundle.objects]
+        _refuse_second(things)
+        refuse_missing(things)
+        # Trainer refuses a TrainJob without its runtime, which a dry run does not create.
+        asked = [thing for thing in things if thing["kind"] != "TrainJob"]
+        kubectl(*_APPLY, "--dry-run=server", "-f", "-", text=_documents(asked))
+        answer = json.loads(kubectl(*_APPLY, "-o", "json", "-f", "-", text=bundle.text))
+        things = answer["items"] if answer.get("kind") == "List" else [answer]
+        (job,) = [thing for thing in things if thing["kind"] in KINDS]
+        return Submitted(f"{job['metadata'].get('namespace', 'default')}/{job['metadata']['name']}")
+
+    def entries(self, cluster: str = "") -> list[Entry]:
+        """Return the jobs that qwen-job created, newest first, from all namespaces where that is allowed.
+
+        Kinds that the user may not list are left out, with a note on stderr.
+
+        Raises:
+            Forbidden: when no kind may be listed.
+        """
+        pods, jobs = _listed()
+        of_job: dict[tuple[str, str], list[Object]] = defaultdict(list)
+        for pod in pods or ():
+            of_job[place_of(pod, pod["metadata"].get("labels", {}).get(_INSTANCE, ""))].append(pod)
+        jobs.sort(key=lambda job: str(job["metadata"].get("creationTimestamp")), reverse=True)
+        if pods is None:
+            return [unseen_entry(job) for job in jobs]
+        return [
+            entry_of(job, of_job[place_of(job, name_of(job))], of_job[place_of(job, f"{name_of(job)}-prepare")])
+            for job in jobs
+        ]
+
+    def logs(self, entry: Entry, *, follow: bool) -> int:
+        """Print the first pod's output, with ``follow`` until it ends or is interrupted.
+
+        Raises:
+            EnvironmentFault: when the job has no pod, and as :func:`kubectl`.
+        """
+        if not entry.log:
+            raise EnvironmentFault(f"{entry.id}: has no pod (yet), so no output: {entry.reason or entry.state}")
+        namespace = entry.id.partition("/")[0]
+        words = ["kubectl", "logs", "--namespace", namespace, *(["--follow"] if follow else []), entry.log]
+        errors: list[str] = []
+        if show_output(words, errors):
+            raise refusal("".join(errors))
+        return 0
+
+    def cancel(self, entry: Entry) -> None:
+        """Delete the job and what was created for it, except claims; its pods get their time to save.
+
+        Objects that the user may not delete do not stop the rest: the user cannot have created them either, or a note
+        names them.
+
+        Raises:
+            Forbidden: when the job itself may not be deleted.
+        """
+        namespace, _, name = entry.id.partition("/")
+        where = ("--namespace", namespace)
+        refused: list[Forbidden] = []
+        done = entry.is_over
+        for kind in KINDS.values():
+            try:
+                done = _remove(kind, name, *where) or done
+            except NoSuchKind:
+                continue
+            except Forbidden as error:
+                refused.append(error)
+        if refused and not done:
+            raise refused[0]
+        _remove_rest(name, *where)
+
+    def progress(self, entries: Sequence[Entry], seconds: float) -> list[Progress]:
+        """Ask the jobs' own pods for their progress, all at once; empty for one that does not answer in time."""
+        with ThreadPoolExecutor(8) as several:
+            return list(several.map(lambda entry: pod_progress(entry, time.monotonic() + seconds), entries))
+
+    def is_unexplained(self, entry: Entry) -> bool:
+        """Tell whether :meth:`reasons` may know more about the job than its pods do."""
+        return is_unexplained(entry)
+
+    def reasons(self, entries: Sequence[Entry], seconds: float) -> list[str]:
+        """Ask for warnings about jobs whose pods do not explain why they wait, all at once; empty without any."""
+        with ThreadPoolExecutor(8) as several:
+            return list(several.map(lambda entry: why(entry, time.monotonic() + seconds), entries))
 
 
 def _documents(things: list[Object]) -> str:
@@ -69,7 +143,7 @@ def _documents(things: list[Object]) -> str:
 
 
 def _refuse_second(things: list[Object]) -> None:
-    """An apply over a job that is there would start nothing, or mix two jobs; what a past one left is cleared away."""
+    """Reject a job whose name is taken, since apply would mix the two; delete what a past job of that name left."""
     (job,) = [thing for thing in things if thing["kind"] in KINDS]
     name, namespace = job["metadata"]["name"], job["metadata"].get("namespace")
     where = ("--namespace", namespace) if namespace else ()
@@ -84,18 +158,21 @@ def _refuse_second(things: list[Object]) -> None:
             continue
         if text.strip():
             state = entry_of(json.loads(text), [], []).state
-            way_out = "'qwen-job cancel' removes it (the output stays, and a new job goes on from it)"
-            raise ClusterRefused(f"name: {name!r} is there already ({state}); {way_out}, or take another name")
-    # A ConfigMap and a Job's template never change: those of a job that is gone would be in the way.
+            fix = "'qwen-job cancel' removes it (its output stays, and a new job resumes from it)"
+            raise ClusterRefused(f"name: job {name!r} already exists ({state}); {fix}, or use another name")
+    # ConfigMaps and the template of a Job are immutable, so leftovers of a deleted job would be in the way.
     for kind in ("configmap", "jobs.batch"):
         with suppress(Forbidden):
             _remove(kind, name, *where)
 
 
 def _remove(kind: str, name: str, *where: str) -> bool:
-    """Delete what is ours and the job's; return whether there was any. Errors: :class:`Forbidden`.
+    """Delete the objects that we created for the job; return whether there were any.
 
-    Who may not list may delete by name: what lies there is looked at first, for it might be somebody else's.
+    A user who may not list may still delete by name; the labels are checked first, because it may not be ours.
+
+    Raises:
+        Forbidden: when neither is allowed.
     """
     ours = {_INSTANCE: name, "app.kubernetes.io/name": "qwen-job"}
     delete = ("delete", kind, *where, "--wait=false", "--ignore-not-found", "-o", "name")
@@ -111,71 +188,23 @@ def _remove(kind: str, name: str, *where: str) -> bool:
         return ours.items() <= labels.items() and bool(kubectl(*delete, own).strip())
 
 
-def entries() -> list[Entry]:
-    """Return the jobs that were made by qwen-job, newest first; all namespaces where that is allowed.
-
-    Kinds that the user may not list are left out, which is said once.
-
-    Errors: :class:`Forbidden` where no kind may be listed.
-    """
+def _listed() -> tuple[list[Object] | None, list[Object]]:
+    """Return the pods (None where they may not be listed) and the jobs of all kinds."""
+    resources = ("pods", *KINDS.values())
     with ThreadPoolExecutor() as several:
-        found, *lists = several.map(_list, ("pods", *KINDS.values()))
+        pods, *lists = several.map(_list, resources)
     refused = [items for items in lists if isinstance(items, Forbidden)]
-    jobs = [job for items in lists if not isinstance(items, Forbidden) for job in items or ()]
     if refused and not any(isinstance(items, list) for items in lists):
         raise refused[0]
-    asked = zip(("pods", *KINDS.values()), (found, *lists), strict=True)
-    unseen = [kind for kind, items in asked if isinstance(items, Forbidden)]
-    if unseen:
-        _say(f"no permission to list {', '.join(unseen)}: what they would tell is not shown")
-    pods: dict[tuple[str, str], list[Object]] = defaultdict(list)
-    for pod in found if isinstance(found, list) else ():
-        pods[place_of(pod, pod["metadata"].get("labels", {}).get(_INSTANCE, ""))].append(pod)
-    jobs.sort(key=lambda job: str(job["metadata"].get("creationTimestamp")), reverse=True)
-    seen = not isinstance(found, Forbidden)
-    made = [(job, pods[place_of(job, name_of(job))], pods[place_of(job, f"{name_of(job)}-prepare")]) for job in jobs]
-    return [entry_of(*parts) if seen else unseen_entry(parts[0]) for parts in made]
+    answers = zip(resources, (pods, *lists), strict=True)
+    if unseen := [kind for kind, items in answers if isinstance(items, Forbidden)]:
+        _note(f"no permission to list {', '.join(unseen)}: their information is not shown")
+    jobs = [job for items in lists if not isinstance(items, Forbidden) for job in items or ()]
+    return None if isinstance(pods, Forbidden) else pods or [], jobs
 
 
-@lru_cache(maxsize=64)
-def _say(words: str) -> None:
-    """Print a note to stderr, once a process."""
-    print(f"note: {words}", file=sys.stderr)
-
-
-def logs(entry: Entry, *, follow: bool) -> int:
-    """Print the first pod's output, with ``follow`` until it ends or is interrupted. Errors: as :func:`kubectl`'s."""
-    if not entry.log:
-        raise EnvironmentFault(f"{entry.id}: has no pod (yet), so no output: {entry.reason or entry.state}")
-    namespace = entry.id.partition("/")[0]
-    words = ["kubectl", "logs", "--namespace", namespace, *(["--follow"] if follow else []), entry.log]
-    errors: list[str] = []
-    code = show_output(words, errors)
-    if code:
-        raise refusal("".join(errors))
-    return 0
-
-
-def cancel(entry: Entry) -> None:
-    """Delete the job and what was made for it, claims excepted; its pods get their time to save.
-
-    What the user may not delete does not stop the rest: nobody without the right to make it has made it, or it is said.
-
-    Errors: :class:`Forbidden` where the job itself may not be deleted.
-    """
-    namespace, _, name = entry.id.partition("/")
-    where = ("--namespace", namespace)
-    refused: list[Forbidden] = []
-    done = entry.is_over
-    for kind in KINDS.values():
-        try:
-            done = _remove(kind, name, *where) or done
-        except NoSuchKind:
-            continue
-        except Forbidden as error:
-            refused.append(error)
-    if refused and not done:
-        raise refused[0]
+def _remove_rest(name: str, *where: str) -> None:
+    """Delete what was created for a job."""
     left = []
     for kind in ("trainingruntimes.trainer.kubeflow.org", "jobs.batch", "configmap", "networkpolicy", *_ACCESS):
         try:
@@ -183,28 +212,19 @@ def cancel(entry: Entry) -> None:
         except NoSuchKind:
             continue
         except Forbidden:
-            # Most users may not look at roles or runtimes, and most jobs have none.
+            # Most users may not read roles or runtimes, and most jobs have none.
             if kind == "configmap":
                 left.append(f"{kind} {name}")
     if left:
-        _say(f"no permission to delete {', '.join(left)}: a changed job needs another name, or somebody who removes it")
+        _note(
+            f"no permission to delete {', '.join(left)}: give a changed job another name, or ask somebody to delete it"
+        )
 
 
-def progress(entries: Sequence[Entry], *, seconds: float) -> list[Progress]:
-    """Ask the jobs' own pods how far they are, all at once; one that does not answer in time gives nothing."""
-    with ThreadPoolExecutor(8) as several:
-        return list(several.map(lambda entry: pod_progress(entry, time.monotonic() + seconds), entries))
-
-
-def unexplained(entry: Entry) -> bool:
-    """Tell whether :func:`reasons` may know more of a job than its pods."""
-    return is_unexplained(entry)
-
-
-def reasons(entries: Sequence[Entry], *, seconds: float) -> list[str]:
-    """Ask for the warnings about jobs whose pods do not say why they wait, all at once; empty where there is none."""
-    with ThreadPoolExecutor(8) as several:
-        return list(several.map(lambda entry: why(entry, time.monotonic() + seconds), entries))
+@lru_cache(maxsize=64)
+def _note(words: str) -> None:
+    """Print a note to stderr, once per process."""
+    print(f"note: {words}", file=sys.stderr)
 
 
 def _list(resource: str) -> list[Object] | Forbidden | None:
@@ -233,5 +253,5 @@ def _items(resource: str, *where: str) -> list[Object]:
     try:
         items: list[Object] = json.loads(text)["items"]
     except (ValueError, KeyError, TypeError):
-        raise EnvironmentFault(f"kubectl get {resource}: not the JSON that was expected") from None
+        raise EnvironmentFault(f"kubectl get {resource}: unexpected JSON") from None
     return items

@@ -1,19 +1,17 @@
-"""From a job and its pods, as the API server has them, to one line of ``status``."""
+"""One line of ``status`` from a job and its pods, as the API server has them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from qwen_job.launch.backend import Entry
-from qwen_job.launch.kubernetes.pods import pod_reason
+from qwen_job.launch.kubernetes.reasons import QUEUED, pod_reason
 from qwen_job.render.kubernetes.manifest import MEMORY, OUTPUT
 
 Object = dict[str, Any]
-QUEUED = "waits for its queue to admit it"
-# Conditions from the most telling on, and the state that each one means.
+# Conditions, the most significant first, and the state that each one means.
 _STATES = (
     ("Failed", "failed"),
     ("Succeeded", "completed"),
@@ -23,7 +21,6 @@ _STATES = (
     ("Restarting", "pending"),
     ("Running", "running"),
 )
-_MISSING = re.compile(r"\d+ of \d+ pods missing")
 
 
 def name_of(thing: Object) -> str:
@@ -37,7 +34,7 @@ def place_of(thing: Object, name: str) -> tuple[str, str]:
 
 
 def entry_of(job: Object, pods: Sequence[Object], preparing: Sequence[Object]) -> Entry:
-    """Return a job with its pods and those of its preparation."""
+    """Return the entry of a job with its pods and those that prepare its data."""
     metadata = job["metadata"]
     annotations = metadata.get("annotations") or {}
     pods = sorted(pods, key=name_of)
@@ -64,7 +61,7 @@ def entry_of(job: Object, pods: Sequence[Object], preparing: Sequence[Object]) -
 
 
 def unseen_entry(job: Object) -> Entry:
-    """Return a job whose pods the user may not see: its conditions alone tell its state."""
+    """Return the entry of a job whose pods the user may not list, from its conditions alone."""
     entry = entry_of({**job, "spec": {}}, [], [])
     master = "Master" in ((job.get("spec") or {}).get("pytorchReplicaSpecs") or {})
     log = f"{entry.name}-{'master' if master else 'worker'}-0" if job.get("kind") == "PyTorchJob" else ""
@@ -80,7 +77,7 @@ def _phase(pod: Object) -> str:
 
 
 def pods_wanted(job: Object) -> int:
-    """Return how many pods the job asks for; 0 where its spec does not tell."""
+    """Return the number of pods that the job requests; 0 where its spec does not say."""
     spec = job.get("spec") or {}
     if "pytorchReplicaSpecs" in spec:
         return sum(int(replica.get("replicas", 1)) for replica in spec["pytorchReplicaSpecs"].values())
@@ -98,7 +95,7 @@ def _state(job: Object, pods: Sequence[Object], wanted: int, memory: str) -> tup
     phases = {_phase(pod) for pod in pods}
     missing = wanted - sum(_phase(pod) != "Failed" for pod in pods)
     if not state or (state == "running" and ("Pending" in phases or missing > 0)):
-        # The message is that of the condition, which the pods have overtaken.
+        # The condition is older than the pods, and so is its message.
         state, message = ("running" if phases == {"Running"} and missing <= 0 else "pending"), ""
     if state in ("completed", "running"):
         return state, ""
@@ -106,7 +103,7 @@ def _state(job: Object, pods: Sequence[Object], wanted: int, memory: str) -> tup
         queued = "kueue.x-k8s.io/queue-name" in (job["metadata"].get("labels") or {})
         return ("pending", QUEUED) if queued else (state, "suspended")
     reasons = [reason for pod in pods if (reason := pod_reason(pod, memory))]
-    # Of several the one that ended first is the cause, and the others are its victims; a kill for memory always is.
+    # The pod that ended first is the cause and the others followed; an OOM kill is always the cause.
     reasons.sort(key=lambda reason: "killed for memory" not in reason)
     said = reasons[0] if reasons else " ".join(message.split())
     if state == "pending" and pods and missing > 0:
@@ -115,17 +112,10 @@ def _state(job: Object, pods: Sequence[Object], wanted: int, memory: str) -> tup
 
 
 def _preparation(pod: Object) -> tuple[str, str]:
-    """Return state and reason of a job that waits for its preparation, whose newest pod this is."""
+    """Return the state and reason of a job that waits for its data; ``pod`` is the newest that prepares them."""
     phase, reason = (pod.get("status") or {}).get("phase"), pod_reason(pod)
     if phase == "Succeeded":
-        return "suspended", "model and data are prepared; waits for somebody to start it"
+        return "suspended", "model and data are ready; waits for you to start it"
     if phase == "Failed" and "(final" in reason:
         return "failed", reason
-    return "pending", reason or f"{name_of(pod)}: fetches the model and prepares the data"
-
-
-def is_unexplained(entry: Entry) -> bool:
-    """Tell whether the job's pods do not say why it is where it is, so that the events are worth a question."""
-    if entry.state in ("pending", "suspended"):
-        return entry.reason in ("", "suspended", QUEUED) or bool(_MISSING.match(entry.reason))
-    return entry.state == "failed" and "killed for memory" not in entry.reason
+    return "pending", reason or f"{name_of(pod)}: fetching the model and preparing the data"

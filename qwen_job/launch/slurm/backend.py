@@ -1,4 +1,4 @@
-"""Backend slurm: sbatch, squeue and scancel underneath, JSON in."""
+"""Backend slurm: runs sbatch, squeue and scancel, and reads their JSON."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
-from qwen_job.launch.backend import Entry, Submitted
+from qwen_job.launch.backend import Backend, Entry, Submitted
 from qwen_job.launch.outputs import run_log, show_log
-from qwen_job.launch.slurm.entries import jobs_of
+from qwen_job.launch.slurm.entries import endings_of, jobs_of
 from qwen_job.launch.slurm.environment import clusters, environment, of_shell
 from qwen_job.launch.slurm.log import log_options
-from qwen_job.launch.slurm.refusal import options_of
+from qwen_job.launch.slurm.refusal import check_time, explain
 from qwen_job.launch.slurm.survey import ask, is_unreachable
-from qwen_job.render.bundle import Bundle
+from qwen_job.render.bundle import Bundle, Request
 from qwen_job.render.slurm.gpus import WAYS
+from qwen_job.run.owner import forbids, owner_of
 
 _GPUS = "slurm.gpu_type or cluster.gpus_per_node"
 _NODES = "cluster.nodes or cluster.gpus_per_node"
 _YOURS = "'sacctmgr show assoc user=$USER format=account,partition,qos' lists yours"
 _LIMITS = "'sacctmgr show qos format=name,maxwall,maxtrespu,maxsubmitpu' lists the limits"
 _PARTITIONS = "'sinfo --summarize' lists the partitions"
-# Words of sbatch's refusals (slurm_errno.c) -> the field of job.yaml that they are about, and the way out. The first
-# that fits counts.
+# Patterns in sbatch's messages (slurm_errno.c), the field of job.yaml that each is about, and a fix; the first match
+# counts.
 _FIELDS = (
-    (r"accounting/qos policy", "slurm.qos or slurm.account", f"{_LIMITS}; fewer nodes or less time may fit"),
+    (r"accounting/qos policy", "slurm.qos or slurm.account", f"{_LIMITS}; request fewer nodes or less time"),
     (r"qos not permitted", "slurm.qos", _YOURS),
     (r"account not permitted|invalid account|account/partition", "slurm.account", _YOURS),
     (r"invalid qos", "slurm.qos", _YOURS),
-    (r"group not permitted|permission denied", "slurm.partition", f"it is not open to you; {_PARTITIONS}"),
+    (r"group not permitted|permission denied", "slurm.partition", f"you may not use it; {_PARTITIONS}"),
     (r"invalid partition", "slurm.partition", _PARTITIONS),
     (r"invalid node name", "slurm.sbatch.nodelist or slurm.sbatch.exclude", "'sinfo --Node' lists the nodes"),
     (r"reservation", "slurm.reservation", ""),
@@ -45,7 +46,7 @@ _FIELDS = (
     (r"memory", "slurm.memory", ""),
     (r"more processors|node count|node configuration|nodes? .*not available", _NODES, ""),
 )
-# Options -> the fields that slurm_refusal names for them.
+# Options -> the fields that refusal.explain names for them.
 _RESOURCES = {
     "mem": "slurm.memory",
     "cpus-per-task": "slurm.cpus_per_task or cluster.cpus_per_gpu",
@@ -54,73 +55,136 @@ _RESOURCES = {
 }
 
 
-def available() -> bool:
-    """Tell whether sbatch is on this machine."""
+class SlurmBackend(Backend):
+    """Submits with sbatch, lists with squeue, cancels with scancel."""
+
+    def available(self) -> bool:
+        """Tell whether sbatch is on this machine."""
+        return _has_sbatch()
+
+    def submit(self, bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
+        """Let sbatch validate every script, then submit them: the main one with ``options``, then the rest.
+
+        The log goes to the run folder where the nodes do not see the current folder.
+
+        Raises:
+            EnvironmentFault: without sbatch, or for a log folder that cannot be created.
+            ClusterRefused: with sbatch's message and the field.
+        """
+        names = [bundle.main, *(name for name, _ in bundle.then)]
+        words = {name: _beside(bundle.requests[name], bundle.run) for name in names}
+        for name in names:
+            _sbatch(["--test-only", *words[name]], bundle.files[name], bundle.requests[name])
+            check_time(bundle.requests[name], _cluster(bundle.requests[name]))
+        first, cluster = _hand_over(bundle, bundle.main, [*words[bundle.main], *options])
+        there = [f"--clusters={cluster}"] if cluster else []
+        then = [
+            _hand_over(bundle, name, [*words[name], *there, *dependency(f"{kind}:{first}")])[0]
+            for name, kind in bundle.then
+        ]
+        return Submitted(first, then=tuple(then), cluster=cluster)
+
+    def entries(self, cluster: str = "") -> list[Entry]:
+        """Return everybody's jobs in the queue of ``cluster`` (default: this machine's, or the shell's), newest first.
+
+        Raises:
+            EnvironmentFault: without squeue or its JSON output, or when slurmctld is unreachable.
+        """
+        asked = cluster or clusters()
+        found = jobs_of(ask("squeue", "--json", cluster=asked))
+        return [replace(entry, cluster=entry.cluster or asked) for entry in found]
+
+    def is_mine(self, entry: Entry) -> bool:
+        """Tell whether the job belongs to the user."""
+        return entry.user in (user(), "")
+
+    def endings(self, ids: Sequence[str], cluster: str = "") -> dict[str, tuple[str, str]]:
+        """Return id -> (state, reason) from accounting; nothing without sacct or accounting."""
+        try:
+            return endings_of(ask("sacct", "--json", "--jobs", ",".join(sorted(set(ids))), cluster=cluster))
+        except (ClusterRefused, EnvironmentFault):
+            return {}
+
+    def logs(self, entry: Entry, *, follow: bool) -> int:
+        """Print the job's output file, or the run folder's copy of it; with ``follow`` until interrupted.
+
+        Raises:
+            EnvironmentFault: when there is no such file, or it is not readable.
+        """
+        log = entry.log or owner_of(entry.run).log
+        for path in (Path(log) if log else None, run_log(entry.run)):
+            if path and os.access(path, os.R_OK):
+                return show_log(path, follow=follow)
+        if why := (log and forbids(log)) or forbids(entry.run):
+            raise EnvironmentFault(f"{log or entry.run}: {why}")
+        where = log or f"the output of job {entry.shown_id}"
+        why = entry.reason or "the job has not started, or this machine does not see the folder"
+        raise EnvironmentFault(f"{where}: not there: {why}" if entry.is_over else f"{where}: not there (yet): {why}")
+
+    def cancel(self, entry: Entry) -> None:
+        """Cancel the job with a signal to all its steps, so that a running one can save first.
+
+        Raises:
+            ClusterRefused: for another user's job, with the owner's name.
+        """
+        try:
+            ask("scancel", entry.id, cluster=entry.cluster)
+        except ClusterRefused as error:
+            if "permission" not in str(error).lower():
+                raise
+            raise ClusterRefused(
+                f"{entry.name} ({entry.shown_id}): only {entry.user or 'its owner'} may cancel it"
+            ) from None
+
+
+def _has_sbatch() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def submit(bundle: Bundle, options: Sequence[str] = (), run: str = "") -> Submitted:
-    """Ask sbatch whether it would take the scripts, then hand them over: the main one with ``options``, then the rest.
-
-    ``run`` is the run's folder; the log goes there where the nodes would not see the folder that we are in.
-
-    Raises:
-        EnvironmentFault: without sbatch, or for a log's folder that cannot be made.
-        ClusterRefused: with sbatch's words and the field.
-    """
-    from qwen_job.launch.slurm.refusal import check_time
-
-    of_then = {**bundle.fields, "time": "evaluate.time"}
-    scripts = {bundle.main: bundle.fields, **{name: of_then for name, _ in bundle.then}}
-    words = {name: _beside(bundle.files[name], fields, run) for name, fields in scripts.items()}
-    for name, fields in scripts.items():
-        _sbatch(["--test-only", *words[name]], bundle.files[name], fields)
-        check_time(bundle.files[name], fields, _cluster(bundle.files[name]))
-    first, cluster = _hand_over(bundle.text, [*words[bundle.main], *options], bundle.fields)
-    there = [f"--clusters={cluster}"] if cluster else []
-    then = [
-        _hand_over(bundle.files[name], [*words[name], *there, *dependency(f"{kind}:{first}")], of_then)[0]
-        for name, kind in bundle.then
-    ]
-    return Submitted(first, then=tuple(then), cluster=cluster)
-
-
-def _beside(script: str, fields: Mapping[str, str], run: str) -> list[str]:
-    """Return the words for sbatch that do not stand in the script: the shell's defaults, and the log's place."""
-    options = options_of(script)
-    return [*of_shell(options).options, *log_options(options, fields, run or str(Path.cwd()), Path.cwd())]
+def user() -> str:
+    """Return who we are for Slurm: the name of the user that runs this, whatever $USER says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return getpass.getuser()
 
 
 def notes(bundle: Bundle) -> tuple[str, ...]:
-    """Return what is to be said before the bundle is handed over: the shell's variables that count, or do not."""
-    return of_shell(options_of(bundle.text)).notes
+    """Return what to tell the user before submission: which variables of the shell take effect, and which do not."""
+    return of_shell(bundle.requests[bundle.main].values).notes
 
 
-def _cluster(script: str) -> str:
-    """Return the cluster that a script is for, empty where it is this machine's or one of several."""
-    return cluster_of(options_of(script)) or clusters()
+def _beside(request: Request, run: str) -> list[str]:
+    """Return the options for sbatch that are not in the script: the shell's defaults, and where the log goes."""
+    return [*of_shell(request.values).options, *log_options(request, run or str(Path.cwd()), Path.cwd())]
+
+
+def _cluster(request: Request) -> str:
+    """Return the cluster that a script is for; empty for this machine's."""
+    return cluster_of(request.values) or clusters()
 
 
 def cluster_of(options: Mapping[str, str]) -> str:
-    """Return the cluster in options of sbatch, which takes the short form, too."""
+    """Return the cluster in options of sbatch, which accepts the short form too."""
     return options.get("clusters") or options.get("cluster") or ""
 
 
-def _hand_over(script: str, options: Sequence[str], fields: Mapping[str, str]) -> tuple[str, str]:
-    """Return the job's id and its cluster, which sbatch names where it was asked for one."""
-    job_id, _, cluster = _sbatch(["--parsable", *options], script, fields).strip().partition(";")
+def _hand_over(bundle: Bundle, name: str, options: Sequence[str]) -> tuple[str, str]:
+    """Submit one script; return the job's id and its cluster, which sbatch prints if it was given one."""
+    answer = _sbatch(["--parsable", *options], bundle.files[name], bundle.requests[name])
+    job_id, _, cluster = answer.strip().partition(";")
     return job_id.strip(), cluster.strip()
 
 
 def dependency(condition: str) -> tuple[str, ...]:
-    """Return sbatch's words for a job that waits; one that waits for what can no longer happen is cancelled."""
+    """Return the options of a job that waits; it is cancelled when ``condition`` can no longer come true."""
     return f"--dependency={condition}", "--kill-on-invalid-dep=yes"
 
 
-def _sbatch(options: list[str], script: str, fields: Mapping[str, str]) -> str:
-    if not available():
-        way_out = "run this on a login node, or carry the script of 'render' there"
-        raise EnvironmentFault(f"sbatch: not on this machine; {way_out}")
+def _sbatch(options: list[str], script: str, request: Request) -> str:
+    if not _has_sbatch():
+        fix = "run this on a login node, or copy the script from 'qwen-job render' there"
+        raise EnvironmentFault(f"sbatch: not on this machine; {fix}")
     done = subprocess.run(
         ["sbatch", *options],
         input=script,
@@ -130,24 +194,28 @@ def _sbatch(options: list[str], script: str, fields: Mapping[str, str]) -> str:
         check=False,
         env=environment(),
     )
-    if done.returncode != 0:
-        lines = [re.sub(r"^(sbatch: |allocation failure: |error: )+", "", line) for line in done.stderr.splitlines()]
-        words = "; ".join(dict.fromkeys(line for line in lines if line))
-        if is_unreachable(words):
-            raise EnvironmentFault(f"sbatch reaches no cluster: {words}; is slurmctld up, and is this a login node?")
-        fits = (said for said in _FIELDS if re.search(said[0], words, re.IGNORECASE))
-        _, field, way_out = next(fits, ("", "", ""))
-        field = _where(field, words, fields)
-        if field in (_NODES, _GPUS):
-            from qwen_job.launch.slurm.refusal import explain
+    if done.returncode == 0:
+        return done.stdout
+    lines = [re.sub(r"^(sbatch: |allocation failure: |error: )+", "", line) for line in done.stderr.splitlines()]
+    words = "; ".join(dict.fromkeys(line for line in lines if line))
+    if is_unreachable(words):
+        raise EnvironmentFault(f"sbatch reaches no cluster: {words}; is slurmctld up, and is this a login node?")
+    raise _refused(words, request)
 
-            field = _as_written(explain(script, _cluster(script)) or "", fields) or _about(field, fields)
-        raise ClusterRefused(": ".join(filter(None, (field, f"Slurm refuses: {words}", way_out))))
-    return done.stdout
+
+def _refused(words: str, request: Request) -> ClusterRefused:
+    """Return the error for sbatch's message ``words``: the field, the message and a fix."""
+    found = (fault for fault in _FIELDS if re.search(fault[0], words, re.IGNORECASE))
+    _, field, fix = next(found, ("", "", ""))
+    field = _where(field, words, request.fields)
+    if field in (_NODES, _GPUS):
+        explained = explain(request.values, _cluster(request)) or ""
+        field = _as_written(explained, request.fields) or _about(field, request.fields)
+    return ClusterRefused(": ".join(filter(None, (field, f"Slurm refuses: {words}", fix))))
 
 
 def _where(field: str, words: str, fields: Mapping[str, str]) -> str:
-    """Return the field that sbatch's words are about, where it was written: under slurm.sbatch, for one."""
+    """Return the field that sbatch's message is about, as the user wrote it: under slurm.sbatch, for example."""
     named = [name for name in re.findall(r"--([A-Za-z][\w-]*)", words) if name not in ("help", "usage")]
     if named:
         return fields.get(named[0], f"slurm.sbatch.{named[0]}")
@@ -159,7 +227,7 @@ def _where(field: str, words: str, fields: Mapping[str, str]) -> str:
 
 
 def _as_written(explained: str, fields: Mapping[str, str]) -> str:
-    """Name in an explanation the option under slurm.sbatch where that is what the user wrote."""
+    """Replace fields in an explanation by the options under slurm.sbatch that the user wrote instead."""
     for option, field in _RESOURCES.items():
         if fields.get(option) == f"slurm.sbatch.{option}":
             explained = explained.replace(f"{field}: ", f"slurm.sbatch.{option}: ")
@@ -167,68 +235,9 @@ def _as_written(explained: str, fields: Mapping[str, str]) -> str:
 
 
 def _about(field: str, fields: Mapping[str, str]) -> str:
-    """Return the options under slurm.sbatch that such a refusal may be about, else ``field``."""
+    """Return the options under slurm.sbatch that this refusal may be about, else ``field``."""
     about = [*WAYS, "gres-flags"]
     if field != _GPUS:
         about += ["mem", "mem-per-cpu", "mem-per-gpu", "cpus-per-task", "cpus-per-gpu", "mincpus", "constraint", "tmp"]
         about += ["nodelist", "licenses", "core-spec"]
     return " or ".join(fields[name] for name in about if fields.get(name) == f"slurm.sbatch.{name}") or field
-
-
-def entries(cluster: str = "") -> list[Entry]:
-    """Return the user's jobs in squeue, newest first. Errors: as :func:`everybodys`."""
-    return [entry for entry in everybodys(cluster) if entry.user in (user(), "")]
-
-
-def user() -> str:
-    """Return who we are for Slurm: the name of the user that runs this, whatever $USER says."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return getpass.getuser()
-
-
-def everybodys(cluster: str = "") -> list[Entry]:
-    """Return the jobs in the queue of ``cluster`` (default: this machine's, or the shell's), newest first.
-
-    Raises:
-        EnvironmentFault: without squeue, without its JSON, or when it reaches no controller.
-    """
-    asked = cluster or clusters()
-    found = jobs_of(ask("squeue", "--json", cluster=asked))
-    return [replace(entry, cluster=entry.cluster or asked) for entry in found]
-
-
-def logs(entry: Entry, *, follow: bool) -> int:
-    """Print the job's output file, or what its run's folder keeps of it; with ``follow`` until interrupted.
-
-    Raises:
-        EnvironmentFault: where there is no such file, or it may not be read.
-    """
-    from qwen_job.run.owner import forbids, owner_of
-
-    log = entry.log or owner_of(entry.run).log
-    for path in (Path(log) if log else None, run_log(entry.run)):
-        if path and os.access(path, os.R_OK):
-            return show_log(path, follow=follow)
-    if why := (log and forbids(log)) or forbids(entry.run):
-        raise EnvironmentFault(f"{log or entry.run}: {why}")
-    where = log or f"the output of job {entry.shown_id}"
-    why = entry.reason or "the job has not started, or this machine does not see the folder"
-    raise EnvironmentFault(f"{where}: not there: {why}" if entry.is_over else f"{where}: not there (yet): {why}")
-
-
-def cancel(entry: Entry) -> None:
-    """scancel the job: with a signal to all its steps, so that a running one may save first.
-
-    Raises:
-        ClusterRefused: for another user's job, with the owner's name.
-    """
-    try:
-        ask("scancel", entry.id, cluster=entry.cluster)
-    except ClusterRefused as error:
-        if "permission" not in str(error).lower():
-            raise
-        raise ClusterRefused(
-            f"{entry.name} ({entry.shown_id}): only {entry.user or 'its owner'} may cancel it"
-        ) from None

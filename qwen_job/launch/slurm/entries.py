@@ -12,7 +12,7 @@ from qwen_job import strict_json
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, table
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.slurm.survey import by_cluster
-from qwen_job.render.slurm.script import COMMENT
+from qwen_job.render.slurm.options import COMMENT
 
 _NO_TASK = 0xFFFFFFFE
 # "Signal 53" is how a job ends whose script could not be started, most often because its log could not be opened.
@@ -69,6 +69,33 @@ def _of_cluster(cluster: str, text: str) -> list[Entry]:
         said = "; ".join(str(error.get("description") or error.get("error")) for error in answer["errors"])
         raise EnvironmentFault(f"squeue reaches no cluster: {said}; is slurmctld up, and is this a login node?")
     return [replace(_entry(job), cluster=cluster) for job in sorted(jobs, key=_order)]
+
+
+def endings_of(text: str) -> dict[str, tuple[str, str]]:
+    """Return id -> (state, how it ended) from what ``sacct --json`` printed; nothing for another shape.
+
+    The tasks of an array count as one job, which has failed if any of them has.
+    """
+    try:
+        jobs = json.loads(text)["jobs"]
+        states = [(job, _accounted_state(job)) for job in jobs]
+        found = [(_accounted_id(job), state, ended_as(state, job.get("exit_code"))) for job, state in states]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    found.sort(key=lambda one: one[1] != "completed")
+    return {job: (state, reason) for job, state, reason in found}
+
+
+def _accounted_id(job: dict[str, Any]) -> str:
+    array = (job.get("array") or {}).get("job_id")
+    if isinstance(array, dict):
+        array = array.get("number")
+    return str(array or job["job_id"])
+
+
+def _accounted_state(job: dict[str, Any]) -> str:
+    state = job["state"]["current"]
+    return str(state[0] if isinstance(state, list) else state).lower()
 
 
 def _order(job: dict[str, Any]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault
+from qwen_job.render.bundle import Request
 
 # Node-local on every cluster that we know of.
 _LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/run")
@@ -17,7 +18,7 @@ _IN_MEMORY = {"tmpfs", "ramfs"}
 _MARK = re.compile(r"%(%|\d*[a-zA-Z])")
 
 
-def log_options(options: Mapping[str, str], fields: Mapping[str, str], run: str, here: Path) -> list[str]:
+def log_options(request: Request, run: str, here: Path) -> list[str]:
     """Return what sbatch is to be told beside the script's lines, so that the job's log can be opened on its nodes.
 
     ``options`` are those of the script, ``fields`` the fields that they come from, ``here`` is where sbatch is called.
@@ -26,6 +27,7 @@ def log_options(options: Mapping[str, str], fields: Mapping[str, str], run: str,
     Raises:
         EnvironmentFault: with the field, for a folder that cannot be made.
     """
+    options, fields = request.values, request.fields
     base = here / options["chdir"] if options.get("chdir") else here
     written = {name: options[name] for name in ("output", "error") if options.get(name)}
     relative = [name for name, value in written.items() if not Path(value).is_absolute()]

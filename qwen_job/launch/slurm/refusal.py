@@ -1,4 +1,4 @@
-"""What sbatch does not say, or says of no field in particular: held against the nodes and partitions themselves."""
+"""Diagnose sbatch refusals by comparing the request with the cluster's nodes and partitions."""
 
 from __future__ import annotations
 
@@ -16,26 +16,20 @@ from qwen_job.launch.slurm.survey import (
     partitions_of,
     read_json,
 )
+from qwen_job.render.bundle import Request
 
 _SIZES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 
 
-def options_of(script: str) -> dict[str, str]:
-    """Return the options of a script's #SBATCH lines, as we write them: one a line."""
-    lines = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.MULTILINE)
-    return {name: _unquoted(value) for name, value in lines}
+def check_time(request: Request, cluster: str = "") -> None:
+    """Reject a time limit over the partition's: sbatch accepts it unless EnforcePartLimits is set, and never starts it.
 
+    Where the partitions cannot be queried, the decision is left to Slurm.
 
-def _unquoted(value: str) -> str:
-    return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
-
-
-def check_time(script: str, fields: Mapping[str, str], cluster: str = "") -> None:
-    """Refuse a time limit over the partition's, which sbatch takes unless EnforcePartLimits is set: it never starts.
-
-    Errors: :class:`ClusterRefused`. What cannot be asked is left to Slurm.
+    Raises:
+        ClusterRefused: names the field of the time limit.
     """
-    options = options_of(script)
+    options = request.values
     wanted = slurm_seconds(options.get("time", ""))
     if wanted is None or "," in cluster:
         return
@@ -49,15 +43,13 @@ def check_time(script: str, fields: Mapping[str, str], cluster: str = "") -> Non
     names = ", ".join(partition.name for partition in _asked(options, partitions))
     if names:
         most = max(_asked(options, partitions), key=lambda one: one.max_seconds or 0).fields["MaxTime"]
-        message = (
-            f"{fields.get('time', 'slurm.time')}: {options['time']} is over the limit of partition {names}, {most}"
-        )
-        raise ClusterRefused(f"{message}: ask for less; the job saves and requeues itself")
+        field = request.fields.get("time", "slurm.time")
+        message = f"{field}: {options['time']} is over the limit of partition {names}, {most}"
+        raise ClusterRefused(f"{message}: request less; the job saves and requeues itself")
 
 
-def explain(script: str, cluster: str = "") -> str | None:
-    """Return which field no node can satisfy, for a refusal that names none; None when that cannot be told."""
-    options = options_of(script)
+def explain(options: Mapping[str, str], cluster: str = "") -> str | None:
+    """Return which field no node can satisfy, for a refusal that names none; None when that is unknown."""
     if "," in cluster:
         return None
     try:
@@ -72,7 +64,7 @@ def explain(script: str, cluster: str = "") -> str | None:
     return "; ".join(found) or None
 
 
-def _too_much(options: dict[str, str], nodes: list[Node], where: str) -> Iterable[str]:
+def _too_much(options: Mapping[str, str], nodes: list[Node], where: str) -> Iterable[str]:
     wanted = gpus_of(options.get("gres", "")) or gpus_of(f"gpu:{options.get('gpus-per-node', '')}")
     for kind, count in wanted.items():
         there = [sum(node.gpus.values()) if not kind else node.gpus.get(kind, 0) for node in nodes]
@@ -94,7 +86,7 @@ def _too_much(options: dict[str, str], nodes: list[Node], where: str) -> Iterabl
         yield f"slurm.cpus_per_task or cluster.cpus_per_gpu: {cpus} CPUs, but a node of {where} has {most_cpus}"
 
 
-def _asked(options: dict[str, str], partitions: dict[str, Partition]) -> list[Partition]:
+def _asked(options: Mapping[str, str], partitions: dict[str, Partition]) -> list[Partition]:
     """Return the partitions that the script names, else the default one."""
     if "partition" in options:
         return [partitions[name] for name in options["partition"].split(",") if name in partitions]

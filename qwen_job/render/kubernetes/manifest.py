@@ -49,7 +49,8 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
             "kubernetes.master: the operator adds an init container to each Worker, with an image of its own and "
             "without a security context, which a restricted namespace refuses"
         )
-    return Bundle("kubernetes", {f"{chosen.name}.yaml": text}, f"{chosen.name}.yaml", notes=tuple(notes))
+    name = f"{chosen.name}.yaml"
+    return Bundle("kubernetes", {name: text}, name, notes=tuple(notes), objects=tuple(things))
 
 
 def checked_objects(plan: Plan, chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object]:

@@ -1,70 +1,60 @@
-"""The follow-up job: measures the trained model on one GPU, in the container that trained it."""
+"""The follow-up job: evaluates the trained model on one GPU, in the container that trained it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
-from qwen_job.render.context import shell_context
 from qwen_job.render.engine import render_template
+from qwen_job.render.slurm.context import slurm_context
 from qwen_job.render.slurm.gpus import other_gres
+from qwen_job.render.slurm.options import checked, evaluate_name, sbatch_options, slurm_gives_gpus, srun_options
 from qwen_job.render.slurm.resources import all_runs, bytes_of
 from qwen_job.text import GIB
 
-# What the user asked sbatch for is sized for the training, or is about that job only.
+# Options of sbatch that are sized for the training, or that are about that job only.
 _OF_THE_TRAINING = {
     "array", "comment", "cpus-per-gpu", "cpus-per-task", "dependency", "exclusive", "gpus", "gpus-per-node",
     "gpus-per-socket", "gpus-per-task", "gres", "job-name", "mem", "mem-per-cpu", "mem-per-gpu", "nodelist",
     "ntasks", "output", "signal", "switches", "time", "tres-per-job", "tres-per-task",
 }  # fmt: skip
-SUFFIX = "-evaluate"
-
-Options = dict[str, str | None]
 
 
-def evaluate_script(
-    plan: Plan,
-    folders: Sequence[str | Path],
-    checked: Callable[[Plan, Options], list[tuple[str, str | None]]],
-    options: Callable[[Plan], Options],
-    srun_options: Callable[[Plan], list[str]],
-) -> str:
-    """Return NAME-evaluate.sbatch: one job, or for a sweep an array with a task for each run.
+def evaluate_script(plan: Plan, folders: Sequence[str | Path]) -> tuple[str, list[tuple[str, str | None]]]:
+    """Return the text and the options of NAME-evaluate.sbatch: one job, or for a sweep an array with a task per run.
 
-    The functions are those of the training's own script. Errors: :class:`JobError` when no data to measure on is named.
+    Raises:
+        JobError: when the job names no data to evaluate on.
     """
     one = one_gpu(plan)
     runs = [one_gpu(run.plan) for run in plan.sweep] or [one]
-    asked = options(one)
+    wanted = sbatch_options(one)
     for name in ("signal", "comment"):
-        asked.pop(name, None)
+        wanted.pop(name, None)
     if plan.sweep:
-        log = str(asked["output"]).removesuffix("%j.out")
-        asked = {**asked, "array": f"0-{len(runs) - 1}", "output": f"{log}%A_%a.out"}
+        log = str(wanted["output"]).removesuffix("%j.out")
+        wanted = {**wanted, "array": f"0-{len(runs) - 1}", "output": f"{log}%A_%a.out"}
+    options = checked(one, wanted)
     context = {
-        "options": checked(one, asked),
-        "tasks": [_task(run, folders, srun_options(run)) for run in runs],
+        **_node(one, folders),
+        "name": plan.job.name,
+        "options": options,
+        "tasks": [_task(run, folders) for run in runs],
         "array": bool(plan.sweep),
-        "slurm_gives_gpus": not plan.gpu.is_cpu and plan.job.slurm.gpu_request != "none",
+        "slurm_gives_gpus": slurm_gives_gpus(plan),
     }
-    first = {**_node(one, folders), "name": plan.job.name}
-    return render_template("slurm/evaluate.sbatch.j2", {**first, **context}, folders)
-
-
-def evaluate_name(name: str) -> str:
-    """Return the name of the job that measures what the job called ``name`` trains."""
-    return name[: 63 - len(SUFFIX)].rstrip("._-") + SUFFIX
+    return render_template("slurm/evaluate.sbatch.j2", context, folders), options
 
 
 def dependency_of(plan: Plan) -> str:
-    """Return what the job waits for: the training's success, each run's own in a sweep, the last link of a chain.
+    """Return what the job waits for: a training that succeeds, each run's own in a sweep, the last link of a chain.
 
-    A chain's links may end by a signal, so its end is awaited, and the script looks for done.json itself.
+    The links of a chain may end by a signal, so the job waits for any ending and checks for done.json itself.
     """
     return "aftercorr" if plan.sweep else "afterany" if plan.job.slurm.chain else "afterok"
 
@@ -92,7 +82,7 @@ def one_gpu(plan: Plan) -> Plan:
             "sweep": {},
         }
     )
-    # What the training needs is not what is measured against.
+    # The memory that the training needs is no lower bound here.
     sharding = plan.sharding._replace(memory=None)
     return replace(plan, job=smaller, sharding=sharding, interconnect="none", sweep=())
 
@@ -103,7 +93,7 @@ def _cpus(plan: Plan) -> int | None:
 
 
 def _share(plan: Plan) -> str | None:
-    """Return one GPU's share of the memory that is written or, without or of all of a node (0), that the plan needs."""
+    """Return one GPU's share of the node's memory: of slurm.memory or, unless it is a number above 0, of the plan's."""
     gpus, written = plan.gpus_per_node, bytes_of(plan.job.slurm.memory or "0")
     if written:
         return f"{max(1, written // gpus >> 20)}M"
@@ -111,36 +101,29 @@ def _share(plan: Plan) -> str | None:
     return f"{math.ceil(max(needed) / gpus / GIB)}G" if needed else None
 
 
-def _task(plan: Plan, folders: Sequence[str | Path], srun_options: list[str]) -> dict[str, Any]:
+def _task(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
     return {
         "run": plan.job.output,
-        "srun_options": srun_options,
+        "srun_options": srun_options(plan),
         "node_script": _node(plan, folders)["node_script"],
     }
 
 
 def _node(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
-    slurm = plan.job.slurm
-    return shell_context(
-        plan,
-        folders,
-        python=slurm.python,
-        runtime=plan.job.container.runtime,
-        modules=slurm.modules,
-        setup=slurm.setup,
-        launcher="evaluate",
-        scratch=slurm.scratch,
-        evaluate=_words(plan),
-    )
+    return slurm_context(plan, folders, launcher="evaluate", evaluate=_words(plan))
 
 
 def _words(plan: Plan) -> list[str]:
-    """Return the words after ``qwen-job``."""
+    """Return the words after ``qwen-job``.
+
+    Raises:
+        JobError: when neither evaluate.data nor data.eval names any data.
+    """
     wanted = plan.job.evaluate
     assert wanted is not None
     data = wanted.data or next((file.path for file in plan.job.data.eval), None)
     if data is None:
-        message = "is required, because data.eval is empty: name conversations that are not trained on"
+        message = "is required because data.eval is empty: name conversations that are not in the training data"
         raise JobError([plan.job.problem(("evaluate", "data"), message)])
     words = ["evaluate", plan.job.output, "--data", data, "--samples", str(wanted.samples)]
     words += ["--max-new-tokens", str(wanted.max_new_tokens)]

@@ -13,6 +13,7 @@ WAYS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tr
 _GRES = r"(?:gres[:/])?gpu(?:[:=/]|$)"
 _COUNT = r"(?:(?P<kind>[^:=]*[^:=\d][^:=]*)[:=]?)?(?P<count>\d+)?"
 
+# Long option -> value; None for a flag.
 Options = dict[str, str | None]
 
 

@@ -15,9 +15,9 @@ from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.find import find
-from qwen_job.launch.kubernetes import backend as kubernetes
-from qwen_job.launch.kubernetes.pods import pod_reason
+from qwen_job.launch.kubernetes.backend import KINDS, KubernetesBackend
 from qwen_job.launch.kubernetes.progress import progress_of_log
+from qwen_job.launch.kubernetes.reasons import pod_reason
 from qwen_job.launch.kubernetes.state import pods_wanted
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
@@ -121,13 +121,13 @@ def only(kubectl: Recorded, this: dict[str, Any], *pods: dict[str, Any]) -> Entr
         ("get trainjobs", unknown),
         ("get jobsets", unknown),
     )
-    (entry,) = kubernetes.entries()
+    (entry,) = KubernetesBackend().entries()
     return entry
 
 
 def test_submit_asks_first_and_gives_the_id(kubectl: Recorded) -> None:
     kubectl.answers(("get", ""), (DRY, ""), ("apply", items({"kind": "ConfigMap"}, job("qwen"))))
-    assert kubernetes.submit(bundle()).id == "ml/qwen"
+    assert KubernetesBackend().submit(bundle()).id == "ml/qwen"
     assert [call.split()[0] for call in kubectl.calls] == [*["get"] * 3, *["delete"] * 2, "get", *["apply"] * 2]
     assert "--dry-run=server" in kubectl.calls[-2]
 
@@ -135,7 +135,7 @@ def test_submit_asks_first_and_gives_the_id(kubectl: Recorded) -> None:
 def test_a_train_job_is_not_asked_for_before_its_runtime_is_there(kubectl: Recorded) -> None:
     made = {**job("qwen"), "kind": "TrainJob"}
     kubectl.answers(("get", ""), (DRY, ""), ("apply", items({"kind": "TrainingRuntime"}, made)))
-    assert kubernetes.submit(bundle("kubernetes.kind=trainjob")).id == "ml/qwen"
+    assert KubernetesBackend().submit(bundle("kubernetes.kind=trainjob")).id == "ml/qwen"
     dry, real = (kubectl.folder / "stdin").read_text().split("=== next\n")[:2]
     assert ("TrainingRuntime" in dry, "kind: TrainJob" in dry, '"TrainJob"' in dry) == (True, False, False)
     assert "kind: TrainJob" in real
@@ -147,7 +147,7 @@ def test_a_claim_that_is_not_there_is_named(kubectl: Recorded, namespace: str) -
     sets = [volumes, *([f"kubernetes.namespace={namespace}"] if namespace else [])]
     kubectl.answers(("get", ""))
     with pytest.raises(ClusterRefused, match=r"kubernetes\.volumes: there is no claim 'mine' in the namespace"):
-        kubernetes.submit(bundle(*sets))
+        KubernetesBackend().submit(bundle(*sets))
 
 
 def test_who_may_not_look_at_claims_or_clear_away_may_submit(kubectl: Recorded) -> None:
@@ -161,16 +161,19 @@ def test_who_may_not_look_at_claims_or_clear_away_may_submit(kubectl: Recorded) 
         ("get", ""), ("delete", forbidden("deletecollection", "configmaps")), ("apply", made),
     ]  # fmt: skip
     kubectl.answers(*answers)
-    assert kubernetes.submit(bundle("kubernetes.volumes=[{name: a, mount_path: /shared, pvc: x}]")).id == "ml/qwen"
+    assert (
+        KubernetesBackend().submit(bundle("kubernetes.volumes=[{name: a, mount_path: /shared, pvc: x}]")).id
+        == "ml/qwen"
+    )
     kubectl.answers(("get pytorchjobs", forbidden("get", "pytorchjobs")), ("get", ""))
     with pytest.raises(ClusterRefused, match="no permission to get pytorchjobs"):
-        kubernetes.submit(bundle())
+        KubernetesBackend().submit(bundle())
 
 
 def test_a_job_that_is_there_is_not_applied_over(kubectl: Recorded) -> None:
     kubectl.answers(("get", job("qwen-7b-chat", "Failed")))
-    with pytest.raises(ClusterRefused, match=r"'qwen-7b-chat' is there already \(failed\)"):
-        kubernetes.submit(bundle())
+    with pytest.raises(ClusterRefused, match=r"'qwen-7b-chat' already exists \(failed\)"):
+        KubernetesBackend().submit(bundle())
 
 
 @pytest.mark.parametrize(
@@ -198,17 +201,17 @@ def test_a_job_that_is_there_is_not_applied_over(kubectl: Recorded) -> None:
 def test_a_refusal_names_the_field(kubectl: Recorded, said: str, meant: str) -> None:
     kubectl.answers(("get", ""), ("apply", (1, "", said)))
     with pytest.raises(ClusterRefused, match=meant):
-        kubernetes.submit(bundle())
+        KubernetesBackend().submit(bundle())
 
 
 def test_no_cluster_and_no_kubectl_are_told(kubectl: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     kubectl.answers(("get", (1, "", "The connection to the server localhost:8080 was refused")))
     with pytest.raises(EnvironmentFault, match="reaches no cluster"):
-        kubernetes.entries()
+        KubernetesBackend().entries()
     monkeypatch.setenv("PATH", "")
-    assert not kubernetes.available()
+    assert not KubernetesBackend().available()
     with pytest.raises(EnvironmentFault, match="not on this machine"):
-        kubernetes.entries()
+        KubernetesBackend().entries()
 
 
 def test_a_running_job(kubectl: Recorded) -> None:
@@ -221,7 +224,7 @@ def test_a_running_job(kubectl: Recorded) -> None:
     ("pods", "state", "reason"),
     [
         (unscheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "pending", "nvidia.com/gpu free"),
-        (unscheduled('persistentvolumeclaim "shared" not found'), "pending", "there is no claim 'shared'"),
+        (unscheduled('persistentvolumeclaim "shared" not found'), "pending", "claim 'shared' does not exist"),
         (unscheduled("2 node(s) didn't match Pod's node affinity/selector"), "pending", "kubernetes.gpu_products"),
         (unscheduled("1 node(s) had untolerated taint {spot: true}"), "pending", "tainted (spot)"),
         (waiting("ImagePullBackOff"), "pending", "the image cannot be pulled"),
@@ -229,7 +232,7 @@ def test_a_running_job(kubectl: Recorded) -> None:
         (waiting("ContainerCreating"), "pending", ""),
         (ended(137, "OOMKilled"), "failed", "killed for memory"),
         (ended(3), "failed", "exit code 3 (final"),
-        (ended(160), "pending", "exit code 160 (tried again)"),
+        (ended(160), "pending", "exit code 160 (retried)"),
         (pod(phase="Failed", reason="Evicted", message="low on disk"), "failed", "Evicted: low on disk"),
     ],
 )  # fmt: skip
@@ -251,21 +254,21 @@ def test_a_pod_that_runs_has_no_reason() -> None:
 
 def test_one_namespace_where_all_are_forbidden(kubectl: Recorded) -> None:
     forbidden = (1, "", 'User "u" cannot list resource "pods" in API group "" at the cluster scope')
-    names = [f"get {kind}" for kind in ("pods", *kubernetes.KINDS.values())]
+    names = [f"get {kind}" for kind in ("pods", *KINDS.values())]
     kubectl.answers(*((f"{name} --all-namespaces", forbidden) for name in names), *((name, items()) for name in names))
-    assert kubernetes.entries() == []
+    assert KubernetesBackend().entries() == []
 
 
 def test_logs_and_cancel(kubectl: Recorded, capfd: pytest.CaptureFixture[str]) -> None:
     kubectl.answers(("logs --namespace ml --follow a-worker-0", (0, "step 1\n", "")), ("delete", ""))
     entry = Entry("kubernetes", "ml/a", "a", "running", log="a-worker-0")
-    assert kubernetes.logs(entry, follow=True) == 0
+    assert KubernetesBackend().logs(entry, follow=True) == 0
     assert capfd.readouterr().out == "step 1\n"
-    kubernetes.cancel(entry)
+    KubernetesBackend().cancel(entry)
     deleted = [call.split()[1] for call in kubectl.calls if call.startswith("delete")]
     assert "pytorchjobs.kubeflow.org" in deleted and "persistentvolumeclaim" not in deleted
     with pytest.raises(EnvironmentFault, match="has no pod"):
-        kubernetes.logs(Entry("kubernetes", "ml/a", "a", "pending", "no GPU"), follow=False)
+        KubernetesBackend().logs(Entry("kubernetes", "ml/a", "a", "pending", "no GPU"), follow=False)
 
 
 BEAT = {"attempt": 2, "state": "training", "step": 7, "total_steps": 50, "loss": 1.5, "eta_seconds": 60.0, "time": 1.0}
@@ -273,7 +276,7 @@ BEAT = {"attempt": 2, "state": "training", "step": 7, "total_steps": 50, "loss":
 
 def test_a_running_job_s_own_pod_tells_its_progress(kubectl: Recorded) -> None:
     kubectl.answers(("exec --namespace ml a-worker-0 -- cat /shared/run/heartbeat", BEAT))
-    (found,) = kubernetes.progress(
+    (found,) = KubernetesBackend().progress(
         [Entry("kubernetes", "ml/a", "a", "running", run="/shared/run", log="a-worker-0")], seconds=9
     )
     assert (found.step, found.total_steps, found.loss, found.eta_seconds) == (7, 50, 1.5, 60.0)
@@ -288,7 +291,9 @@ def test_where_exec_is_forbidden_the_log_tells_it(kubectl: Recorded, beat: str) 
         ("exec", (0, beat, "") if beat else forbidden),
         ("logs --namespace ml a-worker-0 --tail=50", (0, f"step 119/500\n{line}\nqwen-job: saved step 120\n", "")),
     )
-    (found,) = kubernetes.progress([Entry("kubernetes", "ml/a", "a", "running", run="/r", log="a-worker-0")], seconds=9)
+    (found,) = KubernetesBackend().progress(
+        [Entry("kubernetes", "ml/a", "a", "running", run="/r", log="a-worker-0")], seconds=9
+    )
     wanted = Progress("training", 120, 500, 1.2345, 34289.0, 7500.0)
     assert found == wanted
 
@@ -304,7 +309,7 @@ def test_a_pod_that_does_not_answer_costs_no_more_than_its_time(kubectl: Recorde
     (kubectl.folder / "kubectl").write_text("#!/bin/sh\nexec sleep 30\n")
     begin = time.monotonic()
     entry = Entry("kubernetes", "ml/a", "a", "running", run="/r", log="a-worker-0")
-    assert kubernetes.progress([entry] * 4, seconds=0.3) == [Progress()] * 4
+    assert KubernetesBackend().progress([entry] * 4, seconds=0.3) == [Progress()] * 4
     assert time.monotonic() - begin < 5
 
 
@@ -393,7 +398,7 @@ def test_a_pending_pod_is_not_said_to_run(kubectl: Recorded) -> None:
     ("workload", "meant"),
     [
         (None, "is Kueue's integration"),
-        ("LocalQueue team doesn't exist", "kubernetes.queue: there is no LocalQueue 'team'"),
+        ("LocalQueue team doesn't exist", "kubernetes.queue: LocalQueue 'team' does not exist"),
         (
             "couldn't assign flavors: insufficient quota for nvidia.com/gpu in flavor a",
             "not enough nvidia.com/gpu free",
@@ -426,8 +431,8 @@ def killed_for_memory(limit: str = "", **more: Any) -> dict[str, Any]:
 def test_a_kill_for_memory_is_named_with_the_limit_and_the_plan(kubectl: Recorded) -> None:
     this = job(condition="Failed", annotations={"qwen-job/needs-memory": "57Gi"})
     reason = only(kubectl, this, ended(8), killed_for_memory("40Gi")).reason
-    assert "OOMKilled" in reason and "its limit is 40Gi, the plan counts 57Gi" in reason
-    assert "no limit of its own" in only(kubectl, this, killed_for_memory()).reason
+    assert "OOMKilled" in reason and "its limit is 40Gi, the plan estimates 57Gi" in reason
+    assert "it has no limit" in only(kubectl, this, killed_for_memory()).reason
     again = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"reason": "OOMKilled"}}}
     assert "OOMKilled" in pod_reason(killed_for_memory(**again))
 
@@ -444,7 +449,7 @@ def test_a_killed_pod_that_is_gone_is_remembered_by_its_operator(
         ("get pods", items(ended(8))), ("get pytorchjobs", items(job(condition="Failed"))), ("get", items()),
     )  # fmt: skip
     (found,) = find("a", "kubernetes")
-    assert found.entry.reason.startswith("a-worker-1: killed (exit code 137), most often for memory")
+    assert found.entry.reason.startswith("a-worker-1: killed (exit code 137), most likely for memory")
     assert "exit code 8" in found.entry.reason
 
 
@@ -457,7 +462,7 @@ def test_the_last_line_of_a_failed_pod_is_shown() -> None:
 def test_a_scheduler_that_is_not_there_is_named() -> None:
     this = pod(phase="Pending")
     this["spec"] = {"schedulerName": "volcano"}
-    assert "the scheduler 'volcano' has not looked at it" in pod_reason(this)
+    assert "the scheduler 'volcano' has not seen the pod" in pod_reason(this)
 
 
 def test_a_job_without_warnings_keeps_its_reason(
@@ -480,13 +485,13 @@ def preparing(phase: str = "Running", **status: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("its_pod", "state", "reason"),
     [
-        (preparing(), "pending", "a-prepare-x: fetches the model and prepares the data"),
-        (preparing("Succeeded"), "suspended", "model and data are prepared"),
+        (preparing(), "pending", "a-prepare-x: fetching the model"),
+        (preparing("Succeeded"), "suspended", "model and data are ready"),
         (preparing("Failed", containerStatuses=[{"state": {"terminated": {"exitCode": 4}}}]), "failed", "exit code 4"),
         (
             preparing("Failed", containerStatuses=[{"state": {"terminated": {"exitCode": 137}}}]),
             "pending",
-            "tried again",
+            "retried",
         ),
     ],
 )
@@ -500,7 +505,7 @@ def test_a_cancel_needs_no_right_to_roles(kubectl: Recorded) -> None:
     kubectl.answers(
         *((f"delete {kind}", forbidden) for kind in ("rolebindings", "roles", "serviceaccounts")), ("delete", "")
     )
-    kubernetes.cancel(Entry("kubernetes", "ml/a", "a", "running"))
+    KubernetesBackend().cancel(Entry("kubernetes", "ml/a", "a", "running"))
     assert kubectl.calls[0].startswith("delete pytorchjobs")
 
 

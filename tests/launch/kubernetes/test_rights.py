@@ -13,7 +13,8 @@ import yaml
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
 from qwen_job.launch.find import find
-from qwen_job.launch.kubernetes import backend as kubernetes
+from qwen_job.launch.kubernetes import backend
+from qwen_job.launch.kubernetes.backend import KubernetesBackend
 from qwen_job.launch.kubernetes.kubectl import Forbidden
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
@@ -42,7 +43,7 @@ def bundle(*sets: str) -> Bundle:
 @pytest.fixture
 def forbidding(server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ApiServer]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    kubernetes._say.cache_clear()
+    backend._note.cache_clear()
     server.put("PersistentVolumeClaim", "v1", "shared")
     yield server
 
@@ -61,7 +62,7 @@ def test_the_role_of_the_guide_is_enough_for_every_command(
     forbidding: ApiServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     forbidding.rules = documented("kubernetes.md")
-    kubernetes.submit(bundle())
+    KubernetesBackend().submit(bundle())
     pod(forbidding, "qwen-7b-chat-worker-0")
     forbidding.logs["qwen-7b-chat-worker-0"] = "step 3/9 · loss 0.5\n"
     said = 'pods "x" is forbidden: exceeded quota: q'
@@ -70,8 +71,8 @@ def test_the_role_of_the_guide_is_enough_for_every_command(
     assert (
         found.entry.pods == "1/2" and "1 of 2 pods missing; cluster: over the namespace's quota" in found.entry.reason
     )
-    assert kubernetes.logs(found.entry, follow=False) == 0
-    kubernetes.cancel(found.entry)
+    assert KubernetesBackend().logs(found.entry, follow=False) == 0
+    KubernetesBackend().cancel(found.entry)
     assert [thing["kind"] for thing in forbidding.objects.values() if thing["kind"] not in ("Pod", "Event")] == [
         "PersistentVolumeClaim"
     ]
@@ -86,11 +87,11 @@ def test_rights_on_the_job_alone_submit_show_and_cancel_it(
 ) -> None:
     verbs = ["get", "list", "create", "patch", "delete"]
     forbidding.rules = [{**JOBS, "verbs": verbs}, {**CONFIGS, "verbs": ["get", "create", "patch", "delete"]}]
-    kubernetes.submit(bundle())
-    (entry,) = kubernetes.entries()
+    KubernetesBackend().submit(bundle())
+    (entry,) = KubernetesBackend().entries()
     assert (entry.state, entry.log) == ("pending", "qwen-7b-chat-worker-0")
     assert "pods" in capfd.readouterr().err
-    kubernetes.cancel(entry)
+    KubernetesBackend().cancel(entry)
     assert not forbidding.find("PyTorchJob") and not forbidding.find("ConfigMap")
     assert capfd.readouterr().err == ""
 
@@ -99,44 +100,47 @@ def test_a_config_that_may_not_be_deleted_is_told_and_somebody_elses_is_left(
     forbidding: ApiServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     verbs = ["get", "list", "create", "patch", "delete"]
-    kubernetes.submit(bundle())
+    KubernetesBackend().submit(bundle())
     forbidding.rules = [{**JOBS, "verbs": verbs}]
-    (entry,) = kubernetes.entries()
-    kubernetes.cancel(entry)
+    (entry,) = KubernetesBackend().entries()
+    KubernetesBackend().cancel(entry)
     assert not forbidding.find("PyTorchJob") and forbidding.find("ConfigMap")
     assert "configmap qwen-7b-chat" in capfd.readouterr().err.splitlines()[-1]
     forbidding.rules = [{**JOBS, "verbs": verbs}, {**CONFIGS, "verbs": ["get", "delete"]}]
     forbidding.find("ConfigMap")[0]["metadata"]["labels"] = {"app": "else"}
-    kubernetes.cancel(entry)
+    KubernetesBackend().cancel(entry)
     assert forbidding.find("ConfigMap")
 
 
 def test_a_job_that_may_not_be_deleted_keeps_what_it_has(forbidding: ApiServer) -> None:
-    kubernetes.submit(bundle())
+    KubernetesBackend().submit(bundle())
     forbidding.rules = [{**JOBS, "verbs": ["get", "list"]}, {**CONFIGS, "verbs": ["get", "list", "delete"]}]
-    (entry,) = kubernetes.entries()
+    (entry,) = KubernetesBackend().entries()
     with pytest.raises(Forbidden, match="no permission to delete pytorchjobs"):
-        kubernetes.cancel(entry)
+        KubernetesBackend().cancel(entry)
     assert forbidding.find("ConfigMap")
 
 
 def test_without_any_right_the_missing_one_is_named(forbidding: ApiServer) -> None:
     forbidding.rules = []
     with pytest.raises(Forbidden, match="no permission to list pytorchjobs"):
-        kubernetes.entries()
+        KubernetesBackend().entries()
 
 
 def test_a_preparation_without_rights_on_roles_names_both_ways(forbidding: ApiServer) -> None:
     jobs = {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "create", "patch", "delete"]}
     forbidding.rules = [*documented("kubernetes.md"), jobs]
     with pytest.raises(Forbidden, match=r"prepare_account.*suspend: true"):
-        kubernetes.submit(bundle("kubernetes.prepare=true"))
-    assert kubernetes.submit(bundle("kubernetes.prepare=true", "kubernetes.suspend=true")).id == "default/qwen-7b-chat"
+        KubernetesBackend().submit(bundle("kubernetes.prepare=true"))
+    assert (
+        KubernetesBackend().submit(bundle("kubernetes.prepare=true", "kubernetes.suspend=true")).id
+        == "default/qwen-7b-chat"
+    )
 
 
 def test_an_expired_token_is_one_line_without_kubectls_log(forbidding: ApiServer) -> None:
     forbidding.expired = True
-    for call in (lambda: kubernetes.submit(bundle()), kubernetes.entries):
+    for call in (lambda: KubernetesBackend().submit(bundle()), KubernetesBackend().entries):
         with pytest.raises(EnvironmentFault, match="does not accept your credentials") as error:
             call()
         assert not re.search(r"\.go:\d+|[EW]\d{4} ", str(error.value))
@@ -153,5 +157,5 @@ def test_an_expired_token_is_one_line_without_kubectls_log(forbidding: ApiServer
 def test_what_is_not_there_is_named_before_anything_is_made(forbidding: ApiServer, sets: list[str], field: str) -> None:
     before = [*forbidding.made]
     with pytest.raises(ClusterRefused, match=re.escape(field)):
-        kubernetes.submit(bundle(*sets))
+        KubernetesBackend().submit(bundle(*sets))
     assert forbidding.made == before

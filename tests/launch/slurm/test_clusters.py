@@ -81,5 +81,5 @@ def test_a_cluster_that_gives_no_answer_does_not_hide_the_others(queue: Queue) -
     (queue.folder / "bin" / "squeue").write_text(SQUEUE.replace("=lost", "=wice"))
     queue.holds({"job_id": 7, "name": "here"})
     assert find("here", None)[0].entry.state == "running"
-    with pytest.raises(EnvironmentFault, match="slurm wice: its queue could not be asked"):
+    with pytest.raises(EnvironmentFault, match="slurm wice: the queue is unreachable"):
         find_live("tiny", None)

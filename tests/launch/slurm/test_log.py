@@ -11,6 +11,7 @@ from qwen_job.errors import EnvironmentFault
 from qwen_job.launch.slurm import log as slurm_log
 from qwen_job.launch.slurm.entries import jobs_of
 from qwen_job.launch.slurm.log import log_options, seen_by_nodes
+from qwen_job.render.bundle import Request
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def run(tmp_path: Path) -> str:
 
 
 def test_a_plain_folder_needs_no_words(tmp_path: Path, run: str) -> None:
-    assert log_options({"output": "%x-%j.out"}, {}, run, tmp_path) == []
+    assert log_options(Request({"output": "%x-%j.out"}, {}), run, tmp_path) == []
     assert not Path(run).exists()
 
 
@@ -27,12 +28,14 @@ def test_a_plain_folder_needs_no_words(tmp_path: Path, run: str) -> None:
 def test_a_percent_in_the_folder_is_a_percent(tmp_path: Path, run: str, name: str) -> None:
     here = tmp_path / "50%j"
     here.mkdir()
-    assert log_options({name: "%x-%j.out"}, {}, run, here) == [f"--{name}={tmp_path}/50%%j/%x-%j.out"]
-    assert log_options({name: "%x.out", "chdir": "a%u"}, {}, run, here) == [f"--{name}={tmp_path}/50%%j/a%%u/%x.out"]
+    assert log_options(Request({name: "%x-%j.out"}, {}), run, here) == [f"--{name}={tmp_path}/50%%j/%x-%j.out"]
+    assert log_options(Request({name: "%x.out", "chdir": "a%u"}, {}), run, here) == [
+        f"--{name}={tmp_path}/50%%j/a%%u/%x.out"
+    ]
 
 
 def test_folders_are_made_also_those_named_by_what_is_known(tmp_path: Path, run: str) -> None:
-    log_options({"output": f"{tmp_path}/logs/%u/%x/50%%/%j.out", "job-name": "tiny"}, {}, run, tmp_path)
+    log_options(Request({"output": f"{tmp_path}/logs/%u/%x/50%%/%j.out", "job-name": "tiny"}, {}), run, tmp_path)
     assert (tmp_path / "logs" / getpass.getuser() / "tiny" / "50%").is_dir()
 
 
@@ -44,16 +47,16 @@ def test_a_folder_that_cannot_be_made_is_refused_by_its_field(
 ) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(EnvironmentFault, match=f"^slurm.sbatch.output: .*{said}"):
-        log_options({"output": written}, {"output": "slurm.sbatch.output"}, run, tmp_path)
+        log_options(Request({"output": written}, {"output": "slurm.sbatch.output"}), run, tmp_path)
 
 
 def test_from_a_folder_that_nodes_do_not_see_the_log_goes_to_the_run(
     tmp_path: Path, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_log, "seen_by_nodes", lambda *_: False)
-    words = log_options({"output": "%x-%j.out"}, {}, run, tmp_path)
+    words = log_options(Request({"output": "%x-%j.out"}, {}), run, tmp_path)
     assert words == [f"--chdir={run}/logs", f"--output={run}/logs/%x-%j.out"] and Path(run, "logs").is_dir()
-    assert log_options({"output": "/shared/%j"}, {}, run, tmp_path) == []
+    assert log_options(Request({"output": "/shared/%j"}, {}), run, tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(queue: Queue, tmp_path
     for words in (["status"], ["status", "-t", "slurm"], ["status", "tiny"]):
         result = CliRunner().invoke(cli, words)
         assert "training" in result.stdout and "3/9" in result.stdout
-        assert isinstance(result.exception, EnvironmentFault) and "could not be asked" in str(result.exception)
+        assert isinstance(result.exception, EnvironmentFault) and "unreachable" in str(result.exception)
     with pytest.raises(EnvironmentFault):
         find_live("tiny", None)
 
@@ -370,6 +370,6 @@ def test_what_to_do_next_is_said_of_a_job_that_could_go_on(queue: Queue) -> None
 
 
 def test_a_folder_that_may_not_be_read_does_not_end_the_list(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwen_job.run.owner.forbids", lambda folder: "no permission" if "closed" in folder else "")
+    monkeypatch.setattr("qwen_job.launch.find.forbids", lambda folder: "no permission" if "closed" in folder else "")
     queue.holds({"job_id": 1, "name": "a", "comment": "qwen-job:/closed"}, {"job_id": 2, "name": "b"})
     assert [job.entry.reason for job in find(None, None)] == ["", "/closed: no permission"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import JobError
-from qwen_job.render.slurm.script import sbatch_options, slurm_time
+from qwen_job.render.slurm.options import sbatch_options, slurm_time
 from tests.jobs import bundle, pinned_plan
 from tests.render.slurm.reading import srun_words
 
@@ -101,7 +101,7 @@ def test_times(seconds: int, text: str) -> None:
         ({"slurm": {"memory": "lots"}}, "slurm.memory: 'lots' is not a valid --mem: write 400G"),
         ({"slurm": {"gpu_type": "a100:8"}}, "slurm.gpu_type: 'a100:8' is not a GPU type: write only its name"),
         ({"slurm": {"srun": {"-n": 3}}}, "slurm.srun.-n: '-n' is a short option: write the long name, ntasks"),
-        ({"slurm": {"time": "5m", "signal_seconds": 400}}, "slurm.signal_seconds: 400 s before the end is no time"),
+        ({"slurm": {"time": "5m", "signal_seconds": 400}}, "slurm.signal_seconds: 400 s is longer than"),
         ({"slurm": {"partition": LONG}}, "slurm.partition: is over 1000 bytes"),
         ({"slurm": {"gpu_type": LONG}}, "slurm.gpu_type: is over 1000 bytes"),
         ({"slurm": {"log_dir": LONG}}, "slurm.log_dir: is over 1000 bytes"),
