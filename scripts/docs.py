@@ -61,11 +61,11 @@ def job_reference() -> str:
 
 def _refused() -> list[str]:
     """Return what is fixed or refused under train, with the reasons."""
-    parts = ["Every other name of Hugging Face's TrainingArguments is refused with its reason, or has one value:\n"]
-    parts.append("| field | can only be | because |\n|---|---|---|")
+    parts = ["All other Hugging Face TrainingArguments have a fixed value or are rejected:\n"]
+    parts.append("| field | fixed value | reason |\n|---|---|---|")
     for name, fact in facts()["fixed"].items():
         parts.append(f"| `{name}` | `{json.dumps(fact['value'])}` | {fact['reason']} |")
-    parts += ["", "| field | refused: |\n|---|---|"]
+    parts += ["", "| field | rejected: reason, or what to use instead |\n|---|---|"]
     parts += [f"| `{name}` | {reason} |" for name, reason in facts()["owned"].items()]
     parts += ["", "`lr_scheduler_kwargs` by `lr_scheduler_type`:\n", "| type | keys | notes |\n|---|---|---|"]
     for name, takes in schedulers().items():

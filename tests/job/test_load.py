@@ -29,7 +29,7 @@ def test_five_lines_are_a_job(tmp_path: Path) -> None:
         ("trian: {}", "job.yaml:6:1: trian: unknown field; did you mean 'train'?"),
         ("train: {learning_rat: 1}", "job.yaml:6:9: train.learning_rat: unknown field; did you mean 'train.learning_rate'?"),
         ("train: {lr: 1}", "job.yaml:6:9: train.lr: is written 'learning_rate' here"),
-        ("train: {output_dir: x}", "job.yaml:6:9: train.output_dir: is not set here: write output at the top of the file"),
+        ("train: {output_dir: x}", "job.yaml:6:9: train.output_dir: is not set here: use output at the top level"),
         ("train: {run_name: 5}", "job.yaml:6:9: train.run_name: expected text, not 5"),
         ("train:\n  learning_rate: fast", "job.yaml:7:3: train.learning_rate: expected a number, not 'fast'"),
         ("train: {report_to: [tensorbord]}", "did you mean 'tensorboard'?"),
