@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import ModelError
-from qwen_job.models.storage import read_json
+from qwen_job.facts.model_files import read_json
 
 
 def tokenizer_size(content: Any) -> int:

@@ -5,6 +5,7 @@ In reading order:
 - ``gpus/ models/ deepspeed/ train/ image/``: one fact a file; a new GPU or model is a new file
 - ``tables``: GPUs and model shapes by name
 - ``config_fields``, ``weights``: what each field of a config.json means, and the weights that follow from it
+- ``model_files``: reading the files of a model folder
 - ``model_names``: how a model is named
 - ``settings``: what may be written under ``train``
 - ``deepspeed_keys``: the keys of DeepSpeed's JSON

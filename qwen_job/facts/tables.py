@@ -19,6 +19,7 @@ import yaml
 from qwen_job.errors import JobError, ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.config_fields import check_fields, dropout_of, longest_row
+from qwen_job.facts.model_files import read_config, read_json
 from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
 from qwen_job.strict_yaml import Loader
 from qwen_job.text import nearest
@@ -163,9 +164,9 @@ def load_model_shape(name_or_path: str | Path) -> ModelShape:
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        return model_shape_from_config(_read_config(folder), str(name_or_path), str(folder / "config.json"))
+        return model_shape_from_config(read_config(folder), str(name_or_path), str(folder / "config.json"))
     if folder.suffix == ".json" and folder.is_file():
-        return model_shape_from_config(_read_json(folder), str(name_or_path), str(folder))
+        return model_shape_from_config(read_json(folder), str(name_or_path), str(folder))
     path = _find(str(name_or_path), [fact("models")], "model")
     config = _read_yaml(path)
     return model_shape_from_config(config, str(config.get("name", name_or_path)), str(path))
@@ -313,15 +314,3 @@ def _parsed(path: Path, *_signature: int) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise JobError(f"{path}: not a mapping of names to values")
     return MappingProxyType(values)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    from qwen_job.models.config import read_config
-
-    return read_config(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    from qwen_job.models.storage import read_json
-
-    return read_json(path)

@@ -93,8 +93,8 @@ def find_model(path: Path) -> Target:
     Raises:
         ModelError: there is no such folder, it holds no model, or the run has not finished.
     """
+    from qwen_job.facts.model_files import ADAPTER, read_config
     from qwen_job.models import ModelSpec, ensure_model
-    from qwen_job.models.config import ADAPTER, read_config
 
     if (path / "train.yaml").is_file():
         if not (path / "model" / "config.json").is_file():

@@ -1,6 +1,5 @@
 """config.json of a dense Qwen model: what each key may hold, and what is refused rather than obeyed.
 
-- ``read_config``: a folder -> its config; quantized models and adapters are refused by name
 - ``check_config``: every value that transformers reads is of the right kind, so that what is complete can be loaded
 - ``native_config``: the keys that describe the model, and no other. Others make transformers fetch or run something
   (``attn_implementation`` a kernel from a hub), or load other weights than those that were checked
@@ -10,14 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from qwen_job.errors import ModelError
-from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown, size
-from qwen_job.models.storage import exists, member, read_json
+from qwen_job.facts.weights import LIMITS, shown, size
 
-ADAPTER = "adapter_config.json"
-QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # These change what is loaded: obeyed, they would void every check of the folder.
 _REFUSED = ("transformers_weights", "per_layer_config", "fusion_config", "distributed_config", "gguf_file")
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")
@@ -32,55 +27,6 @@ _ROPE: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-
-
-def read_config(folder: Path) -> dict[str, object]:
-    """Return a model folder's config.json; ModelError says what is wrong with the folder."""
-    try:
-        found = folder.is_dir()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{folder}: cannot be read: {reason}; check the rights of its folder") from error
-    if not found:
-        raise ModelError(f"{folder}: is no folder; model.name must be a model's folder when its source is local")
-    path = member(folder, "config.json")
-    if exists(member(folder, ADAPTER)):
-        merged = "merge it into its base model first" if not exists(path) else f"remove {ADAPTER} if it is merged"
-        raise ModelError(f"{folder}: holds an adapter (LoRA, {ADAPTER}); {merged}, or take the full model")
-    for other in folder.glob("shard-*-model-*-of-*.safetensors"):
-        raise ModelError(f"{other}: is a piece of a distributed checkpoint, which would be loaded first; remove it")
-    if not exists(path) and any(folder.glob("*.gguf")):
-        raise ModelError(f"{folder}: holds GGUF files only, which are quantized; take the full-precision model")
-    config = read_json(path)
-    refuse_quantized(folder, config)
-    return config
-
-
-def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
-    """Raise ModelError for a folder whose config or settings files say that its weights are quantized."""
-    for key in QUANTIZED_KEYS:
-        if value := config.get(key):
-            method = value.get("quant_method") if isinstance(value, Mapping) else None
-            raise ModelError(quantized(folder, f"config.json: {key}{f': {shown(method)}' if method else ''}"))
-    for name in QUANTIZED_FILES:
-        if exists(folder / name):
-            raise ModelError(quantized(folder, name))
-
-
-def quantized(folder: Path, reason: str) -> str:
-    """Return what is said of a quantized model: it cannot be trained in full, nor turned back."""
-    return f"{folder}: is quantized ({reason}); take the full-precision model"
-
-
-def is_qwen1(config: Mapping[str, object]) -> bool:
-    """Tell whether a config is of the first generation, which only remote code could load."""
-    return config.get("model_type") == "qwen" or "QWenLMHeadModel" in architectures(config)
-
-
-def architectures(config: Mapping[str, object]) -> list[object]:
-    """Return the names of the classes that a config is written for."""
-    value = config.get("architectures")
-    return value if isinstance(value, list) else []
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[object], bool]:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qwen_job.errors import ModelError, UsageError
+from qwen_job.facts.model_files import exists, is_qwen1, member, read_config, read_json
 from qwen_job.facts.weights import expected_shapes, shown, size
 from qwen_job.models.check import check_folder, check_links, refuse_quantized_weights
-from qwen_job.models.config import check_config, is_qwen1, read_config
+from qwen_job.models.config import check_config
 from qwen_job.models.legacy import pickled_shards, unpickle
 from qwen_job.models.qwen1 import (
     assert_shapes,
@@ -25,7 +26,7 @@ from qwen_job.models.qwen1 import (
     to_qwen2,
     write_shards,
 )
-from qwen_job.models.storage import Progress, exclusive, exists, member, new_folder, read_json, write_json
+from qwen_job.models.storage import Progress, exclusive, new_folder, write_json
 from qwen_job.models.tensors import NewTensor, Tensor, read_folder, read_header, shards
 from qwen_job.models.tokenizer import (
     FILE,

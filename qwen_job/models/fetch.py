@@ -19,13 +19,13 @@ from typing import TypeVar
 
 from qwen_job.atomic import sha256_of, sync_file, sync_folder
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.facts.model_files import QUANTIZED_FILES, exists, member, read_json, refuse_quantized
 from qwen_job.facts.model_names import clean_name
-from qwen_job.models.config import QUANTIZED_FILES, refuse_quantized
 from qwen_job.models.hub import WORKERS, Hub, RemoteFile, TransferError, WrongBytesError, clear_scratch
 from qwen_job.models.hub_huggingface import HuggingFace
 from qwen_job.models.hub_modelscope import ModelScope
 from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import ELSEWHERE, Progress, exclusive, exists, git_sha1_of, member, read_json, write_json
+from qwen_job.models.storage import ELSEWHERE, Progress, exclusive, git_sha1_of, write_json
 
 MARKER = ".fetched.json"
 ATTEMPTS = 3  # in a row without a new byte; the libraries retry within each

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_job.chatml import END_OF_TEXT, IM_END, IM_START
-from qwen_job.models.storage import read_json
+from qwen_job.facts.model_files import read_json
 from qwen_job.models.tokens import added_tokens
 
 # vLLM takes them as limits for all requests; transformers' users have their own.

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.model_files import read_config
 from qwen_job.facts.weights import NATIVE, expected_shapes
-from qwen_job.models.config import check_config, native_config, read_config
+from qwen_job.models.config import check_config, native_config
 from qwen_job.models.generation import exported
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.model_files import exists, member, read_json
 from qwen_job.models.check import check_folder, needs_conversion
 from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import Progress, exclusive, exists, member, new_folder, read_json, write_json
+from qwen_job.models.storage import Progress, exclusive, new_folder, write_json
 
 RECORD = ".made.json"
 

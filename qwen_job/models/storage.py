@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qwen_job import strict_json
-from qwen_job.atomic import open_regular, read_limited, sync_file, sync_folder, write_atomically
+from qwen_job.atomic import open_regular, sync_file, sync_folder, write_atomically
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.facts.model_files import exists
 from qwen_job.lock import FileLock
 
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
@@ -31,14 +31,6 @@ def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[byte
                 raise ModelError(f"{path}: ends {left} bytes early; copy or download it again")
             left -= len(piece)
             yield piece
-
-
-def exists(path: Path) -> bool:
-    """Tell whether ``path`` exists as far as can be seen; whoever uses it says what is wrong with its folder."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def git_sha1_of(path: Path) -> str:
@@ -65,44 +57,6 @@ def to_json(value: object) -> str:
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as readable JSON, atomically."""
     write_bytes(path, to_json(value).encode())
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object; ModelError when the file is missing, broken or something else."""
-    try:
-        # Not utf-8-sig: transformers refuses a byte order mark.
-        value = strict_json.loads(read_limited(path, strict_json.MAX_BYTES).decode())
-    except FileNotFoundError:
-        raise ModelError(f"{path}: does not exist; is {path.parent} a model folder?") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: holds no JSON object; copy or download it again")
-    return value
-
-
-def member(folder: Path, name: str, named_in: Path | None = None) -> Path:
-    """Return the path of a model's file: a plain name, and no link that leads out of the folder.
-
-    The links of a hub's own cache into its blobs are the exception. ``named_in``: the file that holds the name.
-
-    Raises:
-        ModelError: the name has a folder in it, or the file lies elsewhere.
-    """
-    path = folder / name
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ModelError(f"{named_in or folder}: {name!r} is no plain file name; a model's files lie in its own folder")
-    try:
-        if path.is_symlink() and not _stays(path.resolve(), folder.resolve()):
-            raise ModelError(f"{path}: is a link out of the model's folder; put the file itself there")
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
-        raise ModelError(f"{path}: cannot be followed ({error}); put the file itself there") from error
-    return path
-
-
-def _stays(target: Path, folder: Path) -> bool:
-    blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
-    return blob or target.is_relative_to(folder)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import cast
 from qwen_job.atomic import sha256_of
 from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
-from qwen_job.models.storage import read_json, write_bytes, write_json
+from qwen_job.facts.model_files import read_json
+from qwen_job.models.storage import write_bytes, write_json
 from qwen_job.models.tokenizer_files import generation_config, tokenizer_config, tokenizer_json
 
 FILE = "qwen.tiktoken"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
+from qwen_job.facts.model_files import member, read_json
 from qwen_job.facts.weights import shown
-from qwen_job.models.storage import member, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

@@ -41,8 +41,8 @@ def export_command(model: str, original: Path | None) -> str:
 
 def original_of(settings: Mapping[str, Any]) -> Path | None:
     """Return the folder of the Qwen-1 files that a run started from; None where it was no Qwen-1."""
+    from qwen_job.facts.model_files import is_qwen1, read_config
     from qwen_job.facts.model_names import is_qwen1_id
-    from qwen_job.models.config import is_qwen1, read_config
     from qwen_job.models.fetch import cached_folder
     from qwen_job.models.spec import ModelSpec
 

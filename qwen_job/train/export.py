@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from qwen_job.atomic import sync_file, sync_folder, write_atomically
 from qwen_job.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
 from qwen_job.errors import ModelError
+from qwen_job.facts.model_files import read_json
 from qwen_job.models.generation import exported, pad_of, stops_of
 from qwen_job.models.loading import load_native
-from qwen_job.models.storage import read_json, write_json
+from qwen_job.models.storage import write_json
 from qwen_job.report.afterwards import original_of
 from qwen_job.run.config import TrainConfig
 from qwen_job.train.kernels import stock_kernels

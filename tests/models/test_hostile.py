@@ -13,6 +13,7 @@ import pytest
 
 from qwen_job.cli import main
 from qwen_job.errors import ModelError
+from qwen_job.facts.model_files import member
 from qwen_job.facts.tables import load_model_shape
 from qwen_job.facts.weights import expected_shapes
 from qwen_job.models.check import check_folder
@@ -20,7 +21,6 @@ from qwen_job.models.convert import convert_folder
 from qwen_job.models.random_init import load_config, write_random_model
 from qwen_job.models.resolve import ensure_model
 from qwen_job.models.spec import ModelSpec
-from qwen_job.models.storage import member
 from qwen_job.models.tensors import INDEX, read_header
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}

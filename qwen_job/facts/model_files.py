@@ -1,0 +1,113 @@
+"""Reading the files of a model folder, with refusals that name the file.
+
+- ``member``, ``exists``, ``read_json``: one file; links out of the folder are refused
+- ``read_config``: config.json; adapters and quantized models are refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qwen_job import strict_json
+from qwen_job.atomic import read_limited
+from qwen_job.errors import ModelError
+from qwen_job.facts.weights import QUANTIZED_KEYS, shown
+
+ADAPTER = "adapter_config.json"
+QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
+
+def exists(path: Path) -> bool:
+    """Tell whether ``path`` exists as far as can be seen; whoever uses it says what is wrong with its folder."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object; ModelError when the file is missing, broken or something else."""
+    try:
+        # Not utf-8-sig: transformers refuses a byte order mark.
+        value = strict_json.loads(read_limited(path, strict_json.MAX_BYTES).decode())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: does not exist; is {path.parent} a model folder?") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds no JSON object; copy or download it again")
+    return value
+
+
+def member(folder: Path, name: str, named_in: Path | None = None) -> Path:
+    """Return the path of a model's file: a plain name, and no link that leads out of the folder.
+
+    The links of a hub's own cache into its blobs are the exception. ``named_in``: the file that holds the name.
+
+    Raises:
+        ModelError: the name has a folder in it, or the file lies elsewhere.
+    """
+    path = folder / name
+    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ModelError(f"{named_in or folder}: {name!r} is no plain file name; a model's files lie in its own folder")
+    try:
+        if path.is_symlink() and not _stays(path.resolve(), folder.resolve()):
+            raise ModelError(f"{path}: is a link out of the model's folder; put the file itself there")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
+        raise ModelError(f"{path}: cannot be followed ({error}); put the file itself there") from error
+    return path
+
+
+def _stays(target: Path, folder: Path) -> bool:
+    blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return blob or target.is_relative_to(folder)
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """Return a model folder's config.json; ModelError says what is wrong with the folder."""
+    try:
+        found = folder.is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder}: cannot be read: {reason}; check the rights of its folder") from error
+    if not found:
+        raise ModelError(f"{folder}: is no folder; model.name must be a model's folder when its source is local")
+    path = member(folder, "config.json")
+    if exists(member(folder, ADAPTER)):
+        merged = "merge it into its base model first" if not exists(path) else f"remove {ADAPTER} if it is merged"
+        raise ModelError(f"{folder}: holds an adapter (LoRA, {ADAPTER}); {merged}, or take the full model")
+    for other in folder.glob("shard-*-model-*-of-*.safetensors"):
+        raise ModelError(f"{other}: is a piece of a distributed checkpoint, which would be loaded first; remove it")
+    if not exists(path) and any(folder.glob("*.gguf")):
+        raise ModelError(f"{folder}: holds GGUF files only, which are quantized; take the full-precision model")
+    config = read_json(path)
+    refuse_quantized(folder, config)
+    return config
+
+
+def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
+    """Raise ModelError for a folder whose config or settings files say that its weights are quantized."""
+    for key in QUANTIZED_KEYS:
+        if value := config.get(key):
+            method = value.get("quant_method") if isinstance(value, Mapping) else None
+            raise ModelError(quantized(folder, f"config.json: {key}{f': {shown(method)}' if method else ''}"))
+    for name in QUANTIZED_FILES:
+        if exists(folder / name):
+            raise ModelError(quantized(folder, name))
+
+
+def quantized(folder: Path, reason: str) -> str:
+    """Return what is said of a quantized model: it cannot be trained in full, nor turned back."""
+    return f"{folder}: is quantized ({reason}); take the full-precision model"
+
+
+def is_qwen1(config: Mapping[str, object]) -> bool:
+    """Tell whether a config is of the first generation, which only remote code could load."""
+    return config.get("model_type") == "qwen" or "QWenLMHeadModel" in architectures(config)
+
+
+def architectures(config: Mapping[str, object]) -> list[object]:
+    """Return the names of the classes that a config is written for."""
+    value = config.get("architectures")
+    return value if isinstance(value, list) else []
