@@ -142,6 +142,7 @@ def _question(conversation: Conversation) -> list[tuple[str, str]]:
 
 
 def _first_model(target: Target, progress: Progress) -> Path | None:
+    from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
 
     section, rows = target.section("model"), target.section("data").get("train")
@@ -150,7 +151,7 @@ def _first_model(target: Target, progress: Progress) -> Path | None:
     listed = rows if isinstance(rows, list) else []
     files = [Path(str(entry["path"])) for entry in listed if isinstance(entry, dict) and "path" in entry]
     try:
-        return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, training_data=files)
+        return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, texts=lambda: sample_texts(files))
     except QwenJobError as error:
         progress(f"the model before training cannot be had: {error}")
         return None

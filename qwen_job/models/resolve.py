@@ -9,6 +9,9 @@ from pathlib import Path
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import exists, member, read_json
 from qwen_job.models.check import check_folder, needs_conversion
+from qwen_job.models.convert import conversion_key, convert
+from qwen_job.models.fetch import damaged, fetch_model
+from qwen_job.models.random_init import initial_key, load_config, write_random_model
 from qwen_job.models.spec import ModelSpec, cache_folder
 from qwen_job.models.storage import Progress, exclusive, new_folder, write_json
 
@@ -19,7 +22,7 @@ def ensure_model(
     spec: ModelSpec,
     *,
     output_dir: Path,
-    training_data: Sequence[Path] = (),
+    texts: Callable[[], Sequence[str]] = tuple,
     verify: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -31,7 +34,7 @@ def ensure_model(
     Args:
         spec: which model, from where.
         output_dir: the run's folder: relative model folders are looked for beside it last.
-        training_data: files whose text trains the tokenizer when ``spec.source`` is random.
+        texts: returns what the tokenizer is trained on; called only if ``spec.source`` is random.
         verify: check what the cache holds by its hashes, not by sizes alone, and convert anew.
         progress: called with one line of text now and then.
 
@@ -41,11 +44,9 @@ def ensure_model(
     """
     cache = cache_folder(spec.cache_dir)
     if spec.source == "random":
-        return _random(spec, cache, training_data, progress)
+        return _random(spec, cache, texts, progress)
     if spec.source == "local":
         return usable_folder(_find(spec.name, output_dir), cache, progress, verify=verify)
-    from qwen_job.models.fetch import damaged, fetch_model
-
     folder = fetch_model(spec, verify=verify, progress=progress)
     try:
         return usable_folder(folder, cache, progress, verify=verify)
@@ -62,11 +63,9 @@ def _find(name: str, output_dir: Path) -> Path:
     return (beside if not exists(path) and exists(beside) else path).absolute()
 
 
-def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progress | None) -> Path:
-    from qwen_job.models.random_init import initial_key, load_config, training_texts, write_random_model
-
+def _random(spec: ModelSpec, cache: Path, sample: Callable[[], Sequence[str]], progress: Progress | None) -> Path:
     config = load_config(spec.name)
-    texts = training_texts(data)
+    texts = sample()
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", Path(spec.name).stem if spec.name.endswith(".yaml") else spec.name)
     target = cache / "random" / f"{name}-{initial_key(config, texts)}"
     return once(target, lambda folder: write_random_model(config, texts, folder), progress)
@@ -77,8 +76,6 @@ def usable_folder(folder: Path, cache: Path, progress: Progress | None = None, *
     if not needs_conversion(folder):
         check_folder(folder)
         return folder
-    from qwen_job.models.convert import conversion_key, convert
-
     target = cache / "converted" / f"{folder.name}-{conversion_key(folder)}"
     return once(target, lambda aside: convert(folder, aside, progress), progress, anew=verify)
 

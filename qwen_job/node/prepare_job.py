@@ -45,13 +45,14 @@ def prepare(config_file: Path) -> None:
     from qwen_job.data import DataSpec, open_prepared
     from qwen_job.data import prepare as prepare_data
     from qwen_job.data.prepared import describe
+    from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
     from qwen_job.run.config import load_config
 
     config, _ = load_config(config_file)
     files = [Path(item["path"]) for item in config.data.get("train", [])]
     model = ensure_model(
-        ModelSpec.from_dict(config.model), output_dir=config.output_dir, training_data=files, progress=say
+        ModelSpec.from_dict(config.model), output_dir=config.output_dir, texts=lambda: sample_texts(files), progress=say
     )
     say(f"the model is in {model}")
     spec = DataSpec.from_dict(config.data)

@@ -264,11 +264,15 @@ def _hardware() -> Hardware:
 
 
 def _model(config: TrainConfig, log: RunLog) -> Path:
+    from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
 
     data = [Path(item["path"]) for item in config.data.get("train", [])]
     return ensure_model(
-        ModelSpec.from_dict(config.model), output_dir=config.output_dir, training_data=data, progress=log.say
+        ModelSpec.from_dict(config.model),
+        output_dir=config.output_dir,
+        texts=lambda: sample_texts(data),
+        progress=log.say,
     )
 
 
