@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_job.atomic import sha256_of
+from qwen_job.chatml import IGNORE
 from qwen_job.data.chunk_encoder import read_row
 from qwen_job.data.formats import Conversation, RecordError
 from qwen_job.data.rows import read_rows
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from qwen_job.data.prepared import PackedRows
     from qwen_job.infer.answer import Answerer
 
-Progress = Callable[[str], None]
+Notify = Callable[[str], None]
 _BATCH_TOKENS = 4096
 _LOGIT_ROWS = 512  # 512 x 151,936 x 4 bytes are 0.3 GB
 
@@ -71,7 +72,7 @@ class Evaluation:
 
 
 def evaluate(
-    path: Path, data: Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Progress
+    path: Path, data: Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Notify
 ) -> Evaluation:
     """Measure the model of a run's or a model's folder on a file of conversations in any known format.
 
@@ -141,7 +142,7 @@ def _question(conversation: Conversation) -> list[tuple[str, str]]:
     return [*system, *((turn.role, turn.text) for turn in conversation.turns[: ends + 1])]
 
 
-def _first_model(target: Target, progress: Progress) -> Path | None:
+def _first_model(target: Target, progress: Notify) -> Path | None:
     from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
 
@@ -158,17 +159,17 @@ def _first_model(target: Target, progress: Progress) -> Path | None:
 
 
 def _measure(
-    folder: Path | None, spec: DataSpec, target: Target, questions: list[Any], max_new_tokens: int, progress: Progress
+    folder: Path | None, spec: DataSpec, target: Target, questions: list[Any], max_new_tokens: int, progress: Notify
 ) -> _Measured | None:
     if folder is None:
         return None
-    from qwen_job.data import open_prepared, prepare
+    from qwen_job.data import open_prepared, prepare_data
     from qwen_job.infer.answer import load_answerer
 
     progress(f"evaluating {folder}")
     answerer = load_answerer(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = open_prepared(prepare(spec, folder, Path(scratch), workers=1)).train
+        rows = open_prepared(prepare_data(spec, folder, Path(scratch), workers=1)).train
         loss, tokens = held_out_loss(answerer, rows)
         count = len(rows)
     sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -215,7 +216,7 @@ def _batch_loss(model: Any, rows: list[Any]) -> tuple[float, int]:
 
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    labels, attended = torch.full_like(ids, -100), torch.zeros_like(ids)
+    labels, attended = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row.input_ids)] = torch.from_numpy(row.input_ids).long()
         labels[index, : len(row.labels)] = torch.from_numpy(row.labels).long()
@@ -224,7 +225,7 @@ def _batch_loss(model: Any, rows: list[Any]) -> tuple[float, int]:
     with torch.inference_mode():
         out = model.base_model(input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False)
         targets = labels[:, 1:].to(device)
-        chosen = targets != -100
+        chosen = targets != IGNORE
         hidden, wanted = out.last_hidden_state[:, :-1][chosen], targets[chosen]
         total = 0.0
         for start in range(0, len(wanted), _LOGIT_ROWS):

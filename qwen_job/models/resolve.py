@@ -13,7 +13,7 @@ from qwen_job.models.convert import conversion_key, convert
 from qwen_job.models.fetch import damaged, fetch_model
 from qwen_job.models.random_init import initial_key, load_config, write_random_model
 from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import Progress, exclusive, new_folder, write_json
+from qwen_job.models.storage import Notify, exclusive, new_folder, write_json
 
 RECORD = ".made.json"
 
@@ -24,7 +24,7 @@ def ensure_model(
     output_dir: Path,
     texts: Callable[[], Sequence[str]] = tuple,
     verify: bool = False,
-    progress: Progress | None = None,
+    progress: Notify | None = None,
 ) -> Path:
     """Return a local folder with config, safetensors, fast tokenizer and generation config of the model.
 
@@ -63,7 +63,7 @@ def _find(name: str, output_dir: Path) -> Path:
     return (beside if not exists(path) and exists(beside) else path).absolute()
 
 
-def _random(spec: ModelSpec, cache: Path, sample: Callable[[], Sequence[str]], progress: Progress | None) -> Path:
+def _random(spec: ModelSpec, cache: Path, sample: Callable[[], Sequence[str]], progress: Notify | None) -> Path:
     config = load_config(spec.name)
     texts = sample()
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", Path(spec.name).stem if spec.name.endswith(".yaml") else spec.name)
@@ -71,7 +71,7 @@ def _random(spec: ModelSpec, cache: Path, sample: Callable[[], Sequence[str]], p
     return once(target, lambda folder: write_random_model(config, texts, folder), progress)
 
 
-def usable_folder(folder: Path, cache: Path, progress: Progress | None = None, *, verify: bool = False) -> Path:
+def usable_folder(folder: Path, cache: Path, progress: Notify | None = None, *, verify: bool = False) -> Path:
     """Return ``folder`` itself when transformers loads it natively, else its conversion in the cache (Qwen-1, .bin)."""
     if not needs_conversion(folder):
         check_folder(folder)
@@ -80,7 +80,7 @@ def usable_folder(folder: Path, cache: Path, progress: Progress | None = None, *
     return once(target, lambda aside: convert(folder, aside, progress), progress, anew=verify)
 
 
-def once(target: Path, work: Callable[[Path], None], progress: Progress | None = None, *, anew: bool = False) -> Path:
+def once(target: Path, work: Callable[[Path], None], progress: Notify | None = None, *, anew: bool = False) -> Path:
     """Make the folder ``target`` with ``work`` unless it is there, complete: aside, checked, renamed, under a lock.
 
     One that is damaged is made again; with ``anew`` every one is.

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The first process of a container has no default for it, and would stay for the whole grace period.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
-        prepare(options.config)
+        prepare_job(options.config)
         if options.release:
             from qwen_job.node.release import release
 
@@ -40,10 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(config_file: Path) -> None:
+def prepare_job(config_file: Path) -> None:
     """Make what the training would make first of all. Errors: those of the model's and the data's room."""
-    from qwen_job.data import DataSpec, open_prepared
-    from qwen_job.data import prepare as prepare_data
+    from qwen_job.data import DataSpec, open_prepared, prepare_data
     from qwen_job.data.prepared import describe
     from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model

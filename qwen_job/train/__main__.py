@@ -277,12 +277,12 @@ def _model(config: TrainConfig, log: RunLog) -> Path:
 
 
 def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
-    from qwen_job.data import DataSpec, open_prepared, prepare
+    from qwen_job.data import DataSpec, open_prepared, prepare_data
     from qwen_job.data.prepared import describe
 
     spec = DataSpec.from_dict(config.data)
     cache = spec.cache_dir or config.output_dir / "prepared"
-    folder = prepare(spec, model_folder, cache, workers=spec.num_workers)
+    folder = prepare_data(spec, model_folder, cache, workers=spec.num_workers)
     for line in describe(open_prepared(folder).stats):
         log.say(f"data: {line}")
     return folder
