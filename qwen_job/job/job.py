@@ -1,4 +1,4 @@
-"""The Job: what the user wrote, typed and checked. It has no number that was not written.
+"""The Job: what the user wrote, typed and checked, without any value that the user did not write.
 
 - :class:`Job`: the sections together, and the runs of its sweep
 - :class:`Point`: one run of a sweep; :class:`Axis`: one swept field
@@ -22,32 +22,35 @@ from qwen_job.job.types import EnvName, EnvValue, Strict, Text, section
 
 
 class Job(Strict):
-    """One fine-tuning job: a minimal one has name, model, data, output and cluster."""
+    """A fine-tuning job. Only name, model, data, output and cluster are required."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")] = Field(
-        description="The job's name in queues and lists: letters, digits, '.', '_' and '-', at most 63"
+        description="Name of the job: letters, digits, '.', '_' and '-', at most 63 characters"
     )
     model: Model = Field(description="The model to start from, e.g. Qwen/Qwen-1_8B-Chat")
-    data: Data = Field(description="The conversations, e.g. /shared/data/chats.json")
-    output: Text = Field(description="The run's folder, on storage that all nodes share")
-    cluster: Cluster = Field(description="The machines, e.g. {gpu: A100-80G, nodes: 1, gpus_per_node: 2}")
-    image: Text | None = Field(None, description="The container image, best with its digest (name@sha256:...)")
+    data: Data = Field(description="Conversations to train on, e.g. /shared/data/chats.json")
+    output: Text = Field(description="Run folder, on storage that all nodes share")
+    cluster: Cluster = Field(description="The nodes, e.g. {gpu: A100-80G, nodes: 1, gpus_per_node: 2}")
+    image: Text | None = Field(None, description="Container image, preferably with its digest (name@sha256:...)")
     train: Train = section()
     deepspeed: DeepSpeed = section()
     plan: Planning = section()
-    env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of every process")
-    uses_env: list[EnvName] = Field([], description="Variables of this shell that ${NAME} may stand for in this file")
+    env: dict[EnvName, EnvValue] = Field({}, description="Environment variables for every process")
+    uses_env: list[EnvName] = Field([], description="Variables of the current shell that this file can use as ${NAME}")
     container: Container = section()
     retry: Retry = section()
     slurm: Slurm = section()
     kubernetes: Kubernetes = section()
     hostfile: Hostfile = section()
     local: Local = section()
-    evaluate: Evaluate | None = Field(None, description="Measure the model when it is trained (Slurm); see below")
+    evaluate: Evaluate | None = Field(None, description="Evaluate the model after training (Slurm); see below")
     sweep: dict[str, Any] = Field(
-        {}, description="A grid: field -> list of values, e.g. {train.learning_rate: [1e-5, 2e-5]}; one run for each"
+        {},
+        description="A grid of values by field, e.g. {train.learning_rate: [1e-5, 2e-5]}; one run per combination",
     )
-    template_dirs: list[Text] = Field([], description="Folders whose templates replace ours of the same name")
+    template_dirs: list[Text] = Field(
+        [], description="Folders with templates that replace the built-in ones of the same name"
+    )
 
     _document: Document | None = PrivateAttr(None)
     _points: "tuple[Point, ...]" = PrivateAttr(())
