@@ -23,7 +23,7 @@ from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError, QwenJobError
 from qwen_job.infer.chat import quiet
 from qwen_job.infer.columns import side_by_side
-from qwen_job.infer.source import Sampling, Target, find_model
+from qwen_job.infer.source import ChosenModel, Sampling, find_model
 from qwen_job.text import visible_lines
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampleAnswer:
     """A question and what was, is and should be answered; ``before`` is None without the first model."""
 
     prompt: str
@@ -64,7 +64,7 @@ class Evaluation:
     tokens: int
     before: Loss | None
     after: Loss
-    answers: list[Answer]
+    answers: list[SampleAnswer]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -99,7 +99,7 @@ def evaluate(
         tokens=new.tokens,
         before=old.loss if old else None,
         after=new.loss,
-        answers=[Answer(turns[-2][1], turns[-1][1], was, now) for turns, was, now in pairs],
+        answers=[SampleAnswer(turns[-2][1], turns[-1][1], was, now) for turns, was, now in pairs],
     )
 
 
@@ -111,7 +111,7 @@ class _Measured:
     answers: list[str]
 
 
-def _spec(target: Target, data: Path) -> DataSpec:
+def _spec(target: ChosenModel, data: Path) -> DataSpec:
     """Return the run's own settings for another file: the same prompt, mask and length give comparable losses."""
     section = target.settings.get("data")
     own = (
@@ -142,7 +142,7 @@ def _question(conversation: Conversation) -> list[tuple[str, str]]:
     return [*system, *((turn.role, turn.text) for turn in conversation.turns[: ends + 1])]
 
 
-def _first_model(target: Target, progress: Notify) -> Path | None:
+def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
     from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
 
@@ -159,7 +159,12 @@ def _first_model(target: Target, progress: Notify) -> Path | None:
 
 
 def _measure(
-    folder: Path | None, spec: DataSpec, target: Target, questions: list[Any], max_new_tokens: int, progress: Notify
+    folder: Path | None,
+    spec: DataSpec,
+    target: ChosenModel,
+    questions: list[Any],
+    max_new_tokens: int,
+    progress: Notify,
 ) -> _Measured | None:
     if folder is None:
         return None

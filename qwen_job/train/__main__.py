@@ -174,7 +174,8 @@ def train(
 
 def finish(config: TrainConfig, trainer: Any, model_folder: Path, wish: StopWish, log: RunLog, started: float) -> None:
     """Write model/ and, last of all, done.json."""
-    from qwen_job.report.closing import against_plan, tell
+    from qwen_job.report.closing import write_pages
+    from qwen_job.report.summary import against_plan
     from qwen_job.train.export import export, write_done
 
     log.heartbeat("saving", trainer.state.global_step)
@@ -186,7 +187,7 @@ def finish(config: TrainConfig, trainer: Any, model_folder: Path, wish: StopWish
     step, seconds = trainer.state.global_step, time.time() - started
     log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
     if log.active:
-        tell(config.output_dir, log.say)
+        write_pages(config.output_dir, log.say)
         lines = read_metrics(config.output_dir)
         losses = {line["step"]: line["loss"] for line in lines if line["type"] == "step"}
         # Of an earlier attempt, where this one had nothing left to train.
@@ -317,7 +318,7 @@ def _end(
         steps = [line["step"] for line in read_metrics(config.output_dir) if "step" in line]
         # Where the storage is the reason, nothing can be left there.
         with contextlib.suppress(OSError):
-            from qwen_job.report.closing import against_plan
+            from qwen_job.report.summary import against_plan
 
             compared = against_plan(config.output_dir)
             log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)
