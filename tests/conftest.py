@@ -1,9 +1,9 @@
-"""What all tests share: a quiet environment, the Slurm lab, and the rule that our CI skips nothing."""
+"""What all tests share: a quiet environment, the Slurm lab, and the rule about skipped tests."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import pytest
 from hypothesis import settings
 
 from tests.slurmlab import Lab, missing
+from tests.support import optional
 from tests.support.taught import taught as taught
 
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 _OF_A_JOB = ("SLURM_", "SBATCH_", "PET_", "QWEN_JOB_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
-_skipped: list[str] = []
+_skipped: dict[str, str] = {}
 
-# On CI the same examples every time: a red run must be about the change, not about the dice.
+# On CI the same examples every time: a red run must be about the change, not about the dice. CI decides nothing else.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if CI else "default")
@@ -27,13 +28,33 @@ settings.load_profile("ci" if CI else "default")
 def pytest_configure() -> None:
     """Leave nothing of a surrounding job, or of the network, in what the tests start."""
     for name in list(os.environ):
-        if name.startswith(_OF_A_JOB) and name != "QWEN_JOB_CRDS":
+        if name.startswith(_OF_A_JOB) and name not in ("QWEN_JOB_CRDS", optional.VARIABLE):
             del os.environ[name]
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when asked for: broken clusters, what needs a GPU, the real trackers and vLLM."""
+    """Leave out what runs only when asked for, and group the rest for pytest-xdist."""
+    _leave_out(config, items)
+    if config.getoption("dist", None) == "loadgroup":
+        _group(items)
+
+
+def _group(items: list[pytest.Item]) -> None:
+    """Keep what shares a cluster in one process, which starts first; it mostly waits. Else a group is a module."""
+
+    def group(item: pytest.Item) -> str:
+        folder, _, module = item.nodeid.partition("::")[0].removeprefix("tests/").partition("/")
+        return "cluster" if folder in ("e2e", "slurmlab") else f"{folder}/{module}"
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: (group(item) != "cluster", item.get_closest_marker("slow") is None))
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect broken clusters, what needs a GPU, the real trackers and vLLM, unless ``-m`` asks for them."""
     asked = str(config.getoption("markexpr"))
     unasked = [marker for marker in ("chaos", "gpu", "trackers", "vllm") if marker not in asked]
     left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
@@ -41,6 +62,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         gone = set(left_out)
         items[:] = [item for item in items if item not in gone]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Skip the modules that import a package of the training stack, where it is not installed."""
+    with optional.missing_packages_skip():
+        return (yield)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -57,20 +85,22 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 def _remember(report: pytest.TestReport | pytest.CollectReport) -> None:
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    _skipped.append(f"{report.nodeid}: {reason}")
+    _skipped[report.nodeid] = reason.removeprefix("Skipped: ")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """On CI a skipped test fails the run: everything can be had there."""
-    if CI and _skipped and session.exitstatus == pytest.ExitCode.OK:
+    """Fail where QWEN_JOB_NO_SKIPS names what a skipped test needs."""
+    if any(map(optional.forbidden, _skipped.values())) and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what was skipped, last of all."""
-    terminalreporter.section("what was skipped" + (" (on CI nothing may be)" if CI else ""))
-    for line in _skipped or ["nothing"]:
-        terminalreporter.line(line)
+    """Report what was skipped, last of all: each need, and every test that may not be skipped."""
+    needs = {reason.removeprefix("needs ").partition(":")[0] for reason in _skipped.values()}
+    terminalreporter.line(f"skipped for lack of: {', '.join(sorted(needs)) or 'nothing'}")
+    for place, reason in _skipped.items():
+        if optional.forbidden(reason):
+            terminalreporter.line(f"must not be skipped ({optional.VARIABLE}): {place}: {reason}", red=True)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +110,7 @@ def make_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 
         def make(nodes: int = 2, **options: Any) -> Lab:
             if problem := missing(ssh=options.get("ssh", False)):
-                pytest.skip(problem)
+                optional.skip("slurm", problem)
             shared = [tmp_path_factory.getbasetemp(), *options.pop("shared", [])]
             return labs.enter_context(Lab(nodes, shared=shared, **options))
 

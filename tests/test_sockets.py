@@ -69,6 +69,7 @@ def test_gloo_gets_the_interface_that_leads_to_the_first_node() -> None:
         interface_for("=eth2", "127.0.0.1", addresses)
 
 
+@pytest.mark.train
 def test_an_interface_that_is_not_there_names_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "=nowhere7")
     with pytest.raises(EnvironmentFault, match=r"cluster\.socket_interface.*nowhere7"):

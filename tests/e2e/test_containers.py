@@ -20,6 +20,7 @@ from tests.chaos.run import Run
 from tests.e2e.steps import CHECKOUT, check_model_loads, metrics
 from tests.slurmlab import Lab
 from tests.slurmlab.spank import missing_pyxis, pyxis
+from tests.support import optional
 from tests.support.containers import Image, missing_runtimes, own_storage, real, remove, stand_in
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.slow]
@@ -46,7 +47,7 @@ case " $* " in *" qwen_job.node.launcher "*) ;; *) {otherwise} ;; esac
 def cluster(slurm: Lab) -> Iterator[Lab]:
     """The cluster of the session, whose srun has pyxis's options meanwhile."""
     if problem := missing_runtimes() or missing_pyxis():
-        pytest.skip(problem)
+        optional.skip("containers", problem)
     with pyxis(slurm) as lab:
         yield lab
 

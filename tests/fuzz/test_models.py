@@ -196,6 +196,7 @@ def check(folder: Path) -> str:
     return str(check_folder(folder)["model_type"])
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("seed", range(4))
 def test_a_broken_folder_is_refused_with_its_place(box: Box, folder: Path, whole: dict[str, bytes], seed: int) -> None:
     draw = random.Random(f"folder {seed}")
@@ -206,6 +207,7 @@ def test_a_broken_folder_is_refused_with_its_place(box: Box, folder: Path, whole
         restore(folder, whole, files)
 
 
+@pytest.mark.train
 def test_the_commands_say_it_in_one_line(box: Box, folder: Path, whole: dict[str, bytes]) -> None:
     draw = random.Random("commands")
     for number in range(amount(90)):

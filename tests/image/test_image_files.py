@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support import optional
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts" / "image"
 SETS = sorted(path.parent.name for path in (ROOT / "qwen_job" / "facts" / "image").glob("*/set.yaml"))
@@ -19,7 +21,8 @@ SHELL = [path for path in SCRIPTS.iterdir() if path.is_file() and path.suffix !=
 
 def tool(name: str) -> str:
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert found, f"{name} is not installed: pip install -e '.[test]'"
+    if not found:
+        optional.skip("tools", f"{name} is not installed")
     return found
 
 

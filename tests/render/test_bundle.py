@@ -19,6 +19,7 @@ from qwen_job.render import render
 from qwen_job.render.configs import config_files
 from qwen_job.resources import resource
 from tests.jobs import bundle, pinned_plan
+from tests.support import optional
 
 ROOT = Path(__file__).parents[2]
 DIGEST = """
@@ -64,10 +65,11 @@ def others() -> list[str]:
     return [path for path in found.values() if path]
 
 
+@pytest.mark.slow
 def test_other_python_versions_render_the_same_bytes() -> None:
     interpreters = others()
     if not interpreters:
-        pytest.skip("no other Python from 3.10 on is on this machine")
+        optional.skip("pythons", "no other Python from 3.10 on is on this machine")
     expected = digests()
     for interpreter in (interpreters[0], interpreters[-1]):
         assert digests(environment_of(interpreter)) == expected, interpreter

@@ -47,7 +47,7 @@ def test_a_folder_that_is_not_there_or_open_is_no_missing_permission(tmp_path: P
     assert forbids("") == forbids(tmp_path) == forbids(tmp_path / "nowhere") == forbids("a\0b") == ""
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: to become somebody else")
 def test_a_closed_folder_is_said_to_be_closed_and_by_whom(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     (closed / "run").mkdir(parents=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+PATIENCE = 3
 NETWORK = "10.77.0."
 NETWORK_6 = "fd77::"
 
@@ -59,13 +60,16 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def wait_for(check: Callable[[], T], timeout: float, what: str, why: Callable[[], str] = str) -> T:
-    """Call ``check`` until it returns something true and return that; ``why`` explains a timeout."""
-    deadline = time.monotonic() + timeout
+    """Call ``check`` until it returns something true and return that; ``why`` explains a timeout.
+
+    ``timeout`` is for a quiet machine; a busy one gets PATIENCE times as long.
+    """
+    deadline = time.monotonic() + timeout * PATIENCE
     while True:
         if result := check():
             return result
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not within {timeout:g} s\n{why()}".rstrip())
+            raise LabError(f"{what}: not within {timeout * PATIENCE:g} s\n{why()}".rstrip())
         time.sleep(0.05)
 
 

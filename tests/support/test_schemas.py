@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from qwen_job.resources import resource
-from tests.support import pods, schemas
+from tests.support import optional, pods, schemas
 from tests.support.schemas import compare, crd_folder, strict, validate
 
 POD: dict[str, Any] = {
@@ -83,7 +83,7 @@ def test_a_good_object_passes(thing: dict[str, Any]) -> None:
 
 def test_the_published_crds_are_there() -> None:
     if crd_folder() is None:
-        pytest.skip("no folder of published CRDs: set QWEN_JOB_CRDS")
+        optional.skip("crds", "no folder of published CRDs: set QWEN_JOB_CRDS")
     kinds = {kind for _, kind in schemas._crds()}
     assert {"PyTorchJob", "TrainJob", "JobSet"} <= kinds
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import optional
 from tests.train import tiny
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -22,7 +23,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def kernels() -> str:
     """Return the folder of the compiled kernel; compiling takes two minutes, once."""
     if not shutil.which("g++"):
-        pytest.skip("DeepSpeed's CPU kernel needs a compiler: apt-get install g++")
+        optional.skip("compiler", "DeepSpeed's CPU kernel needs a compiler: apt-get install g++")
     version = subprocess.run(
         [sys.executable, "-c", "import deepspeed, torch; print(deepspeed.__version__, torch.__version__, sep='-')"],
         env=tiny.environment(),
