@@ -1,55 +1,61 @@
-# Every command does its own set-up; `make help` lists them.
-SHELL := /usr/bin/env bash
+# Every command sets up its own environment the first time; `make help` lists them.
+#   PYTEST_ARGS="tests/job -x"   more words for pytest         PYTHON=3.14   the interpreter (uv downloads a version)
+#   SET=cpu|ampere|v100          the image's set               TIMES=20      how many times the inputs of `make test`
+SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-BIN := .venv/bin
-# More words for pytest: make test PYTEST_ARGS="tests/job -x"
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+GPU_PYTHON = $(or $(PYTHON),python3)
 PYTEST_ARGS ?=
-LAUNCHER := cli facts job plan render launch errors resources
-TYPED := -p qwen_job -p tests.support -p tests.slurmlab -p tests.e2e -p tests.chaos -p tests.fuzz -p tests.conftest
-
-.PHONY: help demo test lint bench slurm-lab clean setup-run setup-test system
+SET ?= ampere
+IMAGE ?= localhost/qwen-job:$(SET)
+TIMES ?= 20
+TARGETS := $(shell sed -n 's/^\([a-z -]*\):.*/\1/p' Makefile)
+.PHONY: $(TARGETS)
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
-
-setup-run:
-	@scripts/setup.sh run
-
-setup-test:
-	@scripts/setup.sh test
-
-system:
-	@scripts/setup.sh system
-
-demo: setup-run ## fine-tune a tiny chat model here, with two processes, and talk to it (3 minutes)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo.sh
-
-test: setup-test system lint ## lint, types, and all tests; ends with image-test
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest \
-	  $(foreach part,$(LAUNCHER),--cov=qwen_job.$(part)) --cov-report= --durations=15 $(PYTEST_ARGS)
-	@$(if $(PYTEST_ARGS),,scripts/coverage.sh)
-	@$(if $(PYTEST_ARGS),,scripts/image/test)
-
-lint: setup-test ## style and types only
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy --strict $(TYPED)
-	@$(BIN)/shellcheck $$(git ls-files -co --exclude-standard '*.sh') .ci/run
-
-bench: setup-test ## measure the launcher against its peers
-	@$(BIN)/python benchmarks/bench_cli.py
-	@$(BIN)/python benchmarks/bench_scale.py
-	@$(BIN)/python benchmarks/bench_kubernetes.py
-
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+run test-tools system: # the environments that the other commands need
+	@scripts/setup.sh $(subst test-tools,test,$@)
+demo: run ## fine-tune a tiny chat model here, with two processes, and talk to it (3 minutes)
+	@$(RUN) scripts/demo.sh
+check: ## no torch: style, types, and every test that needs neither root nor the training stack (2 minutes)
+	@scripts/check.sh $(PYTEST_ARGS)
+test: test-tools system lint ## everything: style, types, all tests; ends with image-test
+	@$(RUN) scripts/test.sh $(PYTEST_ARGS)
+lint: test-tools ## style and types only
+	@scripts/lint.sh .venv
+fuzz: test-tools ## hostile inputs, TIMES as many as in `make test`, new ones each time (half an hour)
+	@FUZZ_TIMES=$(TIMES) .venv/bin/python -m pytest tests/fuzz -p no:cacheprovider --timeout=7200 $(PYTEST_ARGS)
+chaos: test-tools system ## break a real Slurm cluster in twelve ways; every job must complete, bit for bit (half an hour)
+	@$(RUN) .venv/bin/python -m pytest tests/chaos -m chaos -p no:cacheprovider $(PYTEST_ARGS)
+	@$(if $(PYTEST_ARGS),,.venv/bin/python benchmarks/bench_faults.py faults)
+golden: test-tools ## rewrite the committed schemas, slurm/*.sbatch and golden files
+	@.venv/bin/python scripts/golden.py
+bench: test-tools ## measure the launcher against its peers
+	@for name in cli scale kubernetes; do .venv/bin/python benchmarks/bench_$$name.py || exit; done
+test-gpu: ## on a machine with a GPU: kernels, training in bf16 and fp16, faults, what fits (5 minutes)
+	@$(GPU_PYTHON) -m pytest tests/gpu -m gpu -p no:cacheprovider $(PYTEST_ARGS)
+bench-gpu: ## on a machine with a GPU: speed, memory and checkpoint pauses of Qwen-1.8B beside stock ways (15 minutes)
+	@for name in kernels train_speed checkpoint_pause train_memory; do $(GPU_PYTHON) benchmarks/bench_$$name.py || exit; done
+	@$(GPU_PYTHON) benchmarks/bench_memory.py --gpu
+test-trackers: ## train with wandb, swanlab and mlflow, offline, and read back what they logged (2 minutes)
+	@scripts/setup.sh trackers
+	@.venv-trackers/bin/python -m pytest tests/trackers -m trackers -p no:cacheprovider $(PYTEST_ARGS)
+test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (8 minutes)
+	@[ -n "$${VLLM_PYTHON:-}" ] || scripts/setup.sh vllm
+	@.venv/bin/python -m pytest tests/serving -m vllm $(PYTEST_ARGS)
+image: ## build the training image (SET=, IMAGE=name:tag, WITH_COMPILER=1, PACKAGES="wandb")
+	scripts/image/build $(SET) $(IMAGE)
+image-test: ## build the CPU set and run the demo in it: any uid, read-only root, no network (minutes)
+	scripts/image/test
+image-lock: ## rewrite the image's locks: Python packages with hashes, Debian packages with versions
+	scripts/image/lock
 slurm-lab: system ## a shell in a real Slurm cluster of two nodes on this machine
 	@python3 -m tests.slurmlab shell
-
-clean: ## remove what the commands here made, except runs/
-	rm -rf .venv .venv-* .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov build dist
+clean: ## remove what these commands made, except runs/
+	rm -rf .venv .venv-* .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* coverage.xml htmlcov build dist
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
-
--include make/*.mk

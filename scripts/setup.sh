@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Makes what the Makefile's commands need:  setup.sh run | test | trackers | system
-#   run     .venv with the launcher and the training stack
-#   test    .venv with the test tools as well
+# Set up what the Makefile's commands need:  setup.sh check | run | test | trackers | vllm | system
+#   check     .venv-check with the launcher and its test tools: no torch, no numpy
+#   run       .venv with the launcher and the training stack
+#   test      .venv with the test tools as well
 #   trackers  .venv-trackers with the training stack, wandb, swanlab and mlflow
-#   system  the distribution's packages for the Slurm lab and the image (only as root on Debian or Ubuntu)
-# Doing it again costs nothing: .venv carries a stamp of what it was made from.
-# PYTHON names the interpreter to use; TORCH_INDEX_URL names the package index that torch alone comes from.
+#   vllm      .venv-vllm with vLLM's CPU build
+#   system    the distribution's packages for the Slurm lab and the image (only as root on Debian or Ubuntu)
+# Running it again costs nothing: each environment carries a stamp of what it was made from.
+# PYTHON: the interpreter to use, or its version (3.14), which uv downloads if it is installed.
+# TORCH_INDEX_URL: the package index for torch alone.
+# Bash 3.2 runs this script on a Mac, except for `system`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,37 +17,43 @@ TORCH=$(grep '^torch==' constraints.txt)
 SYSTEM_PACKAGES=(slurm-wlm libslurm-dev libc6-dev munge iproute2 openssh-server openssh-client openssl pdsh)
 
 venv=.venv
-unpinned= # names that constraints.txt does not hold for
-more=()
+oldest=11     # DeepSpeed and the pinned numpy need Python 3.11
+unpinned=none # names, joined by |, that constraints.txt does not hold for
+more=()       # more words for pip install
 
 say() { echo "== $*" >&2; }
 
-find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.14 python; do
-        # A version manager's shim exists for interpreters that it does not run: only running one tells.
-        if [ -n "$candidate" ] && "$candidate" -c '
+usable() {
+    # A version manager's shim exists for interpreters that it does not run, so run it.
+    "$1" -c '
 import ensurepip, sys, venv
-sys.exit(not (3, 11) <= sys.version_info)' >/dev/null 2>&1; then
+sys.exit(sys.version_info < (3, int(sys.argv[1])))' "$oldest" >/dev/null 2>&1
+}
+
+from_uv() { # a version: print the path of that interpreter, which uv downloads if need be
+    command -v uv >/dev/null || return 1
+    uv python find "$1" 2>/dev/null || { uv python install "$1" >&2 && uv python find "$1"; }
+}
+
+find_python() {
+    local candidate candidates=(python3 python3.13 python3.12 python3.11 python3.14 python)
+    case ${PYTHON:-} in
+    '') ;;
+    [0-9]*) candidates=("python$PYTHON" "$(from_uv "$PYTHON" || true)") ;;
+    *) candidates=("$PYTHON") ;;
+    esac
+    for candidate in "${candidates[@]}"; do
+        if usable "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    say "No Python >= 3.11 with venv was found (the training stack needs it): install one, or name it: make PYTHON=/path/to/python3"
-    [ -z "${PYTHON:-}" ] || say "PYTHON=$PYTHON is not one."
-    return 1
-}
-
-install_torch() {
-    # Without an index of its own for torch, pip's configuration decides. On Linux that is often the CUDA build.
-    if [ -n "${TORCH_INDEX_URL:-}" ]; then
-        pip install --index-url "$TORCH_INDEX_URL" "$TORCH"
+    if [ -n "${PYTHON:-}" ]; then
+        say "PYTHON=$PYTHON is not a Python >= 3.$oldest with venv. For a version such as 3.14, install uv: it downloads the interpreter."
     else
-        if pip install --dry-run "$TORCH" 2>/dev/null | grep -q 'nvidia-'; then
-            say "Installing the CUDA build of torch (several GB). For the CPU build set TORCH_INDEX_URL to PyTorch's CPU index."
-        fi
-        pip install "$TORCH"
+        say "No Python >= 3.$oldest with venv was found: install one, or name it: make PYTHON=/path/to/python3"
     fi
+    return 1
 }
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
@@ -54,21 +64,43 @@ import importlib.metadata, sys
 sys.exit(importlib.metadata.version("torch").partition("+")[0] != sys.argv[1])' "${TORCH#torch==}" 2>/dev/null
 }
 
+install_torch() {
+    # Without an index of its own for torch, pip's configuration decides. On Linux that is often the CUDA build.
+    if [ -n "${TORCH_INDEX_URL:-}" ]; then
+        pip install --index-url "$TORCH_INDEX_URL" "$TORCH"
+    else
+        if pip install --dry-run "$TORCH" 2>/dev/null | grep -q 'nvidia-'; then
+            say "Installing the CUDA build of torch (several GB). For the CPU build, set TORCH_INDEX_URL to PyTorch's CPU index."
+        fi
+        pip install "$TORCH"
+    fi
+}
+
 environment() { # extras
     local python hash made
     python=$(find_python)
-    hash=$({ "$python" --version; cat pyproject.toml constraints.txt scripts/setup.sh "${more[@]:1}"; } | cksum | tr ' ' -)
+    hash=$({ "$python" --version; cat pyproject.toml constraints.txt scripts/setup.sh ${more[@]+"${more[1]}"}; } | cksum | tr ' ' -)
     for made in "$1" train,test; do # the test tools do no harm to a run
         if [ -e "$venv/stamp-$made-$hash" ]; then return; fi
     done
-    say "Installing into $venv ($("$python" --version), extras: $1): some minutes, once ..."
+    say "Installing into $venv ($("$python" --version), extras: $1): once ..."
     "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
     # torch first: what depends on it would otherwise fetch the newest build, with CUDA.
-    has_torch || install_torch
-    grep -vE "^(${unpinned:-none})==" constraints.txt >"$venv/constraints.txt"
-    pip install --constraint "$venv/constraints.txt" --editable ".[$1]" "${more[@]}"
+    case $1 in *train*) has_torch || install_torch ;; esac
+    grep -vE "^($unpinned)==" constraints.txt >"$venv/constraints.txt"
+    pip install --constraint "$venv/constraints.txt" --editable ".[$1]" ${more[@]+"${more[@]}"}
     rm -f "$venv"/stamp-*
     touch "$venv/stamp-$1-$hash"
+}
+
+check() { # another version has an environment of its own: .venv-check-3.14
+    oldest=10
+    case ${PYTHON:-} in
+    '') venv=.venv-check ;;
+    *) venv=.venv-check-$("$(find_python)" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ;;
+    esac
+    environment check
+    echo "$venv"
 }
 
 trackers() {
@@ -76,6 +108,16 @@ trackers() {
     unpinned='protobuf|importlib_metadata'
     venv=.venv-trackers more=(--requirement tests/trackers/requirements.txt)
     environment train
+}
+
+vllm() {
+    local wanted=tests/serving/requirements.txt
+    [ ! -e .venv-vllm/installed ] || [ "$wanted" -nt .venv-vllm/installed ] || return 0
+    say "Installing vLLM into .venv-vllm: 3 GB, some minutes, once ..."
+    "$(find_python)" -m venv --clear .venv-vllm
+    venv=.venv-vllm
+    pip install --no-deps ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --requirement "$wanted"
+    touch .venv-vllm/installed
 }
 
 # The container tools, by command: other packages bring them too (docker's runc), and would be removed for Debian's.
@@ -111,17 +153,16 @@ system() {
         chmod 755 /usr/sbin/policy-rc.d
     fi
     export DEBIAN_FRONTEND=noninteractive
-    apt-get -qq update || say "apt-get update failed in part: going on with the lists there are."
+    apt-get -qq update || say "apt-get update failed in part: using the package lists there are."
     apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 case ${1:-} in
+check | trackers | vllm | system) "$1" ;;
 run) environment train ;;
 test) environment train,test ;;
-trackers) trackers ;;
-system) system ;;
 *)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,12s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

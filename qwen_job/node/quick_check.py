@@ -23,7 +23,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class Finding:
     """One thing that was looked at. ``state``: ok, warning or fault; ``value``: the figure that was measured."""
 
     check: str
@@ -32,7 +32,7 @@ class CheckResult:
     value: float | None = None
 
 
-def quick_check(device: str = "auto") -> list[CheckResult]:
+def quick_check(device: str = "auto") -> list[Finding]:
     """Look at this node and return a finding per check; nothing is raised for a fault.
 
     ``device``: ``cuda`` (a GPU is needed), ``cpu`` (none is), or ``auto``: what the image was built for.
@@ -111,22 +111,22 @@ def check_cache() -> str:
     return f"{folder} is writable"
 
 
-def shared_memory(folder: Path) -> CheckResult:
+def shared_memory(folder: Path) -> Finding:
     """Warn when shared memory is small: a job with one GPU and no workers still runs."""
     if not folder.is_dir():
-        return CheckResult("shared memory", "warning", f"{folder} does not exist: NCCL needs it between GPUs of a node")
+        return Finding("shared memory", "warning", f"{folder} does not exist: NCCL needs it between GPUs of a node")
     size = shutil.disk_usage(folder).total
     if size < ENOUGH_SHARED_MEMORY:
         text = f"{folder} holds {size >> 20} MiB: NCCL and data workers need 1 GiB or more (docker: --ipc=host)"
-        return CheckResult("shared memory", "warning", text)
-    return CheckResult("shared memory", "ok", gib(size))
+        return Finding("shared memory", "warning", text)
+    return Finding("shared memory", "ok", gib(size))
 
 
-def _look(name: str, check: Callable[[], str]) -> CheckResult:
+def _look(name: str, check: Callable[[], str]) -> Finding:
     try:
-        return CheckResult(name, "ok", check())
+        return Finding(name, "ok", check())
     except EnvironmentFault as fault:
-        return CheckResult(name, "fault", str(fault))
+        return Finding(name, "fault", str(fault))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

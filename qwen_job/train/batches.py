@@ -15,8 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from qwen_job.chatml import IGNORE
-
+IGNORE = -100
 EMPTY = -1  # the row that fills up a last step: no target, so no gradient
 
 Batch = dict[str, Any]

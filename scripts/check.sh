@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The fast loop:  check.sh [PYTEST_ARGS]. No torch, no root, no network once it is set up; Linux or macOS.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$(scripts/setup.sh check)
+export PATH="$PWD/$venv/bin:$PATH"
+[ $# -gt 0 ] || scripts/lint.sh "$venv"
+echo "== left out: tests marked train (the training stack), slurm (root), slow (tens of seconds): make test" >&2
+exec python -m pytest -q -m "not train and not slurm and not slow" -p no:cacheprovider -n 2 --dist worksteal "$@"
