@@ -30,8 +30,6 @@ FOREIGN = {
 }
 # To be emptied: imports that are part of a cycle between modules.
 CIRCULAR = {
-    ("qwen_job.job.model", "qwen_job.job.sweep"),
-    ("qwen_job.job.load", "qwen_job.job.sweep"),
     ("qwen_job.plan.plan", "qwen_job.plan.train_config"),
 }
 # Modules of other rooms that import torch, with the reason.
@@ -67,7 +65,6 @@ LATE_TO_CLEAN = {
     "qwen_job.infer.evaluate",
     "qwen_job.infer.source",
     "qwen_job.job.kubernetes_types",
-    "qwen_job.job.load",
     "qwen_job.launch.kubernetes.doctor",
     "qwen_job.models",
     "qwen_job.models.random_init",
@@ -76,7 +73,6 @@ LATE_TO_CLEAN = {
     "qwen_job.node.preflight",
     "qwen_job.node.prepare_job",
     "qwen_job.plan.estimate.memory",
-    "qwen_job.plan.search.sharding",
     "qwen_job.render.engine",
     "qwen_job.report.afterwards",
     "qwen_job.text",

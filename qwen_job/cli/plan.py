@@ -129,7 +129,7 @@ def _data(job: Job) -> tuple[DataSize | None, str]:
 def _draw(made: Plan, file: str) -> None:
     from qwen_job.picture import svg, write_svg
 
-    memory, path = made.memory, Path(file)
+    memory, path = made.run.memory if made.run else None, Path(file)
     if memory is None:
         raise EnvironmentFault("--svg: nothing to draw because memory is not estimated; see the warning")
     title = f"{made.job.name}: memory of one {'node' if made.gpu.is_cpu else made.gpu.name}"

@@ -21,7 +21,7 @@ SHOWN_RUNNERS = 3
 
 def plan_as_dict(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values."""
-    memory, speed = plan.memory, plan.sharding.speed
+    memory, speed = plan.run.memory if plan.run else None, plan.speed
     return {
         "name": plan.job.name,
         "gpu": plan.gpu.name,
@@ -48,8 +48,8 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         if speed
         else None,
         "run": run_as_dict(plan.run),
-        "considered": plan.sharding.considered,
-        "runners_up": [_runner_as_dict(runner) for runner in plan.sharding.runners_up],
+        "considered": plan.considered,
+        "runners_up": [_runner_as_dict(runner) for runner in plan.runners_up],
         "env": plan.env,
         "train": plan.train_config,
         "deepspeed": plan.deepspeed_config,
@@ -87,7 +87,7 @@ def _runner_as_dict(runner: Runner) -> dict[str, Any]:
         "gradient_checkpointing": choice.gradient_checkpointing,
         "micro_batch_size": choice.micro_batch_size,
         "fits": choice.fits,
-        "gpu_bytes": choice.memory.gpu_bytes,
+        "gpu_bytes": choice.needs.gpu_bytes,
         "tokens_per_second": choice.speed.tokens_per_second if choice.speed else None,
         "why": runner.why,
     }
@@ -100,7 +100,7 @@ def plan_lines(plan: Plan, missing: str, everything: bool) -> list[str]:
     size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
     where = f"{plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}"
     lines = [f"{plan.job.name}: {plan.job.model.name} ({size}) on {where}", "", *_decisions(plan)]
-    memory = plan.memory
+    memory = plan.run.memory if plan.run else None
     if memory is not None:
         title = f"Memory of {'one node' if plan.gpu.is_cpu else 'one GPU'}"
         lines += ["", *bar(memory.stack, title=title).splitlines(), "", *_host_and_disk(plan)]
@@ -118,7 +118,7 @@ def _decisions(plan: Plan) -> list[str]:
 
 
 def _host_and_disk(plan: Plan) -> list[str]:
-    memory, have = plan.memory, plan.job.cluster.memory_gib
+    memory, have = plan.run.memory if plan.run else None, plan.job.cluster.memory_gib
     assert memory is not None
     known = f" of {have:.0f}" if have else ""
     lines = [f"Host   {memory.host_bytes / GIB:.1f}{known} GiB a node: {_items(memory.host)}"]
@@ -177,7 +177,7 @@ def _steps(plan: Plan, run: RunPlan) -> list[str]:
 
 
 def _runners(plan: Plan, everything: bool) -> list[str]:
-    runners = plan.sharding.runners_up
+    runners = plan.runners_up
     if not runners:
         return []
     shown = runners if everything else runners[:SHOWN_RUNNERS]
@@ -219,7 +219,7 @@ def _fit_row(one: Smallest) -> tuple[str, ...]:
     assert one.choice is not None
     speed = one.run.speed if one.run else None
     estimate = one.run.estimate if one.run else None
-    memory = one.choice.memory
+    memory = one.choice.needs
     return (
         f"{one.nodes} x {one.gpus_per_node}",
         one.gpu,
@@ -241,7 +241,7 @@ def fit_as_dict(one: Smallest) -> dict[str, Any]:
         "nodes": one.nodes if choice else None,
         "gpus_per_node": one.gpus_per_node if choice else None,
         "choice": _runner_as_dict(Runner(choice, "")) if choice else None,
-        "host_bytes": choice.memory.host_bytes if choice else None,
+        "host_bytes": choice.needs.host_bytes if choice else None,
         "run": run_as_dict(one.run),
         "why": one.why,
     }

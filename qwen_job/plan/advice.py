@@ -89,7 +89,7 @@ def bytes_of(quantity: str) -> int:
 
 
 def _host(question: Question, choice: Choice) -> PlanWarning | None:
-    need, have = choice.memory.host_needed, question.host_memory_bytes
+    need, have = choice.needs.host_needed, question.host_memory_bytes
     if have is not None and need > have * (1 - HOST_MARGIN):
         message = f"a node needs about {need / GIB:.0f} GiB of host memory and has {have / GIB:.0f} GiB"
         way_out = "take more nodes" + (", or deepspeed.offload_optimizer: false" if choice.offload_optimizer else "")
@@ -101,7 +101,7 @@ def _host(question: Question, choice: Choice) -> PlanWarning | None:
 
 
 def _tight(question: Question, choice: Choice) -> PlanWarning | None:
-    memory = choice.memory
+    memory = choice.needs
     if memory.capacity is None or memory.gpu_bytes <= TIGHT_SHARE * memory.capacity:
         return None
     message = f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f} GiB of the {question.gpu.name} are planned"
@@ -193,7 +193,7 @@ def _shm(question: Question, run: RunNumbers) -> PlanWarning | None:
 
 
 def _disk(choice: Choice, run: RunNumbers) -> PlanWarning | None:
-    need = choice.memory.disk_bytes
+    need = choice.needs.disk_bytes
     if run.disk_free_bytes is None or need <= run.disk_free_bytes:
         return None
     message = f"the run needs about {need / GIB:.0f} GiB on disk and {run.disk_free_bytes / GIB:.0f} GiB are free"

@@ -25,12 +25,12 @@ class Batch(NamedTuple):
         return self.micro_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def rows_per_gpu(job: Job, world_size: int) -> int:
+def rows_per_gpu(job: Job) -> int:
     """Return the rows that each GPU sees in one optimizer step: micro-batch x accumulation.
 
     Errors: :class:`JobError` when global_batch_size does not divide, naming the nearest that does.
     """
-    train = job.train
+    train, world_size = job.train, job.cluster.world_size
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if train.global_batch_size is None:
         if micro and accumulation:
@@ -59,9 +59,9 @@ def _nearest(wanted: int, unit: int, job: Job) -> str:
     return f"{wanted} does not divide by {unit} ({', '.join(parts)}); the nearest that does is {fits}"
 
 
-def decide_batch(job: Job, ledger: Ledger, rows: int, world_size: int, micro_batch_size: int, reason: str) -> Batch:
+def decide_batch(job: Job, ledger: Ledger, rows: int, micro_batch_size: int, reason: str) -> Batch:
     """Write the batch into the ledger; ``micro_batch_size`` is the planned one where the user wrote none."""
-    train = job.train
+    train, world_size = job.train, job.cluster.world_size
     micro = ledger.decide(
         "train.per_device_train_batch_size",
         train.per_device_train_batch_size,

@@ -36,7 +36,8 @@ def compare(first: Plan, second: Plan) -> list[Difference]:
 
 def results(plan: Plan) -> dict[str, Any]:
     """Return what the plan comes to, by name with its unit; only what is known."""
-    memory, run = plan.memory, plan.run
+    run = plan.run
+    memory = run.memory if run else None
     found: dict[str, Any] = {"GPUs": plan.world_size}
     if memory is not None:
         found["GiB a GPU"] = round(memory.gpu_bytes / GIB, 1) or None

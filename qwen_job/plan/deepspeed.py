@@ -1,4 +1,4 @@
-"""deepspeed.json in full: base config, plan, then what the user wrote."""
+"""deepspeed.json in full: the base config, overridden by the plan, then by the user."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from qwen_job.facts.deepspeed_keys import misspelt
 from qwen_job.job import Job
 from qwen_job.job.document import overlay
 from qwen_job.plan.batch import Batch
+from qwen_job.plan.search.choice import Choice
 
 
-def deepspeed_config(job: Job, *, zero_stage: int, offload: bool, precision: str, batch: Batch) -> dict[str, Any]:
+def deepspeed_config(job: Job, choice: Choice, precision: str, batch: Batch) -> dict[str, Any]:
     """Return the complete DeepSpeed configuration, without ``auto`` and without a scheduler.
 
-    Errors: :class:`JobError` when ``deepspeed.config`` contradicts the rest of the job.
+    Raises:
+        JobError: ``deepspeed.config`` contradicts the rest of the job.
     """
-    problems = _contradictions(job, zero_stage, offload, precision, batch)
+    problems = _contradictions(job, choice, precision, batch)
     if problems:
         raise JobError(problems)
-    base: dict[str, Any] = json.loads(fact("deepspeed", f"zero{zero_stage}.json").read_text("utf-8"))
+    base: dict[str, Any] = json.loads(fact("deepspeed", f"zero{choice.zero_stage}.json").read_text("utf-8"))
     base["train_batch_size"] = batch.global_batch_size
     base["train_micro_batch_size_per_gpu"] = batch.micro_batch_size
     base["gradient_accumulation_steps"] = batch.gradient_accumulation_steps
@@ -30,15 +32,15 @@ def deepspeed_config(job: Job, *, zero_stage: int, offload: bool, precision: str
     base["fp16"] = {"enabled": precision == "fp16"}
     if precision == "fp16":
         base["fp16"] |= {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
-    if offload:
+    if choice.offload_optimizer:
         base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    laid: dict[str, Any] = overlay(base, job.deepspeed.config)
-    return laid
+    merged: dict[str, Any] = overlay(base, job.deepspeed.config)
+    return merged
 
 
-def _contradictions(job: Job, zero_stage: int, offload: bool, precision: str, batch: Batch) -> list[Problem]:
+def _contradictions(job: Job, choice: Choice, precision: str, batch: Batch) -> list[Problem]:
     planned = {
-        ("zero_optimization", "stage"): (zero_stage, "deepspeed.zero_stage"),
+        ("zero_optimization", "stage"): (choice.zero_stage, "deepspeed.zero_stage"),
         ("train_batch_size",): (batch.global_batch_size, "train.global_batch_size"),
         ("train_micro_batch_size_per_gpu",): (batch.micro_batch_size, "train.per_device_train_batch_size"),
         ("gradient_accumulation_steps",): (batch.gradient_accumulation_steps, "train.gradient_accumulation_steps"),
@@ -46,7 +48,7 @@ def _contradictions(job: Job, zero_stage: int, offload: bool, precision: str, ba
         ("bf16", "enabled"): (precision == "bf16", "train.bf16"),
         ("fp16", "enabled"): (precision == "fp16", "train.fp16"),
         ("zero_optimization", "offload_optimizer", "device"): (
-            "cpu" if offload else "none",
+            "cpu" if choice.offload_optimizer else "none",
             "deepspeed.offload_optimizer",
         ),
     }
@@ -55,7 +57,7 @@ def _contradictions(job: Job, zero_stage: int, offload: bool, precision: str, ba
     for path, value in _leaves(job.deepspeed.config):
         where = ("deepspeed", "config", *path)
         if path[0] in ("scheduler", "optimizer"):
-            wins = f"DeepSpeed's {path[0]} would silently win over train's; remove it and set train's fields"
+            wins = f"DeepSpeed's {path[0]} would silently override train; remove it and set the fields of train"
             problems.append(job.problem(where[:3], wins))
         elif value == "auto":
             problems.append(job.problem(where, '"auto" is decided by the plan; remove the line'))

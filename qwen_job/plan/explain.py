@@ -88,7 +88,7 @@ def explain(plan: Plan, field: str) -> Explanation:
     if kind == "env":
         return Explanation(name, value, (_origin(plan, name, "a preset for this device and network"),))
     if name.startswith("deepspeed.config."):
-        default = f"from qwen_job/facts/deepspeed/zero{plan.sharding.zero_stage}.json, or by the plan"
+        default = f"from qwen_job/facts/deepspeed/zero{plan.choice.zero_stage}.json, or by the plan"
         return Explanation(name, value, (_origin(plan, name, default),))
     if kind == "step":
         words = "seconds in an optimizer step before anything overlaps; qwen_job/plan/estimate/speed.py has the formula"
@@ -100,7 +100,7 @@ def _known(plan: Plan) -> dict[str, Any]:
     found = flatten(plan.job.model_dump(mode="json", exclude={"env"}))
     found |= flatten({"deepspeed": {"config": plan.deepspeed_config}})
     found |= {f"env.{name}": value for name, value in plan.env.items()}
-    memory, speed = plan.memory, plan.sharding.speed
+    memory, speed = plan.run.memory if plan.run else None, plan.speed
     if memory is not None:
         for kind, items in (("memory", memory.gpu), ("host", memory.host), ("disk", memory.disk)):
             found |= {f"{kind}.{item}": f"{size / GIB:.2f} GiB" for item, size in items.items()}
@@ -149,8 +149,8 @@ def _description(name: str) -> list[str]:
 
 def _alternatives(plan: Plan, name: str) -> list[str]:
     """Say what the search would take if the field were free, and what its other values come to."""
-    attribute, best = _CHOSEN.get(name), plan.sharding.choice
-    if attribute is None or plan.question is None or best is None:
+    attribute, best = _CHOSEN.get(name), plan.choice
+    if attribute is None or plan.question is None:
         return []
     lines = []
     free = choose(replace(plan.question, **{attribute: None}))  # type: ignore[arg-type]
@@ -180,8 +180,8 @@ def _by_rule(plan: Plan, name: str) -> list[str]:
         best = None if refused else choose(asked).best
         if best is None:
             lines.append(f"{value}: {refused or 'does not fit'}")
-        elif best.memory.gpu:
-            room = f"{best.memory.gpu_bytes / GIB:.1f} GiB a GPU"
+        elif best.needs.gpu:
+            room = f"{best.needs.gpu_bytes / GIB:.1f} GiB a GPU"
             lines.append(f"{value}: {room}{_speed(best) if name == 'precision' else ''} ({best})")
     return lines
 
@@ -204,9 +204,9 @@ def _refused(plan: Plan, name: str, value: str) -> str:
 
 def _by_layer(plan: Plan, item: str) -> list[str]:
     """Say what a layer's share of the saved activations is."""
-    if item != "activations" or plan.shape is None or plan.question is None or plan.sharding.choice is None:
+    if item != "activations" or plan.shape is None or plan.question is None:
         return []
-    layout, layers = layout_of(plan.question, plan.sharding.choice), plan.shape.num_hidden_layers
+    layout, layers = layout_of(plan.question, plan.choice), plan.shape.num_hidden_layers
     whole = layer_activation_bytes(layout) / 2**20
     kept = layout.tokens * layout.element * plan.shape.hidden_size / 2**20 if layout.gradient_checkpointing else whole
     words = f"{layers} layers of {kept:,.1f} MiB each for {layout.tokens:,} tokens with {layout.attention} attention"

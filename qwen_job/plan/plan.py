@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,10 +18,17 @@ from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
 from qwen_job.plan.estimate.memory import MemoryEstimate
+from qwen_job.plan.estimate.speed import SpeedEstimate
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision, refuse_settings
 from qwen_job.plan.schedule import DataSize, RunPlan, data_of, plan_run
-from qwen_job.plan.search.choice import Question
-from qwen_job.plan.search.sharding import Sharding, choose_sharding, question_of
+from qwen_job.plan.search.choice import Answer, Choice, Question, Runner
+from qwen_job.plan.search.sharding import (
+    choose_for,
+    question_of,
+    reason_of,
+    reference_choice,
+    refuse_contradictions,
+)
 from qwen_job.plan.train_config import train_config
 from qwen_job.resources import cache_beside
 from qwen_job.text import GIB
@@ -45,13 +53,15 @@ class Plan:
     precision: str
     attention: str
     fused_loss: str
-    sharding: Sharding
+    choice: Choice
     batch: Batch
     deepspeed_config: dict[str, Any]
     env: dict[str, str]
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...]
     question: Question | None = None
+    runners_up: Sequence[Runner] = ()
+    considered: int = 0
     run: RunPlan | None = None
     sweep: tuple[SweptRun, ...] = ()
 
@@ -68,12 +78,17 @@ class Plan:
     @property
     def world_size(self) -> int:
         """Processes in all."""
-        return self.nodes * self.gpus_per_node
+        return self.job.cluster.world_size
 
     @property
     def memory(self) -> MemoryEstimate | None:
-        """The estimate of memory, with the data where its size is known; None for an unknown model."""
-        return self.run.memory if self.run is not None else self.sharding.memory
+        """The choice's memory estimate, without prepared data (``run.memory`` adds it); None for an unknown model."""
+        return self.choice.memory
+
+    @property
+    def speed(self) -> SpeedEstimate | None:
+        """The choice's speed with full rows (``run.speed`` is for the data at hand); None where it is unknown."""
+        return self.choice.speed
 
     @property
     def model_cache(self) -> str:
@@ -100,25 +115,24 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     precision = decide_precision(job, gpu, ledger)
     attention = decide_attention(job, gpu, precision, ledger, shape.attention_dropout if shape else 0.0)
     fused_loss = decide_fused_loss(job, gpu, precision, ledger)
-    world_size = job.cluster.nodes * job.cluster.gpus_per_node
-    rows = rows_per_gpu(job, world_size)
-    question = None
-    if shape is not None:
+    rows = rows_per_gpu(job)
+    refuse_contradictions(job, gpu.is_cpu)
+    question, answer, run = None, Answer(None), None
+    if shape is None:
+        choice = reference_choice(job, rows, gpu.is_cpu)
+        reason = "the model's shape is unknown: same as the reference script"
+    else:
         question = question_of(
             job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=fused_loss
         )
-    sharding = choose_sharding(job, question, rows, on_cpu=gpu.is_cpu)
-    _note_sharding(job, sharding, ledger)
-    batch = decide_batch(job, ledger, rows, world_size, sharding.micro_batch_size, sharding.reason)
-    config = deepspeed_config(
-        job,
-        zero_stage=sharding.zero_stage,
-        offload=sharding.offload_optimizer,
-        precision=precision,
-        batch=batch,
-    )
-    run = plan_run(job, question, sharding.choice, data or data_of(job))
-    own = (*warnings, *_warnings(job, question, sharding, run, disk_free_bytes))
+        choice, answer = choose_for(job, question)
+        reason = reason_of(question, answer)
+        run = plan_run(job, question, choice, data or data_of(job))
+    _note_choice(job, choice, reason, ledger)
+    batch = decide_batch(job, ledger, rows, choice.micro_batch_size, reason)
+    if question is not None and run is not None:
+        warnings += _warnings(job, question, choice, run, disk_free_bytes)
+    own = tuple(warnings)
     sweep = _swept(job, data, disk_free_bytes)
     return Plan(
         job=job,
@@ -128,13 +142,15 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         precision=precision,
         attention=attention,
         fused_loss=fused_loss,
-        sharding=sharding,
+        choice=choice,
         batch=batch,
-        deepspeed_config=config,
+        deepspeed_config=deepspeed_config(job, choice, precision, batch),
         env=environment(job, gpu, interconnect),
         decisions=tuple(ledger.decisions),
         warnings=(*own, *_only_there(sweep, own)),
         question=question,
+        runners_up=answer.runners_up,
+        considered=answer.considered,
         run=run,
         sweep=sweep,
     )
@@ -180,7 +196,7 @@ def question_for(job: Job, gpu_name: str | None = None) -> Question:
     precision = decide_precision(job, gpu, ledger)
     # A global batch that is written is shared out over each cluster that is tried, whatever the job's own size.
     fixed = job.train.global_batch_size is not None
-    rows = 1 if fixed else rows_per_gpu(job, job.cluster.nodes * job.cluster.gpus_per_node)
+    rows = 1 if fixed else rows_per_gpu(job)
     attention, loss = decide_attention(job, gpu, precision, ledger), decide_fused_loss(job, gpu, precision, ledger)
     asked = question_of(job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=loss)
     return replace(asked, micro_batch_size=job.train.per_device_train_batch_size) if fixed else asked
@@ -234,13 +250,10 @@ def _interconnect(job: Job, ledger: Ledger) -> str:
     return str(ledger.decide("cluster.interconnect", written, "auto", "NCCL finds the fastest network by itself"))
 
 
-def _note_sharding(job: Job, sharding: Sharding, ledger: Ledger) -> None:
-    why = sharding.reason
-    ledger.decide("deepspeed.zero_stage", job.deepspeed.zero_stage, sharding.zero_stage, why)
-    ledger.decide("deepspeed.offload_optimizer", job.deepspeed.offload_optimizer, sharding.offload_optimizer, why)
-    ledger.decide(
-        "train.gradient_checkpointing", job.train.gradient_checkpointing, sharding.gradient_checkpointing, why
-    )
+def _note_choice(job: Job, choice: Choice, why: str, ledger: Ledger) -> None:
+    ledger.decide("deepspeed.zero_stage", job.deepspeed.zero_stage, choice.zero_stage, why)
+    ledger.decide("deepspeed.offload_optimizer", job.deepspeed.offload_optimizer, choice.offload_optimizer, why)
+    ledger.decide("train.gradient_checkpointing", job.train.gradient_checkpointing, choice.gradient_checkpointing, why)
 
 
 def _shared_memory(job: Job) -> int | None:
@@ -249,11 +262,7 @@ def _shared_memory(job: Job) -> int | None:
     return bytes_of(job.kubernetes.shm_size) if meant else None
 
 
-def _warnings(
-    job: Job, question: Question | None, sharding: Sharding, run: RunPlan | None, disk_free_bytes: int | None
-) -> list[str]:
-    if question is None or sharding.choice is None or run is None:
-        return []
+def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan, disk_free_bytes: int | None) -> list[str]:
     # Training from new weights has learning rates of its own, and learning by heart is what it is for.
     fresh = job.model.resolved_source == "random"
     numbers = RunNumbers(
@@ -269,5 +278,4 @@ def _warnings(
         shm_bytes=_shared_memory(job),
         disk_free_bytes=disk_free_bytes,
     )
-    choice = sharding.choice._replace(memory=run.memory)
-    return [str(warning) for warning in warnings_for(question, choice, numbers)]
+    return [str(warning) for warning in warnings_for(question, choice._replace(memory=run.memory), numbers)]

@@ -16,7 +16,7 @@ from qwen_job.plan.estimate.speed import (
     SpeedEstimate,
     estimate_run,
 )
-from qwen_job.plan.search.choice import TOKEN_BYTES, Choice, Question, choose
+from qwen_job.plan.search.choice import TOKEN_BYTES, Choice, Question, layout_of, speed_of
 
 # Share of real tokens in packed rows: best-fit packing leaves little free.
 PACKED_FILL = 0.97
@@ -63,10 +63,8 @@ def data_of(job: Job) -> DataSize | None:
     return DataSize(kept, None if mean is None else mean * kept, mean)
 
 
-def plan_run(job: Job, question: Question | None, choice: Choice | None, data: DataSize | None) -> RunPlan | None:
-    """Return the run that the choice gives with this data; None when the model's shape is not known."""
-    if question is None or choice is None:
-        return None
+def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None) -> RunPlan:
+    """Return the run that the choice gives with this data."""
     train = job.train
     rows, fill = _rows(job, data)
     batch = choice.micro_batch_size * choice.gradient_accumulation_steps * question.world_size
@@ -84,13 +82,13 @@ def plan_run(job: Job, question: Question | None, choice: Choice | None, data: D
             num_train_epochs=train.num_train_epochs,
             world_size=question.world_size,
             max_steps=train.max_steps,
-            checkpoint_bytes=choice.memory.disk["checkpoints"] // (question.save_total_limit + 1),
+            checkpoint_bytes=choice.needs.disk["checkpoints"] // (question.save_total_limit + 1),
             save_steps=train.save_steps,
             storage_gbs=job.cluster.storage_gbs or DEFAULT_STORAGE_GBS,
             start_seconds=CPU_START_SECONDS if question.gpu.is_cpu else START_SECONDS,
             price_per_gpu_hour=job.cluster.price_per_gpu_hour,
         )
-    return RunPlan(data, rows, per_epoch, steps, speed, estimate, choice.memory.with_data(_prepared_bytes(data)))
+    return RunPlan(data, rows, per_epoch, steps, speed, estimate, choice.needs.with_data(_prepared_bytes(data)))
 
 
 def _prepared_bytes(data: DataSize | None) -> int:
@@ -121,14 +119,5 @@ def _speed(job: Job, question: Question, choice: Choice, data: DataSize | None, 
     """Return the speed of the choice with this data; without data it is that of full rows."""
     if data is None or data.tokens is None:
         return choice.speed
-    only = replace(
-        question,
-        fill=fill,
-        attended_length=data.attended_length if job.data.packing else None,
-        zero_stage=choice.zero_stage,
-        offload_optimizer=choice.offload_optimizer,
-        gradient_checkpointing=choice.gradient_checkpointing,
-        micro_batch_size=choice.micro_batch_size,
-    )
-    best = choose(only).best
-    return best.speed if best else choice.speed
+    attended = data.attended_length if job.data.packing else None
+    return speed_of(replace(question, fill=fill, attended_length=attended), layout_of(question, choice))

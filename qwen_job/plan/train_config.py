@@ -21,8 +21,7 @@ _ELSEWHERE = {
 def train_config(plan: Plan) -> dict[str, Any]:
     """Return train.yaml's content; every key is present, None where something is off."""
     job, gpu = plan.job, plan.gpu
-    sharding = plan.sharding
-    speed = sharding.speed
+    speed = plan.speed
     fill = PACKED_FILL if job.data.packing else 1.0
     return {
         "version": 1,
@@ -36,7 +35,7 @@ def train_config(plan: Plan) -> dict[str, Any]:
         "attention": plan.attention,
         "fused_loss": plan.fused_loss,
         "torch_compile": job.train.torch_compile,
-        "gradient_checkpointing": sharding.gradient_checkpointing,
+        "gradient_checkpointing": plan.choice.gradient_checkpointing,
         # A processor's peak is assumed: good enough for a rough time, not for an MFU.
         "peak_tflops": None if gpu.is_cpu else gpu.peak_tflops.get(plan.precision),
         "model": {
@@ -60,14 +59,14 @@ def train_config(plan: Plan) -> dict[str, Any]:
             "step_seconds": round(speed.mid, 6) if speed else None,
             "tokens_per_second": round(speed.tokens_per_second * fill, 1) if speed else None,
             "memory_items": _memory_items(plan),
-            "memory_capacity_bytes": plan.sharding.memory.capacity if plan.sharding.memory else None,
+            "memory_capacity_bytes": plan.memory.capacity if plan.memory else None,
         },
     }
 
 
 def _measurable_bytes(plan: Plan) -> int | None:
     """Bytes that a run measures: what torch allocates on a GPU; on a CPU the whole of one process."""
-    memory = plan.sharding.memory
+    memory = plan.memory
     if memory is None:
         return None
     return memory.moments[memory.peak] if memory.gpu else sum((_memory_items(plan) or {}).values())
@@ -75,7 +74,7 @@ def _measurable_bytes(plan: Plan) -> int | None:
 
 def _memory_items(plan: Plan) -> dict[str, int] | None:
     """Bytes by item of one GPU at its peak, for the report's picture; on a CPU those of one process."""
-    memory = plan.sharding.memory
+    memory = plan.memory
     if memory is None:
         return None
     return memory.gpu or {item: size // plan.gpus_per_node for item, size in memory.host.items()}

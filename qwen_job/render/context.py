@@ -62,6 +62,6 @@ def node_check(plan: Plan, min_gbs: float | None = None) -> list[str]:
         words += ["--fabric", plan.interconnect]
     if min_gbs is not None:
         words += ["--min-gbs", f"{min_gbs:g}"]
-    if plan.sharding.memory is not None:
-        words += ["--disk-bytes", str(plan.sharding.memory.disk_bytes)]
+    if plan.memory is not None:
+        words += ["--disk-bytes", str(plan.memory.disk_bytes)]
     return words

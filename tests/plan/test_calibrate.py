@@ -12,7 +12,8 @@ import yaml
 
 from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.facts.tables import Gpu, load_gpu
-from qwen_job.plan.estimate.calibrate import calibrate, constants_from, planned_bytes, planned_seconds, read_run
+from qwen_job.plan.estimate.calibrate import calibrate, planned_bytes, planned_seconds, read_run
+from qwen_job.plan.estimate.constants import constants_from
 from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, zero_settings
 from qwen_job.plan.estimate.speed import DEFAULT_SPEED
 

@@ -26,7 +26,7 @@ def test_the_smallest_cluster_is_enough_and_half_of_it_is_not(tmp_path: Path) ->
     sets = ("model=Qwen/Qwen2.5-14B-Instruct", "cluster.gpus_per_node=4", "deepspeed.offload_optimizer=false")
     own, *others = smallest_clusters(job_of(tmp_path, *sets))
     assert own.gpu == "A100-80G" and own.choice and own.choice.fits
-    assert plan_of(tmp_path, *sets, f"cluster.nodes={own.nodes}").sharding.choice
+    assert plan_of(tmp_path, *sets, f"cluster.nodes={own.nodes}").choice.memory
     roomier = next(one for one in others if one.gpu == "H200-141G")
     assert roomier.nodes * roomier.gpus_per_node < own.nodes * own.gpus_per_node
 

@@ -54,7 +54,7 @@ def test_repeating_what_is_planned_is_no_contradiction(tmp_path: Path) -> None:
         ("config: {gradient_clipping: 5}", "config.gradient_clipping: 5 contradicts train.max_grad_norm, which is 1.0"),
         ("config: {fp16: {enabled: true}}", "config.fp16.enabled: true contradicts train.fp16, which is false"),
         ("config: {bf16: {enabled: auto}}", 'config.bf16.enabled: "auto" is decided by the plan; remove the line'),
-        ("config: {scheduler: {type: WarmupLR}}", "config.scheduler: DeepSpeed's scheduler would silently win"),
+        ("config: {scheduler: {type: WarmupLR}}", "config.scheduler: DeepSpeed's scheduler would silently override"),
         ("config: {optimizer: {type: Adam, params: {lr: 1}}}", "config.optimizer: DeepSpeed's optimizer would silently"),
         ("config: {zero_optimization: 3}", "config.zero_optimization: expected zero_optimization: {...} with fields"),
         ("config: {bf16: true}", "config.bf16: expected bf16: {...} with fields of its own, not true"),

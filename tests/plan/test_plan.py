@@ -87,9 +87,12 @@ def test_the_model_s_cache_lies_beside_the_run(tmp_path: Path) -> None:
 
 def test_the_prepared_data_is_on_the_host_and_on_disk_and_changes_nothing_that_runs(tmp_path: Path) -> None:
     bare, told = plan(tmp_path), plan(tmp_path, "", "data.samples=1000000", "data.tokens_per_sample=300")
-    assert bare.memory is not None and told.memory is not None
-    assert told.memory.host["data and page cache"] == told.memory.disk["prepared data"] == 4 * 300_000_000 + 40_000_000
-    assert "prepared data" not in bare.memory.disk and told.train_config == bare.train_config
+    assert bare.run is not None and told.run is not None
+    memory = told.run.memory
+    assert memory.host["data and page cache"] == memory.disk["prepared data"] == 4 * 300_000_000 + 40_000_000
+    assert "prepared data" not in bare.run.memory.disk
+    assert told.memory == bare.memory
+    assert told.train_config == bare.train_config
 
 
 def test_a_small_shared_memory_is_warned_of_where_the_job_sets_it(tmp_path: Path) -> None:

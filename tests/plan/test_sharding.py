@@ -35,7 +35,7 @@ def test_a_job_that_fits_nowhere_says_how_much_and_the_nearest_that_works(tmp_pa
     )
     assert found and float(found[1]) - float(found[2]) == pytest.approx(0.92 * 79.1, abs=0.2)
     assert "what would work: cluster.nodes: 2 nodes instead of 1 are enough" in text
-    assert plan_of(tmp_path, LARGE, "cluster.nodes=2").sharding.choice
+    assert plan_of(tmp_path, LARGE, "cluster.nodes=2").choice.memory
 
 
 def test_two_lines_that_only_together_are_in_the_way_are_named(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_only_gpus_that_can_do_the_job_are_proposed(tmp_path: Path) -> None:
     ("sets", "message"),
     [
         (["deepspeed.offload_optimizer=true", "deepspeed.zero_stage=0"], "needs ZeRO"),
-        (["deepspeed.offload_optimizer=true", "cluster.gpu=CPU"], "keeps its optimizer on the host anyway"),
+        (["deepspeed.offload_optimizer=true", "cluster.gpu=CPU"], "on the host anyway"),
         (["train.bf16=true", "train.fp16=true"], "keep one"),
         (["train.bf16=true", "cluster.gpu=V100-32G"], "has no bf16"),
         (["train.global_batch_size=33"], "33 does not divide by 2"),
@@ -79,9 +79,9 @@ def test_a_model_whose_config_lacks_a_field(tmp_path: Path) -> None:
 def test_a_gpu_by_its_numbers(tmp_path: Path) -> None:
     gpu = "cluster.gpu={name: X1, memory_gib: 64, compute_capability: 9.0, peak_tflops: {bf16: 500}, nvlink_gbs: 400}"
     made = plan_of(tmp_path, gpu)
-    assert made.gpu.nvlink_gbs == 400 and made.sharding.memory is not None and made.sharding.speed is not None
-    assert made.sharding.memory.capacity == 64 * 2**30
-    assert plan_of(tmp_path, gpu.replace("500", "250")).sharding.speed.mid > made.sharding.speed.mid  # type: ignore[union-attr]
+    assert made.gpu.nvlink_gbs == 400 and made.memory is not None and made.speed is not None
+    assert made.memory.capacity == 64 * 2**30
+    assert plan_of(tmp_path, gpu.replace("500", "250")).speed.mid > made.speed.mid  # type: ignore[union-attr]
 
 
 def test_the_profile_names_constants_that_exist() -> None:
@@ -93,16 +93,16 @@ def test_a_profiles_constants_change_the_estimates(tmp_path: Path) -> None:
     plain = plan_of(tmp_path, "train.per_device_train_batch_size=8")
     slower = plan_of(tmp_path, "train.per_device_train_batch_size=8", "plan.compute_factor=0.5")
     larger = plan_of(tmp_path, "train.per_device_train_batch_size=8", "plan.activation_factor=2")
-    assert plain.sharding.speed and slower.sharding.speed and plain.sharding.memory and larger.sharding.memory
-    assert slower.sharding.speed.parts["compute"] == pytest.approx(2 * plain.sharding.speed.parts["compute"])
-    activations = plain.sharding.memory.gpu["activations"]
-    assert larger.sharding.memory.gpu["activations"] == pytest.approx(2 * activations)
+    assert plain.speed and slower.speed and plain.memory and larger.memory
+    assert slower.speed.parts["compute"] == pytest.approx(2 * plain.speed.parts["compute"])
+    activations = plain.memory.gpu["activations"]
+    assert larger.memory.gpu["activations"] == pytest.approx(2 * activations)
 
 
 def test_the_margin_is_kept_free(tmp_path: Path) -> None:
     made = plan_of(tmp_path, "plan.margin=0.7")
-    assert made.sharding.memory and made.sharding.memory.fits(0.7)
-    assert not (plan_of(tmp_path).sharding.memory or made.sharding.memory).fits(0.7)
+    assert made.memory and made.memory.fits(0.7)
+    assert not (plan_of(tmp_path).memory or made.memory).fits(0.7)
 
 
 def test_the_run_follows_from_the_data(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_limit_shorter_than_the_run_tells_the_requeues(tmp_path: Path) -> None
 
 def test_the_run_is_told_what_it_will_measure(tmp_path: Path) -> None:
     made = plan_of(tmp_path)
-    memory, speed = made.sharding.memory, made.sharding.speed
+    memory, speed = made.memory, made.speed
     assert memory is not None and speed is not None
     overhead = sum(memory.gpu[item] for item in ("fragmentation", "CUDA context", "NCCL"))
     planned = made.train_config["plan"]

@@ -20,7 +20,7 @@ from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.facts.tables import Gpu, load_model_shape
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, Constants, default_constants, estimate_memory
-from qwen_job.plan.estimate.speed import DEFAULT_SPEED, SpeedConstants, default_speed, estimate_speed
+from qwen_job.plan.estimate.speed import SpeedConstants, default_speed, estimate_speed
 
 # The first steps compile, allocate and fill caches.
 WARMUP_STEPS = 5
@@ -90,18 +90,6 @@ class Calibration:
             for name, value in self.as_mapping().items()
         ]
         return "\n".join(lines) + "\n"
-
-
-def constants_from(values: Mapping[str, float], gpu: Gpu | None = None) -> tuple[Constants, SpeedConstants]:
-    """Return the device's defaults with ``values`` laid over them. Errors: JobError for a name that is no constant."""
-    memory = {name: value for name, value in values.items() if hasattr(DEFAULT_CONSTANTS, name)}
-    speed = {name: value for name, value in values.items() if hasattr(DEFAULT_SPEED, name)}
-    unknown = sorted(set(values) - set(memory) - set(speed))
-    if unknown:
-        raise JobError(f"plan.{unknown[0]}: no such constant; qwen-job plan --calibrate writes them")
-    changed: dict[str, Any] = memory
-    faster: dict[str, Any] = speed
-    return replace(default_constants(gpu), **changed), replace(default_speed(gpu), **faster)
 
 
 def calibrate(

@@ -74,22 +74,30 @@ class Question:
 
 
 class Choice(NamedTuple):
-    """One combination with its estimates. ``speed`` is None where the GPU's peak is unknown (a CPU, for one)."""
+    """One combination and its estimates: the layout of a job as one value.
+
+    ``memory`` is None only for a model of unknown shape, ``speed`` also for a GPU of unknown peak.
+    """
 
     zero_stage: int
     offload_optimizer: bool
     gradient_checkpointing: bool
     micro_batch_size: int
     gradient_accumulation_steps: int
-    nodes: int
-    memory: MemoryEstimate
-    speed: SpeedEstimate | None
+    memory: MemoryEstimate | None = None
+    speed: SpeedEstimate | None = None
     misfit: str = ""
 
     @property
     def fits(self) -> bool:
-        """Tell whether GPU and host hold it."""
+        """Whether it fits into the GPU and the host."""
         return not self.misfit
+
+    @property
+    def needs(self) -> MemoryEstimate:
+        """The memory estimate of a choice that came from the search."""
+        assert self.memory is not None, "the model's shape is unknown"
+        return self.memory
 
     def __str__(self) -> str:
         parts = [f"ZeRO-{self.zero_stage}"]
@@ -106,7 +114,7 @@ class Runner(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The chosen combination (None when nothing fits), the runners-up in order, and how many were considered."""
+    """The chosen combination (None if nothing fits), the runners-up in order, and how many were evaluated."""
 
     best: Choice | None
     runners_up: Sequence[Runner] = ()
@@ -136,7 +144,8 @@ def combinations(question: Question) -> Iterator[Choice]:
                 continue
             for checkpointing in _free(question.gradient_checkpointing, (False, True)):
                 for micro in _micro_batches(question):
-                    yield _evaluate(question, stage, offload, checkpointing, micro)
+                    steps = max(1, question.rows // micro)
+                    yield _evaluate(question, Choice(stage, offload, checkpointing, micro, steps))
 
 
 def fit(question: Question, largest: int = LARGEST_CLUSTER) -> tuple[int, Answer] | None:
@@ -168,35 +177,35 @@ def _micro_batches(question: Question) -> list[int]:
 
 
 def layout_of(question: Question, choice: Choice) -> Layout:
-    """Return the layout that a choice stands for."""
-    return _layout(
-        question, choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing, choice.micro_batch_size
-    )
-
-
-def _layout(question: Question, stage: int, offload: bool, checkpointing: bool, micro: int) -> Layout:
+    """Return the layout that the estimates need: the choice on the question's model and GPUs."""
     return Layout(
         question.shape,
         gpu=question.gpu,
         world_size=question.world_size,
         gpus_per_node=question.gpus_per_node,
-        zero_stage=stage,
-        offload_optimizer=offload,
+        zero_stage=choice.zero_stage,
+        offload_optimizer=choice.offload_optimizer,
         precision=question.precision,
-        micro_batch_size=micro,
-        gradient_accumulation_steps=max(1, question.rows // micro),
+        micro_batch_size=choice.micro_batch_size,
+        gradient_accumulation_steps=choice.gradient_accumulation_steps,
         sequence_length=question.sequence_length,
-        gradient_checkpointing=checkpointing,
+        gradient_checkpointing=choice.gradient_checkpointing,
         attention=question.attention,
         fused_loss=question.fused_loss,
         fused_norms=question.gpu is None or not question.gpu.is_cpu,
     )
 
 
-def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool, micro: int) -> Choice:
-    layout = _layout(question, stage, offload, checkpointing, micro)
+def _evaluate(question: Question, choice: Choice) -> Choice:
+    """Return the choice with its estimates."""
+    layout = layout_of(question, choice)
     memory = estimate_memory(layout, save_total_limit=question.save_total_limit, constants=question.constants)
-    speed = estimate_speed(
+    return choice._replace(memory=memory, speed=speed_of(question, layout), misfit=_misfit(question, memory))
+
+
+def speed_of(question: Question, layout: Layout) -> SpeedEstimate | None:
+    """Return the speed of one layout with the question's data, network and constants."""
+    return estimate_speed(
         layout,
         attended_length=question.attended_length,
         fill=question.fill,
@@ -204,9 +213,6 @@ def _evaluate(question: Question, stage: int, offload: bool, checkpointing: bool
         data_tokens_per_second=question.storage_gbs * 1e9 / TOKEN_BYTES if question.storage_gbs else None,
         constants=question.speed_constants,
     )
-    steps = layout.gradient_accumulation_steps
-    misfit = _misfit(question, memory)
-    return Choice(stage, offload, checkpointing, micro, steps, question.nodes, memory, speed, misfit)
 
 
 def _misfit(question: Question, memory: MemoryEstimate) -> str:
@@ -238,7 +244,7 @@ def _preference(choice: Choice) -> tuple[float, ...]:
     return (
         -round(choice.speed.tokens_per_second, -_digits(choice.speed.tokens_per_second)),
         *simple,
-        choice.memory.gpu_bytes,
+        choice.needs.gpu_bytes,
     )
 
 
@@ -258,7 +264,7 @@ def _runners(best: Choice | None, choices: Sequence[Choice]) -> list[Runner]:
 
 
 def _rank(choice: Choice) -> tuple[float, ...]:
-    return _preference(choice) if choice.fits else (choice.memory.gpu_bytes, choice.memory.host_needed)
+    return _preference(choice) if choice.fits else (choice.needs.gpu_bytes, choice.needs.host_needed)
 
 
 def _why(best: Choice | None, choice: Choice) -> str:

@@ -173,15 +173,15 @@ def _more_host_memory(question: Question) -> Iterator[Change]:
         return
     fitting = [choice for choice in combinations(replace(question, host_memory_bytes=None)) if choice.fits]
     if fitting:
-        best = min(fitting, key=lambda choice: choice.memory.host_needed)
-        need = math.ceil(best.memory.host_needed / (1 - HOST_MARGIN) / GIB)
+        best = min(fitting, key=lambda choice: choice.needs.host_needed)
+        need = math.ceil(best.needs.host_needed / (1 - HOST_MARGIN) / GIB)
         message = f"{need} GiB a node instead of {have / GIB:g} are enough ({best})"
         yield Change("cluster.memory_gib", need, message)
 
 
 def _excess(question: Question, choice: Choice) -> tuple[float, int]:
     """Return by what share the tighter of GPU and host is over, and the bytes of a GPU."""
-    memory, shares = choice.memory, [0.0]
+    memory, shares = choice.needs, [0.0]
     if memory.capacity:
         shares.append(memory.gpu_bytes / (memory.capacity * (1 - question.margin)))
     if question.host_memory_bytes:
@@ -190,4 +190,4 @@ def _excess(question: Question, choice: Choice) -> tuple[float, int]:
 
 
 def _fits_gpu(question: Question, choice: Choice) -> bool:
-    return choice.memory.fits(question.margin)
+    return choice.needs.fits(question.margin)

@@ -83,8 +83,8 @@ def one_gpu(plan: Plan) -> Plan:
         }
     )
     # The memory that the training needs is no lower bound here.
-    sharding = plan.sharding._replace(memory=None)
-    return replace(plan, job=smaller, sharding=sharding, interconnect="none", sweep=())
+    choice = plan.choice._replace(memory=None)
+    return replace(plan, job=smaller, choice=choice, interconnect="none", sweep=())
 
 
 def _cpus(plan: Plan) -> int | None:
@@ -97,7 +97,7 @@ def _share(plan: Plan) -> str | None:
     gpus, written = plan.gpus_per_node, bytes_of(plan.job.slurm.memory or "0")
     if written:
         return f"{max(1, written // gpus >> 20)}M"
-    needed = [memory.host_bytes for one in all_runs(plan) if (memory := one.sharding.memory) is not None]
+    needed = [memory.host_bytes for one in all_runs(plan) if (memory := one.memory) is not None]
     return f"{math.ceil(max(needed) / gpus / GIB)}G" if needed else None
 
 

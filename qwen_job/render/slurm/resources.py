@@ -55,7 +55,7 @@ def planned_memory(plan: Plan) -> str | None:
         return None
     if whole_nodes(plan):
         return "0"
-    needs = [memory.host_bytes for one in all_runs(plan) if (memory := one.sharding.memory) is not None]
+    needs = [memory.host_bytes for one in all_runs(plan) if (memory := one.memory) is not None]
     return f"{math.ceil(max(needs) / GIB)}G" if needs else None
 
 
@@ -81,7 +81,7 @@ def resource_notes(plan: Plan) -> Iterator[str]:
 
 def resource_problems(plan: Plan) -> Iterator[Problem]:
     """Hold the memory that is written against what the plan needs on a node."""
-    memory = plan.sharding.memory
+    memory = plan.memory
     for path, size in _written_memory(plan):
         if memory is not None and size is not None and 0 < size < memory.host_needed:
             message = f"is {gib_or_mib(size)} a node, and the plan needs {gib_or_mib(memory.host_needed)}"

@@ -159,7 +159,7 @@ def test_five_lines_ask_for_the_cpus_and_the_memory_of_the_plan(tmp_path: Path) 
     plan = five(tmp_path)
     made = render(plan, "slurm")
     lines = sbatch_lines(made.text)
-    need = plan.sharding.memory.host_bytes
+    need = plan.memory.host_bytes
     (memory,) = [int(line.removeprefix("--mem=").removesuffix("G")) for line in lines if line.startswith("--mem=")]
     assert 0 <= memory * 2**30 - need < 2**30 and "--cpus-per-task=16" in lines
     assert "--cpus-per-task=16" in srun_words(made.text)
