@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qwen_job.chatml import PATTERN
-from qwen_job.data import DataFile, DataSpec, open_prepared, prepare
+from qwen_job.data import DataFile, DataSpec, open_prepared, prepare_data
 from qwen_job.data.vocabulary import bytes_of
 
 MAX_LENGTH = 2048
@@ -184,7 +184,7 @@ def _resident(pid: int) -> int:
 def timed_prepare(path: Path, tokenizer: Path, cache: Path, workers: int) -> tuple[float, Path]:
     spec = DataSpec(train=(DataFile(path),), max_length=MAX_LENGTH)
     start = time.perf_counter()
-    folder = prepare(spec, tokenizer, cache, workers=workers)
+    folder = prepare_data(spec, tokenizer, cache, workers=workers)
     return time.perf_counter() - start, folder
 
 
@@ -210,7 +210,7 @@ def our_side(path: Path, tokenizer: Path, workers: int) -> dict[str, float]:
     marks: list[tuple[float, int]] = []
     spec = DataSpec(train=(DataFile(path),), max_length=MAX_LENGTH)
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
-        prepared = prepare(
+        prepared = prepare_data(
             spec, tokenizer, Path(cache), workers=workers, progress=lambda n: marks.append((time.perf_counter(), n))
         )
         end = time.perf_counter()

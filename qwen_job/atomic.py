@@ -1,4 +1,4 @@
-"""Writing files that are there in full or not at all, and making them last. Imports nothing heavy."""
+"""Write files atomically and durably, and read them within limits. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ _BLOCK = 2**20
 
 
 def write_atomically(path: Path, content: str | bytes, *, mode: int | None = None, sync: bool = True) -> None:
-    """Replace ``path`` so that a reader sees the old content or the new, never a part; its folder is made if missing.
+    """Replace ``path`` so that a reader sees the old content or the new, never a part; create its folder if missing.
 
-    ``mode``: permissions, default what the umask leaves. ``sync=False`` skips the fsync, for files such as the
-    heartbeat whose loss in a power cut does not matter. Raises OSError, with nothing left beside ``path``.
+    ``mode``: permissions; the default follows the umask. ``sync=False`` skips the fsync, for files such as the
+    heartbeat whose loss in a power failure does not matter.
+
+    Raises:
+        OSError: it cannot be written; no temporary file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
@@ -41,21 +44,21 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int | None = Non
 
 
 class TooLarge(ValueError):
-    """A file is larger than a reader takes; its text is a plain reason that follows the file's name."""
+    """A file is larger than the reader accepts. The message is meant to follow the file's name."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"is over {_size(most)}")
 
 
 def read_limited(path: str | Path, most: int, *, pipes: bool = False, patience: float = 60.0) -> bytes:
-    """Return the content of a regular file of at most ``most`` bytes, without ever waiting for one that is none.
+    """Return the content of a regular file of at most ``most`` bytes, without blocking on anything else.
 
-    ``pipes``: a pipe that somebody writes to is read, too, as a shell's ``<(...)``; ``patience``: the seconds that it
-    may stay silent.
+    ``pipes``: also read a pipe that has a writer, such as a shell's ``<(...)``; ``patience``: the seconds that it may
+    stay silent.
 
     Raises:
-        ValueError: it is a pipe, a device or a socket, or too large; with a plain reason that follows the name.
-        OSError: it is missing, a folder, or cannot be read.
+        ValueError: it is a pipe, a device or a socket, or too large; the message is meant to follow the name.
+        OSError: it does not exist, is a folder, or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with io.FileIO(descriptor) as stream:
@@ -78,7 +81,7 @@ def read_limited(path: str | Path, most: int, *, pipes: bool = False, patience: 
 
 
 def _piece(stream: io.FileIO, most: int, patience: float) -> bytes:
-    while (piece := stream.read(min(most, 2**20))) is None:  # a pipe whose writer is still at work
+    while (piece := stream.read(min(most, 2**20))) is None:  # a pipe that is still open for writing
         if not select.select([stream], [], [], patience)[0]:
             raise ValueError(f"is a pipe that stayed silent for {patience:.0f} seconds")
     return piece
@@ -95,7 +98,11 @@ def _kind(mode: int) -> str:
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading; a pipe or a device, which could block, is an OSError at once."""
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe or a device, which could block.
+    """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(22, "is not a regular file", str(path))
@@ -106,7 +113,7 @@ def sha256_of(path: Path) -> str:
     """Return the hex SHA-256 of a file of any size.
 
     Raises:
-        OSError: the file is missing, is not a regular file, or cannot be read.
+        OSError: the file does not exist, is not a regular file, or cannot be read.
     """
     digest = hashlib.sha256()
     with open_regular(path) as stream:
@@ -116,7 +123,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_file(path: Path) -> None:
-    """Force a file's content to the disk."""
+    """Force a file's content to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -125,6 +132,6 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a folder's names to the disk: a rename only lasts after this. File systems that cannot are left alone."""
+    """Force a folder's entries to disk, which makes a rename durable; ignored if the file system cannot."""
     with contextlib.suppress(OSError):
         sync_file(folder)

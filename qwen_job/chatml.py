@@ -12,6 +12,7 @@ END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
 ROLES = ("system", "user", "assistant")
 SYSTEM_PROMPT = "You are a helpful assistant."
+IGNORE = -100  # the label of a token that is not trained
 
 # How Qwen's tokenizers split text before BPE: contractions, letters with at most one leading character, single
 # digits, punctuation, and runs of newlines.

@@ -1,4 +1,4 @@
-"""Host names: one by one and as Slurm's ranges."""
+"""Host names, single and as Slurm ranges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 MAX_HOSTS = 100_000
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-# A host's name has at most 63 characters between its dots.
+# A label of a host name has at most 63 characters.
 MAX_NUMBER_LENGTH = 60
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -18,7 +18,8 @@ _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 def expand_hosts(patterns: Iterable[str]) -> list[str]:
     """Expand ``gpu[001-003,7]`` and plain names into host names, in order, without repeats.
 
-    Errors: :class:`ValueError` for what is no host name, an empty or backward range, or more than 100,000 hosts.
+    Raises:
+        ValueError: not a host name, an empty or backward range, or more than 100,000 hosts.
     """
     hosts: dict[str, None] = {}
     made = 0
@@ -36,12 +37,12 @@ def expand_hosts(patterns: Iterable[str]) -> list[str]:
 
 
 def is_host(text: str) -> bool:
-    """Tell whether ``text`` is a host name or an address, IPv4 or IPv6."""
+    """Return whether ``text`` is a host name or an address, IPv4 or IPv6."""
     return bool(_HOST.fullmatch(text)) or _is_address(text)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether ``host`` leads every machine to itself."""
+    """Return whether ``host`` resolves to the local machine everywhere."""
     if _is_address(host):
         address = ipaddress.ip_address(host)
         return address.is_loopback or address.is_unspecified
@@ -75,7 +76,11 @@ def _instead(host: str) -> str:
 
 
 def check_total(patterns: Sequence[str]) -> None:
-    """Refuse patterns that make more than 100,000 hosts together, without making them. Errors: :class:`ValueError`."""
+    """Reject patterns with more than 100,000 hosts in total, without expanding them.
+
+    Raises:
+        ValueError: there are more.
+    """
     total = 0
     for pattern in patterns:
         for part in _split(pattern):

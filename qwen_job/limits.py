@@ -1,7 +1,7 @@
-"""Limits of the data that a job is held to before it runs, and the data's own room as it does."""
+"""Limits of the data, shared by the job's checks and the data's own."""
 
 from __future__ import annotations
 
-MAX_LENGTH = 512  # tokens of a row where nothing else is written
-MIN_LENGTH = 32  # ChatML's frame takes most of it
+MAX_LENGTH = 512  # default tokens per row
+MIN_LENGTH = 32  # ChatML's frame uses most of it
 MAX_WEIGHT = 1000.0

@@ -1,9 +1,8 @@
-"""One process of the cluster does the work, the others wait: a lock that survives a killed holder.
+"""A lock across the cluster that survives a killed holder: one process does the work, the others wait.
 
-Where flock works (local disks, NFSv4, Lustre with flock) the kernel frees it when its holder dies. Where it
-does not reach other machines or is missing, the holder's heartbeat inside the file decides: a beat that
-stands still for ``stale_after`` seconds of the watcher's own clock belongs to nobody. Clocks of machines are
-never compared.
+If flock works (local disks, NFSv4, Lustre with flock), the kernel releases the lock when its holder dies. If flock is
+missing or does not reach other machines, the holder's heartbeat in the file decides: the lock is free once the
+heartbeat has not changed for ``stale_after`` seconds on the watcher's clock. Clocks of machines are never compared.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from qwen_job.errors import EnvironmentFault
 
 
 class FileLock:
-    """``with FileLock(path, done) as held``: ``held`` is False when ``done()`` became true while waiting.
+    """``with FileLock(path, done) as held``: ``held`` is False if ``done()`` became true while waiting.
 
-    ``waiting`` is called once, with the holder's host and process, when there is somebody to wait for. With
-    ``remove`` the file goes with its holder, at the end of the block; a killed one leaves it.
+    ``waiting`` is called once, with the holder's host and process, if there is a holder to wait for. With ``remove``,
+    the file is deleted at the end of the block; a killed holder leaves it.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class FileLock:
     def __enter__(self) -> bool:
         while not self._done():
             if self._try():
-                if self._done():  # since it was asked above
+                if self._done():  # it may have changed since the check above
                     break
                 self._heart = threading.Thread(target=self._beat_on, daemon=True)
                 self._heart.start()
@@ -77,7 +76,7 @@ class FileLock:
             self._heart.join()
         with contextlib.suppress(OSError):
             if self._remove and self._is_at_its_path(self._file):
-                self._path.unlink()  # while it is held: whoever waits for it sees that it is not at its path
+                self._path.unlink()  # while held: waiting processes then see that the path has changed
             os.ftruncate(self._file, 0)
         os.close(self._file)
         self._file = -1
@@ -107,7 +106,7 @@ class FileLock:
         return True
 
     def _is_at_its_path(self, file: int) -> bool:
-        """Tell whether others, too, find this file; opened anew, because NFS may remember a name that is gone."""
+        """Return whether the path still leads to this file; reopen it, because NFS may cache a deleted name."""
         try:
             other = os.open(self._path, os.O_RDONLY)
         except OSError:
@@ -123,7 +122,7 @@ class FileLock:
         except ValueError:
             return False
         if reliable and owner.get("host") == _host():
-            return False  # its process is gone, or flock would not have been given to us
+            return False  # its process has ended, otherwise flock would have failed
         if content != self._seen[0]:
             self._seen = (content, time.monotonic())
             return True
@@ -133,7 +132,7 @@ class FileLock:
         self._file = file
         self._beat()
         if not reliable:
-            # Two watchers may have found it stale together: the one whose name stands after a pause has it.
+            # Two watchers may find it stale at the same time: the one whose name remains after a pause has the lock.
             time.sleep(4 * self._poll)
             if self._token.encode() not in os.pread(file, 4096, 0) or not self._is_at_its_path(file):
                 self._file = -1
@@ -155,7 +154,7 @@ class FileLock:
 
 
 def _host() -> str:
-    """Name this machine and its boot: a holder from before a reboot is somebody else."""
+    """Return the name of this machine and its boot: a holder from before a reboot does not count as ours."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -164,9 +163,9 @@ def _host() -> str:
 
 
 def _holder(path: Path) -> str:
-    """Name the host and process that hold the lock, as they wrote it down."""
+    """Return the host and process that hold the lock, as written in the file."""
     try:
         owner = json.loads(path.read_bytes())
         return f"{owner['host'].split()[0]} (process {owner['pid']})"
     except (OSError, ValueError, KeyError):
-        return "another process"  # it is about to write its name
+        return "another process"  # it has not written its name yet

@@ -1,8 +1,9 @@
-"""Memory against the card, drawn: a stacked bar for a terminal, the same as SVG for a file and for the report.
+"""Draw planned memory against GPU memory: a stacked bar as text for a terminal, and as SVG for a file or the report.
 
-- ``Stack``: the items of one bar and what they have to fit into
-- ``write_svg``: a picture into the file that --svg names
-- ``bar``: lines of text; ``svg``: a picture, with what was measured below it when that is known
+- ``Stack``: the items of a bar, and the capacity that they must fit into
+- ``bar``: the bar as lines of text
+- ``svg``: the bar as an image, with the measured peak below it if known
+- ``write_svg``: write an image to the file given by --svg
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.text import GIB, gib
 
-# A fill of its own for each item, so that the bar reads without colour; colours of equal lightness from Okabe and Ito.
+# Each item has its own fill, so the bar is readable without colour. Colours of equal lightness from Okabe and Ito.
 FILLS = "█▓▒░▚▞╳▤▥▦◧◩"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C564B")
 ANSI = (34, 33, 32, 35, 36, 31, 93, 90)
 OVER, MEASURED = "#B00020", "#667085"
-# What torch does not allocate, and so does not measure: drawn last, that the rest compares with a measured peak.
+# Not allocated by torch, so not part of its measured peak: drawn last, so that the rest compares with the peak.
 NOT_ALLOCATED = ("fragmentation", "CUDA context", "NCCL")
 _WITHOUT_CARD = {
     "GPU": "a GPU, whose memory is not known",
@@ -34,7 +35,7 @@ _WITHOUT_CARD = {
 
 @dataclass(frozen=True)
 class Stack:
-    """Bytes by item ``of`` one GPU, node or process, and the bytes that it has (None: not known, or not limited)."""
+    """Bytes by item ``of`` one GPU, node or process, and its capacity in bytes (None: unknown or unlimited)."""
 
     items: Mapping[str, int]
     capacity: int | None = None
@@ -47,12 +48,12 @@ class Stack:
 
     @property
     def ordered(self) -> list[tuple[str, int]]:
-        """Return the items as drawn: the largest first, and after them what torch does not allocate."""
+        """Return the items in drawing order: largest first, then those that torch does not allocate."""
         return sorted(self.items.items(), key=lambda item: (item[0] in NOT_ALLOCATED, -item[1]))
 
     @property
     def sentence(self) -> str:
-        """Say how much it is and how much is free, or too much."""
+        """Return the total, and how much is free or exceeds the capacity."""
         if self.capacity is None:
             return f"{gib(self.total)} {_WITHOUT_CARD[self.of]}"
         over, card = self.total - self.capacity, gib(self.capacity)
@@ -62,10 +63,10 @@ class Stack:
 
 
 def bar(stack: Stack, *, width: int = 60, colour: bool = False, title: str = "") -> str:
-    """Return the bar with a legend, as lines of text; ``width`` is that of the bar in characters.
+    """Return the bar with a legend, as lines of text; ``width`` is the width of the bar in characters.
 
-    The bar ends at the card's memory (``│``); what is over it stands behind. Where there is no card, or its memory is
-    unknown, the bar is drawn against its own total.
+    The bar's frame ends at the capacity; any excess is drawn beyond it. Without a known capacity, the frame is the
+    total.
     """
     total, capacity = stack.total, stack.capacity
     scale = max(total, capacity or 0) or 1
@@ -85,9 +86,9 @@ def bar(stack: Stack, *, width: int = 60, colour: bool = False, title: str = "")
 
 
 def svg(stack: Stack, *, width: int = 720, title: str = "Memory", measured: float | None = None) -> str:
-    """Return the bar as an SVG picture with a title, a legend and the card's limit; it stands alone or in a page.
+    """Return the bar as an SVG image with a title, a legend and the capacity, for a file or a page.
 
-    ``measured`` bytes (the peak that torch allocated) are drawn as a bar of their own, on the same scale.
+    ``measured`` bytes (the peak that torch allocated) are drawn as a second bar on the same scale.
     """
     total, capacity = stack.total, stack.capacity
     scale = (width - 20) / (max(total, capacity or 0, measured or 0) or 1)
@@ -120,15 +121,17 @@ def svg(stack: Stack, *, width: int = 720, title: str = "Memory", measured: floa
 
 
 def write_svg(path: Path, picture: str) -> None:
-    """Write a picture where ``--svg`` asks for it; replaces a picture that is there, and nothing else.
+    """Write an image to the file given by ``--svg``; replaces an existing SVG image, and nothing else.
 
-    Raises UsageError for another ending than .svg, EnvironmentFault for a file that is no picture or cannot be written.
+    Raises:
+        UsageError: the file name does not end in .svg.
+        EnvironmentFault: the file exists and is not an SVG image, or cannot be written.
     """
     if path.suffix.lower() != ".svg":
-        raise UsageError(f"--svg: {path} does not end in .svg; other formats are not drawn, a browser converts it")
+        raise UsageError(f"--svg: {path} does not end in .svg; to get another format, convert the SVG in a browser")
     try:
         if path.exists() and not path.read_bytes().startswith(b"<svg"):
-            raise EnvironmentFault(f"{path}: exists and is no SVG picture; name another file")
+            raise EnvironmentFault(f"{path}: exists and is not an SVG image; choose another file")
         write_atomically(path, picture)
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be written: {error.strerror}") from None
@@ -140,7 +143,7 @@ def _rectangle(x: float, y: int, width: float, height: int, colour: str, label: 
 
 
 def _widths(sizes: Sequence[int], width: float) -> list[int]:
-    """Share ``width`` characters out by size so that their sum is right: borders are rounded, not parts."""
+    """Divide ``width`` characters in proportion to the sizes; borders are rounded so that the sum is exact."""
     total, borders, below = sum(sizes) or 1, [0], 0
     for size in sizes:
         below += size

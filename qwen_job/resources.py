@@ -1,8 +1,8 @@
-"""Where files outside the code are: those that ship beside it, and the user's caches.
+"""Paths of files outside the code: those that ship with it, and the user's caches.
 
 - ``resource``: configs/, charts/ and slurm/; next to the package in a checkout, inside it in an installed wheel
 - ``user_cache``, ``cache_beside``: models and prepared data, which a cluster's nodes share
-- ``private_cache``, ``private_state``: what belongs to one user on one machine
+- ``private_cache``, ``private_state``: files of one user on one machine
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent
 def resource(*parts: str) -> Path:
     """Return the path of a shipped file or folder, e.g. ``resource("configs", "jobs")``, whether or not it exists.
 
-    An installed wheel's own copy wins over a neighbouring folder.
+    The copy in an installed wheel takes precedence over a neighbouring folder.
     """
     installed = _PACKAGE / "_resources"
     root = installed if installed.is_dir() else _PACKAGE.parent
@@ -29,7 +29,7 @@ def user_cache() -> Path:
 
 
 def cache_beside(output: str) -> str:
-    """Return the default cache of a job, which the runs in one folder share: .qwen-job-cache beside ``output``."""
+    """Return the default cache of a job, shared by the runs in one folder: .qwen-job-cache next to ``output``."""
     return str(PurePosixPath(output).parent / ".qwen-job-cache")
 
 
@@ -39,5 +39,5 @@ def private_cache() -> Path:
 
 
 def private_state() -> Path:
-    """Return where this user's list of jobs is kept: below $XDG_STATE_HOME, else ~/.local/state."""
+    """Return the folder of this user's list of jobs: below $XDG_STATE_HOME, else ~/.local/state."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "qwen-job"

@@ -1,10 +1,10 @@
-"""Listening, reaching another node, and naming network interfaces: IPv4 and IPv6 alike.
+"""Listen, connect to another node, and choose network interfaces, with IPv4 and IPv6.
 
 - ``listen``: a server socket for both families
-- ``reach``: connect to the first node; says what it waits for, and ends at once for a name that does not resolve
-- ``Waiting``: one line every half minute while somebody waits
-- ``free_port``, ``leads_elsewhere``: a port of this machine; does a name lead other nodes to it?
-- ``choose_interface``: the interface that Gloo takes, from NCCL's way of naming interfaces
+- ``reach``: connect to the first node; reports what it waits for, and fails early for a name that does not resolve
+- ``Waiting``: print one line every half minute while waiting
+- ``free_port``, ``leads_elsewhere``: a free local port; an address at which other nodes reach a name
+- ``choose_interface``: the interface for Gloo, from NCCL's syntax for interfaces
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qwen_job.errors import EnvironmentFault
 
 CONNECT_SECONDS = 10.0
 REPORT_SECONDS = 30.0
-# A resolver that is busy answers in this time; one that does not know the name has said so.
+# A busy resolver answers within this time; after it, the name is unknown.
 RESOLVE_SECONDS = 10.0
 HOW_TO_NAME = (
     "give the first node an address that the others know: NodeAddr in slurm.conf on Slurm, "
@@ -42,11 +42,11 @@ class Waiting:
 
     @property
     def left(self) -> float:
-        """Return the seconds until the time is over; negative afterwards."""
+        """Return the seconds left; negative once the time is over."""
         return self._began + self._seconds - time.monotonic()
 
     def report(self, what: str) -> None:
-        """Say ``what`` is waited for, and for how long, if half a minute has passed."""
+        """Print what this node waits for, and for how long, if half a minute has passed."""
         now = time.monotonic()
         if now - self._last >= REPORT_SECONDS:
             self._last = now
@@ -70,7 +70,7 @@ def listen(port: int = 0, backlog: int = 1024) -> socket.socket:
 
 
 def _is_free_v4(port: int) -> bool:
-    """Tell whether IPv4 could listen there: IPv6 can be compiled in and still be switched off."""
+    """Return whether IPv4 can listen on the port; IPv6 may be compiled in but disabled."""
     try:
         socket.create_server(("", port)).close()
     except OSError:
@@ -79,29 +79,29 @@ def _is_free_v4(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return a free port on this machine."""
     with listen() as probe:
         return int(probe.getsockname()[1])
 
 
 def plain(address: str) -> str:
-    """Return an IPv4 address that a socket of both families wrote as ``::ffff:a.b.c.d`` in its usual form."""
+    """Return the plain form of an IPv4 address that a dual-stack socket wrote as ``::ffff:a.b.c.d``."""
     return address.removeprefix("::ffff:") if "." in address else address
 
 
 def endpoint(host: str, port: int) -> str:
-    """Write host and port with the brackets that an IPv6 address needs."""
+    """Return host and port, with the brackets that an IPv6 address needs."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def reach(
     host: str, port: int, waiting: Waiting, *, pause: float = 0.1, resolve_seconds: float = RESOLVE_SECONDS
 ) -> socket.socket:
-    """Connect to ``host``:``port``, again and again until ``waiting`` is over.
+    """Connect to ``host``:``port``, retrying until ``waiting`` is over.
 
     Raises:
         UnknownName: the name did not resolve for ``resolve_seconds``.
-        OSError: the last refusal, when the time is over.
+        OSError: the last error, once the time is over.
     """
     unknown_since: float | None = None
     while True:
@@ -121,7 +121,7 @@ def reach(
 
 
 def leads_elsewhere(name: str) -> str:
-    """Return an address by which other nodes reach ``name``; "" where it is unknown or leads to this node only."""
+    """Return an address at which other nodes reach ``name``, or "" if it is unknown or only resolves to loopback."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -131,9 +131,9 @@ def leads_elsewhere(name: str) -> str:
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the interfaces that NCCL_SOCKET_IFNAME's grammar names, in the order of ``names``.
+    """Return the interfaces that match NCCL_SOCKET_IFNAME's syntax, in the order of ``names``.
 
-    A comma-separated list of prefixes; ``=`` in front: of whole names; ``^`` in front: all but those
+    The pattern is a comma-separated list of prefixes. A leading ``=`` means whole names, a leading ``^`` all others
     (NCCL's documentation of environment variables, NCCL_SOCKET_IFNAME).
     """
     rest = pattern.removeprefix("^")
@@ -147,10 +147,10 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def choose_interface(master: str) -> None:
-    """Put the interface that leads to the host ``master`` into GLOO_SOCKET_IFNAME, by its own name.
+    """Set GLOO_SOCKET_IFNAME to the name of the interface that leads to the host ``master``.
 
-    Gloo takes no prefix, ``=`` or ``^`` as NCCL does. Without the variable it takes the address of this host's name,
-    which is of no use to other nodes where the name leads to this node only (Debian's 127.0.1.1) or to nowhere.
+    Gloo does not support NCCL's prefixes, ``=`` or ``^``. Without the variable it uses the address of this host's name,
+    which other nodes cannot reach if the name resolves to loopback (Debian's 127.0.1.1) or not at all.
 
     Raises:
         EnvironmentFault: this node has no such interface.
@@ -172,13 +172,13 @@ def choose_interface(master: str) -> None:
 
 
 def interface_for(pattern: str, toward: str, addresses: Mapping[str, list[str]]) -> str:
-    """Return the one interface for Gloo, which knows whole names only.
+    """Return the interface for Gloo, which supports only whole names.
 
-    ``addresses``: interface -> its addresses. Of several that ``pattern`` matches, the one that leads to the host
-    ``toward`` is taken, else the first that is no loopback.
+    ``addresses``: interface -> its addresses. If ``pattern`` matches several, prefer the one that leads to the host
+    ``toward``, then the first that is not a loopback.
 
     Raises:
-        ValueError: no interface with an address matches; the message names those there are.
+        ValueError: no interface with an address matches; lists the existing ones.
     """
     found = [name for name in matching(pattern, addresses) if addresses[name]]
     if not found:
@@ -193,7 +193,7 @@ def _bare(address: str) -> str:
 
 
 def _address_toward(host: str) -> str:
-    """Return the address of this machine from which ``host`` is reached; no packet is sent."""
+    """Return the local address used to reach ``host``, without sending a packet."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -1,9 +1,9 @@
-"""JSON that somebody else wrote, read within limits: its depth, its size, the digits of its numbers.
+"""Read untrusted JSON within limits on its depth, its size and the digits of its numbers.
 
 - ``loads``: text -> value
-- ``load``: file -> value; a pipe, a device or a file that is too large is refused before it is read
+- ``load``: file -> value; rejects a pipe, a device or a file that is too large before reading it
 
-Every fault is a ValueError with a plain reason; the caller names the file.
+Every problem is a ValueError; the caller adds the file name.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from qwen_job.atomic import read_limited
 
 MAX_DEPTH = 100
 MAX_BYTES = 64 * 2**20
-# Every whole number that a float can hold has at most 309 digits.
+# Every integer that a float can represent has at most 309 digits.
 MAX_DIGITS = 300
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = re.compile(r"[\[\]{}]")
 
 
 def loads(text: str | bytes, *, max_depth: int = MAX_DEPTH, finite: bool = True) -> Any:
-    """Read JSON. ``finite=False`` lets NaN and Infinity pass, which Python's own writer makes.
+    """Read JSON. ``finite=False`` accepts NaN and Infinity, which Python's own writer produces.
 
     Raises:
-        ValueError: it is no JSON or not UTF-8, is nested more than ``max_depth`` deep, or holds a number that is not
+        ValueError: it is not JSON or not UTF-8, is nested more than ``max_depth`` deep, or holds a number that is not
             finite or has more than ``MAX_DIGITS`` digits.
     """
     if isinstance(text, bytes):
@@ -49,14 +49,18 @@ def load(path: Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, 
     """Read a JSON file of at most ``max_bytes``.
 
     Raises:
-        ValueError: as :func:`loads`, or it is no regular file, or too large.
-        OSError: it is missing or cannot be read.
+        ValueError: as :func:`loads`, or it is not a regular file, or too large.
+        OSError: it does not exist or cannot be read.
     """
     return loads(read_limited(path, max_bytes), max_depth=max_depth, finite=finite)
 
 
 def check_depth(text: str, max_depth: int = MAX_DEPTH) -> None:
-    """Refuse JSON nested more than ``max_depth`` deep, before a parser recurses into it. Errors: ValueError."""
+    """Reject JSON nested more than ``max_depth`` deep, before a parser recurses into it.
+
+    Raises:
+        ValueError: it is.
+    """
     if text.count("[") + text.count("{") <= max_depth:
         return
     depth = 0
@@ -79,7 +83,7 @@ def _int(text: str) -> int:
 def _float(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"holds {text[:40]}, which is beyond what a number can be here (1.8e308)")
+        raise ValueError(f"holds {text[:40]}, which is larger than a number can be here (1.8e308)")
     return number
 
 

@@ -1,9 +1,9 @@
-"""YAML that somebody else wrote, looked over before a parser recurses into it, and its aliases counted.
+"""Read untrusted YAML, checking its depth and its number of values before a parser recurses into it.
 
-- ``check``: refuse text whose nesting or number of values is beyond the limits
-- ``loads``, ``load``: text or file -> plain values by YAML 1.1, as our own train.yaml is written
+- ``check``: reject text whose nesting or number of values, with aliases expanded, exceeds the limits
+- ``loads``, ``load``: text or file -> plain values as in YAML 1.1, the format of our train.yaml
 
-Every fault is a ValueError with a plain reason; the caller names the file.
+Every problem is a ValueError; the caller adds the file name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_VALUES = 50_000
 MAX_BYTES = 16 * 2**20
 TOO_DEEP = f"nested too deeply (more than {MAX_DEPTH} levels): write it with fewer brackets or less indentation"
 TOO_MANY = f"holds more than {MAX_VALUES:,} values"
-# A level takes a bracket, or a column in front of what it holds; a sequence may stand in its key's column.
+# A level takes a bracket, or a column before its content; a sequence may start in the column of its key.
 _LEAD = re.compile(r"^[ \t?:-]+", re.MULTILINE)
 _SHORT = 64 * 2**10
 
@@ -40,11 +40,11 @@ class Excess(ValueError):
 
 
 def check(text: str, loader: Any = Loader) -> None:
-    """Refuse YAML beyond ``MAX_DEPTH`` and ``MAX_VALUES``, aliases counted as written out.
+    """Reject YAML beyond ``MAX_DEPTH`` or ``MAX_VALUES``, counting aliases as expanded.
 
     Raises:
-        Excess: it is.
-        yaml.YAMLError: it is no YAML, as far as was looked.
+        Excess: it exceeds a limit.
+        yaml.YAMLError: it is not YAML, as far as it was read.
     """
     brackets = text.count("[") + text.count("{")
     if len(text) < _SHORT and "*" not in text:
@@ -55,7 +55,7 @@ def check(text: str, loader: Any = Loader) -> None:
 
 
 class _Count:
-    """Goes through the events of a parser, which does not recurse."""
+    """Counts the events of a parser, without recursion."""
 
     def __init__(self, parser: Any) -> None:
         self._parser = parser
@@ -69,7 +69,7 @@ class _Count:
             while self._parser.check_event():
                 self._take(self._parser.get_event())
         except yaml.MarkedYAMLError as error:
-            # PyYAML 6.0.4 has a limit of its own, and scans ahead of the events.
+            # PyYAML 6.0.4 has its own limit, and scans ahead of the events.
             if "nesting depth" not in str(error) or error.problem_mark is None:
                 raise
             raise Excess(TOO_DEEP, error.problem_mark.line + 1, error.problem_mark.column + 1) from None
@@ -109,7 +109,11 @@ class _Count:
 
 
 def loads(text: str) -> Any:
-    """Read YAML. Errors: ValueError with a plain reason."""
+    """Read YAML.
+
+    Raises:
+        ValueError: it is not YAML, or exceeds a limit.
+    """
     try:
         check(text)
         return yaml.load(text, Loader)
@@ -120,7 +124,7 @@ def loads(text: str) -> Any:
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     except (ValueError, OverflowError, TypeError, LookupError) as error:
-        # PyYAML's own constructors: a number of 5,000 digits, a date that is none, a list as a key.
+        # From PyYAML's constructors: a number of 5,000 digits, an invalid date, a list as a key.
         raise ValueError(f"is not YAML that can be read: {str(error)[:200]}") from None
 
 
@@ -128,8 +132,8 @@ def load(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """Read a YAML file of at most ``max_bytes``.
 
     Raises:
-        ValueError: as :func:`loads`, or it is no regular file, too large, or not UTF-8.
-        OSError: it is missing or cannot be read.
+        ValueError: as :func:`loads`, or it is not a regular file, too large, or not UTF-8.
+        OSError: it does not exist or cannot be read.
     """
     try:
         text = read_limited(path, max_bytes).decode("utf-8-sig")
@@ -139,7 +143,7 @@ def load(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def reason(error: yaml.YAMLError) -> str:
-    """Return PyYAML's words in one line."""
+    """Return PyYAML's message in one line."""
     if isinstance(error, yaml.MarkedYAMLError):
         return " ".join(part for part in (error.context, error.problem) if part)
     return str(error).splitlines()[0]

@@ -1,7 +1,7 @@
-"""Text that others wrote, made fit to print: the one place that every line meant for people passes.
+"""Text for people: everything that a terminal shows passes through here.
 
-A terminal obeys what it is sent. A key of a job.yaml, a file's name or a model's answer can hold sequences that change
-its title, hide a line or turn the reading order around, so what cannot be seen is printed as its escape.
+A terminal executes control sequences. A key in job.yaml, a file name or a model's answer may contain sequences that
+change its title, hide a line or reverse the reading order, so invisible characters are printed as escapes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ HIDDEN = (
 )
 LONGEST = 4_000
 GIB = 2**30
-# How alike two words must be, from 0 to 1 as difflib measures it: for a single suggestion, for each of several, and
-# where the likeness alone makes a word a mistake.
+# Minimum similarity of two words, from 0 to 1 as in difflib: for a single suggestion, for each of several, and to treat
+# a word as a mistake because of its similarity alone.
 LIKELY, POSSIBLE, MISSPELT = 0.55, 0.45, 0.8
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-# Colour, and the renewal of a progress line.
+# Colour, and clearing a progress line.
 _OURS = re.compile("(\x1b\\[(?:[0-9;]{0,12}m|2K))")
 _LAYOUT = "\n\t\r"
 
 
 def visible(text: object, limit: int | None = LONGEST, *, keep: str = "") -> str:
-    r"""Return ``text`` as one line that a terminal only shows: ESC becomes ``\x1b``, a line's end ``\n``.
+    r"""Return ``text`` as one line without control characters: ESC becomes ``\x1b``, a line end ``\n``.
 
-    ``limit``: the most characters; what is longer loses its middle, and says how much. ``keep``: characters that stay
-    as they are, such as ``"\n\t"`` in an answer of several lines. Letters of every script and emoji are unchanged.
+    ``limit``: maximum number of characters; the middle of a longer text is replaced by a note. ``keep``: characters to
+    keep, such as ``"\n\t"`` in an answer of several lines. Letters of every script and emoji are unchanged.
     """
     shown = str(text)
     if limit is not None and len(shown) > limit:
@@ -64,7 +64,7 @@ def _escape(character: str) -> str:
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """Return ``value`` as JSON that a terminal only shows; read back, it is the same value. Options: json.dumps."""
+    """Return ``value`` as JSON with control characters escaped; it reads back unchanged. ``options``: of json.dumps."""
     import json
 
     text = json.dumps(value, ensure_ascii=False, **options)
@@ -72,10 +72,10 @@ def json_text(value: Any, **options: Any) -> str:
 
 
 class VisibleStream(io.TextIOWrapper):
-    """Standard output or error of a command: no control sequence but colour, and that on a terminal only.
+    """Standard output or error without control sequences, except colour on a terminal.
 
-    A line that reached it without :func:`visible` is escaped here. ``lossy``: what cannot be written is dropped, as on
-    a standard error that is full: there is nobody to tell.
+    Escapes any line that did not pass through :func:`visible`. ``lossy``: drop output that cannot be written, for
+    example to a full standard error.
     """
 
     def __init__(self, stream: io.TextIOWrapper, *, lossy: bool = False) -> None:
@@ -86,17 +86,17 @@ class VisibleStream(io.TextIOWrapper):
             line_buffering=stream.line_buffering,
             write_through=stream.write_through,
         )
-        self._kept = stream  # it would close the buffer at its end
+        self._kept = stream  # otherwise it would close the buffer when collected
         self._terminal = stream.isatty()
         self._dropped: tuple[type[OSError], ...] = (OSError,) if lossy else ()
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Write buffered text."""
         with contextlib.suppress(*self._dropped):
             super().flush()
 
     def write(self, text: str) -> int:
-        """Write ``text`` with all that is hidden escaped; line ends, tabs and a terminal's carriage returns stay."""
+        """Write ``text`` with hidden characters escaped; keeps line ends, tabs and, on a terminal, carriage returns."""
         shown = text
         if not text.replace("\n", "").isprintable() and re.search(HIDDEN, text):
             parts = _OURS.split(text) if self._terminal else [text]
@@ -113,7 +113,7 @@ def gib(size: float) -> str:
 
 
 def gib_or_mib(size: float) -> str:
-    """Return bytes in GiB, or in MiB where that is less than one: ``23.4 GiB``, ``512 MiB``."""
+    """Return bytes in GiB, or in MiB below one GiB: ``23.4 GiB``, ``512 MiB``."""
     return gib(size) if size >= GIB else f"{size / 2**20:.0f} MiB"
 
 
@@ -138,9 +138,9 @@ def read_duration(text: str) -> float:
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1, *, cutoff: float | None = None) -> list[str]:
-    """Return up to ``count`` of the ``known`` words that look most like ``word``, whatever their case.
+    """Return up to ``count`` of the ``known`` words that are most similar to ``word``, ignoring case.
 
-    A single suggestion must be likely (``LIKELY``); when several are offered, the reader chooses (``POSSIBLE``).
+    A single suggestion must be ``LIKELY``; several may be just ``POSSIBLE``, because the reader chooses.
     """
     import difflib  # only after a mistake
 
@@ -156,7 +156,7 @@ def did_you_mean(word: object, known: Iterable[str], prefix: str = "", *, cutoff
 
 
 def show_path(path: str | os.PathLike[str]) -> None:
-    """Print a path to standard output: byte for byte into a pipe, for a script; escaped on a terminal."""
+    """Print a path to standard output: unchanged into a pipe, for scripts; escaped on a terminal."""
     if sys.stdout.isatty():
         sys.stdout.write(f"{visible(os.fspath(path), None)}\n")
         return
@@ -166,7 +166,7 @@ def show_path(path: str | os.PathLike[str]) -> None:
 
 
 def clear_screen() -> None:
-    """Clear the terminal that standard output is, if it is one."""
+    """Clear the screen if standard output is a terminal."""
     if sys.stdout.isatty():
         sys.stdout.flush()
         sys.stdout.buffer.write(b"\x1b[2J\x1b[1;1H")

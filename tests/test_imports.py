@@ -23,8 +23,6 @@ TORCH_ROOMS = {"train", "infer", "node"}
 
 # To be emptied: imports that the table does not allow, as (room, module).
 FOREIGN = {
-    ("models", "qwen_job.data.rows"),
-    ("report", "qwen_job.infer.source"),
     ("train", "qwen_job.plan.estimate.calibrate"),
     ("train", "qwen_job.plan.estimate.memory"),
 }
@@ -67,14 +65,9 @@ LATE_TO_CLEAN = {
     "qwen_job.job.kubernetes_types",
     "qwen_job.launch.kubernetes.doctor",
     "qwen_job.models",
-    "qwen_job.models.random_init",
-    "qwen_job.models.resolve",
-    "qwen_job.node.collective",
-    "qwen_job.node.preflight",
     "qwen_job.node.prepare_job",
     "qwen_job.plan.estimate.memory",
     "qwen_job.render.engine",
-    "qwen_job.report.afterwards",
     "qwen_job.text",
     "qwen_job.train.__main__",
     "qwen_job.train.guards",

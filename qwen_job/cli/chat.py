@@ -39,6 +39,6 @@ def chat(
     from the model's generation_config.json, including top_k, min_p and repetition_penalty.
     """
     from qwen_job.infer.chat import chat_command
-    from qwen_job.infer.source import Asked
+    from qwen_job.infer.source import SamplingOptions
 
-    chat_command(run_or_model, prompts, system, Asked(max_new_tokens, temperature, top_p, seed))
+    chat_command(run_or_model, prompts, system, SamplingOptions(max_new_tokens, temperature, top_p, seed))

@@ -300,7 +300,7 @@ def prepare(
     A job with data.cache_dir set to OUTPUT and the same settings starts training without preparing anything.
     """
     from qwen_job.data import open_prepared
-    from qwen_job.data import prepare as run
+    from qwen_job.data import prepare_data as run
     from qwen_job.data.prepared import describe
 
     if weights and len(weights) != len(files):

@@ -13,7 +13,7 @@ from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
 from qwen_job.text import json_text, visible
 
 if TYPE_CHECKING:
-    from qwen_job.node.quick_check import Finding
+    from qwen_job.node.quick_check import CheckResult
 
 
 FABRICS = ["auto", "none", "infiniband", "roce", "efa", "ethernet"]
@@ -92,7 +92,7 @@ def check(
     _judge(findings, quick)
 
 
-def _judge(findings: list[Finding], quick: bool) -> None:
+def _judge(findings: list[CheckResult], quick: bool) -> None:
     from qwen_job.node.network import node_name
     from qwen_job.node.preflight import NOT_THE_NODE, OTHERS
 

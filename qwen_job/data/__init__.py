@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen_job.data.build import prepare as prepare
+    from qwen_job.data.build import prepare_data as prepare_data
     from qwen_job.data.encode import ChatTokenizer as ChatTokenizer
     from qwen_job.data.prepared import PackedRows as PackedRows
     from qwen_job.data.prepared import PreparedData as PreparedData
@@ -32,7 +32,7 @@ _HOME = {
     "PreparedData": "prepared",
     "Row": "prepared",
     "open_prepared": "prepared",
-    "prepare": "build",
+    "prepare_data": "build",
 }
 __all__ = list(_HOME)
 

@@ -32,7 +32,7 @@ _SAMPLE = 64 << 10
 _ELSEWHERE = "choose another folder (--output; a job's is data.cache_dir)"
 
 
-def prepare(
+def prepare_data(
     spec: DataSpec,
     tokenizer_dir: Path,
     cache_root: Path,

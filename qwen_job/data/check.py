@@ -15,7 +15,7 @@ from qwen_job.data.arrange import COUNTED
 from qwen_job.data.encode import ChatTokenizer, texts_of
 from qwen_job.data.formats import Conversation
 from qwen_job.data.rows import read_rows
-from qwen_job.data.rules import RULES, Finding, Limits, inspect, lengths, read
+from qwen_job.data.rules import RULES, Limits, RowFinding, inspect, lengths, read
 from qwen_job.data.vocabulary import token_finder
 
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -41,7 +41,7 @@ class Report:
     unused_keys: Counter[str] = field(default_factory=Counter)
     added_tokens: Counter[str] = field(default_factory=Counter)
     arranged: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[RowFinding] = field(default_factory=list)
     histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
 
     @property
@@ -90,7 +90,7 @@ class Examiner:
 
     def examine(
         self, file: Path, rows: Sequence[tuple[int, Any]]
-    ) -> Iterator[tuple[int, Conversation | None, list[int], list[Finding]]]:
+    ) -> Iterator[tuple[int, Conversation | None, list[int], list[RowFinding]]]:
         """Yield (row, conversation or None, tokens of each segment, findings) for rows of one file."""
         how = (self._layout, self._turn_order, self._ignored, self.arranged)
         parsed = [(row, *read(value, *how)) for row, value in rows]
@@ -102,7 +102,7 @@ class Examiner:
                 found += inspect(conversation, self.own_tokens)
                 found += lengths(conversation, tokens, self._limits)
                 found += self._duplicate(conversation, str(file), row)
-            yield row, conversation, tokens, [Finding(str(file), row, *parts) for parts in found]
+            yield row, conversation, tokens, [RowFinding(str(file), row, *parts) for parts in found]
 
     def _count(self, conversations: list[Conversation]) -> Iterator[list[int]]:
         """Yield the tokens of the system prompt and of each turn, frame included."""
@@ -142,7 +142,7 @@ def check(files: Sequence[Path], examiner: Examiner, *, exact: bool = False, lim
 
 
 def _add(
-    report: Report, conversation: Conversation | None, tokens: list[int], findings: list[Finding], limit: int | None
+    report: Report, conversation: Conversation | None, tokens: list[int], findings: list[RowFinding], limit: int | None
 ) -> None:
     report.rows += 1
     report.bad_rows += any(finding.is_error for finding in findings)

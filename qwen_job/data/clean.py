@@ -21,7 +21,7 @@ from qwen_job.data.check import Examiner
 from qwen_job.data.compress import ZSTD, packed_into, zstd_module
 from qwen_job.data.formats import CONTROL
 from qwen_job.data.rows import read_rows
-from qwen_job.data.rules import RULES, Finding
+from qwen_job.data.rules import RULES, RowFinding
 from qwen_job.errors import DataError, EnvironmentFault, UsageError
 
 DROPPED_BY_DEFAULT = ("malformed", "order", "encoding", "duplicate", "secret", "personal")
@@ -65,7 +65,7 @@ def clean(
             for (row, value), (_, conversation, _, found) in zip(batch, examiner.examine(source, batch), strict=True):
                 bad = [finding for finding in found if finding.rule in drop]
                 if conversation is None and not bad:  # left out by turn_order
-                    bad = [Finding(str(source), row, "order", "turns", "hold no assistant answer to learn from")]
+                    bad = [RowFinding(str(source), row, "order", "turns", "hold no assistant answer to learn from")]
                 mended = value if bad else _repair(value)
                 repaired = not bad and mended != value
                 if repaired:
@@ -143,7 +143,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def _list(stream: IO[bytes], bad: list[Finding], result: Cleaned) -> None:
+def _list(stream: IO[bytes], bad: list[RowFinding], result: Cleaned) -> None:
     result.dropped += 1
     result.by_rule.update({finding.rule for finding in bad})
     for finding in bad:

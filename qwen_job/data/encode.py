@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from qwen_job.chatml import ROLES, SPECIAL_TOKENS
+from qwen_job.chatml import IGNORE, ROLES, SPECIAL_TOKENS
 from qwen_job.data.formats import Conversation, Turn
 from qwen_job.data.vocabulary import is_control, mark_control_tokens
 from qwen_job.errors import EnvironmentFault, ModelError
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
-
-IGNORE = -100
 
 
 class Segment(NamedTuple):

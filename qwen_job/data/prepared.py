@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qwen_job.chatml import IGNORE
 from qwen_job.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ SPLITS = ("train", "eval")
 UNUSED_KEY = "unused_key/"
 # The largest id of the tokenizer plus one: what an embedding must have room for.
 TOKENIZER_SIZE = "tokenizer_size"
-IGNORE = -100
 TOKEN = np.dtype("<i4")
 MEMBER = np.dtype("<i8")
 DOCUMENT = np.dtype([("offset", "<i8"), ("length", "<i4"), ("file", "<i4"), ("row", "<i8")])
@@ -104,7 +104,7 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A folder of prepared data; ``stats`` is index.json's: see :func:`qwen_job.data.prepare`."""
+    """A folder of prepared data; ``stats`` is index.json's: see :func:`qwen_job.data.prepare_data`."""
 
     folder: Path
     train: PackedRows
@@ -113,7 +113,7 @@ class PreparedData:
 
 
 def open_prepared(folder: Path) -> PreparedData:
-    """Open a folder that :func:`qwen_job.data.prepare` returned. DataError if it is incomplete or damaged."""
+    """Open a folder that :func:`qwen_job.data.prepare_data` returned. DataError if it is incomplete or damaged."""
     index = read_index(folder)
     if index is None:
         raise DataError(f"{folder}: is not complete prepared data; run 'qwen-job data prepare' again")

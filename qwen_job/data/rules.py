@@ -45,7 +45,7 @@ _BREAKS_OFF = tuple(",，、;；(（[【{「『“‘")
 _LONG_ANSWER = 400
 
 
-class Finding(NamedTuple):
+class RowFinding(NamedTuple):
     """One thing found: ``row`` counts from 1; ``message`` says what is wrong and what to do."""
 
     file: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from qwen_job.errors import UsageError
-from qwen_job.infer.source import Asked, Sampling, find_model
+from qwen_job.infer.source import Sampling, SamplingOptions, find_model
 from qwen_job.text import visible
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ class Chat:
             del self.turns[:2]
 
 
-def open_chat(path: Path, system: str | None, sampling: Sampling | Asked) -> Chat:
+def open_chat(path: Path, system: str | None, sampling: Sampling | SamplingOptions) -> Chat:
     """Load the model of a run's or a model's folder; ``system`` None means the one it was trained with."""
     target = find_model(path)
-    if isinstance(sampling, Asked):
-        sampling = sampling.over(target.model)
+    if isinstance(sampling, SamplingOptions):
+        sampling = sampling.for_model(target.model)
     quiet()
     from qwen_job.infer.answer import load_answerer
 
@@ -130,7 +130,7 @@ def _interruptible(chat: Chat, text: str, out: TextIO) -> None:
     out.write("\n")
 
 
-def chat_command(path: Path, prompts: Sequence[str], system: str | None, sampling: Sampling | Asked) -> None:
+def chat_command(path: Path, prompts: Sequence[str], system: str | None, sampling: Sampling | SamplingOptions) -> None:
     """Answer ``prompts``; without any, talk on a terminal or answer each line of standard input."""
     chat = open_chat(path, system, sampling)
     if prompts:

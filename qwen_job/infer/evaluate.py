@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_job.atomic import sha256_of
+from qwen_job.chatml import IGNORE
 from qwen_job.data.chunk_encoder import read_row
 from qwen_job.data.formats import Conversation, RecordError
 from qwen_job.data.rows import read_rows
@@ -22,14 +23,14 @@ from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError, QwenJobError
 from qwen_job.infer.chat import quiet
 from qwen_job.infer.columns import side_by_side
-from qwen_job.infer.source import Sampling, Target, find_model
+from qwen_job.infer.source import ChosenModel, Sampling, find_model
 from qwen_job.text import visible_lines
 
 if TYPE_CHECKING:
     from qwen_job.data.prepared import PackedRows
     from qwen_job.infer.answer import Answerer
 
-Progress = Callable[[str], None]
+Notify = Callable[[str], None]
 _BATCH_TOKENS = 4096
 _LOGIT_ROWS = 512  # 512 x 151,936 x 4 bytes are 0.3 GB
 
@@ -43,7 +44,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampleAnswer:
     """A question and what was, is and should be answered; ``before`` is None without the first model."""
 
     prompt: str
@@ -63,7 +64,7 @@ class Evaluation:
     tokens: int
     before: Loss | None
     after: Loss
-    answers: list[Answer]
+    answers: list[SampleAnswer]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -71,7 +72,7 @@ class Evaluation:
 
 
 def evaluate(
-    path: Path, data: Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Progress
+    path: Path, data: Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Notify
 ) -> Evaluation:
     """Measure the model of a run's or a model's folder on a file of conversations in any known format.
 
@@ -98,7 +99,7 @@ def evaluate(
         tokens=new.tokens,
         before=old.loss if old else None,
         after=new.loss,
-        answers=[Answer(turns[-2][1], turns[-1][1], was, now) for turns, was, now in pairs],
+        answers=[SampleAnswer(turns[-2][1], turns[-1][1], was, now) for turns, was, now in pairs],
     )
 
 
@@ -110,7 +111,7 @@ class _Measured:
     answers: list[str]
 
 
-def _spec(target: Target, data: Path) -> DataSpec:
+def _spec(target: ChosenModel, data: Path) -> DataSpec:
     """Return the run's own settings for another file: the same prompt, mask and length give comparable losses."""
     section = target.settings.get("data")
     own = (
@@ -141,7 +142,8 @@ def _question(conversation: Conversation) -> list[tuple[str, str]]:
     return [*system, *((turn.role, turn.text) for turn in conversation.turns[: ends + 1])]
 
 
-def _first_model(target: Target, progress: Progress) -> Path | None:
+def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
+    from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
 
     section, rows = target.section("model"), target.section("data").get("train")
@@ -150,24 +152,29 @@ def _first_model(target: Target, progress: Progress) -> Path | None:
     listed = rows if isinstance(rows, list) else []
     files = [Path(str(entry["path"])) for entry in listed if isinstance(entry, dict) and "path" in entry]
     try:
-        return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, training_data=files)
+        return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, texts=lambda: sample_texts(files))
     except QwenJobError as error:
         progress(f"the model before training cannot be had: {error}")
         return None
 
 
 def _measure(
-    folder: Path | None, spec: DataSpec, target: Target, questions: list[Any], max_new_tokens: int, progress: Progress
+    folder: Path | None,
+    spec: DataSpec,
+    target: ChosenModel,
+    questions: list[Any],
+    max_new_tokens: int,
+    progress: Notify,
 ) -> _Measured | None:
     if folder is None:
         return None
-    from qwen_job.data import open_prepared, prepare
+    from qwen_job.data import open_prepared, prepare_data
     from qwen_job.infer.answer import load_answerer
 
     progress(f"evaluating {folder}")
     answerer = load_answerer(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        rows = open_prepared(prepare(spec, folder, Path(scratch), workers=1)).train
+        rows = open_prepared(prepare_data(spec, folder, Path(scratch), workers=1)).train
         loss, tokens = held_out_loss(answerer, rows)
         count = len(rows)
     sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -214,7 +221,7 @@ def _batch_loss(model: Any, rows: list[Any]) -> tuple[float, int]:
 
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    labels, attended = torch.full_like(ids, -100), torch.zeros_like(ids)
+    labels, attended = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row.input_ids)] = torch.from_numpy(row.input_ids).long()
         labels[index, : len(row.labels)] = torch.from_numpy(row.labels).long()
@@ -223,7 +230,7 @@ def _batch_loss(model: Any, rows: list[Any]) -> tuple[float, int]:
     with torch.inference_mode():
         out = model.base_model(input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False)
         targets = labels[:, 1:].to(device)
-        chosen = targets != -100
+        chosen = targets != IGNORE
         hidden, wanted = out.last_hidden_state[:, :-1][chosen], targets[chosen]
         total = 0.0
         for start in range(0, len(wanted), _LOGIT_ROWS):

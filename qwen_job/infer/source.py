@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job import strict_yaml
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import ModelError
-from qwen_job.run.reading import read_object
+from qwen_job.run.reading import read_object, read_settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ _MOST = 1e9
 _LEAST = 1e-5
 
 
-class Asked(NamedTuple):
+class SamplingOptions(NamedTuple):
     """What a user wrote about the answers; None leaves it to the model's generation_config.json."""
 
     max_new_tokens: int | None = None
@@ -43,7 +42,7 @@ class Asked(NamedTuple):
     top_p: float | None = None
     seed: int | None = None
 
-    def over(self, model: Path) -> Sampling:
+    def for_model(self, model: Path) -> Sampling:
         """Return what was asked for, laid over the settings of ``model``, and our defaults below."""
         saved = read_object(model / "generation_config.json")
         numbers = {
@@ -68,7 +67,7 @@ class Asked(NamedTuple):
         )
 
 
-class Target(NamedTuple):
+class ChosenModel(NamedTuple):
     """A folder with a native model, and the run it came from (None for a bare model folder)."""
 
     model: Path
@@ -87,7 +86,7 @@ class Target(NamedTuple):
         return value if isinstance(value, Mapping) else {}
 
 
-def find_model(path: Path) -> Target:
+def find_model(path: Path) -> ChosenModel:
     """Return the model of a run's folder or of a model folder; Qwen-1 folders come converted, from the cache.
 
     Raises:
@@ -99,7 +98,7 @@ def find_model(path: Path) -> Target:
     if (path / "train.yaml").is_file():
         if not (path / "model" / "config.json").is_file():
             raise ModelError(f"{path}: has no model/ yet: {_state(path)}")
-        return Target(path / "model", path, read_settings(path))
+        return ChosenModel(path / "model", path, read_settings(path))
     if not path.is_dir():
         raise ModelError(
             f"{path}: does not exist; name a run's folder, or a model's ('qwen-job model fetch' prints it)"
@@ -108,23 +107,7 @@ def find_model(path: Path) -> Target:
         if (path / ADAPTER).is_file() or any(path.glob("*.gguf")):
             read_config(path)  # tells what it is
         raise ModelError(f"{path}: is neither a run (no train.yaml) nor a model (no config.json)")
-    return Target(ensure_model(ModelSpec(str(path), "local"), output_dir=path), None, {})
-
-
-def read_settings(run: Path, unread: list[str] | None = None) -> dict[str, Any]:
-    """Return a run's train.yaml as plain values; empty when it is missing or damaged, which goes to ``unread``."""
-    try:
-        values = strict_yaml.load(run / "train.yaml")
-        if isinstance(values, dict):
-            return values
-        reason = "is no mapping of settings"
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "strerror", None) or error)
-    if unread is not None:
-        unread.append(f"{run / 'train.yaml'}: {reason}")
-    return {}
+    return ChosenModel(ensure_model(ModelSpec(str(path), "local"), output_dir=path), None, {})
 
 
 def _state(run: Path) -> str:

@@ -3,7 +3,7 @@
 import qwen_job.job.fast_pydantic  # noqa: F401  # before pydantic
 
 # isort: split
+from qwen_job.job.job import Job
 from qwen_job.job.load import load_job
-from qwen_job.job.model import Job
 
 __all__ = ["Job", "load_job"]

@@ -48,6 +48,11 @@ class Document:
                 return self.positions[path[:end]]
         return None
 
+    def problem(self, path: Path, message: str) -> Problem:
+        """Return a :class:`Problem` at the position of ``path``, or at the job itself where there is none."""
+        at = self.position(path) or Position("job", 0, 0)
+        return Problem(at.source, at.line, at.column, dotted(path), message)
+
 
 class _Loader(Loader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}

@@ -1,26 +1,17 @@
-"""The Job: what the user wrote, typed and checked. It knows nothing about numbers that were not written.
+"""The sections of a job: Model, Data, Cluster, Train, DeepSpeed, Container, Retry, Evaluate and Local.
 
-Contents: Model, Data, Cluster, Train, DeepSpeed, Container, Retry, Evaluate and Local sections, then :class:`Job`
-itself; Slurm, Kubernetes, the hostfile and the plan's constants have a module each.
+Slurm, Kubernetes, the hostfile and the plan's constants have a module each; ``job.py`` joins them.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from qwen_job.chatml import SYSTEM_PROMPT
-from qwen_job.errors import Problem
 from qwen_job.facts.model_names import resolve_source
-from qwen_job.job.document import Document, Path, Position, dotted
-from qwen_job.job.hostfile import Hostfile
-from qwen_job.job.kubernetes import Kubernetes
-from qwen_job.job.planning import Planning
-from qwen_job.job.slurm import Slurm
 from qwen_job.job.types import (
     BelowOne,
     Count,
-    EnvName,
-    EnvValue,
     Fraction,
     FreeText,
     Interfaces,
@@ -29,12 +20,8 @@ from qwen_job.job.types import (
     SlurmTime,
     Strict,
     Text,
-    section,
 )
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
-
-if TYPE_CHECKING:
-    from qwen_job.job.sweep import Point
 
 
 def _some_or_unlimited(steps: int) -> int:
@@ -204,6 +191,11 @@ class Cluster(Strict):
     )
     ib_hca: Text | None = Field(None, description="InfiniBand adapters for NCCL, e.g. =mlx5_0,mlx5_1")
 
+    @property
+    def world_size(self) -> int:
+        """Processes in the job, one per GPU."""
+        return self.nodes * self.gpus_per_node
+
 
 class Train(Strict):
     """How to train, by the names of Hugging Face's TrainingArguments."""
@@ -326,50 +318,3 @@ class Local(Strict):
     """Running on this machine."""
 
     python: Text = Field("python3", description="The Python that has the training stack")
-
-
-class Job(Strict):
-    """One fine-tuning job: a minimal one has name, model, data, output and cluster."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")] = Field(
-        description="The job's name in queues and lists: letters, digits, '.', '_' and '-', at most 63"
-    )
-    model: Model = Field(description="The model to start from, e.g. Qwen/Qwen-1_8B-Chat")
-    data: Data = Field(description="The conversations, e.g. /shared/data/chats.json")
-    output: Text = Field(description="The run's folder, on storage that all nodes share")
-    cluster: Cluster = Field(description="The machines, e.g. {gpu: A100-80G, nodes: 1, gpus_per_node: 2}")
-    image: Text | None = Field(None, description="The container image, best with its digest (name@sha256:...)")
-    train: Train = section()
-    deepspeed: DeepSpeed = section()
-    plan: Planning = section()
-    env: dict[EnvName, EnvValue] = Field({}, description="Environment variables of every process")
-    uses_env: list[EnvName] = Field([], description="Variables of this shell that ${NAME} may stand for in this file")
-    container: Container = section()
-    retry: Retry = section()
-    slurm: Slurm = section()
-    kubernetes: Kubernetes = section()
-    hostfile: Hostfile = section()
-    local: Local = section()
-    evaluate: Evaluate | None = Field(None, description="Measure the model when it is trained (Slurm); see below")
-    sweep: dict[str, Any] = Field(
-        {}, description="A grid: field -> list of values, e.g. {train.learning_rate: [1e-5, 2e-5]}; one run for each"
-    )
-    template_dirs: list[Text] = Field([], description="Folders whose templates replace ours of the same name")
-
-    _document: Document | None = PrivateAttr(None)
-    _points: tuple[Any, ...] = PrivateAttr(())
-
-    @property
-    def points(self) -> "tuple[Point, ...]":
-        """The runs of the sweep, each with its job; none without one."""
-        return self._points
-
-    def problem(self, path: Path, message: str) -> Problem:
-        """Return a :class:`Problem` that points at where ``path`` was written, if it was."""
-        position = self._document.position(path) if self._document else None
-        at = position or Position("job", 0, 0)
-        return Problem(at.source, at.line, at.column, dotted(path), message)
-
-    def wrote(self, *path: str | int) -> bool:
-        """Tell whether the user wrote ``path``, rather than left it to its default."""
-        return self._document is not None and path in self._document.positions

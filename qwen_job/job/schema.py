@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen_job.facts.settings import facts
-from qwen_job.job.model import Job
+from qwen_job.job.job import Job
 
 _KINDS = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "dict": "object", "list": "array"}
 _NEEDS = {

@@ -12,15 +12,14 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from qwen_job.errors import JobError, Problem
-from qwen_job.job.document import Document, Position, dotted, place
+from qwen_job.job.build import build, spelt_out
+from qwen_job.job.document import Document, Position, place
 from qwen_job.job.document import Path as FieldPath
-from qwen_job.job.load import build, spelt_out
-from qwen_job.job.model import Job
+from qwen_job.job.job import Axis, Job, Point, blame
 from qwen_job.resources import cache_beside
 
 # Slurm's MaxArraySize is 1001 unless the site raised it.
@@ -36,30 +35,6 @@ _FIXED = {
     "uses_env": "the variables of this shell are the same for all runs",
     "template_dirs": "one set of templates makes all runs",
 }
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One swept field with its values; ``path`` is where the list stands in the document."""
-
-    field: str
-    path: FieldPath
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run: ``values`` by field, ``choice`` the number of each axis's value, ``folder`` its name below output."""
-
-    folder: str
-    values: dict[str, Any]
-    choice: tuple[int, ...]
-    axes: tuple[Axis, ...]
-    job: Job
-
-    def blame(self, problem: Problem) -> Problem:
-        """Name the sweep's value where the problem lies in a swept field, else the run."""
-        return _blame(problem, self.axes, self.choice, self.folder)
 
 
 def points(job: Job, document: Document) -> tuple[Point, ...]:
@@ -84,7 +59,7 @@ def points(job: Job, document: Document) -> tuple[Point, ...]:
         try:
             made = _run(_document_of(document, axes, choice), job, folder, number)
         except JobError as error:
-            problems += [_blame(problem, axes, choice, folder) for problem in error.problems]
+            problems += [blame(problem, axes, choice, folder) for problem in error.problems]
             continue
         found.append(Point(folder, values, choice, axes, made))
     if problems:
@@ -98,8 +73,7 @@ def _axes(document: Document) -> tuple[Axis, ...]:
     problems: list[Problem] = []
 
     def refuse(path: FieldPath, message: str) -> None:
-        at = document.position(path) or Position("job", 0, 0)
-        problems.append(Problem(at.source, at.line, at.column, dotted(path), message))
+        problems.append(document.problem(path, message))
 
     def visit(value: Any, path: FieldPath, field: str) -> None:
         top = re.split(r"[.\[]", field)[0]
@@ -149,19 +123,6 @@ def _run(document: Document, whole: Job, folder: str, number: int) -> Job:
             ),
         }
     )
-
-
-def _blame(problem: Problem, axes: Sequence[Axis], choice: Sequence[int], folder: str) -> Problem:
-    for axis, index in zip(axes, choice, strict=True):
-        # data.train.0.weight is written data.train[0].weight in a problem.
-        field = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", axis.field)
-        unknown = problem.message.startswith("unknown field")
-        if unknown and f"{field}.".startswith(f"{problem.field}."):
-            return problem._replace(field=dotted(axis.path))
-        rest = problem.field.removeprefix(field)
-        if rest != problem.field and (not rest or rest[0] in ".["):
-            return problem._replace(field=dotted((*axis.path, index)) + rest)
-    return problem._replace(message=f"{problem.message} (in the run {folder})")
 
 
 def _once(problems: Iterable[Problem]) -> Iterable[Problem]:

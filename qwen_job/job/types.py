@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from qwen_job.job.slurm_time import slurm_seconds
+
 # Patterns are text: re compiles one, and keeps it, when a job first needs it.
 _CONTROL = r"[\x00-\x1f\x7f\x85\u2028\u2029]"
 _DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?"
 _CLOCK = r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?"
-_SLURM_CLOCK = r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?"
 # Linux allows 15 characters of an interface's name.
 _INTERFACES = r"\^?=?[A-Za-z0-9_.@-]{1,15}(,[A-Za-z0-9_.@-]{1,15})*"
 ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -110,23 +111,6 @@ def seconds(value: Any) -> Any:
         raise ValueError(f"{value!r} is not a duration: write 2h30m, 12:30:00, 1-00:00:00 or seconds")
     days, hours, minutes, secs = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + secs
-
-
-def slurm_seconds(text: str) -> int | None:
-    """Read what sbatch's --time takes: ``90`` and ``90:30`` (minutes first), ``1:30:00``, ``1-12``, ``1-12:30[:00]``.
-
-    None for anything else. Only the first number may be more than its unit holds: 36:00:00 is a time, 99:99:99 a slip.
-    """
-    found = re.fullmatch(_SLURM_CLOCK, text)
-    if not found:
-        return None
-    days, *clock = (None if part is None else int(part) for part in found.groups())
-    parts = [part for part in clock if part is not None]
-    first = 0 if days is not None else 1 if len(parts) == 3 else 2
-    numbers = ([days] if days is not None else [0] * first) + [*parts, 0, 0]
-    if any(number >= unit for number, unit in zip(numbers[first + 1 :], (24, 60, 60)[first:], strict=False)):
-        return None
-    return ((numbers[0] * 24 + numbers[1]) * 60 + numbers[2]) * 60 + numbers[3]
 
 
 def _slurm_time(value: Any) -> Any:

@@ -26,7 +26,7 @@ from qwen_job.models.qwen1 import (
     to_qwen2,
     write_shards,
 )
-from qwen_job.models.storage import Progress, exclusive, new_folder, write_json
+from qwen_job.models.storage import Notify, exclusive, new_folder, write_json
 from qwen_job.models.tensors import NewTensor, Tensor, read_folder, read_header, shards
 from qwen_job.models.tokenizer import (
     FILE,
@@ -59,7 +59,7 @@ def conversion_key(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def convert(folder: Path, aside: Path, progress: Progress | None = None) -> None:
+def convert(folder: Path, aside: Path, progress: Notify | None = None) -> None:
     """Write into the empty folder ``aside`` what transformers loads natively; weights keep every bit.
 
     Reads the tensors of one shard after another, a few MiB at a time: memory does not grow with the model.
@@ -101,7 +101,7 @@ def convert(folder: Path, aside: Path, progress: Progress | None = None) -> None
         )
 
 
-def _source(folder: Path, scratch: Path, progress: Progress | None) -> dict[str, Tensor]:
+def _source(folder: Path, scratch: Path, progress: Notify | None) -> dict[str, Tensor]:
     if shards(folder):
         return read_folder(folder)
     pickles = pickled_shards(folder)
@@ -117,12 +117,12 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return all(left == right for left, right in zip(one.read(), other.read(), strict=True))
 
 
-def _say(progress: Progress | None, line: str) -> None:
+def _say(progress: Notify | None, line: str) -> None:
     if progress:
         progress(line)
 
 
-def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object], progress: Progress | None) -> None:
+def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object], progress: Notify | None) -> None:
     check_tiktoken(folder / FILE)
     ranks = read_ranks(folder / FILE)
     if size(config, "vocab_size") < len(ranks) + len(SPECIALS):
@@ -143,14 +143,14 @@ def _copy(folder: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
     return names
 
 
-def convert_folder(folder: Path, target: Path, progress: Progress | None = None) -> None:
+def convert_folder(folder: Path, target: Path, progress: Notify | None = None) -> None:
     """Convert ``folder`` into the new folder ``target``, which must not exist yet."""
     with _new(target, progress) as aside:
         convert(folder, aside, progress)
         check_folder(aside)
 
 
-def export_qwen1(folder: Path, target: Path, original: Path | None = None, progress: Progress | None = None) -> bool:
+def export_qwen1(folder: Path, target: Path, original: Path | None = None, progress: Notify | None = None) -> bool:
     """Write a Qwen2ForCausalLM folder in Qwen-1's layout, so that the original ``model.chat`` loads it.
 
     The remote code (*.py), its tokenizer and generation settings come from ``original``, a folder of the first
@@ -207,7 +207,7 @@ def _write_tokenizer_settings(folder: Path, length: int, sampling: Mapping[str, 
 
 
 @contextmanager
-def _new(target: Path, progress: Progress | None) -> Iterator[Path]:
+def _new(target: Path, progress: Notify | None) -> Iterator[Path]:
     if exists(target):
         raise UsageError(f"{target}: exists; name a new folder (nothing is overwritten)")
     with exclusive(target.with_name(f".{target.name}.lock"), progress, remove=True), new_folder(target) as aside:

@@ -25,7 +25,7 @@ from qwen_job.models.hub import WORKERS, Hub, RemoteFile, TransferError, WrongBy
 from qwen_job.models.hub_huggingface import HuggingFace
 from qwen_job.models.hub_modelscope import ModelScope
 from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import ELSEWHERE, Progress, exclusive, git_sha1_of, write_json
+from qwen_job.models.storage import ELSEWHERE, Notify, exclusive, git_sha1_of, write_json
 
 MARKER = ".fetched.json"
 ATTEMPTS = 3  # in a row without a new byte; the libraries retry within each
@@ -57,7 +57,7 @@ def _place(spec: ModelSpec) -> tuple[Hub, str, str, Path]:
     return hub, model, revision, cache_folder(spec.cache_dir) / hub.name / "@".join(names)
 
 
-def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Progress | None = None) -> Path:
+def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Notify | None = None) -> Path:
     """Return a folder with a model of ModelScope or Hugging Face; download the files that are missing.
 
     Any number of processes and nodes may call it: one downloads, the others wait. Files that the user's own ModelScope
@@ -96,7 +96,7 @@ def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Progress | N
     return folder
 
 
-def _in_place(hub: Hub, model: str, revision: str, fault: EnvironmentFault, progress: Progress | None) -> Path:
+def _in_place(hub: Hub, model: str, revision: str, fault: EnvironmentFault, progress: Notify | None) -> Path:
     """Return the copy in the user's own cache; the caller checks that it is complete. Raise ``fault`` without one."""
     found = hub.cached(model, revision)
     if found is None:
@@ -158,7 +158,7 @@ def wanted(files: Sequence[RemoteFile]) -> list[RemoteFile]:
 class _Download:
     """One download into ``folder``, whose lock the caller holds."""
 
-    def __init__(self, hub: Hub, model: str, revision: str, folder: Path, progress: Progress | None) -> None:
+    def __init__(self, hub: Hub, model: str, revision: str, folder: Path, progress: Notify | None) -> None:
         self._hub, self._model, self._revision, self._folder = hub, model, revision, folder
         self._progress = progress or (lambda _: None)
 
@@ -272,7 +272,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _retried(hub: Hub, work: Callable[[], T], size: Callable[[], int], progress: Progress | None) -> T:
+def _retried(hub: Hub, work: Callable[[], T], size: Callable[[], int], progress: Notify | None) -> T:
     """Repeat ``work`` after transfer errors; only attempts that brought no bytes count against ATTEMPTS."""
     failures = 0
     while True:

@@ -20,7 +20,7 @@ from pathlib import Path
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import refused_fields
 from qwen_job.facts.weights import Shapes, rope_theta, size
-from qwen_job.models.storage import Progress, write_json
+from qwen_job.models.storage import Notify, write_json
 from qwen_job.models.tensors import FLOATS, INDEX, NewTensor, Tensor, write_tensors
 
 _GLOBAL = {
@@ -192,7 +192,7 @@ def assert_shapes(wanted: Shapes, found: Mapping[str, tuple[int, ...]], folder: 
             )
 
 
-def write_shards(groups: Mapping[str, list[NewTensor]], folder: Path, progress: Progress | None) -> None:
+def write_shards(groups: Mapping[str, list[NewTensor]], folder: Path, progress: Notify | None) -> None:
     """Write {shard name: tensors}, one tensor's piece in memory at a time, and the index where there are several."""
     single = len(groups) == 1
     weight_map: dict[str, str] = {}

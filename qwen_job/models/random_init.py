@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from qwen_job import strict_yaml
-from qwen_job.chatml import ROLES, SPECIAL_TOKENS, SYSTEM_PROMPT
+from qwen_job.chatml import PATTERN, ROLES, SPECIAL_TOKENS, SYSTEM_PROMPT
 from qwen_job.errors import ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.weights import Shapes, expected_shapes, size
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     import numpy
 
 SEED = 20240229
-SAMPLE_BYTES = 8 * 1024 * 1024  # of each data file, enough for a vocabulary of some thousand entries
 _FACTS_ONLY = {"name", "aliases", "architecture", "source", "parameters"}
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 # A sum of four 16-bit numbers has mean 4 * 65535 / 2 and variance 4 * (65536**2 - 1) / 12.
 _SUM_MEAN, _SUM_STD = 131070, 37837.22746
 
@@ -57,37 +55,9 @@ def _number(value: object) -> object:
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
-def training_texts(files: Iterable[Path]) -> list[str]:
-    """Return the distinct strings of files of conversations, from about SAMPLE_BYTES of each file.
-
-    Keys and roles come along, once; the layout of the conversations does not matter here.
-    """
-    texts: dict[str, None] = {}
-    for path in files:
-        for found in _STRING.finditer(_head(path)):
-            try:
-                texts[json.loads(found.group(0), strict=False)] = None
-            except ValueError:
-                continue
-    return list(texts)
-
-
-def _head(path: Path) -> str:
-    from qwen_job.data.rows import read_chunks
-
-    head = b""
-    for chunk in read_chunks(path):
-        head += chunk.payload
-        if len(head) >= SAMPLE_BYTES:
-            break
-    return head.decode(errors="ignore")
-
-
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Train byte-level BPE of at most ``vocab_size`` entries; return its vocabulary and merges."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    from qwen_job.chatml import PATTERN
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

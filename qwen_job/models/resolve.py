@@ -9,8 +9,11 @@ from pathlib import Path
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import exists, member, read_json
 from qwen_job.models.check import check_folder, needs_conversion
+from qwen_job.models.convert import conversion_key, convert
+from qwen_job.models.fetch import damaged, fetch_model
+from qwen_job.models.random_init import initial_key, load_config, write_random_model
 from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import Progress, exclusive, new_folder, write_json
+from qwen_job.models.storage import Notify, exclusive, new_folder, write_json
 
 RECORD = ".made.json"
 
@@ -19,9 +22,9 @@ def ensure_model(
     spec: ModelSpec,
     *,
     output_dir: Path,
-    training_data: Sequence[Path] = (),
+    texts: Callable[[], Sequence[str]] = tuple,
     verify: bool = False,
-    progress: Progress | None = None,
+    progress: Notify | None = None,
 ) -> Path:
     """Return a local folder with config, safetensors, fast tokenizer and generation config of the model.
 
@@ -31,7 +34,7 @@ def ensure_model(
     Args:
         spec: which model, from where.
         output_dir: the run's folder: relative model folders are looked for beside it last.
-        training_data: files whose text trains the tokenizer when ``spec.source`` is random.
+        texts: returns what the tokenizer is trained on; called only if ``spec.source`` is random.
         verify: check what the cache holds by its hashes, not by sizes alone, and convert anew.
         progress: called with one line of text now and then.
 
@@ -41,11 +44,9 @@ def ensure_model(
     """
     cache = cache_folder(spec.cache_dir)
     if spec.source == "random":
-        return _random(spec, cache, training_data, progress)
+        return _random(spec, cache, texts, progress)
     if spec.source == "local":
         return usable_folder(_find(spec.name, output_dir), cache, progress, verify=verify)
-    from qwen_job.models.fetch import damaged, fetch_model
-
     folder = fetch_model(spec, verify=verify, progress=progress)
     try:
         return usable_folder(folder, cache, progress, verify=verify)
@@ -62,28 +63,24 @@ def _find(name: str, output_dir: Path) -> Path:
     return (beside if not exists(path) and exists(beside) else path).absolute()
 
 
-def _random(spec: ModelSpec, cache: Path, data: Sequence[Path], progress: Progress | None) -> Path:
-    from qwen_job.models.random_init import initial_key, load_config, training_texts, write_random_model
-
+def _random(spec: ModelSpec, cache: Path, sample: Callable[[], Sequence[str]], progress: Notify | None) -> Path:
     config = load_config(spec.name)
-    texts = training_texts(data)
+    texts = sample()
     name = re.sub(r"[^A-Za-z0-9._-]+", "--", Path(spec.name).stem if spec.name.endswith(".yaml") else spec.name)
     target = cache / "random" / f"{name}-{initial_key(config, texts)}"
     return once(target, lambda folder: write_random_model(config, texts, folder), progress)
 
 
-def usable_folder(folder: Path, cache: Path, progress: Progress | None = None, *, verify: bool = False) -> Path:
+def usable_folder(folder: Path, cache: Path, progress: Notify | None = None, *, verify: bool = False) -> Path:
     """Return ``folder`` itself when transformers loads it natively, else its conversion in the cache (Qwen-1, .bin)."""
     if not needs_conversion(folder):
         check_folder(folder)
         return folder
-    from qwen_job.models.convert import conversion_key, convert
-
     target = cache / "converted" / f"{folder.name}-{conversion_key(folder)}"
     return once(target, lambda aside: convert(folder, aside, progress), progress, anew=verify)
 
 
-def once(target: Path, work: Callable[[Path], None], progress: Progress | None = None, *, anew: bool = False) -> Path:
+def once(target: Path, work: Callable[[Path], None], progress: Notify | None = None, *, anew: bool = False) -> Path:
     """Make the folder ``target`` with ``work`` unless it is there, complete: aside, checked, renamed, under a lock.
 
     One that is damaged is made again; with ``anew`` every one is.

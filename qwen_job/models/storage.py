@@ -17,7 +17,7 @@ from qwen_job.lock import FileLock
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
 
-Progress = Callable[[str], None]  # called with one line of text now and then
+Notify = Callable[[str], None]  # called with one line of text now and then
 
 
 def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
@@ -92,7 +92,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path, progress: Progress | None = None, *, remove: bool = False) -> Iterator[None]:
+def exclusive(path: Path, progress: Notify | None = None, *, remove: bool = False) -> Iterator[None]:
     """Hold the lock file ``path`` for the block, on all nodes; report once whom it waits for.
 
     ``remove``: leave no lock file behind.

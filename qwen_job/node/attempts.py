@@ -1,7 +1,7 @@
-"""Counting tries that brought no newer checkpoint, where nothing outside counts them: in a pod.
+"""Count attempts without a newer checkpoint where no scheduler does: in a pod.
 
-The operators start pods again without asking whether that helps, and a PyTorchJob's without any limit. So the first
-node's launcher keeps count beside the run, in ``launch/tries.json``, and ends with the final code of NoProgress.
+Kubernetes operators restart pods without checking for progress, a PyTorchJob's without any limit. So the launcher of
+the first node counts in ``launch/tries.json`` of the run folder, and exits with the final code of NoProgress.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from qwen_job.run.ends import MEMORY_ADVICE, last_words
 
 
 def begin(run: Path, most: int) -> None:
-    """Note that a try begins.
+    """Record the start of an attempt.
 
     Raises:
-        NoProgress: ``most`` tries in a row ended without a newer checkpoint; the count then starts anew.
+        NoProgress: ``most`` attempts in a row wrote no checkpoint; the count is reset.
     """
     step, before, fruitless = newest_step(run), *_read(run)
     fruitless = fruitless + 1 if before is not None and step <= before else 0
     if fruitless >= most:
         _forget(run)
         known = last_words(run)
-        why = f"{known}: {MEMORY_ADVICE}" if known else "read the log of the last one"
+        why = f"{known}: {MEMORY_ADVICE}" if known else "see the last attempt's log"
+        newer = f" newer than step {step}" if step >= 0 else ""
         raise NoProgress(
-            f"{fruitless} tries in a row ended without a newer checkpoint than {_named(step)} "
-            f"(retry.max_without_progress): {why}; the next start counts anew"
+            f"{fruitless} attempts in a row wrote no checkpoint{newer} (retry.max_without_progress): {why}; "
+            "restarting the job resets this count"
         )
     _write(run, step, fruitless)
 
 
 def end(run: Path, exit_code: int, *, signalled: bool) -> None:
-    """Note how the try ended: one that was stopped from outside is not the job's fault, a final one is the last."""
+    """Record how the attempt ended. One stopped from outside does not count; a final exit code resets the count."""
     if not is_retryable(exit_code):
         _forget(run)
     elif signalled or exit_code == StoppedAndSaved.exit_code:
@@ -46,17 +47,13 @@ def end(run: Path, exit_code: int, *, signalled: bool) -> None:
 
 
 def newest_step(run: Path) -> int:
-    """Return the step of the newest complete checkpoint, -1 without one; a manifest is written last."""
+    """Return the step of the newest complete checkpoint, -1 without one; the manifest is written last."""
     steps = [-1]
     for manifest in run.glob("checkpoints/step-*/manifest.json"):
         number = manifest.parent.name.removeprefix("step-")
         if number.isdecimal() and manifest.stat().st_size:
             steps.append(int(number))
     return max(steps)
-
-
-def _named(step: int) -> str:
-    return f"step {step}" if step >= 0 else "none at all"
 
 
 def _read(run: Path) -> tuple[int | None, int]:
@@ -68,7 +65,7 @@ def _read(run: Path) -> tuple[int | None, int]:
 
 
 def _write(run: Path, step: int, fruitless: int) -> None:
-    """Storage that cannot be written is the trainer's to report: a try that is not counted harms nobody."""
+    """Write the count; failing storage is for the trainer to report, and an uncounted attempt does no harm."""
     text = json.dumps({"step": step, "fruitless": fruitless})
     with contextlib.suppress(OSError):
         write_atomically(run / "launch" / "tries.json", text)

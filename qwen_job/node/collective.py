@@ -1,7 +1,7 @@
-"""An all-reduce between nodes the way training does it: torch.distributed with NCCL between GPUs, Gloo without any.
+"""An all-reduce between nodes as in training: torch.distributed with NCCL on GPUs, else with Gloo.
 
-Each node starts a process of its own for it: one that waits in NCCL for a node that is gone hears nobody, so it is
-ended from outside. One GPU a node takes part.
+Each node runs it in a separate process, because one that waits in NCCL for a lost node can only be killed. One
+GPU per node takes part.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from qwen_job.errors import EnvironmentFault
 from qwen_job.node.ring import MEBIBYTE
 from qwen_job.sockets import choose_interface, listen
 
-# To import torch from storage that is cold, to meet, to set NCCL up and to measure; the judge waits longer.
+# For importing torch from cold storage, connecting, setting up NCCL and measuring; the judge waits longer.
 COLLECTIVE_SECONDS = 100.0
-# What is timed: so many in a row, of as many bytes as take about TARGET_SECONDS each.
+# REPEATS operations are timed, with a size that takes about TARGET_SECONDS each.
 REPEATS, TARGET_SECONDS = 5, 0.1
 LARGEST = {"nccl": 256 * MEBIBYTE, "gloo": 16 * MEBIBYTE}
 LIBRARIES = {"nccl": "NCCL", "gloo": "Gloo"}
 
 
 class Group(NamedTuple):
-    """Nodes that add up together; the first of ``ranks`` listens at ``address``:``port``."""
+    """Nodes that share an all-reduce; the first of ``ranks`` listens at ``address``:``port``."""
 
     ranks: list[int]
     address: str
@@ -38,14 +39,14 @@ class Group(NamedTuple):
 
 
 def pairs_of_ring(nodes: int) -> list[list[tuple[int, int]]]:
-    """Return rounds of pairs: every link of the ring of ``nodes`` once, every node at most once a round."""
+    """Return rounds of pairs: every link of the ring once, every node at most once per round."""
     links = [(node, (node + 1) % nodes) for node in range(nodes if nodes > 2 else 1)]
     last = [links.pop()] if nodes % 2 and nodes > 2 else []
     return [found for found in (links[::2], links[1::2], last) if found]
 
 
 class Collective:
-    """This node's part: it listens where it may be the first of a group, and runs the process."""
+    """This node's part: listen, in case it is the first of a group, and run the process."""
 
     def __init__(self, rank: int, seconds: float = COLLECTIVE_SECONDS) -> None:
         self.rank = rank
@@ -53,16 +54,16 @@ class Collective:
         self._listener: socket.socket | None = None
 
     def listen(self, _: object = None) -> int:
-        """Return a port for the next group that this node is the first of."""
+        """Listen for the next group that this node may be the first of; return the port."""
         self.close()
         self._listener = listen()
         return int(self._listener.getsockname()[1])
 
     def run(self, groups: Sequence[Sequence[Any]]) -> dict[str, Any] | None:
-        """Take part in the group that holds this node; None where none does.
+        """Take part in the group that contains this node; None if none does.
 
-        Returns ``seconds`` of one all-reduce of ``size`` bytes and the library (``over``), the same on all nodes of the
-        group; or ``error`` and whether it is this node's ``own``: it came before any other node was asked.
+        Returns the ``seconds`` of one all-reduce of ``size`` bytes and the library (``over``), the same on all nodes of
+        the group; or ``error`` and whether it is this node's ``own``, before any other node was involved.
         """
         try:
             for group in (Group(*one) for one in groups):
@@ -88,7 +89,7 @@ class Collective:
             pass_fds=kept,
         ) as process:
             try:
-                # A little longer than it gives itself, for what it says then.
+                # A little longer than its own timeout, to receive its last message.
                 said, complaints = process.communicate(timeout=self.seconds + 3)
             except subprocess.TimeoutExpired:
                 process.kill()
@@ -103,7 +104,7 @@ class Collective:
 
 
 def _read(said: str, complaints: str, code: int, seconds: float) -> dict[str, Any]:
-    """Return what the process said last: its result, or how far it came and why it ended there."""
+    """Return the process's result, or the stage it reached and why it ended."""
     stage = "start"
     for line in said.splitlines():
         with contextlib.suppress(ValueError):
@@ -113,7 +114,7 @@ def _read(said: str, complaints: str, code: int, seconds: float) -> dict[str, An
                     return told
                 stage = told["stage"]
     if code in (-signal.SIGALRM, -signal.SIGKILL):
-        why = f"no end within {seconds:g} s"
+        why = f"not finished within {seconds:g} s"
     else:
         lines = [line for line in complaints.splitlines() if line.strip()]
         why = f"exit code {code}{': ' + lines[-1].strip() if lines else ''}"
@@ -121,7 +122,7 @@ def _read(said: str, complaints: str, code: int, seconds: float) -> dict[str, An
 
 
 def take_part(rank: int, ranks: int, address: str, port: int, listener: int, seconds: float) -> dict[str, Any]:
-    """Do the all-reduce in this process and return what :meth:`Collective.run` does."""
+    """Run the all-reduce in this process; return what :meth:`Collective.run` returns."""
     own = True
     try:
         import torch
@@ -132,7 +133,7 @@ def take_part(rank: int, ranks: int, address: str, port: int, listener: int, sec
         torch.ones(1, device=device).item()
         own = False
         choose_interface(address)
-        _say(stage="meeting the others")
+        _say(stage="connecting to the other nodes")
         store = _meet(backend, device, rank, ranks, address, port, listener, seconds)
         _say(stage=f"all-reduce over {LIBRARIES[backend]}")
         size, slowest = _measure(backend, device, rank, ranks)
@@ -146,8 +147,6 @@ def take_part(rank: int, ranks: int, address: str, port: int, listener: int, sec
 def _meet(
     backend: str, device: Any, rank: int, ranks: int, address: str, port: int, listener: int, seconds: float
 ) -> Any:
-    from datetime import timedelta
-
     import torch.distributed as dist
     from torch._C._distributed_c10d import TCPStore
 
@@ -166,7 +165,7 @@ def _meet(
 
 
 def _part(store: Any, rank: int, ranks: int) -> None:
-    """Leave when all have their result, the store's process last: what is on its way ends with who sends it."""
+    """Wait until all have their result; the process with the store leaves last, so that no message is lost."""
     with contextlib.suppress(RuntimeError):
         store.add("measured", 1)
         while store.add("measured", 0) < ranks:
@@ -176,7 +175,7 @@ def _part(store: Any, rank: int, ranks: int) -> None:
 
 
 def _measure(backend: str, device: Any, rank: int, ranks: int) -> tuple[int, float]:
-    """Return bytes and seconds of one all-reduce; the slowest node's, so all say the same."""
+    """Return bytes and seconds of one all-reduce on the slowest node, the same on all nodes."""
     import torch
     import torch.distributed as dist
 
@@ -185,7 +184,7 @@ def _measure(backend: str, device: Any, rank: int, ranks: int) -> tuple[int, flo
     dist.all_reduce(data)
     if not torch.equal(data, expected * ranks + ranks * (ranks - 1) / 2):
         raise ValueError("the sum of the all-reduce is wrong")
-    # Connections warm up with the first; the second tells how much takes a moment.
+    # The first warms up the connections; the second gives the size that takes TARGET_SECONDS.
     once = [_timed(device, MEBIBYTE, 1) for _ in range(2)][-1]
     size = max(MEBIBYTE, min(LARGEST[backend], int(MEBIBYTE * TARGET_SECONDS / once) // 4 * 4))
     _timed(device, size, 1)
@@ -216,10 +215,10 @@ def _say(**values: object) -> None:
 
 def _main(words: str) -> None:
     rank, ranks, address, port, listener, seconds = json.loads(words)
-    # The default action of this signal ends the process even inside NCCL, and when nobody is left to end it.
+    # The default action of SIGALRM ends the process even inside NCCL, and without a parent.
     signal.setitimer(signal.ITIMER_REAL, seconds)
     _say(**take_part(rank, ranks, address, port, listener, seconds))
-    # To take a group down may wait for a node that is gone.
+    # Destroying the process group could wait for a lost node.
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""Are these the GPUs that the plan counts on, and are they sound: number, type, ECC errors, Xid lines.
+"""Compare the node's GPUs with the plan, and check their health: count, type, ECC errors, Xid errors.
 
-nvidia-smi tells of every card of the node where no cgroup hides the others; those in CUDA_VISIBLE_DEVICES are judged.
+Unless a cgroup hides them, nvidia-smi lists every card of the node; only those in CUDA_VISIBLE_DEVICES are checked.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from qwen_job.node.driver import Driver, NodeGpu, probe
-from qwen_job.node.quick_check import Finding
-from qwen_job.text import GIB
+from qwen_job.node.quick_check import CheckResult
+from qwen_job.text import GIB, duration
 
-# nvidia-smi tells the memory of the card, the plan what CUDA leaves of it; a smaller card differs by far more.
+# nvidia-smi reports the memory of the card, the plan what CUDA leaves of it. A smaller card differs by far more.
 _MEMORY_SHARE = 0.97
 # Xid codes after which the GPU, its memory or its links need a reset or a repair (NVIDIA's "Xid Errors" guide).
 _BROKEN = {
@@ -26,50 +26,52 @@ _BROKEN = {
     74: "an NVLink error",
     79: "the GPU fell off the bus",
     95: "an uncontained memory error",
-    119: "the GPU's system processor does not answer",
+    119: "the GPU's system processor does not respond",
     120: "an error of the GPU's system processor",
     140: "an unrecovered memory error",
 }
 _XID = re.compile(r"^\[\s*(?P<seconds>\d+\.\d+)\].*NVRM: Xid \((?P<device>[^)]*)\): (?P<code>\d+)")
-# A reset since then leaves its lines in the log: what is older is only told.
+# Lines stay in the log after a reset, so older ones are only reported.
 _RECENT_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class PlannedGpu:
-    """The plan's GPU; ``capability`` as in 8.0, ``memory_bytes`` 0 where it is not known."""
+    """The plan's GPU; ``capability`` as in 8.0, ``memory_bytes`` is 0 if unknown."""
 
     name: str
     capability: float
     memory_bytes: int
 
 
-def gpu_checks(count: int, planned: PlannedGpu | None) -> list[Finding]:
-    """Look at this node's GPUs, of which ``count`` are wanted; the driver answers (see quick.py)."""
+def gpu_checks(count: int, planned: PlannedGpu | None) -> list[CheckResult]:
+    """Check this node's GPUs, of which the job needs ``count``. Requires a working driver (see quick_check.py)."""
     kind = [gpu_type(planned)] if planned is not None else []
     return [gpu_count(count), *kind, ecc_errors(), xid_errors()]
 
 
-def gpu_count(wanted: int) -> Finding:
-    """Hold the number of visible GPUs against the job's."""
+def gpu_count(wanted: int) -> CheckResult:
+    """Compare the number of visible GPUs with the job's."""
     driver = probe()
     slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").count("MIG-")
     count = 1 if slices else len(visible(driver))
-    text = f"{count} GPUs visible, {wanted} wanted"
+    text = f"{count} GPUs visible, {wanted} needed"
     if slices and wanted > 1:
-        return Finding("gpu count", "fault", f"{text}: of {slices} MIG slices a process sees one; take one a node")
+        return CheckResult(
+            "gpu count", "fault", f"{text}: a process sees only one of {slices} MIG slices; use one per node"
+        )
     if count < wanted and len(driver.gpus) != count:
         text += f"; the driver has {len(driver.gpus)}, CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}"
-    return Finding("gpu count", "ok" if count >= wanted else "fault", text)
+    return CheckResult("gpu count", "ok" if count >= wanted else "fault", text)
 
 
 def visible(driver: Driver) -> list[NodeGpu]:
-    """Return the cards that CUDA_VISIBLE_DEVICES leaves to this job, as CUDA reads it: up to the first unknown one.
+    """Return the cards in CUDA_VISIBLE_DEVICES as CUDA reads it: up to the first unknown one.
 
-    Where it names slices of cards (MIG), every card is returned: which of them they belong to is not asked.
+    If it names MIG slices, every card is returned, because their cards are not looked up.
     """
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # libcuda has read the variable itself, and counts what it left from 0.
+    # libcuda has applied the variable itself, and numbers the remaining cards from 0.
     if names is None or driver.version is None or "MIG-" in names:
         return list(driver.gpus)
     uuids = {uuid: int(index) for index, uuid in _query("uuid")} if "GPU-" in names else {}
@@ -84,8 +86,8 @@ def visible(driver: Driver) -> list[NodeGpu]:
     return found
 
 
-def gpu_type(planned: PlannedGpu) -> Finding:
-    """Hold the GPUs' compute capability and memory against the plan's: less is a fault, more a warning."""
+def gpu_type(planned: PlannedGpu) -> CheckResult:
+    """Compare compute capability and memory with the plan: less is a fault, more is a warning."""
     memory = {int(index): float(size) * 2**20 for index, size in _query("memory.total") if _is_number(size)}
     less, more = [], []
     for gpu in visible(probe()):
@@ -100,27 +102,27 @@ def gpu_type(planned: PlannedGpu) -> Finding:
     wanted = f"planned for {planned.name} (compute capability {planned.capability}"
     wanted += f", {planned.memory_bytes / GIB:.0f} GiB)" if planned.memory_bytes else ")"
     if less:
-        way_out = "ask for that type (slurm.gpu_type, slurm.constraint), or correct cluster.gpu and plan again"
-        return Finding("gpu type", "fault", f"{', '.join(less)}; {wanted}: {way_out}")
+        fix = "request the planned type (slurm.gpu_type, slurm.constraint), or correct cluster.gpu and plan again"
+        return CheckResult("gpu type", "fault", f"{', '.join(less)}; {wanted}: {fix}")
     if more:
-        return Finding("gpu type", "warning", f"{', '.join(more)}; {wanted}: correct cluster.gpu for a better plan")
-    return Finding("gpu type", "ok", wanted)
+        return CheckResult("gpu type", "warning", f"{', '.join(more)}; {wanted}: correct cluster.gpu for a better plan")
+    return CheckResult("gpu type", "ok", wanted)
 
 
-def ecc_errors() -> Finding:
-    """Ask nvidia-smi for uncorrected ECC errors since the driver was loaded; where it cannot tell, that is said."""
+def ecc_errors() -> CheckResult:
+    """Read the uncorrected ECC errors since the driver was loaded; warn if nvidia-smi does not report them."""
     counts = _query("ecc.errors.uncorrected.volatile.total")
     if not counts:
-        return Finding("ecc", "warning", "nvidia-smi cannot be asked for ECC errors here")
+        return CheckResult("ecc", "warning", "nvidia-smi does not report ECC errors on this node")
     mine = {gpu.index for gpu in visible(probe())}
     bad = [f"GPU {index} has {count}" for index, count in counts if int(index) in mine and count.strip("0").isdigit()]
     if bad:
-        return Finding("ecc", "fault", f"uncorrected memory errors: {', '.join(bad)}; the node needs a reset")
-    return Finding("ecc", "ok", "no uncorrected memory errors")
+        return CheckResult("ecc", "fault", f"uncorrected memory errors: {', '.join(bad)}; the node needs a reset")
+    return CheckResult("ecc", "ok", "no uncorrected memory errors")
 
 
-def xid_errors() -> Finding:
-    """Look for Xid lines of the last hour in the kernel's log; most sites let only root read it, which is said."""
+def xid_errors() -> CheckResult:
+    """Look for Xid errors of the last hour in the kernel log; warn if only root may read it."""
     for words in (["dmesg"], ["journalctl", "--dmesg", "--output=short-monotonic", "--no-pager", "--quiet"]):
         try:
             done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, errors="replace")
@@ -128,40 +130,40 @@ def xid_errors() -> Finding:
             continue
         if not done.returncode and done.stdout.strip():
             return judge_xid(done.stdout, time.monotonic(), _others())
-    return Finding("xid", "warning", "neither dmesg nor journalctl may be read here: Xid errors were not looked for")
+    return CheckResult("xid", "warning", "Xid errors not checked: dmesg and journalctl are not readable")
 
 
 def _others() -> set[str]:
-    """Return the bus numbers of the cards that are here but not this job's, as the kernel writes them: 0000:3b:00."""
+    """Return the bus numbers of the node's other cards, as the kernel writes them: 0000:3b:00."""
     mine = {gpu.index for gpu in visible(probe())}
     # nvidia-smi writes 00000000:3B:00.0
     return {bus[-12:-2].lower() for index, bus in _query("pci.bus_id") if int(index) not in mine}
 
 
-def judge_xid(log: str, uptime: float, others: Collection[str] = ()) -> Finding:
-    """Judge the kernel's log; its lines begin with seconds since the start, which was ``uptime`` seconds ago.
+def judge_xid(log: str, uptime: float, others: Collection[str] = ()) -> CheckResult:
+    """Judge the kernel log, whose lines begin with seconds since boot; the machine booted ``uptime`` seconds ago.
 
-    What it says of the cards ``others`` is not this job's. A card that fell off the bus is no longer among those.
+    Errors of the cards ``others`` do not concern this job. A card that fell off the bus is no longer listed there.
     """
     broken, other = [], []
     for match in filter(None, map(_XID.match, log.splitlines())):
         if any(bus in match["device"].lower() for bus in others):
             continue
         code, age = int(match["code"]), uptime - float(match["seconds"])
-        text = f"Xid {code} of {match['device']} {max(0.0, age) / 60:.0f} min ago"
+        text = f"Xid {code} of {match['device']} {duration(max(0.0, age))} ago"
         if code in _BROKEN and age <= _RECENT_SECONDS:
             broken.append(f"{text} ({_BROKEN[code]})")
         else:
             other.append(text)
     if broken:
-        return Finding("xid", "fault", f"the kernel reports {'; '.join(broken[-3:])}: the node needs a look")
+        return CheckResult("xid", "fault", f"the kernel reports {'; '.join(broken[-3:])}; have the node checked")
     if other:
-        return Finding("xid", "warning", f"{len(other)} Xid lines in the kernel's log, the last: {other[-1]}")
-    return Finding("xid", "ok", "no Xid lines in the kernel's log")
+        return CheckResult("xid", "warning", f"{len(other)} Xid errors in the kernel log; the last: {other[-1]}")
+    return CheckResult("xid", "ok", "no Xid errors in the kernel log")
 
 
 def _query(field: str) -> list[tuple[str, str]]:
-    """Return (index, value) of every GPU; nothing where nvidia-smi cannot tell."""
+    """Return (index, value) of every GPU, empty if nvidia-smi does not report the field."""
     words = ["nvidia-smi", f"--query-gpu=index,{field}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The first process of a container has no default for it, and would stay for the whole grace period.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
-        prepare(options.config)
+        prepare_job(options.config)
         if options.release:
             from qwen_job.node.release import release
 
@@ -40,18 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(config_file: Path) -> None:
+def prepare_job(config_file: Path) -> None:
     """Make what the training would make first of all. Errors: those of the model's and the data's room."""
-    from qwen_job.data import DataSpec, open_prepared
-    from qwen_job.data import prepare as prepare_data
+    from qwen_job.data import DataSpec, open_prepared, prepare_data
     from qwen_job.data.prepared import describe
+    from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
     from qwen_job.run.config import load_config
 
     config, _ = load_config(config_file)
     files = [Path(item["path"]) for item in config.data.get("train", [])]
     model = ensure_model(
-        ModelSpec.from_dict(config.model), output_dir=config.output_dir, training_data=files, progress=say
+        ModelSpec.from_dict(config.model), output_dir=config.output_dir, texts=lambda: sample_texts(files), progress=say
     )
     say(f"the model is in {model}")
     spec = DataSpec.from_dict(config.data)

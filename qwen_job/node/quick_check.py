@@ -23,7 +23,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at. ``state``: ok, warning or fault; ``value``: the figure that was measured."""
 
     check: str
@@ -32,7 +32,7 @@ class Finding:
     value: float | None = None
 
 
-def quick_check(device: str = "auto") -> list[Finding]:
+def quick_check(device: str = "auto") -> list[CheckResult]:
     """Look at this node and return a finding per check; nothing is raised for a fault.
 
     ``device``: ``cuda`` (a GPU is needed), ``cpu`` (none is), or ``auto``: what the image was built for.
@@ -111,22 +111,22 @@ def check_cache() -> str:
     return f"{folder} is writable"
 
 
-def shared_memory(folder: Path) -> Finding:
+def shared_memory(folder: Path) -> CheckResult:
     """Warn when shared memory is small: a job with one GPU and no workers still runs."""
     if not folder.is_dir():
-        return Finding("shared memory", "warning", f"{folder} does not exist: NCCL needs it between GPUs of a node")
+        return CheckResult("shared memory", "warning", f"{folder} does not exist: NCCL needs it between GPUs of a node")
     size = shutil.disk_usage(folder).total
     if size < ENOUGH_SHARED_MEMORY:
         text = f"{folder} holds {size >> 20} MiB: NCCL and data workers need 1 GiB or more (docker: --ipc=host)"
-        return Finding("shared memory", "warning", text)
-    return Finding("shared memory", "ok", gib(size))
+        return CheckResult("shared memory", "warning", text)
+    return CheckResult("shared memory", "ok", gib(size))
 
 
-def _look(name: str, check: Callable[[], str]) -> Finding:
+def _look(name: str, check: Callable[[], str]) -> CheckResult:
     try:
-        return Finding(name, "ok", check())
+        return CheckResult(name, "ok", check())
     except EnvironmentFault as fault:
-        return Finding(name, "fault", str(fault))
+        return CheckResult(name, "fault", str(fault))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""An all-reduce between nodes over TCP, without torch: whom a node reaches, and how fast.
+"""An all-reduce between nodes over TCP, without torch: which nodes a node can reach, and how fast.
 
-The ring's algorithm: every node sends to the next one; n - 1 steps add the chunks up, n - 1 more pass the sums on.
+The ring algorithm: every node sends to the next one; n - 1 steps add up the chunks, n - 1 more distribute the sums.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# One operation on a connection that works takes far less.
+# An operation on a working connection takes far less.
 STEP_SECONDS = 60.0
 MEBIBYTE = 2**20
 
@@ -29,16 +29,16 @@ class Peer(NamedTuple):
 def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
     """Return the bus bandwidth of an all-reduce of ``size`` bytes between ``ranks``, in GB/s (1e9 bytes).
 
-    size / seconds * 2 (n - 1) / n: what a link carries, whatever n is (NCCL tests, doc/PERFORMANCE.md).
+    size / seconds * 2 (n - 1) / n: the load of one link, independent of n (NCCL tests, doc/PERFORMANCE.md).
     """
     return size / seconds * 2 * (ranks - 1) / ranks / 1e9
 
 
 def suspects(rates: Mapping[tuple[int, int], float], nodes: int, floor: float) -> list[int]:
-    """Return the nodes at fault for links below ``floor``: all that leave it are, or all that lead to it.
+    """Return the nodes whose outgoing or incoming links are all below ``floor``.
 
-    ``rates``: (from, to) -> GB/s, 0.0 for a link that does not work. Empty where links are slow and none can be named,
-    as between two nodes, or when all are.
+    ``rates``: (from, to) -> GB/s, 0.0 for a broken link. Empty if no node can be singled out, for example between two
+    nodes or if half of the nodes are slow.
     """
     slow = {link for link, rate in rates.items() if rate <= floor}
     found = []
@@ -50,7 +50,7 @@ def suspects(rates: Mapping[tuple[int, int], float], nodes: int, floor: float) -
 
 
 class Ring:
-    """This node's place among ``peers``: a connection to the next one, and one to the next but one."""
+    """This node's connections among ``peers``: to the next one and to the one after that."""
 
     def __init__(self, rank: int, listener: socket.socket) -> None:
         self.rank = rank
@@ -60,7 +60,7 @@ class Ring:
         self._from: dict[int, socket.socket] = {}
 
     def connect(self, peers: Sequence[Peer], seconds: float) -> list[int]:
-        """Reach the following nodes and be reached by the preceding ones; return the distances that failed."""
+        """Connect to the following nodes and accept the preceding ones; return the distances that failed."""
         self.peers = peers
         distances = [1, 2] if len(peers) > 2 else [1]
         taking = threading.Thread(target=self._accept, args=(len(distances), time.monotonic() + seconds))
@@ -90,7 +90,9 @@ class Ring:
     def all_reduce(self, size: int) -> float:
         """Add up ``size`` bytes of numbers over all nodes and return the seconds.
 
-        Raises OSError when a link fails, and ValueError when the sum is wrong.
+        Raises:
+            OSError: a link failed.
+            ValueError: the sum is wrong.
         """
         import numpy as np
 
@@ -113,7 +115,7 @@ class Ring:
         return seconds
 
     def receiving_rates(self, size: int) -> dict[int, float]:
-        """Return rank -> GB/s for each node that this one receives ``size`` bytes from, all nodes at once."""
+        """Return rank -> GB/s for each node that sends ``size`` bytes to this one; all nodes send at the same time."""
         rates = {}
         for distance in self._to:
             began = time.perf_counter()
@@ -122,7 +124,7 @@ class Ring:
         return rates
 
     def _exchange(self, distance: int, data: memoryview, into: memoryview) -> None:
-        """Send to the node ``distance`` ahead while receiving from the one as far behind."""
+        """Send to the node ``distance`` ahead while receiving from the node ``distance`` behind."""
         failed: list[OSError] = []
 
         def send() -> None:
@@ -137,7 +139,7 @@ class Ring:
             while into:
                 count = self._from[distance].recv_into(into)
                 if not count:
-                    raise ConnectionError("the node before has closed its connection")
+                    raise ConnectionError("the preceding node closed its connection")
                 into = into[count:]
         finally:
             sending.join()
@@ -151,19 +153,23 @@ class Ring:
 
 
 class Line:
-    """Messages over a connection: a JSON value a line."""
+    """Messages over a connection: one JSON value per line."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._file = link.makefile("rwb")
 
-    def say(self, value: object) -> None:
+    def send(self, value: object) -> None:
         """Send one message."""
         self._file.write(json.dumps(value).encode() + b"\n")
         self._file.flush()
 
-    def hear(self, seconds: float) -> Any:
-        """Wait for one message; OSError when none comes, or none that is JSON."""
+    def receive(self, seconds: float) -> Any:
+        """Wait for one message.
+
+        Raises:
+            OSError: none arrived in time, or it is not JSON.
+        """
         self._link.settimeout(max(0.1, seconds))
         try:
             return json.loads(self._file.readline())

@@ -14,6 +14,7 @@ from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.job.document import Path as FieldPath
+from qwen_job.job.paths import paths_of
 from qwen_job.plan import Plan
 
 # Set on the node, so the runtimes that start with an empty environment must be told of them.
@@ -40,7 +41,7 @@ def node_settings(plan: Plan, runtime: str) -> dict[str, Any]:
         "image_field": ".".join(map(str, _image_field(plan))),
         "engine": _ENGINES[runtime](plan, pairs),
         "container_options": plan.job.container.options,
-        "made": sorted({plan.job.output, *_writing(plan).values()}),
+        "made": sorted({plan.job.output, *_folders(plan)[1].values()}),
         "mount_points": [_target(pair).lstrip("/") or "." for pair in pairs],
     }
 
@@ -57,7 +58,7 @@ def batch_settings(plan: Plan) -> dict[str, Any]:
         "image_is_file": image.startswith("/"),
         "image_field": ".".join(map(str, _image_field(plan))),
         # pyxis refuses to mount what is not there. Scratch is the nodes' own.
-        "made": sorted({path for one in plans for field, path in _writing(one).items() if field[0] != "slurm"}),
+        "made": sorted({path for one in plans for field, path in _folders(one)[1].items() if field[0] != "slurm"}),
     }
 
 
@@ -79,7 +80,7 @@ def srun_options(plan: Plan) -> list[str]:
 def mounts(plan: Plan) -> list[str]:
     """Return SOURCE:TARGET[:ro] for all that the job touches, outermost folders only, and for the user's mounts."""
     job = plan.job
-    reading, writing = _reading(plan), _writing(plan)
+    reading, writing = _folders(plan)
     _check_mountable(plan, {**reading, **writing})
     covered = set(writing.values())
     others = covered | set(reading.values())
@@ -90,30 +91,15 @@ def mounts(plan: Plan) -> list[str]:
     return sorted(pairs, key=lambda pair: PurePosixPath(_target(pair)).parts)
 
 
-def _reading(plan: Plan) -> dict[FieldPath, str]:
-    """Return field -> folder of what the job only reads."""
-    job = plan.job
-    folders: dict[FieldPath, str] = {}
-    for name in ("train", "eval"):
-        for index, file in enumerate(getattr(job.data, name)):
-            folders["data", name, index] = str(PurePosixPath(file.path).parent)
-    if job.evaluate and job.evaluate.data:
-        folders["evaluate", "data"] = str(PurePosixPath(job.evaluate.data).parent)
-    if job.model.resolved_source == "local":
-        folders["model", "name"] = job.model.name
-    if job.evaluate and job.evaluate.data:
-        folders["evaluate", "data"] = str(PurePosixPath(job.evaluate.data).parent)
-    return folders
-
-
-def _writing(plan: Plan) -> dict[FieldPath, str]:
-    """Return field -> folder of what the job writes."""
-    folders: dict[FieldPath, str] = {("output",): plan.job.output, ("model", "cache_dir"): plan.model_cache}
+def _folders(plan: Plan) -> tuple[dict[FieldPath, str], dict[FieldPath, str]]:
+    """Return field -> folder of what the job only reads, and of what it writes."""
+    reading: dict[FieldPath, str] = {}
+    writing: dict[FieldPath, str] = {("model", "cache_dir"): plan.model_cache}
+    for one in paths_of(plan.job):
+        (writing if one.writes else reading)[one.field] = one.folder
     if plan.job.slurm.scratch and plan.job.container.runtime != "none":
-        folders["slurm", "scratch"] = plan.job.slurm.scratch
-    if plan.job.data.cache_dir:
-        folders["data", "cache_dir"] = plan.job.data.cache_dir
-    return folders
+        writing["slurm", "scratch"] = plan.job.slurm.scratch
+    return reading, writing
 
 
 def _check_mountable(plan: Plan, folders: dict[FieldPath, str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
-Point = tuple[float, float]
+CurvePoint = tuple[float, float]
 Formatter = Callable[[float], str]
 
 WIDTH, HEIGHT = 520, 240
@@ -21,7 +21,7 @@ class Series:
     """One curve: ``style`` line, faint (a thin line behind), dots, or planned (a dashed line across)."""
 
     label: str
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     style: Literal["line", "faint", "dots", "planned"] = "line"
     colour: int = 0  # of the page's palette
 
@@ -38,11 +38,11 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
+def thin(points: Sequence[CurvePoint], most: int = _MOST_POINTS) -> list[CurvePoint]:
     """Return at most ``most`` points, keeping the lowest and highest of every stretch, so that no spike is lost."""
     if len(points) <= most:
         return list(points)
-    kept: list[Point] = []
+    kept: list[CurvePoint] = []
     width = 2 * len(points) / most
     for index in range(most // 2):
         part = points[int(index * width) : int((index + 1) * width)]
@@ -51,7 +51,7 @@ def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
     return kept
 
 
-def smooth(points: Sequence[Point], share: float = 0.03) -> list[Point]:
+def smooth(points: Sequence[CurvePoint], share: float = 0.03) -> list[CurvePoint]:
     """Return an exponential moving average over about ``share`` of the points, without a bias at the start."""
     keep = math.exp(-1 / max(1.0, len(points) * share))
     total = weight = 0.0

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_job.infer.source import read_settings
-from qwen_job.report.plot import Point
+from qwen_job.report.plot import CurvePoint
 from qwen_job.report.timeline import Attempt, Event, account, attempts, effective_share, last_versions, number
-from qwen_job.run.reading import read_lines, read_object
+from qwen_job.run.reading import read_lines, read_object, read_settings
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Summary:
         """Productive time over wall time."""
         return effective_share(self.seconds)
 
-    def curve(self, key: str, kind: str = "step") -> list[Point]:
+    def curve(self, key: str, kind: str = "step") -> list[CurvePoint]:
         """Return (step, value) of one key, where both are numbers."""
         events = self.evals if kind == "eval" else self.steps
         pairs = [(number(event, "step"), number(event, key)) for event in events]
@@ -128,3 +127,18 @@ def summarize(folder: Path) -> Summary:
         seconds=account(tries),
         unread=unread,
     )
+
+
+def against_plan(run_dir: Path) -> dict[str, Any]:
+    """Return what was planned and what was measured so far, for the last line of metrics.jsonl.
+
+    Empty where the folder cannot be read: the last line matters more.
+    """
+    try:
+        pairs = summarize(run_dir).against_plan
+    except Exception:
+        return {}
+    return {
+        "planned": {key: planned for key, (planned, _) in pairs.items()},
+        "measured": {key: measured for key, (_, measured) in pairs.items()},
+    }

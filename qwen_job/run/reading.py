@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qwen_job import strict_json
+from qwen_job import strict_json, strict_yaml
 from qwen_job.atomic import read_limited
 
 MAX_OBJECT = 16 * 2**20
@@ -112,3 +112,19 @@ def number(value: Any) -> float | None:
 def whole(value: Any) -> int | None:
     """Return a whole number that was counted; None for what is none or beyond all measure."""
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST else None
+
+
+def read_settings(run: Path, unread: list[str] | None = None) -> dict[str, Any]:
+    """Return a run's train.yaml as plain values; empty when it is missing or damaged, which goes to ``unread``."""
+    try:
+        values = strict_yaml.load(run / "train.yaml")
+        if isinstance(values, dict):
+            return values
+        reason = "is no mapping of settings"
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+    if unread is not None:
+        unread.append(f"{run / 'train.yaml'}: {reason}")
+    return {}

@@ -174,7 +174,8 @@ def train(
 
 def finish(config: TrainConfig, trainer: Any, model_folder: Path, wish: StopWish, log: RunLog, started: float) -> None:
     """Write model/ and, last of all, done.json."""
-    from qwen_job.report.closing import against_plan, tell
+    from qwen_job.report.closing import write_pages
+    from qwen_job.report.summary import against_plan
     from qwen_job.train.export import export, write_done
 
     log.heartbeat("saving", trainer.state.global_step)
@@ -186,7 +187,7 @@ def finish(config: TrainConfig, trainer: Any, model_folder: Path, wish: StopWish
     step, seconds = trainer.state.global_step, time.time() - started
     log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
     if log.active:
-        tell(config.output_dir, log.say)
+        write_pages(config.output_dir, log.say)
         lines = read_metrics(config.output_dir)
         losses = {line["step"]: line["loss"] for line in lines if line["type"] == "step"}
         # Of an earlier attempt, where this one had nothing left to train.
@@ -264,21 +265,25 @@ def _hardware() -> Hardware:
 
 
 def _model(config: TrainConfig, log: RunLog) -> Path:
+    from qwen_job.data.sample import sample_texts
     from qwen_job.models import ModelSpec, ensure_model
 
     data = [Path(item["path"]) for item in config.data.get("train", [])]
     return ensure_model(
-        ModelSpec.from_dict(config.model), output_dir=config.output_dir, training_data=data, progress=log.say
+        ModelSpec.from_dict(config.model),
+        output_dir=config.output_dir,
+        texts=lambda: sample_texts(data),
+        progress=log.say,
     )
 
 
 def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
-    from qwen_job.data import DataSpec, open_prepared, prepare
+    from qwen_job.data import DataSpec, open_prepared, prepare_data
     from qwen_job.data.prepared import describe
 
     spec = DataSpec.from_dict(config.data)
     cache = spec.cache_dir or config.output_dir / "prepared"
-    folder = prepare(spec, model_folder, cache, workers=spec.num_workers)
+    folder = prepare_data(spec, model_folder, cache, workers=spec.num_workers)
     for line in describe(open_prepared(folder).stats):
         log.say(f"data: {line}")
     return folder
@@ -313,7 +318,7 @@ def _end(
         steps = [line["step"] for line in read_metrics(config.output_dir) if "step" in line]
         # Where the storage is the reason, nothing can be left there.
         with contextlib.suppress(OSError):
-            from qwen_job.report.closing import against_plan
+            from qwen_job.report.summary import against_plan
 
             compared = against_plan(config.output_dir)
             log.write("stop", max(steps, default=0), reason=reason, exit_code=code, **compared)

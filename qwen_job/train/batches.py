@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-IGNORE = -100
+from qwen_job.chatml import IGNORE
+
 EMPTY = -1  # the row that fills up a last step: no target, so no gradient
 
 Batch = dict[str, Any]

@@ -26,7 +26,7 @@ from qwen_job.facts.model_files import read_json
 from qwen_job.models.generation import exported, pad_of, stops_of
 from qwen_job.models.loading import load_native
 from qwen_job.models.storage import write_json
-from qwen_job.report.afterwards import original_of
+from qwen_job.report.model_card import original_of
 from qwen_job.run.config import TrainConfig
 from qwen_job.train.kernels import stock_kernels
 

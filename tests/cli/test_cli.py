@@ -65,7 +65,7 @@ def test_nothing_heavy_is_imported(folder: Path, words: list[str], absent: tuple
 def test_a_render_starts_without_what_it_does_not_need(folder: Path) -> None:
     code = (
         "import sys\nfrom qwen_job.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
-        "    from qwen_job.facts import settings\n    from qwen_job.job.model import Job, Train\n"
+        "    from qwen_job.facts import settings\n    from qwen_job.job import Job\n    from qwen_job.job.model import Train\n"
         "    read = settings.facts.cache_info().misses + settings.schedulers.cache_info().misses\n"
         "    built = [model.__name__ for model in (Job, Train) if model.__pydantic_complete__]\n"
         "    print(end.code, read, built, file=sys.stderr)"
@@ -111,7 +111,7 @@ def test_every_command_and_option_is_described(path: tuple[str, ...], command: c
         (["render", "-t", "slurm", "--frce"], 2, "--force"),
         (["render"], 2, "Missing option '-t' / '--target'"),
         (["render", "nosuch.yaml", "-t", "slurm"], 5, "error: nosuch.yaml: no such file; 'qwen-job init' writes"),
-        (["render", ".", "-t", "slurm"], 5, "error: .: is a folder"),
+        (["render", ".", "-t", "slurm"], 5, "error: .: this is a folder"),
         (["render", "-t", "slurm", "-o", "/proc/nothing/x"], 5, "cannot be written"),
         (["render", "-t", "slurm", "--template-dir", "nosuch"], 2, "does not exist"),
         (["plan", "--set", "cluster.gpus_per_node=0"], 3, "error: --set: cluster.gpus_per_node: input should be greater"),

@@ -105,7 +105,7 @@ def test_the_picture_is_svg_and_replaces_nothing_else(job: Path, tmp_path: Path)
     run(job, "--svg", tmp_path / "memory.svg")
     assert ElementTree.parse(tmp_path / "memory.svg").getroot().tag.endswith("svg")
     (tmp_path / "notes.svg").write_text("mine")
-    with pytest.raises(EnvironmentFault, match="is no SVG picture"):
+    with pytest.raises(EnvironmentFault, match="is not an SVG image"):
         run(job, "--svg", tmp_path / "notes.svg")
     assert (tmp_path / "notes.svg").read_text() == "mine"
 

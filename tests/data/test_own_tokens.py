@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_job.data import ChatTokenizer, DataFile, DataSpec, prepare
+from qwen_job.data import ChatTokenizer, DataFile, DataSpec, prepare_data
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.encoder import FastTokenizer, load_encoder
 from qwen_job.data.vocabulary import mark_control_tokens
@@ -77,13 +77,13 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(
     folder = _extended(tiny, tmp_path / "extended", WORDS)
     size = ChatTokenizer.load(folder).tokenizer.token_to_id(WORDS[-1]) + 1
     spec = DataSpec(train=(DataFile(write([conversation("q", "a")])),))
-    prepare(spec, folder, tmp_path / "cache")  # no model is known yet
+    prepare_data(spec, folder, tmp_path / "cache")  # no model is known yet
     (folder / "config.json").write_text(json.dumps({"vocab_size": size}), encoding="utf-8")
     load_encoder(folder)
-    first = prepare(spec, folder, tmp_path / "cache")
+    first = prepare_data(spec, folder, tmp_path / "cache")
     (folder / "config.json").write_text(json.dumps({"vocab_size": size - 1}), encoding="utf-8")
     for cache in (first.parent, tmp_path / "new"):
         with pytest.raises(ModelError, match=f"vocab_size: is {size - 1}, and tokenizer.json has ids up to {size - 1}"):
-            prepare(spec, folder, cache)
+            prepare_data(spec, folder, cache)
     with pytest.raises(ModelError, match="vocab_size"):
         load_encoder(folder)

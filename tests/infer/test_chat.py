@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import ModelError, UsageError
-from qwen_job.infer.source import Asked, Sampling, find_model
+from qwen_job.infer.source import Sampling, SamplingOptions, find_model
 from tests.support.taught import ANSWER, QUESTION, REPLY, SECOND
 
 pytestmark = pytest.mark.train
@@ -62,29 +62,41 @@ def test_sampling_repeats_with_its_seed_and_keeps_to_the_nucleus() -> None:
 @pytest.mark.parametrize(
     ("saved", "asked", "wanted"),
     [
-        ({}, Asked(), Sampling()),
-        ({"do_sample": False, "temperature": 0.7, "top_p": 0.5}, Asked(), Sampling(temperature=0.0, top_p=0.5)),
+        ({}, SamplingOptions(), Sampling()),
+        (
+            {"do_sample": False, "temperature": 0.7, "top_p": 0.5},
+            SamplingOptions(),
+            Sampling(temperature=0.0, top_p=0.5),
+        ),
         (
             {"do_sample": True, "temperature": 0.7, "top_k": 20, "repetition_penalty": 1.1, "max_new_tokens": 64},
-            Asked(),
+            SamplingOptions(),
             Sampling(max_new_tokens=64, temperature=0.7, top_k=20, repetition_penalty=1.1),
         ),
         (
             {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.1},
-            Asked(temperature=0.3, max_new_tokens=9),
+            SamplingOptions(temperature=0.3, max_new_tokens=9),
             Sampling(max_new_tokens=9, temperature=0.3, top_p=0.9, repetition_penalty=1.1),
         ),
-        ({"max_new_tokens": -1, "top_k": 10**400, "repetition_penalty": -2, "min_p": True}, Asked(), Sampling()),
-        ({"do_sample": True, "temperature": "hot", "top_p": 7, "top_k": -1}, Asked(), Sampling(temperature=1.0)),
-        ({"do_sample": True, "temperature": 1e-300, "repetition_penalty": 1e-300}, Asked(), Sampling()),
-        ({}, Asked(temperature=1e-300), Sampling()),
+        (
+            {"max_new_tokens": -1, "top_k": 10**400, "repetition_penalty": -2, "min_p": True},
+            SamplingOptions(),
+            Sampling(),
+        ),
+        (
+            {"do_sample": True, "temperature": "hot", "top_p": 7, "top_k": -1},
+            SamplingOptions(),
+            Sampling(temperature=1.0),
+        ),
+        ({"do_sample": True, "temperature": 1e-300, "repetition_penalty": 1e-300}, SamplingOptions(), Sampling()),
+        ({}, SamplingOptions(temperature=1e-300), Sampling()),
     ],
 )
 def test_what_the_user_does_not_give_is_the_models(
-    saved: dict[str, object], asked: Asked, wanted: Sampling, tmp_path: Path
+    saved: dict[str, object], asked: SamplingOptions, wanted: Sampling, tmp_path: Path
 ) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(saved))
-    assert asked.over(tmp_path) == wanted
+    assert asked.for_model(tmp_path) == wanted
 
 
 def test_answers_are_drawn_as_transformers_draws_them(taught: Path) -> None:

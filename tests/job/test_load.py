@@ -45,8 +45,8 @@ def test_five_lines_are_a_job(tmp_path: Path) -> None:
         ("env: {UID: 5}", "job.yaml:6:7: env.UID: UID belongs to bash, which starts the processes; choose another name"),
         ("env: {A: [1]}", "job.yaml:6:7: env.A: expected text, not [1]"),
         ('env: {A: "x\\0y"}', "job.yaml:6:7: env.A: holds a NUL character, which no shell and no file name can carry; remove it"),
-        ("env: {A: '${HOME}'}", "job.yaml:6:7: env.A: ${HOME} is not declared; add HOME to uses_env, or write $${HOME} for the text itself"),
-        ("env: {A: '${B:-c}'}", "job.yaml:6:7: env.A: ${B:-c} is more than a variable's name; write ${NAME}, or $${B:-c} for the text itself"),
+        ("env: {A: '${HOME}'}", "job.yaml:6:7: env.A: ${HOME} is not declared; add HOME to uses_env, or write $${HOME} for the literal text"),
+        ("env: {A: '${B:-c}'}", "job.yaml:6:7: env.A: ${B:-c} is not a plain variable name; write ${NAME}, or $${B:-c} for the literal text"),
         ("env: {A: '${B}'}\nuses_env: [B]", "job.yaml:6:7: env.A: ${B} is declared in uses_env but not set in this shell"),
         ("hostfile: {hosts: 'gpu[3-1]'}", "job.yaml:6:12: hostfile.hosts[0]: [3-1] runs backwards or is too long"),
         ("hostfile: {hosts: 'a b'}", "job.yaml:6:12: hostfile.hosts[0]: 'a b' is not a host name; write gpu01, gpu[001-128] or an address"),
@@ -69,8 +69,8 @@ def test_a_problem_names_its_place_and_the_way_out(tmp_path: Path, text: str, ex
         ("cluster.gpu=A1000", "cluster.gpu: "),
         ("data=5", "data: expected 'field: value' lines, not 5"),
         ("data.train=[]", "data.train: list should have at least 1 item"),
-        ("name='-x'", "name: '-x' has a form that is not allowed (The job's name in queues"),
-        ("output=~nosuchuser/x", "output: '~nosuchuser/x': there is no such user; write the folder in full"),
+        ("name='-x'", "name: '-x' has the wrong form (Name of the job: letters"),
+        ("output=~nosuchuser/x", "output: '~nosuchuser/x': no such user; write the folder in full"),
         ("train.bf16=1", "train.bf16: expected true or false, not 1"),
     ],
 )  # fmt: skip
@@ -214,5 +214,5 @@ def test_scalars_stand_for_text_in_env_and_options(tmp_path: Path) -> None:
 def test_an_address_is_no_path(tmp_path: Path, field: str) -> None:
     (found,) = problems(tmp_path, "", f"{field}=s3://me:secret@bucket/x")
     assert found.startswith(f"--set: {field}")
-    assert "s3:// is not read" in found
+    assert "s3:// is not supported" in found
     assert "secret" not in found

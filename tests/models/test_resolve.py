@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import shutil
@@ -12,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.data.sample import sample_texts
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.weights import count_parameters, expected_shapes
 from qwen_job.models import ModelSpec, ensure_model
 from qwen_job.models.check import check_folder, stop_ids
-from qwen_job.models.random_init import initial_key, load_config, train_tokenizer, training_texts, write_random_model
+from qwen_job.models.random_init import initial_key, load_config, train_tokenizer, write_random_model
 from qwen_job.models.spec import cache_folder
 
 CONVERSATIONS = [
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     spec = ModelSpec.from_dict({**SECTION, "cache_dir": str(cache)})
-    return ensure_model(spec, output_dir=cache, training_data=[data])
+    return ensure_model(spec, output_dir=cache, texts=lambda: sample_texts([data]))
 
 
 def test_a_random_model_is_complete_and_the_same_bytes_everywhere(tiny: Path) -> None:
@@ -50,9 +50,10 @@ def test_a_random_model_is_complete_and_the_same_bytes_everywhere(tiny: Path) ->
 
 def test_another_process_with_other_threads_writes_the_same(tiny: Path, data: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from qwen_job.models import *; cache = Path(sys.argv[1]);"
+        "import sys; from pathlib import Path; cache = Path(sys.argv[1]);"
+        "from qwen_job.models import *; from qwen_job.data.sample import sample_texts;"
         "spec = ModelSpec('qwen2-tiny', 'random', None, cache);"
-        "print(ensure_model(spec, output_dir=cache, training_data=[Path(sys.argv[2])]))"
+        "print(ensure_model(spec, output_dir=cache, texts=lambda: sample_texts([Path(sys.argv[2])])))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, tmp_path, data],
@@ -104,14 +105,6 @@ def test_a_random_model_of_an_impossible_shape_is_refused(tmp_path: Path, line: 
     path.write_text(f"architecture: Qwen2ForCausalLM\n{text}\n{line}\n")
     with pytest.raises(ModelError, match=words):
         write_random_model(load_config(str(path)), ["hello"], tmp_path)
-
-
-def test_texts_come_from_json_in_any_layout(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"query": "\\u4f60\\u597d", "response": "a \\"b\\""}\n{"torn": "li')
-    with gzip.open(tmp_path / "b.json.gz", "wt") as file:
-        json.dump([{"text": "你好"}], file)
-    texts = training_texts(sorted(tmp_path.iterdir()))
-    assert texts == ["query", "你好", "response", 'a "b"', "torn", "text"]
 
 
 def test_a_vocabulary_keeps_to_its_size() -> None:
@@ -229,7 +222,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, data: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         ensure_model(
-            ModelSpec("qwen2-tiny", "random", None, tmp_path / "file"), output_dir=tmp_path, training_data=[data]
+            ModelSpec("qwen2-tiny", "random", None, tmp_path / "file"),
+            output_dir=tmp_path,
+            texts=lambda: sample_texts([data]),
         )
 
 

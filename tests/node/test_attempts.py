@@ -1,4 +1,4 @@
-"""Counting tries that bring no newer checkpoint."""
+"""Attempts without a newer checkpoint are counted."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ def save(run: Path, step: int) -> None:
     (folder / "manifest.json").write_text("{}")
 
 
-def test_three_tries_that_vanish_are_the_last(tmp_path: Path) -> None:
+def test_the_attempt_after_three_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     for _ in range(3):
         begin(tmp_path, 3)
-    with pytest.raises(NoProgress, match="3 tries in a row ended without a newer checkpoint than none at all"):
+    with pytest.raises(NoProgress, match="3 attempts in a row wrote no checkpoint"):
         begin(tmp_path, 3)
-    begin(tmp_path, 3)  # a person looked, and started it again
+    begin(tmp_path, 3)  # restarted by a person
 
 
-def test_a_newer_checkpoint_starts_the_count_anew(tmp_path: Path) -> None:
+def test_a_newer_checkpoint_resets_the_count(tmp_path: Path) -> None:
     for step in range(1, 6):
         begin(tmp_path, 2)
         save(tmp_path, step)
     begin(tmp_path, 2)
     end(tmp_path, 137, signalled=False)
     begin(tmp_path, 2)
-    with pytest.raises(NoProgress, match="than step 5"):
+    with pytest.raises(NoProgress, match="newer than step 5"):
         begin(tmp_path, 2)
 
 
 @pytest.mark.parametrize(("code", "signalled"), [(160, False), (143, True)])
-def test_what_was_stopped_from_outside_does_not_count(tmp_path: Path, code: int, signalled: bool) -> None:
+def test_an_attempt_stopped_from_outside_does_not_count(tmp_path: Path, code: int, signalled: bool) -> None:
     for _ in range(8):
         begin(tmp_path, 1)
         end(tmp_path, code, signalled=signalled)
 
 
-def test_a_final_end_is_the_end_of_the_count(tmp_path: Path) -> None:
+def test_a_final_exit_code_resets_the_count(tmp_path: Path) -> None:
     begin(tmp_path, 1)
     end(tmp_path, 4, signalled=False)
     begin(tmp_path, 1)

@@ -93,7 +93,8 @@ def test_a_driver_that_does_not_answer_well(node: Node) -> None:
 def test_kernels_compiled_at_run_time_without_a_compiler(node: Node, setting: dict[str, object], named: str) -> None:
     node.gpu("NVIDIA A100-SXM4-80GB", "8.0", "580.95.05")
     line = refusal(node.launch(**setting))
-    assert named in line and "gcc is missing here: take an image built with 'make image WITH_COMPILER=1'" in line
+    assert named in line
+    assert "gcc is missing: use an image built with 'make image WITH_COMPILER=1'" in line
 
 
 @pytest.mark.train

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from qwen_job.node.collective import Collective, Group, _read, pairs_of_ring
-from qwen_job.node.network import Place, Verdict, check_network
+from qwen_job.node.network import Member, Verdict, check_network
 from qwen_job.node.preflight import judge_network
 from tests.node.test_network import place
 
@@ -21,7 +21,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
-def told(first: Place) -> list[Verdict]:
+def told(first: Member) -> list[Verdict]:
     with ThreadPoolExecutor(first.nodes) as pool:
         return list(pool.map(lambda rank: check_network(replace(first, rank=rank)), range(first.nodes)))
 
@@ -49,10 +49,10 @@ def test_without_a_floor_torch_is_not_started() -> None:
     assert verdict.over == "TCP" and judge_network(verdict, first).state == "ok"
 
 
-def test_a_node_that_stays_away_is_waited_for_no_longer_than_told() -> None:
+def test_a_node_that_stays_away_is_waited_for_until_the_timeout() -> None:
     alone = Collective(0, seconds=3.0)
     answer = alone.run([Group([0, 1], "127.0.0.1", alone.listen())])
-    assert answer is not None and answer["error"].endswith(": no end within 3 s")
+    assert answer is not None and answer["error"].endswith(": not finished within 3 s")
 
 
 def test_what_failed_before_the_others_were_asked_is_the_nodes_own() -> None:

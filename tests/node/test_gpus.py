@@ -41,13 +41,13 @@ def test_the_type_that_was_planned_for(node: Path) -> None:
     assert (gpu_count(2).state, gpu_count(3).state) == ("ok", "fault")
 
 
-def test_a_smaller_card_of_the_same_name_names_gpu_and_way_out(node: Path) -> None:
+def test_a_smaller_card_of_the_same_name_names_the_gpu_and_the_fix(node: Path) -> None:
     program(node, "nvidia-smi", "0, 81920\n1, 40960\n")
     found = gpu_type(A100)
     assert found.state == "fault"
     assert found.message == (
         "GPU 1 is NVIDIA A100-SXM4-80GB (compute capability 8.0, 40 GiB); planned for A100-80G (compute capability 8.0,"
-        " 79 GiB): ask for that type (slurm.gpu_type, slurm.constraint), or correct cluster.gpu and plan again"
+        " 79 GiB): request the planned type (slurm.gpu_type, slurm.constraint), or correct cluster.gpu and plan again"
     )
 
 
@@ -71,11 +71,12 @@ def test_ecc_errors_name_the_gpu(node: Path) -> None:
     assert ecc_errors().state == "warning"
 
 
-def test_a_broken_gpu_of_the_last_hour_is_a_fault_and_an_older_line_is_told() -> None:
+def test_a_broken_gpu_of_the_last_hour_is_a_fault_and_an_older_one_a_warning() -> None:
     now = judge_xid(LOG, uptime=9600.0)
     assert now.state == "fault" and "Xid 79 of PCI:0000:3b:00 10 min ago (the GPU fell off the bus)" in now.message
     later = judge_xid(LOG, uptime=90_000.0)
-    assert later.state == "warning" and later.message.startswith("2 Xid lines in the kernel's log, the last: Xid 31")
+    assert later.state == "warning"
+    assert later.message.startswith("2 Xid errors in the kernel log; the last: Xid 31")
     assert judge_xid(LOG.splitlines()[0], uptime=9600.0).state == "ok"
 
 
@@ -101,7 +102,7 @@ def test_only_the_job_s_own_cards_are_judged(
 @pytest.mark.usefixtures("node")
 def test_gpus_are_counted_as_cuda_does(monkeypatch: pytest.MonkeyPatch, devices: str, count: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    assert gpu_count(4).message.startswith(f"{count} GPUs visible, 4 wanted")
+    assert gpu_count(4).message.startswith(f"{count} GPUs visible, 4 needed")
 
 
 def test_a_card_that_fell_off_the_bus_is_nobody_else_s() -> None:
@@ -117,9 +118,9 @@ def test_the_journal_is_asked_where_dmesg_is_refused(node: Path, monkeypatch: py
     assert xid_errors().state == "fault"
 
 
-def test_a_kernel_log_that_may_not_be_read_is_said(node: Path) -> None:
+def test_an_unreadable_kernel_log_is_a_warning(node: Path) -> None:
     program(node, "dmesg", "dmesg: read kernel buffer failed: Operation not permitted\n", code=1)
     program(node, "journalctl", "")
-    assert xid_errors().message == "neither dmesg nor journalctl may be read here: Xid errors were not looked for"
+    assert xid_errors().message.startswith("Xid errors not checked")
     program(node, "dmesg", "[    1.000000] Linux version 6.1.0\n")
     assert xid_errors().state == "ok"

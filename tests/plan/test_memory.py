@@ -16,7 +16,6 @@ from qwen_job.facts.tables import load_gpu, load_model_shape
 from qwen_job.plan.estimate.activations import activation_bytes, layer_activation_bytes, loss_bytes
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import (
-    GIB,
     Constants,
     MemoryEstimate,
     estimate_memory,
@@ -24,6 +23,7 @@ from qwen_job.plan.estimate.memory import (
     zero_settings,
 )
 from qwen_job.resources import resource
+from qwen_job.text import GIB
 
 SMALL = load_model_shape("Qwen/Qwen-1_8B-Chat")
 A100 = load_gpu("A100-80G")

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from qwen_job.cli.report import report
 from qwen_job.errors import UsageError
-from qwen_job.report.closing import against_plan, tell
+from qwen_job.report.closing import write_pages
 from qwen_job.report.model_card import write_model_card
 from qwen_job.report.page import main_figures, write_report
 from qwen_job.report.plot import Series, chart, nice_ticks, smooth, thin
-from qwen_job.report.summary import summarize
+from qwen_job.report.summary import against_plan, summarize
 from qwen_job.report.timeline import account, attempts, effective_share, last_versions
 
 SETTINGS = """
@@ -207,7 +207,7 @@ def test_the_model_card_tells_data_settings_and_figures(run: Path) -> None:
     assert "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945" in text
     assert "base_model: Qwen/Qwen-1_8B-Chat" in text
     lines: list[str] = []
-    tell(run, lines.append)
+    write_pages(run, lines.append)
     assert lines[0] == f"Effective training time: 9.2%, the report is in {run / 'report.html'}"
     assert [line.partition(":")[0] for line in lines[1:]] == [
         "transformers", "vLLM", "chat", "model.chat of the original code",
@@ -239,7 +239,7 @@ def test_the_ways_to_use_a_model_are_those_that_work(
     assert yaml.safe_load(text.split("---")[1])["base_model"] == base
     assert "transformers 4.51.0 or newer" in text and str(tmp_path) not in text.replace(f"{tmp_path}/qwen1", "")
     lines: list[str] = []
-    tell(run, lines.append)
+    write_pages(run, lines.append)
     told = "\n".join(lines)
     assert f"vllm serve {run / 'model'}" in told and f"qwen-job chat {run}" in told
     exports = [line for line in [*lines, *text.splitlines()] if "--layout qwen1" in line]
@@ -251,5 +251,5 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path: Path) -> 
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "model").touch()
     lines: list[str] = []
-    tell(tmp_path, lines.append)
+    write_pages(tmp_path, lines.append)
     assert lines[0].startswith("write_model_card: ") and (tmp_path / "report.html").exists()

@@ -130,9 +130,9 @@ def test_a_worker_leaves_whatever_it_waits_for(tmp_path: Path, how: str, where: 
 def test_the_preparation_of_a_pod_ends_at_term_as_its_first_process() -> None:
     words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c"]
     program = (
-        "import sys, time; from qwen_job.node import prepare\n"
-        "prepare.prepare = lambda _: (print('preparing', flush=True), time.sleep(300))\n"
-        "sys.exit(prepare.main(['--config', 'x']))"
+        "import sys, time; from qwen_job.node import prepare_job\n"
+        "prepare_job.prepare_job = lambda _: (print('preparing', flush=True), time.sleep(300))\n"
+        "sys.exit(prepare_job.main(['--config', 'x']))"
     )
     process = subprocess.Popen([*words, program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if process.stdout and "preparing" not in process.stdout.readline():

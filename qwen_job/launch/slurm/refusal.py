@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
-from qwen_job.job.types import slurm_seconds
+from qwen_job.job.slurm_time import slurm_seconds
 from qwen_job.launch.slurm.survey import (
     Node,
     Partition,

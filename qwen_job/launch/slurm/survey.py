@@ -17,6 +17,7 @@ from typing import Any
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.hosts import expand_hosts
+from qwen_job.job.slurm_time import slurm_seconds
 from qwen_job.launch.slurm.environment import clusters, environment
 
 _UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"
@@ -236,12 +237,3 @@ def partitions_of(text: str) -> dict[str, Partition]:
 def config_of(text: str) -> dict[str, str]:
     """Read ``scontrol show config``."""
     return {name: value.strip() for name, value in re.findall(r"^(\S+)\s*=(.*)$", text, re.MULTILINE)}
-
-
-def slurm_seconds(text: str) -> int | None:
-    """Read ``2-00:00:00``; None for UNLIMITED, NONE or nothing."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
-    if not found:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from qwen_job.errors import JobError, Problem
 from qwen_job.job.document import dotted
 from qwen_job.job.kubernetes import Kubernetes, Volume
+from qwen_job.job.paths import JobPath, paths_of
 from qwen_job.plan import Plan
 from qwen_job.render.configs import config_files
 from qwen_job.render.kubernetes.needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
@@ -52,7 +53,7 @@ def settings(plan: Plan) -> Settings:
     problems = [*_name_problems(plan), *_section_problems(plan), *amount_problems(plan)]
     volumes = job.kubernetes.volumes
     own = own_mounts(job.kubernetes, "pod")
-    unheld = {field: path for field, (path, _) in _paths(plan).items() if not _holders(path, own)}
+    unheld = {one.field: one.path for one in _paths(plan) if not _holders(one.path, own)}
     if volumes or not unheld:
         problems += _outside(plan, [*volumes, *own.values()])
         problems += _unprepared(plan, volumes)
@@ -184,26 +185,17 @@ def _prepare_notes(plan: Plan) -> Iterator[str]:
     )
 
 
-def _paths(plan: Plan) -> dict[tuple[str | int, ...], tuple[str, bool]]:
-    """Return field -> (the path that the pods must see, whether they write there)."""
-    job = plan.job
-    paths: dict[tuple[str | int, ...], tuple[str, bool]] = {
-        ("output",): (job.output, True),
-        ("model", "cache_dir"): (plan.model_cache, True),
-    }
-    if job.model.resolved_source == "local":
-        paths[("model", "name")] = (job.model.name, False)
-    if job.data.cache_dir:
-        paths[("data", "cache_dir")] = (job.data.cache_dir, True)
-    for kind in ("train", "eval"):
-        for index, file in enumerate(getattr(job.data, kind)):
-            paths[("data", kind, index, "path")] = (file.path, False)
-    return paths
+def _paths(plan: Plan) -> list[JobPath]:
+    """Return the paths that the pods must see; evaluation is not part of a Kubernetes job."""
+    found = [one for one in paths_of(plan.job) if one.field[0] != "evaluate"]
+    if not plan.job.model.cache_dir:
+        found.insert(1, JobPath(("model", "cache_dir"), plan.model_cache, writes=True))
+    return found
 
 
 def _outside(plan: Plan, volumes: list[Volume | OwnMount]) -> Iterator[Problem]:
     mounts = {posixpath.normpath(volume.mount_path): volume for volume in volumes}
-    for field, (path, writes) in _paths(plan).items():
+    for field, path, writes, _ in _paths(plan):
         holders = _holders(path, mounts)
         if not holders:
             text = f"{path!r} lies below no volume's mount_path ({', '.join(mounts)}), so no pod would find it"
@@ -221,7 +213,7 @@ def _unprepared(plan: Plan, volumes: list[Volume]) -> Iterator[Problem]:
     section = plan.job.kubernetes
     paths = [*(volume.mount_path for volume in volumes), *own_mounts(section, "prepare_pod")]
     mounts = dict.fromkeys(map(posixpath.normpath, paths))
-    for field, (path, _) in _paths(plan).items() if section.prepare else ():
+    for field, path, _, _ in _paths(plan) if section.prepare else ():
         if not _holders(path, mounts):
             text = (
                 f"{dotted(field)}: {path!r} is not mounted in the preparing pod, which kubernetes.pod does "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qwen_job.errors import Problem
 from qwen_job.job.slurm_options import FIELDS, value_problem
-from qwen_job.job.types import slurm_seconds
+from qwen_job.job.slurm_time import slurm_seconds
 from qwen_job.plan import Plan
 from qwen_job.render.slurm.gpus import gpu_problems
 from qwen_job.render.slurm.resources import resource_problems, whole_nodes

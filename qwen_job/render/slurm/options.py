@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qwen_job.errors import JobError
-from qwen_job.job.types import slurm_seconds
+from qwen_job.job.slurm_time import slurm_seconds
 from qwen_job.plan import Plan
 from qwen_job.render.container import srun_options as container_options
 from qwen_job.render.quote import Unrepresentable, sbatch

@@ -15,6 +15,7 @@ import yaml
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
+from qwen_job.job.slurm_time import slurm_seconds
 from qwen_job.launch.slurm.doctor import Proposal, gpu_called, propose
 from qwen_job.launch.slurm.survey import (
     Survey,
@@ -22,7 +23,6 @@ from qwen_job.launch.slurm.survey import (
     gpus_of,
     nodes_of,
     partitions_of,
-    slurm_seconds,
 )
 from tests.jobs import FIVE_LINES
 

@@ -1,0 +1,142 @@
+"""Turn pydantic's validation errors into problems with a place, a cause and a fix."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from qwen_job.errors import Problem
+from qwen_job.job.document import Document, Position, dotted
+from qwen_job.job.document import Path as FieldPath
+from qwen_job.job.job import Job
+from qwen_job.text import did_you_mean
+
+# Users fix a few problems at a time, and every suggestion costs time.
+_MOST_PROBLEMS = 200
+_TYPE_TAG = r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)"
+_EXPECTED = "expected "
+_NOUNS = {
+    "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "bool_type": "true or false", "list_type": "a list", "dict_type": "'field: value' lines",
+    "model_type": "'field: value' lines",
+}  # fmt: skip
+_SHORT_REPR = reprlib.Repr()
+_SHORT_REPR.maxlist = _SHORT_REPR.maxdict = 20
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = 100
+_SHORT_REPR.maxlong = 400
+
+
+def problems_of(error: ValidationError, document: Document) -> list[Problem]:
+    """Return the problems of a document that does not validate, at most the first 200."""
+    items = error.errors(include_url=False)
+    found = _without_alternatives([_translate(document, item) for item in items[:_MOST_PROBLEMS]])
+    if len(items) > _MOST_PROBLEMS:
+        more = f"{len(items) - _MOST_PROBLEMS:,} more problems; fix these first to see them"
+        found.append(found[-1]._replace(field="", message=more))
+    return found
+
+
+def _without_alternatives(problems: list[Problem]) -> list[Problem]:
+    """Keep one problem for a value of a union type: the one inside the value, or all expected types in one."""
+    kept: list[Problem] = []
+    for problem in problems:
+        others = [p for p in problems if p is not problem]
+        if problem.message.startswith(_EXPECTED):
+            if any(p.field.startswith((f"{problem.field}.", f"{problem.field}[")) for p in others):
+                continue
+            same = [p for p in problems if p.field == problem.field and p.message.startswith(_EXPECTED)]
+            if problem is not same[0]:
+                continue
+            _, _, given = problem.message.partition(", not ")
+            kinds = [p.message.removeprefix(_EXPECTED).partition(", not ")[0] for p in same]
+            problem = problem._replace(message=f"{_EXPECTED}{' or '.join(dict.fromkeys(kinds))}, not {given}")
+        kept.append(problem)
+    return kept
+
+
+def _translate(document: Document, error: Any) -> Problem:
+    path = tuple(part for part in error["loc"] if part != "[key]")
+    path = _without_union_tags(document.value, path)
+    given = error.get("input")
+    context = error.get("ctx") or {}
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return document.problem(path, "unknown field" + _did_you_mean(path))
+    if kind == "missing":
+        # A missing field has no position: point at its section.
+        at = document.position(path[:-1]) or Position("job", 0, 0)
+        return Problem(at.source, at.line, at.column, dotted(path), f"is required{_example(path)}")
+    if kind == "value_error":
+        message = str(context.get("error", error["msg"]))
+    elif kind == "string_pattern_mismatch":
+        message = f"{_show(given)} has the wrong form{_example(path)}"
+    elif kind == "literal_error":
+        message = f"{_show(given)} is not one of {context['expected']}"
+        message += did_you_mean(given, re.findall(r"'([^']+)'", context["expected"]))
+    elif kind in _NOUNS:
+        message = f"{_EXPECTED}{_NOUNS[kind]}, not {_show(given)}"
+    else:
+        message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {_show(given)}"
+    return document.problem(path, message)
+
+
+def _without_union_tags(value: Any, path: FieldPath) -> FieldPath:
+    """Drop the parts of pydantic's path that name a type (``CustomGpu``), not a field."""
+    kept: list[str | int] = []
+    for part in path:
+        written = isinstance(value, dict) and part in value
+        if isinstance(part, str) and not written and re.match(_TYPE_TAG, part):
+            continue
+        kept.append(part)
+        value = value.get(part) if isinstance(value, dict) else None
+    return tuple(kept)
+
+
+def _example(path: FieldPath) -> str:
+    model = _section(path[:-1])
+    field = model.model_fields.get(str(path[-1])) if model else None
+    return f" ({field.description})" if field is not None and field.description else ""
+
+
+def _did_you_mean(path: FieldPath) -> str:
+    model = _section(path[:-1])
+    if model is None:
+        return ""
+    name = str(path[-1])
+    above = dotted(path[:-1])
+    if meant := did_you_mean(name, model.model_fields, f"{above}." if above else ""):
+        return meant
+    for section, field in Job.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and name in inner.model_fields:
+            return f"; did you mean '{section}.{name}'?"
+    return f"; known fields: {', '.join(sorted(model.model_fields))}"
+
+
+def _section(path: FieldPath) -> type[BaseModel] | None:
+    """Return the model that describes the mapping at ``path``, None where keys are free."""
+    model: Any = Job
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        model = next((m for m in _models(field.annotation) if m), None) if field else None
+        if model is None:
+            return None
+    return model  # type: ignore[no-any-return]
+
+
+def _models(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in getattr(annotation, "__args__", ()) for m in _models(argument)]
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = str(value).lower() if isinstance(value, bool) else _SHORT_REPR.repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,93 @@
+"""Which fields of a job are paths, and how relative ones are resolved."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from qwen_job.errors import JobError
+from qwen_job.job.document import Document
+from qwen_job.job.document import Path as FieldPath
+from qwen_job.job.job import Job
+
+STDIN = "job.yaml (stdin)"
+# Linux's own limits, minus room for the paths that we create below a folder.
+MAX_PATH, MAX_NAME = 3_800, 255
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class JobPath(NamedTuple):
+    """A field of a job that holds a path on the cluster, and whether the job writes there."""
+
+    field: FieldPath
+    path: str
+    writes: bool = False
+    is_file: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The folder that must be visible to the job: the path itself, or that of a file."""
+        return str(PurePosixPath(self.path).parent) if self.is_file else self.path
+
+
+def paths_of(job: Job) -> list[JobPath]:
+    """Return every path in the job that its nodes use, as far as the user wrote it."""
+    found = [JobPath(("output",), job.output, writes=True)]
+    if job.model.cache_dir:
+        found.append(JobPath(("model", "cache_dir"), job.model.cache_dir, writes=True))
+    if job.model.resolved_source == "local":
+        found.append(JobPath(("model", "name"), job.model.name))
+    if job.data.cache_dir:
+        found.append(JobPath(("data", "cache_dir"), job.data.cache_dir, writes=True))
+    for name in ("train", "eval"):
+        for index, file in enumerate(getattr(job.data, name)):
+            found.append(JobPath(("data", name, index, "path"), file.path, is_file=True))
+    if job.evaluate and job.evaluate.data:
+        found.append(JobPath(("evaluate", "data"), job.evaluate.data, is_file=True))
+    return found
+
+
+def resolve_paths(job: Job, document: Document) -> Job:
+    """Return the job with absolute paths: relative ones start at the folder of the file that contains them.
+
+    Raises:
+        JobError: a path is a URL, is too long or names an unknown user's home.
+    """
+    # Listed even when empty, so that the job.yaml of every run shows whether it evaluates.
+    job = _replaced(job, ("data", "eval"), list(job.data.eval))
+    fields: list[tuple[FieldPath, str]] = [(one.field, one.path) for one in paths_of(job)]
+    fields += [(("template_dirs", index), folder) for index, folder in enumerate(job.template_dirs)]
+    for field, path in fields:
+        job = _replaced(job, field, _absolute(path, field, document))
+    return job
+
+
+def _replaced(value: Any, field: FieldPath, new: Any) -> Any:
+    """Return a copy of ``value`` with ``new`` at ``field``."""
+    if not field:
+        return new
+    head, *rest = field
+    if isinstance(value, list):
+        return [_replaced(item, tuple(rest), new) if i == head else item for i, item in enumerate(value)]
+    inner = _replaced(getattr(value, str(head)), tuple(rest), new)
+    return value.model_copy(update={str(head): inner})
+
+
+def _absolute(text: str, field: FieldPath, document: Document) -> str:
+    position = document.position(field)
+    source = position.source if position else ""
+    # --set, stdin and pipes such as <(...) have no folder: resolve against the working directory.
+    without_folder = source in ("", "--set", STDIN) or source.startswith(("/dev/", "/proc/"))
+    base = Path() if without_folder else Path(source).parent
+    if scheme := _SCHEME.match(text):
+        message = f"{scheme[0]} is not supported: copy the file to storage that the job can read, and write that path"
+    elif len(os.fsencode(text)) > MAX_PATH or max(len(os.fsencode(part)) for part in text.split("/")) > MAX_NAME:
+        message = f"the path is too long (at most {MAX_PATH} bytes, {MAX_NAME} between two slashes)"
+    else:
+        try:
+            return os.path.normpath(Path.cwd() / base / Path(text).expanduser())
+        except RuntimeError:
+            message = f"{text!r}: no such user; write the folder in full"
+    raise JobError([document.problem(field, message)])
