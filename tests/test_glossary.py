@@ -27,7 +27,6 @@ TO_CLEAN = {
     "job",
     "launch",
     "models",
-    "node",
     "plan",
     "render",
     "report",

@@ -1,8 +1,8 @@
-"""A trained model answers: chat, evaluation. In reading order:
+"""Let a trained model answer. In reading order:
 
-- ``source``: which model RUN_OR_MODEL means, and how it is sampled
-- ``answer``: loading for inference, and decoding
-- ``chat``, ``evaluate``: the two commands;  ``columns``: answers side by side
+- ``source``: which model RUN_OR_MODEL means, and its sampling settings
+- ``answer``: load a model for inference, and decode
+- ``chat``, ``evaluate``: the two commands; ``columns``: texts side by side
 """
 
 import os

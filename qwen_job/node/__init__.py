@@ -1,1 +1,8 @@
-"""Checks that run on each node before training."""
+"""What runs on each node before and around training. In reading order:
+
+- ``launcher``: torch's elastic agent, with signals, exit codes and restarts; ``attempts``: those without progress
+- ``checks``: what the launcher checks before torch; ``driver``, ``image``, ``versions``: what the node and image have
+- ``quick_check``, ``preflight``: all checks of a node; ``gpus``: its GPUs, ECC and Xid errors
+- ``network``: can the nodes reach each other, and how fast? ``ring``: over TCP; ``collective``: over NCCL or Gloo
+- ``prepare_job``: fetch the model and prepare the data in a pod; ``release``: then start the training job
+"""

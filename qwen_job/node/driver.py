@@ -1,4 +1,4 @@
-"""The NVIDIA driver and the GPUs of this node, asked without torch: nvidia-smi, or libcuda where it is missing."""
+"""Query the NVIDIA driver and the GPUs of this node without torch: by nvidia-smi, or by libcuda if that is missing."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from qwen_job.errors import EnvironmentFault
 
 _QUERY = "index,name,compute_cap,driver_version"
-# On a node whose driver is not kept loaded, the first nvidia-smi initialises eight GPUs.
+# Without persistence mode, nvidia-smi has to initialise eight GPUs.
 _TIMEOUT_SECONDS = 90
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute in cuda.h
-# CUresult in cuda.h -> what a cluster admin can do about it.
+# CUresult in cuda.h -> the cause, and what a cluster admin can do.
 _CUDA_ERRORS = {
     3: "the driver could not be initialised",
     100: "the driver sees no GPU: was the container started with GPUs, and is CUDA_VISIBLE_DEVICES right?",
     802: "the NVSwitch fabric is not ready: start nvidia-fabricmanager on the node",
-    803: "the container's CUDA compatibility library does not fit the node's driver",
-    999: "the driver reports an unknown error: see dmesg for Xid lines",
+    803: "the container's CUDA compatibility library does not match the node's driver",
+    999: "the driver reports an unknown error: see dmesg for Xid errors",
 }
 _NO_DRIVER = (
-    "no NVIDIA driver here: start the container with GPUs (docker --gpus all, podman --device nvidia.com/gpu=all, "
+    "no NVIDIA driver: start the container with GPUs (docker --gpus all, podman --device nvidia.com/gpu=all, "
     "apptainer --nv, nvidia.com/gpu in Kubernetes), or install the driver on the node"
 )
 
@@ -32,12 +32,12 @@ _NO_DRIVER = (
 class NodeGpu:
     index: int
     name: str
-    capability: tuple[int, int] | None  # None: a driver too old to tell (before 510)
+    capability: tuple[int, int] | None  # None: the driver is too old to report it (before 510)
 
 
 @dataclass(frozen=True)
 class Driver:
-    """``version`` like ``580.65.06`` (None where only libcuda is mounted); ``cuda``: the newest CUDA that it runs."""
+    """``version``: such as ``580.65.06``, None if only libcuda is mounted; ``cuda``: the newest supported CUDA."""
 
     version: str | None
     cuda: tuple[int, int] | None
@@ -45,16 +45,17 @@ class Driver:
 
 
 def probe() -> Driver:
-    """Ask this node's driver.
+    """Query this node's driver.
 
-    Raises EnvironmentFault, in one line, when there is no driver, when it does not answer or when it sees no GPU.
+    Raises:
+        EnvironmentFault: there is no driver, it does not respond, or it sees no GPU.
     """
     if shutil.which("nvidia-smi") is None:
         return _probe_libcuda()
     driver = _probe_nvidia_smi()
     if _libcuda() is None:
         raise EnvironmentFault(
-            "nvidia-smi is here but libcuda.so.1 is not: NVIDIA_DRIVER_CAPABILITIES must contain 'compute'"
+            "found nvidia-smi but not libcuda.so.1: NVIDIA_DRIVER_CAPABILITIES must contain 'compute'"
         )
     return driver
 
@@ -69,12 +70,12 @@ def _probe_nvidia_smi() -> Driver:
 
 
 def parse_query(text: str) -> Driver:
-    """Read the lines of ``nvidia-smi --query-gpu=index,name,compute_cap,driver_version --format=csv,noheader``."""
+    """Parse the output of ``nvidia-smi --query-gpu=index,name,compute_cap,driver_version --format=csv,noheader``."""
     gpus, version = [], None
     for line in filter(None, map(str.strip, text.splitlines())):
         fields = [field.strip() for field in line.split(",")]
         if len(fields) != 4 or not fields[0].isdigit():
-            raise EnvironmentFault(f"nvidia-smi answered {line!r}, not a GPU: run nvidia-smi on the node")
+            raise EnvironmentFault(f"nvidia-smi printed {line!r} instead of a GPU: run nvidia-smi on the node")
         capability = re.fullmatch(r"(\d+)\.(\d+)", fields[2])
         number = (int(capability[1]), int(capability[2])) if capability else None
         gpus.append(NodeGpu(int(fields[0]), fields[1], number))
@@ -89,7 +90,7 @@ def _nvidia_smi(*arguments: str) -> tuple[int, str]:
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise EnvironmentFault(f"nvidia-smi did not answer in {_TIMEOUT_SECONDS} s: the driver hangs") from None
+        raise EnvironmentFault(f"nvidia-smi did not respond within {_TIMEOUT_SECONDS} s: the driver hangs") from None
     except OSError as error:
         raise EnvironmentFault(f"nvidia-smi cannot be run: {error.strerror}") from error
     return run.returncode, run.stdout if run.returncode == 0 else run.stdout + run.stderr

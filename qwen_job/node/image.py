@@ -1,4 +1,4 @@
-"""What the image on this node carries (image.json, written when it was built), and which other sets there are."""
+"""Describe the image on this node (image.json, written by the build), and the image sets that can be built."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE_FILE = "/opt/image/image.json"
 
 @dataclass(frozen=True)
 class Image:
-    """``architectures``: ``sm_80`` (compiled code) and ``compute_90`` (PTX); None outside an image: unknown."""
+    """``architectures``: such as ``sm_80`` (compiled code) and ``compute_90`` (PTX); None outside an image."""
 
     set: str | None
     cuda: str | None
@@ -31,9 +31,9 @@ class Image:
         return int((self.cuda or "0").split(".")[0])
 
     def runs_on(self, capability: tuple[int, int]) -> bool:
-        """Tell whether a GPU of this compute capability finds kernels here.
+        """Return whether the image has kernels for a GPU of this compute capability.
 
-        Compiled code runs on its own major generation from its minor number up; PTX on everything newer
+        Compiled code runs on its major generation from its minor number up, PTX on everything newer
         (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
         """
         if self.architectures is None:
@@ -57,7 +57,7 @@ def _image(values: dict[str, Any], name: str | None) -> Image:
 
 
 def installed_image() -> Image:
-    """Return the image that this process runs in; outside one, what the installed torch itself tells (its CUDA)."""
+    """Return the image that this process runs in; outside an image, only the CUDA version of torch is known."""
     path = Path(os.environ.get("QWEN_JOB_IMAGE", IMAGE_FILE))
     if not path.exists():
         cuda = torch_cuda()
@@ -67,11 +67,11 @@ def installed_image() -> Image:
         values = strict_json.load(path)
         return _image(values, values["set"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EnvironmentFault(f"{path}: not an image description ({error}): rebuild the image") from error
+        raise EnvironmentFault(f"{path}: is not an image description ({error}): rebuild the image") from error
 
 
 def image_sets() -> list[Image]:
-    """Return the sets that ``make image SET=...`` knows."""
+    """Return the sets that ``make image SET=...`` can build."""
     found = []
     for path in sorted(fact("image").glob("*/set.yaml")):
         values = yaml.safe_load(path.read_text())
@@ -80,7 +80,7 @@ def image_sets() -> list[Image]:
 
 
 def set_for(capability: tuple[int, int]) -> str | None:
-    """Return the name of the set that suits a GPU best: one that was compiled for it, else one that PTX carries."""
+    """Return the best set for a GPU: one that was compiled for it, else one that runs through PTX."""
     fitting = [image for image in image_sets() if image.runs_on(capability)]
     compiled = [i for i in fitting if any(_runs(a, capability) for a in i.architectures or () if a.startswith("sm_"))]
     return next((image.set for image in compiled or fitting), None)

@@ -1,12 +1,12 @@
-"""One node's launcher: torch's elastic agent, with signals passed on and the worker's own exit code.
+"""The launcher of one node: torch's elastic agent, which forwards signals and keeps the worker's exit code.
 
     python -m qwen_job.node.launcher --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr n0 \\
         --master_port 29500 --rdzv_id job -- --config RUN/train.yaml
 
 torchrun turns every failure into exit code 1 and kills the workers 30 seconds after a TERM. Here USR1, TERM
-and HUP (ssh hung up) reach the workers as USR1, upon which they save at a step boundary, and the first failing
-worker's code (128 + n for a signal) becomes ours, so that a scheduler can tell "run it again" from "a person
-must look".
+and HUP (ssh disconnected) reach the workers as USR1, and they save at a step boundary. The launcher exits with
+the code of the first failed worker (128 + n for signal n), so that a scheduler can tell a retryable failure from
+a final one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
-from qwen_job.node import attempts as tries
+from qwen_job.node import attempts
 from qwen_job.node.checks import check_start
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
@@ -37,7 +37,7 @@ from qwen_job.text import visible_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run this node's workers and return the exit code that the node should end with."""
+    """Run this node's workers and return the node's exit code."""
     options = _parse(sys.argv[1:] if arguments is None else list(arguments))
     os.environ.setdefault("QWEN_JOB_STARTED", f"{time.time():.0f}")
     os.environ[RENDEZVOUS] = options.rdzv_id
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The first node counts the attempts of a run.
     run = folder if options.max_without_progress and not options.node_rank else None
     if run:
-        # The trainer compares the same limit with the attempts that got as far as training.
+        # The trainer applies the same limit to the attempts that reached training.
         os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
     relay = _Relay(options.grace_seconds, run)
     killed_before = ends.oom_kills()
@@ -60,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         if run:
-            tries.begin(run, options.max_without_progress)
+            attempts.begin(run, options.max_without_progress)
         if folder:
             ends.begin(folder, options.node_rank)
-        # Before torch, whose own errors about a driver or a GPU come late and name no remedy.
+        # Before torch is imported: its own errors about a driver or a GPU come late and name no fix.
         check_start(options.command)
         _check_master(options)
         code = _run(options, relay)
@@ -73,34 +73,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     killed = ends.oom_kills() - killed_before
     if killed:
         print(
-            f"qwen-job: the kernel killed {killed} processes on {socket.gethostname()} for memory: {MEMORY_ADVICE}",
+            f"qwen-job: the kernel killed {killed} processes on {socket.gethostname()}, out of memory: {MEMORY_ADVICE}",
             file=sys.stderr,
             flush=True,
         )
     if folder:
         ends.end(folder, options.node_rank, code, killed)
     if run:
-        tries.end(run, code, signalled=relay.used)
+        attempts.end(run, code, signalled=relay.used)
     relay.retire()
     return code
 
 
 def _run_folder(options: argparse.Namespace) -> Path | None:
-    """Return the run's folder; None with the reference's flags, which only the trainer reads."""
+    """Return the run folder; None with the flags of finetune.py, which only the trainer reads."""
     if options.command[:1] != ["--config"]:
         return None
     try:
         return Path(strict_yaml.load(Path(options.command[1]))["output_dir"])
     except (OSError, ValueError, LookupError, TypeError):
-        return None  # the trainer says what is wrong with its settings
+        return None  # the trainer reports what is wrong with its settings
 
 
 class _Relay:
-    """Passes a signal to the workers as USR1; one that comes before they exist waits for them.
+    """Forwards a signal to the workers as USR1; one that arrives before they exist is kept for them.
 
-    Nobody is left to end workers that do not save in ``grace_seconds`` after a hang-up, so the relay does. Until there
-    are workers there is nothing to save: the launcher leaves at once, also out of a rendezvous that waits in C.
-    ``run``: the run's folder where this node counts its attempts.
+    After a disconnect, the relay kills workers that have not saved within ``grace_seconds``, because nobody else will.
+    Before any worker starts there is nothing to save: the launcher exits at once, even from a rendezvous that waits in
+    C. ``run``: the run folder, if this node counts its attempts.
     """
 
     def __init__(self, grace_seconds: float, run: Path | None = None) -> None:
@@ -115,11 +115,11 @@ class _Relay:
         watch(self._leave)
 
     def hold(self) -> None:
-        """Block USR1 here and so in the workers that are started next: it would kill one that does not listen yet."""
+        """Block USR1 in this process and in new workers, where it would kill one that has no handler yet."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {WISH})
 
     def report(self, waiting: Waiting, what: str) -> None:
-        """Say ``what`` is waited for, every half minute until workers are started."""
+        """Report ``what`` this node waits for, every half minute until workers are started."""
 
         def loop() -> None:
             while self._waiting and waiting.left > 0:
@@ -129,24 +129,24 @@ class _Relay:
         threading.Thread(target=loop, name="waiting", daemon=True).start()
 
     def starting(self) -> None:
-        """From now on there are workers to pass signals to."""
+        """Note that from now on there are workers to forward signals to."""
         with self._deciding:
             self._waiting = False
 
     def _leave(self, number: int) -> None:
-        """Leave, from the thread that watches, if no worker has been started."""
+        """Exit, from the watching thread, if no worker has been started."""
         with self._deciding:
             if not self._waiting:
                 return
             code = StoppedAndSaved.exit_code
             name = signal.Signals(number).name
-            print(f"qwen-job: {name} before training began: nothing to save", file=sys.stderr, flush=True)
+            print(f"qwen-job: {name} before training started: nothing to save", file=sys.stderr, flush=True)
             if self._run:
-                tries.end(self._run, code, signalled=True)
+                attempts.end(self._run, code, signalled=True)
             leave_now(code)
 
     def attach(self, agent: Any) -> None:
-        """Take the agent, whose workers have been started."""
+        """Take the agent, after its workers have started."""
         self.agent = agent
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {WISH})
         if self._early and self._pids():
@@ -154,7 +154,7 @@ class _Relay:
             self._send(WISH)
 
     def retire(self) -> None:
-        """Ignore what comes now: Python drops handlers as it ends, and a late signal would replace the exit code."""
+        """Ignore signals from now on: Python drops handlers as it exits, and a late one would replace the exit code."""
         hear(signal.SIG_IGN)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
@@ -189,12 +189,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rdzv_id", "--rdzv-id", default="qwen-job")
     parser.add_argument("--rdzv_timeout", "--rdzv-timeout", type=float, default=60.0, help="seconds")
     parser.add_argument(
-        "--max_without_progress", type=int, default=0, help="tries in a row without a newer checkpoint; 0: any number"
+        "--max_without_progress", type=int, default=0, help="attempts in a row without a newer checkpoint; 0: no limit"
     )
     parser.add_argument(
-        "--time_limit_seconds", "--time-limit-seconds", type=float, help="of this attempt, counted from its start"
+        "--time_limit_seconds", "--time-limit-seconds", type=float, help="of this attempt, from its start"
     )
-    parser.add_argument("--grace_seconds", "--grace-seconds", type=float, default=120.0, help="to save after HUP")
+    parser.add_argument("--grace_seconds", "--grace-seconds", type=float, default=120.0, help="time to save after HUP")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- arguments of qwen_job.train")
     options = parser.parse_args(arguments)
     options.command = [word for index, word in enumerate(options.command) if index or word != "--"]
@@ -207,10 +207,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _check_master(options: argparse.Namespace) -> None:
-    """Wait for node 0's port before torch does: its own error has no reason in it."""
+    """Wait for node 0's port before torch does: torch's error gives no reason."""
     if options.node_rank == 0:
         return
-    # In a pod a name appears with the pod that it belongs to.
+    # On Kubernetes, a name resolves only once its pod exists.
     resolve = options.rdzv_timeout if "KUBERNETES_SERVICE_HOST" in os.environ else RESOLVE_SECONDS
     waiting = Waiting(options.rdzv_timeout)
     try:
@@ -221,8 +221,8 @@ def _check_master(options: argparse.Namespace) -> None:
         raise RendezvousFailed(
             f"node {options.node_rank} ({socket.gethostname()}) could not reach node 0 at "
             f"{endpoint(options.master_addr, options.master_port)} within {options.rdzv_timeout:.0f} s ({error}); "
-            "check that node 0 was started, that --master_addr is its address as seen from here, and that the port is "
-            "open"
+            "check that node 0 was started, that --master_addr is its address as seen from this node, and that the "
+            "port is open"
         ) from None
 
 
@@ -230,7 +230,7 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The agent would end the workers on TERM and HUP; the relay lets them save instead.
+    # The agent would kill the workers on TERM and HUP; the relay lets them save instead.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGQUIT"
     os.environ["QWEN_JOB_RENDEZVOUS_SECONDS"] = str(options.rdzv_timeout)
     config = LaunchConfig(
@@ -265,7 +265,7 @@ def _run(options: argparse.Namespace, relay: _Relay) -> int:
 
 
 def _watch_agent(relay: _Relay) -> None:
-    """Give the relay the agent that ``elastic_launch`` builds inside, at each turn of its monitor."""
+    """Give the relay the agent that ``elastic_launch`` builds, each time the agent monitors its workers."""
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     monitor = LocalElasticAgent._monitor_workers
@@ -285,9 +285,9 @@ def _watch_agent(relay: _Relay) -> None:
 
 
 def _quiet_agent() -> None:
-    """Turn off what the agent logs of every worker that ends: the workers say why, and :func:`_name_killed` the rest.
+    """Silence the agent's logs about workers that end: the workers or :func:`_name_killed` report the reason.
 
-    LOGLEVEL, torch's own variable, brings it back.
+    Set LOGLEVEL, torch's own variable, to see them.
     """
     if "LOGLEVEL" in os.environ:
         return
@@ -297,9 +297,9 @@ def _quiet_agent() -> None:
 
 
 def _name_killed(failures: Sequence[Any]) -> None:
-    """Say which workers ended by a signal, which they could not say themselves; not those that the agent ended.
+    """Report the workers that were killed by a signal, except those that the agent killed.
 
-    It ends those that are left when one has failed, at last by SIGKILL.
+    The agent stops the remaining workers when one has failed, and finally kills them.
     """
     reasoned = any(failure.exitcode > 0 and failure.exitcode != Retryable.exit_code for failure in failures)
     for failure in failures:
@@ -308,29 +308,29 @@ def _name_killed(failures: Sequence[Any]) -> None:
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
             number = -failure.exitcode
             name = signal.Signals(number).name if number in iter(signal.Signals) else f"signal {number}"
-            hint = ", often by the kernel when the host's memory is full" if name == "SIGKILL" else ""
+            hint = ", often by the kernel when host memory is full" if name == "SIGKILL" else ""
             print(
                 f"qwen-job: a worker on {socket.gethostname()} (local rank {failure.local_rank}, process "
-                f"{failure.pid}) was ended by {name}{hint}",
+                f"{failure.pid}) was killed by {name}{hint}",
                 file=sys.stderr,
                 flush=True,
             )
 
 
 def exit_code(failures: Sequence[tuple[float, int]]) -> int:
-    """Return the code of the rank that failed first, from (unix time, code as subprocess gives it).
+    """Return the code of the rank that failed first, from (unix time, code as in subprocess).
 
-    Ranks that only lost their partner, and those that the agent then ended, say nothing about the reason.
+    Ranks that only lost a peer, and those that the agent then stopped, do not show the cause.
     """
     collateral = (Retryable.exit_code, -signal.SIGTERM, -signal.SIGABRT)
-    # Times have whole seconds; in the same one, a rank that gave a reason goes before one that was killed.
+    # Times are whole seconds; within one second, a rank with an exit code goes before one that was killed.
     code = min((code in collateral, when, code < 0, code) for when, code in failures)[-1]
     return 128 - code if code < 0 else code
 
 
 def _not_all_met(options: argparse.Namespace, error: Exception) -> str:
     return (
-        f"the {options.nnodes} nodes did not meet at {options.master_addr}:{options.master_port} within "
+        f"the {options.nnodes} nodes did not connect at {options.master_addr}:{options.master_port} within "
         f"{options.rdzv_timeout:.0f} s ({' '.join(str(error).split())[:160]}); check that all nodes were started "
         "and that each has its own --node_rank"
     )

@@ -1,8 +1,8 @@
-"""Fetch the model and prepare the data in a pod without GPUs, then let the training start.
+"""Fetch the model and prepare the data in a pod without GPUs, then start the training job.
 
     python3 -m qwen_job.node.prepare_job --config /etc/qwen-job/train.yaml [--release pytorchjob/NAME [--queue QUEUE]]
 
-The training finds both where it looks for them itself, so that the first step follows soon after its pods start.
+Training finds both in place, so its first step follows soon after its pods start.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from qwen_job.errors import QwenJobError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare, release, and return the exit code of the table in qwen_job/errors.py."""
+    """Prepare, release the job, and return an exit code of qwen_job/errors.py."""
     parser = argparse.ArgumentParser(prog="python -m qwen_job.node.prepare_job", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="train.yaml")
     parser.add_argument("--release", metavar="KIND/NAME", help="the suspended job to start afterwards")
-    parser.add_argument("--queue", help="hand it to this Kueue queue instead of starting it at once")
+    parser.add_argument("--queue", help="submit it to this Kueue queue instead of starting it at once")
     options = parser.parse_args(arguments)
-    # The first process of a container has no default for it, and would stay for the whole grace period.
+    # PID 1 has no default action for TERM: it would stay for the whole grace period.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         prepare_job(options.config)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             kind, _, name = options.release.partition("/")
             release(kind, name, options.queue)
-            say(f"{options.release} was {f'given to the queue {options.queue}' if options.queue else 'started'}")
+            say(f"{options.release} was {f'submitted to the queue {options.queue}' if options.queue else 'started'}")
     except QwenJobError as error:
         say(str(error))
         return error.exit_code

@@ -1,6 +1,6 @@
-"""The quick check of a node, done before torch is imported: driver, GPU kernels, cache, shared memory.
+"""The quick check of a node, before torch is imported: driver, GPU kernels, cache, shared memory.
 
-Every fault is one line that says what to do, in place of the traceback that torch would give later.
+Every fault is one line with its fix, instead of a traceback from torch later.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from qwen_job.node.image import Image, image_sets, installed_image, set_for
 from qwen_job.resources import user_cache
 from qwen_job.text import GIB, gib
 
-ENOUGH_SHARED_MEMORY = GIB
 SHARED_MEMORY = Path("/dev/shm")
 # Docker's default of 64 MB is too little for NCCL's intra-node transport and for DataLoader workers.
+ENOUGH_SHARED_MEMORY = GIB
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at. ``state``: ok, warning or fault; ``value``: the figure that was measured."""
+    """The result of one check. ``state``: ok, warning or fault; ``value``: the measured figure."""
 
     check: str
     state: str
@@ -33,22 +33,25 @@ class CheckResult:
 
 
 def quick_check(device: str = "auto") -> list[CheckResult]:
-    """Look at this node and return a finding per check; nothing is raised for a fault.
+    """Check this node; a fault is returned, not raised.
 
-    ``device``: ``cuda`` (a GPU is needed), ``cpu`` (none is), or ``auto``: what the image was built for.
+    ``device``: ``cuda`` (needs a GPU), ``cpu`` (needs none), or ``auto`` (what the image was built for).
     """
     image = installed_image()
     wants_gpu = device == "cuda" or (device == "auto" and image.cuda is not None)
     checks: list[tuple[str, Callable[[], str]]] = [("gpu", lambda: check_gpus(image))] if wants_gpu else []
     checks.append(("cache", check_cache))
-    found = [_look(name, check) for name, check in checks]
+    found = [_run_check(name, check) for name, check in checks]
     return [*found, shared_memory(SHARED_MEMORY)]
 
 
 def require(device: str = "auto") -> None:
-    """Raise EnvironmentFault with the first fault: what a start-up calls before torch.
+    """Check this node before torch is imported; ``device`` as in :func:`quick_check`.
 
-    ``device`` as in :func:`quick_check`. Outside an image the cache is not looked at: a job may name its own.
+    Outside an image the cache is not checked, because a job may name its own.
+
+    Raises:
+        EnvironmentFault: the first fault.
     """
     image = installed_image()
     if device == "cuda" or (device == "auto" and image.cuda is not None):
@@ -58,9 +61,10 @@ def require(device: str = "auto") -> None:
 
 
 def check_gpus(image: Image) -> str:
-    """Hold the node's driver and GPUs against what the image carries; return a summary.
+    """Compare the node's driver and GPUs with the image; return a summary.
 
-    Raises EnvironmentFault for a missing driver, one that is older than the image's CUDA, and GPUs without kernels.
+    Raises:
+        EnvironmentFault: the driver is missing or too old for the image's CUDA, or a GPU has no kernels.
     """
     if image.cuda is None:
         raise EnvironmentFault(
@@ -74,29 +78,41 @@ def check_gpus(image: Image) -> str:
 
 
 def check_driver(image: Image, driver: Driver) -> None:
-    """Raise EnvironmentFault when the driver is older than the CUDA inside the image."""
+    """Check that the driver is new enough for the image's CUDA.
+
+    Raises:
+        EnvironmentFault: it is older.
+    """
     needed = f"this image carries CUDA {image.cuda}, which needs driver {image.minimum_driver} or newer"
     if driver.version and image.minimum_driver:
         if _numbers(driver.version) < _numbers(image.minimum_driver):
             raise EnvironmentFault(f"{needed}; the node has {driver.version}: {_older_set(image, driver.version)}")
     elif driver.cuda and driver.cuda[0] < image.cuda_major:
         had = ".".join(map(str, driver.cuda))
-        raise EnvironmentFault(f"{needed}; the node's driver ends at CUDA {had}: update the driver")
+        raise EnvironmentFault(f"{needed}; the node's driver supports up to CUDA {had}: update the driver")
 
 
 def check_kernels(image: Image, gpu: NodeGpu) -> None:
-    """Raise EnvironmentFault when the image was compiled for other GPUs than this one."""
+    """Check that the image has kernels for this GPU.
+
+    Raises:
+        EnvironmentFault: it has none.
+    """
     if gpu.capability is None or image.runs_on(gpu.capability):
         return
     name = gpu.name.removeprefix("NVIDIA ").removeprefix("Tesla ")
     sm = "sm_{}{}".format(*gpu.capability)
     better = set_for(gpu.capability)
-    advice = f"use SET={better}" if better else "no set has kernels for it: leave this node out"
+    advice = f"use SET={better}" if better else "no set has kernels for it: exclude this node"
     raise EnvironmentFault(f"this image carries {image.carried()}; the node has {name} ({sm}): {advice}")
 
 
 def check_cache() -> str:
-    """Raise EnvironmentFault unless the cache folder (QWEN_JOB_CACHE) can be written; return its path."""
+    """Check that the cache folder (QWEN_JOB_CACHE) is writable; return a message with its path.
+
+    Raises:
+        EnvironmentFault: it is not.
+    """
     folder = user_cache()
     trial = folder / f".trial-{uuid.uuid4().hex}"
     try:
@@ -105,14 +121,14 @@ def check_cache() -> str:
         trial.unlink()
     except OSError as error:
         raise EnvironmentFault(
-            f"the cache {folder} cannot be written ({error.strerror}): mount a writable folder there, "
-            "or name one in QWEN_JOB_CACHE"
+            f"the cache {folder} is not writable ({error.strerror}): mount a writable folder there, "
+            "or set QWEN_JOB_CACHE to one"
         ) from error
     return f"{folder} is writable"
 
 
 def shared_memory(folder: Path) -> CheckResult:
-    """Warn when shared memory is small: a job with one GPU and no workers still runs."""
+    """Warn if shared memory is small; a job with one GPU and no workers still runs."""
     if not folder.is_dir():
         return CheckResult("shared memory", "warning", f"{folder} does not exist: NCCL needs it between GPUs of a node")
     size = shutil.disk_usage(folder).total
@@ -122,7 +138,7 @@ def shared_memory(folder: Path) -> CheckResult:
     return CheckResult("shared memory", "ok", gib(size))
 
 
-def _look(name: str, check: Callable[[], str]) -> CheckResult:
+def _run_check(name: str, check: Callable[[], str]) -> CheckResult:
     try:
         return CheckResult(name, "ok", check())
     except EnvironmentFault as fault:

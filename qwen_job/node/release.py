@@ -1,6 +1,6 @@
 """Start a suspended training job from inside the cluster, with the pod's own service account.
 
-The account may patch this one job and nothing else (templates/kubernetes/role.yaml.j2).
+The account may patch this one job only (templates/kubernetes/role.yaml.j2).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qwen_job.errors import ClusterRefused, EnvironmentFault, Retryable
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# The job may be made some seconds after this pod; a server that is upgraded is away for some minutes.
+# The job may be created some seconds after this pod; an API server that is upgraded is unreachable for minutes.
 PATIENCE_SECONDS = 600.0
 _RESOURCES = {
     "pytorchjob": "kubeflow.org/v1/namespaces/{}/pytorchjobs/{}",
@@ -30,23 +30,23 @@ _RESOURCES = {
 def release(
     kind: str, name: str, queue: str | None = None, *, account: Path = ACCOUNT, patience: float = PATIENCE_SECONDS
 ) -> None:
-    """Unsuspend the job, or give it to a Kueue queue, which then starts it.
+    """Unsuspend the job, or submit it to a Kueue queue, which then starts it.
 
     Raises:
-        EnvironmentFault: this is no pod with a service account's token.
-        ClusterRefused: the account may not do it, or the server refuses the change.
-        Retryable: the server could not be reached, or the job did not appear, within ``patience`` seconds.
+        EnvironmentFault: this is not a pod with a service account token.
+        ClusterRefused: the account lacks the permission, or the server rejects the change.
+        Retryable: the server was unreachable, or the job did not appear, for ``patience`` seconds.
     """
     deadline, pause, refusals = time.monotonic() + patience, 0.5, 0
     while True:
         status, reason = _patch(_url(kind, name, account), _change(kind, queue), account)
         if 200 <= status < 300:
             return
-        # A Role that was made a moment ago may not have reached the server's authorizer yet.
+        # The server's authorizer may not know a Role that was just created.
         refusals += status in (401, 403)
         if refusals > 2:
-            way_out = "give kubernetes.prepare_account a role that may patch it, or start the job by hand"
-            raise ClusterRefused(f"may not patch {kind}/{name}: {reason}; {way_out}")
+            fix = "give kubernetes.prepare_account a role that may patch it, or start the job by hand"
+            raise ClusterRefused(f"may not patch {kind}/{name}: {reason}; {fix}")
         if status and status not in (401, 403, 404, 409, 429) and status < 500:
             raise ClusterRefused(f"cannot start {kind}/{name}: {reason}")
         if time.monotonic() + pause > deadline:
@@ -73,11 +73,11 @@ def _read(path: Path) -> str:
     try:
         return path.read_text("utf-8").strip()
     except OSError as error:
-        raise EnvironmentFault(f"{path}: {error.strerror}: the pod has no service account's token") from None
+        raise EnvironmentFault(f"{path}: {error.strerror}: the pod has no service account token") from None
 
 
 def _patch(url: str, change: dict[str, Any], account: Path) -> tuple[int, str]:
-    """Return the server's status, 0 when it did not answer, and its message."""
+    """Return the server's status (0 if unreachable) and its message."""
     request = urllib.request.Request(
         url,
         data=json.dumps(change).encode(),
@@ -89,7 +89,7 @@ def _patch(url: str, change: dict[str, Any], account: Path) -> tuple[int, str]:
         },
     )
     trusted = ssl.create_default_context(cafile=str(account / "ca.crt"))
-    # A proxy for the model's download does not lead to the cluster's own server.
+    # A proxy for model downloads does not reach the cluster's API server.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
     try:
         with opener.open(request, timeout=30) as answer:

@@ -1,4 +1,4 @@
-"""Versions of the training stack, read from package metadata: importing torch would take seconds."""
+"""Read the versions of the training stack from package metadata: importing torch would take seconds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _CUDA_LINE = re.compile(r"^cuda\b[^=]*= *(?:'([^']+)'|None)", re.M)
 
 
 def stack_versions() -> dict[str, str]:
-    """Return what is installed, e.g. ``{"torch": "2.13.0", "CUDA": "13.0", "NCCL": "2.28.9", "DeepSpeed": "0.19.8"}``.
+    """Return the installed versions, e.g. ``{"torch": "2.13.0", "CUDA": "13.0", "NCCL": "2.28.9", "DeepSpeed": ...}``.
 
-    A part that is not installed is left out; all of them are on a login node that has the launcher alone.
+    A package that is not installed is omitted; on a login node with the launcher only, that is all of them.
     """
     found = {
         "torch": _version("torch"),
@@ -28,7 +28,7 @@ def stack_versions() -> dict[str, str]:
 
 
 def torch_cuda() -> str | None:
-    """Return the CUDA that the installed torch was built for, e.g. ``13.0``; None for a CPU build or no torch."""
+    """Return the CUDA that the installed torch was built for, e.g. ``13.0``; None for a CPU build or without torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None

@@ -1,6 +1,7 @@
-"""What is left of a run for people to read. Nothing here imports torch. In reading order:
+"""Turn a run into pages for people. Nothing here imports torch. In reading order:
 
-- ``summary``, ``timeline``: a run in numbers, and where its time went
-- ``plot``, ``page``: curves, and report.html
-- ``model_card``, ``afterwards``, ``closing``: model/README.md and the last lines of a run
+- ``summary``: a run in numbers; ``timeline``: its attempts, and where the wall time went
+- ``plot``: curves as SVG; ``page``: report.html
+- ``model_card``: model/README.md, and how to use the model
+- ``closing``: write both at the end of a run
 """

@@ -72,7 +72,7 @@ def test_a_gpu_that_the_image_has_no_kernels_for(node: Node) -> None:
 
 def test_no_driver(node: Node) -> None:
     (node.bin / "libcuda.so.1").unlink()
-    assert "no NVIDIA driver here: start the container with GPUs" in refusal(node.launch())
+    assert "no NVIDIA driver: start the container with GPUs" in refusal(node.launch())
 
 
 def test_a_driver_older_than_the_cuda_inside(node: Node) -> None:

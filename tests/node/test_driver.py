@@ -56,7 +56,7 @@ def test_refuses_what_is_no_gpu(text: str) -> None:
 
 @pytest.mark.usefixtures("no_tools")
 def test_a_missing_driver_is_one_line_that_says_how_to_give_gpus() -> None:
-    with pytest.raises(EnvironmentFault, match=r"no NVIDIA driver here.*--gpus all"):
+    with pytest.raises(EnvironmentFault, match=r"no NVIDIA driver.*--gpus all"):
         probe()
 
 

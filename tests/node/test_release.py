@@ -131,7 +131,7 @@ def test_another_servers_certificate_is_not_trusted(server: Server, account: Pat
 
 
 def test_outside_a_pod_there_is_no_token(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="no service account's token"):
+    with pytest.raises(EnvironmentFault, match="no service account token"):
         release("pytorchjob", "run", account=tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_only_who_was_not_ended_by_the_launcher_is_named(capsys: pytest.CaptureF
     _name_killed([failed, ended])
     assert "SIGKILL" not in capsys.readouterr().err
     _name_killed([ended])
-    assert "was ended by SIGKILL, often by the kernel" in capsys.readouterr().err
+    assert "was killed by SIGKILL, often by the kernel" in capsys.readouterr().err
 
 
 AT_THE_END = """

@@ -91,7 +91,7 @@ def test_a_launcher_that_waits_for_the_others_leaves(tmp_path: Path, rank: int) 
     process.send_signal(signal.SIGTERM)
     output = ends_soon(process)
     assert process.returncode == 160, output
-    assert "SIGTERM before training began" in output
+    assert "SIGTERM before training started" in output
 
 
 @pytest.mark.parametrize(
