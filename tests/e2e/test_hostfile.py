@@ -63,7 +63,7 @@ def test_a_host_that_is_not_fit_is_named_before_training(hosts: Lab, tmp_path: P
     done = hosts.on("node1", [str(script)], env=environment(), timeout=60, check=False)
     assert done.returncode == 5, done.stdout + done.stderr
     assert "qwen-job: node2 ended first, with exit code 5; the end of " in done.stderr
-    assert "node2: the cache /proc/none cannot be written" in done.stderr
+    assert "node2: the cache /proc/none is not writable" in done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
