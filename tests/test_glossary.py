@@ -21,7 +21,6 @@ HEADING = "## Glossary"
 
 # Rooms (or files) of qwen_job whose words are still to be cleaned. Clean one, then remove it here.
 TO_CLEAN = {
-    "data",
     "facts",
     "infer",
     "job",

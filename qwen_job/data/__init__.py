@@ -1,12 +1,14 @@
 """Conversations in, memory-mapped packed rows out. Needs numpy and tokenizers when used, never torch.
 
-formats   one row of any known layout -> Conversation
-rows      JSON, JSONL, .gz, .zst, Parquet -> rows, streaming
-encode    Conversation -> token ids and which of them are trained; samples that are too long
-pack      lengths -> rows of max_length
-build     files -> a folder of memory-mapped rows, once for all ranks;
+rows      JSON, JSON Lines, .gz, .zst, Parquet -> rows, streaming (arrays, compress, parquet)
+formats   one row of any known layout -> Conversation (keys: what is ignored and refused; arrange: turn order)
+encode    Conversation -> token IDs, and which of them are trained (vocabulary)
+encoder   the same, faster (characters, embedding)
+fit       samples that are too long;  choose: repeated and held-out samples;  pack: lengths -> rows of max_length
+build     files -> a folder of memory-mapped rows, once for all ranks (worker, chunk_encoder, assemble)
 prepared  reading that folder
-check     what is wrong with the data, rule by rule;  clean: a copy without it
+check     what is wrong with the data (rules, privacy, histogram);  clean: a copy without it
+sample    text for the tokenizer of a random model
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the launcher can name this package without importing numpy.
+    # Lazy, so that the launcher can import this package without numpy.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,11 +1,11 @@
-"""Conversations in which user and assistant do not take turns, taken all the same where ``data.turn_order`` asks.
+"""Accept conversations in which user and assistant do not alternate, if ``data.turn_order`` asks for it.
 
-reference  as QwenLM's finetune.py: a first turn that is not the user's is skipped, the others follow one another as
-           they stand, each in a frame of its own
-join       what stands before the first question is skipped, neighbours of one role become one turn (with a line end
-           between their texts), and a last question without an answer is dropped
+reference  as in QwenLM's finetune.py: a first turn that is not the user's is skipped; the others are kept unchanged,
+           each in its own frame
+join       turns before the first question are skipped, adjacent turns of one role are joined with a newline, and a
+           last question without an answer is dropped
 
-Either way a conversation without an answer is left out. All of it is counted.
+Either way a conversation without an answer is left out. Everything is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from qwen_job.data.formats import Conversation, Turn, is_invisible
 
-# What is counted, and how it is said.
+# What is counted -> its description in reports.
 COUNTED = {
     "turns_skipped": "turns before the first question skipped",
     "turns_out_of_order": "turns kept behind a turn of the same role",
@@ -26,9 +26,9 @@ COUNTED = {
 
 
 def arrange(conversation: Conversation, turn_order: str, counts: Counter[str]) -> Conversation | None:
-    """Return the conversation with its turns as ``turn_order`` wants them, None if it holds no answer.
+    """Return the conversation with its turns arranged by ``turn_order``, None if it has no answer.
 
-    ``counts`` is added to, by the names of ``COUNTED``. With ``strict`` the conversation comes back as it is.
+    Changes are added to ``counts`` under the names in ``COUNTED``. ``strict`` returns the conversation unchanged.
     """
     turns = conversation.turns
     if turn_order == "strict" or _is_regular(turns):
@@ -51,7 +51,7 @@ def arrange(conversation: Conversation, turn_order: str, counts: Counter[str]) -
 
 
 def _is_regular(turns: tuple[Turn, ...]) -> bool:
-    """Tell whether user and assistant take turns, or a system turn stands among them, which is an error anyway."""
+    """Tell whether user and assistant alternate, or a system turn is among them, which is an error anyway."""
     roles = [turn.role for turn in turns]
     return "system" in roles or (
         len(roles) % 2 == 0 and roles[::2].count("user") == roles[1::2].count("assistant") == len(roles) // 2
@@ -65,7 +65,7 @@ def _skipped(turns: tuple[Turn, ...], turn_order: str) -> int:
 
 
 def _joined(turns: list[Turn]) -> list[Turn]:
-    """Join neighbours of one role; an empty turn stays by itself, as the error that it is."""
+    """Join adjacent turns of one role; an empty turn stays separate, and is reported as an error."""
     runs: list[list[Turn]] = []
     for turn in turns:
         if (

@@ -1,4 +1,4 @@
-"""One huge JSON array -> chunks of whole elements, without holding more than a few MiB of it."""
+"""Split a JSON array of any size into chunks of whole elements, holding only a few MiB of it in memory."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import IO, NamedTuple, NoReturn
 from qwen_job.errors import DataError
 
 LARGEST_ROW = 16 << 20
-# Begins the line of a table's row that cannot be read.
+# Prefix of a line that stands for an unreadable row of a table.
 TABLE_FAULT = "\0"
 _MOST_BLANKS = 16 << 20
 _BLANKS = re.compile(r"[ \t\r\n]*")
-# A JSON error this near to the end of what was read so far may only mean that the rest is not there yet.
+# A JSON error this close to the end of the text read so far may only mean that the rest has not been read yet.
 _MARGIN = 16
 _NUMBER_TAIL = 3
 _BETWEEN = re.compile(r'\}[ \t\r\n]*,[ \t\r\n]*\{[ \t\r\n]*"[^"\\]*"')
 
 
 class Chunk(NamedTuple):
-    """A run of whole rows: ``kind`` lines or table holds JSON Lines, ``kind`` array ``{...},{...}``; UTF-8."""
+    """Whole rows in UTF-8: JSON Lines if ``kind`` is lines or table, ``{...},{...}`` if it is array."""
 
     first_row: int
     kind: str
@@ -31,16 +31,16 @@ class Chunk(NamedTuple):
 
 
 def array_chunks(path: Path, stream: IO[bytes], head: bytes, size: int) -> Iterator[Chunk]:
-    """Cut the array that starts in ``head`` and goes on in ``stream`` into chunks of about ``size`` bytes."""
+    """Cut the array that starts in ``head`` and continues in ``stream`` into chunks of about ``size`` bytes."""
     rest, row = yield from _guessed_chunks(head[head.index(b"[") + 1 :], stream, size)
     yield from _scanned_chunks(path, stream, b"[" + rest, size, row)
 
 
 def _guessed_chunks(text: bytes, stream: IO[bytes], size: int) -> Generator[Chunk, None, tuple[bytes, int]]:
-    """Cut where it looks like the seam of the first two elements; return what is left and the number of its first row.
+    """Cut at text that looks like the seam of the first two elements; return the rest and the number of its first row.
 
-    A cut is right if everything before it parses as elements: JSON can be read in one way only. What is left is the
-    end of the file, or everything from the first guess that was wrong.
+    A cut is right if everything before it parses as elements, because JSON can be read in one way only. The rest is
+    the end of the file, or everything from the first wrong guess on.
     """
     row, seam = 1, _seam(text)
     while seam and (cut := text.rfind(seam) + 1):
@@ -55,7 +55,7 @@ def _guessed_chunks(text: bytes, stream: IO[bytes], size: int) -> Generator[Chun
 
 
 def _seam(text: bytes) -> bytes:
-    """Return what stands between the first two elements: from the one's last brace to the other's first key."""
+    """Return the text between the first two elements: from the last brace of one to the first key of the other."""
     decoded = text.decode(errors="ignore").lstrip()
     try:
         _, end = json.JSONDecoder().raw_decode(decoded)
@@ -84,13 +84,17 @@ def _scanned_chunks(path: Path, stream: IO[bytes], head: bytes, size: int, row: 
 
 
 def refuse_blanks(path: Path, count: int) -> None:
-    """Raise DataError when ``count`` bytes of white space in a row are more than any file needs."""
+    """Refuse ``count`` bytes of consecutive white space if no real file needs that many.
+
+    Raises:
+        DataError: it is more than 16 MiB.
+    """
     if count > _MOST_BLANKS:
         raise DataError(f"{path}: holds more than {_MOST_BLANKS >> 20} MiB of white space in a row; remove it")
 
 
 def split_elements(text: str) -> Iterator[str]:
-    """Yield the elements of ``{...},{...}`` without parsing them, whatever they hold."""
+    """Yield the elements of ``{...},{...}`` without parsing them."""
     depth = start = 0
     for found in _PIECES.finditer(text):
         piece = found[0]
@@ -110,8 +114,7 @@ _PIECES = re.compile(r'[\[\]{},]|"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 class _ArrayScanner:
     """Finds where each element of a JSON array ends, holding only the part being looked at.
 
-    ``text[position]`` is where to go on, ``end`` the end of the last element, ``row`` the number of the next
-    one.
+    ``text[position]`` is the next character, ``end`` the end of the last element, ``row`` the number of the next one.
     """
 
     def __init__(self, path: Path, stream: IO[bytes], head: bytes, size: int, row: int) -> None:
@@ -125,7 +128,7 @@ class _ArrayScanner:
         self.position = self.text.index("[") + 1
 
     def next_element(self) -> bool:
-        """Move behind the next element; False at the closing bracket."""
+        """Move past the next element; False at the closing bracket."""
         char = self._peek()
         if char == "]":
             self._expect_nothing_more()
@@ -135,7 +138,7 @@ class _ArrayScanner:
         return True
 
     def step_over_comma(self) -> bool:
-        """Move behind the comma; False, behind the closing bracket, when the array ends here."""
+        """Move past the comma; False, past the closing bracket, if the array ends here."""
         char = self._peek()
         self.position += 1
         if char == ",":
@@ -189,7 +192,7 @@ class _ArrayScanner:
             return False
         if len(self.text) - self.position > LARGEST_ROW:
             self._fail(f"is longer than {LARGEST_ROW >> 20} MiB, or a quote is missing; split it or repair it")
-        # As much again as is already held: a row of any length is scanned only a few times.
+        # Double what is held, so that a row of any length is scanned only a few times.
         block = self._stream.read(max(self._size, len(self.text) - self.position))
         self.text += self._decode(block)
         return True

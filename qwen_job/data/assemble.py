@@ -1,4 +1,4 @@
-"""Chunk files -> the files of a prepared folder: appended in the order of the input, packed, indexed last."""
+"""Assemble a prepared folder from the files of its chunks: append in input order, pack, and write the index last."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PARTS = ("tokens", "docs", "members", "rows")
 
 
 class Assembler:
-    """Appends chunks as they come, in any order; memory does not grow with the data."""
+    """Appends chunks that arrive in any order; memory does not grow with the data."""
 
     def __init__(self, spec: DataSpec, folder: Path) -> None:
         self._spec, self._folder, self._tokenizer_size = spec, folder, 0
@@ -37,7 +37,7 @@ class Assembler:
                 (folder / f"{split}.{part}").touch()
 
     def add(self, number: int, counts: dict[str, int]) -> None:
-        """Take chunk ``number``; it is appended once all before it are."""
+        """Accept chunk ``number``; it is appended once all earlier ones are."""
         self._tokenizer_size = counts.pop(TOKENIZER_SIZE)
         self._waiting[number] = counts
         while self._next in self._waiting:
@@ -46,7 +46,11 @@ class Assembler:
             self._next += 1
 
     def finish(self) -> None:
-        """Pack the rows and write index.json. DataError when a split that was asked for holds nothing."""
+        """Pack the rows and write index.json.
+
+        Raises:
+            DataError: a requested split is empty.
+        """
         self._refuse_empty()
         stats: dict[str, Any] = {split: self._pack(split) for split in SPLITS}
         own = {f"{split}_{name}" for split in SPLITS for name in ("samples", "documents", "tokens", "trained_tokens")}
@@ -62,7 +66,7 @@ class Assembler:
         index: dict[str, Any] = {"layout": LAYOUT, "spec": self._spec.to_dict(), "stats": stats, "files": files}
         index[TOKENIZER_SIZE] = self._tokenizer_size
         text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
-        # A file's name may hold bytes that are no UTF-8; Python's surrogates for them become JSON's escapes.
+        # A file name may hold bytes that are not UTF-8; Python's surrogates for them become JSON escapes.
         write_atomically(self._folder / INDEX, text.encode(errors="backslashreplace"))
 
     def _append(self, number: int) -> None:
@@ -88,15 +92,15 @@ class Assembler:
         if self._spec.eval and not self._counts["eval_documents"]:
             files = ", ".join(str(file.path) for file in self._spec.eval)
             raise DataError(f"data.eval: {files}: no sample is left to evaluate on; at max_length "
-                            f"{self._spec.max_length} with long_samples {self._spec.long_samples} none stays: "
-                            "write a larger max_length, or another long_samples, weight or file")  # fmt: skip
+                            f"{self._spec.max_length} with long_samples {self._spec.long_samples} no sample fits: "
+                            "increase max_length, or change long_samples, the weight or the file")  # fmt: skip
         if self._spec.eval_split and not self._counts["eval_documents"]:
             samples = self._counts["train_samples"]
-            raise DataError(f"data.eval_split: {self._spec.eval_split} of {samples} samples holds out none; "
+            raise DataError(f"data.eval_split: {self._spec.eval_split} of {samples} samples holds out no sample; "
                             "write a larger fraction or give an eval file")  # fmt: skip
 
     def _pack(self, split: str) -> dict[str, Any]:
-        """Write SPLIT.members and SPLIT.rows, a window of documents at a time; return the split's figures."""
+        """Write SPLIT.members and SPLIT.rows, a window of documents at a time; return the statistics of the split."""
         figures = {name: self._counts[f"{split}_{name}"] for name in ("samples", "documents")}
         rows = tokens = 0
         with (
@@ -127,7 +131,7 @@ class Assembler:
         return np.arange(lengths.size + 1), np.arange(lengths.size)
 
     def _windows(self, split: str) -> Any:
-        """Yield (document numbers, lengths), each document as often as its file's weight says."""
+        """Yield (document numbers, lengths), each document repeated by its file's weight."""
         path = self._folder / f"{split}.docs"
         weights = [file.weight for file in getattr(self._spec, split) or self._spec.train]
         for again in range(int(np.ceil(max(weights)))):

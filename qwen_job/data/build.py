@@ -1,4 +1,4 @@
-"""Files of conversations -> a folder of memory-mapped packed rows, made once and found again by all ranks."""
+"""Prepare conversation files as a folder of memory-mapped packed rows: once, for all ranks and later runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.lock import FileLock
 
 _LOG = logging.getLogger(__name__)
-# Inputs up to this size are prepared in this process: starting workers would take longer.
+# Inputs up to this size are prepared in this process, because starting workers would take longer.
 _SMALL = 2 << 20
 _HASHED_WHOLE = 64 << 20
 _SAMPLE = 64 << 10
@@ -40,23 +40,27 @@ def prepare_data(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Return the folder of prepared data for ``spec``, making it if no process has yet; see
-    ``open_prepared``.
+    """Return the folder of prepared data for ``spec``, which ``open_prepared`` reads; prepare it if it does not exist.
 
-    The folder's name is a hash of the files' contents, the settings and the tokenizer. Any number of
-    processes and nodes may call this at once: one works, the others wait. A killed run leaves nothing that is
-    taken for complete. ``workers``: processes, default ``spec.num_workers`` or the cores of this process.
-    ``progress`` is called with the number of samples done so far. Raises DataError naming file and row,
-    EnvironmentFault for disk and permissions.
+    The folder's name is a hash of the files' contents, the settings and the tokenizer. Any number of processes and
+    nodes may call this at once: one does the work, the others wait. A killed run leaves nothing that looks complete.
+
+    Args:
+        workers: number of processes; default ``spec.num_workers``, or one per core of this process.
+        progress: called with the number of samples done so far.
+
+    Raises:
+        DataError: a row is invalid; the message names file and row.
+        EnvironmentFault: the disk is full or a permission is missing.
     """
     folder = cache_root / fingerprint(spec, tokenizer_dir)
     if index := read_index(folder):
-        refuse_larger(tokenizer_dir, index[TOKENIZER_SIZE])  # it may have been prepared for another model
+        refuse_larger(tokenizer_dir, index[TOKENIZER_SIZE])  # the folder may have been prepared for another model
         return folder
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EnvironmentFault(f"{cache_root}: cannot be made: {error.strerror}; {_ELSEWHERE}") from error
+        raise EnvironmentFault(f"{cache_root}: cannot be created: {error.strerror}; {_ELSEWHERE}") from error
     with FileLock(folder.with_suffix(".lock"), lambda: read_index(folder) is not None, remove=True) as held:
         if held:
             _prepare_here(spec, tokenizer_dir, folder, workers or spec.num_workers or _cores(), progress)
@@ -64,9 +68,7 @@ def prepare_data(
 
 
 def fingerprint(spec: DataSpec, tokenizer_dir: Path) -> str:
-    """Return the name of the prepared folder: equal inputs and settings give equal names, wherever they
-    lie.
-    """
+    """Return the name of the prepared folder: the same for equal inputs and settings, wherever the files are."""
     settings = spec.to_dict()
     for key in ("cache_dir", "num_workers"):
         settings.pop(key)
@@ -79,9 +81,7 @@ def fingerprint(spec: DataSpec, tokenizer_dir: Path) -> str:
 
 
 def _identity(path: Path) -> list[Any]:
-    """Identify a file's contents: by all of it, or, when hashing it would take long, by size, time and
-    samples.
-    """
+    """Identify a file's contents by its hash; a large file by its size, time and the hash of samples."""
     assert_file(path)
     status = path.stat()
     if status.st_size <= _HASHED_WHOLE:
@@ -109,7 +109,7 @@ def _prepare_here(
     spec: DataSpec, tokenizer_dir: Path, folder: Path, workers: int, progress: Callable[[int], None] | None
 ) -> None:
     for left in folder.parent.glob(f"{folder.name}.partial-*"):
-        _LOG.warning("removing %s, left by a run that was killed", left)
+        _LOG.warning("removing %s, left by a killed run", left)
         shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
@@ -120,11 +120,11 @@ def _prepare_here(
         if before != [_identity(file.path) for file in (*spec.train, *spec.eval)]:
             raise DataError("a data file changed while it was being read; run again when it is complete")
         assembler.finish()
-        shutil.rmtree(folder, ignore_errors=True)  # of an older layout, or damaged: it has no valid index
+        shutil.rmtree(folder, ignore_errors=True)  # an older layout, or damaged: it has no valid index
         partial.rename(folder)
     except OSError as error:
         raise EnvironmentFault(f"{partial}: cannot be written: {error.strerror or error}; "
-                               f"make room, or {_ELSEWHERE}") from error  # fmt: skip
+                               f"free space, or {_ELSEWHERE}") from error  # fmt: skip
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -145,7 +145,7 @@ def _encode(
     assembler: Assembler,
     progress: Callable[[int], None] | None,
 ) -> None:
-    """Encode all chunks and append them to the shards in the order of the input, whoever finishes first."""
+    """Encode all chunks; they are appended to the shards in input order, whichever worker finishes first."""
     size = sum(file.path.stat().st_size for file in (*spec.train, *spec.eval))
     tasks = _tasks(spec)
     report = _Reporter(assembler, progress)
@@ -171,9 +171,7 @@ class _Reporter:
 
 
 def _run_pool(pool: list[Worker], tasks: Iterator[Task], report: Callable[[int, dict[str, int]], None]) -> None:
-    """Drive each worker from a thread of its own: the next chunk is read only when a worker is free for
-    it.
-    """
+    """Drive each worker from its own thread; the next chunk is read only when a worker is free."""
     lock = threading.Lock()
     failures: list[BaseException] = []
 

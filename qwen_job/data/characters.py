@@ -1,9 +1,9 @@
-"""Which characters may take the fast way, and where a run of Chinese characters may be cut.
+"""Which characters the fast tokenizer may encode, and where a run of Chinese characters may be cut.
 
-A run of letters is one word to Qwen's pattern, and Chinese has no spaces: its words are sentences, which never come
-again, so a cache of words is of no use to it. But byte-pair merging can be done on both sides of a place by itself
-where no token of the vocabulary reaches across: every merge makes a token. About half of all places between Chinese
-characters are of this kind, and the pieces between them are two or three characters long and repeat all the time.
+Qwen's pattern treats a run of letters as one word. Chinese has no spaces, so its "words" are whole sentences that never
+repeat, and a cache of words does not help. But where no token of the vocabulary spans a boundary, byte-pair merging
+works on both sides independently, because every merge makes a token. About half of all boundaries between Chinese
+characters are like this, and the pieces between them are two or three characters long and repeat all the time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HAN, STABLE, SPACE = 1, 2, 4
-# Assigned since long, never changed by NFC: Latin, Cyrillic, punctuation, symbols, kana, Chinese, Hangul, emoji.
+# Assigned long ago and never changed by NFC: Latin, Cyrillic, punctuation, symbols, kana, Chinese, Hangul, emoji.
 # Elsewhere normalisation or letter classes may differ between the Unicode versions of two libraries.
 _STABLE_RANGES = (
     (0x00, 0x24F),
@@ -61,11 +61,11 @@ def character_classes() -> NDArray[np.uint8]:
 
 
 class HanCuts:
-    """The places between two Chinese characters that no token of a byte-level vocabulary reaches across."""
+    """The boundaries between two Chinese characters that no token of a byte-level vocabulary spans."""
 
     def __init__(self, vocabulary: dict[bytes, int]) -> None:
         left, right = _crossed(vocabulary)
-        # A table by hash: a collision only loses a place.
+        # A hash table: a collision only loses a boundary.
         self._crossed = np.zeros(1 << _TABLE_BITS, np.bool_)
         self._crossed[_hash(left, right)] = True
 
@@ -83,7 +83,7 @@ def _hash(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> NDArray[np.uin
 
 
 def _crossed(vocabulary: dict[bytes, int]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Return all pairs of Chinese characters that some token reaches across, also with parts of their bytes."""
+    """Return all pairs of Chinese characters that some token spans, even with only some of their bytes."""
     starts, ends = defaultdict[bytes, list[int]](list), defaultdict[bytes, list[int]](list)
     for code in range(_HAN[0], _HAN[1] + 1):
         text = chr(code).encode()

@@ -1,4 +1,4 @@
-"""Reading all rows of some files and telling, rule by rule, what is wrong with them."""
+"""Read all rows of some files and report, rule by rule, what is wrong with them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _BATCH = 256
 
 @dataclass
 class Report:
-    """``counts`` has every rule; ``findings`` the first of each rule (see ``check``); ``histogram`` counts
-    samples by tokens, up to each of BUCKETS and above. ``exact``: tokens were counted by a tokenizer, not
-    estimated.
+    """What was found in some files.
 
-    ``unused_keys``: rows that hold each key without meaning for training; ``added_tokens``: conversations in which
-    each token occurs that was added to the tokenizer; ``arranged``: what ``turn_order`` changed."""
+    ``counts`` has every rule, ``findings`` the first of each rule (see ``check``). ``histogram`` counts samples by
+    tokens, up to each of BUCKETS and above; ``exact``: a tokenizer counted the tokens, they are not estimated.
+    ``unused_keys``: for each key that training ignores, the rows that have it; ``added_tokens``: for each token added
+    to the tokenizer, the conversations that have it; ``arranged``: what ``turn_order`` changed.
+    """
 
     rows: int = 0
     bad_rows: int = 0
@@ -159,8 +160,6 @@ def _add(
 
 
 def _estimate(text: str) -> int:
-    """Guess tokens without a tokenizer: about 1.5 Chinese characters or 4 others each, plus ChatML's
-    frame.
-    """
+    """Estimate tokens without a tokenizer: 1.5 Chinese characters or 4 others each, plus ChatML's frame."""
     wide = 0 if text.isascii() else sum(char > "\u2e7f" for char in text)
     return 5 + round(wide / 1.5 + (len(text) - wide) / 4)

@@ -1,6 +1,4 @@
-"""Which samples are repeated, left out or held out: a fixed function of file and row, the same on every
-machine.
-"""
+"""Which samples are repeated, left out or held out: a fixed function of file and row, equal on every machine."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ def copies_of(weights: list[float], files: NDArray[Any], rows: NDArray[Any]) -> 
 
 
 def held_out(fraction: float, file: int, row: int) -> bool:
-    """Tell whether a row (from 1) belongs to the evaluation split: ``fraction`` of every hundred, chosen by
-    hash.
-    """
+    """Tell whether a row (from 1) belongs to the evaluation split: ``fraction`` of every hundred, by hash."""
     return fraction > 0 and row in _held_out_of_block(fraction, file, (row - 1) // _BLOCK)
 
 

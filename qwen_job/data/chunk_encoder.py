@@ -1,4 +1,4 @@
-"""A chunk of raw rows -> files of tokens and document records; what each worker process does all day."""
+"""Encode chunks of raw rows into files of tokens and document records: the work of a worker process."""
 
 from __future__ import annotations
 
@@ -46,11 +46,15 @@ class ChunkEncoder:
         self._ignored = frozenset(spec.ignore_keys)
 
     def encode(self, task: Task) -> dict[str, int]:
-        """Write the chunk's files and return its counts. DataError names its bad rows (the first ten)."""
+        """Write the chunk's files and return its counts.
+
+        Raises:
+            DataError: rows are invalid; the message names the first ten.
+        """
         counts: Counter[str] = Counter()
         rows = self._conversations(task, getattr(self._spec, task.split)[task.file], counts)
         out = {split: _Documents(task.file) for split in SPLITS}
-        # In small batches, so that what is being worked on stays in the processor's cache.
+        # In small batches that stay in the processor's cache.
         for start in range(0, len(rows), _BATCH):
             self._encode_batch(rows[start : start + _BATCH], task, out, counts)
         for split in SPLITS:
@@ -130,7 +134,7 @@ class ChunkEncoder:
         records.tofile(self._folder / f"{number:08d}.{split}.docs")
 
     def _trained(self, split: str, signed: NDArray[np.int32], records: NDArray[Any]) -> int:
-        """Count the trained tokens of an epoch, which shows each document as often as its file's weight says."""
+        """Count the trained tokens of an epoch, in which each document is repeated by its file's weight."""
         if not records.size:
             return 0
         weights = [file.weight for file in getattr(self._spec, split) or self._spec.train]
@@ -182,7 +186,7 @@ class _Documents:
         self._rows: list[int] = []
 
     def add(self, signed: NDArray[np.int32], lengths: Iterable[int], rows: list[int]) -> None:
-        """Add documents of ``lengths``, lying one after the other in ``signed``."""
+        """Add documents of ``lengths``, concatenated in ``signed``."""
         self._tokens.append(signed)
         self._lengths.extend(lengths)
         self._rows.extend(rows)
@@ -205,9 +209,10 @@ def read_row(
     ignored: frozenset[str] = frozenset(),
     counts: Counter[str] | None = None,
 ) -> Conversation | None:
-    """Read one row; None for one that ``turn_order`` leaves out, which is added to ``counts``.
+    """Read one row; None if ``turn_order`` leaves it out, which is added to ``counts``.
 
-    Raises RecordError for the first thing that keeps it from being trained on.
+    Raises:
+        RecordError: the first reason why the row cannot be trained on.
     """
     if isinstance(value, Malformed):
         raise RecordError("row", value.message)

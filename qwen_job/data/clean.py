@@ -1,6 +1,4 @@
-"""A copy of a data file without what is wrong with it, and a list of what was left out. The original
-stays.
-"""
+"""Copy a data file without its bad rows, and list what was left out. The original is not changed."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ _FORMAT = re.compile(r"\.(jsonl?)(\.(gz|zst|zstd))?$")
 
 @dataclass
 class Cleaned:
-    """How many rows were kept, repaired (control characters out, null for NaN) and dropped, and where the list lies."""
+    """How many rows were kept, repaired (control characters, numbers that are not finite) and dropped."""
 
     kept: int = 0
     repaired: int = 0
@@ -43,13 +41,15 @@ class Cleaned:
 def clean(
     source: Path, target: Path, examiner: Examiner, *, drop: set[str] | None = None, force: bool = False
 ) -> Cleaned:
-    """Copy the good rows of ``source`` to ``target`` as they are (.json: a list, .jsonl: lines; .gz and
-    .zst pack them).
+    """Copy the good rows of ``source`` to ``target``: .json a list, .jsonl lines; .gz and .zst compress them.
 
-    Rows with a finding of a rule in ``drop`` are left out and listed in ``TARGET.dropped.jsonl``; control
-    characters are taken out of those that stay, and null stands for numbers that are not finite. Rows that cannot be
-    trained on are always left out. Both files appear complete or not at all. Raises UsageError instead of overwriting,
-    unless ``force``; the source is never written.
+    Rows with a finding of a rule in ``drop`` are left out and listed in ``TARGET.dropped.jsonl``. In the others,
+    control characters are removed and numbers that are not finite become null. Rows that cannot be trained on are
+    always left out. Both files appear complete or not at all; the source is never written.
+
+    Raises:
+        UsageError: ``target`` exists (unless ``force``), or cannot be written as its suffix says.
+        DataError: no row is left.
     """
     drop = (set(DROPPED_BY_DEFAULT) if drop is None else drop) | {rule for rule in RULES if RULES[rule][0]}
     listed = target.with_name(target.name + ".dropped.jsonl")
@@ -66,18 +66,18 @@ def clean(
                 bad = [finding for finding in found if finding.rule in drop]
                 if conversation is None and not bad:  # left out by turn_order
                     bad = [RowFinding(str(source), row, "order", "turns", "hold no assistant answer to learn from")]
-                mended = value if bad else _repair(value)
-                repaired = not bad and mended != value
+                fixed = value if bad else _repair(value)
+                repaired = not bad and fixed != value
                 if repaired:
                     # Without those characters it may be empty, a duplicate, or show a secret.
-                    bad = [each for *_, again in examiner.examine(source, [(row, mended)]) for each in again]
+                    bad = [each for *_, again in examiner.examine(source, [(row, fixed)]) for each in again]
                     bad = [finding for finding in bad if finding.rule in drop]
                 if bad:
                     _list(list_out, bad, result)
                 else:
                     result.kept += 1
                     result.repaired += repaired
-                    write_row(mended)
+                    write_row(fixed)
         if _is_array(target):
             rows_out.write(b"\n]\n" if result.kept else b"[]\n")
         if not result.kept:
@@ -92,9 +92,9 @@ def _refuse_overwriting(source: Path, target: Path, listed: Path, force: bool) -
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; give the name of a file")
         if path.exists() and not force:
-            raise UsageError(f"{path}: exists already; give another name, or --force to replace it")
+            raise UsageError(f"{path}: already exists; give another name, or --force to replace it")
     if not target.parent.is_dir():
-        raise UsageError(f"{target.parent}: is not a folder; make it first")
+        raise UsageError(f"{target.parent}: is not a folder; create it first")
     if not _FORMAT.search(target.name):
         raise UsageError(f"{target}: cannot be written as its suffix says; "
                          "name it .json or .jsonl, or one of these with .gz or .zst")  # fmt: skip
@@ -139,7 +139,7 @@ def _line_writer(stream: IO[bytes]) -> Any:
 
 
 def _json(value: Any) -> bytes:
-    # Half of a surrogate pair (in an id, say) becomes what JSON escapes it as.
+    # Half of a surrogate pair (in an id, say) becomes its JSON escape.
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
 
 
@@ -151,7 +151,7 @@ def _list(stream: IO[bytes], bad: list[RowFinding], result: Cleaned) -> None:
 
 
 def _repair(value: Any) -> Any:
-    """Take control characters out of every string of a row; null for numbers that are not finite, as JSON has none."""
+    """Remove control characters from the strings of a row; replace numbers that are not finite by null."""
     if isinstance(value, str):
         return CONTROL.sub("", value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Compressed files by their suffix: .gz and .zst, read and written as plain bytes, with damage told as such."""
+"""Read and write .gz and .zst files, chosen by their suffix, as plain bytes; damage is reported as damage."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from qwen_job.errors import DataError, EnvironmentFault
 
 GZIP = (".gz",)
 ZSTD = (".zst", ".zstd")
-# What reading a damaged or cut file raises.
+# Raised by reading a damaged or truncated file.
 DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
-# Of the compressed file, read at once: a block of 4 bytes can stand for 128 KiB.
+# Compressed bytes read at a time: a block of 4 bytes can expand to 128 KiB.
 _PIECE = 1 << 10
-# Text packs to a third or a tenth; what grows more than this, beyond a size that costs nothing, is a trap or one line
-# over and over.
+# Text compresses to between a third and a tenth. A file that expands far more, beyond a harmless size, is a trap, or
+# one line repeated.
 _GROWTH, _HARMLESS = 200, 4 << 20
 
 
 def open_plain(path: Path) -> IO[bytes]:
-    """Open ``path`` for reading, unpacked if its suffix says that it is packed."""
+    """Open ``path`` for reading, decompressed if its suffix says that it is compressed."""
     if path.suffix in GZIP:
         return cast("IO[bytes]", _Limited(path, cast("IO[bytes]", gzip.open(path, "rb"))))
     if path.suffix in ZSTD:
@@ -34,7 +34,7 @@ def open_plain(path: Path) -> IO[bytes]:
 
 
 class _Limited(io.BufferedIOBase):
-    """An unpacked stream that ends with a DataError when a small file turns out to be a huge one."""
+    """A decompressed stream that raises DataError if a small file turns out to be huge."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self._path, self._stream, self._size, self._read = path, stream, path.stat().st_size, 0
@@ -43,8 +43,8 @@ class _Limited(io.BufferedIOBase):
         block = self._stream.read(-1 if size is None else size)
         self._read += len(block)
         if self._read > _HARMLESS and self._read > _GROWTH * self._size:
-            raise DataError(f"{self._path}: grows to more than {_GROWTH} times its size when it is unpacked; "
-                            "if that is right, unpack it and give the plain file")  # fmt: skip
+            raise DataError(f"{self._path}: expands to more than {_GROWTH} times its size; "
+                            "if that is right, decompress it and give the plain file")  # fmt: skip
         return block
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class _Limited(io.BufferedIOBase):
 
 @contextlib.contextmanager
 def packed_into(raw: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
-    """Yield a stream that packs into ``raw`` as ``suffix`` asks; the same bytes in give the same bytes out."""
+    """Yield a stream that compresses into ``raw`` by ``suffix``; equal input gives equal output."""
     if suffix in GZIP:
         with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:  # without a time stamp
             yield cast("IO[bytes]", stream)
@@ -68,7 +68,11 @@ def packed_into(raw: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
 
 
 def zstd_module(what: object) -> Any:
-    """Return the module that packs and unpacks zstd; EnvironmentFault, naming ``what`` needs it, if there is none."""
+    """Return the module that reads and writes zstd.
+
+    Raises:
+        EnvironmentFault: there is none; the message names ``what`` needs it.
+    """
     for name in ("compression.zstd", "zstandard"):
         with contextlib.suppress(ImportError):
             return importlib.import_module(name)
@@ -76,7 +80,7 @@ def zstd_module(what: object) -> Any:
 
 
 class _ZstdFile(io.RawIOBase):
-    """All frames of a .zst file. zstandard's own reader takes a file that ends inside a frame for complete."""
+    """All frames of a .zst file. zstandard's own reader accepts a file that ends inside a frame as complete."""
 
     def __init__(self, path: Path) -> None:
         module = zstd_module(path)
@@ -99,7 +103,7 @@ class _ZstdFile(io.RawIOBase):
         return count
 
     def _advance(self) -> bool:
-        """Unpack one more piece; False at the end of the file."""
+        """Decompress one more piece; False at the end of the file."""
         self._packed = self._packed or self._file.read(_PIECE)
         if not self._packed:
             if self._decoder:

@@ -1,4 +1,4 @@
-"""Does the tokenizer belong to the model beside it? An id without a row in the embedding ends a training on its GPU."""
+"""Check that the tokenizer fits the model beside it: an ID without an embedding row crashes a training on its GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen_job.facts.model_files import read_json
 
 
 def tokenizer_size(content: Any) -> int:
-    """Return the largest id of a tokenizer.json plus one; 0 if it is none."""
+    """Return the largest ID of a tokenizer.json plus one; 0 if it is not a tokenizer."""
     try:
         vocabulary = content["model"].get("vocab") or {}
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
@@ -21,9 +21,12 @@ def tokenizer_size(content: Any) -> int:
 
 
 def refuse_larger(folder: Path, size: int) -> None:
-    """Raise ModelError if a tokenizer of ``size`` ids is larger than the embedding of the model in ``folder``.
+    """Refuse a tokenizer of ``size`` IDs that is larger than the embedding of the model in ``folder``.
 
-    A folder without config.json holds no model; nothing is said then.
+    A folder without config.json has no model and passes.
+
+    Raises:
+        ModelError: it is larger.
     """
     path = folder / "config.json"
     rows = read_json(path).get("vocab_size") if path.is_file() else None

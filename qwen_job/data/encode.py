@@ -1,15 +1,14 @@
-"""A conversation -> token ids and which of them are trained (Qwen's ChatML).
+"""Encode a conversation in ChatML: its token IDs, and which of them are trained.
 
     <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n{text}<|im_end|>\\n
     <|im_start|>assistant\\n{text}<|im_end|>\\n ...
 
-The rule is piecewise, as in Qwen's own inference and its finetune.py: role, newline and text are encoded one
-by one and joined as ids. A whole-template encoding differs only where a text begins with a newline (it would
-fuse with the one before it); for an answer the piecewise ids are those that the model has to produce after
-the prompt.
+As in Qwen's own inference and finetune.py, role, newline and text are encoded separately and their IDs joined.
+Encoding the whole template at once differs only where a text begins with a newline, which would merge with the one
+before it; for an answer, the separate IDs are those that the model has to produce after the prompt.
 
-Control tokens come from this frame alone. Text that looks like one (``<|im_end|>``) is encoded as plain
-characters. Other tokens that were added to the tokenizer (``<think>``, a user's own ``<obs>``) are tokens in text, too.
+Only the frame contains control tokens: text that looks like one (``<|im_end|>``) is encoded as plain characters. Other
+tokens that were added to the tokenizer (``<think>``, a user's ``<obs>``) are also recognised in text.
 """
 
 from __future__ import annotations
@@ -38,21 +37,21 @@ class Segment(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """``input_ids`` and ``labels`` of equal length; a label is the id itself where trained, else -100."""
+    """``input_ids`` and ``labels`` of equal length; a label is the ID itself if it is trained, else IGNORE (-100)."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 class Flat(NamedTuple):
-    """The ids of many texts: ``ids`` int32[n] of all of them in a row, ``lengths`` int64[texts] adding up to n."""
+    """The IDs of many texts, concatenated: ``ids`` int32[n], ``lengths`` int64[texts] with sum n."""
 
     ids: NDArray[np.int32]
     lengths: NDArray[np.int64]
 
 
 class ChatTokenizer:
-    """A tokenizer.json with the three ChatML tokens, which never reads control tokens out of text."""
+    """A tokenizer.json with the three ChatML tokens, which never produces control tokens from text."""
 
     def __init__(self, tokenizer: Tokenizer, name: str) -> None:
         ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
@@ -74,7 +73,11 @@ class ChatTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> ChatTokenizer:
-        """Read ``folder/tokenizer.json``. Raises ModelError if it is missing or not a ChatML tokenizer."""
+        """Read ``folder/tokenizer.json``.
+
+        Raises:
+            ModelError: it is missing or not a ChatML tokenizer.
+        """
         path = folder / "tokenizer.json"
         try:
             content = path.read_bytes().decode()
@@ -111,7 +114,7 @@ class ChatTokenizer:
 
     @property
     def overhead(self) -> int:
-        """Tokens that a conversation of system, user and assistant costs beside its text."""
+        """Tokens that a conversation of system, user and assistant takes besides its text."""
         return sum(len(frame) + len(self.tail) for frame in self.masked_frames.values())
 
 
@@ -120,7 +123,7 @@ def encode_conversation(
 ) -> Encoded:
     """Return the ids and labels of a whole conversation; ``mask`` as in :func:`signed_ids`.
 
-    ``system_prompt`` is used where the conversation has none of its own; empty means no system segment.
+    ``system_prompt`` is used if the conversation has none; empty means no system segment.
     """
     return join(segments(conversation, tokenizer, system_prompt), tokenizer, mask)
 
@@ -133,7 +136,7 @@ def encode_prompt(turns: Iterable[tuple[str, str]], tokenizer: ChatTokenizer, *,
 
 
 def texts_of(conversation: Conversation, system_prompt: str) -> list[tuple[str, str]]:
-    """Return (role, text) of every segment, the system prompt first where there is one."""
+    """Return (role, text) of every segment, the system prompt, if any, first."""
     system = system_prompt if conversation.system is None else conversation.system
     return [*([("system", system)] if system else []), *conversation.turns]
 
@@ -153,12 +156,11 @@ def join(parts: Iterable[Segment], tokenizer: ChatTokenizer, mask: str = "assist
 
 
 def signed_ids(parts: Iterable[Segment], tokenizer: ChatTokenizer, mask: str = "assistant") -> list[int]:
-    """Put the frame around each segment: ids as they are where trained, ``~id`` (negative) where not.
+    """Put the frame around each segment; an ID that is not trained is stored as ``~id``, a negative number.
 
-    mask ``assistant`` trains an answer's text and its ``<|im_end|>``; ``reference`` trains what QwenLM's
-    finetune.py does: that, and ``<|im_start|>``, ``<|im_end|>`` and the last newline of every segment, system
-    and user too. A segment that is not ``closed`` (its text was cut) has no end at all: a cut answer must not
-    teach stopping early.
+    Mask ``assistant`` trains an answer's text and its ``<|im_end|>``. ``reference`` trains what QwenLM's finetune.py
+    does: the same, and ``<|im_start|>``, ``<|im_end|>`` and the last newline of every segment. A segment that is not
+    ``closed`` (its text was cut) has no end: a cut answer must not teach the model to stop early.
     """
     signed: list[int] = []
     for part in parts:
@@ -183,7 +185,7 @@ def _plain_text_tokenizer(content: str, path: Path) -> Tokenizer:
         raise EnvironmentFault("the package tokenizers is missing; pip install 'qwen-job[data]'") from error
     try:
         # Only special tokens are kept out of text below. Some Qwen files mark <|fim_prefix|> and the like as ordinary
-        # words; and what a user added is one token, also where it was added as a special one.
+        # words; and a token that a user added is recognised in text even if it was added as special.
         tokenizer = Tokenizer.from_str(mark_control_tokens(content))
     except Exception as error:  # the Rust side raises plain Exception
         raise ModelError(f"{path}: is not a tokenizer ({error}); fetch the model again") from error

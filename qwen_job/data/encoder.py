@@ -1,11 +1,11 @@
-"""The tokenizer that preparing uses: the folder's own, with a faster way to the same ids where it is proven.
+"""The tokenizer used for preparing data: the model's own, with a faster path to the same IDs if it is proven equal.
 
-gigatoken remembers the ids of every word that it has seen; HanCuts makes such words of Chinese. Many texts go through
-it as one, with marks between them and at the cuts: digits that these texts do not hold (Qwen's pattern takes every
-digit by itself), each a token of its own. It is used only for the pre-tokenizer of Qwen (structure compared) and if it
-gives the ids of the tokenizer on probes made of this tokenizer's own vocabulary.
+gigatoken caches the IDs of every word that it has seen, and HanCuts cuts Chinese into such words. Many texts are
+encoded as one, with marks between them and at the cuts: number characters that do not occur in these texts, each of
+which is a separate token, because Qwen's pattern splits off every digit. The fast path is used only for Qwen's
+pre-tokenizer (its structure is compared), and only if it gives the tokenizer's IDs for probes made from its vocabulary.
 
-Text outside of the stable characters goes to the tokenizer itself. Now and then a text is asked of both all the same.
+Text with other than stable characters goes to the tokenizer itself. From time to time a text is encoded by both.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LOG = logging.getLogger(__name__)
-# Number characters that are single tokens of Qwen's, rare ones first.
+# Number characters that are single tokens in Qwen's vocabulary, rare ones first.
 _MARKS = "¾¼³¹½²９８７６４３０５２１"
 # Checking costs a hundred times as much as encoding.
 _CHECK_EVERY = 16
-# gigatoken forgets no word by itself; what it knows may grow this large.
+# gigatoken never drops a word from its cache; it may grow to this size.
 _KNOWN_BYTES = 128 << 20
 
 
 def load_encoder(folder: Path) -> ChatTokenizer:
-    """Read ``folder/tokenizer.json``, with the short cut if it holds for it.
+    """Read ``folder/tokenizer.json``, with the fast path if it gives the same IDs.
 
-    Raises ModelError if it is not a ChatML tokenizer, or larger than the embedding of the model beside it.
+    Raises:
+        ModelError: it is not a ChatML tokenizer, or larger than the embedding of the model beside it.
     """
     plain = ChatTokenizer.load(folder)
     content = json.loads((folder / "tokenizer.json").read_bytes())
@@ -58,7 +59,7 @@ def _fast(plain: ChatTokenizer, content: dict[str, Any]) -> FastTokenizer | None
         return None
     if len(marks) < 2:
         return None
-    # Without its control tokens: they are text here. Without NFC: it changes nothing in stable text.
+    # Without its control tokens, which are text here, and without NFC, which does not change stable text.
     source = json.dumps(content | {"added_tokens": [], "normalizer": None, "post_processor": None})
     fast = FastTokenizer(
         plain,
@@ -71,8 +72,11 @@ def _fast(plain: ChatTokenizer, content: dict[str, Any]) -> FastTokenizer | None
 
 
 class FastTokenizer(ChatTokenizer):
-    """Gives the ids of ``plain``, sooner. ``load`` gives a fresh gigatoken tokenizer, ``marks`` their ids; a text
-    with one of ``slow_words`` is left to ``plain``."""
+    """Gives the IDs of ``plain``, faster.
+
+    ``load`` returns a new gigatoken tokenizer, ``marks`` maps the marks to their IDs; a text with one of
+    ``slow_words`` is encoded by ``plain``.
+    """
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ class FastTokenizer(ChatTokenizer):
         super().__init__(plain.tokenizer, plain.name)
         self.size = plain.size
         self._load, self._marks, self._cuts = load, marks, cuts
-        # By how they begin: hundreds of words (<|extra_0|> ...) that do not occur cost no more than one.
+        # By their first characters: hundreds of absent words (<|extra_0|> ...) cost no more than one.
         self._slow_words: dict[str, set[str]] = {}
         for word in slow_words:
             for spelling in (word, unicodedata.normalize("NFC", word)):
@@ -106,7 +110,7 @@ class FastTokenizer(ChatTokenizer):
             at = self._batches // _CHECK_EVERY % len(texts)
             start = int(flat.lengths[:at].sum())
             if flat.ids[start : start + int(flat.lengths[at])].tolist() != self.encode(texts[at]):
-                _LOG.warning("%s: the fast way differs on %r; it is not used", self.name, texts[at][:80])
+                _LOG.warning("%s: the fast path differs on %r and is turned off", self.name, texts[at][:80])
                 self._trusted = False
                 return super().encode_flat(texts)
         return flat
@@ -117,7 +121,7 @@ class FastTokenizer(ChatTokenizer):
         return fast is not None and np.array_equal(fast.ids, plain.ids) and np.array_equal(fast.lengths, plain.lengths)
 
     def _encode(self, texts: Sequence[str]) -> Flat | None:
-        """Return the ids, or None if these texts cannot be marked."""
+        """Return the IDs, or None if every mark occurs in these texts."""
         joined = "".join(texts)
         marks = [mark for mark in self._marks if mark not in joined][:2]
         if len(marks) < 2:
@@ -158,8 +162,8 @@ class FastTokenizer(ChatTokenizer):
     def _slow(
         self, texts: Sequence[str], joined: str, classes: NDArray[np.uint8], ends: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Tell of each text whether only the tokenizer itself may encode it."""
-        # At the end of a text a run of spaces is one word; before a mark its last space stands alone.
+        """Tell for each text whether only the tokenizer itself may encode it."""
+        # At the end of a text, a run of spaces is one word; before a mark, its last space is a separate word.
         slow: NDArray[np.bool_] = (classes[ends - 1] & classes[np.maximum(ends, 2) - 2] & SPACE) != 0
         slow[np.searchsorted(ends, np.flatnonzero((classes & STABLE) == 0))] = True
         for word in (word for start, words in self._slow_words.items() if start in joined for word in words):
@@ -172,7 +176,7 @@ class FastTokenizer(ChatTokenizer):
             self._reload()
 
     def _reload(self) -> None:
-        self._native: Any = None  # the old one goes first
+        self._native: Any = None  # free the old one first
         self._native = self._load()
         self._resident = _resident_bytes()
 
@@ -187,7 +191,7 @@ def is_stable(text: str) -> bool:
 
 
 def _insert(codes: NDArray[np.uint32], at: NDArray[np.intp], mark: int) -> str:
-    """Return the text of ``codes`` with ``mark`` before each of the places ``at``."""
+    """Return the text of ``codes`` with ``mark`` before each position in ``at``."""
     kept = np.ones(codes.size + at.size, np.bool_)
     kept[at + np.arange(at.size)] = False
     marked = np.full(kept.size, mark, np.uint32)
@@ -199,4 +203,4 @@ def _resident_bytes() -> int:
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:
-        return 0  # not Linux: nothing is forgotten
+        return 0  # not Linux: the cache is never cleared

@@ -1,6 +1,4 @@
-"""Samples that are longer than ``max_length``: drop, truncate keeping the answer, or split. Everything is
-counted.
-"""
+"""Fit samples that are longer than ``max_length``: drop, truncate but keep the answer, or split. All is counted."""
 
 from __future__ import annotations
 
@@ -27,8 +25,7 @@ def fit(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: 
         return _split(parts, tokenizer, spec, counts)
     kept = signed_ids(_truncate(parts, tokenizer, spec.max_length, counts), tokenizer, spec.mask)
     if len(kept) > spec.max_length:
-        # The frame alone is too long (a tokenizer that spells role names out): nothing of the answer would be
-        # left.
+        # The frame alone is too long (a tokenizer that spells out role names): nothing of the answer would be left.
         counts["dropped"] += 1
         return []
     counts["truncated"] += 1
@@ -37,7 +34,7 @@ def fit(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: 
 
 
 def _exchanges(parts: list[Segment]) -> tuple[list[Segment], list[list[Segment]]]:
-    """Return the system segment (if any) and the exchanges: questions and the answers behind them."""
+    """Return the system segment (if any) and the exchanges: questions with their answers."""
     system = parts[:1] if parts[0].role == "system" else []
     exchanges: list[list[Segment]] = []
     before = "assistant"
@@ -55,11 +52,11 @@ def _length(parts: list[Segment], tokenizer: ChatTokenizer) -> int:
 
 
 def _truncate(parts: list[Segment], tokenizer: ChatTokenizer, max_length: int, counts: Counter[str]) -> list[Segment]:
-    """Cut, in this order and only as far as needed: a question without answer at the end, the oldest exchanges, the
-    last of several answers to one question, the middle of the last question, the middle of the system prompt, the end
-    of the answer.
+    """Cut a sample to ``max_length``, in a fixed order and only as far as needed.
 
-    Question and system prompt keep at least an eighth of ``max_length`` each: an answer to nothing teaches nothing.
+    First a last question without an answer, then the oldest exchanges, the last of several answers to one question,
+    the middle of the last question, the middle of the system prompt, and the end of the answer. Question and system
+    prompt each keep at least an eighth of ``max_length``, because an answer without a question teaches nothing.
     """
     system, exchanges = _exchanges(parts)
     if exchanges[-1][-1].role == "user":
@@ -81,7 +78,7 @@ def _truncate(parts: list[Segment], tokenizer: ChatTokenizer, max_length: int, c
     if excess > 0:
         counts["answers_cut"] += 1
         answer = rest[-1]
-        # Without its end the segment is shorter already: those tokens go to the text.
+        # Without its end token the segment is already shorter: the text may use that space.
         kept = max(1, len(answer.text) - excess + len(tokenizer.tail))
         rest[-1] = Segment(answer.role, answer.text[:kept], closed=False)
     return rest
@@ -96,9 +93,11 @@ def _cut_middle(part: Segment, excess: int, least: int) -> Segment:
 
 
 def _split(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: Counter[str]) -> list[list[int]]:
-    """Cut between exchanges, each piece starting with the system prompt; an exchange that is too long by
-    itself is cut into stretches of ``max_length`` tokens. Pieces that train nothing are left out and
-    counted."""
+    """Split a sample between exchanges; each piece starts with the system prompt.
+
+    An exchange that is itself too long is cut every ``max_length`` tokens. Pieces without trained tokens are left out
+    and counted.
+    """
     system, exchanges = _exchanges(parts)
     opening = _length(system, tokenizer)
     pieces: list[list[Segment]] = []

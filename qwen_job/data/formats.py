@@ -1,4 +1,4 @@
-"""One row of a user's file -> one Conversation.
+"""Read one row of a user's file as a Conversation.
 
 reference       {"id": ..., "conversations": [{"from": "user", "value": ...}, {"from": "assistant", ...}]}
 sharegpt        the same with "human" and "gpt", optionally a "system" beside or inside
@@ -41,9 +41,9 @@ class Turn(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """A system prompt and turns in their order. ``system`` None: the data gives none; empty: there shall be none.
+    """A system prompt and turns in order. ``system`` None: the data has none; empty: the data asks for none.
 
-    ``unused``: keys of the row and its turns that mean nothing to training.
+    ``unused``: keys of the row and its turns that training ignores.
     """
 
     id: str
@@ -65,7 +65,11 @@ _PART_KEYS = frozenset({"type", "text"})
 
 
 def detect_format(record: object) -> str:
-    """Name the layout of one row by its keys; raises RecordError when it is none of the known ones."""
+    """Name the layout of one row by its keys.
+
+    Raises:
+        RecordError: it has no known layout.
+    """
     if not isinstance(record, dict):
         raise RecordError("row", f"is {_kind(record)}, not an object; write one JSON object per conversation")
     name = next((name for name in ("conversations", "messages") if record.get(name)), "") or _by_keys(record)
@@ -83,7 +87,7 @@ def detect_format(record: object) -> str:
 
 def _by_keys(record: dict[Any, Any]) -> str:
     layouts = [name for name, keys in _TOLD_BY.items() if all(key in record for key in keys)]
-    # A table has all columns in every row: the ones that are empty say nothing about its layout.
+    # A table has all columns in every row, so empty ones say nothing about the layout.
     filled = [name for name in layouts if all(record[key] for key in _TOLD_BY[name])]
     return (filled or layouts or [""])[0]
 
@@ -97,10 +101,12 @@ _TOLD_BY = {
 
 
 def parse_record(record: object, layout: str = "auto", ignored: frozenset[str] = _NONE) -> Conversation:
-    """Read one row; ``layout`` is one of :data:`qwen_job.data.spec.FORMATS`. Raises RecordError.
+    """Read one row in a ``layout``: auto, reference, sharegpt, messages, alpaca or query_response.
 
-    A key whose content training would lose is an error, unless it is one of ``ignored``. The order of roles is not
-    judged here (see :func:`order_problems`), so that ``data check`` can report it.
+    The order of roles is not checked here (see :func:`order_problems`), so that ``data check`` can report it.
+
+    Raises:
+        RecordError: a field is wrong, or a key not in ``ignored`` has content that training would lose.
     """
     name = detect_format(record) if layout == "auto" or not isinstance(record, dict) else layout
     assert isinstance(record, dict)
@@ -114,16 +120,16 @@ def parse_record(record: object, layout: str = "auto", ignored: frozenset[str] =
 
 
 def order_problems(conversation: Conversation, turn_order: str = "strict") -> Iterator[RecordError]:
-    """Yield what keeps a conversation from being trained on: order of roles, empty turns, no answer.
+    """Yield why a conversation cannot be trained on: order of roles, empty turns, no answer.
 
-    With another ``turn_order`` than strict, user and assistant need not take turns.
+    Unless ``turn_order`` is strict, user and assistant need not alternate.
     """
     turns = conversation.turns
     for number, turn in enumerate(turns):
         expected = "assistant" if number % 2 else "user"
         if turn.role != expected and (turn_order == "strict" or turn.role == "system"):
             field = f"turn {number + 1} ({turn.role})"
-            yield RecordError(field, f"should be the {expected}'s; let user and assistant take turns, user first{_FIX}",
+            yield RecordError(field, f"should be the {expected}'s; user and assistant must alternate, user first{_FIX}",
                               "order")  # fmt: skip
             break
         if _INVISIBLE.fullmatch(turn.text):
@@ -143,11 +149,11 @@ def order_problems(conversation: Conversation, turn_order: str = "strict") -> It
             yield RecordError(where, message, "encoding")
 
 
-_FIX = "; data.turn_order: reference or join (--turn-order) takes such conversations"
+_FIX = "; data.turn_order: reference or join (--turn-order) accepts such conversations"
 
 
 def is_invisible(text: str) -> bool:
-    """Tell whether a text is empty or shows nothing."""
+    """Tell whether a text is empty or has only invisible characters."""
     return _INVISIBLE.fullmatch(text) is not None
 
 
@@ -172,7 +178,7 @@ def _listed(record: dict[Any, Any], key: str, ignored: frozenset[str]) -> Conver
     system = _optional_text(record, "system")
     if turns[0].role == "system":
         if system and system != turns[0].text:
-            raise RecordError("system", f"is given beside the turns and, with another text, as {key}[0]; keep one")
+            raise RecordError("system", f"is given beside the turns and with another text as {key}[0]; keep one")
         system, turns = turns[0].text, turns[1:]
     if len(record) > 1:
         unused += unused_keys(record, _USED[key], ignored, said=_Said(turns))
@@ -180,7 +186,7 @@ def _listed(record: dict[Any, Any], key: str, ignored: frozenset[str]) -> Conver
 
 
 class _Said:
-    """The texts of some turns; looked at only when a key asks for it."""
+    """The texts of some turns, compared only when a key needs it."""
 
     def __init__(self, turns: list[Turn]) -> None:
         self._turns = turns
@@ -190,7 +196,7 @@ class _Said:
 
 
 def _turn(entry: object, key: str, number: int, ignored: frozenset[str], unused: list[str]) -> Turn:
-    # Most turns are right: where a turn stands is spelled out only for one that is not.
+    # Most turns are right: the place is spelled out only for those that are not.
     if not isinstance(entry, dict):
         raise RecordError(f"{key}[{number}]", f"is {_kind(entry)}; write an object with a role and a text")
     role_key = "from" if "from" in entry else "role"

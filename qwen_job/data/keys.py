@@ -1,7 +1,6 @@
-"""What a key of a row or of a turn means to training: used, without meaning (listed once), or content that would be
-lost (an error).
+"""What training does with a key of a row or turn: use it, ignore it (listed once), or refuse to lose its content.
 
-``UNTRAINABLE`` is the one table of what cannot be trained on yet: a new ability takes its line out.
+``UNTRAINABLE`` is the one table of content that cannot be trained on yet; a new ability removes its entry.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from typing import Any, NamedTuple
 
 from qwen_job.text import MISSPELT, did_you_mean, visible
 
-# JSON nested deeper than this is no conversation; what walks over rows stays far from Python's own limit.
+# JSON nested deeper than this is not a conversation; code that walks rows stays far below Python's recursion limit.
 MAX_DEPTH = 100
 _CONTAINERS = (dict, list, tuple)
 
 
 class RecordError(ValueError):
-    """One row cannot be read: which field, and what is wrong with it. The place is added by who knows it.
+    """One row cannot be read: the field, and what is wrong with it. The caller adds file and row.
 
     ``rule`` is the name in :data:`qwen_job.data.rules.RULES` under which ``data check`` counts it.
     """
@@ -56,7 +55,7 @@ UNTRAINABLE: dict[str, Untrainable] = {
         ),
         _words("tool tool_call tool_response function function_call function_response observation ipython"),
         "belongs to tool calls, which are not trained yet; write calls and results into the text of the turns as the "
-        "model shall see and write them, or leave the conversation out",
+        "model should see and write them, or leave the conversation out",
     ),
     "media": Untrainable(
         _words("image images image_url image_urls video videos audio audios speech files attachments objects bbox"),
@@ -77,7 +76,7 @@ UNTRAINABLE: dict[str, Untrainable] = {
 }
 _ADVICE = {key: kind.advice for kind in UNTRAINABLE.values() for key in kind.keys}
 _ROLE_ADVICE = {role: kind.advice for kind in UNTRAINABLE.values() for role in kind.roles}
-# Of these, a value that asks for what happens anyway is fine: 1 or true on an answer, 0 or false elsewhere.
+# For these, a value that asks for what happens anyway is accepted: 1 or true on an answer, 0 or false elsewhere.
 _SWITCHES = _words("weight loss train training trainable loss_weight loss_scale learn")
 
 # Names of a row's origin, order and description. None of them is text to learn.
@@ -103,7 +102,7 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=2048)
 def _plan(shape: tuple[str, ...], used: frozenset[str], ignored: frozenset[str], in_a_turn: bool) -> _Plan:
-    """Sort the keys of a row or turn that are not used. Rows of one file have few shapes: decided once for each."""
+    """Classify the unused keys of a row or turn. Rows of one file have few shapes, so each is decided once."""
     known = _NEUTRAL_IN_A_TURN if in_a_turn else NEUTRAL
     spare = [key for key in shape if key not in used]
     neutral = [key for key in spare if key in ignored or _plain(key) in known]
@@ -123,10 +122,17 @@ def unused_keys(
     role: str = "",
     said: Container[object] = (),
 ) -> tuple[str, ...]:
-    """Return the keys of ``record`` that mean nothing to training; RecordError for one whose content would be lost.
+    """Return the keys of ``record`` that training ignores.
 
-    ``used``: keys that are read; ``ignored``: keys that the user gives up; ``where``: what stands before a key in an
-    error; ``role``: of a turn, empty for a whole row; ``said``: texts that are read: a key that repeats one is no loss.
+    Args:
+        used: keys that are read.
+        ignored: keys that the user chose to ignore.
+        where: the prefix of a key in an error.
+        role: the role of a turn, empty for a whole row.
+        said: texts that are read; a key that repeats one loses nothing.
+
+    Raises:
+        RecordError: the content of a key would be lost.
     """
     neutral, others = _plan(tuple(record), used, ignored, bool(role))
     for key in neutral + others:
@@ -141,7 +147,11 @@ def unused_keys(
 
 
 def refuse_depth(value: object, field: str) -> None:
-    """Raise RecordError for a value that is nested too deeply to be walked over."""
+    """Refuse a value that is nested too deeply to walk.
+
+    Raises:
+        RecordError: it is.
+    """
     level = [value]
     for _ in range(MAX_DEPTH):
         inner = [part for part in level if isinstance(part, _CONTAINERS)]
@@ -152,12 +162,12 @@ def refuse_depth(value: object, field: str) -> None:
 
 
 def role_advice(role: str) -> str | None:
-    """Return what to do about a role that cannot be trained on yet, None if it is no such role."""
+    """Return what to do about a role that cannot be trained on yet, None if it is not such a role."""
     return _ROLE_ADVICE.get(_plain(role))
 
 
 def advice_for(keys: Collection[str]) -> str:
-    """Return what to do about the first of ``keys`` that tells of content that cannot be trained on yet, or nothing."""
+    """Return what to do about the first of ``keys`` with content that cannot be trained on yet, or an empty text."""
     return next((f"; {str(key)[:40]} {_ADVICE[_plain(key)]}" for key in keys if _plain(key) in _ADVICE), "")
 
 
@@ -183,7 +193,7 @@ def _lost(keys: list[str], used: frozenset[str], where: str) -> RecordError:
 
 
 def _carries(value: object) -> bool:
-    """Tell whether a value holds anything: not null, not blank, no list or object of such values alone."""
+    """Tell whether a value has content: it is not null, blank, or a list or object of such values only."""
     pending = [value]
     while pending:
         part = pending.pop()

@@ -1,4 +1,4 @@
-"""Best-fit-decreasing packing of documents into rows of ``max_length`` tokens, on lengths alone."""
+"""Pack documents into rows of ``max_length`` tokens by best-fit decreasing, from their lengths alone."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Documents packed at a time: bounds memory; a window this large loses a fraction of one row.
+# Documents packed at a time: bounds memory, and wastes less than one row.
 WINDOW = 1 << 20
 
 
 def pack(lengths: NDArray[np.int32], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (starts int64[rows + 1], members int64[n]): row r holds documents ``members[starts[r]:starts[r +
-    1]]``.
+    """Return (starts int64[rows + 1], members int64[n]).
 
-    Longest documents first, each into the fullest row that still has room (best-fit decreasing). Documents of
-    one length are placed together, so the cost grows with the number of distinct lengths, not of documents.
-    The result depends on ``lengths`` alone. Raises ValueError if a length is 0 or above ``max_length``.
+    Row r holds the documents ``members[starts[r]:starts[r + 1]]``. The longest documents come first, each in the
+    fullest row that still has room (best-fit decreasing). Documents of one length are placed together, so the cost
+    grows with the number of distinct lengths. The result depends on ``lengths`` alone.
+
+    Raises:
+        ValueError: a length is 0 or above ``max_length``.
     """
     if lengths.size and (int(lengths.min()) < 1 or int(lengths.max()) > max_length):
         raise ValueError(f"lengths must be from 1 to {max_length}")
@@ -38,7 +40,7 @@ def pack(lengths: NDArray[np.int32], max_length: int) -> tuple[NDArray[np.int64]
 
 
 class _Rows:
-    """Open rows by the room that they have left."""
+    """Open rows, by the room left in them."""
 
     def __init__(self, max_length: int) -> None:
         self.count = 0
@@ -63,7 +65,7 @@ class _Rows:
         return np.concatenate(placed)
 
     def _fill(self, rows: NDArray[np.int64], room: int, length: int, count: int) -> NDArray[np.int64]:
-        """Fill ``rows`` one after the other, each as far as it goes, with up to ``count`` documents."""
+        """Fill ``rows`` one after another, each as far as possible, with up to ``count`` documents."""
         each = room // length
         full, rest = min(count // each, rows.size), 0
         self._reopen(rows[:full], room - each * length)

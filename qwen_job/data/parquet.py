@@ -1,4 +1,4 @@
-"""Parquet files -> rows as lines of JSON, within limits: some kilobytes can hold gigabytes of equal values."""
+"""Read Parquet files as JSON Lines, within limits: a few kilobytes can expand to gigabytes of equal values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.text import visible
 
 _ROWS = 64
-# Column data that grows more than this when it is unpacked, beyond a size that no machine minds, is a trap.
+# Column data that expands more than this, beyond a harmless size, is a trap.
 _GROWTH, _HARMLESS = 1000, 64 << 20
 _REWRITE = "write it again with smaller values and row groups, or as JSON Lines"
 
@@ -22,8 +22,11 @@ _REWRITE = "write it again with smaller values and row groups, or as JSON Lines"
 def parquet_chunks(path: Path, size: int) -> Iterator[Chunk]:
     """Read a Parquet file as chunks of about ``size`` bytes; ``kind`` table: a line of JSON for each row.
 
-    A line that begins with TABLE_FAULT says why its row cannot be read. Raises DataError for a file that is damaged or
-    too large to unpack, EnvironmentFault without pyarrow.
+    A line that begins with TABLE_FAULT says why its row cannot be read.
+
+    Raises:
+        DataError: the file is damaged or too large to decompress.
+        EnvironmentFault: pyarrow is not installed.
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
@@ -40,7 +43,7 @@ def parquet_chunks(path: Path, size: int) -> Iterator[Chunk]:
                 yield Chunk(row, "table", b"\n".join(lines))
                 row, lines, held = row + len(lines), [], 0
     except MemoryError:
-        raise DataError(f"{path}: needs more memory to unpack than there is; {_REWRITE}") from None
+        raise DataError(f"{path}: needs more memory to decompress than is available; {_REWRITE}") from None
     except (faults, ValueError, OverflowError, LookupError, TypeError, RecursionError) as error:
         reason = visible(" ".join(str(error).split()), 200)
         raise DataError(f"{path}: is not a Parquet file, or is damaged ({reason}); copy or write it again") from error
@@ -58,7 +61,7 @@ def _lines(path: Path, parquet: Any, size: int) -> Iterator[bytes]:
             f"{path}: has {Counter(table.schema_arrow.names)[twice[0]]} columns named {twice[0]!r}; keep one"
         )
     for group in range(table.num_row_groups):
-        # Equal values are stored once, so that rows may be longer than the file says: few at a time.
+        # Equal values are stored once, so rows may be longer than the file suggests: read few at a time.
         most = _row_bytes(path, parquet, table, group)
         rows = max(1, min(_ROWS, size // max(most, 1)))
         for batch in table.iter_batches(batch_size=rows, row_groups=[group]):
@@ -67,7 +70,11 @@ def _lines(path: Path, parquet: Any, size: int) -> Iterator[bytes]:
 
 
 def _row_bytes(path: Path, parquet: Any, table: Any, group: int) -> int:
-    """Estimate the bytes of a row from above; DataError when they, or the whole column, are beyond all reason."""
+    """Return an upper bound of the bytes in a row.
+
+    Raises:
+        DataError: a value or a whole column is unreasonably large.
+    """
     about, total = table.metadata.row_group(group), 0
     dictionaries = _longest_stored_once(parquet, path, about, group)
     for number in range(about.num_columns):
@@ -79,7 +86,7 @@ def _row_bytes(path: Path, parquet: Any, table: Any, group: int) -> int:
             raise DataError(f"{where}: holds values of {longest >> 20} MiB: at most {LARGEST_ROW >> 20}; {_REWRITE}")
         if unpacked > _HARMLESS and unpacked > _GROWTH * max(column.total_compressed_size, 1):
             packed = column.total_compressed_size >> 10
-            raise DataError(f"{where}: unpacks from {packed} KiB to {unpacked >> 20} MiB; {_REWRITE}")
+            raise DataError(f"{where}: expands from {packed} KiB to {unpacked >> 20} MiB; {_REWRITE}")
         total += longest * -(-values // max(about.num_rows, 1))
     return total
 
@@ -114,7 +121,7 @@ def _values(batch: Any) -> list[Any]:
     try:
         return list(batch.to_pylist())
     except (ValueError, OverflowError, ArithmeticError, LookupError, TypeError, ImportError):
-        # Some value has no counterpart in Python: found one by one, the others are right.
+        # Some value has no Python counterpart: convert values one by one to find it.
         columns = list(zip(batch.schema.names, batch.columns, strict=True))
         return [_row(columns, number) for number in range(batch.num_rows)]
 
@@ -130,7 +137,7 @@ def _row(columns: list[tuple[str, Any]], number: int) -> Any:
 
 
 def _value(scalar: Any) -> Any:
-    """Return a value as Python has it; where it has none (a date of the year 20000), as its text."""
+    """Return a value as a Python object, or as text if there is none for it (a date in the year 20000)."""
     try:
         return scalar.as_py()
     except (ValueError, OverflowError, ArithmeticError, ImportError):
@@ -148,7 +155,7 @@ def _line(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode(errors="replace")
     try:
-        # Bytes that are not UTF-8 stay as they are: whoever parses the line reports them.
+        # Bytes that are not UTF-8 are kept; the parser of the line reports them.
         line = json.dumps(value, ensure_ascii=False, default=_plain).encode(errors="surrogateescape")
     except RecursionError:
         return (TABLE_FAULT + "is nested too deeply").encode()

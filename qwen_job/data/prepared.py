@@ -1,4 +1,4 @@
-"""Reading a folder of prepared data: memory-mapped, opened in milliseconds by every rank.
+"""Read a folder of prepared data: memory-mapped, opened in milliseconds by every rank.
 
 index.json     written last: layout version, settings, counts, size of every other file
 SPLIT.tokens   int32: the id of a trained token, ``~id`` (negative) of one that is not
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 LAYOUT = 2
 SPLITS = ("train", "eval")
-# Begins the names under which a chunk counts the rows of each key that training does not use.
+# Prefix of the counters of rows for each key that training ignores.
 UNUSED_KEY = "unused_key/"
-# The largest id of the tokenizer plus one: what an embedding must have room for.
+# The largest ID of the tokenizer plus one: the rows that an embedding needs.
 TOKENIZER_SIZE = "tokenizer_size"
 TOKEN = np.dtype("<i4")
 MEMBER = np.dtype("<i8")
@@ -39,9 +39,8 @@ DOCUMENT = np.dtype([("offset", "<i8"), ("length", "<i4"), ("file", "<i4"), ("ro
 class Row:
     """One packed row of n tokens from k documents.
 
-    input_ids, labels (-100: not trained) and position_ids (from 0 again in each document): int32[n];
-    document_lengths: int32[k], summing to n; source_rows: k pairs (index of the input file, row number from
-    1).
+    input_ids, labels (-100: not trained) and position_ids (restarting at 0 in each document): int32[n];
+    document_lengths: int32[k] with sum n; source_rows: k pairs (index of the input file, row number from 1).
     """
 
     input_ids: NDArray[np.int32]
@@ -52,9 +51,7 @@ class Row:
 
 
 class PackedRows:
-    """The rows of one split, in a fixed order: ``len(rows)``, ``rows[i]``. Safe to hand to other
-    processes.
-    """
+    """The rows of one split in a fixed order: ``len(rows)``, ``rows[i]``. May be passed to other processes."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
@@ -88,7 +85,7 @@ class PackedRows:
         )
 
     def row_lengths(self) -> NDArray[np.int32]:
-        """Return the number of tokens of every row, int32[len(self)], for grouping rows of like length."""
+        """Return the number of tokens of every row, int32[len(self)], for grouping rows of similar length."""
         if not len(self):
             return np.empty(0, np.int32)
         lengths = self._documents["length"][self._members]
@@ -113,7 +110,11 @@ class PreparedData:
 
 
 def open_prepared(folder: Path) -> PreparedData:
-    """Open a folder that :func:`qwen_job.data.prepare_data` returned. DataError if it is incomplete or damaged."""
+    """Open a folder that :func:`qwen_job.data.prepare_data` returned.
+
+    Raises:
+        DataError: it is incomplete or damaged.
+    """
     index = read_index(folder)
     if index is None:
         raise DataError(f"{folder}: is not complete prepared data; run 'qwen-job data prepare' again")
@@ -122,16 +123,16 @@ def open_prepared(folder: Path) -> PreparedData:
         actual = path.stat().st_size if path.is_file() else -1
         if actual != size:
             found = f"has {actual} bytes instead of {size}" if actual >= 0 else "is missing"
-            raise DataError(f"{path}: {found}; delete {folder} and prepare the data again")
+            raise DataError(f"{path}: {found}; remove {folder} and prepare the data again")
     return PreparedData(folder, PackedRows(folder, "train"), PackedRows(folder, "eval"), index["stats"])
 
 
 def describe(stats: Mapping[str, Any]) -> list[str]:
-    """Say what preparing changed, left out or did not use; ``stats`` are those of :class:`PreparedData`."""
+    """Describe what was changed, left out or ignored; ``stats`` is that of :class:`PreparedData`."""
     changed = [f"{name} {count}" for name, count in stats.items() if isinstance(count, int) and count]
     keys = [f"{name} {count}" for name, count in stats["unused_keys"].items()]
     lines = [", ".join(changed)] if changed else []
-    return [*lines, f"keys that mean nothing to training, and their rows: {', '.join(keys)}"] if keys else lines
+    return [*lines, f"keys that training ignores, and their rows: {', '.join(keys)}"] if keys else lines
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:

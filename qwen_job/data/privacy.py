@@ -1,4 +1,4 @@
-"""Likely secrets and personal data in text: patterns, with checksums where the numbers have them."""
+"""Find likely secrets and personal data in text, by patterns and the checksums of numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from datetime import date
 
-# kind -> pattern. Prefixes are those that the issuers publish so that scanners can find leaked keys.
+# kind -> pattern. Prefixes are those that issuers publish for scanners of leaked keys.
 _SECRETS = {
     "private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
     "OpenAI-style API key": r"\bsk-(?:[a-z]+-)?[A-Za-z0-9_-]{20,}",
@@ -41,9 +41,7 @@ def find_secrets(text: str) -> Iterator[str]:
 
 
 def find_personal_data(text: str) -> Iterator[str]:
-    """Yield the kinds of personal data that ``text`` seems to hold: e-mail, phone, Chinese ID card, bank
-    card.
-    """
+    """Yield the kinds of personal data that ``text`` seems to hold: e-mail, phone, Chinese ID, bank card."""
     if "@" in text and any(not _RESERVED.search(match[0]) for match in _EMAIL.finditer(text)):
         yield "an e-mail address"
     if not _DIGITS.search(text):
@@ -69,7 +67,7 @@ def is_id_card(number: str) -> bool:
 
 
 def is_bank_card(number: str) -> bool:
-    """Check 15 to 19 digits by Luhn's sum (ISO/IEC 7812)."""
+    """Check 15 to 19 digits by the Luhn checksum (ISO/IEC 7812)."""
     if not 15 <= len(number) <= 19 or len(set(number)) < 2:
         return False
     doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(number))]

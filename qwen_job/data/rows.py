@@ -1,8 +1,7 @@
-"""Files of conversations -> rows, streaming: memory stays flat for any size, also for one huge JSON array.
+"""Stream the rows of conversation files: memory stays constant for any size, even for one huge JSON array.
 
-A file is read as :class:`Chunk` s of a few MiB of raw text, which can be handed to another process, and a
-chunk is parsed into rows. Rows count from 1: the element of a JSON array, the line of a JSON Lines file, the
-row of a table.
+A file is read as :class:`Chunk` objects, a few MiB of raw text each, which can be passed to another process and are
+parsed into rows there. Rows count from 1: elements of a JSON array, lines of a JSON Lines file, rows of a table.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.text import visible
 
 CHUNK_BYTES = 4 << 20
-# UTF-32's little-endian mark begins as UTF-16's does.
+# UTF-32 first: its little-endian mark starts with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -38,15 +37,18 @@ class Malformed(NamedTuple):
 
 
 class RepeatedKey(ValueError):
-    """An object has the same key more than once, so that only one of its values could be used."""
+    """An object has the same key more than once; all but one of its values would be lost."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"has the key '{visible(key, 40)}' more than once in one object; keep one of them")
 
 
 def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Read a file as chunks of about ``size`` bytes. DataError: not readable as conversations, with its
-    row.
+    """Read a file as chunks of about ``size`` bytes.
+
+    Raises:
+        DataError: the file cannot be read as conversations; the message names the row.
+        EnvironmentFault: a permission or a package is missing.
     """
     assert_file(path)
     try:
@@ -74,7 +76,12 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
 
 
 def assert_file(path: Path) -> None:
-    """Raise DataError unless ``path`` is a file, EnvironmentFault when that cannot be told."""
+    """Check that ``path`` is a file.
+
+    Raises:
+        DataError: it is not.
+        EnvironmentFault: a permission is missing to see it.
+    """
     try:
         if path.is_file():
             return
@@ -86,7 +93,7 @@ def assert_file(path: Path) -> None:
 
 
 def parse_chunk(chunk: Chunk) -> Iterator[tuple[int, Any]]:
-    """Yield (row number, value) of each row; a line that is not JSON comes as :class:`Malformed`."""
+    """Yield (row number, value) of each row; a line that is not JSON gives :class:`Malformed`."""
     if chunk.kind == "array":
         yield from enumerate(_parse_elements(chunk.payload), chunk.first_row)
         return
@@ -107,7 +114,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _parse_elements(payload: bytes) -> list[Any]:
     try:
         return list(_loads(b"[" + payload + b"]"))
-    except (RecursionError, ValueError):  # where they were cut apart, the limits were a little further away
+    except (RecursionError, ValueError):  # the limits were slightly larger where the elements were cut
         return [_parse_line(element.encode()) for element in split_elements(payload.decode())]
 
 
@@ -135,7 +142,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-# Left to itself, Python keeps the last of equal keys and drops the others.
+# By default, Python keeps the last of equal keys and drops the others.
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
@@ -144,7 +151,7 @@ def _skip_mark(head: bytes) -> bytes:
 
 
 def _skip_blanks(path: Path, stream: IO[bytes], head: bytes, size: int) -> bytes:
-    """Return ``head``, or, where it is all white space, its line ends and the first block that is not."""
+    """Return ``head``; if it is all white space, its newlines and the first block that is not."""
     blank, lines = 0, 0
     while head and head.isspace():
         blank += len(head)
@@ -166,7 +173,7 @@ def _refuse_object_over_lines(path: Path, head: bytes) -> None:
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        return  # its line is reported, or it goes on behind ``head``
+        return  # its line is reported, or it continues past ``head``
     if "\n" in text[:end]:
         raise DataError(f"{path}:1: row: is one JSON object over several lines; wrap it in [ ], with a comma between "
                         "objects, or write each object on one line")  # fmt: skip

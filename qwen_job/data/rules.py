@@ -1,6 +1,4 @@
-"""What can be wrong with one conversation. Each rule is a function; :data:`RULES` names and explains them
-all.
-"""
+"""What can be wrong with one conversation; :data:`RULES` names and explains every rule."""
 
 from __future__ import annotations
 
@@ -16,10 +14,10 @@ from qwen_job.data.privacy import find_personal_data, find_secrets
 from qwen_job.data.rows import Malformed
 from qwen_job.limits import MAX_LENGTH
 
-# rule -> (is it an error, what it means). An error keeps the row from being trained on.
+# rule -> (is it an error, what it means). A row with an error cannot be trained on.
 RULES: dict[str, tuple[bool, str]] = {
     "malformed": (True, "not JSON, no known layout, or a field of the wrong type"),
-    "unused_key": (True, "a key whose content training would lose"),
+    "unused_key": (True, "a key with content that training would lose"),
     "order": (True, "roles out of order, empty turns, or no answer to learn from"),
     "encoding": (True, "half of a surrogate pair: text that cannot be written as UTF-8"),
     "special_token": (False, "text such as <|im_end|> inside a value (trained as plain characters)"),
@@ -46,7 +44,7 @@ _LONG_ANSWER = 400
 
 
 class RowFinding(NamedTuple):
-    """One thing found: ``row`` counts from 1; ``message`` says what is wrong and what to do."""
+    """One finding: ``row`` counts from 1; ``message`` says what is wrong and how to fix it."""
 
     file: str
     row: int
@@ -89,9 +87,9 @@ def read(
 
 
 def inspect(conversation: Conversation, own: Container[str] = ()) -> Iterator[tuple[str, str, str]]:
-    """Yield (rule, field, message) for everything that the text of a readable conversation shows.
+    """Yield (rule, field, message) for everything found in the text of a readable conversation.
 
-    ``own``: tokens of the user's tokenizer, which are meant where they occur.
+    ``own``: tokens that the user added to the tokenizer, which are intended in text.
     """
     if conversation.system == "":
         yield "without_system", "system", "is empty: no system turn is trained; remove it for data.system_prompt"
@@ -109,7 +107,7 @@ def inspect(conversation: Conversation, own: Container[str] = ()) -> Iterator[tu
 
 def lengths(conversation: Conversation, tokens: list[int], limits: Limits) -> Iterator[tuple[str, str, str]]:
     """Yield (rule, field, message) for turns and samples that are too long; ``tokens`` of all segments."""
-    # From the end: the first count may be a system prompt's.
+    # From the end, because the first count may be that of a system prompt.
     last = len(conversation.turns)
     for back, (turn, count) in enumerate(zip(reversed(conversation.turns), reversed(tokens), strict=False)):
         if count > limits.max_turn_tokens:
@@ -137,7 +135,7 @@ def _of_text(text: str, own: Container[str]) -> Iterator[tuple[str, str]]:
 def _of_answer(question: str, answer: str) -> Iterator[tuple[str, str]]:
     asked, answered = question.strip(), answer.strip()
     if len(asked) > 8 and answered == asked:
-        yield "unrelated", "repeats its question word for word; check that it is the answer"
+        yield "unrelated", "repeats its question word for word; check that it is the right answer"
     elif not _OTHER_LANGUAGE.search(question):
         one, other = _language(asked), _language(answered)
         if one and other and one != other:
@@ -149,13 +147,13 @@ def _of_answer(question: str, answer: str) -> Iterator[tuple[str, str]]:
 
 
 def _ends_in_a_word(answer: str) -> bool:
-    """Prose whose last line is long and ends in a letter; lists, tables and code often end so rightly."""
+    """Tell whether prose ends in a long line without punctuation; lists, tables and code may end like that."""
     last = answer.rsplit("\n", 1)[-1].strip()
     return len(last) > 60 and last[-1].isalpha() and last[0] not in "-*|#>+`" and "```" not in answer
 
 
 def _language(text: str) -> str:
-    """Name the script of a text of some length: Chinese, Latin, or nothing when it is mixed or short."""
+    """Name the script of a text: Chinese or Latin-script, or an empty text if it is mixed or short."""
     chinese, latin = len(_CHINESE.findall(text)), len(_LATIN.findall(text))
     if chinese >= 6 and chinese * 4 > latin:
         return "Chinese"

@@ -1,4 +1,4 @@
-"""What a tokenizer.json says about cutting and merging text, for :mod:`qwen_job.data.encoder`."""
+"""What a tokenizer.json says about splitting text, its control tokens and its vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwen_job.chatml import PATTERN
 
 
 def is_qwen(content: dict[str, Any]) -> bool:
-    """Tell whether text is normalised (NFC or not at all), cut and mapped to bytes as Qwen's tokenizers do."""
+    """Tell whether text is normalised (NFC or not at all), split and mapped to bytes as in Qwen's tokenizers."""
     model = content["model"]
     plain = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     normalizer = content.get("normalizer")
@@ -25,7 +25,7 @@ def is_qwen(content: dict[str, Any]) -> bool:
     )
 
 
-# The frame of ChatML and what Qwen's own tokenizers mark places and media with. Users' own tokens may look alike.
+# ChatML's frame and the marks of Qwen's tokenizers for regions and media. Tokens of users may look similar.
 _CONTROL = (
     r"<\|(?:im_start|im_end|im_sep|endoftext|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep"
     r"|(?:object_ref|box|quad|vision)_(?:start|end)|(?:vision|image|video|audio|tts)_pad"
@@ -34,13 +34,17 @@ _CONTROL = (
 
 
 def is_control(token: str) -> bool:
-    """Tell whether a token is one that text may never become: Qwen's own, not one that a user added."""
+    """Tell whether text must never become this token: one of Qwen's, not one that a user added."""
     return re.fullmatch(_CONTROL, token) is not None
 
 
 def mark_control_tokens(content: str) -> str:
-    """Return a tokenizer.json in which Qwen's control tokens are special and no other token is. Errors: ValueError."""
-    # The list is cut out: reading and writing all of a large file would take a second.
+    """Return a tokenizer.json in which Qwen's control tokens are special and no other token is.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    # Only the list is parsed: reading and writing all of a large file would take a second.
     found = _ADDED.search(content)
     if found is None:
         return content
@@ -67,18 +71,18 @@ def token_finder(tokens: Collection[str]) -> Callable[[Iterable[str]], set[str]]
 
 
 def bytes_of(vocab: dict[str, int]) -> dict[bytes, int]:
-    """Return bytes -> id of a byte-level vocabulary (GPT-2's printable stand-ins for bytes taken back)."""
+    """Return bytes -> ID of a byte-level vocabulary, undoing GPT-2's printable stand-ins for bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     back = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
     try:
         return {bytes(map(back.__getitem__, token)): number for token, number in vocab.items()}
     except KeyError:
-        return {}  # it holds tokens that are not bytes, such as added ones
+        return {}  # some tokens are not bytes, such as added ones
 
 
 def probes(vocabulary: dict[bytes, int], usable: Callable[[str], bool]) -> list[str]:
-    """Return texts made of this vocabulary: triples of its ``usable`` tokens, and runs of one character."""
+    """Return texts made from this vocabulary: triples of its ``usable`` tokens, and runs of one character."""
     choose = random.Random(0)
     some = choose.sample(sorted(vocabulary), min(len(vocabulary), 6000))
     tokens = [text for text in (token.decode(errors="ignore") for token in some) if usable(text)]

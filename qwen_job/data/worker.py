@@ -1,15 +1,15 @@
-"""Worker processes of ``data prepare``: text goes in through pipes, token files are written by the workers themselves.
+"""Worker processes of ``data prepare``: they get text through pipes and write the token files themselves.
 
-One process loads the tokenizer and forks the workers, which share its memory; each has a pipe of its own.
+One process loads the tokenizer and forks the workers, which share its memory; each has its own pipes.
 
     setup    on the first process's stdin, a line of JSON {spec, tokenizer, folder, pipes: [[in, out], ...]}
     in       for each chunk a line of JSON and its raw bytes
     out      a line of JSON for each chunk: {"counts": ...} or {"error": ..., "kind": name of the class}
     deaths   on the first process's stdout, a line of JSON [worker, exit code] for each that failed
 
-Plain processes instead of multiprocessing: nothing of the parent (torch, a launcher's main module) is
-imported again or forked with its threads, no token crosses a pipe, and workers whose parent is killed see the end of
-their input and leave.
+Plain processes instead of multiprocessing: nothing of the parent (torch, a launcher's main module) is imported again
+or forked with its threads, no token crosses a pipe, and workers whose parent is killed reach the end of their input
+and exit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Workers:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[end for ends in theirs for end in ends],
-            start_new_session=True,  # so that all of them can be ended by one signal
+            start_new_session=True,  # one signal ends all of them
             env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
         )
         for ends in theirs:
@@ -83,7 +83,7 @@ class Worker:
         self._to, self._from = os.fdopen(to, "wb"), os.fdopen(source, "rb")
 
     def encode(self, task: Task) -> dict[str, int]:
-        """Have one chunk encoded; raises what the worker raised, or EnvironmentFault if it died."""
+        """Encode one chunk; raises what the worker raised, or EnvironmentFault if it died."""
         chunk = task.chunk
         header = [task.number, task.split, task.file, chunk.first_row, chunk.kind, len(chunk.payload)]
         try:
@@ -110,12 +110,12 @@ class Worker:
         assert self._first.stdout
         deaths = dict(json.loads(line) for line in self._first.stdout)
         code = deaths.get(self._number) or self._first.wait()
-        why = "killed, perhaps by the memory limit: use fewer workers" if code == -9 else "see its words above"
+        why = "killed, perhaps by the memory limit: use fewer workers" if code == -9 else "see its output above"
         raise EnvironmentFault(f"a data worker ended with {code} ({why})")
 
 
 def serve(source: IO[bytes], sink: IO[bytes], encoder: ChunkEncoder | QwenJobError, folder: str) -> None:
-    """Be a worker: answer chunks from ``source`` on ``sink`` until the input ends."""
+    """Run as a worker: encode chunks from ``source`` and answer on ``sink`` until the input ends."""
     for line in iter(source.readline, b""):
         number, split, file, first_row, kind, size = json.loads(line)
         task = Task(number, split, file, Chunk(first_row, kind, source.read(size)))
@@ -146,7 +146,7 @@ def make_setup(spec: DataSpec, tokenizer_dir: Path, folder: Path) -> dict[str, A
 
 
 def main(deaths: IO[bytes]) -> None:
-    """Be the first process: load the tokenizer, fork the workers and tell which of them failed."""
+    """Run as the first process: load the tokenizer, fork the workers and report which of them failed."""
     setup = json.loads(sys.stdin.buffer.readline())
     encoder: ChunkEncoder | QwenJobError
     try:
@@ -185,9 +185,9 @@ def _close_all(ends: Iterable[int]) -> None:
 
 
 if __name__ == "__main__":
-    # Nothing here makes cycles, and looking for them in a million tuples costs a third of the time.
+    # Nothing here creates cycles, and searching a million tuples for them takes a third of the time.
     gc.disable()
-    # Whatever is printed must not mix with what stdout is for.
+    # Printed text must not mix with the protocol on stdout.
     told = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     main(told)

@@ -119,7 +119,7 @@ def test_bad_rows_are_named_and_nothing_is_left(tiny: Path, tmp_path: Path, writ
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"long_samples": "drop", "max_length": 32}, "no sample is left"), ({"eval_split": 0.001}, "holds out none")],
+    [({"long_samples": "drop", "max_length": 32}, "no sample is left"), ({"eval_split": 0.001}, "holds out no sample")],
 )
 def test_nothing_left(
     tiny: Path, tmp_path: Path, write: Callable[..., Path], change: dict[str, Any], message: str
@@ -154,7 +154,7 @@ def test_missing_inputs(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json: does not exist"):
         prepare_data(DataSpec(train=(DataFile(DEMO),)), tmp_path, tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(EnvironmentFault, match="cannot be made"):
+    with pytest.raises(EnvironmentFault, match="cannot be created"):
         prepare_data(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path / "file")
 
 

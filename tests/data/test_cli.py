@@ -106,7 +106,8 @@ def test_clean(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:
     assert (code, out) == (0, f"{target}\n")
     assert "kept 1 (repaired 0), dropped 1: order 1" in err
     code, _, err = run("clean", path, target)
-    assert code == 2 and "exists already" in err
+    assert code == 2
+    assert "already exists" in err
     assert run("clean", path, target, "--force", "--keep", "duplicate")[0] == 0
     code, _, err = run("clean", path, tmp_path / "new.jsonl", "--drop", "duplicates")
     assert code == 2 and "did you mean 'duplicate'" in err

@@ -108,7 +108,7 @@ def test_a_wrong_short_cut_is_found_and_dropped(
     wrong = Flat(np.zeros(len(SAMPLES), np.int32), np.ones(len(SAMPLES), np.int64))
     monkeypatch.setattr(fast, "_encode", lambda _texts: wrong)
     _same(ChatTokenizer.load(qwen), fast, SAMPLES)
-    assert "the fast way differs" in caplog.text
+    assert "the fast path differs" in caplog.text
 
 
 def test_another_pattern_gets_no_short_cut(qwen: Path, tiny: Path, tmp_path: Path) -> None:
