@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from qwen_job.facts.tables import ModelShape, load_gpu, load_model_shape, model_shape_from_config
+from qwen_job.facts.hardware import load_gpu
+from qwen_job.facts.model_shapes import ModelShape, load_model_shape, model_shape_from_config
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import Constants, MemoryEstimate, estimate_memory, zero_settings
 

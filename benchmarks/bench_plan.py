@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from qwen_job.facts.tables import load_gpu, load_model_shape, model_shape_from_config
+from qwen_job.facts.hardware import load_gpu
+from qwen_job.facts.model_shapes import load_model_shape, model_shape_from_config
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.speed import estimate_speed
 from qwen_job.plan.search.choice import Question, choose, fit
@@ -73,8 +74,8 @@ def enumeration() -> bool:
 def imports() -> bool:
     """Time a fresh process that plans, and tell whether it stays free of heavy packages."""
     program = (
-        "import sys, qwen_job.plan.search.choice as s, qwen_job.facts.tables as f;"
-        "s.choose(s.Question(f.load_model_shape('Qwen-1_8B-Chat'), f.load_gpu('A100-80G')));"
+        "import sys, qwen_job.plan.search.choice as s, qwen_job.facts.hardware as h, qwen_job.facts.model_shapes as m;"
+        "s.choose(s.Question(m.load_model_shape('Qwen-1_8B-Chat'), h.load_gpu('A100-80G')));"
         f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
     )
     loaded = ""

@@ -19,7 +19,7 @@ import deepspeed  # noqa: E402
 import torch  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
-from qwen_job.facts.tables import ModelShape, load_model_shape, model_shape_from_config  # noqa: E402
+from qwen_job.facts.model_shapes import ModelShape, load_model_shape, model_shape_from_config  # noqa: E402
 from qwen_job.plan.estimate.activations import activation_bytes  # noqa: E402
 from qwen_job.plan.estimate.layout import Layout  # noqa: E402
 from qwen_job.plan.estimate.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402

@@ -3,7 +3,7 @@
 In reading order:
 
 - ``gpus/ models/ deepspeed/ train/ image/``: one fact a file; a new GPU or model is a new file
-- ``tables``: GPUs and model shapes by name
+- ``lookup``: the file of a name; ``hardware``: GPUs; ``model_shapes``: models
 - ``config_fields``, ``weights``: what each field of a config.json means, and the weights that follow from it
 - ``model_files``: reading the files of a model folder
 - ``model_names``: how a model is named

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen_job.facts.tables import Gpu
+from qwen_job.facts.hardware import Gpu
 from qwen_job.job import Job
 
 

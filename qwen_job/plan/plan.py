@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError, ModelError, Problem
 from qwen_job.facts.config_fields import too_long
-from qwen_job.facts.tables import Gpu, ModelShape, UnknownName, load_gpu, load_model_shape
+from qwen_job.facts.hardware import Gpu, load_gpu
+from qwen_job.facts.lookup import UnknownName
+from qwen_job.facts.model_shapes import ModelShape, load_model_shape
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
 from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qwen_job.errors import JobError
+from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.settings import Circumstances, conflicts
-from qwen_job.facts.tables import Gpu
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
 

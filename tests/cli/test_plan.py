@@ -149,6 +149,6 @@ def test_help_and_render_load_none_of_it(job: Path) -> None:
 
 def test_a_rooms_own_errors_are_not_in_the_table_of_exit_codes() -> None:
     from qwen_job.errors import JobError, table
-    from qwen_job.facts.tables import UnknownName
+    from qwen_job.facts.lookup import UnknownName
 
     assert issubclass(UnknownName, JobError) and "UnknownName" not in {name for _, name, _ in table()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.facts.tables import load_gpu
+from qwen_job.facts.hardware import load_gpu
 from qwen_job.plan.estimate.calibrate import calibrate
 from tests.e2e.steps import check_finished
 

@@ -14,7 +14,7 @@ import pytest
 from qwen_job.cli import main
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import member
-from qwen_job.facts.tables import load_model_shape
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.facts.weights import expected_shapes
 from qwen_job.models.check import check_folder
 from qwen_job.models.convert import convert_folder

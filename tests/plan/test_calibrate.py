@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from qwen_job.errors import EnvironmentFault, JobError
-from qwen_job.facts.tables import Gpu, load_gpu
+from qwen_job.facts.hardware import Gpu, load_gpu
 from qwen_job.plan.estimate.calibrate import calibrate, planned_bytes, planned_seconds, read_run
 from qwen_job.plan.estimate.constants import constants_from
 from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, zero_settings

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.facts.tables import gpu_names, load_gpu, load_model_shape
+from qwen_job.facts.hardware import gpu_names, load_gpu
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.plan.advice import RunNumbers, requeues, warnings_for
 from qwen_job.plan.search.choice import Choice, Question, choose, combinations, fit
 from qwen_job.text import GIB

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_job.facts import fact
-from qwen_job.facts.tables import load_gpu, load_model_shape
+from qwen_job.facts.hardware import load_gpu
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.plan.estimate.activations import activation_bytes, layer_activation_bytes, loss_bytes
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import (

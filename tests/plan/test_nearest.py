@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qwen_job.facts.tables import gpu_names, load_gpu, load_model_shape
+from qwen_job.facts.hardware import gpu_names, load_gpu
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.plan.search.choice import Choice, Question, choose
 from qwen_job.plan.search.nearest import nearest, refusal, together
 from qwen_job.text import GIB

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.facts.tables import load_gpu, load_model_shape
+from qwen_job.facts.hardware import load_gpu
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.speed import (
     SpeedEstimate,

@@ -166,7 +166,7 @@ def _cluster(found: Survey, products: list[str]) -> Object:
 
 def _gpu_name(product: str) -> str | None:
     """Return our own name of a GPU that gpu-feature-discovery calls NVIDIA-A100-SXM4-80GB."""
-    from qwen_job.facts.tables import gpu_names, load_gpu
+    from qwen_job.facts.hardware import gpu_names, load_gpu
 
     wanted = re.sub(r"[^a-z0-9]", "", product.lower())
     for name in gpu_names():

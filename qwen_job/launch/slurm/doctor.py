@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_job.errors import ClusterRefused
-from qwen_job.facts.tables import gpu_names, load_gpu
+from qwen_job.facts.hardware import gpu_names, load_gpu
 from qwen_job.launch.slurm.survey import RUNTIMES, Node, Partition, Survey
 from qwen_job.render.quote import to_yaml
 from qwen_job.render.slurm.options import slurm_time

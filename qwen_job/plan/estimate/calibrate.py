@@ -17,7 +17,8 @@ from typing import Any
 
 from qwen_job import strict_json, strict_yaml
 from qwen_job.errors import EnvironmentFault, JobError
-from qwen_job.facts.tables import Gpu, load_model_shape
+from qwen_job.facts.hardware import Gpu
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, Constants, default_constants, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, default_speed, estimate_speed

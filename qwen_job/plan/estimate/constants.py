@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from qwen_job.errors import JobError
-from qwen_job.facts.tables import Gpu
+from qwen_job.facts.hardware import Gpu
 from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, Constants, default_constants
 from qwen_job.plan.estimate.speed import DEFAULT_SPEED, SpeedConstants, default_speed
 

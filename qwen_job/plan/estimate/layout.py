@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qwen_job.facts.tables import Gpu, ModelShape
+from qwen_job.facts.hardware import Gpu
+from qwen_job.facts.model_shapes import ModelShape
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_job.facts import fact
-from qwen_job.facts.tables import Gpu
+from qwen_job.facts.hardware import Gpu
 from qwen_job.plan.estimate.activations import activation_bytes, loss_bytes
 from qwen_job.plan.estimate.layout import BYTES, Layout
 

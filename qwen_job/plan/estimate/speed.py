@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qwen_job.facts.tables import Gpu, ModelShape
+from qwen_job.facts.hardware import Gpu
+from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.plan.estimate.activations import layer_activation_bytes
 from qwen_job.plan.estimate.layout import BYTES, Layout
 

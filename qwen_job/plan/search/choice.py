@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from qwen_job.facts.tables import Gpu, ModelShape
+from qwen_job.facts.hardware import Gpu
+from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import Constants, MemoryEstimate, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate, estimate_speed

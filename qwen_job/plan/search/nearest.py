@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import combinations as subsets
 from typing import Any, NamedTuple
 
-from qwen_job.facts.tables import Gpu
+from qwen_job.facts.hardware import Gpu
 from qwen_job.plan.search.choice import HOST_MARGIN, LARGEST_CLUSTER, Choice, Question, choose, combinations, fit
 from qwen_job.text import GIB
 

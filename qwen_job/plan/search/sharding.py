@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 from qwen_job.errors import JobError
-from qwen_job.facts.tables import Gpu, ModelShape, gpu_names, load_gpu
+from qwen_job.facts.hardware import Gpu, gpu_names, load_gpu
+from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
 from qwen_job.plan.estimate.constants import constants_from
 from qwen_job.plan.estimate.memory import Constants

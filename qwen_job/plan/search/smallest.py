@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qwen_job.errors import JobError
-from qwen_job.facts.tables import gpu_names
+from qwen_job.facts.hardware import gpu_names
 from qwen_job.job import Job
 from qwen_job.plan.plan import question_for
 from qwen_job.plan.schedule import DataSize, RunPlan, plan_run

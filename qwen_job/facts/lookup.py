@@ -1,0 +1,77 @@
+"""Find and read a facts file by the name or an alias of what it describes; only the file that is asked for is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from qwen_job.errors import JobError
+from qwen_job.strict_yaml import Loader
+from qwen_job.text import nearest
+
+_ALTERNATIVE = {"GPU": "or write its numbers in job.yaml", "model": "or name a local folder that has a config.json"}
+
+
+class UnknownName(JobError):
+    """No facts file describes a GPU or a model of this name."""
+
+
+def find(name: str, folders: Sequence[Path], kind: str) -> Path:
+    """Return the file that describes ``name``; the file of that name is tried first, so that usually one is read.
+
+    Raises:
+        UnknownName: no file has the name; suggests near ones.
+    """
+    wanted = str(name).strip().lower()
+    stem = wanted.rsplit("/", 1)[-1]
+    for folder in folders:
+        direct = folder / f"{stem}.yaml"
+        if stem and not stem.startswith(".") and direct.is_file() and wanted in _declared(direct, kind):
+            return direct
+    known: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            for declared in _declared(path, kind):
+                known.setdefault(declared, path)
+    if wanted in known:
+        return known[wanted]
+    raise UnknownName(_unknown(name, kind, sorted({str(read_facts(path)["name"]) for path in known.values()})))
+
+
+def _declared(path: Path, kind: str) -> list[str]:
+    """Return every name of a file in lower case; for models also without the owner."""
+    values = read_facts(path)
+    names = [str(values.get("name", path.stem)), *map(str, values.get("aliases") or ())]
+    if kind == "model":
+        names += [name.rsplit("/", 1)[-1] for name in names]
+    return [name.lower() for name in names]
+
+
+def _unknown(name: str, kind: str, known: Sequence[str]) -> str:
+    near = nearest(name, known, 3)
+    near += [entry for entry in known if name.lower() in entry.lower() and entry not in near][:3]
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"{kind} {name!r} is not known: {hint} ({_ALTERNATIVE[kind]})"
+
+
+def read_facts(path: Path) -> Mapping[str, Any]:
+    """Return the content of a facts file; raises JobError where it cannot be read."""
+    try:
+        stat = path.stat()
+        return _parsed(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise JobError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, *_signature: int) -> Mapping[str, Any]:
+    """Read a file once while it does not change: every run of a sweep asks for the same ones."""
+    values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    if not isinstance(values, dict):
+        raise JobError(f"{path}: not a mapping of names to values")
+    return MappingProxyType(values)
