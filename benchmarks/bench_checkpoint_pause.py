@@ -78,23 +78,23 @@ def add_peer() -> None:
 
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-    from qwen_job.train.trainer import JobTrainer
+    from qwen_job.train.saver import Saver
 
-    save = JobTrainer._save_checkpoint
+    save = Saver.save
 
-    def both(self: Any, model: Any, trial: Any) -> None:
-        path = self.parts.config.output_dir / "peer.json"
+    def both(self: Saver) -> None:
+        path = self.checkpointer.folder.with_name("peer.json")
         if not path.exists():
-            engine, ours = self.model_wrapped, self.model_wrapped.checkpoint_engine
+            engine, ours = self.engine, self.engine.checkpoint_engine
             engine.checkpoint_engine = TorchCheckpointEngine()
             started = time.perf_counter()
-            engine.save_checkpoint(str(path.with_suffix("")))
+            engine.save_checkpoint(str(path.with_suffix("")), tag="peer", save_latest=False)
             path.write_text(json.dumps({"seconds": time.perf_counter() - started}))
             engine.checkpoint_engine = ours
             shutil.rmtree(path.with_suffix(""))
-        save(self, model, trial)
+        save(self)
 
-    JobTrainer._save_checkpoint = both  # type: ignore[method-assign]
+    Saver.save = both  # type: ignore[method-assign]
 
 
 def report(lines: list[dict[str, Any]], peer: dict[str, float]) -> None:

@@ -121,7 +121,7 @@ def model_line(name: str) -> str:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     if name.startswith("liger"):
-        from liger_kernel.transformers import apply_liger_kernel_to_qwen2  # type: ignore[import-not-found]
+        from liger_kernel.transformers import apply_liger_kernel_to_qwen2
 
         apply_liger_kernel_to_qwen2(cross_entropy=False, fused_linear_cross_entropy=False)
     sizes = train_runs.BIG if GPU else train_runs.SMALL

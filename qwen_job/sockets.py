@@ -158,7 +158,7 @@ def choose_interface(master: str) -> None:
     pattern = os.environ.get("GLOO_SOCKET_IFNAME")
     if not pattern and (not leads_elsewhere(master) or leads_elsewhere(socket.gethostname())):
         return
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     families = (socket.AF_INET, socket.AF_INET6)
     addresses = {

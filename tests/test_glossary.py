@@ -31,7 +31,6 @@ TO_CLEAN = {
     "report",
     "run",
     "templates",
-    "train",
 }
 # Pages still to be cleaned. docs/job.md is generated from qwen_job/job.
 PAGES_TO_CLEAN = {

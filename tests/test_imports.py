@@ -54,6 +54,18 @@ LATE = {
     ("qwen_job.infer.chat", "readline"): "changes how input() works, and is missing in some Python builds",
     ("qwen_job.run.owner", "pwd"): "missing outside Unix",
     ("qwen_job.text", "difflib"): "6 ms of start-up, needed after a mistake only",
+    ("qwen_job.train.attempt", "qwen_job.data"): "numpy and tokenizers, on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.data.prepared"): "numpy, on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.data.sample"): "on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.models"): "on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.train.export"): "torch: a wrong setting should not cost its seconds",
+    ("qwen_job.train.attempt", "qwen_job.train.resume"): "torch: a wrong setting should not cost its seconds",
+    ("qwen_job.train.attempt", "qwen_job.train.setup"): "torch: a wrong setting should not cost its seconds",
+    (
+        "qwen_job.train.failures",
+        "qwen_job.train.oom_advice",
+    ): "the planner, after running out of memory only",
+    ("qwen_job.train.reporters", "tensorboardX"): "installed in place of tensorboard",
     ("qwen_job.train.rendezvous", "logging"): "beside DeepSpeed, which configures it",
 }
 # To be emptied: modules with imports inside functions that nobody has gone through yet.
@@ -69,8 +81,6 @@ LATE_TO_CLEAN = {
     "qwen_job.plan.estimate.memory",
     "qwen_job.render.engine",
     "qwen_job.text",
-    "qwen_job.train.__main__",
-    "qwen_job.train.guards",
     "qwen_job.train.rendezvous",
 }
 

@@ -115,8 +115,8 @@ def load_answerer(folder: Path) -> Answerer:
     """
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     check_folder(folder)
     device, dtype = device_and_dtype()
     model, _ = load_native(folder, dtype, "sdpa")

@@ -1,7 +1,7 @@
-"""A native model folder as a model of transformers: nothing is fetched, and nothing that the folder holds is run.
+"""Loads a native model folder with transformers: nothing is fetched, and no code of the folder is run.
 
-The class comes from our own table and the config from what describes the model (``native_config``); weights are
-safetensors. What else config.json may say, a kernel of a hub, a class of its own, an adapter, is not read.
+The class comes from our own table and the config from the fields that describe the model (``native_config``); weights
+are safetensors. Nothing else in config.json is read: no kernel of a hub, no custom class, no adapter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple
     model_class = getattr(transformers, NATIVE[str(config["model_type"])])
     try:
         built = model_class.config_class(**native_config(config))
-    except Exception as error:  # its strict dataclasses raise kinds of their own
+    except Exception as error:  # its strict dataclasses raise their own kinds
         raise ModelError(f"{folder}: config.json: {_reason(error)}") from error
     try:
         loaded: tuple[Any, dict[str, Any]] = model_class.from_pretrained(
@@ -51,9 +51,9 @@ def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple
             use_safetensors=True,
             output_loading_info=True,
             # The folder's own may be one that transformers refuses.
-            generation_config=transformers.GenerationConfig(**exported(folder).values),  # type: ignore[no-untyped-call]
+            generation_config=transformers.GenerationConfig(**exported(folder).values),
         )
-    # No RuntimeError: a GPU's or a network's fault is none of the folder's.
+    # No RuntimeError: that is a fault of the GPU or the network, not of the folder.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {_reason(error)}") from error
     return loaded

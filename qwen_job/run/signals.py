@@ -60,7 +60,7 @@ def watch(heard: Callable[[int], None]) -> None:
 
 def leave_now(code: int) -> None:
     """End this process and what it started, from any thread, without waiting for anything."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):

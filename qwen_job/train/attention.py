@@ -9,19 +9,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
 from qwen_job.errors import ModelError
 from qwen_job.train.batches import Batch
-
-try:
-    from torch.nn.attention.varlen import varlen_attn as _varlen_attn
-
-    _TAKES = frozenset(inspect.signature(_varlen_attn).parameters)
-except ImportError:  # torch before 2.10: the plan chooses sdpa
-    _TAKES = frozenset()
 
 VARLEN = "qwen_job_varlen"
 
@@ -34,6 +29,21 @@ def implementation(kind: str) -> str:
 
     AttentionInterface.register(VARLEN, varlen)
     return VARLEN
+
+
+class Kernel(NamedTuple):
+    """torch's kernel, and the names of what it takes, which differ between versions."""
+
+    call: Callable[..., Any]
+    takes: frozenset[str]
+
+
+@cache
+def varlen_kernel() -> Kernel:
+    """Return torch's kernel; torch 2.10 and later have it."""
+    from torch.nn.attention.varlen import varlen_attn  # a second: it imports the compiler
+
+    return Kernel(varlen_attn, frozenset(inspect.signature(varlen_attn).parameters))
 
 
 def window_of(config: Any) -> int | None:
@@ -58,7 +68,7 @@ def check_kernel(config: Any, kind: str) -> None:
             f"config.json: attention_dropout: {config.attention_dropout} is not offered by varlen; "
             "write train.attention: sdpa"
         )
-    if window_of(config) is not None and "window_size" not in _TAKES:
+    if window_of(config) is not None and "window_size" not in varlen_kernel().takes:
         raise ModelError(
             f"config.json: use_sliding_window: varlen of torch {torch.__version__} takes no window; "
             "write train.attention: sdpa"
@@ -130,8 +140,8 @@ def varlen(
     # torch 2.10 says is_causal where later ones take a window, and knows no other scale than D ** -0.5.
     grouped, left = q.shape[1] != k.shape[1], -1 if sliding_window is None else sliding_window - 1
     options: dict[str, Any] = {"scale": scaling, "window_size": (left, 0), "is_causal": True, "enable_gqa": grouped}
-    chosen = {name: value for name, value in options.items() if name in _TAKES}
-    attended: Any = _varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **chosen)
+    chosen = {name: value for name, value in options.items() if name in varlen_kernel().takes}
+    attended: Any = varlen_kernel().call(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **chosen)
     return attended.unsqueeze(0), None
 
 

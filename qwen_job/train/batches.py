@@ -10,16 +10,28 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from qwen_job.chatml import IGNORE
 
-EMPTY = -1  # the row that fills up a last step: no target, so no gradient
+EMPTY = -1  # a row without targets, and so without a gradient: fills up the last step of an epoch
 
-Batch = dict[str, Any]
+
+class Batch(TypedDict):
+    """One micro-batch of B rows, S the longest; see ``collate``."""
+
+    input_ids: torch.Tensor  # [B, S], int64
+    targets: torch.Tensor  # [B, S], int64
+    position_ids: torch.Tensor  # [B, S], int64
+    document_ids: torch.Tensor  # [B, S], int64
+    chosen: torch.Tensor  # [T], the flat positions that have a target
+    document_lengths: list[list[int]]  # of each row, pads counted to the last document
+    rows: list[int]  # the numbers of the prepared rows
+    tokens: int  # pads not counted
+    pairs: int  # the sum of squares of the documents' lengths
 
 
 class Rows(Protocol):
@@ -35,8 +47,8 @@ class StepSampler:
 
     Step s of an epoch takes rows [s G, (s + 1) G) of one permutation, G the global batch. They are dealt to
     micro-batches first and ranks second, so the rows of a step depend on G alone. The last step of an epoch
-    is shorter; ranks that get too few rows fill up with ``EMPTY``. Every row is seen exactly once an epoch, also where
-    G changed within it (``begin_at``).
+    is shorter; ranks that get too few rows are filled up with ``EMPTY``. Every row is seen exactly once an epoch, even
+    where G changed within it (``begin_at``).
     """
 
     def __init__(self, rows: int, micro: int, accumulation: int, rank: int, world_size: int, seed: int | None) -> None:
@@ -51,11 +63,11 @@ class StepSampler:
         self._left_out: frozenset[int] = frozenset()
 
     def leave_out(self, rows: Sequence[int]) -> None:
-        """Deal ``EMPTY`` in the place of these rows."""
+        """Replace these rows by ``EMPTY``."""
         self._left_out = frozenset(rows)
 
     def begin_at(self, epoch: int, row: int) -> None:
-        """Leave out the first ``row`` rows of ``epoch``: they were trained in steps of another width."""
+        """Skip the first ``row`` rows of ``epoch``, which are trained already."""
         self._begin = (epoch, row)
 
     def set_epoch(self, epoch: int) -> None:
@@ -98,10 +110,10 @@ class _RowDataset(Dataset[tuple[int, Any]]):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader over ``StepSampler``; the Trainer skips to a step of an epoch without reading rows.
+    """A DataLoader over ``StepSampler`` that begins anywhere in an epoch without reading the rows before.
 
     ``prefetch`` is how many batches each worker keeps ready (torch's own default: 2), ``persistent`` keeps the workers
-    from one epoch to the next; both mean nothing without workers.
+    from one epoch to the next; both have no effect without workers.
     """
 
     def __init__(
@@ -126,17 +138,18 @@ class Loader(DataLoader[Any]):
             prefetch_factor=prefetch if workers else None,
             persistent_workers=persistent and workers > 0,
             worker_init_fn=_outlive_signals,
-            # Its own generator: the loader must not move the training's random state.
+            # Its own generator: the loader must not change the random state of the training.
             generator=torch.Generator().manual_seed(0),
         )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next pass."""
+    def begin_at(self, epoch: int, row: int) -> None:
+        """Let the next pass begin at ``row`` of ``epoch``."""
+        self.sampler_of_steps.begin_at(epoch, row)
         self.sampler_of_steps.set_epoch(epoch)
 
 
 def _outlive_signals(_worker: int) -> None:
-    """Leave TERM and USR1 to the rank: a scheduler sends them to all processes, and a save needs its step's data."""
+    """Ignore TERM and USR1, which a scheduler sends to all processes: a save needs the step's data."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
@@ -146,31 +159,41 @@ def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1) -> B
 
     ``targets[b, i]`` is the token that position i should predict, ``IGNORE`` where it predicts nothing: in
     masked text, on pads, and at the end of a document, whose next token belongs to another one. Pads continue
-    the last document: causal attention keeps them out of sight of every real token.
+    the last document: causal attention hides them from every real token.
     """
     size = max(length, *(len(row.input_ids) for _, row in items if row is not None), 1)
     shape = (len(items), size)
+    rows = [row for _, row in items if row is not None]
     batch: Batch = {
         "input_ids": torch.full(shape, pad_id, dtype=torch.int64),
         "targets": torch.full(shape, IGNORE, dtype=torch.int64),
         "position_ids": torch.zeros(shape, dtype=torch.int64),
         "document_ids": torch.zeros(shape, dtype=torch.int64),
+        "chosen": torch.empty(0, dtype=torch.int64),
+        "document_lengths": [],
+        "rows": [index for index, _ in items if index != EMPTY],
+        "tokens": sum(len(row.input_ids) for row in rows),
+        "pairs": sum(int(length) ** 2 for row in rows for length in row.document_lengths),
     }
-    lengths = [_fill(batch, number, row, size) for number, (_, row) in enumerate(items)]
+    batch["document_lengths"] = [_fill(batch, number, row, size) for number, (_, row) in enumerate(items)]
     batch["chosen"] = (batch["targets"].view(-1) != IGNORE).nonzero().view(-1)
-    batch["document_lengths"] = lengths
-    batch["rows"] = [index for index, _ in items if index != EMPTY]
-    batch["tokens"] = sum(len(row.input_ids) for _, row in items if row is not None)
-    batch["pairs"] = sum(int(length) ** 2 for _, row in items if row is not None for length in row.document_lengths)
     return batch
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its tensors on ``device``."""
+    moved = {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    return cast(Batch, moved)
+
+
 def empty_like(batch: Batch, pad_id: int) -> Batch:
-    """Return a batch of the same shape with nothing to learn, to stand in for one that is skipped."""
+    """Return a batch of the same shape with nothing to learn, to replace one that is skipped."""
     shape = batch["input_ids"].shape
     stand_in = collate([(EMPTY, None)] * shape[0], pad_id, shape[1])
-    device = batch["input_ids"].device
-    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in stand_in.items()}
+    return on_device(stand_in, batch["input_ids"].device)
 
 
 def _fill(batch: Batch, number: int, row: Any, size: int) -> list[int]:

@@ -1,9 +1,9 @@
-"""Writing a checkpoint of all ranks: aside, synced, renamed, manifest last, and off the training's path.
+"""Writes a checkpoint of all ranks: in a temporary folder, synced, renamed, with the manifest last.
 
 DeepSpeed collects the state; this module takes over where it would write a file. The state is copied to host
-memory at once (the pause), and a thread writes, syncs and hashes it while training goes on. ``finish`` is a
-collective: it gathers every rank's files, renames the folder and writes the manifest. A rank that cannot write
-says so there, so that all ranks fail alike and the previous checkpoint stays as it was.
+memory at once (the pause), and a thread writes, syncs and hashes it while training continues. ``finish`` is a
+collective: it gathers every rank's files, renames the folder and writes the manifest. It also gathers errors, so that
+all ranks fail alike and the previous checkpoint is kept.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import deepspeed.utils  # type: ignore[import-untyped]
-import psutil  # type: ignore[import-untyped]
+import deepspeed.utils
+import psutil
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine  # type: ignore[import-untyped]
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from qwen_job.atomic import sync_folder
 from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
 from qwen_job.run.manifest import FileEntry, describe, write_manifest
 from qwen_job.text import gib
 
-# What storage says that is away for a while.
+# Errors of storage that is unavailable for a while.
 _PASSING = tuple(os.strerror(code) for code in (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN))
 
 
-# Of the host memory that is free, how much the copies of one node may take.
+# The share of the free host memory that the copies of one node may take.
 _SHARE_OF_FREE = 0.8
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Saved(NamedTuple):
-    """How long a save took in all, how long training stood still for it, and its size on disk."""
+    """How long a save took, how long training paused for it, and its size on disk."""
 
     step: int
     seconds: float
@@ -52,7 +53,7 @@ class Saved(NamedTuple):
 class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     """Writes checkpoints below ``folder``; give it to a DeepSpeed engine as its ``checkpoint_engine``.
 
-    ``background`` lets training go on while files are written; one save is under way at a time.
+    ``background`` lets training continue while files are written; one save is under way at a time.
     """
 
     def __init__(self, folder: Path, *, zero_stage: int, background: bool) -> None:
@@ -83,7 +84,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     def reserve(self, collect: Callable[[Path], None]) -> str | None:
         """Make room in host memory for a save, in the background: ``collect`` as for ``begin``, but nothing is kept.
 
-        Returns why saves will be waited for instead, where some node has no such room. A collective of all ranks.
+        Returns why training will wait for saves instead, where a node lacks the memory. A collective of all ranks.
         """
         sizes: list[int] = []
         self._sizes = sizes
@@ -164,12 +165,12 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         """Put DeepSpeed's scripts that read its shards into the checkpoint: its own copying would raise on one rank."""
         for name in ("zero_to_fp32.py", "zero_to_torch.py"):
             source = Path(deepspeed.utils.__file__).with_name(name)
-            self._submit(self._aside / name, lambda path, source=source: shutil.copy(source, path))  # type: ignore[misc]
+            self._submit(self._aside / name, partial(shutil.copy, source))
 
     # What DeepSpeed calls.
 
     def create(self, info: Any) -> None:
-        """Nothing to announce."""
+        """Do nothing."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         if self._sizes is None:
@@ -181,7 +182,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
             return
         value = self._snapshots.copy(state_dict) if self.background else state_dict
         if self.background and torch.cuda.is_available():
-            torch.cuda.synchronize()  # the copies are under way, and the thread reads them next
+            torch.cuda.synchronize()  # the copies must be complete before the thread reads them
         self._submit(Path(path), lambda target: torch.save(value, target))
         if not self.background:
             self._wait()
@@ -191,13 +192,13 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         return torch.load(path, map_location=map_location, weights_only=False)
 
     def commit(self, info: Any) -> bool:
-        """Committing is ``finish``."""
+        """Do nothing: ``finish`` commits."""
         return True
 
     def preserves_storage_sharing(self) -> bool:
         return False
 
-    # Inside.
+    # Internals.
 
     def _note_size(self, tensor: torch.Tensor) -> None:
         if self._sizes is not None and tensor.device.type == "cuda":
@@ -223,7 +224,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         self._writes.append(self._pool.submit(self._attempt, work))
 
     def _attempt(self, work: Callable[[], object]) -> None:
-        """Run ``work``; an error is noted for ``finish``, because other ranks are waiting in collectives."""
+        """Run ``work``; ``finish`` raises its error, because other ranks are waiting in collectives now."""
         try:
             work()
         except (OSError, RuntimeError) as error:
@@ -250,9 +251,9 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
             shutil.rmtree(self._under(step), ignore_errors=True)
         what = f"the checkpoint of step {step} could not be written below {self.folder} ({'; '.join(problems[:4])})"
         if any(sign in text for text in problems for sign in _PASSING):
-            return Retryable(f"{what}; earlier ones are as they were, running the same job again goes on from there")
+            return Retryable(f"{what}; earlier ones are intact; run the same job again to resume")
         return EnvironmentFault(
-            f"{what}; earlier checkpoints are as they were: make room or correct permissions, then run the job again"
+            f"{what}; earlier checkpoints are intact: make room or correct permissions, then run the job again"
         )
 
 
@@ -266,8 +267,10 @@ def available_memory(cgroup: Path = _CGROUP) -> int:
 
 
 class Snapshots:
-    """Copies of nested states in host memory. Buffers are page-locked, so that they fill at the speed of the bus,
-    and kept from save to save, because making them takes longer than filling them.
+    """Copies of nested states in host memory.
+
+    Buffers are page-locked, so that they fill at the speed of the bus, and kept from save to save, because allocating
+    them takes longer than filling them.
     """
 
     def __init__(self) -> None:
@@ -279,12 +282,12 @@ class Snapshots:
         self._next = 0
 
     def reserve(self, sizes: Sequence[int]) -> None:
-        """Make the buffers of a state whose tensors on the GPU have these sizes in bytes, in the order of ``copy``."""
+        """Allocate buffers of these sizes in bytes: of the tensors on the GPU, in the order of ``copy``."""
         for place in range(len(self._buffers), len(sizes)):
             self._buffers.append(page_locked(sizes[place]))
 
     def copy(self, value: Any) -> Any:
-        """Copy ``value`` with all its tensors, so that training may go on changing it."""
+        """Copy ``value`` with all its tensors, so that training may continue to change it."""
         return map_tensors(value, self._copy_tensor)
 
     def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -321,19 +324,19 @@ def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
 def page_locked(size: int) -> torch.Tensor:
     """Return ``size`` bytes of page-locked host memory; ordinary memory where the driver does not lock it.
 
-    Touched first and locked then: eight times as fast as torch's ``pin_memory``, which keeps every kernel launch
-    waiting while the kernel clears page after page (BENCHMARKS.md). Its pages are its own: one that two buffers
-    shared could be locked for the first only.
+    Touched first, then locked: eight times as fast as torch's ``pin_memory``, which blocks every kernel launch while
+    the operating system clears page after page (BENCHMARKS.md). No page is shared between buffers: it could be locked
+    for the first one only.
     """
     pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = torch.empty(pages + mmap.PAGESIZE, dtype=torch.uint8).zero_()
     start = -memory.data_ptr() % mmap.PAGESIZE
     if size:
-        torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + start, pages, 0)  # type: ignore[no-untyped-call]
+        torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + start, pages, 0)
     return memory[start : start + size]
 
 
 def release(memory: torch.Tensor) -> None:
     """Unlock what ``page_locked`` returned, before it is freed."""
     if memory.numel() and memory.is_pinned():
-        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())  # type: ignore[no-untyped-call]
+        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())

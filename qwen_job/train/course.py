@@ -1,7 +1,7 @@
-"""Where a run stands in its data, counted in rows, whatever the global batch. Nothing here imports torch.
+"""The position of a run in its data, counted in rows. Nothing here imports torch.
 
-Between two changes of the global batch steps are equally wide, so that a place and the number of steps since give every
-later place: no row is skipped or repeated when a run resumes with another global batch.
+Between two changes of the global batch all steps are equally wide, so one position and the number of steps since give
+every later one: no row is skipped or repeated when a run resumes with another global batch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 
 class Course(NamedTuple):
-    """After ``step`` optimizer steps the run stood before ``row`` of ``epoch``; steps of one width follow."""
+    """After ``step`` optimizer steps ``row`` of ``epoch`` is next; steps of one width follow."""
 
     step: int = 0
     epoch: int = 0
     row: int = 0
 
     def at(self, step: int, rows: int, width: int) -> Course:
-        """Return the place after ``step`` steps of ``width`` rows each; epochs have ``rows`` rows."""
+        """Return the position after ``step`` steps of ``width`` rows each; epochs have ``rows`` rows."""
         left = steps_for(rows - self.row, width)
         since = step - self.step
         if since < left:
@@ -27,7 +27,7 @@ class Course(NamedTuple):
         return Course(step, self.epoch + 1 + later, within * width)
 
     def end(self, epochs: float, rows: int, width: int) -> int:
-        """Return the step that ends ``epochs`` epochs; ``self.step - 1`` where the run is past it already."""
+        """Return the step that ends ``epochs`` epochs; ``self.step - 1`` if the run is already past it."""
         whole = steps_for(rows, width)
         steps = math.ceil(epochs * whole)
         if self == Course():
@@ -41,6 +41,33 @@ class Course(NamedTuple):
         return self.step + steps_for(rows - self.row, width) + (epoch - self.epoch - 1) * whole + part
 
 
+class Track(NamedTuple):
+    """A run's way through its rows: where each step begins, and how many micro-batches it has.
+
+    ``micro`` is the rows of one micro-batch on all ranks, ``width`` those of a step.
+    """
+
+    course: Course
+    rows: int
+    micro: int
+    width: int
+
+    def at(self, step: int) -> Course:
+        """Return the position after ``step`` steps."""
+        return self.course.at(step, self.rows, self.width)
+
+    def micro_batches(self, place: Course) -> int:
+        """Return the number of micro-batches of the step at ``place``; the last step of an epoch may have fewer."""
+        return min(self.width // self.micro, steps_for(self.rows - place.row, self.micro))
+
+    def epochs_done(self, step: int) -> float:
+        """Return the epochs done after ``step``: in micro-batches, or in rows where the width of a step changed."""
+        place = self.at(step)
+        if self.course.row:
+            return place.epoch + place.row / self.rows
+        return place.epoch + place.row // self.micro / steps_for(self.rows, self.micro)
+
+
 def steps_for(rows: int, width: int) -> int:
-    """Return how many steps of ``width`` rows hold ``rows``; the last one may be shorter."""
+    """Return the number of steps of ``width`` rows that hold ``rows``; the last one may be shorter."""
     return -(-rows // width)

@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON made concrete: no "auto", no scheduler, no optimizer block; each change with its reason.
+"""Resolves deepspeed.json: no "auto", no scheduler, no optimizer block; every change has a reason.
 
 Nothing here imports torch or DeepSpeed.
 """

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,8 +27,12 @@ from qwen_job.models.generation import exported, pad_of, stops_of
 from qwen_job.models.loading import load_native
 from qwen_job.models.storage import write_json
 from qwen_job.report.model_card import original_of
-from qwen_job.run.config import TrainConfig
+from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.train.engine import whole_weights
 from qwen_job.train.kernels import stock_kernels
+
+if TYPE_CHECKING:
+    from qwen_job.train.trainer import Trainer
 
 _PROBE_TOKENS = 16
 # Largest difference over largest logit: another kernel on another device rounds differently.
@@ -43,24 +47,25 @@ _TOKENIZER_FILES = (
 )
 
 
-def export(trainer: Any, source: Path, target: Path) -> None:
+def export(trainer: Trainer, deepspeed: DeepSpeedConfig, source: Path, target: Path) -> None:
     """Write the trained model to ``target``; ``source`` is the folder that training started from.
 
     Raises:
         ModelError: the written folder does not load, or answers differently from the trainer's model.
     """
-    trainer.model_wrapped.eval()
-    tokens = torch.arange(_PROBE_TOKENS, device=trainer.args.device).unsqueeze(0) + 100
-    expected = probe(trainer.model_wrapped, tokens)
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if trainer.args.process_index != 0:
+    engine, model = trainer.engine, trainer.engine.module
+    engine.eval()
+    tokens = torch.arange(_PROBE_TOKENS, device=trainer.ranks.device).unsqueeze(0) + 100
+    expected = probe(engine, tokens)
+    state = whole_weights(engine, deepspeed)
+    if trainer.ranks.rank != 0:
         return
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _write_weights(trainer.model, state, aside)
-    for note in _write_settings(trainer.model, source, aside, trainer.parts.config):
-        trainer.parts.log.say(note)
+    _write_weights(model, state, aside)
+    for note in _write_settings(model, source, aside, trainer.config):
+        trainer.log.say(note)
     verify(aside, tokens.cpu(), expected.float().cpu())
     _replace(aside, target)
 
@@ -68,22 +73,19 @@ def export(trainer: Any, source: Path, target: Path) -> None:
 def probe(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits [1, T, V] of ``tokens`` [1, T]."""
     with torch.no_grad():
-        return model(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
+        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
 
 
 def verify(folder: Path, tokens: torch.Tensor, expected: torch.Tensor) -> None:
     """Load ``folder`` as any user would, without remote code, and compare its logits with the trainer's."""
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    # Else transformers would partition the copy for ZeRO-3.
-    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     model, report = load_native(folder, "auto", "sdpa")
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
         raise ModelError(f"{folder}: the exported weights do not match the model: {report}")
     with stock_kernels():
         logits = probe(model.eval(), tokens).float()
     difference = ((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
-    # Written so that NaN is refused too.
+    # Written so that NaN fails, too.
     if not difference <= _TOLERANCE[model.dtype]:
         raise ModelError(f"{folder}: the exported model's logits differ from the trainer's by {difference:.2%}")
 
@@ -97,7 +99,7 @@ def control_tokens(folder: Path) -> dict[str, int]:
 def rehearse(model: Any, source: Path, config: TrainConfig) -> list[str]:
     """Write everything of model/ but the weights into a scratch folder and read it as transformers does.
 
-    Returns what there is to say about it; before the first step, because it costs the whole training later.
+    Returns notes. Done before the first step, because a failure after training would cost the whole run.
 
     Raises:
         ModelError: ``source`` holds something that cannot be exported.
@@ -131,12 +133,12 @@ def _write_weights(model: Any, state: Any, folder: Path) -> None:
     from transformers import GenerationConfig
 
     # Ours is written afterwards; theirs refuses settings that it has just read.
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig()
     model.config = _clean_config(model)
     try:
         model.save_pretrained(folder, state_dict=state)
     except SafetensorError as error:
-        # Its errors of the disk are text alone: code: 28, kind: StorageFull
+        # It reports errors of the disk as text only: code: 28, kind: StorageFull
         code = re.search(r"code: (\d+)", str(error))
         if code is None:
             raise
@@ -153,7 +155,7 @@ def _clean_config(model: Any) -> Any:
 
 
 def _write_settings(model: Any, source: Path, folder: Path, config: TrainConfig) -> list[str]:
-    """Write tokenizer and generation settings and complete config.json; returns what there is to say."""
+    """Write tokenizer and generation settings and complete config.json; returns notes."""
     generation = exported(source)
     write_json(folder / "generation_config.json", generation.values)
     stops, pad = stops_of(source), pad_of(source)
@@ -164,7 +166,7 @@ def _write_settings(model: Any, source: Path, folder: Path, config: TrainConfig)
     notes = list(generation.notes)
     if values.get("tie_word_embeddings") and not _is_tied(model):
         values["tie_word_embeddings"] = False
-        notes.append("config.json: tie_word_embeddings: is false in model/: the weights have a head of their own")
+        notes.append("config.json: tie_word_embeddings: is false in model/: the weights have a separate head")
     write_json(folder / "config.json", values)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
@@ -182,7 +184,7 @@ def _is_tied(model: Any) -> bool:
 
 
 def _end_as_trained(path: Path, ids: dict[str, int]) -> None:
-    """Name ``<|im_end|>`` as the end: base models' tokenizers have ``<|endoftext|>``, which chats do not end with."""
+    """Make ``<|im_end|>`` the end token: base models have ``<|endoftext|>``, which does not end a turn."""
     if not path.is_file():
         return
     values = read_json(path)
@@ -192,7 +194,7 @@ def _end_as_trained(path: Path, ids: dict[str, int]) -> None:
 
 
 def _frame_as_trained(path: Path, system_prompt: str) -> None:
-    """Let servers frame a chat as training did: Qwen2.5's own template has another system prompt, Qwen3's none."""
+    """Write the chat template that training used: Qwen2.5's own has another system prompt, Qwen3's none."""
     config = read_json(path) if path.is_file() else {}
     write_json(path, {**config, "chat_template": chat_template(system_prompt)})
 
@@ -200,7 +202,7 @@ def _frame_as_trained(path: Path, system_prompt: str) -> None:
 def _name_the_old_way(config: dict[str, Any]) -> None:
     """Repeat in config.json what transformers 4 and servers built on it look for under its older names.
 
-    Without ``rope_theta`` they would fall back to 10000 and answer wrongly, in silence.
+    Without ``rope_theta`` they would silently fall back to 10000 and answer wrongly.
     """
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:

@@ -1,4 +1,4 @@
-"""The command line of QwenLM's finetune.py, read unchanged and turned into a ``TrainConfig``.
+"""Reads the command line of QwenLM's finetune.py, unchanged, as a ``TrainConfig``.
 
 Old TrainingArguments names are translated, with one note each. Every other setting is judged by the table of
 qwen_job/facts/settings.py, as in job.yaml. Nothing here imports torch: the caller says which device there is.
@@ -118,7 +118,7 @@ _HUGGING_FACE_DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class Flags:
-    """The command line, typed, and a sentence for every name that was translated or has no effect."""
+    """The command line, typed, and a note for every name that was translated or has no effect."""
 
     own: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
     for name, text in _pairs(arguments):
         new = RENAMED.get(name, name)
         if new != name and name != "activation_checkpointing":
-            flags.notes.append(f"--{name} is called --{new} today: translated")
+            flags.notes.append(f"--{name} is now called --{new}: translated")
         if new in seen:
             raise UsageError(f"--{new} is given twice; give it once")
         seen.add(new)
@@ -147,7 +147,7 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
 def config_from_flags(
     arguments: Sequence[str], hardware: Hardware, world_size: int
 ) -> tuple[TrainConfig, DeepSpeedConfig, list[str]]:
-    """Translate the reference's command line; also returns what there is to say about it.
+    """Translate the reference's command line; also returns notes about it.
 
     Raises:
         UsageError: a flag is unknown or missing, or the flags contradict each other.
@@ -387,7 +387,7 @@ def _refuse_conflicts(flags: Flags, training: dict[str, Any], on_cpu: bool, hard
 
 
 def _answer_resume(flags: Flags) -> None:
-    """A run resumes by itself: true asks for just that, false for something else where there are checkpoints."""
+    """Accept true, as a run resumes by itself; refuse false where there are checkpoints, and any path."""
     text = flags.own.pop("resume_from_checkpoint", None)
     if text is None or text.lower() in ("none", ""):
         return
@@ -401,8 +401,8 @@ def _answer_resume(flags: Flags) -> None:
         )
     elif any(folder.glob("checkpoints/step-*")):
         raise UsageError(
-            f"--resume_from_checkpoint {text}: {folder} holds checkpoints, and a run resumes from them; to start anew "
-            "give another --output_dir"
+            f"--resume_from_checkpoint {text}: {folder} holds checkpoints, and a run resumes from them; give another "
+            "--output_dir to start over"
         )
 
 

@@ -1,7 +1,7 @@
-"""What ends a run that has gone wrong, with a message that says what to do.
+"""Judges the loss of every step, and words the errors that end a run.
 
 - ``LossGuard``: a loss that is not a number or explodes
-- ``oom_message``: the plan beside the measurement, and three settings that would fit
+- ``diverged_message``: where a run broke, and what to do
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job.run.config import DeepSpeedConfig, TrainConfig
-from qwen_job.text import gib
-
 # A spike is judged against the smoothed loss of about the last fifty steps, once there are ten. Where little is left to
 # learn the loss jumps by large factors and means nothing by it, so it must rise by a nat too.
 _SMOOTHING = 0.98
 _WARM = 10
 _LEAST_JUMP = 1.0
-# One mislabelled row can carry a step of few targets anywhere, so a jump must last: so many steps in a row that hold so
-# many targets together. A step of many targets is no single row's.
+# One mislabelled row can move the loss of a step of few targets by any amount, so a jump must last for this many steps
+# in a row with this many targets together. In a step of many targets no single row is the cause.
 _LASTING_STEPS = 3
 _LASTING_TARGETS = 256
 _MANY_TARGETS = 65_536
@@ -87,9 +84,9 @@ class LossGuard:
 def diverged_message(
     step: int, reason: str, suspects: Sequence[Suspect], last_checkpoint: int | None, last_sound: int
 ) -> str:
-    """Say where the loss broke and what the reference guide recommends.
+    """Return where the loss broke, and what the reference guide recommends.
 
-    ``last_sound`` is the last step whose loss was a number: it vouches for the checkpoints before it.
+    ``last_sound`` is the last step whose loss was finite: it vouches for the checkpoints before it.
     """
     places = "; ".join(
         f"rank {suspect.rank}, rows {_short(suspect.rows)} ({_short(suspect.sources)})" for suspect in suspects[:4]
@@ -100,14 +97,14 @@ def diverged_message(
         kept = f"checkpoint step-{last_checkpoint} is the last good one"
     else:
         kept = f"no step has shown that checkpoint step-{last_checkpoint} is good: if it is not, delete it"
-    way_on = (
+    fix = (
         "train.loss_spike_factor: null lets such a jump pass"
         if "jumped" in reason
-        else "train.on_nan: skip leaves such rows out and goes on"
+        else "train.on_nan: skip skips such rows and continues"
     )
     return (
         f"step {step}: {reason}" + (f" on {places}" if places else "") + f"; {kept}. Lower learning_rate, lengthen "
-        f"the warmup, or look at these rows (qwen-job data check); in job.yaml {way_on}{_leave_out(suspects)}"
+        f"the warmup, or look at these rows (qwen-job data check); in job.yaml {fix}{_leave_out(suspects)}"
     )
 
 
@@ -122,35 +119,6 @@ def source_of(rows: Any, row: int, files: list[dict[str, Any]]) -> str:
     return ", ".join(f"{Path(files[file]['path']).name}:{number}" for file, number in members)
 
 
-def oom_message(
-    config: TrainConfig, deepspeed: DeepSpeedConfig, error: str, peak_bytes: int | None, capacity: int | None
-) -> str:
-    """Say how far the plan was off and name three settings that would fit, the least costly first.
-
-    ``capacity`` is the GPU's memory in bytes, None without one: then it is the host's that was too small.
-    """
-    from qwen_job.train.oom_advice import advice, ways_out
-
-    planned = config.plan.memory_bytes_per_gpu
-    numbers = f"planned {_gib(planned)}, peak before the failure {_gib(peak_bytes)}"
-    if capacity is not None:
-        numbers += f", the GPU has {_gib(capacity)}"
-    return f"out of memory ({error}); {numbers}; {advice(ways_out(config, deepspeed, peak_bytes, capacity))}"
-
-
-def _gib(number: int | None) -> str:
-    return "unknown" if number is None else gib(number)
-
-
 def _short(items: Sequence[Any]) -> str:
     text = ", ".join(str(item) for item in items[:6])
     return text + (", ..." if len(items) > 6 else "")
-
-
-def gpu_memory() -> tuple[int | None, int | None]:
-    """Return the most memory that this process held on its GPU, and what the GPU has, in bytes; None without one."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None, None
-    return int(torch.cuda.max_memory_allocated()), int(torch.cuda.get_device_properties(0).total_memory)

@@ -1,11 +1,11 @@
-"""What belongs to a run: the rows that it trains on, the model that it began with, and its place in the rows.
+"""What belongs to a run: the rows that it trains on, the base model, and its position in the rows.
 
-Resuming with other rows or another base model would call epochs done that were never trained, or train the old weights
-under a new name. Nothing here imports torch.
+Resuming with other rows or another base model would skip rows that were never trained, or train the old weights under a
+new name. Nothing here imports torch.
 
 - ``Identity``: what a checkpoint keeps of these, as its identity.json
-- ``rows_digest``: prepared rows, by content, wherever they lie
-- ``model_digest``: weights and what decides how they are used
+- ``rows_digest``: prepared rows, by content, wherever they are
+- ``model_digest``: weights, and the config fields that decide how they are used
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def resume_course(
         JobError: data or model are others, and ``word`` is not ``changed``.
     """
     if before is None:
-        return Course(), ["the checkpoint is of an earlier version: whether data and model are its own is not known"]
+        return Course(), ["the checkpoint is from an earlier version: cannot check that data and model are the same"]
     place = before.course.at(step, before.rows, before.width)
     notes = []
     for field, what, then, today in (
@@ -119,8 +119,8 @@ def resume_course(
     ):
         if then != today and word != "changed":
             raise JobError(
-                f"{field}: the {what} differ from those that {output} was begun with; write another output, restore "
-                f"them, or train.resume: changed: {_CHANGED[field]}"
+                f"{field}: the {what} differ from those that {output} began with; write another output, restore "
+                f"them, or write train.resume: changed: {_CHANGED[field]}"
             )
         if then != today:
             notes.append(f"{field}: changed since the run began, as train.resume: changed allows: {_CHANGED[field]}")
@@ -136,6 +136,6 @@ def resume_course(
 
 
 _CHANGED = {
-    "data.train": "weights, optimizer and step count go on, and the epoch begins again with the first of the new rows",
-    "model.name": "the checkpoint's weights and optimizer go on, and the new model's weights are never read",
+    "data.train": "weights, optimizer and step count are kept; the epoch begins again with the first of the new rows",
+    "model.name": "the checkpoint's weights and optimizer are kept, and the new model's weights are never read",
 }

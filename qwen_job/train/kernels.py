@@ -1,7 +1,7 @@
-"""Two of transformers' formulas by fewer passes over memory, for GPUs: what a compiler would do, without one.
+"""Two of transformers' formulas with fewer passes over memory, for GPUs, as a compiler would do it.
 
 - ``use_lean_kernels``: gives a loaded model both
-- ``stock_kernels``: transformers' own again, for models that are loaded meanwhile
+- ``stock_kernels``: transformers' own again, within a block
 - ``rotate``: the rotary embedding, in place of transformers' ``apply_rotary_pos_emb``
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own habit)
 
 _ROTATION = "apply_rotary_pos_emb"
-# The modules of transformers whose rotation is ours now, and their own.
+# The modules of transformers whose rotation was replaced, and the original.
 _stock: dict[ModuleType, Callable[..., Any]] = {}
 
 
@@ -35,7 +35,7 @@ def use_lean_kernels(model: Any, *, compiled: bool = False) -> None:
 
 @contextmanager
 def stock_kernels() -> Iterator[None]:
-    """Within the block transformers' rotation is its own again, so that a check does not share what it checks."""
+    """Restore transformers' own rotation within the block, so that a check does not use what it checks."""
     for home, function in _stock.items():
         setattr(home, _ROTATION, function)
     try:
@@ -52,7 +52,7 @@ def _rms_norm(module: Any, hidden: Tensor) -> Tensor:
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Rotate query and key, each [B, heads, S, D], by ``cos`` and ``sin`` [B, S, D], whose halves are equal.
 
-    Results keep the memory layout of what is given, so that neither attention nor backward copies them.
+    Results keep the memory layout of the inputs, so that neither attention nor backward copies them.
     """
     half = cos.shape[-1] // 2
     c, s = (part[..., :half].unsqueeze(unsqueeze_dim) for part in (cos, sin))

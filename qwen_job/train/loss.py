@@ -4,6 +4,7 @@ The head computes it: the loss is taken inside the output projection's own forwa
 projection's weight for it as for any other module, and only positions that have a target are projected.
 
 - ``LossHead``: hooks a model's output projection
+- ``Objective``: a batch to its summed loss
 - ``chunked``: our own fused loss, for torch without ``linear_cross_entropy``
 """
 
@@ -16,12 +17,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own habit)
 
+from qwen_job.train.attention import inputs_for
+from qwen_job.train.batches import Batch
+
 # Logits of one chunk: 2048 x 151,936 x 4 bytes are 1.2 GB.
 _CHUNK_ROWS = 2048
 # Products of 16-bit matrices in float32: torch 2.8 and later.
-_WIDE_PRODUCTS = "dtype_out" in torch.ops.aten.addmm.overloads()  # type: ignore[no-untyped-call]
+_WIDE_PRODUCTS = "dtype_out" in torch.ops.aten.addmm.overloads()
 
 FusedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Objective:
+    """What is minimised: the summed cross-entropy of a batch's trained tokens."""
+
+    def __init__(self, head: LossHead, attention: str, dtype: torch.dtype, window: int | None) -> None:
+        self._head, self._attention, self._dtype, self._window = head, attention, dtype, window
+
+    def __call__(self, engine: Any, batch: Batch) -> Tensor:
+        """Return the sum over the trained tokens of ``batch``, which is on the engine's device, as float32."""
+        inputs = inputs_for(batch, self._attention, self._dtype, self._window)
+        return self._head.loss(engine, inputs, batch["targets"], batch["chosen"])
 
 
 class LossHead:
@@ -32,7 +48,7 @@ class LossHead:
 
     def __init__(self, model: Any, kind: str) -> None:
         self._module = model.get_output_embeddings()
-        self._plain = self._module.forward
+        self._plain: Callable[[Tensor], Tensor] = self._module.forward
         self._loss = fused_loss(kind)
         self._targets: tuple[Tensor, Tensor] | None = None
         self._module.forward = self._forward
@@ -48,7 +64,7 @@ class LossHead:
 
     def _forward(self, hidden: Tensor) -> Tensor:
         if self._targets is None:
-            return self._plain(hidden)  # type: ignore[no-any-return]
+            return self._plain(hidden)
         targets, chosen = self._targets
         wanted = hidden.reshape(-1, hidden.shape[-1])[chosen]
         return self._loss(wanted, self._module.weight, targets)
@@ -78,7 +94,7 @@ def _torch(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def _liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if len(targets) == 0:
         return _plain(hidden, weight, targets)
-    from liger_kernel.transformers.functional import (  # type: ignore[import-not-found]
+    from liger_kernel.transformers.functional import (
         liger_fused_linear_cross_entropy,
     )
 

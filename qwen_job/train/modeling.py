@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from qwen_job.models.check import read_config
 from qwen_job.models.loading import load_native
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation
-from qwen_job.train.deepspeed_config import offloads_optimizer
+from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.flops import Shape
 from qwen_job.train.kernels import use_lean_kernels
 
@@ -22,7 +24,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NOT_DECAYED = re.compile(r"bias$|norm", re.IGNORECASE)
 
 
-def build_model(config: TrainConfig, folder: Path) -> Any:
+def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> Any:
     """Load the model without remote code, in the precision and with the attention of train.yaml.
 
     Raises:
@@ -30,7 +32,8 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
             would not be honoured.
     """
     _check_config(config, folder)
-    model, report = load_native(folder, DTYPES[config.precision], implementation(config.attention))
+    with _partitioned(deepspeed):
+        model, report = load_native(folder, DTYPES[config.precision], implementation(config.attention))
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
@@ -46,6 +49,22 @@ def build_model(config: TrainConfig, folder: Path) -> Any:
         for layer in model.model.layers:
             layer.compile(**compiler)
     return model
+
+
+@contextlib.contextmanager
+def _partitioned(deepspeed: DeepSpeedConfig) -> Iterator[None]:
+    """Let transformers give each rank its part of the weights while it loads them, for ZeRO-3."""
+    if zero_stage(deepspeed) != 3:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    kept = HfDeepSpeedConfig(deepspeed)  # transformers only holds a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del kept
 
 
 def _check_config(config: TrainConfig, folder: Path) -> None:
@@ -88,7 +107,7 @@ def build_optimizer(model: Any, config: TrainConfig, deepspeed: DeepSpeedConfig)
         "betas": (training.adam_beta1, training.adam_beta2),
         "eps": training.adam_epsilon,
     }
-    # With offload, accelerate turns this AdamW into DeepSpeed's CPU kernel, groups and numbers kept.
+    # With offload, engine.py turns this AdamW into DeepSpeed's CPU kernel, groups and numbers kept.
     on_gpu = config.device == "cuda" and not offloads_optimizer(deepspeed)
     return torch.optim.AdamW(groups, fused=on_gpu or None, **settings)
 

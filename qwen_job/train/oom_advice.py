@@ -1,4 +1,4 @@
-"""What needs less memory than a run that had too little: settings that leave its global batch as it is."""
+"""Settings that need less memory than a run that ran out of it, with the same global batch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from qwen_job.errors import QwenJobError
 from qwen_job.plan.estimate.calibrate import layout_of
 from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
-from qwen_job.text import GIB
+from qwen_job.text import GIB, gib
 
 _SHARE_OF_GPU = 0.95
 
 
-class WaysOut(NamedTuple):
-    """Settings in words, the least costly first, and whether the plan found them to fit."""
+class Suggestions(NamedTuple):
+    """Settings in words, the least costly first, and whether they were estimated to fit."""
 
     settings: list[str]
     fit: bool
 
 
-def ways_out(config: TrainConfig, deepspeed: DeepSpeedConfig, peak_bytes: int | None, capacity: int | None) -> WaysOut:
+def suggestions(
+    config: TrainConfig, deepspeed: DeepSpeedConfig, peak_bytes: int | None, capacity: int | None
+) -> Suggestions:
     """Return up to three settings that need less memory on a GPU of ``capacity`` bytes.
 
     Each is estimated, and the estimate raised by as much as this run needed more than its own: at least the peak that
@@ -33,7 +35,7 @@ def ways_out(config: TrainConfig, deepspeed: DeepSpeedConfig, peak_bytes: int | 
         now = None
     found = changes(config, zero)
     if now is None or capacity is None:
-        return WaysOut([text for text, _ in found][:3], fit=False)
+        return Suggestions([text for text, _ in found][:3], fit=False)
     planned = estimate_memory(now).gpu_bytes
     factor = max(1.0, (peak_bytes or 0) / planned, capacity / planned)
     fitting = []
@@ -41,11 +43,11 @@ def ways_out(config: TrainConfig, deepspeed: DeepSpeedConfig, peak_bytes: int | 
         need = factor * estimate_memory(now._replace(**change)).gpu_bytes
         if need <= _SHARE_OF_GPU * capacity:
             fitting.append(f"{text} (about {need / GIB:.0f} GiB)")
-    return WaysOut(fitting[:3], fit=True)
+    return Suggestions(fitting[:3], fit=True)
 
 
 def changes(config: TrainConfig, zero: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """List changes in words and as fields of a layout, the least costly first; the last ones are several."""
+    """List changes in words and as fields of a layout, the least costly first; the last ones combine several."""
     training = config.training
     micro, rows = training.per_device_train_batch_size, training.gradient_accumulation_steps
     found: list[tuple[str, dict[str, Any]]] = []
@@ -80,11 +82,38 @@ def changes(config: TrainConfig, zero: dict[str, Any]) -> list[tuple[str, dict[s
     return found
 
 
-def advice(ways: WaysOut) -> str:
-    """Say what to do."""
-    if not ways.fit:
-        listed = "; ".join([*ways.settings, "more GPUs", "a smaller model"][:3])
+def advice(found: Suggestions) -> str:
+    """Return the suggestions as a sentence."""
+    if not found.fit:
+        listed = "; ".join([*found.settings, "more GPUs", "a smaller model"][:3])
         return f"each of these needs less: {listed}"
-    if ways.settings:
-        return f"by the plan these would fit: {'; '.join(ways.settings)}"
-    return "no setting would fit here: take more GPUs, or a smaller model (qwen-job plan says which)"
+    if found.settings:
+        return f"these are estimated to fit: {'; '.join(found.settings)}"
+    return "no setting would fit: use more GPUs or a smaller model (see qwen-job plan)"
+
+
+def oom_message(
+    config: TrainConfig, deepspeed: DeepSpeedConfig, error: str, peak_bytes: int | None, capacity: int | None
+) -> str:
+    """Return the plan beside the measurement, and three settings that would fit, the least costly first.
+
+    ``capacity`` is the GPU's memory in bytes, None without one: then it is the host's that was too small.
+    """
+    planned = config.plan.memory_bytes_per_gpu
+    numbers = f"planned {_gib(planned)}, peak before the failure {_gib(peak_bytes)}"
+    if capacity is not None:
+        numbers += f", the GPU has {_gib(capacity)}"
+    return f"out of memory ({error}); {numbers}; {advice(suggestions(config, deepspeed, peak_bytes, capacity))}"
+
+
+def _gib(number: int | None) -> str:
+    return "unknown" if number is None else gib(number)
+
+
+def gpu_memory() -> tuple[int | None, int | None]:
+    """Return the most memory that this process held on its GPU, and what the GPU has, in bytes; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None, None
+    return int(torch.cuda.max_memory_allocated()), int(torch.cuda.get_device_properties(0).total_memory)

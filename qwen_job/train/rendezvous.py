@@ -1,10 +1,10 @@
-"""How the ranks of a run find each other, and how they wait for one of them without a collective's timeout.
+"""How the ranks of a run find each other, and wait for one of them without the timeout of a collective.
 
 - ``Place``: which rank this process is, from the launcher's environment
 - ``meet``: check in at the store; who is missing after a minute is named
 - ``join``: the process group, gloo on a CPU and NCCL on GPUs
 - ``tell``, ``once``: one rank works, the others poll the store for its answer
-- ``speak_once``: what several ranks have to say in the same words is said by one of them
+- ``speak_once``: one rank prints what several have to report
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SPEAK_SECONDS = 5.0
 
 
 class Place(NamedTuple):
-    """Where this process stands among the others."""
+    """The rank of this process, and how it reaches the others."""
 
     rank: int
     world_size: int
@@ -43,7 +43,7 @@ class Place(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Tell whether this is rank 0, the one that writes and speaks."""
+        """Whether this is rank 0, the one that writes and reports."""
         return self.rank == 0
 
 
@@ -101,7 +101,7 @@ def meet(place: Place, timeout_seconds: float = 60.0) -> Store:
 
 
 def join(place: Place, store: Store, device: str) -> None:
-    """Create the process group over ``store`` and give it to DeepSpeed, before TrainingArguments look."""
+    """Create the process group over ``store`` and hand it to DeepSpeed."""
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -118,13 +118,13 @@ def join(place: Place, store: Store, device: str) -> None:
         timeout=timedelta(minutes=_COLLECTIVE_MINUTES),
         device_id=torch.device("cuda", place.local_rank) if device == "cuda" else None,
     )
-    import deepspeed  # type: ignore[import-untyped]
+    import deepspeed
 
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
 
 
 def quiet_deepspeed(device: str) -> None:
-    """Import DeepSpeed without its chatter, and without compiling its shared-memory op on a CPU."""
+    """Import DeepSpeed quietly, and without compiling its shared-memory op on a CPU."""
     import logging
     import warnings
 
@@ -134,11 +134,9 @@ def quiet_deepspeed(device: str) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
     import deepspeed  # noqa: F401
-    from deepspeed.utils import logger  # type: ignore[import-untyped]
+    from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
-    # Its one warning is about a number that the Trainer sets on purpose.
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
     if device == "cpu":
         # Minutes of compiling at first use, for a collective that gloo does as well. The name
         # `deepspeed.comm.torch` as an attribute is the torch package itself.
@@ -158,7 +156,7 @@ def once(place: Place, store: Store, name: str, work: Callable[[], Path]) -> Pat
 
 
 def tell(store: Store, name: str, mine: bool, work: Callable[[], str | None]) -> str:
-    """Return the answer of the one rank whose ``mine`` is true; its failure fails all in the same words.
+    """Return the answer of the one rank whose ``mine`` is true; its error is raised on all ranks.
 
     The others poll the store for as long as it takes: no collective is open, so none can time out.
     """
@@ -187,9 +185,9 @@ def speak_once(
     mine: bool | None = None,
     seconds: float = _SPEAK_SECONDS,
 ) -> None:
-    """Call ``speak`` on one rank of those that come here with ``words``; the others return when it has spoken.
+    """Call ``speak`` on one of the ranks that report the same ``words``; the others return when it has.
 
-    That one is the first to come, or where ``mine`` is given the one that it is true for. The others wait, for at most
+    That one is the first to come, or, if ``mine`` is given, the one that it is true for. The others wait, for at most
     ``seconds``, because the launcher ends every rank as soon as one has ended. Without a store nobody waits, and
     without ``mine`` too every rank speaks.
     """
@@ -213,7 +211,7 @@ def _unreachable(place: Place, seconds: float, error: Exception) -> str:
     return (
         f"rank {place.rank} of {place.world_size} on {socket.gethostname()} could not reach the rendezvous at "
         f"{place.address}:{place.port} within {seconds:.0f} s ({reason}); check that MASTER_ADDR is the first "
-        "node's address as the others see it, that the port is open, and that node 0 was started"
+        "node's address as the other nodes see it, that the port is open, and that node 0 was started"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run tells the outside: metrics.jsonl, heartbeat, and a line on the terminal. Nothing here imports torch.
+"""What a run reports: metrics.jsonl, heartbeat, and a line on the terminal. Nothing here imports torch.
 
 Only rank 0 writes; on other ranks every method does nothing.
 """
@@ -80,7 +80,7 @@ class RunLog:
         write_atomically(self.folder / "heartbeat", json.dumps(beat) + "\n", sync=False)
 
     def say(self, text: str) -> None:
-        """Print one line for people."""
+        """Print one line for the user."""
         if self.active:
             self._progress.say(visible_lines(text))
 
@@ -90,7 +90,7 @@ class RunLog:
 
 
 class Progress:
-    """One line that renews itself on a terminal, a plain line now and then elsewhere."""
+    """One line that is updated in place on a terminal; elsewhere a plain line now and then."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -100,7 +100,7 @@ class Progress:
         self._printed = 0.0
 
     def show(self, step: int, total: int | None, values: dict[str, Any], eta: float | None) -> None:
-        """Show a step; without a terminal only when ten seconds have passed, and the first and last."""
+        """Show a step; without a terminal only the first, the last, and one every ten seconds."""
         now = time.monotonic()
         if not self._live and step not in (1, total) and now - self._printed < _PLAIN_LINE_SECONDS:
             return
@@ -115,12 +115,12 @@ class Progress:
         self._open = True
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self.end()
         self._print(text)
 
     def end(self) -> None:
-        """Leave the live line as it stands."""
+        """Keep the live line as it is."""
         if self._open:
             self._stream.write("\n")
             self._stream.flush()
@@ -150,9 +150,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def fruitless_attempts(lines: Sequence[dict[str, Any]], resumed_from: int | None) -> int:
-    """Count the latest attempts that began at ``resumed_from`` and ended in a way that is tried again, or vanished.
+    """Count the latest attempts that began at ``resumed_from`` and ended with a retryable code, or without one.
 
-    An attempt that ended with a final code was looked at by a person, so counting starts anew after it.
+    A person looked at an attempt that ended with a final code, so the count begins after it.
     """
     count, code = 0, RETRYABLE_FROM
     for line in reversed(lines):

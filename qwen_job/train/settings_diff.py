@@ -1,4 +1,4 @@
-"""What a checkpoint was trained with, and what has changed in train.yaml since."""
+"""The settings that a checkpoint was trained with, and what has changed in train.yaml since."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qwen_job.errors import JobError
 from qwen_job.run.config import TrainConfig
 
 NAME = "settings.json"
-# How the same training is run, not what is trained.
+# These change how the training runs, not its result.
 _OF_THE_MACHINE = frozenset(
     {
         "per_device_train_batch_size",
@@ -45,7 +45,7 @@ _OF_THE_DATA = (
 
 
 def settings_text(config: TrainConfig) -> str:
-    """Return the settings that decide what is learnt, as the text of a checkpoint's settings.json."""
+    """Return the settings that decide what is learned, as the text of a checkpoint's settings.json."""
     values: dict[str, Any] = {"model.name": config.model.get("name"), "seed": config.seed}
     values |= {"precision": config.precision, "global_batch_size": config.global_batch_size}
     values |= {f"data.{name}": config.data.get(name) for name in _OF_THE_DATA}
@@ -57,7 +57,7 @@ def settings_text(config: TrainConfig) -> str:
 
 
 def changes_since(checkpoint: Path, config: TrainConfig) -> list[str]:
-    """Say in words what differs from the settings that ``checkpoint`` was saved with: field, then, now."""
+    """Describe what differs from the settings that ``checkpoint`` was saved with: field, before -> now."""
     try:
         before = strict_json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -66,7 +66,7 @@ def changes_since(checkpoint: Path, config: TrainConfig) -> list[str]:
 
 
 def differences(before: dict[str, Any], config: TrainConfig, fields: list[str] | None = None) -> list[str]:
-    """Say in words how ``config`` differs from the settings ``before``: field, then, now; default: every field."""
+    """Describe how ``config`` differs from the settings ``before``: field, before -> now; by default every field."""
     now = json.loads(settings_text(config))
     return [
         f"{field} {_short(before.get(field))} -> {_short(now.get(field))}"
@@ -76,10 +76,10 @@ def differences(before: dict[str, Any], config: TrainConfig, fields: list[str] |
 
 
 def is_complete(config: TrainConfig) -> bool:
-    """Tell whether the run is complete, and leave no change of its settings unanswered.
+    """Tell whether the run is complete with these settings.
 
     Raises:
-        JobError: it is complete and the settings are others, without ``resume: extend``.
+        JobError: it is complete with other settings, and ``resume: extend`` is not set.
     """
     try:
         done = strict_json.loads((config.output_dir / "done.json").read_text(encoding="utf-8"))
@@ -88,12 +88,12 @@ def is_complete(config: TrainConfig) -> bool:
     except ValueError:
         return True
     before = done.get("settings") if isinstance(done, dict) else None
-    # Fields that only a later version knows were not another choice.
+    # Fields that only a later version has are no changes.
     changed = differences(before, config, sorted(before)) if isinstance(before, dict) else []
     if changed and config.resume != "extend":
         raise JobError(
             f"output: {config.output_dir} is complete (done.json), with other settings: {'; '.join(changed)}; write "
-            "another output, or train.resume: extend to train it on, with its optimizer"
+            "another output, or train.resume: extend to continue training with its optimizer state"
         )
     return not changed
 

@@ -1,117 +1,263 @@
-"""Everything that must stand before the first step: arguments, model, trainer, and where to go on from."""
+"""Builds what a run needs before its first step: the model, the engine and the trainer's members."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+import random
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
-from transformers.utils.logging import disable_progress_bar
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import enable_tf32
 
-from qwen_job.data import PackedRows, open_prepared
-from qwen_job.errors import DataError, JobError, NoProgress
+from qwen_job.data import PackedRows, PreparedData, open_prepared
+from qwen_job.errors import DataError, JobError
 from qwen_job.facts.config_fields import unknown_fields
 from qwen_job.models.check import read_config
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
-from qwen_job.run.manifest import newest, wrong_hash
 from qwen_job.run.signals import StopWish
-from qwen_job.train.arguments import training_arguments
+from qwen_job.train import engine as engines
+from qwen_job.train.arguments import Arguments, read_arguments
+from qwen_job.train.attention import window_of
+from qwen_job.train.batches import Loader, Rows, StepSampler
 from qwen_job.train.checkpoints import Checkpointer
-from qwen_job.train.course import Course
+from qwen_job.train.course import Course, Track
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens, rehearse
 from qwen_job.train.guards import source_of
-from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
-from qwen_job.train.loss import LossHead, compile_chunks, exact_kind
-from qwen_job.train.modeling import build_model, shape_of
-from qwen_job.train.rendezvous import Place, tell
-from qwen_job.train.runlog import RunLog, fruitless_attempts, read_metrics
-from qwen_job.train.settings_diff import changes_since
-from qwen_job.train.trainer import JobTrainer
-from qwen_job.train.trainer_base import Parts
-from qwen_job.train.universal import check_stage, make_universal
+from qwen_job.train.intervals import Intervals
+from qwen_job.train.loss import LossHead, Objective, compile_chunks, exact_kind
+from qwen_job.train.modeling import DTYPES, build_model, build_optimizer, shape_of
+from qwen_job.train.ranks import Ranks
+from qwen_job.train.rendezvous import Place
+from qwen_job.train.reporters import Run, build_reporters
+from qwen_job.train.resume import Beginning
+from qwen_job.train.run_state import RunState
+from qwen_job.train.runlog import RunLog
+from qwen_job.train.saver import Saver, restore_random_state
+from qwen_job.train.schedule import Schedule, check_schedule
+from qwen_job.train.step_guard import StepGuard
+from qwen_job.train.trainer import Parts, Trainer
 from qwen_job.train.watchdog import Watchdog
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
-
-_MOST_FRUITLESS = 3
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
-def build_trainer(
-    config: TrainConfig,
-    deepspeed: DeepSpeedConfig,
-    model_folder: Path,
-    prepared: Path,
-    place: Place,
-    wish: StopWish,
-    watchdog: Watchdog,
-    log: RunLog,
-    identity: Identity,
-) -> JobTrainer:
-    """Return a trainer ready to run; the arguments come first, because ZeRO-3 partitions while loading."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.output_dir))
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    args, notes = training_arguments(config, deepspeed, first=place.is_first)
-    for note in notes:
-        log.say(note)
+class Attempt(NamedTuple):
+    """One attempt of a run: its settings, this rank's place, and what it reports to and hears from."""
+
+    config: TrainConfig
+    deepspeed: DeepSpeedConfig
+    place: Place
+    wish: StopWish
+    log: RunLog
+
+
+class Loaded(NamedTuple):
+    """The model and the rows of a run, loaded on this rank."""
+
+    model: Any
+    arguments: Arguments
+    data: PreparedData
+    model_folder: Path
+
+
+def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
+    """Open the rows and load the model, each rank its part; rank 0 rehearses the export.
+
+    Raises:
+        JobError: a setting of the training cannot be used.
+        DataError: there is no row to train on.
+        ModelError: the model cannot be loaded, or not exported after training.
+    """
+    config, log = attempt.config, attempt.log
+    transformers_logging.disable_progress_bar()
+    arguments, notes = read_arguments(config)
+    if arguments.tf32 is not None:
+        enable_tf32(arguments.tf32)
     data = open_prepared(prepared)
     if len(data.train) == 0:
-        raise DataError(f"{prepared}: no row to train on is left after preparing; look at qwen-job data check")
-    _report_left_out(config, data.train, log)
-    model = build_model(config, model_folder)
+        raise DataError(f"{prepared}: no rows to train on are left after preparation; run qwen-job data check")
+    notes += _report_left_out(config, data.train, log)
+    model = build_model(config, attempt.deepspeed, model_folder)
     if unknown := unknown_fields(read_config(model_folder)):
-        log.say(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
-    for note in rehearse(model, model_folder, config) if place.is_first else ():
+        notes.append(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
+    notes += rehearse(model, model_folder, config) if attempt.place.is_first else []
+    for note in notes:
         log.say(note)
-    stage = zero_stage(deepspeed)
+    return Loaded(model, arguments, data, model_folder)
+
+
+def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchdog: Watchdog) -> Trainer:
+    """Return a trainer at the step where the run begins or resumes. A collective of all ranks.
+
+    Raises:
+        JobError: the run would end before it begins, or its schedule does not fit its length.
+    """
+    config, log, place = attempt.config, attempt.log, attempt.place
+    model, arguments, data = loaded.model, loaded.arguments, loaded.data
+    resume, identity = beginning
+    _seed(config.seed, full_determinism=arguments.full_determinism)
+    _set_log_level(arguments, place)
+    device = torch.device("cuda", place.local_rank) if config.device == "cuda" else torch.device("cpu")
+    ranks = Ranks(place.rank, place.world_size, device)
+    objective = Objective(
+        LossHead(model, _fused_loss(config, log)), config.attention, DTYPES[config.precision], window_of(model.config)
+    )
+    shape, pad_id = shape_of(model), control_tokens(loaded.model_folder).get("<|endoftext|>", 0)
+    track = _track(config, identity.course, len(data.train), place.world_size)
+    state = RunState.load(resume.path) if resume else RunState()
+    state.max_steps = log.total_steps = _total_steps(config, track, resume.step if resume else None)
+    check_schedule(config, arguments, state.max_steps)
+    engine = _engine(attempt, model, arguments)
+    schedule = Schedule(config, arguments, engines.torch_optimizer(engine), state.max_steps)
+    if resume:
+        engines.load_checkpoint(engine, resume.path, config)
+        schedule.load(resume.path)
+    if note := schedule.renew(state.global_step + 1):
+        log.say(note)
+    if place.is_first:
+        # A run that is being extended is no longer complete. Every rank has looked for the file by now.
+        (config.output_dir / "done.json").unlink(missing_ok=True)
+    checkpointer = Checkpointer(
+        config.output_dir / "checkpoints",
+        zero_stage=zero_stage(attempt.deepspeed),
+        background=_has_room_aside(config, attempt.deepspeed),
+    )
+    saved = resume.step if resume else None
+    saver = Saver(config, checkpointer, engine, schedule, state, identity, ranks, log, saved)
+    named = partial(source_of, data.train, files=config.data["train"])
     parts = Parts(
         config=config,
-        deepspeed=deepspeed,
+        arguments=arguments,
+        ranks=ranks,
+        engine=engine,
+        objective=objective,
+        shape=shape,
+        pad_id=pad_id,
+        train_rows=training_rows(config, arguments, data.train, ranks, pad_id),
+        held_out_rows=partial(held_out_rows, config, arguments, data.eval, ranks, pad_id),
+        track=track,
+        state=state,
+        schedule=schedule,
+        intervals=Intervals(config, arguments, len(data.train), state.max_steps),
+        guard=StepGuard(config, ranks, log, source_of=named, settle=saver.settle),
+        saver=saver,
+        reporters=build_reporters(Run(config, arguments, model), first=place.is_first, say=log.say),
         log=log,
-        wish=wish,
+        wish=attempt.wish,
         watchdog=watchdog,
-        head=LossHead(model, _fused_loss(config, log)),
-        shape=shape_of(model),
-        checkpointer=Checkpointer(
-            config.output_dir / "checkpoints", zero_stage=stage, background=_has_room_aside(config, deepspeed)
-        ),
-        pad_id=control_tokens(model_folder).get("<|endoftext|>", 0),
-        train=data.train,
-        eval=data.eval,
-        identity=identity,
+        restore_random_state=partial(restore_random_state, resume.path, ranks) if resume else lambda: None,
     )
-    return JobTrainer(model, args, parts)
+    return Trainer(parts)
 
 
-def _report_left_out(config: TrainConfig, rows: PackedRows, log: RunLog) -> None:
-    files = config.data["train"]
+def training_rows(config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int) -> Loader:
+    """Return this rank's micro-batches: one permutation of the rows an epoch, dealt to steps whatever the ranks."""
+    training = config.training
+    seed = config.seed if arguments.data_seed is None else arguments.data_seed
+    micro, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    sampler = StepSampler(len(rows), micro, accumulation, ranks.rank, ranks.world_size, seed)
+    sampler.leave_out(config.guards.skip_rows)
+    return _loader(config, arguments, rows, sampler, pad_id, training.dataloader_num_workers)
+
+
+def held_out_rows(config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int) -> Loader:
+    """Return this rank's held-out micro-batches, in the rows' own order."""
+    micro = arguments.per_device_eval_batch_size
+    sampler = StepSampler(len(rows), micro, 1, ranks.rank, ranks.world_size, None)
+    return _loader(config, arguments, rows, sampler, pad_id, 0)
+
+
+def _loader(
+    config: TrainConfig, arguments: Arguments, rows: Rows, sampler: StepSampler, pad_id: int, workers: int
+) -> Loader:
+    return Loader(
+        rows,
+        sampler,
+        pad_id,
+        workers,
+        config.device == "cuda" and arguments.dataloader_pin_memory,
+        int(config.data["max_length"]) if config.torch_compile else 1,  # compiled layers want one shape
+        prefetch=arguments.dataloader_prefetch_factor,
+        persistent=arguments.dataloader_persistent_workers,
+    )
+
+
+def _engine(attempt: Attempt, model: Any, arguments: Arguments) -> engines.Engine:
+    if attempt.config.gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if arguments.neftune_noise_alpha is not None:
+        from transformers.integrations.neftune import activate_neftune
+
+        activate_neftune(model, arguments.neftune_noise_alpha)
+    optimizer = build_optimizer(model, attempt.config, attempt.deepspeed)
+    return engines.build_engine(model, optimizer, attempt.deepspeed)
+
+
+def _track(config: TrainConfig, course: Course, rows: int, world_size: int) -> Track:
+    micro = config.training.per_device_train_batch_size * world_size
+    return Track(course, rows, micro, config.global_batch_size)
+
+
+def _total_steps(config: TrainConfig, track: Track, saved: int | None) -> int:
+    """Return the step that ends the run.
+
+    Raises:
+        JobError: the checkpoint is past the end, or at the end of a complete run that was to be extended.
+    """
+    training, output, step = config.training, config.output_dir, saved or 0
+    by_steps = training.max_steps > 0
+    field = "max_steps" if by_steps else "num_train_epochs"
+    wanted = training.max_steps if by_steps else training.num_train_epochs
+    total = training.max_steps if by_steps else track.course.end(wanted, track.rows, track.width)
+    if step > total:
+        raise JobError(
+            f"train.{field}: {wanted:g} ends before step {step}, which {output} has already saved; raise it, or use "
+            "another output"
+        )
+    if step == total and (output / "done.json").exists():
+        raise JobError(f"train.{field}: {wanted:g} is step {step}, where {output} is complete: nothing to extend")
+    return total
+
+
+def _seed(seed: int, *, full_determinism: bool) -> None:
+    """Seed Python, numpy and torch on all devices; with ``full_determinism`` choose deterministic kernels, too."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if not full_determinism:
+        return
+    for name, value in (("CUDA_LAUNCH_BLOCKING", "1"), ("CUBLAS_WORKSPACE_CONFIG", ":16:8")):
+        os.environ[name] = value
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def _set_log_level(arguments: Arguments, place: Place) -> None:
+    """Give transformers and DeepSpeed ``log_level``, or ``log_level_replica`` but on the first rank of a node."""
+    from deepspeed.utils import logger
+
+    name = arguments.log_level_replica if place.local_rank else arguments.log_level
+    level = _LEVELS.get(name, transformers_logging.get_verbosity())  # passive: as it is
+    transformers_logging.set_verbosity(level)
+    logger.setLevel(level)
+
+
+def _report_left_out(config: TrainConfig, rows: PackedRows, log: RunLog) -> list[str]:
+    notes = []
     for row in config.guards.skip_rows:
         if row >= len(rows):
             raise JobError(f"train.skip_rows: {row}: there are {len(rows)} rows, from 0 to {len(rows) - 1}")
         log.write("guard", 0, action="leave out", rows=[row])
-        log.say(f"train.skip_rows: row {row} ({source_of(rows, row, files)}) is left out of every epoch")
-
-
-def identify(config: TrainConfig, prepared: Path, model_folder: Path) -> Identity:
-    """Measure what would be trained: rows, model, and the width of a step."""
-    return identity_of(prepared, len(open_prepared(prepared).train), model_folder, config.global_batch_size)
-
-
-def refuse_going_in_circles(folder: Path, step: int | None) -> None:
-    """Refuse a further attempt when several in a row began at ``step`` and saved nothing.
-
-    Raises:
-        NoProgress: trying again would only use up the allocation.
-    """
-    count = fruitless_attempts(read_metrics(folder), step)
-    if count >= int(os.environ.get("QWEN_JOB_MAX_WITHOUT_PROGRESS") or _MOST_FRUITLESS):
-        raise NoProgress(
-            f"{count} attempts in a row began at step {step or 0} and ended before the next checkpoint; look at the "
-            f"logs of the last one, or lower save_steps so that an attempt reaches a save, then run the job again"
-        )
+        source = source_of(rows, row, config.data["train"])
+        notes.append(f"train.skip_rows: row {row} ({source}) is skipped in every epoch")
+    return notes
 
 
 def _fused_loss(config: TrainConfig, log: RunLog) -> str:
@@ -124,101 +270,5 @@ def _fused_loss(config: TrainConfig, log: RunLog) -> str:
 
 
 def _has_room_aside(config: TrainConfig, deepspeed: DeepSpeedConfig) -> bool:
-    """Tell whether a copy of the state fits host memory: not where the optimizer's state lives there already."""
+    """Tell whether a copy of the state fits host memory: not if the optimizer state is in host memory anyway."""
     return config.device == "cuda" and not offloads_optimizer(deepspeed)
-
-
-class Resume(NamedTuple):
-    """Where a run resumes; ``universal`` when the checkpoint was saved on another number of ranks."""
-
-    step: int
-    path: Path
-    universal: bool
-
-
-class Beginning(NamedTuple):
-    """What an attempt starts with: a checkpoint or nothing, and what belongs to the run."""
-
-    resume: Resume | None
-    identity: Identity
-
-
-def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, str]:
-    """Read the newest checkpoint, each rank its own files, until one is whole; returns the broken ones and why.
-
-    The ranks read at the same time, and no collective is open while they do.
-    """
-    refused: dict[str, str] = {}
-
-    def candidate() -> str:
-        found, _ = newest(checkpoints, hashes=False, refused=refused)
-        return str(found.path) if found else ""
-
-    def judged(name: str, folder: Path) -> str:
-        for rank in range(place.world_size):
-            # Rank 0 reads its own files first; the others have begun with theirs meanwhile.
-            reason = tell(store, f"{name}/{rank}", rank == 0, lambda: wrong_hash(folder, 0, place.world_size))
-            if reason:
-                return f"{reason}, as rank {rank} read it"
-        return ""
-
-    while proposed := tell(store, f"candidate/{len(refused)}", place.is_first, candidate):
-        folder, name = Path(proposed), f"candidate/{len(refused)}/rank"
-        if not place.is_first:
-            tell(store, f"{name}/{place.rank}", True, lambda: wrong_hash(folder, place.rank, place.world_size))  # noqa: B023
-        reason = tell(store, f"{name}/verdict", place.is_first, lambda: judged(name, folder))  # noqa: B023
-        if not reason:
-            break
-        refused[folder.name] = reason
-    return refused
-
-
-def choose_checkpoint(
-    config: TrainConfig, stage: int, place: Place, store: Store, log: RunLog, identity: Callable[[], Identity]
-) -> Beginning:
-    """Choose the newest complete checkpoint, its files read by all ranks; rank 0 reports why.
-
-    ``identity`` measures on rank 0 what would be trained.
-
-    Raises:
-        JobError: the checkpoint was saved with another ZeRO stage, or belongs to other data or another model.
-    """
-    refused = refuse_corrupt(config.output_dir / "checkpoints", place, store)
-
-    def choose() -> str:
-        found, passed_over = newest(config.output_dir / "checkpoints", hashes=False, refused=refused)
-        refuse_going_in_circles(config.output_dir, found.step if found else None)
-        for line in passed_over:
-            log.say(f"checkpoints: {line}")
-        now = identity()
-        if found is None:
-            _refuse_without_checkpoint(config, log)
-            return json.dumps([None, now])
-        check_stage(found, stage)
-        log.say(f"going on from {found.path.name}: the newest checkpoint whose files match its manifest")
-        if (config.output_dir / "done.json").exists():
-            log.say(f"train.resume: extend: the run was complete and is trained on from step {found.step}")
-        if changed := changes_since(found.path, config):
-            log.say(f"changed since {found.path.name} was saved, and taken from here on: {'; '.join(changed)}")
-        course, notes = resume_course(found.step, read_identity(found.path), now, config.resume, config.output_dir)
-        for note in notes:
-            log.say(note)
-        now = now._replace(course=course)
-        if found.world_size == place.world_size or stage == 0:
-            return json.dumps([[found.step, str(found.path), False], now])
-        log.say(f"it was saved on {found.world_size} ranks, {place.world_size} are running: converting it")
-        return json.dumps([[found.step, str(make_universal(found)), True], now])
-
-    resumed, (data, model, rows, width, course) = json.loads(tell(store, "checkpoint", place.is_first, choose))
-    resume = None if resumed is None else Resume(resumed[0], Path(resumed[1]), resumed[2])
-    return Beginning(resume, Identity(data, model, rows, width, Course(*course)))
-
-
-def _refuse_without_checkpoint(config: TrainConfig, log: RunLog) -> None:
-    if (config.output_dir / "done.json").exists():
-        raise JobError(
-            f"train.resume: extend: no checkpoint is left in {config.output_dir} and so no optimizer: start from its "
-            "model/ in another output"
-        )
-    if any(line["type"] == "save" for line in read_metrics(config.output_dir)):
-        log.say("metrics.jsonl tells of checkpoints, and none is left that can be used: starting at step 1")

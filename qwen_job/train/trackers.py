@@ -1,9 +1,8 @@
-"""Experiment trackers: what report_to names is begun before minutes are spent on model and data, and ends no training.
+"""Opens and closes the trackers that report_to names; none of them can end a training.
 
 - ``check_trackers``: refuses a tracker that is not installed
-- ``start_trackers``: begins or goes on with the one run that belongs to the run's folder; refuses a missing login
-- ``Guarded``: what a tracker raises while training is said once
-- ``close_trackers``: hands over what is buffered, since the process ends without Python's exit handlers
+- ``start_trackers``: opens or resumes the tracker's run that belongs to the run folder; refuses a missing login
+- ``close_trackers``: flushes what is buffered, since the process ends without Python's exit handlers
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -30,7 +28,7 @@ from qwen_job.run.config import TrainConfig
 from qwen_job.text import did_you_mean
 
 # By the names of transformers; any one of the packages will do.
-_PACKAGES = {
+PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
     "swanlab": ("swanlab",),
@@ -52,7 +50,6 @@ _NAME = "trackers.json"  # in the run's folder: the ids of its runs
 # They would upload transformers' checkpoint folders, which are not ours.
 _UPLOADS = ("WANDB_LOG_MODEL", "HF_MLFLOW_LOG_ARTIFACTS")
 _CLOSE_SECONDS = 20.0  # less than the 30 after which a launcher kills
-_PATIENCE_SECONDS = 5.0
 _MOST_TAG = 5000  # characters of one MLflow tag
 
 Say = Callable[[str], None]
@@ -66,11 +63,11 @@ def check_trackers(config: TrainConfig) -> None:
     """
     problems = []
     for name in config.training.report_to:
-        packages = _PACKAGES.get(name, ())
-        if name not in (*_PACKAGES, "all", "none"):
-            text = f"{name!r} is not a tracker{did_you_mean(name, _PACKAGES)}"
+        packages = PACKAGES.get(name, ())
+        if name not in (*PACKAGES, "all", "none"):
+            text = f"{name!r} is not a tracker{did_you_mean(name, PACKAGES)}"
             problems.append(Problem("train.yaml", 0, 0, "training.report_to", text))
-        if packages and not any(find_spec(package) for package in packages):
+        if packages and not installed(name):
             advice = (
                 f"is not installed here: build the image with PACKAGES={packages[0]} (without one: pip install "
                 f"{packages[0]}), or write another name or none"
@@ -80,13 +77,18 @@ def check_trackers(config: TrainConfig) -> None:
         raise JobError(problems)
 
 
-def start_trackers(config: TrainConfig, say: Say) -> list[str]:
-    """Begin wandb, swanlab and mlflow where report_to names them; returns what is left of it. For rank 0.
+def installed(name: str) -> bool:
+    """Tell whether one of a tracker's packages can be imported here."""
+    return any(find_spec(package) for package in PACKAGES[name])
 
-    Every try of a run goes on with the same run of the tracker. What the environment already says is left as it is.
+
+def start_trackers(config: TrainConfig, say: Say) -> list[str]:
+    """Open wandb, swanlab and mlflow if report_to names them; returns the names that can be used. For rank 0.
+
+    Every attempt of a run resumes the same run of the tracker. Variables that are already set are kept.
 
     Raises:
-        EnvironmentFault: a login or a setting is missing that a person must give.
+        EnvironmentFault: a login or a setting is missing that the user must give.
     """
     names = list(config.training.report_to)
     everything = "all" in names
@@ -102,7 +104,7 @@ def start_trackers(config: TrainConfig, say: Say) -> list[str]:
         os.environ.setdefault(variable, value)
     for variable in _UPLOADS:
         if os.environ.pop(variable, "false").lower() not in ("", "0", "false", "no", "off"):
-            say(f"{variable}: left out; checkpoints and the model stay in {config.output_dir}")
+            say(f"{variable}: ignored; checkpoints and the model stay in {config.output_dir}")
     for name in wanted:
         try:
             with _no_prompt():
@@ -114,40 +116,13 @@ def start_trackers(config: TrainConfig, say: Say) -> list[str]:
             raise
         except Exception as error:
             names = [other for other in names if other != name]
-            say(f"report_to: {name} cannot be used ({_short(error)}): this try goes on without it")
+            say(f"report_to: {name} cannot be used ({_short(error)}): continuing without it")
     write_atomically(path, json.dumps(kept) + "\n")
     return names
 
 
-class Guarded:
-    """A tracker's callback whose failures are said once an event; one that also takes long is not called again."""
-
-    def __init__(self, tracker: Any, say: Say) -> None:
-        self._tracker = tracker
-        self._say = say
-        self._said: set[str] = set()
-        self._off = False
-
-    def __getattr__(self, event: str) -> Callable[..., Any]:
-        call = getattr(self._tracker, event)
-
-        def guarded(*arguments: Any, **named: Any) -> Any:
-            began = time.monotonic()
-            try:
-                return None if self._off else call(*arguments, **named)
-            except Exception as error:
-                self._off = time.monotonic() - began > _PATIENCE_SECONDS
-                if event not in self._said:
-                    self._said.add(event)
-                    rest = "; it is not called again" if self._off else ""
-                    self._say(f"report_to: {type(self._tracker).__name__}.{event} failed ({_short(error)}){rest}")
-                return None
-
-        return guarded
-
-
 def close_trackers(code: int) -> None:
-    """Let the trackers hand over what they hold, for at most 20 seconds; ``code`` is this process's exit code."""
+    """Flush and close the trackers, in at most 20 seconds; ``code`` is this process's exit code."""
     threads = [threading.Thread(target=_quietly, args=(close,), daemon=True) for close in _closings(code)]
     for thread in threads:
         thread.start()
@@ -157,7 +132,7 @@ def close_trackers(code: int) -> None:
 
 
 def _environment(config: TrainConfig, identity: str) -> dict[str, str]:
-    """Return where the trackers write and what their run is called, by their own variables."""
+    """Return the trackers' own variables: where they write, and the name of their run."""
     run, name = config.output_dir.absolute(), _run_name(config)
     project = str(config.training.extra().get("project") or _PROJECT)
     return {
@@ -192,7 +167,7 @@ def _kept(path: Path) -> dict[str, str]:
 
 
 def _start_online(name: str, config: TrainConfig, say: Say) -> None:
-    """Begin a run of wandb or swanlab, whose ``init`` have the same words; offline where the server does not answer."""
+    """Open a run of wandb or swanlab, which share an interface; offline if the server is unreachable."""
     package = importlib.import_module(name)
     job = {"job": config.model_dump(mode="json")}
     key, mode = f"{name.upper()}_API_KEY", f"{name.upper()}_MODE"
@@ -208,7 +183,7 @@ def _start_online(name: str, config: TrainConfig, say: Say) -> None:
         os.environ[mode] = "offline"
         getattr(package, "teardown", int)()  # wandb's own process still holds the run's id
         package.init(config=job, mode="offline")
-        say(f"report_to: {name} does not answer ({_short(error)}): kept in {config.output_dir}; '{name} sync' sends it")
+        say(f"report_to: {name} is unreachable ({_short(error)}): kept in {config.output_dir}; '{name} sync' sends it")
 
 
 def _start_mlflow(config: TrainConfig, kept: dict[str, str]) -> None:
@@ -229,7 +204,7 @@ def _start_mlflow(config: TrainConfig, kept: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _no_prompt() -> Iterator[None]:
-    """Give nothing to read to a tracker that would ask for its key."""
+    """Keep a tracker from prompting for its key."""
     stdin = sys.stdin
     with open(os.devnull, encoding="utf-8") as nothing:  # noqa: PTH123
         sys.stdin = nothing
@@ -240,7 +215,7 @@ def _no_prompt() -> Iterator[None]:
 
 
 def _closings(code: int) -> Iterator[Callable[[], None]]:
-    """Return how each run that is open is ended: done, to be tried again, or failed."""
+    """Yield how to close each open run: finished, to be resumed, or failed."""
     again = code >= RETRYABLE_FROM
     wandb, swanlab, mlflow = map(sys.modules.get, _STARTED)
     if run := getattr(wandb, "run", None):

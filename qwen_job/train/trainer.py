@@ -1,142 +1,263 @@
-"""Hugging Face's Trainer with our steps: its loop, optimizer wiring and integrations; our batches, loss,
-checkpoints and figures.
+"""The training loop, on a DeepSpeed engine: read ``Trainer.train`` and ``Trainer._step`` from top to bottom.
 
-One optimizer step, in the Trainer's order:
-  get_batch_samples             fetch the step's micro-batches; ranks exchange token counts and stop wishes
-  training_step (each micro)    summed loss over the tokens of the whole step; the guard before the last backward
-  _maybe_log_save_evaluate      the step boundary: figures, evaluation, checkpoint, stop
+One step: fetch its micro-batches, agree on what all ranks must know, forward and backward, update, record. At its
+boundary: evaluate, save, stop. Everything with its own state is a member, built in setup.py.
 """
 
 from __future__ import annotations
 
 import math
+import resource
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from qwen_job.errors import StoppedAndSaved
-from qwen_job.train.flops import StepTotals, step_flops, utilisation
-from qwen_job.train.trainer_loss import GuardedTrainer
+from qwen_job.run.config import TrainConfig
+from qwen_job.run.signals import StopWish
+from qwen_job.train import engine as engines
+from qwen_job.train.arguments import Arguments
+from qwen_job.train.batches import Batch, Loader, empty_like, on_device
+from qwen_job.train.course import Course, Track
+from qwen_job.train.engine import Engine
+from qwen_job.train.flops import Shape, StepTotals, step_flops, utilisation
+from qwen_job.train.intervals import Due, Intervals
+from qwen_job.train.loss import Objective
+from qwen_job.train.ranks import Ranks
+from qwen_job.train.reporters import Reporters
+from qwen_job.train.run_state import RunState
+from qwen_job.train.runlog import RunLog
+from qwen_job.train.saver import Saver
+from qwen_job.train.schedule import Schedule
+from qwen_job.train.step_guard import StepGuard
+from qwen_job.train.watchdog import Watchdog
 
 
-class JobTrainer(GuardedTrainer):
-    """One run. Raises StoppedAndSaved, TrainingDiverged or EnvironmentFault out of ``train``."""
+class Parts(NamedTuple):
+    """What a trainer is made of."""
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
-        """Fetch one step and exchange in a single collective what the ranks must agree on."""
-        self.parts.wish.hold()
+    config: TrainConfig
+    arguments: Arguments
+    ranks: Ranks
+    engine: Engine
+    objective: Objective
+    shape: Shape
+    pad_id: int
+    train_rows: Loader
+    held_out_rows: Callable[[], Loader]
+    track: Track
+    state: RunState
+    schedule: Schedule
+    intervals: Intervals
+    guard: StepGuard
+    saver: Saver
+    reporters: Reporters
+    log: RunLog
+    wish: StopWish
+    watchdog: Watchdog
+    restore_random_state: Callable[[], None]
+
+
+class Trainer:
+    """Trains one run to its end; ``engine`` and ``state`` hold the result."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.config, self.engine, self.state = parts.config, parts.engine, parts.state
+        self.ranks, self.guard, self.saver, self.log = parts.ranks, parts.guard, parts.saver, parts.log
+        self.objective = parts.objective
+        self.eval_loss: float | None = None
+        self._stop: str | None = None  # why the run is to save and leave at this step
+        self._ending = False
+        self._totals = StepTotals(0, 0, 0, 0)
+        self._clock = 0.0
+
+    def train(self) -> None:
+        """Train to the end of the run.
+
+        Raises:
+            StoppedAndSaved: the run was asked to stop, and has saved.
+            TrainingDiverged: a loss, a gradient or a weight is not finite.
+            EnvironmentFault: a checkpoint could not be written.
+        """
+        parts, state = self.parts, self.state
+        parts.reporters.begin()
+        if parts.arguments.eval_on_start:
+            self.evaluate()
+        parts.restore_random_state()
+        began = state.global_step
+        if reason := self._over():
+            self.log.say(f"{reason}: nothing is left to train")
+            self._ending = True
+        while not self._ending:
+            self._epoch(parts.track.at(state.global_step))
+        parts.reporters.end(state.global_step, state.epoch, state.global_step - began)
+
+    def _epoch(self, place: Course) -> None:
+        """Train the rest of an epoch from ``place``, or less where the run ends within it."""
+        track, state = self.parts.track, self.state
+        self.parts.train_rows.begin_at(place.epoch, place.row)
+        rows = iter(self.parts.train_rows)
+        epoch = place.epoch
+        while place.epoch == epoch and not self._ending:
+            self._step(rows, track.micro_batches(place))
+            self._ending = state.global_step >= state.max_steps
+            self._boundary(self.parts.intervals.after_step(state.global_step))
+            place = track.at(state.global_step)
+        self._boundary(self.parts.intervals.after_epoch(state.epoch))
+
+    def _step(self, rows: Iterator[Batch], micro_batches: int) -> None:
+        """Take one optimizer step: its gradient is that of the mean loss over the step's tokens on all ranks."""
+        parts, engine, guard = self.parts, self.engine, self.guard
+        step = self.state.global_step + 1
+        parts.wish.hold()
         self._clock = self._clock or time.monotonic()
-        self._moved("fetching")
-        batches = [next(epoch_iterator) for _ in range(num_batches)]
-        step_seconds = self.parts.config.plan.step_seconds or 0.0
-        stop = self.parts.wish.heard(step_seconds)
+
+        parts.watchdog.moved(step, "fetching")
+        batches = [next(rows) for _ in range(micro_batches)]
+        self._totals = self._agree(batches)
+
+        engine.train()
+        guard.begin(step, self._totals.targets)
+        # DeepSpeed averages gradients over ranks, hence the factor of the world size.
+        share = self.ranks.world_size / max(1, self._totals.targets)
+        for number, batch in enumerate(batches, 1):
+            parts.watchdog.moved(step, "computing")
+            loss = guard.take(batch, self._loss(batch), partial(self._loss_of_nothing, batch))
+            last = number == micro_batches
+            if last:
+                guard.judge_loss()
+            engine.set_gradient_accumulation_boundary(last)
+            engine.backward(loss * share, scale_wrt_gas=False)
+        engine.step()
+
+        gradient_norm, rate = engines.gradient_norm_of(engine), parts.schedule.rate
+        if not engines.was_skipped(engine):
+            parts.schedule.step()
+        engine.zero_grad()
+        self.state.global_step = step
+        self.state.epoch = parts.track.epochs_done(step)
+        self._record(gradient_norm, rate)
+        guard.judge_update(applied=bool(engine.was_step_applied()), gradient_norm=gradient_norm)
+        self.saver.reserve_room()
+        self._empty_cache()
+
+    def _agree(self, batches: list[Batch]) -> StepTotals:
+        """Exchange in a single collective what the ranks must agree on before a step; returns its sums."""
+        wish = self.parts.wish
+        stop = wish.heard(self.config.plan.step_seconds or 0.0)
         mine = [
             sum(len(batch["chosen"]) for batch in batches),
             sum(batch["tokens"] for batch in batches),
             sum(batch["pairs"] for batch in batches),
             int(stop),
-            int(self.parts.checkpointer.written),
+            int(self.saver.checkpointer.written),
             self._memory(),
         ]
-        everyone = self._exchange(mine)
-        sums = everyone.sum(0)
-        self._totals = StepTotals(int(sums[0]), int(sums[1]), int(sums[2]), int(everyone[:, 5].max()))
-        if sums[3] > 0:
-            self._stop = self.parts.wish.reason or "another rank was asked to stop"
-        if self.parts.checkpointer.under_way is not None and int(everyone[:, 4].min()) == 1:
-            self._finish_save()
-        self._losses, self._step_loss, self._spoiled = [], 0.0, 0
-        return batches, self._totals.targets
+        everyone = self.ranks.gather_numbers(mine)
+        targets, tokens, pairs, stops = (int(number) for number in everyone.sum(0)[:4])
+        if stops:
+            self._stop = wish.reason or "another rank was asked to stop"
+        self.saver.finish_if(written=int(everyone[:, 4].min()) == 1)
+        return StepTotals(targets, tokens, pairs, int(everyone[:, 5].max()))
 
-    def _maybe_log_save_evaluate(
-        self,
-        tr_loss: torch.Tensor,
-        grad_norm: Any,
-        model: Any,
-        trial: Any,
-        epoch: float,
-        ignore_keys_for_eval: Any,
-        start_time: float,
-        learning_rate: float | None = None,
-    ) -> None:
-        tr_loss.zero_()
-        if self.state.global_step > self._boundary:
-            self._boundary = self.state.global_step
-            if self.parts.identity.course.row:
-                self.state.epoch = self._true_epoch()
-            self._record(grad_norm, learning_rate)
-            self._judge_update(grad_norm)
-            self._reserve_room()
-            self._empty_cache()
-        if self.control.should_evaluate:
-            metrics = self._evaluate(trial, ignore_keys_for_eval)
-            if self._determine_best_metric(metrics=metrics, trial=trial) and self._wants_best():
-                self.control.should_save = True
-            self._stop_early()
-        doubtful = self._guard.jumping and self.state.global_step < self.state.max_steps
-        trained = not (self._broken or self._unapplied or doubtful)
-        if ((self.control.should_save and trained) or self._stop) and self.state.global_step != self._last_saved():
-            self._judge_weights()
-            self._save_checkpoint(model, trial)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        if self._stop and not self.control.should_training_stop:
-            self._settle()
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        return self.objective(self.engine, on_device(batch, self.ranks.device))
+
+    def _loss_of_nothing(self, batch: Batch) -> torch.Tensor:
+        return self._loss(empty_like(batch, self.parts.pad_id))
+
+    def _boundary(self, due: Due) -> None:
+        """Evaluate and save what is due after a step or an epoch, and leave if the run was asked to."""
+        state, save = self.state, due.save
+        if due.evaluate:
+            loss = self.evaluate()
+            self.parts.schedule.follow(loss)
+            is_best = state.note_held_out(loss, saves=self.parts.intervals.saves)
+            save = save or (is_best and self.config.training.load_best_model_at_end)
+            if self.parts.intervals.is_out_of_patience(state.global_step, state.best_global_step):
+                self.log.say(f"no better held-out loss since step {state.best_global_step}: stopping early")
+                self._ending = save = True
+        doubtful = self.guard.is_jumping and state.global_step < state.max_steps
+        wanted = save and self.guard.is_trained and not doubtful
+        if (wanted or self._stop) and state.global_step != self.saver.last:
+            self._save()
+        if self._stop and not self._ending:
+            self.saver.settle()
             raise StoppedAndSaved(
-                f"{self._stop}: saved at step {self.state.global_step} of {self.state.max_steps}; "
-                "running the same job again goes on from there"
+                f"{self._stop}: saved at step {state.global_step} of {state.max_steps}; "
+                "run the same job again to resume"
             )
 
-    def _record(self, grad_norm: Any, learning_rate: float | None) -> None:
+    def _save(self) -> None:
+        self.guard.judge_weights(finite=engines.weights_are_finite(self.engine, self.ranks))
+        self.parts.watchdog.moved(self.state.global_step + 1, "saving")
+        self.saver.save()
+        self._clock = time.monotonic()
+
+    def evaluate(self) -> float:
+        """Return the mean loss per trained token of the held-out rows; the same on any number of ranks."""
+        self.engine.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        with torch.no_grad():
+            for batch in self.parts.held_out_rows():
+                self.parts.watchdog.moved(self.state.global_step + 1, "evaluating")
+                sums[0] += self._loss(batch).double()
+                sums[1] += len(batch["chosen"])
+        self.ranks.sum(sums)
+        self.eval_loss = loss = (sums[0] / sums[1].clamp(min=1)).item()
+        perplexity, step = math.exp(min(loss, 700.0)), self.state.global_step
+        self.log.write("eval", step, loss=loss, perplexity=perplexity)
+        self.log.say(f"step {step}: held-out loss {loss:.4f}, perplexity {perplexity:.4g}")
+        self.parts.reporters.log(step, self.state.epoch, {"eval_loss": loss, "eval_perplexity": perplexity})
+        self._clock = time.monotonic()
+        return loss
+
+    def take_best_weights(self) -> None:
+        """Finish what is being saved, then load the best checkpoint's weights if train.yaml asks for them."""
+        if self.saver.restore_best():
+            self.eval_loss = self.state.best_metric
+
+    def _over(self) -> str | None:
+        """Tell why a resumed run is over before its first step: it ended between its last save and done.json."""
+        state = self.state
+        if state.global_step >= state.max_steps:
+            return f"step {state.global_step} of {state.max_steps} was saved"
+        resumed = self.saver.saved is not None and self.config.resume != "extend"
+        if resumed and self.parts.intervals.is_out_of_patience(state.global_step, state.best_global_step):
+            return f"step {state.global_step} was saved when early stopping ended the run"
+        return None
+
+    def _record(self, gradient_norm: float | None, learning_rate: float) -> None:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
-        flops = step_flops(self.parts.shape, self._totals)
+        state, totals = self.state, self._totals
+        flops = step_flops(self.parts.shape, totals)
         values = {
-            "epoch": self.state.epoch,
-            "loss": self._step_loss,
+            "epoch": state.epoch,
+            "loss": self.guard.mean_loss,
             "learning_rate": learning_rate,
-            "grad_norm": None if grad_norm is None else float(grad_norm),
-            "tokens": self._totals.tokens,
-            "tokens_per_second": self._totals.tokens / seconds,
+            "grad_norm": gradient_norm,
+            "tokens": totals.tokens,
+            "tokens_per_second": totals.tokens / seconds,
             "step_seconds": seconds,
-            "mfu": utilisation(flops, seconds, self.parts.config.peak_tflops, self.args.world_size),
-            "memory_bytes": self._totals.memory,
+            "mfu": utilisation(flops, seconds, self.config.peak_tflops, self.ranks.world_size),
+            "memory_bytes": totals.memory,
         }
-        self.parts.log.step(self.state.global_step, values)
-        first = self.state.global_step == 1 and self.args.logging_first_step
-        if first or self.state.global_step % self.parts.config.training.logging_steps == 0:
-            self._report({key: value for key, value in values.items() if value is not None})
+        self.log.step(state.global_step, values)
+        if self.parts.intervals.reports(state.global_step):
+            known = {name: value for name, value in values.items() if value is not None}
+            self.parts.reporters.log(state.global_step, state.epoch, known)
+
+    def _memory(self) -> int:
+        if self.ranks.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _empty_cache(self) -> None:
-        every = self.args.torch_empty_cache_steps
+        every = self.parts.arguments.torch_empty_cache_steps
         if every and self.state.global_step % every == 0:
             torch.cuda.empty_cache()
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return the mean loss per trained token of the held-out rows; the same on any number of ranks."""
-        self.model_wrapped.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad():
-            for batch in self._loader(self.parts.eval, self.args.per_device_eval_batch_size, 1, None):
-                self._moved("evaluating")
-                sums[0] += self._summed_loss(self.model_wrapped, batch).double()
-                sums[1] += len(batch["chosen"])
-        dist.all_reduce(sums)
-        loss = (sums[0] / sums[1].clamp(min=1)).item()
-        self.eval_loss = loss
-        perplexity = math.exp(min(loss, 700.0))
-        self.parts.log.write("eval", self.state.global_step, loss=loss, perplexity=perplexity)
-        self.parts.log.say(f"step {self.state.global_step}: held-out loss {loss:.4f}, perplexity {perplexity:.4g}")
-        metrics = {"eval_loss": loss, "eval_perplexity": perplexity}
-        self._report(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._clock = time.monotonic()
-        return metrics
-
-    def _stop_early(self) -> None:
-        if self._has_no_better():
-            self.parts.log.say(f"no better held-out loss since step {self.state.best_global_step}: stopping early")
-            self.control.should_training_stop = True
-            self.control.should_save = True

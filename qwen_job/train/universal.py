@@ -1,5 +1,7 @@
-"""Checkpoints on another number of ranks: DeepSpeed's universal one to go on from, made once beside the original, and
-the weights alone.
+"""Checkpoints on another number of ranks.
+
+- ``make_universal``: DeepSpeed's universal checkpoint to resume from, made once beside the original
+- ``load_weights``: the weights alone
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def check_stage(found: Checkpoint, stage: int) -> None:
         return
     raise JobError(
         f"{found.path} was saved with ZeRO stage {found.zero_stage}, deepspeed.json says {stage}: its optimizer state "
-        f"cannot be read; train with stage {found.zero_stage}, or start from its weights in another output_dir"
+        f"cannot be read; train with stage {found.zero_stage}, or start from its weights with another output_dir"
     )
 
 
@@ -48,7 +50,7 @@ def make_universal(found: Checkpoint) -> Path:
     tag = f"global_step{found.step}"
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(found.path / tag), "--output_folder", str(aside / f"{tag}_universal")]
-    # Of this rank's environment only what is not about ranks: the tool is a program of its own.
+    # Without the variables of this rank: the tool is a separate program.
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -66,14 +68,14 @@ def make_universal(found: Checkpoint) -> Path:
 
 def load_weights(model: Any, found: Checkpoint) -> None:
     """Put the weights of a checkpoint into ``model``, whatever number of ranks saved it. A collective of all ranks."""
-    import deepspeed  # type: ignore[import-untyped]
+    import deepspeed
 
     partitioned = found.zero_stage == 3
     state = _weights(found) if dist.get_rank() == 0 else {}
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
             if dist.get_rank() == 0:
-                # Of ZeRO-3 the fp32 masters, put together one at a time; their casts are the weights.
+                # For ZeRO-3 the fp32 master weights, gathered one at a time and cast.
                 parameter.data.copy_(state[name].contiguous())
         if not partitioned:
             dist.broadcast(parameter.data, src=0)
@@ -82,7 +84,7 @@ def load_weights(model: Any, found: Checkpoint) -> None:
 def _weights(found: Checkpoint) -> Mapping[str, Any]:
     tag = f"global_step{found.step}"
     if found.zero_stage == 3:
-        from deepspeed.utils.zero_to_fp32 import (  # type: ignore[import-untyped]
+        from deepspeed.utils.zero_to_fp32 import (
             get_fp32_state_dict_from_zero_checkpoint,
         )
 
@@ -96,6 +98,6 @@ def _weights(found: Checkpoint) -> Mapping[str, Any]:
 
 
 def discard_universal(checkpoints: Path) -> None:
-    """Delete conversions: once a run has saved again, nobody goes on from them."""
+    """Delete conversions: once a run has saved again, nobody resumes from them."""
     for folder in checkpoints.glob(".universal-*"):
         shutil.rmtree(folder, ignore_errors=True)

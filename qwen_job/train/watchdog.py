@@ -1,9 +1,8 @@
-"""A thread that ends a run in which nothing moves, and says which ranks it was.
+"""A thread that ends a run that hangs, and names the ranks that hold it up.
 
-Each rank's thread publishes in the store where its training stands. When the own training has not moved for
-``seconds`` (while the model is loaded: four times that, a minute at least), the thread writes all stacks, compares
-the ranks, and ends the process with the code of ``Hang``. A rank that is dead or frozen publishes nothing new, which
-names it too.
+Each rank's thread publishes its progress in the store. If this rank makes no progress for ``seconds`` (while the model
+is loaded: four times that, at least a minute), the thread writes all stacks, compares the ranks, and ends the process
+with the exit code of ``Hang``. A rank that is dead or frozen publishes nothing new, which names it, too.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Standing(NamedTuple):
 
 
 class Watchdog:
-    """Watches this rank; call :meth:`moved` whenever training has got on, :meth:`rest` when it is over."""
+    """Watches this rank; call :meth:`moved` at every progress, and :meth:`rest` when training is over."""
 
     def __init__(self, store: Store | None, rank: int, world_size: int, seconds: float, folder: Path) -> None:
         self._store = store
@@ -51,18 +50,18 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def moved(self, step: int, phase: str) -> None:
-        """Note that ``step`` has reached ``phase``; the first call starts the watch."""
+        """Note that ``step`` has reached ``phase``; the first call starts the thread."""
         self._step, self._phase, self._last = step, phase, time.monotonic()
         if self._thread is None and self._seconds > 0:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
     def loading(self) -> None:
-        """Start the watch before the first step, with the patience that loading a model takes."""
+        """Start watching before the first step, with the longer limit for loading a model."""
         self.moved(0, LOADING)
 
     def rest(self) -> None:
-        """End the watch: what follows training takes as long as one rank needs for the whole model."""
+        """Stop watching: what follows takes as long as one rank needs to write the whole model."""
         self._resting = True
 
     def _watch(self) -> None:
@@ -71,7 +70,7 @@ class Watchdog:
             self._publish()
             before = time.monotonic()
             time.sleep(pause)
-            # Time in which this whole process stood still (a suspended job) is not time in which nothing moved.
+            # Time in which the whole process was suspended does not count.
             if (jump := time.monotonic() - before - pause) > pause:
                 self._last += jump
             limit = max(4 * self._seconds, 60.0) if self._phase == LOADING else self._seconds
@@ -85,7 +84,7 @@ class Watchdog:
         try:
             self._store.set(f"qwen_job/alive/{self._rank}", json.dumps(standing))
         except RuntimeError:
-            self._store = None  # rank 0's store is gone: nobody left to compare with
+            self._store = None  # rank 0's store is gone: there is nobody to compare with
 
     def _end(self, pause: float, limit: float) -> None:
         path = self._folder / f"stacks-rank-{self._rank}.txt"
@@ -113,21 +112,21 @@ class Watchdog:
 
 
 def hang_message(rank: int, seconds: float, standings: list[Standing], world_size: int, fresh: float) -> str:
-    """Say who is behind: ranks that report no more (``fresh`` seconds), and those at the lowest step."""
+    """Name the ranks that are behind: those silent for ``fresh`` seconds, and those at the lowest step."""
     now = time.time()
     silent = [item for item in standings if now - item.seen > fresh]
     missing = sorted(set(range(world_size)) - {item.rank for item in standings})
     slowest = min((item.step for item in standings), default=0)
     behind = [item for item in standings if item.step == slowest and item not in silent]
-    parts = [f"rank {rank}: nothing has moved for {seconds:.0f} s"]
+    parts = [f"rank {rank}: no progress for {seconds:.0f} s"]
     if silent:
         parts.append("no sign of life from " + _names(silent))
     if missing:
-        parts.append("never heard of ranks " + ", ".join(map(str, missing)))
+        parts.append("no contact yet with ranks " + ", ".join(map(str, missing)))
     if behind and len(behind) < len(standings):
         parts.append("behind the others: " + _names(behind))
     elif behind:
-        parts.append(f"all ranks stand at step {slowest}: " + _names(behind))
+        parts.append(f"all ranks are at step {slowest}: " + _names(behind))
     return "; ".join(parts)
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from qwen_job.report.timeline import account, attempts
 from qwen_job.train.runlog import read_metrics

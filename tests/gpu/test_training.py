@@ -77,7 +77,7 @@ def test_it_trains_saves_goes_on_and_exports(
     os.kill(tiny.workers(process)[0].pid, signal.SIGKILL)
     assert process.wait(60) == 128 + signal.SIGKILL, process.communicate()[0]
     code, output = tiny.run(rough, processes=1, timeout=400)
-    assert code == 0 and "going on from step-" in output, output
+    assert code == 0 and "resuming from step-" in output, output
     # Atomic additions in the backward of attention come in any order: equal to rounding, not bit for bit.
     assert losses(rough.parent) == pytest.approx(expected, abs=0.05)
 

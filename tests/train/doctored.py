@@ -1,51 +1,47 @@
-"""python -m qwen_job.train with one thing changed for a test, named by the variable DOCTOR.
+"""python -m tests.train.doctored CHANGE [VALUE] -- ARGUMENTS: python -m qwen_job.train with one thing changed.
 
-gradients  write the first step's full gradients to $GRADIENTS and stop
-nan        make the loss of prepared row 3 a NaN
-slopes     make the gradients of step $SPOIL, or of all, NaN, and leave the loss as it is
-weights    make the weights NaN after the update of step $SPOIL
-stop       wish to stop after step $STOP_AT
-background write checkpoints in the background, as on GPUs
-oom        run out of the GPU's memory in the third step
+Every change is made to the trainer that setup.py has built, right before it trains; see ``CHANGES``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from qwen_job.train import __main__ as train
+from qwen_job.train import __main__ as main
+
+if TYPE_CHECKING:
+    from qwen_job.train.batches import Batch
+    from qwen_job.train.trainer import Trainer
 
 
-def record_gradients() -> None:
-    """Replace the engine's first step by a dump of what it would have used."""
-    from deepspeed import DeepSpeedEngine
+def record_gradients(trainer: Trainer, path: str) -> None:
+    """Write the first step's full gradients to a file, in place of the step, and leave."""
     from deepspeed.utils import safe_get_full_grad
 
-    def step(engine: Any) -> None:
-        gradients = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
-        if os.environ["RANK"] == "0":
-            torch.save(gradients, os.environ["GRADIENTS"])
+    def step() -> None:
+        gradients = {name: safe_get_full_grad(p).clone() for name, p in trainer.engine.module.named_parameters()}
+        if trainer.ranks.rank == 0:
+            torch.save(gradients, path)
         torch.distributed.barrier()
         os._exit(0)
 
-    DeepSpeedEngine.step = step
+    trainer.engine.step = step  # type: ignore[method-assign]
 
 
-def spoil_a_row() -> None:
-    """Give row 3 a loss that is not a number."""
-    from qwen_job.train.trainer import JobTrainer
+def spoil_a_row(trainer: Trainer, row: str) -> None:
+    """Give the micro-batch with a prepared row a loss that is not finite."""
+    objective = trainer.objective
 
-    summed = JobTrainer._summed_loss
+    def spoiled(engine: Any, batch: Batch) -> torch.Tensor:
+        loss = objective(engine, batch)
+        return loss * float("nan") if int(row) in batch["rows"] else loss
 
-    def spoiled(self: Any, model: Any, batch: Any) -> torch.Tensor:
-        loss = summed(self, model, batch)
-        return loss * float("nan") if 3 in batch["rows"] else loss
-
-    JobTrainer._summed_loss = spoiled  # type: ignore[method-assign]
+    trainer.objective = spoiled  # type: ignore[assignment]
 
 
 class _Spoil(torch.autograd.Function):
@@ -58,79 +54,87 @@ class _Spoil(torch.autograd.Function):
         return slopes[0] * float("nan")
 
 
-def spoil_gradients() -> None:
-    """Give a step, or all, gradients that are not numbers."""
-    from qwen_job.train.trainer import JobTrainer
+def spoil_gradients(trainer: Trainer, step: str) -> None:
+    """Give a step, or ``all``, gradients that are not finite, and leave the loss as it is."""
+    objective = trainer.objective
 
-    summed, chosen = JobTrainer._summed_loss, os.environ["SPOIL"]
+    def spoiled(engine: Any, batch: Batch) -> torch.Tensor:
+        loss = objective(engine, batch)
+        return _Spoil.apply(loss) if step in ("all", str(trainer.state.global_step + 1)) else loss
 
-    def spoiled(self: Any, model: Any, batch: Any) -> torch.Tensor:
-        loss = summed(self, model, batch)
-        return _Spoil.apply(loss) if chosen in ("all", str(self.state.global_step + 1)) else loss
-
-    JobTrainer._summed_loss = spoiled  # type: ignore[method-assign]
+    trainer.objective = spoiled  # type: ignore[assignment]
 
 
-def spoil_weights() -> None:
-    """Break the weights after an update whose loss and gradients are numbers."""
-    from qwen_job.train.trainer import JobTrainer
+def spoil_weights(trainer: Trainer, step: str) -> None:
+    """Break the weights after a step's update, whose loss and gradients are finite."""
+    judge = trainer.guard.judge_update
 
-    record = JobTrainer._record
+    def spoiled(**measured: Any) -> None:
+        if trainer.state.global_step == int(step):
+            next(iter(trainer.engine.module.parameters())).data.fill_(float("nan"))
+        judge(**measured)
 
-    def spoiled(self: Any, *arguments: Any) -> None:
-        record(self, *arguments)
-        if str(self.state.global_step) == os.environ["SPOIL"]:
-            next(self._engine.module.parameters()).data.fill_(float("nan"))
-
-    JobTrainer._record = spoiled  # type: ignore[method-assign]
+    trainer.guard.judge_update = spoiled  # type: ignore[method-assign]
 
 
-def stop_after() -> None:
-    """Hear a wish to stop in the step that is to be the last."""
-    from qwen_job.train.trainer import JobTrainer
+def stop_after(trainer: Trainer, step: str) -> None:
+    """Ask the run to stop in the step that is to be its last."""
+    begin = trainer.parts.wish.hold
 
-    fetch = JobTrainer.get_batch_samples
+    def hold() -> None:
+        if trainer.state.global_step + 1 == int(step):
+            trainer.parts.wish.reason = "the test"
+        begin()
 
-    def fetched(self: Any, *arguments: Any) -> Any:
-        if self.state.global_step + 1 == int(os.environ["STOP_AT"]):
-            self.parts.wish.reason = "the test"
-        return fetch(self, *arguments)
-
-    JobTrainer.get_batch_samples = fetched  # type: ignore[method-assign]
+    trainer.parts.wish.hold = hold  # type: ignore[method-assign]
 
 
-def save_in_background() -> None:
-    """Copy the state aside and let a thread write it."""
-    from qwen_job.train import setup
-
-    setup._has_room_aside = lambda *_: True
+def save_in_background(trainer: Trainer, _: str) -> None:
+    """Copy the state aside and let a thread write it, as on GPUs."""
+    trainer.saver.checkpointer.background = True
 
 
-def run_out_of_memory() -> None:
+def run_out_of_memory(trainer: Trainer, step: str) -> None:
     """Raise what the allocator of a GPU raises."""
-    from qwen_job.train.trainer import JobTrainer
+    objective = trainer.objective
 
-    step = JobTrainer.training_step
-
-    def full(self: Any, *arguments: Any) -> torch.Tensor:
-        if self.state.global_step == 2:
+    def full(engine: Any, batch: Batch) -> torch.Tensor:
+        if trainer.state.global_step + 1 == int(step):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
-        return step(self, *arguments)
+        return objective(engine, batch)
 
-    JobTrainer.training_step = full  # type: ignore[method-assign]
+    trainer.objective = full  # type: ignore[assignment]
+
+
+CHANGES: dict[str, Callable[[Trainer, str], None]] = {
+    "gradients": record_gradients,
+    "nan": spoil_a_row,
+    "slopes": spoil_gradients,
+    "weights": spoil_weights,
+    "stop": stop_after,
+    "background": save_in_background,
+    "oom": run_out_of_memory,
+}
+
+
+def run(change: str, value: str, arguments: list[str]) -> int:
+    """Train with a change; returns the exit code."""
+    from qwen_job.train import setup  # imports DeepSpeed
+
+    build = setup.build_trainer
+
+    def changed(*given: Any) -> Trainer:
+        trainer = build(*given)
+        CHANGES[change](trainer, value)
+        return trainer
+
+    setup.build_trainer = changed
+    return main.main(arguments)
 
 
 if __name__ == "__main__":
     from qwen_job.train.rendezvous import quiet_deepspeed
 
     quiet_deepspeed("cpu")
-    {
-        "gradients": record_gradients,
-        "nan": spoil_a_row,
-        "slopes": spoil_gradients,
-        "weights": spoil_weights,
-        "stop": stop_after,
-        "background": save_in_background,
-        "oom": run_out_of_memory,
-    }[os.environ["DOCTOR"]]()
-    os._exit(train.main(sys.argv[1:]))
+    change, value, _, *arguments = sys.argv[1:]
+    os._exit(run(change, value, arguments))

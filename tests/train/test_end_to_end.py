@@ -91,7 +91,7 @@ def test_the_reference_command_line_runs_under_torchrun(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "--evaluation_strategy is called --eval_strategy today" in done.stderr
+    assert "--evaluation_strategy is now called --eval_strategy" in done.stderr
     assert "scheduler block" in done.stderr
     rates = [line["learning_rate"] for line in tiny.metrics(tmp_path / "out", "step")]
     assert len(rates) == 3 and rates[-1] < rates[1]

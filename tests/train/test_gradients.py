@@ -35,7 +35,7 @@ def gradients(home: Path, name: str) -> dict[str, Any]:
     folder = home / name.replace(" ", "-").replace(",", "")
     changes = {"world_size": ranks, "training__gradient_accumulation_steps": 1, **changes}
     train_yaml = tiny.write_run(folder, 2, **changes)
-    code, output = tiny.run(train_yaml, ranks, DOCTOR="gradients", GRADIENTS=str(folder / "gradients.pt"))
+    code, output = tiny.run(train_yaml, ranks, change=f"gradients {folder}/gradients.pt")
     assert code == 0, output
     found: dict[str, Any] = torch.load(folder / "gradients.pt")
     return found
@@ -52,7 +52,7 @@ def test_every_way_of_batching_gives_the_same_gradient(tmp_path: Path) -> None:
 
 def test_a_row_that_gives_nan_is_left_out_and_counted(tmp_path: Path) -> None:
     train_yaml = tiny.write_run(tmp_path / "run", 3, guards__on_nan="skip")
-    code, output = tiny.run(train_yaml, DOCTOR="nan")
+    code, output = tiny.run(train_yaml, change="nan 3")
     assert code == 0, output
     skips = tiny.metrics(train_yaml.parent, "guard")
     assert [line["skipped"] for line in skips] == [1, 2]  # once in each of two epochs
@@ -63,7 +63,7 @@ def test_a_row_that_gives_nan_is_left_out_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_gradients_that_are_no_numbers_stop_the_run_and_leave_the_checkpoint(tmp_path: Path, stage: int) -> None:
     train_yaml = tiny.write_run(tmp_path / "run", stage)
-    code, output = tiny.run(train_yaml, DOCTOR="slopes", SPOIL="6")
+    code, output = tiny.run(train_yaml, change="slopes 6")
     assert code == 1 and "exitcode  : 7" in output, output  # torchrun's own, and the worker's
     assert "step 6: the gradients are not finite on rank 0, rows" in output
     assert "checkpoint step-4 is the last good one" in output
@@ -72,14 +72,14 @@ def test_gradients_that_are_no_numbers_stop_the_run_and_leave_the_checkpoint(tmp
 
 def test_a_step_without_gradients_is_left_out_and_counted(tmp_path: Path) -> None:
     train_yaml = tiny.write_run(tmp_path / "run", 2, guards__on_nan="skip", precision="bf16")
-    code, output = tiny.run(train_yaml, DOCTOR="slopes", SPOIL="6")
-    assert code == 0 and "step 6: the gradients are not finite" in output and "left out (1 so far)" in output, output
+    code, output = tiny.run(train_yaml, change="slopes 6")
+    assert code == 0 and "step 6: the gradients are not finite" in output and "skipped (1 so far)" in output, output
     assert [line["skipped"] for line in tiny.metrics(train_yaml.parent, "guard")] == [1, 1]  # a line for each rank
 
 
 def test_skipping_ends_where_nothing_is_left_to_train(tmp_path: Path) -> None:
     train_yaml = tiny.write_run(tmp_path / "run", 2, guards__on_nan="skip", precision="bf16")
-    code, output = tiny.run(train_yaml, DOCTOR="slopes", SPOIL="all")
+    code, output = tiny.run(train_yaml, change="slopes all")
     assert code == 1 and "step 3: the gradients are not finite, 3 steps in a row" in output, output
 
 

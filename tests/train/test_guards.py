@@ -19,9 +19,9 @@ from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable, 
 from qwen_job.node.launcher import _name_killed, exit_code
 from qwen_job.run.config import TrainConfig, parse_config
 from qwen_job.run.signals import StopWish, TimeLimit
-from qwen_job.train import __main__ as main
-from qwen_job.train.guards import LossGuard, Suspect, diverged_message, oom_message
-from qwen_job.train.oom_advice import advice, changes, ways_out
+from qwen_job.train import failures
+from qwen_job.train.guards import LossGuard, Suspect, diverged_message
+from qwen_job.train.oom_advice import advice, changes, oom_message, suggestions
 from qwen_job.train.trackers import check_trackers
 from qwen_job.train.watchdog import Standing, hang_message
 from tests.train import tiny
@@ -75,7 +75,7 @@ def test_a_jump_that_passes_neither_raises_the_usual_far_nor_is_forgotten() -> N
 def test_divergence_names_step_rank_rows_and_the_last_good_checkpoint() -> None:
     text = diverged_message(7, "the loss is nan", [Suspect(1, [4], ["data.json:9"])], 5, 6)
     assert "step 7" in text and "rank 1, rows 4 (data.json:9)" in text and "step-5 is the last good one" in text
-    assert "train.on_nan: skip leaves such rows out" in text and "loss_spike_factor" not in text
+    assert "train.on_nan: skip skips such rows" in text and "loss_spike_factor" not in text
     assert "no step has shown that checkpoint step-6 is good" in diverged_message(7, "the loss is nan", [], 6, 6)
 
 
@@ -86,7 +86,7 @@ def test_a_jump_is_told_the_setting_that_lets_it_pass() -> None:
     assert "train.skip_rows: [3, 7]" in diverged_message(13, reason, [Suspect(0, [7, 3], ["a:1"])], 5, 12)
 
 
-def test_out_of_memory_puts_plan_and_measurement_side_by_side_with_three_ways_out() -> None:
+def test_out_of_memory_puts_plan_and_measurement_side_by_side_with_three_suggestions() -> None:
     values, deepspeed = tiny.settings(
         Path("/run"), training__per_device_train_batch_size=4, plan__memory_bytes_per_gpu=30 * 2**30
     )
@@ -95,9 +95,9 @@ def test_out_of_memory_puts_plan_and_measurement_side_by_side_with_three_ways_ou
     assert "planned 30.0 GiB, peak before the failure 79.0 GiB; each of these needs less: " in text
     assert "per_device_train_batch_size: 2 with gradient_accumulation_steps: 4; " in text
     assert text.count(";") == 4 and "per_device_train_batch_size: 1 with" in text and "checkpointing: true" in text
-    caught = main._out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate"), config, deepspeed)
+    caught = failures.out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate"), config, deepspeed)
     assert isinstance(caught, OutOfMemory)
-    assert main._out_of_memory(RuntimeError("something else"), config, deepspeed) is None
+    assert failures.out_of_memory(RuntimeError("something else"), config, deepspeed) is None
 
 
 def big(**changes: object) -> tuple[TrainConfig, dict[str, object]]:
@@ -112,24 +112,24 @@ def test_only_settings_that_fit_by_the_plan_are_named_and_with_what_they_need() 
         attention="varlen", fused_loss="chunked", data__max_length=2048, training__per_device_train_batch_size=16
     )
     capacity = 80 * 2**30
-    ways = ways_out(config, deepspeed, 79 * 2**30, capacity)
+    ways = suggestions(config, deepspeed, 79 * 2**30, capacity)
     assert ways.fit and len(ways.settings) == 3
     assert ways.settings[0].startswith("per_device_train_batch_size: 8 with gradient_accumulation_steps: 4 (about ")
     for text in ways.settings:
         assert int(text.rpartition("about ")[2].split()[0]) * 2**30 <= capacity
     # 24 GiB do not hold 16 bytes for each of 1.84 billion parameters: only what moves them away helps.
-    ways = ways_out(config, deepspeed, 23 * 2**30, 24 * 2**30)
+    ways = suggestions(config, deepspeed, 23 * 2**30, 24 * 2**30)
     assert ways.settings and all("offload" in text for text in ways.settings)
     offloaded = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     config, _ = big(data__max_length=256, gradient_checkpointing=True, fused_loss="chunked")
-    assert "more GPUs, or a smaller model" in advice(ways_out(config, offloaded, 7 * 2**30, 8 * 2**30))
+    assert "more GPUs or a smaller model" in advice(suggestions(config, offloaded, 7 * 2**30, 8 * 2**30))
     assert not any("offload" in text for text, _ in changes(config, offloaded["zero_optimization"]))
 
 
 def test_a_lost_partner_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "_MANNERS_SECONDS", 0)
-    assert isinstance(main._lost_peer(RuntimeError("gloo: Connection closed by peer")), Retryable)
-    assert main._lost_peer(RuntimeError("shape mismatch")) is None
+    monkeypatch.setattr(failures, "MANNERS_SECONDS", 0)
+    assert isinstance(failures.lost_peer(RuntimeError("gloo: Connection closed by peer")), Retryable)
+    assert failures.lost_peer(RuntimeError("shape mismatch")) is None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_the_silent_rank_is_named() -> None:
     standings = [Standing(0, "n0", 5, "fetching", now), Standing(1, "n1", 4, "computing", now - 100)]
     text = hang_message(0, 60, standings, 3, 11)
     assert "no sign of life from rank 1 on n1 (step 4, computing)" in text
-    assert "never heard of ranks 2" in text
+    assert "no contact yet with ranks 2" in text
 
 
 def test_the_slow_rank_is_named() -> None:
@@ -195,18 +195,18 @@ def test_a_time_limit_that_was_extended_is_read_before_it_is_acted_upon(
 
 def test_storage_that_forbids_is_a_persons_to_correct() -> None:
     for code in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
-        known = main._storage(OSError(code, os.strerror(code), "/runs/x"))
+        known = failures.storage(OSError(code, os.strerror(code), "/runs/x"))
         assert isinstance(known, EnvironmentFault) and "/runs/x" in str(known) and "another output" in str(known)
-    assert isinstance(main._storage(OSError(errno.EROFS, "Read-only file system", "/runs/x")), Retryable)
-    assert main._storage(ConnectionResetError("peer")) is None
+    assert isinstance(failures.storage(OSError(errno.EROFS, "Read-only file system", "/runs/x")), Retryable)
+    assert failures.storage(ConnectionResetError("peer")) is None
 
 
 def test_a_checkpoint_of_another_model_names_the_output() -> None:
     values, _ = tiny.settings(Path("/runs/x"))
     config = parse_config(values, "train.yaml")
-    known = main._other_model(RuntimeError("size mismatch for model.embed_tokens.weight: copying a param"), config)
-    assert isinstance(known, JobError) and "output: /runs/x holds checkpoints of another model" in str(known)
-    assert main._other_model(RuntimeError("CUDA error"), config) is None
+    known = failures.other_model(RuntimeError("size mismatch for model.embed_tokens.weight: copying a param"), config)
+    assert isinstance(known, JobError) and "output: /runs/x has checkpoints of another model" in str(known)
+    assert failures.other_model(RuntimeError("CUDA error"), config) is None
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_prepared() -> None:

@@ -136,8 +136,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 def test_a_packed_loss_is_that_of_stock_transformers_whatever_the_config_says(
     attention: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_varlen_attn", flash, raising=False)
-    monkeypatch.setattr(kernels, "_TAKES", frozenset({"scale", "window_size", "enable_gqa"}))
+    takes = frozenset({"scale", "window_size", "enable_gqa"})
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernels.Kernel(flash, takes))
     stock = tiny_model("eager", num_key_value_heads=2, **fields)
     model = tiny_model(kernels.implementation(attention), num_key_value_heads=2, **fields)
     # Small random weights look at everything alike: a window would not show.
@@ -173,7 +173,7 @@ def test_varlen_is_refused_where_it_would_ignore_the_config(monkeypatch: pytest.
     with pytest.raises(ModelError, match="attention_dropout"):
         check_kernel(tiny_model(attention_dropout=0.1, num_key_value_heads=2).config, "varlen")
     config = tiny_model(num_key_value_heads=2, **FIELDS["window in every layer"]).config
-    monkeypatch.setattr(kernels, "_TAKES", frozenset({"is_causal"}))
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernels.Kernel(flash, frozenset({"is_causal"})))
     with pytest.raises(ModelError, match="use_sliding_window"):
         check_kernel(config, "varlen")
     check_kernel(config, "sdpa")

@@ -31,7 +31,7 @@ def agree(home: Path, ranks: int) -> list[dict[str, str]]:
     from torch.distributed import HashStore
 
     from qwen_job.train.rendezvous import Place
-    from qwen_job.train.setup import refuse_corrupt
+    from qwen_job.train.resume import refuse_corrupt
 
     store = HashStore()
     with ThreadPoolExecutor(ranks) as pool:

@@ -117,7 +117,7 @@ def test_one_mislabelled_row_of_short_answers_is_reported_and_ends_no_run(tmp_pa
     assert "data.json:24" in output and "the run ends if it stays there" in output
     again = tiny.write_run(tmp_path / "without", 0, **changes, guards__skip_rows=[23], training__learning_rate=1e-2)
     code, output = tiny.run(again, 1)
-    assert code == 0 and "train.skip_rows: row 23 (data.json:24) is left out" in output, output
+    assert code == 0 and "train.skip_rows: row 23 (data.json:24) is skipped" in output, output
     assert [line["action"] for line in tiny.metrics(again.parent, "guard")] == ["leave out"]
     code, output = tiny.run(tiny.write_run(tmp_path / "beyond", 0, **changes, guards__skip_rows=[40]), 1)
     assert code == 3 and "train.skip_rows: 40: there are 40 rows" in output, output

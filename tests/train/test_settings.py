@@ -2,146 +2,212 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from qwen_job.errors import JobError, UsageError
 from qwen_job.facts.settings import facts
-from qwen_job.run.config import Guards, Training, check_training, parse_config
+from qwen_job.run.config import TrainConfig, check_training, parse_config
+from qwen_job.train.arguments import Arguments, read_arguments, warmup_steps
 from qwen_job.train.flags import IGNORED, Hardware, config_from_flags
 from tests.train import tiny
+
+if TYPE_CHECKING:
+    from qwen_job.train.batches import Loader
 
 pytestmark = pytest.mark.train
 H100 = Hardware("cuda", (9, 0), True)
 CPU = Hardware("cpu", None, False)
 BASE = "--model_name_or_path Qwen/Qwen-7B-Chat --data_path d.json --output_dir /nowhere/out --eval_data_path e.json "
 EVALUATED = "--eval_strategy steps --eval_steps 5 "
-# Handed to transformers as they are, whose loop gives them their effect.
-PASSED: dict[str, Any] = {
+# Every accepted name with another value than its default; what it does is shown in the tests that the comment names.
+ACCEPTED: dict[str, Any] = {
     "data_seed": 0, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4, "eval_delay": 3.0,
     "eval_on_start": True, "full_determinism": True, "log_level": "info", "log_level_replica": "info",
     "logging_first_step": True, "lr_scheduler_kwargs": {"num_cycles": 2}, "neftune_noise_alpha": 5.0,
     "per_device_eval_batch_size": 3, "project": "mine", "run_name": "second", "warmup_steps": 4.0,
     "trackio_bucket_id": "b", "trackio_space_id": "s", "trackio_static_space_id": "t",
-    "dataloader_pin_memory": True, "torch_empty_cache_steps": 2, "tf32": None,
+    "dataloader_pin_memory": False, "torch_empty_cache_steps": 2, "tf32": True,
+    "metric_for_best_model": "perplexity", "torch_compile_backend": "eager", "torch_compile_mode": "default",
 }  # fmt: skip
-# Read by our own code: see the tests below.
-OURS = {"metric_for_best_model": "loss", "torch_compile_backend": "eager", "torch_compile_mode": "default"}
-# Typed settings: another value than the default, and where it goes when it is not passed on under its name.
-TYPED: dict[str, Any] = {
-    "per_device_train_batch_size": 3, "gradient_accumulation_steps": 5, "num_train_epochs": 7.0, "max_steps": 9,
-    "learning_rate": 0.25, "weight_decay": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.75, "adam_epsilon": 0.125,
-    "max_grad_norm": 0.5, "lr_scheduler_type": "linear", "eval_steps": 11, "save_steps": 13,
-    "dataloader_num_workers": 2,
-}  # fmt: skip
-ELSEWHERE = {
-    "warmup_ratio": "warmup_steps", "eval_strategy": "eval_strategy", "save_strategy": "save_strategy",
-    "logging_steps": "our figures", "report_to": "report_to", "save_total_limit": "our checkpoints",
-    "early_stopping_patience": "our trainer", "load_best_model_at_end": "our trainer",
-}  # fmt: skip
+# What transformers' TrainingArguments would do without the name, where ours differs.
+OTHER_DEFAULTS = {"log_level", "metric_for_best_model", "project", "warmup_steps", "lr_scheduler_kwargs"}
 
 
-def arguments(tmp_path: Path, **changes: Any) -> Any:
-    """Return TrainingArguments of a run with one setting changed, held-out rows and data workers."""
-    from qwen_job.train.arguments import training_arguments
-
+def parsed(tmp_path: Path, **changes: Any) -> TrainConfig:
+    """Return a run's settings with some changed, held-out rows and data workers."""
     base = {"data__eval_split": 0.2, "training__eval_steps": 5, "training__dataloader_num_workers": 1}
     values, _ = tiny.settings(tmp_path, **{**base, **changes})
-    return training_arguments(parse_config(values, "train.yaml"), {}, first=True)[0]
+    return parse_config(values, "train.yaml")
 
 
-def test_the_table_is_walked_to_its_end() -> None:
-    assert set(PASSED) | set(OURS) == set(facts()["accepted"])
-    assert set(TYPED) | set(ELSEWHERE) == set(Training.model_fields)
+def arguments(tmp_path: Path, **changes: Any) -> Arguments:
+    """Return the added arguments of such a run."""
+    return read_arguments(parsed(tmp_path, **changes))[0]
 
 
-@pytest.mark.parametrize("name", [name for name in PASSED if facts()["accepted"][name].get("needs") is None])
-def test_a_setting_reaches_transformers(name: str, tmp_path: Path) -> None:
-    plain, changed = arguments(tmp_path), arguments(tmp_path, **{f"training__{name}": PASSED[name]})
-    assert getattr(changed, name) == PASSED[name] != getattr(plain, name)
+def test_every_accepted_name_is_an_argument_and_none_else() -> None:
+    assert set(ACCEPTED) == set(facts()["accepted"]) == {field.name for field in dataclasses.fields(Arguments)}
+
+
+def test_the_table_says_what_each_accepted_name_does() -> None:
+    silent = [name for name, fact in facts()["accepted"].items() if not fact.get("does")]
+    assert not silent
+
+
+def test_an_argument_left_out_is_what_it_is_in_transformers() -> None:
+    from transformers import TrainingArguments
+
+    theirs = TrainingArguments.__dataclass_fields__
+    ours = {field.name: field.default for field in dataclasses.fields(Arguments) if field.name not in OTHER_DEFAULTS}
+    assert ours == {name: theirs[name].default for name in ours}
+
+
+@pytest.mark.parametrize("name", [name for name in ACCEPTED if facts()["accepted"][name].get("needs") is None])
+def test_an_accepted_setting_is_read(name: str, tmp_path: Path) -> None:
+    plain, changed = arguments(tmp_path), arguments(tmp_path, **{f"training__{name}": ACCEPTED[name]})
+    assert getattr(changed, name) == ACCEPTED[name] != getattr(plain, name)
 
 
 @pytest.mark.parametrize("need", ["workers", "evaluation", "trackio", "gpu"])
-def test_a_setting_reaches_transformers_where_its_need_is_met(
+def test_an_accepted_setting_is_read_where_its_need_is_met(
     need: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qwen_job.train.arguments.check_training", lambda _: None)  # of the GPU, there is none here
-    names = [name for name in PASSED if facts()["accepted"][name].get("needs") == need]
-    changed = arguments(tmp_path, **{f"training__{name}": PASSED[name] for name in names})
-    # A CPU's own rule of transformers is why this needs a GPU.
-    kept = {name: getattr(changed, name) for name in names if name != "dataloader_pin_memory"}
-    assert kept and kept == {name: PASSED[name] for name in kept}
+    names = [name for name in ACCEPTED if facts()["accepted"][name].get("needs") == need]
+    changed = arguments(tmp_path, **{f"training__{name}": ACCEPTED[name] for name in names})
+    assert {name: getattr(changed, name) for name in names} == {name: ACCEPTED[name] for name in names}
 
 
-@pytest.mark.parametrize("name", list(TYPED))
-def test_a_typed_setting_reaches_transformers(name: str, tmp_path: Path) -> None:
-    assert getattr(arguments(tmp_path, **{f"training__{name}": TYPED[name]}), name) == TYPED[name]
+def test_an_old_name_is_translated_with_a_note(tmp_path: Path) -> None:
+    config = parsed(tmp_path, training__per_gpu_eval_batch_size=3)
+    found, notes = read_arguments(config)
+    assert found.per_device_eval_batch_size == 3
+    assert "per_device_eval_batch_size" in notes[0]
 
 
-def test_the_strategies_reach_transformers(tmp_path: Path) -> None:
-    changed = arguments(
-        tmp_path, training__eval_strategy="epoch", training__save_strategy="epoch", training__warmup_ratio=0.5
+def test_the_optimizers_settings_reach_the_optimizer(tmp_path: Path) -> None:
+    import torch
+
+    from qwen_job.train.modeling import build_optimizer
+
+    config = parsed(
+        tmp_path,
+        training__learning_rate=0.25,
+        training__weight_decay=0.5,
+        training__adam_beta1=0.5,
+        training__adam_beta2=0.75,
+        training__adam_epsilon=0.125,
     )
-    assert (changed.eval_strategy.value, changed.save_strategy.value) == ("epoch", "epoch")
-    assert changed.warmup_steps == 0.5
-    assert arguments(tmp_path, training__save_steps=0).save_strategy.value == "no"
+    decayed, plain = build_optimizer(torch.nn.Linear(3, 2), config, {}).param_groups
+    assert (decayed["lr"], decayed["betas"], decayed["eps"]) == (0.25, (0.5, 0.75), 0.125)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
 
 
-def loader(**settings: Any) -> Any:
-    """Return the training's loader with these arguments, over eight rows."""
-    from qwen_job.train.course import Course
-    from qwen_job.train.trainer_base import BaseTrainer
-
-    defaults = {"data_seed": None, "seed": 1, "process_index": 0, "world_size": 1, "dataloader_num_workers": 1}
-    more = {
-        "dataloader_pin_memory": False,
-        "dataloader_prefetch_factor": None,
-        "dataloader_persistent_workers": False,
-    }
-    config = SimpleNamespace(training=Training(), torch_compile=False, guards=Guards())
-    fake: Any = SimpleNamespace(
-        args=SimpleNamespace(**{**defaults, **more, **settings}),
-        parts=SimpleNamespace(config=config, train=list(range(8)), pad_id=0, identity=SimpleNamespace(course=Course())),
-    )
-    fake._loader = lambda *arguments: BaseTrainer._loader(fake, *arguments)
-    return BaseTrainer.get_train_dataloader(fake)
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"training__warmup_ratio": 0.05}, 5),
+        ({"training__warmup_ratio": 0.0, "training__warmup_steps": 7.0}, 7),
+        ({"training__warmup_ratio": 0.0, "training__warmup_steps": 0.25}, 25),
+    ],
+)
+def test_the_warmup_is_a_share_or_a_number_of_steps(tmp_path: Path, changes: dict[str, Any], steps: int) -> None:
+    config = parsed(tmp_path, **changes)
+    assert warmup_steps(config, read_arguments(config)[0], 100) == steps
 
 
-def test_the_loaders_settings_reach_the_loader() -> None:
+def loader(tmp_path: Path, *, rows: str = "training_rows", **changes: Any) -> Loader:
+    """Return the training's or the evaluation's loader over eight rows."""
+    import torch
+
+    from qwen_job.train import setup
+    from qwen_job.train.ranks import Ranks
+
+    config = parsed(tmp_path, **changes)
+    alone = Ranks(0, 1, torch.device("cpu"))
+    found: Loader = getattr(setup, rows)(config, read_arguments(config)[0], list(range(8)), alone, 0)
+    return found
+
+
+def test_the_loaders_settings_reach_the_loader(tmp_path: Path) -> None:
     changed = loader(
-        dataloader_prefetch_factor=4,
-        dataloader_persistent_workers=True,
-        dataloader_num_workers=2,
-        dataloader_pin_memory=True,
+        tmp_path,
+        training__dataloader_prefetch_factor=4,
+        training__dataloader_persistent_workers=True,
+        training__dataloader_num_workers=2,
     )
-    found = (changed.prefetch_factor, changed.persistent_workers, changed.num_workers, changed.pin_memory)
-    assert found == (4, True, 2, True)
-    assert (loader().prefetch_factor, loader().persistent_workers) == (2, False)
+    assert (changed.prefetch_factor, changed.persistent_workers, changed.num_workers) == (4, True, 2)
+    plain = loader(tmp_path)
+    assert (plain.prefetch_factor, plain.persistent_workers, plain.num_workers) == (2, False, 1)
+    assert loader(tmp_path, rows="held_out_rows", training__per_device_eval_batch_size=3).sampler_of_steps.micro == 3
 
 
-def test_a_seed_of_the_data_alone_orders_the_rows_even_when_it_is_0() -> None:
-    orders = [loader(data_seed=seed).sampler_of_steps.order() for seed in (None, 0, 2)]
-    assert orders[0] == loader(data_seed=1, seed=9).sampler_of_steps.order()
+def test_a_gpus_rows_are_pinned_unless_the_setting_says_no(tmp_path: Path) -> None:
+    assert not loader(tmp_path).pin_memory
+    assert loader(tmp_path, device="cuda").pin_memory
+    assert not loader(tmp_path, device="cuda", training__dataloader_pin_memory=False).pin_memory
+
+
+def test_a_seed_of_the_data_alone_orders_the_rows_even_when_it_is_0(tmp_path: Path) -> None:
+    seeds: list[dict[str, Any]] = [{}, {"training__data_seed": 0}, {"training__data_seed": 2}]
+    orders = [loader(tmp_path, seed=1, **seed).sampler_of_steps.order() for seed in seeds]
+    assert orders[0] == loader(tmp_path, training__data_seed=1, seed=9).sampler_of_steps.order()
     assert len({tuple(order) for order in orders}) == 3
 
 
-def test_the_cache_is_emptied_every_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_determinism_chooses_deterministic_kernels() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import torch; from qwen_job.train import setup; setup._seed(3, full_determinism=True); "
+        "print(torch.are_deterministic_algorithms_enabled(), torch.initial_seed())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=tiny.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["True", "3"], done.stderr
+
+
+def test_the_log_level_is_that_of_transformers_and_deepspeed(tmp_path: Path) -> None:
+    from deepspeed.utils import logger
+    from transformers.utils import logging
+
+    from qwen_job.train.rendezvous import Place
+    from qwen_job.train.setup import _set_log_level
+
+    before = logging.get_verbosity(), logger.level
+    given = arguments(tmp_path, training__log_level="info", training__log_level_replica="critical")
+    try:
+        for local_rank, level in ((0, 20), (1, 50)):
+            _set_log_level(given, Place(local_rank, 2, local_rank, "localhost", 1))
+            assert (logging.get_verbosity(), logger.level) == (level, level)
+    finally:
+        logging.set_verbosity(before[0])
+        logger.setLevel(before[1])
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_the_cache_is_emptied_every_so_many_steps(every: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from qwen_job.train.trainer import JobTrainer
+    from qwen_job.train.trainer import Trainer
 
     emptied: list[int] = []
     for step in range(1, 7):
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda step=step: emptied.append(step))
         fake: Any = SimpleNamespace(
-            args=SimpleNamespace(torch_empty_cache_steps=3), state=SimpleNamespace(global_step=step)
+            parts=SimpleNamespace(arguments=Arguments(torch_empty_cache_steps=every)),
+            state=SimpleNamespace(global_step=step),
         )
-        JobTrainer._empty_cache(fake)
-    assert emptied == [3, 6]
+        Trainer._empty_cache(fake)
+    assert emptied == ([3, 6] if every else [])
 
 
 def test_the_project_and_the_name_reach_the_trackers(tmp_path: Path) -> None:
@@ -186,13 +252,13 @@ def test_train_yaml_is_judged_before_anything_is_fetched(change: dict[str, Any],
 def test_a_schedule_that_fails_in_the_middle_fails_before_the_first_step(
     kind: str, kwargs: dict[str, Any], steps: int, words: str, tmp_path: Path
 ) -> None:
-    from qwen_job.train.arguments import check_schedule
+    from qwen_job.train.schedule import check_schedule
 
-    changed = {"training__lr_scheduler_type": kind, "training__lr_scheduler_kwargs": kwargs}
-    args = arguments(tmp_path, **changed)
+    config = parsed(tmp_path, training__lr_scheduler_type=kind, training__lr_scheduler_kwargs=kwargs)
+    given, _ = read_arguments(config)
     with pytest.raises(JobError, match=words):
-        check_schedule(args, steps)
-    check_schedule(args, 1000)
+        check_schedule(config, given, steps)
+    check_schedule(config, given, 1000)
 
 
 # The reference's command line: every accepted flag lands in the run's settings, every other one is refused.
@@ -201,9 +267,9 @@ def flagged(words: str, hardware: Hardware = H100) -> Any:
     return config_from_flags(shlex.split(BASE + words), hardware, 1)
 
 
-@pytest.mark.parametrize("name", [name for name in {**PASSED, **OURS} if name != "tf32"])
+@pytest.mark.parametrize("name", list(ACCEPTED))
 def test_an_accepted_flag_is_in_the_runs_settings(name: str) -> None:
-    value = {**PASSED, **OURS}[name]
+    value = ACCEPTED[name]
     text = '{"num_cycles": 2}' if isinstance(value, dict) else str(value)
     more = "--dataloader_num_workers 1 --report_to trackio --lr_scheduler_type cosine --torch_compile True "
     config, _, notes = flagged(f"{EVALUATED}{more}--{name} '{text}'")

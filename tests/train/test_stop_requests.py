@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from tests.support import optional
@@ -97,7 +97,7 @@ def test_a_launcher_that_waits_for_the_others_leaves(tmp_path: Path, rank: int) 
 @pytest.mark.parametrize(
     ("how", "where", "words"),
     [
-        ("in Python", "qwen_job.train.__main__._data", "before the first step"),
+        ("in Python", "qwen_job.train.attempt._data", "before the first step"),
         ("in C", "qwen_job.train.setup.build_trainer", "before the first step"),
         ("in C", "qwen_job.train.export.export", "while the model was exported"),
     ],

@@ -37,7 +37,7 @@ def test_four_then_two_then_four_ranks_learn_what_four_alone_do(
     settings = yaml.safe_load(moved.read_text())
     for last, ranks in ((3, 4), (6, 2), (10, 4)):
         # Ends there by a stop request: the schedule still knows of nine steps, and the last run takes them all.
-        code, output = tiny.run(moved, ranks, DOCTOR="stop", STOP_AT=str(last))
+        code, output = tiny.run(moved, ranks, change=f"stop {last}")
         assert code in (0, 1, 160), output
     assert settings["world_size"] == 4
     losses = {line["step"]: line["loss"] for line in tiny.metrics(moved.parent, "step")}

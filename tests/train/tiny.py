@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import yaml
 
 MODEL = {
@@ -135,12 +135,16 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, **quiet, **extra}
 
 
-def start(train_yaml: Path, processes: int = 2, **extra: str) -> subprocess.Popen[str]:
-    """Start a run on this machine through the node launcher; doctored if the variable DOCTOR is given."""
+def start(train_yaml: Path, processes: int = 2, *, change: str = "", **extra: str) -> subprocess.Popen[str]:
+    """Start a run on this machine through the node launcher.
+
+    ``change``: what to change in its trainer, such as ``stop 4``; see tests/train/doctored.py. Torchrun starts it then.
+    """
     command = [sys.executable, "-m", "qwen_job.node.launcher", "--nproc_per_node", str(processes), "--"]
-    if "DOCTOR" in extra:
+    if change:
+        name, _, value = change.partition(" ")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(processes), "-m", "tests.train.doctored"]
+        command += ["--nproc_per_node", str(processes), "-m", "tests.train.doctored", name, value, "--"]
     return subprocess.Popen(
         [*command, "--config", str(train_yaml)],
         stdout=subprocess.PIPE,
@@ -150,9 +154,11 @@ def start(train_yaml: Path, processes: int = 2, **extra: str) -> subprocess.Pope
     )
 
 
-def run(train_yaml: Path, processes: int = 2, timeout: float = 240, **extra: str) -> tuple[int, str]:
+def run(
+    train_yaml: Path, processes: int = 2, timeout: float = 240, *, change: str = "", **extra: str
+) -> tuple[int, str]:
     """Run to the end; returns the exit code and everything that was printed."""
-    process = start(train_yaml, processes, **extra)
+    process = start(train_yaml, processes, change=change, **extra)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

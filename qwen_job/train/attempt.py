@@ -1,0 +1,140 @@
+"""One attempt of a run from top to bottom: prepare, train, export."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen_job.report.closing import write_pages
+from qwen_job.report.summary import against_plan
+from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.run.signals import StopWish
+from qwen_job.text import duration
+from qwen_job.train.deepspeed_config import zero_stage
+from qwen_job.train.rendezvous import Place, join, once, tell
+from qwen_job.train.runlog import RunLog, read_metrics
+from qwen_job.train.settings_diff import settings_text
+from qwen_job.train.trackers import start_trackers
+from qwen_job.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+    from qwen_job.train.trainer import Trainer
+
+_WHILE_EXPORTING = "while the model was exported: every step is saved; run the same job again to export it"
+
+
+def train(
+    config: TrainConfig, deepspeed: DeepSpeedConfig, place: Place, store: Store, wish: StopWish, log: RunLog
+) -> None:
+    """Prepare, train, export."""
+    started = time.time()
+    # Until the first step begins, a signal ends whatever runs here.
+    with wish.interrupting():
+        join(place, store, config.device)
+        # Trackers, model and data are made by one process while the others poll.
+        log.heartbeat("preparing")
+        tell(store, "trackers", place.is_first, lambda: _report_to(config, log))
+        model_folder = once(place, store, "model", lambda: _model(config, log))
+        prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
+
+        # Imported late: a wrong setting should not cost these seconds.
+        from qwen_job.train.resume import choose_checkpoint, identify
+        from qwen_job.train.setup import Attempt, build_trainer, load
+
+        beginning = choose_checkpoint(
+            config, zero_stage(deepspeed), place, store, log, lambda: identify(config, prepared, model_folder)
+        )
+        resumed = beginning.resume
+        if resumed is not None and resumed.universal:
+            deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
+        seconds, folder = config.guards.hang_seconds, config.output_dir / "logs"
+        watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
+        watchdog.loading()
+        attempt = Attempt(config, deepspeed, place, wish, log)
+        loaded = load(attempt, model_folder, prepared)
+        step = resumed.step if resumed else None
+        log.write(
+            "start",
+            step or 0,
+            attempt=log.attempt,
+            world_size=place.world_size,
+            resumed_from=step,
+            host=os.uname().nodename,
+        )
+        trainer = build_trainer(attempt, loaded, beginning, watchdog)
+        # The collector's pauses grow with the number of live objects; these stay for good.
+        gc.collect()
+        gc.freeze()
+        trainer.train()
+    finish(trainer, deepspeed, model_folder, started)
+
+
+def finish(trainer: Trainer, deepspeed: DeepSpeedConfig, model_folder: Path, started: float) -> None:
+    """Write model/ and, last of all, done.json."""
+    from qwen_job.train.export import export, write_done
+
+    config, log, state = trainer.config, trainer.log, trainer.state
+    log.heartbeat("saving", state.global_step)
+    trainer.parts.watchdog.rest()
+    trainer.take_best_weights()
+    saved = trainer.saver.saved == state.global_step
+    with trainer.parts.wish.interrupting(_WHILE_EXPORTING) if saved else contextlib.nullcontext():
+        export(trainer, deepspeed, model_folder, config.output_dir / "model")
+    step, seconds = state.global_step, time.time() - started
+    log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
+    if log.active:
+        write_pages(config.output_dir, log.say)
+        lines = read_metrics(config.output_dir)
+        losses = {line["step"]: line["loss"] for line in lines if line["type"] == "step"}
+        # Of an earlier attempt, where this one had nothing left to train.
+        evaluated = [line["loss"] for line in lines if line["type"] == "eval"]
+        done = {
+            "step": step,
+            "total_steps": state.max_steps,
+            "train_loss": sum(losses.values()) / max(1, len(losses)),
+            "eval_loss": trainer.eval_loss if trainer.eval_loss is not None else next(reversed(evaluated), None),
+            "train_seconds": seconds,
+            "model": "model",
+            "settings": json.loads(settings_text(config)),
+            "finished": time.time(),
+        }
+        write_done(config.output_dir / "done.json", done)
+    log.heartbeat("done", step)
+    log.say(f"done: {step} steps in {duration(seconds)}, the model is in {config.output_dir / 'model'}")
+
+
+def _report_to(config: TrainConfig, log: RunLog) -> str:
+    config.training.report_to = start_trackers(config, log.say)
+    return ""
+
+
+def _model(config: TrainConfig, log: RunLog) -> Path:
+    from qwen_job.data.sample import sample_texts
+    from qwen_job.models import ModelSpec, ensure_model
+
+    data = [Path(item["path"]) for item in config.data.get("train", [])]
+    return ensure_model(
+        ModelSpec.from_dict(config.model),
+        output_dir=config.output_dir,
+        texts=lambda: sample_texts(data),
+        progress=log.say,
+    )
+
+
+def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
+    from qwen_job.data import DataSpec, open_prepared, prepare_data
+    from qwen_job.data.prepared import describe
+
+    spec = DataSpec.from_dict(config.data)
+    cache = spec.cache_dir or config.output_dir / "prepared"
+    folder = prepare_data(spec, model_folder, cache, workers=spec.num_workers)
+    for line in describe(open_prepared(folder).stats):
+        log.say(f"data: {line}")
+    return folder

@@ -1,0 +1,144 @@
+"""Where a run resumes: the newest checkpoint that every rank can read, and whether it belongs to this run.
+
+- ``choose_checkpoint``: the checkpoint and the run's identity, chosen by rank 0 for all
+- ``refuse_corrupt``: the ranks share the reading
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from qwen_job.data import open_prepared
+from qwen_job.errors import JobError, NoProgress
+from qwen_job.run.config import TrainConfig
+from qwen_job.run.manifest import newest, wrong_hash
+from qwen_job.train.course import Course
+from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
+from qwen_job.train.rendezvous import Place, tell
+from qwen_job.train.runlog import RunLog, fruitless_attempts, read_metrics
+from qwen_job.train.settings_diff import changes_since
+from qwen_job.train.universal import check_stage, make_universal
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_MOST_FRUITLESS = 3
+
+
+class Resume(NamedTuple):
+    """Where a run resumes; ``universal`` when the checkpoint was saved on another number of ranks."""
+
+    step: int
+    path: Path
+    universal: bool
+
+
+class Beginning(NamedTuple):
+    """What an attempt starts with: a checkpoint or none, and what belongs to the run."""
+
+    resume: Resume | None
+    identity: Identity
+
+
+def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, str]:
+    """Read the newest checkpoint, each rank its own files, until one is whole; returns the broken ones and why.
+
+    The ranks read at the same time, and no collective is open while they do.
+    """
+    refused: dict[str, str] = {}
+
+    def candidate() -> str:
+        found, _ = newest(checkpoints, hashes=False, refused=refused)
+        return str(found.path) if found else ""
+
+    def judged(name: str, folder: Path) -> str:
+        for rank in range(place.world_size):
+            # Rank 0 reads its own files first, while the others read theirs.
+            reason = tell(store, f"{name}/{rank}", rank == 0, lambda: wrong_hash(folder, 0, place.world_size))
+            if reason:
+                return f"{reason}, as rank {rank} read it"
+        return ""
+
+    while proposed := tell(store, f"candidate/{len(refused)}", place.is_first, candidate):
+        folder, name = Path(proposed), f"candidate/{len(refused)}/rank"
+        if not place.is_first:
+            tell(store, f"{name}/{place.rank}", True, lambda: wrong_hash(folder, place.rank, place.world_size))  # noqa: B023
+        reason = tell(store, f"{name}/verdict", place.is_first, lambda: judged(name, folder))  # noqa: B023
+        if not reason:
+            break
+        refused[folder.name] = reason
+    return refused
+
+
+def choose_checkpoint(
+    config: TrainConfig, stage: int, place: Place, store: Store, log: RunLog, identity: Callable[[], Identity]
+) -> Beginning:
+    """Choose the newest complete checkpoint, its files read by all ranks; rank 0 reports why.
+
+    ``identity`` measures on rank 0 what would be trained.
+
+    Raises:
+        JobError: the checkpoint was saved with another ZeRO stage, or belongs to other data or another model.
+    """
+    refused = refuse_corrupt(config.output_dir / "checkpoints", place, store)
+
+    def choose() -> str:
+        found, passed_over = newest(config.output_dir / "checkpoints", hashes=False, refused=refused)
+        refuse_without_progress(config.output_dir, found.step if found else None)
+        for line in passed_over:
+            log.say(f"checkpoints: {line}")
+        now = identity()
+        if found is None:
+            _refuse_without_checkpoint(config, log)
+            return json.dumps([None, now])
+        check_stage(found, stage)
+        log.say(f"resuming from {found.path.name}: the newest checkpoint whose files match its manifest")
+        if (config.output_dir / "done.json").exists():
+            log.say(f"train.resume: extend: the run was complete; training continues from step {found.step}")
+        if changed := changes_since(found.path, config):
+            log.say(f"changed since {found.path.name} was saved, and used from now on: {'; '.join(changed)}")
+        course, notes = resume_course(found.step, read_identity(found.path), now, config.resume, config.output_dir)
+        for note in notes:
+            log.say(note)
+        now = now._replace(course=course)
+        if found.world_size == place.world_size or stage == 0:
+            return json.dumps([[found.step, str(found.path), False], now])
+        log.say(f"it was saved on {found.world_size} ranks, and {place.world_size} are running: converting it")
+        return json.dumps([[found.step, str(make_universal(found)), True], now])
+
+    resumed, (data, model, rows, width, course) = json.loads(tell(store, "checkpoint", place.is_first, choose))
+    resume = None if resumed is None else Resume(resumed[0], Path(resumed[1]), resumed[2])
+    return Beginning(resume, Identity(data, model, rows, width, Course(*course)))
+
+
+def identify(config: TrainConfig, prepared: Path, model_folder: Path) -> Identity:
+    """Measure what would be trained: rows, model, and the width of a step."""
+    return identity_of(prepared, len(open_prepared(prepared).train), model_folder, config.global_batch_size)
+
+
+def refuse_without_progress(folder: Path, step: int | None) -> None:
+    """Refuse a further attempt when several in a row began at ``step`` and saved nothing.
+
+    Raises:
+        NoProgress: another attempt would only use up the allocation.
+    """
+    count = fruitless_attempts(read_metrics(folder), step)
+    if count >= int(os.environ.get("QWEN_JOB_MAX_WITHOUT_PROGRESS") or _MOST_FRUITLESS):
+        raise NoProgress(
+            f"{count} attempts in a row began at step {step or 0} and ended before the next checkpoint; look at the "
+            f"logs of the last one, or lower save_steps so that an attempt reaches a save, then run the job again"
+        )
+
+
+def _refuse_without_checkpoint(config: TrainConfig, log: RunLog) -> None:
+    if (config.output_dir / "done.json").exists():
+        raise JobError(
+            f"train.resume: extend: {config.output_dir} has no checkpoint, and so no optimizer state: start from its "
+            "model/ with another output"
+        )
+    if any(line["type"] == "save" for line in read_metrics(config.output_dir)):
+        log.say("metrics.jsonl lists checkpoints, but none can be used: starting at step 1")
