@@ -22,13 +22,11 @@ HEADING = "## Glossary"
 # Rooms (or files) of qwen_job whose words are still to be cleaned. Clean one, then remove it here.
 TO_CLEAN = {
     "facts",
-    "infer",
     "job",
     "launch",
     "models",
     "plan",
     "render",
-    "report",
     "run",
     "templates",
 }

@@ -1,7 +1,7 @@
-"""A model and its answers: loading for inference, greedy or sampled decoding, token by token.
+"""Generate a model's answers: load it for inference, and decode greedily or by sampling, token by token.
 
-- ``Answerer``: prompt ids -> pieces of text, as they come
-- ``load_answerer``: a model folder -> an Answerer on the best device there is
+- ``Answerer``: prompt ids -> pieces of text, as they are generated
+- ``load_answerer``: a model folder -> an Answerer on the best device available
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen_job.models.loading import load_native
 
 
 class Answerer:
-    """A loaded model that continues prompts; keeps the attention cache of the last prompt for the next one."""
+    """A loaded model that continues prompts, and reuses the KV cache of the last prompt."""
 
     def __init__(self, model: Any, tokenizer: ChatTokenizer, stops: Sequence[int]) -> None:
         self.model, self.tokenizer, self.stops = model, tokenizer, frozenset(stops)
@@ -28,7 +28,7 @@ class Answerer:
         self._cache: Any = None
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-        """Yield the answer to ``prompt`` in pieces of whole characters; ends before the first stop token."""
+        """Yield the answer to ``prompt`` in pieces of whole characters, up to the first stop token."""
         decoder = _Decoder(self.tokenizer)
         for token in self.tokens(prompt, sampling):
             if piece := decoder.add(token):
@@ -37,7 +37,7 @@ class Answerer:
             yield rest
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """Yield the answer's token ids, the stop token left out."""
+        """Yield the answer's token ids, without the stop token."""
         generator = torch.Generator()
         if sampling.seed is not None:
             generator.manual_seed(sampling.seed)
@@ -50,7 +50,7 @@ class Answerer:
             logits = self._feed([*self._seen, token])
 
     def _feed(self, ids: list[int]) -> torch.Tensor:
-        """Return the logits [V] after ``ids``; what the cache holds already is not computed again."""
+        """Return the logits [V] after ``ids``; tokens in the cache are not computed again."""
         kept = 0
         while kept < min(len(self._seen), len(ids) - 1) and self._seen[kept] == ids[kept]:
             kept += 1
@@ -64,7 +64,7 @@ class Answerer:
 
 
 def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator, seen: Sequence[int] = ()) -> int:
-    """Return the next token's id from ``logits`` [V]; ``seen`` are the ids so far, the prompt's too."""
+    """Return the next token id from ``logits`` [V]; ``seen`` are all ids so far, with the prompt."""
     scores, ids = logits[None], torch.tensor([list(seen)], dtype=torch.int64)
     for change in _changes(sampling):
         scores = change(ids, scores)
@@ -74,7 +74,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator,
 
 
 def _changes(sampling: Sampling) -> list[Any]:
-    """Return transformers' own processors, in its order."""
+    """Return transformers' logits processors, in its order."""
     from transformers.generation import logits_process as process
 
     penalty = sampling.repetition_penalty
@@ -88,23 +88,23 @@ def _changes(sampling: Sampling) -> list[Any]:
 
 
 class _Decoder:
-    """Token ids -> text, holding back bytes that are not a whole character yet."""
+    """Decodes token ids, and holds back bytes until they form a whole character."""
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
-        self._tokenizer, self._ids, self._told = tokenizer, list[int](), 0
+        self._tokenizer, self._ids, self._shown = tokenizer, list[int](), 0
 
     def add(self, token: int) -> str:
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\ufffd"):
             return ""
-        piece, self._told = text[self._told :], len(text)
+        piece, self._shown = text[self._shown :], len(text)
         if text.endswith("\n"):
-            self._ids, self._told = [], 0
+            self._ids, self._shown = [], 0
         return piece
 
     def rest(self) -> str:
-        return self._tokenizer.decode(self._ids)[self._told :]
+        return self._tokenizer.decode(self._ids)[self._shown :]
 
 
 def load_answerer(folder: Path) -> Answerer:
@@ -124,7 +124,7 @@ def load_answerer(folder: Path) -> Answerer:
 
 
 def device_and_dtype() -> tuple[str, torch.dtype]:
-    """Return where to run and in what: GPUs before Ampere only emulate bfloat16, so they get float16."""
+    """Return the device and dtype: GPUs before Ampere only emulate bfloat16, so they use float16."""
     if not torch.cuda.is_available():
         return "cpu", torch.float32
     return "cuda", torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16

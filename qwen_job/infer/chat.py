@@ -1,4 +1,4 @@
-"""``qwen-job chat``: a conversation with a trained model, in the terminal or through a pipe."""
+"""``qwen-job chat``: chat with a trained model in the terminal or through a pipe."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qwen_job.text import visible
 if TYPE_CHECKING:
     from qwen_job.infer.answer import Answerer
 
-HELP = "/clear forgets the conversation, /system TEXT changes the system prompt, /exit ends (so does Ctrl-D)"
+HELP = "/clear: start a new conversation; /system TEXT: change the system prompt; /exit or Ctrl-D: quit"
 
 
 class Chat:
-    """A conversation: turns so far, and the next answer."""
+    """A conversation: the turns so far, and the next answer."""
 
     def __init__(self, answerer: Answerer, system: str, sampling: Sampling) -> None:
         self.system = system
@@ -28,7 +28,7 @@ class Chat:
         self._answerer, self._sampling = answerer, sampling
 
     def ask(self, text: str) -> Iterator[str]:
-        """Yield the answer in pieces; the turn joins the history when it is complete (or was interrupted)."""
+        """Yield the answer in pieces; add the turn to the history when it is complete or interrupted."""
         prompt = self._prompt(text)
         pieces: list[str] = []
         try:
@@ -39,12 +39,12 @@ class Chat:
             self.turns += [("user", text), ("assistant", "".join(pieces))]
 
     def _prompt(self, text: str) -> list[int]:
-        """Return the ids to answer; the oldest turns go when the model's length is reached."""
+        """Return the prompt ids; the oldest turns are dropped when the conversation exceeds the model's context."""
         from qwen_job.data.encode import encode_prompt
 
         for name, words in (("message", text), ("system prompt", self.system)):
             if any("\ud800" <= letter <= "\udfff" for letter in words):
-                raise UsageError(f"the {name} is not UTF-8 text; write it in UTF-8: {visible(words, 80)}")
+                raise UsageError(f"the {name} is not UTF-8 text: {visible(words, 80)}")
         room = self._answerer.limit - min(self._sampling.max_new_tokens, self._answerer.limit // 2)
         while True:
             turns = [*self.turns, ("user", text)]
@@ -52,12 +52,12 @@ class Chat:
             if len(ids) <= room:
                 return ids
             if not self.turns:
-                raise UsageError(f"the message takes {len(ids)} tokens, the model has room for {room}; shorten it")
+                raise UsageError(f"the message has {len(ids)} tokens, and the model has room for {room}; shorten it")
             del self.turns[:2]
 
 
 def open_chat(path: Path, system: str | None, sampling: Sampling | SamplingOptions) -> Chat:
-    """Load the model of a run's or a model's folder; ``system`` None means the one it was trained with."""
+    """Load the model of a run folder or a model folder; ``system`` None: the prompt that it was trained with."""
     target = find_model(path)
     if isinstance(sampling, SamplingOptions):
         sampling = sampling.for_model(target.model)
@@ -69,7 +69,7 @@ def open_chat(path: Path, system: str | None, sampling: Sampling | SamplingOptio
 
 def quiet() -> None:
     """Keep libraries from writing to standard output."""
-    # DeepSpeed, which transformers imports where it is installed, would greet on stdout.
+    # transformers imports DeepSpeed if it is installed, and DeepSpeed prints a line to stdout.
     os.environ.setdefault("DS_ACCELERATOR", _accelerator())
 
 
@@ -80,12 +80,12 @@ def _accelerator() -> str:
 
 
 def _shown(piece: str) -> str:
-    """A model says what it likes, control sequences too; lines and tabs stay."""
+    """Escape control sequences in a model's output; keep line ends and tabs."""
     return visible(piece, None, keep="\n\t")
 
 
 def answer_all(chat: Chat, prompts: Iterable[str], out: TextIO) -> None:
-    """Answer prompts one after the other, as one conversation, each answer on its own lines."""
+    """Answer the prompts in turn, as one conversation, each answer on its own lines."""
     for prompt in prompts:
         for piece in chat.ask(prompt):
             out.write(_shown(piece))
@@ -96,7 +96,7 @@ def answer_all(chat: Chat, prompts: Iterable[str], out: TextIO) -> None:
 
 def talk(chat: Chat, out: TextIO) -> None:
     """Run the interactive conversation until /exit or the end of input; Ctrl-C stops an answer."""
-    import readline  # noqa: F401 (gives input() its line editing)
+    import readline  # noqa: F401 (adds line editing to input())
 
     print(HELP, file=sys.stderr)
     while True:
@@ -131,13 +131,13 @@ def _interruptible(chat: Chat, text: str, out: TextIO) -> None:
 
 
 def chat_command(path: Path, prompts: Sequence[str], system: str | None, sampling: Sampling | SamplingOptions) -> None:
-    """Answer ``prompts``; without any, talk on a terminal or answer each line of standard input."""
+    """Answer ``prompts``; without any, chat on a terminal, or answer each line of standard input."""
     chat = open_chat(path, system, sampling)
     if prompts:
         answer_all(chat, prompts, sys.stdout)
     elif sys.stdin.isatty():
         talk(chat, sys.stdout)
     else:
-        if isinstance(sys.stdin, io.TextIOWrapper):  # what is not UTF-8 is refused with its turn
+        if isinstance(sys.stdin, io.TextIOWrapper):  # text that is not UTF-8 is refused turn by turn
             sys.stdin.reconfigure(errors="surrogateescape")
         answer_all(chat, (line.rstrip("\n") for line in sys.stdin if line.strip()), sys.stdout)

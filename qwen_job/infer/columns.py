@@ -1,4 +1,4 @@
-"""Texts beside one another in a terminal, Chinese ones too: a wide character takes two columns."""
+"""Show texts side by side in a terminal, including Chinese: a wide character takes two columns."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _columns(letter: str) -> int:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Cut text into lines of at most ``width`` columns, at a space where the line has one in its second half."""
+    """Wrap text to ``width`` columns, at a space if the line has one in its second half."""
     lines = []
     for paragraph in text.splitlines() or [""]:
         rest = paragraph.expandtabs(4)
         while width_of(rest) > width:
             cut = _fit(rest, width)
             space = rest.rfind(" ", cut // 2, cut + 1)
-            # Chinese may be cut anywhere; only a word of letters is kept whole.
+            # Chinese may be cut anywhere; only words of letters are kept whole.
             cut = space if space > 0 and _columns(rest[cut]) == _columns(rest[cut - 1]) == 1 else cut
             lines.append(rest[:cut].rstrip())
             rest = rest[cut:].lstrip()
@@ -46,7 +46,7 @@ def _fit(text: str, width: int) -> int:
 
 
 def side_by_side(columns: Mapping[str, str], width: int) -> list[str]:
-    """Return lines with the texts under their names, all columns equally wide."""
+    """Return lines with each text under its name, in columns of equal width."""
     each = max(10, (width - _GAP * (len(columns) - 1)) // len(columns))
     wrapped = [[name, "-" * min(each, len(name)), *wrap(text, each)] for name, text in columns.items()]
     lines = []

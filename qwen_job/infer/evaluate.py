@@ -1,8 +1,8 @@
-"""``qwen-job evaluate``: held-out loss and sample answers, before the training and after it, side by side.
+"""``qwen-job evaluate``: held-out loss and sample answers, before and after training, side by side.
 
 - ``evaluate``: a run (or a model) and a file of conversations -> an ``Evaluation``
-- ``held_out_loss``: mean cross-entropy of the answers' tokens, as the trainer counts it
-- ``as_text``: the table for people
+- ``held_out_loss``: mean cross-entropy of the answer tokens, as the trainer computes it
+- ``as_text``: the result as text
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOGIT_ROWS = 512  # 512 x 151,936 x 4 bytes are 0.3 GB
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy per trained token, natural logarithm, and its exponential."""
+    """Cross-entropy per trained token (natural logarithm), and its exponential."""
 
     loss: float
     perplexity: float
@@ -45,7 +45,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class SampleAnswer:
-    """A question and what was, is and should be answered; ``before`` is None without the first model."""
+    """A question, its reference answer, and the model's answers before and after training (``before`` may be None)."""
 
     prompt: str
     reference: str
@@ -55,7 +55,7 @@ class SampleAnswer:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result; ``tokens`` are those that count in the loss."""
+    """The result; ``tokens`` counts the tokens in the loss."""
 
     model: str
     data: str
@@ -74,13 +74,14 @@ class Evaluation:
 def evaluate(
     path: Path, data: Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Notify
 ) -> Evaluation:
-    """Measure the model of a run's or a model's folder on a file of conversations in any known format.
+    """Measure the model of a run folder or a model folder on a file of conversations in any supported format.
 
-    ``before`` asks for the model that the run started from as well; where that cannot be had any more, a line says
-    so and its column is left out.
+    With ``before``, the model that the run started from is measured as well; if it is not available any more, a line
+    reports it and its column is omitted.
 
     Raises:
-        ModelError: there is no model. DataError: the file holds no conversations with an answer.
+        ModelError: there is no model.
+        DataError: the file has no conversations with an answer.
     """
     target = find_model(path)
     spec = _spec(target, data)
@@ -112,7 +113,7 @@ class _Measured:
 
 
 def _spec(target: ChosenModel, data: Path) -> DataSpec:
-    """Return the run's own settings for another file: the same prompt, mask and length give comparable losses."""
+    """Return the run's data settings for this file: the same prompt, mask and length give comparable losses."""
     section = target.settings.get("data")
     own = (
         DataSpec.from_dict(section) if isinstance(section, dict) else DataSpec(train=(DataFile(data),), max_length=2048)
@@ -129,14 +130,14 @@ def _conversations(data: Path, spec: DataSpec, count: int) -> list[Conversation]
         try:
             conversation = read_row(value, spec.format, spec.turn_order, ignored)
         except RecordError as error:
-            raise DataError(f"{data}: row {row}: {error}; 'qwen-job data check' lists all such rows") from None
+            raise DataError(f"{data}: row {row}: {error}; 'qwen-job data check' lists all invalid rows") from None
         if conversation:
             found.append(conversation)
     return found
 
 
 def _question(conversation: Conversation) -> list[tuple[str, str]]:
-    """Return the turns up to the first answer, the system prompt first where the data gives one."""
+    """Return the turns up to the first answer, after the system prompt if the data has one."""
     system = [("system", conversation.system)] if conversation.system is not None else []
     ends = next(index for index, turn in enumerate(conversation.turns) if turn.role == "assistant")
     return [*system, *((turn.role, turn.text) for turn in conversation.turns[: ends + 1])]
@@ -154,7 +155,7 @@ def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
     try:
         return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, texts=lambda: sample_texts(files))
     except QwenJobError as error:
-        progress(f"the model before training cannot be had: {error}")
+        progress(f"the model before training is not available: {error}")
         return None
 
 
@@ -192,18 +193,18 @@ def _answer(answerer: Answerer, turns: list[tuple[str, str]], system: str, sampl
 
 
 def held_out_loss(answerer: Answerer, rows: PackedRows) -> tuple[float, int]:
-    """Return (mean cross-entropy, trained tokens) over all rows of unpacked data; each token counts the same."""
+    """Return (mean cross-entropy, trained tokens) over all rows of unpacked data; every token has the same weight."""
     total, count = 0.0, 0
     for batch in _batches(rows):
         part, tokens = _batch_loss(answerer.model, [rows[index] for index in batch])
         total, count = total + part, count + tokens
     if not count:
-        raise DataError("the file holds no answer within max_length; nothing can be evaluated")
+        raise DataError("the file has no answer within max_length to evaluate")
     return total / count, count
 
 
 def _batches(rows: PackedRows) -> Iterator[list[int]]:
-    """Group rows of like length, at most _BATCH_TOKENS with their padding."""
+    """Group rows of similar length, at most _BATCH_TOKENS with padding."""
     lengths = rows.row_lengths().tolist()
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -217,7 +218,7 @@ def _batches(rows: PackedRows) -> Iterator[list[int]]:
 
 def _batch_loss(model: Any, rows: list[Any]) -> tuple[float, int]:
     import torch
-    from torch.nn import functional as F  # noqa: N812 (torch's own habit)
+    from torch.nn import functional as F  # noqa: N812 (the usual name)
 
     longest = max(len(row.input_ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -240,7 +241,7 @@ def _batch_loss(model: Any, rows: list[Any]) -> tuple[float, int]:
 
 
 def as_text(result: Evaluation, width: int) -> str:
-    """Return the result for people, answers side by side in ``width`` columns."""
+    """Return the result as text, with answers side by side in ``width`` columns."""
     lines = [f"{result.conversations} conversations, {result.tokens:,} answer tokens of {result.data}", ""]
     for name, loss in (("before", result.before), ("after", result.after)):
         if loss:

@@ -1,4 +1,4 @@
-"""What a user means by RUN_OR_MODEL and by its answers. Nothing here imports torch."""
+"""Resolve RUN_OR_MODEL to a model folder, and the sampling settings. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qwen_job.run.reading import read_object, read_settings
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: the likeliest one at ``temperature`` 0, else a draw from the best ``top_p``.
+    """How to choose the next token: greedily with ``temperature`` 0, else sampled from the top ``top_p``.
 
-    ``top_k`` 0 and ``min_p`` 0 leave nothing out, ``repetition_penalty`` 1 changes nothing; it holds for both ways.
+    ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 have no effect; the penalty also applies to greedy decoding.
     """
 
     max_new_tokens: int = 512
@@ -28,14 +28,14 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
-# No setting of sampling is as large; infinity is not a number of tokens.
+# No sampling setting is as large; infinity is not a number of tokens.
 _MOST = 1e9
-# Divided by less, logits overflow.
+# Logits divided by less overflow.
 _LEAST = 1e-5
 
 
 class SamplingOptions(NamedTuple):
-    """What a user wrote about the answers; None leaves it to the model's generation_config.json."""
+    """The sampling settings that the user gave; None means the value in the model's generation_config.json."""
 
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -43,7 +43,7 @@ class SamplingOptions(NamedTuple):
     seed: int | None = None
 
     def for_model(self, model: Path) -> Sampling:
-        """Return what was asked for, laid over the settings of ``model``, and our defaults below."""
+        """Return the settings: the user's override those of ``model``, which override our defaults."""
         saved = read_object(model / "generation_config.json")
         numbers = {
             key: value
@@ -68,7 +68,7 @@ class SamplingOptions(NamedTuple):
 
 
 class ChosenModel(NamedTuple):
-    """A folder with a native model, and the run it came from (None for a bare model folder)."""
+    """A folder with a native model, and its run (None for a bare model folder)."""
 
     model: Path
     run: Path | None
@@ -76,21 +76,21 @@ class ChosenModel(NamedTuple):
 
     @property
     def system_prompt(self) -> str:
-        """The system prompt that the model was trained with; empty for none."""
+        """The system prompt that the model was trained with, empty if there was none."""
         written = self.section("data").get("system_prompt")
         return SYSTEM_PROMPT if written is None else str(written)
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """Return a section of the run's settings; empty where there is none, or it is no section."""
+        """Return a section of the run's settings, empty if it is missing or not a mapping."""
         value = self.settings.get(name)
         return value if isinstance(value, Mapping) else {}
 
 
 def find_model(path: Path) -> ChosenModel:
-    """Return the model of a run's folder or of a model folder; Qwen-1 folders come converted, from the cache.
+    """Return the model of a run folder or a model folder; a Qwen-1 folder is converted into the cache.
 
     Raises:
-        ModelError: there is no such folder, it holds no model, or the run has not finished.
+        ModelError: the folder does not exist or has no model, or the run has not finished.
     """
     from qwen_job.facts.model_files import ADAPTER, read_config
     from qwen_job.models import ModelSpec, ensure_model
@@ -101,11 +101,11 @@ def find_model(path: Path) -> ChosenModel:
         return ChosenModel(path / "model", path, read_settings(path))
     if not path.is_dir():
         raise ModelError(
-            f"{path}: does not exist; name a run's folder, or a model's ('qwen-job model fetch' prints it)"
+            f"{path}: does not exist; give a run folder or a model folder ('qwen-job model fetch' prints one)"
         )
     if not (path / "config.json").is_file():
         if (path / ADAPTER).is_file() or any(path.glob("*.gguf")):
-            read_config(path)  # tells what it is
+            read_config(path)  # raises an error that says what the folder is
         raise ModelError(f"{path}: is neither a run (no train.yaml) nor a model (no config.json)")
     return ChosenModel(ensure_model(ModelSpec(str(path), "local"), output_dir=path), None, {})
 
@@ -113,6 +113,6 @@ def find_model(path: Path) -> ChosenModel:
 def _state(run: Path) -> str:
     beat = read_object(run / "heartbeat")
     if not beat:
-        return "the run has not started; 'qwen-job submit' starts it"
+        return "the run has not started; start it with 'qwen-job submit'"
     step = f" at step {beat.get('step')} of {beat.get('total_steps')}" if beat.get("step") is not None else ""
-    return f"the run is {beat.get('state', 'in an unknown state')}{step}; model/ is written at its end"
+    return f"the run is {beat.get('state', 'in an unknown state')}{step}; model/ is written at the end"

@@ -1,4 +1,4 @@
-"""The last words of a run: model card and report. Nothing here imports torch."""
+"""Write the model card and the report at the end of a run. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qwen_job.run.reading import read_settings
 
 
 def write_pages(run_dir: Path, say: Callable[[str], None]) -> None:
-    """Write model/README.md and report.html and log how the model is used; a trained model never fails here."""
-    for write, command in ((write_model_card, ""), (write_report, f"; 'qwen-job report {run_dir}' writes it again")):
+    """Write model/README.md and report.html, and log how to use the model. A failure here never fails the run."""
+    for write, command in ((write_model_card, ""), (write_report, f"; write it with 'qwen-job report {run_dir}'")):
         try:
             write(run_dir)
-        except Exception as error:  # hours of training are done: nothing about a page may undo that
+        except Exception as error:  # a page must not undo hours of training
             say(f"{write.__name__}: {error}{command}")
     say(f"{main_figures(run_dir)[-1]}, the report is in {run_dir / 'report.html'}")
     for line in use_lines(run_dir, read_settings(run_dir)):

@@ -1,4 +1,4 @@
-"""model/README.md: what the model was made from and how it did, for people and for hubs. Nothing here imports torch."""
+"""model/README.md: what the model was trained from and its results, and how to use it. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qwen_job.models.spec import ModelSpec
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.run.reading import read_object
 
-# The first releases of transformers that have the architecture; tested for Qwen2.
+# The first release of transformers with the architecture; tested for Qwen2.
 OLDEST = {"Qwen2ForCausalLM": "4.37.0", "Qwen3ForCausalLM": "4.51.0"}
 _SETTINGS = ("world_size", "device", "precision", "attention", "seed")
 _DATA = ("format", "max_length", "packing", "long_samples", "turn_order", "mask", "system_prompt")
@@ -37,28 +37,28 @@ answer = model.generate(**inputs, max_new_tokens=512)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-transformers OLDEST or newer loads it; no remote code is needed, nor used with `trust_remote_code=True`.
-`vllm serve path/to/model` serves it, `qwen-job chat path/to/model` talks to it. vLLM reads temperature and the like
-from `generation_config.json`, but not `do_sample: false`: for greedy answers ask with `temperature: 0`.
+It loads with transformers OLDEST or newer, without remote code (`trust_remote_code=True` has no effect).
+Serve it with `vllm serve path/to/model`, or chat with it: `qwen-job chat path/to/model`. vLLM reads the sampling
+settings from `generation_config.json`, except `do_sample: false`: for greedy answers, send `temperature: 0`.
 """
 _QWEN1 = """
-`model.chat` belongs to the code of the first generation, which this folder does not hold. A copy in its layout, for
-transformers 4.36.2 to 4.44.2, is written by
+`model.chat` is part of the first generation's code, which is not in this folder. To write a copy in its layout, for
+transformers 4.36.2 to 4.44.2, run
 
 ```sh
 EXPORT
 ```
 
-after which `AutoModelForCausalLM.from_pretrained("path/to/model-qwen1", trust_remote_code=True)` has
-`model.chat(tokenizer, "你好", history=None)`; `--original` names the folder of the files that the training began with.
+Then `AutoModelForCausalLM.from_pretrained("path/to/model-qwen1", trust_remote_code=True)` has
+`model.chat(tokenizer, "你好", history=None)`. `--original` is the folder of the original model's files.
 """
 
 
 def write_model_card(run_dir: Path) -> Path:
-    """Write ``run_dir``/model/README.md with data hashes, settings and figures.
+    """Write ``run_dir``/model/README.md with data hashes, settings and figures. Hashing the data files takes time.
 
-    Reads whatever the run's folder holds; the data files are hashed, so the caller has time for that. Raises
-    EnvironmentFault when model/ cannot be written.
+    Raises:
+        EnvironmentFault: model/ is not writable.
     """
     path = run_dir / "model" / "README.md"
     try:
@@ -73,7 +73,7 @@ def card(summary: Summary) -> str:
     section = summary.section("model")
     from_hub = section.get("source") in ("modelscope", "huggingface")
     name = str(section.get("name") or "unknown").rstrip("/")
-    # A path says nothing to others, and may say too much.
+    # A path means nothing to others, and may disclose too much.
     base = name if from_hub else Path(name).name
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["qwen", "chat"]}
     head["base_model"] = name if from_hub else "local"
@@ -117,7 +117,7 @@ def _files(data: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict) and entry.get("path"):
                 path = Path(str(entry["path"]))
-                digest = sha256_of(path) if path.is_file() else "not there when this was written"
+                digest = sha256_of(path) if path.is_file() else "file not found when this was written"
                 yield f"{split}: {path.name}", digest, str(entry.get("weight", 1.0))
 
 
@@ -130,7 +130,7 @@ def _settings(summary: Summary) -> Iterator[tuple[str, ...]]:
 def _figures(summary: Summary) -> Iterator[tuple[str, ...]]:
     for label, value in (
         ("Steps", summary.done.get("step") or summary.last("step")),
-        ("Tokens trained, without padding", int(summary.total("tokens")) or None),
+        ("Tokens trained, excluding padding", int(summary.total("tokens")) or None),
         ("Training loss, last step", summary.last("loss")),
         ("Held-out loss", summary.last("loss", "eval")),
         ("Held-out perplexity", summary.last("perplexity", "eval")),
@@ -147,16 +147,16 @@ def _table(heading: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Keep what a user wrote within its cell."""
+    """Escape a user's text so that it stays in its cell."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def use_lines(run: Path, settings: Mapping[str, Any]) -> list[str]:
-    """Return a line for each way to use ``run``/model: transformers, vLLM, qwen-job chat, and model.chat of Qwen-1."""
+    """Return a line for each way to use ``run``/model: transformers, vLLM, qwen-job chat, and Qwen-1's model.chat."""
     model = run / "model"
     lines = [
-        f"transformers: AutoModelForCausalLM.from_pretrained({str(model)!r}), without trust_remote_code; the whole "
-        "example is in README.md beside it",
+        f"transformers: AutoModelForCausalLM.from_pretrained({str(model)!r}), without trust_remote_code; see the "
+        "example in its README.md",
         f"vLLM: vllm serve {shlex.quote(str(model))}",
         f"chat: qwen-job chat {shlex.quote(str(run))}",
     ]
@@ -167,7 +167,7 @@ def use_lines(run: Path, settings: Mapping[str, Any]) -> list[str]:
 
 
 def export_command(model: str, original: Path | None) -> str:
-    """Return the command that writes Qwen-1's layout beside ``model``, with the original's ``*.py`` files."""
+    """Return the command that exports ``model`` in Qwen-1's layout, with the original's ``*.py`` files."""
     place = shlex.quote(str(original)) if original is not None else "ORIGINAL"
     return (
         f"qwen-job model export {shlex.quote(model)} {shlex.quote(model + '-qwen1')} --layout qwen1 --original {place}"
@@ -175,7 +175,7 @@ def export_command(model: str, original: Path | None) -> str:
 
 
 def original_of(settings: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the Qwen-1 files that a run started from; None where it was no Qwen-1."""
+    """Return the folder of the Qwen-1 model that a run started from, None for another model."""
     section = settings.get("model")
     if not isinstance(section, dict):
         return None

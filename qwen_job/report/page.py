@@ -1,7 +1,7 @@
-"""report.html: one file that opens offline and tells how a run went, planned beside measured.
+"""report.html: one file that opens offline and shows how a run went, planned and measured.
 
-- ``write_report``: a run's folder -> report.html in it
-- ``main_figures``: the same in a few lines of text
+- ``write_report``: a run folder -> report.html in it
+- ``main_figures``: the main figures as lines of text
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _ACCOUNT_NAMES = {
     "productive": "Training · 训练",
     "evaluating": "Evaluating · 评估",
     "checkpointing": "Saving · 保存",
-    "restarting": "Starting, restarting · 启动与重启",
-    "lost": "Trained again after a restart · 重启后重训",
+    "restarting": "Starting and restarting · 启动与重启",
+    "lost": "Repeated after a restart · 重启后重复训练",
 }
 _SHOWN_SETTINGS = {
     "model": ("name", "source", "revision"),
@@ -38,19 +38,19 @@ _SHOWN_FIELDS = (
 
 
 def escape(text: str, quote: bool = True) -> str:
-    """Return text for HTML that shows control characters instead of holding them; answers keep their lines."""
+    """Escape text for HTML, and make control characters visible; line ends and tabs are kept."""
     return html.escape(visible(text, 20_000, keep="\n\t"), quote)
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``run_dir``/report.html from what is there: metrics may be missing, torn or still growing.
+    """Write ``run_dir``/report.html from the files of the run, which may be missing, truncated or still growing.
 
     Raises:
-        UsageError: the folder does not exist or is no run's.
-        EnvironmentFault: the folder cannot be written.
+        UsageError: the folder does not exist or is not a run folder.
+        EnvironmentFault: the folder is not writable.
     """
     if not any((run_dir / name).is_file() for name in ("train.yaml", "metrics.jsonl", "done.json")):
-        raise UsageError(f"{run_dir}: is no run's folder; it holds neither train.yaml nor metrics.jsonl")
+        raise UsageError(f"{run_dir}: is not a run folder: it has neither train.yaml nor metrics.jsonl")
     path = run_dir / "report.html"
     try:
         write_atomically(path, page(summarize(run_dir)))
@@ -60,7 +60,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def main_figures(run_dir: Path) -> list[str]:
-    """Return the run's main figures as lines of text, the effective share of its wall time last."""
+    """Return the run's main figures as lines of text; the effective training time is the last line."""
     summary = summarize(run_dir)
     lines = [
         f"{label.split(' · ')[0]}: {value}{f' ({note})' if note.startswith('planned') else ''}"
@@ -69,7 +69,7 @@ def main_figures(run_dir: Path) -> list[str]:
     ]
     planned, measured = summary.against_plan["step_seconds"]
     if planned and measured:
-        lines.append(f"Seconds a step: {_number(measured)} (planned {_number(planned)})")
+        lines.append(f"Seconds per step: {_number(measured)} (planned {_number(planned)})")
     spent = [(name, summary.seconds[name]) for name in ACCOUNTS if summary.seconds[name] > 0]
     if spent:
         parts = ", ".join(f"{_ACCOUNT_NAMES[name].split(' · ')[0].lower()} {duration(value)}" for name, value in spent)
@@ -113,7 +113,7 @@ def _header(summary: Summary) -> str:
 
 
 def _unread(summary: Summary) -> str:
-    return _table("", ["cannot be read · 无法读取"], [[words] for words in summary.unread])
+    return _table("", ["unreadable files · 无法读取的文件"], [[words] for words in summary.unread])
 
 
 def _steps(summary: Summary) -> tuple[int, int]:
@@ -140,9 +140,9 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
         (
             "Peak memory · 显存峰值",
             _bytes(memory),
-            f"planned {_bytes(planned_memory)}" if planned_memory else "worst rank",
+            f"planned {_bytes(planned_memory)}" if planned_memory else "highest rank",
         ),
-        ("Tokens trained · 训练词元", _count(summary.total("tokens") or None), "without padding"),
+        ("Tokens trained · 训练 token", _count(summary.total("tokens") or None), "excluding padding"),
         ("Effective time · 有效训练时间", _percent(summary.effective), "of the wall time"),
     ]
     return [(label, value, "" if value == "–" else note) for label, value, note in figures]
@@ -165,7 +165,7 @@ def _cards(summary: Summary) -> str:
 def _time(summary: Summary) -> str:
     total = sum(summary.seconds.values())
     if total <= 0:
-        return _note("Wall time · 时间", "metrics.jsonl holds no events yet · 尚无训练记录")
+        return _note("Wall time · 时间", "metrics.jsonl has no events yet · 尚无训练记录")
     bars, rows = [], []
     for name in ACCOUNTS:
         share = summary.seconds[name] / total
@@ -185,7 +185,7 @@ def _charts(summary: Summary) -> str:
     loss, evals = summary.curve("loss"), summary.curve("loss", "eval")
     training = [Series("training", loss, "faint"), Series("training, smoothed · 训练", smooth(loss), "line")]
     held_out = [Series("held out · 验证", evals, "line", 1), Series("", evals, "dots", 1)] if evals else []
-    # In the unit of the ticks, so that these are round numbers of it.
+    # In the unit of the labels, so that the ticks are round numbers.
     unit, name = (GIB, "GiB") if (summary.peak("memory_bytes") or 0) >= GIB else (2**20, "MiB")
 
     def form(value: float) -> str:
@@ -196,7 +196,7 @@ def _charts(summary: Summary) -> str:
         ("Learning rate · 学习率", [Series("learning rate", summary.curve("learning_rate"))], _short, True),
         ("Tokens/s · 吞吐", _with_plan(summary, "tokens_per_second", "tokens_per_second"), _count, True),
         ("MFU · 算力利用率", [Series("MFU", summary.curve("mfu"))], _percent, True),
-        ("Memory, worst rank · 显存", _with_plan(summary, "memory_bytes", "memory_bytes_per_gpu", unit), form, True),
+        ("Memory, highest rank · 显存", _with_plan(summary, "memory_bytes", "memory_bytes_per_gpu", unit), form, True),
         ("Gradient norm · 梯度范数", [Series("gradient norm", summary.curve("grad_norm"))], _number, True),
     ]
     marks = [float(attempt.resumed_from) for attempt in summary.attempts[1:]]
@@ -207,7 +207,7 @@ def _charts(summary: Summary) -> str:
 def _with_plan(summary: Summary, key: str, planned: str, unit: float = 1) -> list[Series]:
     measured = Series("measured · 实测", [(step, value / unit) for step, value in summary.curve(key)])
     value = summary.planned(planned)
-    return [measured, Series("planned · 计划", [(0.0, value / unit)], "planned", 1)] if value else [measured]
+    return [measured, Series("planned · 规划", [(0.0, value / unit)], "planned", 1)] if value else [measured]
 
 
 def _figure(title: str, series: list[Series], form: Formatter, marks: list[float], zero: bool) -> str:
@@ -220,10 +220,10 @@ def _figure(title: str, series: list[Series], form: Formatter, marks: list[float
 
 def _planned(summary: Summary) -> str:
     rows = []
-    memory = "Memory of a process · 每进程内存" if _on_cpu(summary) else "Memory per GPU · 每卡显存"
+    memory = "Host memory per process · 每进程内存" if _on_cpu(summary) else "GPU memory per GPU · 每卡显存"
     for label, key, form in (
         (memory, "memory_bytes", _bytes),
-        ("Seconds a step · 每步耗时", "step_seconds", _number),
+        ("Seconds per step · 每步耗时", "step_seconds", _number),
         ("Tokens/s · 吞吐", "tokens_per_second", _count),
     ):
         planned, measured = summary.against_plan[key]
@@ -231,7 +231,7 @@ def _planned(summary: Summary) -> str:
             ratio = f"{measured / planned:.2f}" if planned and measured else "–"
             rows.append([label, form(planned), form(measured), ratio])
     return _table(
-        "Planned and measured · 计划与实测", ["", "planned · 计划", "measured · 实测", "measured / planned"], rows
+        "Planned and measured · 规划与实测", ["", "planned · 规划", "measured · 实测", "measured / planned"], rows
     )
 
 
@@ -240,7 +240,7 @@ def _on_cpu(summary: Summary) -> bool:
 
 
 def _memory(summary: Summary) -> str:
-    """Draw the planned memory, item by item against the card, and below it the measured peak."""
+    """Draw the planned memory by item against GPU memory, with the measured peak below."""
     items = summary.memory_items
     if not items:
         return ""
@@ -248,20 +248,20 @@ def _memory(summary: Summary) -> str:
     stack = Stack(items, summary.planned_bytes("memory_capacity_bytes"), "process" if on_cpu else "GPU")
     title = "One process" if on_cpu else "One GPU"
     drawing = svg(stack, title=title, measured=summary.peak("memory_bytes"))
-    return f'<section class="memory"><h2>Planned memory · 计划显存</h2>{drawing}</section>'
+    return f'<section class="memory"><h2>Planned memory · 规划显存</h2>{drawing}</section>'
 
 
 def _attempts(summary: Summary) -> str:
     rows = []
     for attempt in summary.attempts[-_MOST_ATTEMPTS:]:
         start = attempt.events[0]
-        came = f"step {attempt.resumed_from:,}" if attempt.resumed_from else "the start"
+        came = f"step {attempt.resumed_from:,}" if attempt.resumed_from else "step 0"
         where = f"{start.get('world_size') or '?'} ranks, {start.get('host') or '?'}"
         before = summary.attempts[attempt.number - 1].end if attempt.number else attempt.begin
         lasted = duration(attempt.end - max(attempt.begin, before))
         rows.append([str(attempt.number + 1), where, came, f"{attempt.last_step:,}", lasted, attempt.outcome])
-    heading = ["", "where · 位置", "from · 起点", "to step · 到", "lasted · 时长", "end · 结束"]
-    return _table("Attempts · 启动记录", heading, rows)
+    heading = ["", "where · 位置", "from · 起点", "to step · 到", "duration · 时长", "end · 结束"]
+    return _table("Attempts · 尝试", heading, rows)
 
 
 def _guards(summary: Summary) -> str:

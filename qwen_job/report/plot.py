@@ -1,4 +1,4 @@
-"""A small plotter: curves as inline SVG, readable in light and dark, without scripts or fonts from elsewhere."""
+"""Plot curves as inline SVG, readable in light and dark mode, without scripts or external fonts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: ``style`` line, faint (a thin line behind), dots, or planned (a dashed line across)."""
+    """One curve. ``style``: line, faint (a thin background line), dots, or planned (a dashed horizontal line)."""
 
     label: str
     points: Sequence[CurvePoint]
     style: Literal["line", "faint", "dots", "planned"] = "line"
-    colour: int = 0  # of the page's palette
+    colour: int = 0  # index in the page's palette
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers that cover [low, high], about ``count`` of them."""
-    if not high - low > abs(low) * 1e-9:  # closer together than the ticks' own digits
+    if not high - low > abs(low) * 1e-9:  # too close together for the digits of the ticks
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     raw = (high - low) / max(count - 1, 1)
@@ -39,7 +39,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thin(points: Sequence[CurvePoint], most: int = _MOST_POINTS) -> list[CurvePoint]:
-    """Return at most ``most`` points, keeping the lowest and highest of every stretch, so that no spike is lost."""
+    """Return at most ``most`` points, with the minimum and maximum of every interval, so that no spike is lost."""
     if len(points) <= most:
         return list(points)
     kept: list[CurvePoint] = []
@@ -52,7 +52,7 @@ def thin(points: Sequence[CurvePoint], most: int = _MOST_POINTS) -> list[CurvePo
 
 
 def smooth(points: Sequence[CurvePoint], share: float = 0.03) -> list[CurvePoint]:
-    """Return an exponential moving average over about ``share`` of the points, without a bias at the start."""
+    """Return an exponential moving average over about ``share`` of the points, unbiased at the start."""
     keep = math.exp(-1 / max(1.0, len(points) * share))
     total = weight = 0.0
     smoothed = []
@@ -64,7 +64,7 @@ def smooth(points: Sequence[CurvePoint], share: float = 0.03) -> list[CurvePoint
 
 @dataclass(frozen=True)
 class _Frame:
-    """Data coordinates to the SVG's."""
+    """Converts data coordinates to SVG coordinates."""
 
     xs: tuple[float, float]
     ys: tuple[float, float]
@@ -79,7 +79,7 @@ class _Frame:
 def chart(series: Sequence[Series], form: Formatter, *, marks: Sequence[float] = (), zero: bool = False) -> str:
     """Return an SVG of the series over steps; ``marks`` are vertical lines (restarts), ``zero`` starts y at 0.
 
-    Returns an empty string when there is nothing to draw.
+    Returns an empty string if there is nothing to draw.
     """
     points = [point for one in series if one.style != "planned" for point in one.points]
     if not points:

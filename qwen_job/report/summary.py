@@ -1,4 +1,4 @@
-"""A run in numbers, from whatever its folder holds. Nothing here imports torch, and nothing here fails."""
+"""Summarize a run from the files of its folder. Nothing here imports torch; damaged files are no error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qwen_job.run.reading import read_lines, read_object, read_settings
 
 @dataclass(frozen=True)
 class Summary:
-    """What the report and the model card tell of a run."""
+    """The content of the report and the model card."""
 
     folder: Path
     settings: Mapping[str, Any]
@@ -27,7 +27,7 @@ class Summary:
     evals: list[Event]
     guards: list[Event]
     seconds: Mapping[str, float]
-    unread: list[str] = field(default_factory=list)  # what is there and cannot be read
+    unread: list[str] = field(default_factory=list)  # files that exist but cannot be read
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class Summary:
 
     @property
     def state(self) -> str:
-        """done, stopped, failed, training, ...; unknown when nothing says so."""
+        """The state: done, stopped, failed, training, ...; unknown if no file records it."""
         ended = bool(self.attempts) and self.attempts[-1].outcome == "done"
         return "done" if self.done or ended else str(self.heartbeat.get("state") or "unknown")
 
@@ -46,7 +46,7 @@ class Summary:
         return effective_share(self.seconds)
 
     def curve(self, key: str, kind: str = "step") -> list[CurvePoint]:
-        """Return (step, value) of one key, where both are numbers."""
+        """Return (step, value) of one key for the events that have both."""
         events = self.evals if kind == "eval" else self.steps
         pairs = [(number(event, "step"), number(event, key)) for event in events]
         return [(x, y) for x, y in pairs if x is not None and y is not None]
@@ -57,7 +57,7 @@ class Summary:
         return points[-1][1] if points else None
 
     def median(self, key: str) -> float | None:
-        """Return the median over steps, the first of each attempt left out (it warms up)."""
+        """Return the median over steps, without the first of each attempt (warm-up)."""
         firsts = {(number(event, "step")) for attempt in self.attempts for event in _first_step(attempt)}
         points = self.curve(key)
         steady = [y for x, y in points if x not in firsts] or [y for _, y in points]
@@ -68,17 +68,17 @@ class Summary:
         return max((y for _, y in self.curve(key)), default=None)
 
     def total(self, key: str) -> float:
-        """Return the sum over all steps that count."""
+        """Return the sum over all steps, without those repeated after a restart."""
         return sum(y for _, y in self.curve(key))
 
     def planned(self, key: str) -> float | None:
-        """Return a number of train.yaml's plan section."""
+        """Return a number of the plan section in train.yaml."""
         plan = self.settings.get("plan")
         return number(plan, key) if isinstance(plan, dict) else None
 
     @property
     def against_plan(self) -> dict[str, tuple[float | None, float | None]]:
-        """Return (planned, measured) of what the plan foresees, by the names of metrics.jsonl."""
+        """Return (planned, measured) of the planned figures, by their names in metrics.jsonl."""
         return {
             "memory_bytes": (self.planned("memory_bytes_per_gpu"), self.peak("memory_bytes")),
             "step_seconds": (self.planned("step_seconds"), self.median("step_seconds")),
@@ -86,13 +86,13 @@ class Summary:
         }
 
     def planned_bytes(self, key: str) -> int | None:
-        """Return a whole number of train.yaml's plan section."""
+        """Return a whole number of the plan section in train.yaml."""
         value = self.planned(key)
         return None if value is None else int(value)
 
     @property
     def memory_items(self) -> dict[str, int]:
-        """Return the planned bytes by item, empty where nothing was planned."""
+        """Return the planned bytes by item, empty without a plan."""
         plan = self.settings.get("plan")
         items = plan.get("memory_items") if isinstance(plan, dict) else None
         if not isinstance(items, dict):
@@ -100,7 +100,7 @@ class Summary:
         return {str(name): int(size) for name in items if (size := number(items, name)) is not None and size > 0}
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """Return a section of train.yaml, empty when it is missing."""
+        """Return a section of train.yaml, empty if it is missing."""
         value = self.settings.get(name)
         return value if isinstance(value, dict) else {}
 
@@ -110,29 +110,29 @@ def _first_step(attempt: Attempt) -> list[Event]:
 
 
 def summarize(folder: Path) -> Summary:
-    """Read a run's folder; what is missing or torn is left out, and named in ``unread``."""
+    """Read a run folder; damaged files are omitted and listed in ``unread``."""
     unread: list[str] = []
     events = read_lines(folder / "metrics.jsonl", unread)
-    tries = attempts(events)
+    found = attempts(events)
     return Summary(
         folder=folder,
         settings=read_settings(folder, unread),
         done=read_object(folder / "done.json", unread),
         heartbeat=read_object(folder / "heartbeat", unread),
         evaluation=read_object(folder / "evaluation.json", unread),
-        attempts=tries,
-        steps=last_versions(tries, "step"),
-        evals=last_versions(tries, "eval"),
+        attempts=found,
+        steps=last_versions(found, "step"),
+        evals=last_versions(found, "eval"),
         guards=[event for event in events if event.get("type") == "guard"],
-        seconds=account(tries),
+        seconds=account(found),
         unread=unread,
     )
 
 
 def against_plan(run_dir: Path) -> dict[str, Any]:
-    """Return what was planned and what was measured so far, for the last line of metrics.jsonl.
+    """Return the planned and measured figures for the last line of metrics.jsonl.
 
-    Empty where the folder cannot be read: the last line matters more.
+    Empty if the folder cannot be read, because the last line must be written.
     """
     try:
         pairs = summarize(run_dir).against_plan

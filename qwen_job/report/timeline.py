@@ -1,7 +1,7 @@
-"""Where the wall time of a run went, from metrics.jsonl alone. Nothing here imports torch.
+"""Account for the wall time of a run, from metrics.jsonl alone. Nothing here imports torch.
 
-Every second from the first sign of life to the last belongs to exactly one account: the time between two events of
-an attempt goes to what the later one reports, the time between two attempts to restarting.
+Every second from the first event to the last belongs to exactly one account: the time between two events of an attempt
+goes to the account of the later event, the time between two attempts to restarting.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ ACCOUNTS = ("productive", "evaluating", "checkpointing", "restarting", "lost")
 
 @dataclass
 class Attempt:
-    """One start of the run: its events in order, the step it began from."""
+    """One start of the run, with its events in order."""
 
     number: int
     events: list[Event] = field(default_factory=list)
 
     @property
     def resumed_from(self) -> int:
-        """The step of the checkpoint it started from; 0 for none."""
+        """The step of the checkpoint that it resumed from, 0 without one."""
         return int(number(self.events[0], "resumed_from") or 0)
 
     @property
     def begin(self) -> float:
-        """When it came to life, as far as known (unix seconds)."""
+        """When it started, as far as known (unix seconds)."""
         first = number(self.events[0], "time") or 0.0
         for event in self.events:
             if event.get("type") == "end" and (seconds := number(event, "train_seconds")):
@@ -40,7 +40,7 @@ class Attempt:
 
     @property
     def end(self) -> float:
-        """When it was last heard of."""
+        """The time of its last event."""
         return max((number(event, "time") or 0.0) for event in self.events)
 
     @property
@@ -50,21 +50,21 @@ class Attempt:
 
     @property
     def outcome(self) -> str:
-        """How it ended: done, stopped, or in silence."""
+        """How it ended: done, the reason of a stop, or unknown."""
         kinds = [event.get("type") for event in self.events]
         if "end" in kinds:
             return "done"
         stops = [event for event in self.events if event.get("type") == "stop"]
-        return str(stops[-1].get("reason") or "stopped") if stops else "no last word (killed, or still running)"
+        return str(stops[-1].get("reason") or "stopped") if stops else "no final event (killed, or still running)"
 
 
 def number(event: Event, key: str) -> float | None:
-    """Return a measured number of an event, else None: a crash may have cut anything short."""
+    """Return a measured number of an event, None if a crash truncated it."""
     return run_files.number(event.get(key))
 
 
 def attempts(events: Sequence[Event]) -> list[Attempt]:
-    """Split the events of a run at each ``start``; events without a time are left out."""
+    """Split the events of a run at each ``start``; ignore events without a time."""
     found: list[Attempt] = []
     for event in events:
         if number(event, "time") is None:
@@ -76,7 +76,7 @@ def attempts(events: Sequence[Event]) -> list[Attempt]:
 
 
 def earliest_later(all_attempts: Sequence[Attempt]) -> list[float]:
-    """Return for each attempt the lowest step that a later one started from; steps after it were trained again."""
+    """Return for each attempt the lowest step that a later one resumed from; steps after it were repeated."""
     lowest = math.inf
     found = []
     for attempt in reversed(all_attempts):
@@ -86,7 +86,7 @@ def earliest_later(all_attempts: Sequence[Attempt]) -> list[float]:
 
 
 def last_versions(all_attempts: Sequence[Attempt], kind: str) -> list[Event]:
-    """Return the events of one type that count in the end: those of steps trained again are left out."""
+    """Return the events of one type, without those of steps that were repeated later."""
     return [
         event
         for attempt, again in zip(all_attempts, earliest_later(all_attempts), strict=True)
@@ -116,7 +116,7 @@ def _shares(attempt: Attempt, again: float, heard: float) -> Iterator[tuple[str,
         kind = event.get("type")
         if kind == "step":
             lost = int(number(event, "step") or 0) > again
-            # Before the first step the model was loaded; only the step itself was training.
+            # The time before the first step went into loading; only the step itself was training.
             worked = passed if begun else min(passed, number(event, "step_seconds") or 0.0)
             begun = True
             yield "lost" if lost else "productive", worked
@@ -130,6 +130,6 @@ def _shares(attempt: Attempt, again: float, heard: float) -> Iterator[tuple[str,
 
 
 def effective_share(seconds: Mapping[str, float]) -> float | None:
-    """Return productive time over wall time, None for a run without either."""
+    """Return productive time over wall time, None without events."""
     total = sum(seconds.values())
     return seconds["productive"] / total if total > 0 else None

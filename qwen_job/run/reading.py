@@ -115,12 +115,12 @@ def whole(value: Any) -> int | None:
 
 
 def read_settings(run: Path, unread: list[str] | None = None) -> dict[str, Any]:
-    """Return a run's train.yaml as plain values; empty when it is missing or damaged, which goes to ``unread``."""
+    """Return a run's train.yaml as plain values, empty if missing; if damaged, ``unread`` gets a line about it."""
     try:
         values = strict_yaml.load(run / "train.yaml")
         if isinstance(values, dict):
             return values
-        reason = "is no mapping of settings"
+        reason = "is not a mapping of settings"
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

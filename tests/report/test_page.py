@@ -80,7 +80,7 @@ def test_steps_trained_again_count_in_their_last_version() -> None:
 
 def test_the_report_has_the_figures(run: Path) -> None:
     text = write_report(run).read_text()
-    for figure in ("2.7", "12.18", "3,000", "1.0 GiB", "planned 1.9 GiB", "9.2%", "no last word"):
+    for figure in ("2.7", "12.18", "3,000", "1.0 GiB", "planned 1.9 GiB", "9.2%", "no final event"):
         assert figure in text, figure
     assert main_figures(run)[-1] == "Effective training time: 9.2%"
 
@@ -97,7 +97,8 @@ def test_the_planned_memory_is_drawn_beside_the_measured_peak(run: Path) -> None
 
 def test_planned_and_measured_stand_side_by_side(run: Path) -> None:
     lines = main_figures(run)
-    assert "Peak memory: 1.0 GiB (planned 1.9 GiB)" in lines and "Seconds a step: 2 (planned 2)" in lines
+    assert "Peak memory: 1.0 GiB (planned 1.9 GiB)" in lines
+    assert "Seconds per step: 2 (planned 2)" in lines
     assert against_plan(run) == {
         "planned": {"memory_bytes": 2e9, "step_seconds": 2.0, "tokens_per_second": 500.0},
         "measured": {"memory_bytes": float(1 << 30), "step_seconds": 2.0, "tokens_per_second": 480.0},
@@ -164,7 +165,7 @@ def test_any_prefix_of_the_metrics_gives_a_report(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no run's folder"):
+    with pytest.raises(UsageError, match="is not a run folder"):
         write_report(tmp_path)
 
 
