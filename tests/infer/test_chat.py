@@ -156,7 +156,7 @@ def test_on_a_terminal_it_is_a_conversation(taught: Path) -> None:
         out, told = process.communicate(timeout=120)
         os.close(ours)
     assert process.returncode == 0
-    assert ANSWER.split("\n")[0] in out.decode() and "/clear forgets" in told.decode()
+    assert ANSWER.split("\n")[0] in out.decode() and "/clear: start a new conversation" in told.decode()
 
 
 @pytest.mark.parametrize(
