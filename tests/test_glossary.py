@@ -32,7 +32,6 @@ TO_CLEAN = {
 }
 # Pages still to be cleaned. docs/job.md is generated from qwen_job/job.
 PAGES_TO_CLEAN = {
-    "CHANGELOG.md",
     "docs/job.md",
 }
 
