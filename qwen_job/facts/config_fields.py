@@ -96,7 +96,7 @@ def check_fields(config: Mapping[str, Any], where: str) -> None:
 
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
-    """Return the fields that stand in no table: transformers ignores them, and so do we."""
+    """Return the fields in none of the tables: transformers ignores them, and so do we."""
     known = HONOURED | NEUTRAL | FOREIGN.keys()
     return sorted(key for key in config if key not in known and not key.startswith("_"))
 
@@ -124,7 +124,7 @@ def too_long(length: int, longest: int) -> str:
 
 
 def dropout_of(config: Mapping[str, Any]) -> float:
-    """Return the probability of dropping an attention weight, 0 unless the config says so."""
+    """Return the probability of dropping an attention weight; 0 by default."""
     value = config.get("attention_dropout", config.get("attn_dropout_prob")) or 0.0
     return float(value) if isinstance(value, (int, float)) else 0.0
 

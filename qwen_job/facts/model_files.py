@@ -50,7 +50,7 @@ def member(folder: Path, name: str, named_in: Path | None = None) -> Path:
     """
     path = folder / name
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ModelError(f"{named_in or folder}: {name!r} is no plain file name; a model's files lie in its own folder")
+        raise ModelError(f"{named_in or folder}: {name!r} is no plain file name; a model's files are in its own folder")
     try:
         if path.is_symlink() and not _stays(path.resolve(), folder.resolve()):
             raise ModelError(f"{path}: is a link out of the model's folder; put the file itself there")
@@ -98,7 +98,7 @@ def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
 
 
 def quantized(folder: Path, reason: str) -> str:
-    """Return what is said of a quantized model: it cannot be trained in full, nor turned back."""
+    """Return the error for a quantized model, which can neither be fully trained nor converted back."""
     return f"{folder}: is quantized ({reason}); take the full-precision model"
 
 
