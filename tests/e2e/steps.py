@@ -40,7 +40,7 @@ def check_finished(run: Path, *, world_size: int) -> None:
 
 
 def check_model_loads(run: Path) -> None:
-    """Check that stock transformers loads the trained model and that it can go on writing."""
+    """Check that stock transformers loads the trained model and that it generates text."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

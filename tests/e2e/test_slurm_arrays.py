@@ -146,7 +146,7 @@ def test_a_chain_goes_on_where_the_last_link_stopped_and_ends_at_once_when_done(
     assert [line["step"] for line in metrics(run, "step")] == list(range(1, 51))
     assert metrics(run, "start")[1]["resumed_from"] == metrics(run, "stop")[0]["step"]
     said = user.said(f"grid-{chain}.out")
-    assert "the next link goes on from checkpoint" in said and "is complete (done.json)" in said
+    assert "the next link resumes from checkpoint" in said and "is complete (done.json)" in said
     user.wait_states(after, ["COMPLETED"])
     assert json.loads((run / "evaluation.json").read_text())["after"]["loss"] > 0
 
@@ -155,7 +155,7 @@ def test_a_chain_ends_with_a_user_s_error(user: User) -> None:
     user.write(slurm=user.stand_in("exit 4"))
     chain, _ = user.submit("--chain 4")
     user.wait_states(chain, ["FAILED", "CANCELLED"])  # Slurm keeps one record of those that never began
-    assert user.said(f"grid-{chain}.out").count("failed with exit code 4; another try would not help") == 1
+    assert user.said(f"grid-{chain}.out").count("failed with exit code 4, which is final") == 1
 
 
 def test_jobs_wait_for_others_by_name_and_never_for_what_cannot_happen(user: User) -> None:

@@ -145,7 +145,7 @@ def test_a_hundred_variables_do_not_change_the_job(slurm: Lab, plain: Job, tmp_p
     noted = {
         word
         for line in job.output.splitlines()
-        if "kept from the shell" in line
+        if "kept from the submitting shell" in line
         for word in line.split(":")[-1].split()
     }
     for node in ("node1", "node2"):
@@ -184,7 +184,7 @@ def test_a_private_umask_holds(slurm: Lab, tmp_path: Path) -> None:
 def test_a_failing_line_of_setup_and_a_missing_module_name_their_field(slurm: Lab, tmp_path: Path) -> None:
     for name, slurm_section, said in (
         ("setup", {"setup": ['echo "$UNSET_OF_CONDA"', "source /nowhere/activate"]}, "slurm.setup: line 2 ended"),
-        ("modules", {"modules": ["cuda"]}, "slurm.modules: there is no command 'module'"),
+        ("modules", {"modules": ["cuda"]}, "slurm.modules: no 'module' command"),
     ):
         job = Job(tmp_path / name, slurm=slurm_section)
         with pytest.raises(AssertionError, match=re.escape(said)):

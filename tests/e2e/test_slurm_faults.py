@@ -53,7 +53,7 @@ def test_tries_without_a_newer_checkpoint_end_with_their_own_code(slurm: Lab, tm
     assert run.wait_end(120) == "FAILED"
     job = slurm.job(run.job)
     assert (job["ExitCode"], job["Restarts"]) == ("8:0", "1"), run.output
-    assert "gave up: 2 tries without a newer checkpoint than -1 (last exit code 137)" in run.output
+    assert "gave up: 2 attempts in a row wrote no checkpoint after step -1 (last exit code 137)" in run.output
 
 
 def test_a_signal_before_training_requeues_the_job_and_is_not_counted(slurm: Lab, tmp_path: Path) -> None:
@@ -127,4 +127,4 @@ def test_of_two_jobs_that_start_with_one_output_the_second_is_told_the_first_one
     states = {run.wait_end(60): run for run in runs}
     assert set(states) == {"COMPLETED", "FAILED"}
     assert slurm.job(states["FAILED"].job)["ExitCode"] == "2:0"
-    assert f"output: job {states['COMPLETED'].job} trains in" in states["FAILED"].output
+    assert f"output: job {states['COMPLETED'].job} is using" in states["FAILED"].output

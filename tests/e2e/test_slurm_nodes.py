@@ -1,4 +1,4 @@
-"""A node that is slow, cut off or never comes is found before training, and the next try goes on without it."""
+"""A node that is slow, cut off or never comes is found before training, and the next attempt excludes it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_slow_node_is_left_out(lab: Lab, tmp_path: Path) -> None:
         assert run.wait_end(120) == "COMPLETED", run.output
     finally:
         lab.on("node2", "tc qdisc del dev eth0 root")
-    assert "leaving out node2, which failed the checks" in run.output
+    assert "excluding node2, which failed the checks" in run.output
     assert "the slow links are those of node2" in findings(run, 0)["node2"]["link"]
     assert set(findings(run, 1)) == {"node1", "node3", "node4"}
     assert lab.job(run.job)["ExcNodeList"] == "node2"
@@ -82,7 +82,7 @@ def test_the_only_node_with_a_feature_is_not_left_out(lab: Lab, tmp_path: Path) 
     settings = {**checked_only(tmp_path / "only", wrong), "cluster__nodes": 1, "retry__max_without_progress": 2}
     run = Run(lab, tmp_path / "only", **settings, slurm__constraint="big").submit()
     assert run.wait_end(120) == "FAILED", run.output
-    assert "node1 failed the checks, but stays in: too few other nodes have what the job asks for" in run.output
+    assert "node1 failed the checks but is kept: too few other nodes satisfy the job" in run.output
 
 
 def test_a_node_that_cannot_be_spared_stays_and_the_job_gives_up(lab: Lab, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_node_that_cannot_be_spared_stays_and_the_job_gives_up(lab: Lab, tmp_p
     settings = {**checked_only(tmp_path / "all", wrong), "cluster__nodes": 4, "retry__max_without_progress": 2}
     run = Run(lab, tmp_path / "all", **settings).submit()
     assert run.wait_end(120) == "FAILED", run.output
-    assert "node1 failed the checks, but stays in: main has only 3 other nodes in service" in run.output
+    assert "node1 failed the checks but is kept: main has only 3 other nodes in service" in run.output
     assert lab.job(run.job)["ExitCode"] == "8:0"
 
 

@@ -134,5 +134,5 @@ def test_a_holder_s_name_sends_nothing_to_the_terminal(tmp_path: Path) -> None:
     process = submit(made, tmp_path)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
-    assert "job trained in" in said
+    assert "job was using" in said
     assert "\x1b" not in said

@@ -53,7 +53,7 @@ def test_a_sweep_is_an_array_with_a_task_for_each_run(tmp_path: Path) -> None:
 def test_every_task_writes_the_files_of_its_own_run(tmp_path: Path) -> None:
     output = tmp_path / "runs"
     made = bundle(tmp_path, "slurm", sweep=GRID, output=str(output))
-    head = made.text[: made.text.index("\n# --- what happened so far")]
+    head = made.text[: made.text.index("\n# --- earlier attempts")]
     for task in range(4):
         words = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_JOB_ID": str(6 + task)}
         subprocess.run(["bash", "-s"], input=head, env={"PATH": "/usr/bin:/bin", **words}, text=True, check=True)
@@ -71,7 +71,7 @@ def test_a_task_that_the_sweep_does_not_have_ends_at_once(tmp_path: Path) -> Non
     text = bundle(tmp_path, "slurm", sweep=GRID).text
     env = {"PATH": "/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "4"}
     done = subprocess.run(["bash", "-s"], input=text, env=env, text=True, capture_output=True, check=False)
-    assert done.returncode == 2 and "no run of this number" in done.stderr
+    assert done.returncode == 2 and "no run with this index" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_model_without_success_is_not_measured(tmp_path: Path) -> None:
     env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "5"}
     text = made.files["tiny-evaluate.sbatch"]
     done = subprocess.run(["bash", "-s"], input=text, env=env, text=True, capture_output=True, check=False)
-    assert done.returncode == 1 and "is not complete (no done.json): nothing to measure" in done.stdout
+    assert done.returncode == 1 and "is not complete (no done.json): nothing to evaluate" in done.stdout
 
 
 def test_a_job_s_own_template_folders_come_after_those_of_the_command_line(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -euo pipefail
 
-# What a shell leaves in the environment can change what every later shell and Python does: a job sees none of it.
+# Leftovers in the environment can change what every later shell and Python does, so a job sees none of them.
 ignored=
 for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MASTER_ADDR MASTER_PORT RANK WORLD_SIZE \
   LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE \
@@ -19,24 +19,24 @@ for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MA
 done
 set +o posix
 export -n SHELLOPTS BASHOPTS IFS
-if [ -n "$ignored" ]; then echo "qwen-job: ignored, because it would change the job:$ignored" >&2; fi
+if [ -n "$ignored" ]; then echo "qwen-job: ignored variables, which would change the job:$ignored" >&2; fi
 
 # --- the run's configuration, exactly as planned ---------------------------------------------------------------
 run=/shared/runs/one-node
 mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create $run" >&2; exit 5; }
 
-# Two jobs in one folder would train over each other. One that lives renews launch/lease every few seconds.
+# Two jobs in one folder would overwrite each other's checkpoints. A running one renews launch/lease every few seconds.
 held_by() {
   local nonce counter machine process owner before tries pid
   read -r nonce counter machine process owner 2> /dev/null < "$run/launch/lease" || return 1
-  # Who shares the folder may have written it: a terminal gets no control characters of it.
+  # Anybody who shares the folder may have written it, so keep control characters from the terminal.
   owner=${owner//[![:print:]]/?}
   pid=${process%:*} before="$nonce $counter"
   if [ "$machine" = "$(< /proc/sys/kernel/random/boot_id)/$(readlink /proc/self/ns/pid)" ]; then
     [ "$process" = "$pid:$(sed 's/.*) //' "/proc/$pid/stat" 2> /dev/null | cut -d ' ' -f 20)" ] && echo "$owner"
     return
   fi
-  echo "qwen-job: output: $owner trained in $run before: waiting 12 s to see whether it still does" >&2
+  echo "qwen-job: output: $owner was using $run: waiting 12 s to see whether it still is" >&2
   for ((tries = 0; tries < 12; tries++)); do
     sleep 1
     read -r nonce counter _ _ owner 2> /dev/null < "$run/launch/lease" || return 1
@@ -48,11 +48,11 @@ held_by() {
   return 1
 }
 if owner=$(held_by); then
-  echo "qwen-job: output: $owner trains in $run: wait until it has ended, or choose another output" >&2
+  echo "qwen-job: output: $owner is using $run: wait until it has ended, or choose another output" >&2
   exit 2
 fi
 
-# put FILE: write standard input to FILE at once; an earlier, different FILE is kept beside it.
+# put FILE: write standard input to FILE atomically; an earlier, different FILE is kept beside it.
 put() {
   local new="$1.new.${SLURM_JOB_ID:-}$$"
   cat > "$new" || { rm -f -- "$new"; echo "qwen-job: output: cannot write $1" >&2; exit 5; }
@@ -180,12 +180,12 @@ put "$run"/deepspeed.json << 'QWEN_JOB_END'
 QWEN_JOB_END
 put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 #!/bin/bash
-# What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT [LIMIT_SECONDS]]
-# The node's exit code and name go to launch/exit.RDZV_ID.NODE_RANK in the run's folder, for the script that started it.
+# Runs on every node of the job: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT [LIMIT_SECONDS]]
+# Writes the node's exit code and name to launch/exit.RDZV_ID.NODE_RANK in the run folder, for the script that started it.
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
-# What a shell leaves in the environment can change what every later shell and Python does: a job sees none of it.
+# Leftovers in the environment can change what every later shell and Python does, so a job sees none of them.
 ignored=
 for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MASTER_ADDR MASTER_PORT RANK WORLD_SIZE \
   LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE \
@@ -202,18 +202,18 @@ done
 set +o posix
 export -n SHELLOPTS BASHOPTS IFS
 if [ -n "${TMPDIR:-}" ] && ! [ -w "$TMPDIR" ]; then
-  # The folder of a job that is over, or of another machine.
+  # Left over from a job that has ended, or from another machine.
   ignored+=" TMPDIR"
   unset TMPDIR
 fi
-if [ -n "$ignored" ]; then echo "qwen-job: ignored, because it would change the job:$ignored" >&2; fi
+if [ -n "$ignored" ]; then echo "qwen-job: ignored variables, which would change the job:$ignored" >&2; fi
 node_name=${SLURMD_NODENAME:-$(uname -n)}
-# When this attempt began, and its time limit from then on: the trainer saves before it.
+# When this attempt started, and its time limit from then on: the trainer saves before that.
 export QWEN_JOB_STARTED="${5:-$(date +%s)}"
 export QWEN_JOB_TIME_LIMIT_SECONDS="${6:-}"
 run=/shared/runs/one-node
 
-# A signal may come at any time. What runs then is told; between two commands there is nothing to save.
+# A signal may arrive at any time. It is passed on to the running command; between two there is nothing to save.
 pid=
 stopped=
 signals=0
@@ -228,8 +228,8 @@ trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
 trap 'pass_on HUP' HUP
 
-# start WORD...: become the command, in the job's environment. Only called in the background, so that no variable of the
-# job can disturb this script.
+# start WORD...: become the command, in the job's environment. Only called in the background, so that the job's
+# variables cannot disturb this script.
 start() {
   export CUDA_DEVICE_MAX_CONNECTIONS=1
   export NCCL_DEBUG=WARN
@@ -243,32 +243,32 @@ start() {
   exec "$@"
 }
 
-# attend WORD...: run a command in the job's environment to its end, whatever signals come; return its exit code.
+# attend WORD...: run a command in the job's environment to its end, whatever signals arrive; return its exit code.
 attend() {
   local heard=-1 code=0 ended
   start "$@" &
   pid=$!
   if [ -n "$stopped" ]; then kill -s "$stopped" "$pid" 2> /dev/null; fi
-  # A trapped signal ends 'wait' early: wait again until the process is really gone.
+  # A trapped signal ends 'wait' early: wait again until the process has exited.
   while [ "$heard" -ne "$signals" ]; do
     heard=$signals
     wait "$pid"
     ended=$?
-    # How a process ended that ended with the signal, bash may not know: -1. Then it is the signal that it was.
+    # bash may report -1 for a process that ended with the signal: then keep the code of that signal.
     if [ "$ended" -ge 0 ]; then code=$ended; fi
   done
   pid=
   return "$code"
 }
 
-# Written in full now and over itself later: that needs no room on a disk that has run full meanwhile.
+# Written at full length now and overwritten in place later, which needs no space on a disk that has filled up.
 note="$run/launch/exit.$rdzv_id.$node_rank"
 printf '%-200s\n' "143 $node_name running" 2> /dev/null > "$note"
 leave() {
   local code=$1
-  # Asked to save before anybody listened: there was nothing to save. TERM is how Slurm ends us when another node fails.
+  # A stop request before anything handled it: there was nothing to save. Slurm sends TERM when another node fails.
   case $stopped:$code in USR1:138 | HUP:129) code=160 ;; esac
-  # Who kills the whole step kills us in a moment: then this node did not fail by itself, and nothing is written.
+  # If the whole step is being killed, we are next: then this node did not fail, and writes nothing.
   if [ "$code" -eq 137 ]; then sleep 0.5; fi
   printf '%-200s\n' "$code $node_name ended" 1<> "$note"
   exit "$code"
@@ -292,10 +292,10 @@ leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then
-  echo "qwen-job: $run is complete (done.json); train.resume: extend trains it on, another output anew" >&2
+  echo "qwen-job: $run is complete (done.json); set train.resume: extend to train longer, or choose another output" >&2
   exit 0
 fi
 
-# A free port for the rendezvous of this machine's own processes.
+# A free port for the rendezvous of the processes on this machine.
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 exec bash "$run/launch/node.sh" 0 127.0.0.1 "$port" "local-$$"

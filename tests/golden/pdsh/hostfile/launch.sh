@@ -1,10 +1,10 @@
 #!/bin/bash
 # qwen-job 0.1.0: pdsh on 2 hosts over ssh (pdsh). Run it on any host that
-# reaches the others; the run's folder must be on storage that all of them share.
+# reaches the others; the run folder must be on storage that all of them share.
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 
-# What a shell leaves in the environment can change what every later shell and Python does: a job sees none of it.
+# Leftovers in the environment can change what every later shell and Python does, so a job sees none of them.
 ignored=
 for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MASTER_ADDR MASTER_PORT RANK WORLD_SIZE \
   LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE \
@@ -20,24 +20,24 @@ for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MA
 done
 set +o posix
 export -n SHELLOPTS BASHOPTS IFS
-if [ -n "$ignored" ]; then echo "qwen-job: ignored, because it would change the job:$ignored" >&2; fi
+if [ -n "$ignored" ]; then echo "qwen-job: ignored variables, which would change the job:$ignored" >&2; fi
 
 # --- the run's configuration, exactly as planned ---------------------------------------------------------------
 run=/shared/runs/pdsh
 mkdir -p -- "$run/launch" "$run/logs" || { echo "qwen-job: output: cannot create $run" >&2; exit 5; }
 
-# Two jobs in one folder would train over each other. One that lives renews launch/lease every few seconds.
+# Two jobs in one folder would overwrite each other's checkpoints. A running one renews launch/lease every few seconds.
 held_by() {
   local nonce counter machine process owner before tries pid
   read -r nonce counter machine process owner 2> /dev/null < "$run/launch/lease" || return 1
-  # Who shares the folder may have written it: a terminal gets no control characters of it.
+  # Anybody who shares the folder may have written it, so keep control characters from the terminal.
   owner=${owner//[![:print:]]/?}
   pid=${process%:*} before="$nonce $counter"
   if [ "$machine" = "$(< /proc/sys/kernel/random/boot_id)/$(readlink /proc/self/ns/pid)" ]; then
     [ "$process" = "$pid:$(sed 's/.*) //' "/proc/$pid/stat" 2> /dev/null | cut -d ' ' -f 20)" ] && echo "$owner"
     return
   fi
-  echo "qwen-job: output: $owner trained in $run before: waiting 12 s to see whether it still does" >&2
+  echo "qwen-job: output: $owner was using $run: waiting 12 s to see whether it still is" >&2
   for ((tries = 0; tries < 12; tries++)); do
     sleep 1
     read -r nonce counter _ _ owner 2> /dev/null < "$run/launch/lease" || return 1
@@ -49,11 +49,11 @@ held_by() {
   return 1
 }
 if owner=$(held_by); then
-  echo "qwen-job: output: $owner trains in $run: wait until it has ended, or choose another output" >&2
+  echo "qwen-job: output: $owner is using $run: wait until it has ended, or choose another output" >&2
   exit 2
 fi
 
-# put FILE: write standard input to FILE at once; an earlier, different FILE is kept beside it.
+# put FILE: write standard input to FILE atomically; an earlier, different FILE is kept beside it.
 put() {
   local new="$1.new.${SLURM_JOB_ID:-}$$"
   cat > "$new" || { rm -f -- "$new"; echo "qwen-job: output: cannot write $1" >&2; exit 5; }
@@ -190,12 +190,12 @@ put "$run"/deepspeed.json << 'QWEN_JOB_END'
 QWEN_JOB_END
 put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 #!/bin/bash
-# What every node of the job runs: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT [LIMIT_SECONDS]]
-# The node's exit code and name go to launch/exit.RDZV_ID.NODE_RANK in the run's folder, for the script that started it.
+# Runs on every node of the job: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT [LIMIT_SECONDS]]
+# Writes the node's exit code and name to launch/exit.RDZV_ID.NODE_RANK in the run folder, for the script that started it.
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
 node_rank=$1 master_addr=$2 master_port=$3 rdzv_id=$4
-# What a shell leaves in the environment can change what every later shell and Python does: a job sees none of it.
+# Leftovers in the environment can change what every later shell and Python does, so a job sees none of them.
 ignored=
 for name in BASH_ENV ENV CDPATH GLOBIGNORE GREP_OPTIONS POSIXLY_CORRECT TMOUT MASTER_ADDR MASTER_PORT RANK WORLD_SIZE \
   LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE \
@@ -212,18 +212,18 @@ done
 set +o posix
 export -n SHELLOPTS BASHOPTS IFS
 if [ -n "${TMPDIR:-}" ] && ! [ -w "$TMPDIR" ]; then
-  # The folder of a job that is over, or of another machine.
+  # Left over from a job that has ended, or from another machine.
   ignored+=" TMPDIR"
   unset TMPDIR
 fi
-if [ -n "$ignored" ]; then echo "qwen-job: ignored, because it would change the job:$ignored" >&2; fi
+if [ -n "$ignored" ]; then echo "qwen-job: ignored variables, which would change the job:$ignored" >&2; fi
 node_name=${SLURMD_NODENAME:-$(uname -n)}
-# When this attempt began, and its time limit from then on: the trainer saves before it.
+# When this attempt started, and its time limit from then on: the trainer saves before that.
 export QWEN_JOB_STARTED="${5:-$(date +%s)}"
 export QWEN_JOB_TIME_LIMIT_SECONDS="${6:-}"
 run=/shared/runs/pdsh
 
-# A signal may come at any time. What runs then is told; between two commands there is nothing to save.
+# A signal may arrive at any time. It is passed on to the running command; between two there is nothing to save.
 pid=
 stopped=
 signals=0
@@ -238,8 +238,8 @@ trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
 trap 'pass_on HUP' HUP
 
-# start WORD...: become the command, in the job's environment. Only called in the background, so that no variable of the
-# job can disturb this script.
+# start WORD...: become the command, in the job's environment. Only called in the background, so that the job's
+# variables cannot disturb this script.
 start() {
   export CUDA_DEVICE_MAX_CONNECTIONS=1
   export NCCL_DEBUG=WARN
@@ -253,32 +253,32 @@ start() {
   exec "$@"
 }
 
-# attend WORD...: run a command in the job's environment to its end, whatever signals come; return its exit code.
+# attend WORD...: run a command in the job's environment to its end, whatever signals arrive; return its exit code.
 attend() {
   local heard=-1 code=0 ended
   start "$@" &
   pid=$!
   if [ -n "$stopped" ]; then kill -s "$stopped" "$pid" 2> /dev/null; fi
-  # A trapped signal ends 'wait' early: wait again until the process is really gone.
+  # A trapped signal ends 'wait' early: wait again until the process has exited.
   while [ "$heard" -ne "$signals" ]; do
     heard=$signals
     wait "$pid"
     ended=$?
-    # How a process ended that ended with the signal, bash may not know: -1. Then it is the signal that it was.
+    # bash may report -1 for a process that ended with the signal: then keep the code of that signal.
     if [ "$ended" -ge 0 ]; then code=$ended; fi
   done
   pid=
   return "$code"
 }
 
-# Written in full now and over itself later: that needs no room on a disk that has run full meanwhile.
+# Written at full length now and overwritten in place later, which needs no space on a disk that has filled up.
 note="$run/launch/exit.$rdzv_id.$node_rank"
 printf '%-200s\n' "143 $node_name running" 2> /dev/null > "$note"
 leave() {
   local code=$1
-  # Asked to save before anybody listened: there was nothing to save. TERM is how Slurm ends us when another node fails.
+  # A stop request before anything handled it: there was nothing to save. Slurm sends TERM when another node fails.
   case $stopped:$code in USR1:138 | HUP:129) code=160 ;; esac
-  # Who kills the whole step kills us in a moment: then this node did not fail by itself, and nothing is written.
+  # If the whole step is being killed, we are next: then this node did not fail, and writes nothing.
   if [ "$code" -eq 137 ]; then sleep 0.5; fi
   printf '%-200s\n' "$code $node_name ended" 1<> "$note"
   exit "$code"
@@ -298,13 +298,13 @@ attend "${python[@]}" -m qwen_job node check --gpus 4 --nodes 2 --gpu X1 8.0 858
   --sent-at "$QWEN_JOB_STARTED" --rank "$node_rank" --master "$master_addr" --port "$master_port" --json > "$run/launch/check.$rdzv_id.$node_rank.json" || leave $?
 leave_if_asked
 
-# The host is checked. DeepSpeed's own launcher starts its trainers.
+# The host passed the checks. DeepSpeed's own launcher starts the trainers.
 true
 leave $?
 QWEN_JOB_NODE_END
 
 if [ -e "$run/done.json" ]; then
-  echo "qwen-job: $run is complete (done.json); train.resume: extend trains it on, another output anew" >&2
+  echo "qwen-job: $run is complete (done.json); set train.resume: extend to train longer, or choose another output" >&2
   exit 0
 fi
 put "$run/launch/hostfile" << 'QWEN_JOB_HOSTS_END'
@@ -329,22 +329,22 @@ echo "$rdzv_id" > "$run/launch/token" || exit 5
 
 pids=()
 stopping=
-# When its connection closes, a node hears a hang-up: its workers save at the next step and leave.
+# When its connection closes, a node gets SIGHUP: its workers save at the next step and exit.
 hang_up() { for pid in "${pids[@]}"; do kill -s TERM "$pid" 2> /dev/null || true; done; }
 trap 'stopping=yes; hang_up' TERM INT HUP
 
 log="$run/logs/node-0.log"
 touch -- "$log" || exit 5
 said=$(wc -l < "$log")
-# What a host does first: see that it has the same folder as this one (205: it has not). Storage may take a moment to
-# show a new file. Then it becomes node.sh, with a log of its own, so that its last words need no connection.
+# First each host checks that it sees the same folder as this one (205: it does not). Storage may need a moment to show
+# a new file. Then it becomes node.sh, with its own log, so that its last lines need no connection.
 on_host='for i in 1 2 3 4 5; do if read -r token 2> /dev/null < "$1/launch/token" && [ "$token" = "$5" ]; then'
 on_host+=' exec bash "$1/launch/node.sh" "$2" "$3" "$4" "$5" >> "$1/logs/node-$2.log" 2>&1; fi; sleep 1; done; exit 205'
 rank=0
 hosts=()
 while read -r host _; do
   hosts+=("$host")
-  # -tt makes a node hear that we hang up.
+  # With -tt a node gets SIGHUP when we close the connection.
   ssh -tt -o BatchMode=yes -p 2222 -o LogLevel=ERROR -o ServerAliveInterval=30 "$host" \
     "exec bash -c $(printf '%q ' "$on_host" qwen-job "$run" "$rank" "$master_addr" "$master_port" "$rdzv_id")" \
     < /dev/null > /dev/null &
@@ -356,7 +356,7 @@ if [ -n "$stopping" ]; then hang_up; fi
 tail -n "+$((said + 1))" -F "$log" 2> /dev/null &
 tail_pid=$!
 
-# The first node that fails ends the others.
+# The first node that fails stops the others.
 code=0
 while [ -n "${pids[*]}" ]; do
   wait -n
@@ -369,7 +369,7 @@ while [ -n "${pids[*]}" ]; do
     code=$node_code
     if [ "$code" -eq 205 ]; then
       code=5
-      echo "qwen-job: output: $run on ${hosts[rank]} is not the folder that this host sees: put output on storage that they share" >&2
+      echo "qwen-job: output: $run on ${hosts[rank]} is not the folder that this host sees: put output on shared storage" >&2
     elif [ -z "$stopping" ] && [ "$rank" -gt 0 ]; then
       echo "qwen-job: ${hosts[rank]} ended first, with exit code $code; the end of $run/logs/node-$rank.log:" >&2
       tail -n 5 -- "$run/logs/node-$rank.log" >&2
@@ -378,10 +378,10 @@ while [ -n "${pids[*]}" ]; do
   done
 done
 
-# Nodes that were hung up on save first. Where one of them knows a reason that is final, it is the reason.
+# Nodes that lost their connection save first. If one of them has a final exit code, it is the reason.
 for ((seconds = 0; code != 0 && seconds < 120; seconds++)); do
   if ! grep -qs running "$run/launch/exit.$rdzv_id".*; then break; fi
-  if [ "$seconds" -eq 1 ]; then echo "qwen-job: waiting for the nodes to save and leave" >&2; fi
+  if [ "$seconds" -eq 1 ]; then echo "qwen-job: waiting for the nodes to save and exit" >&2; fi
   sleep 1
 done
 for ((rank = 0; code != 0 && rank < ranks; rank++)); do
@@ -401,12 +401,12 @@ trap - TERM INT HUP
 # DeepSpeed's own launcher: it reads the hostfile and .deepspeed_env, and reaches the hosts through pdsh.
 cd -- "$run/launch" || exit 5
 export PDSH_SSH_ARGS_APPEND='-p 2222'
-# Its own test of ssh knows none of the options.
+# Its own ssh test ignores our options.
 python3 -m deepspeed.launcher.runner --hostfile "$run/launch/hostfile" --launcher pdsh --no_ssh_check \
   --force_multi --master_addr "$master_addr" --master_port "$master_port" --no_local_rank \
   --module qwen_job.train --config "$run/train.yaml" &
 runner=$!
-# A shell that ends by a signal would leave the runner, pdsh and the trainers behind.
+# If a signal ended this shell, the runner, pdsh and the trainers would be left behind.
 trap 'kill -s TERM "$runner" 2> /dev/null' TERM INT HUP
 code=-1
 while [ "$code" -lt 0 ] || kill -0 "$runner" 2> /dev/null; do
@@ -414,7 +414,7 @@ while [ "$code" -lt 0 ] || kill -0 "$runner" 2> /dev/null; do
   code=$?
 done
 trap - TERM INT HUP
-# If pdsh itself is killed, deepspeed still ends with 0: only done.json proves the run.
+# If pdsh itself is killed, deepspeed still exits with 0: only done.json proves that the run is complete.
 [ -e "$run/done.json" ] && exit 0
 [ "$code" -ne 0 ] || code=1
 exit "$code"
