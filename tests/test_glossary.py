@@ -25,9 +25,7 @@ TO_CLEAN = {
     "launch",
     "models",
     "plan",
-    "render",
     "run",
-    "templates",
 }
 # Pages still to be cleaned. docs/job.md is generated from qwen_job/job.
 PAGES_TO_CLEAN: set[str] = set()

@@ -1,4 +1,4 @@
-"""The files that travel inside every target: job.yaml, train.yaml, deepspeed.json."""
+"""The files that every target carries: job.yaml, train.yaml, deepspeed.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwen_job.render.quote import to_json, to_yaml
 
 
 def config_files(plan: Plan) -> dict[str, str]:
-    """Return file name -> text of what ran, exactly, for the run's folder."""
+    """Return file name -> text of exactly what runs, for the run folder."""
     return {
         "job.yaml": to_yaml(job_document(plan)),
         "train.yaml": f"# Written by qwen-job {__version__}; job.yaml beside it is what it was made from.\n"
@@ -20,13 +20,13 @@ def config_files(plan: Plan) -> dict[str, str]:
 
 
 def job_document(plan: Plan) -> dict[str, object]:
-    """Return the job as it was written, all layers merged, with the paths that were resolved."""
+    """Return the job as written, with all layers merged and paths resolved."""
     document: dict[str, object] = plan.job.model_dump(mode="json", exclude_unset=True)
     return {key: _literal(value, (key,)) for key, value in document.items()}
 
 
 def _literal(value: Any, path: tuple[str, ...]) -> Any:
-    """Double the dollar of ``${...}``: the references were replaced, so what still looks like one is text."""
+    """Double the dollar of ``${...}``: references are already replaced, so anything that looks like one is text."""
     if isinstance(value, dict):
         return {key: _literal(item, (*path, key)) for key, item in value.items()}
     if isinstance(value, list):

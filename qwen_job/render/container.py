@@ -1,8 +1,8 @@
-"""How a container runtime is told to run a command on a node: mounts, GPUs, shared memory, environment.
+"""How a container runtime runs a command on a node: mounts, GPUs, shared memory, environment.
 
 pyxis takes its settings as options of srun, so that all of node.sh runs inside; the other runtimes are a prefix of the
 commands that node.sh starts (templates/common/container.sh.j2). With ``none`` the commands run as they are. In every
-case the data, the model, the caches and the run's folder are seen under their own paths.
+case the data, the model, the caches and the run folder have the same paths as outside.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.paths import paths_of
 from qwen_job.plan import Plan
 
-# Set on the node, so the runtimes that start with an empty environment must be told of them.
+# Set on the node, so runtimes that start with an empty environment must pass them on.
 _PASSED = (
     "CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "QWEN_JOB_TIME_LIMIT_SECONDS", "QWEN_JOB_UMASK", "SLURMD_NODENAME",
     "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_NODELIST",
     "SLURM_RESTART_COUNT", "TMPDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR",
 )  # fmt: skip
-# What divides a mount from the next and source from target; pyxis hands the rest to enroot as a line of an fstab.
+# Characters that separate mounts, or source and target; pyxis passes the rest to enroot as a line of an fstab.
 _UNMOUNTABLE = {"pyxis": r"[,\s$`\\]", "apptainer": r'[,"\n]'}
 _DIGEST = re.compile(r"@(sha(?:256|512):[0-9a-fA-F]+)$")
 _SIGNS = {":": "a colon", ",": "a comma", " ": "a space", "\n": "a newline", '"': "a quote"}
 
 
 def node_settings(plan: Plan, runtime: str) -> dict[str, Any]:
-    """Return what node.sh must know of the container; ``runtime`` is none where the target has no containers."""
+    """Return what node.sh must know about the container; ``runtime`` is none where the target has no containers."""
     if runtime not in _ENGINES:
         return {"runtime": runtime, "mount_home": plan.job.container.mount_home}
     image, pairs = _image(plan), mounts(plan)
@@ -57,7 +57,7 @@ def batch_settings(plan: Plan) -> dict[str, Any]:
         "image": image,
         "image_is_file": image.startswith("/"),
         "image_field": ".".join(map(str, _image_field(plan))),
-        # pyxis refuses to mount what is not there. Scratch is the nodes' own.
+        # pyxis refuses to mount missing folders. Scratch is local to each node.
         "made": sorted({path for one in plans for field, path in _folders(one)[1].items() if field[0] != "slurm"}),
     }
 
@@ -68,17 +68,17 @@ def srun_options(plan: Plan) -> list[str]:
     if container.runtime != "pyxis":
         return []
     if plan.job.slurm.modules:
-        message = "pyxis starts the whole step inside the container, where there are no modules: remove them"
+        message = "pyxis starts the whole step inside the container, which has no modules: remove them"
         raise JobError([plan.job.problem(("slurm", "modules"), message)])
     image, pairs = _image(plan), mounts(plan)
     home = "--container-mount-home" if container.mount_home else "--no-container-mount-home"
     options = [f"--container-image={image}", f"--container-mounts={','.join(pairs)}", home, "--container-workdir=/"]
-    # The image's own environment wins over the job's unless it is named here.
+    # The image's environment overrides the job's, except for the names listed here.
     return [*options, f"--container-env={','.join(plan.env)}", *container.options]
 
 
 def mounts(plan: Plan) -> list[str]:
-    """Return SOURCE:TARGET[:ro] for all that the job touches, outermost folders only, and for the user's mounts."""
+    """Return SOURCE:TARGET[:ro] for all paths of the job, outermost folders only, and for the user's mounts."""
     job = plan.job
     reading, writing = _folders(plan)
     _check_mountable(plan, {**reading, **writing})
@@ -92,7 +92,7 @@ def mounts(plan: Plan) -> list[str]:
 
 
 def _folders(plan: Plan) -> tuple[dict[FieldPath, str], dict[FieldPath, str]]:
-    """Return field -> folder of what the job only reads, and of what it writes."""
+    """Return field -> folder for what the job only reads, and for what it writes."""
     reading: dict[FieldPath, str] = {}
     writing: dict[FieldPath, str] = {("model", "cache_dir"): plan.model_cache}
     for one in paths_of(plan.job):
@@ -108,7 +108,7 @@ def _check_mountable(plan: Plan, folders: dict[FieldPath, str]) -> None:
     others = _UNMOUNTABLE.get(container.runtime, r"\n")
     problems = [
         plan.job.problem(
-            path, f"{container.runtime} cannot mount {folder!r}: it holds {_SIGNS.get(found[0], found[0])}"
+            path, f"{container.runtime} cannot mount {folder!r}: it contains {_SIGNS.get(found[0], found[0])}"
         )
         for places, signs in ((folders, ":"), ({**folders, **written}, others))
         for path, folder in places.items()
@@ -139,11 +139,11 @@ def _image_field(plan: Plan) -> FieldPath:
 
 
 def _image(plan: Plan) -> str:
-    """Return the image as the runtime's own grammar wants it."""
+    """Return the image in the form that the runtime expects."""
     runtime = plan.job.container.runtime
     image = plan.job.container.image or plan.job.image
     if not image:
-        message = f"container.runtime {runtime} needs an image: write image or container.image"
+        message = f"container.runtime {runtime} needs an image: set image or container.image"
         raise JobError([plan.job.problem(("container", "runtime"), message)])
     if problem := _image_problem(runtime, image):
         raise JobError([plan.job.problem(_image_field(plan), problem)])
@@ -157,22 +157,22 @@ def _image(plan: Plan) -> str:
 def _image_problem(runtime: str, image: str) -> str:
     is_file = image.startswith((".", "/")) or image.endswith((".sqsh", ".sif", ".squashfs"))
     if image.startswith("-"):
-        return f"{image!r} is not an image's name"
+        return f"{image!r} is not an image name"
     if is_file and runtime in ("docker", "podman"):
-        return f"{runtime} takes an image by its name, not the file or folder {image!r}"
+        return f"{runtime} needs the name of an image, not the file or folder {image!r}"
     if is_file and not image.startswith("/"):
-        return f"{image!r}: write the file's absolute path, the same on all nodes"
+        return f"{image!r}: write the file's absolute path, which must be the same on all nodes"
     if "://" in image and runtime in ("docker", "charliecloud"):
-        return f"{runtime} knows no {image.partition('://')[0]}://; write the image's name"
+        return f"{runtime} does not support {image.partition('://')[0]}://; write the image's name"
     if not image.startswith("/") and re.search(r"\s", image):
-        return f"{image!r} is not an image's name: it holds a space"
+        return f"{image!r} is not an image name: it contains a space"
     return ""
 
 
 def _enroot_name(image: str) -> str:
     """Write [USER@]REGISTRY/NAME:TAG or NAME@DIGEST as enroot reads it: [USER@]REGISTRY#NAME:TAG, NAME:DIGEST.
 
-    Enroot takes what stands before the first ``@`` for a user, and a name without ``#`` for one of Docker Hub.
+    Enroot reads the part before the first ``@`` as a user, and a name without ``#`` as one of Docker Hub.
     """
     image = image.removeprefix("docker://")
     if "#" in image or "://" in image:
@@ -199,8 +199,8 @@ def _apptainer(plan: Plan, pairs: list[str]) -> list[str]:
 
 def _oci(program: str) -> Callable[[Plan, list[str]], list[str]]:
     own = {
-        # The daemon is root and can lift the limit; the user's own podman can hand on the step's, and is root inside:
-        # the user outside.
+        # The daemon is root and can raise the limit. Rootless podman can only pass on the step's own limit; root inside
+        # is the user outside.
         "docker": (["--ulimit", "memlock=-1"], ["--gpus", "all"]),
         "podman": (
             ["--ulimit", "host", "--pids-limit", "-1", "--security-opt", "label=disable", "--user", "0:0"],
@@ -219,7 +219,7 @@ def _oci(program: str) -> Callable[[Plan, list[str]], list[str]]:
         for name in _PASSED:
             result += ["--env", name]
         for name, value in plan.env.items():
-            # Read before anything runs in the container; the rest of the job's environment is set in it.
+            # Read before anything runs in the container; the rest of the job's environment is set inside.
             result += ["--env", f"{name}={value}"] if name.startswith(("NVIDIA_", "MELLANOX_")) else []
         return [*result, "--workdir", "/", "--entrypoint", ""]
 
@@ -229,7 +229,7 @@ def _oci(program: str) -> Callable[[Plan, list[str]], list[str]]:
 def _charliecloud(plan: Plan, pairs: list[str]) -> list[str]:
     words = ["ch-run", *(["--home"] if plan.job.container.mount_home else []), "--cd", "/"]
     for pair in pairs:
-        # It has no read-only mounts.
+        # ch-run has no read-only mounts.
         words += ["--bind", ":".join(pair.split(":")[:2])]
     return words
 

@@ -1,4 +1,4 @@
-"""What every target's templates are given."""
+"""What the templates of all targets are given."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shell_context(
     scratch: str | None = None,
     evaluate: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the context of a shell script: the configs, the node's script and the job's figures."""
+    """Return the context of a shell script: the configs, the node script and the job's numbers."""
     common = {
         "version": __version__,
         "name": plan.job.name,
@@ -37,7 +37,7 @@ def shell_context(
         "python": python,
         "launcher": launcher,
         "grace": plan.job.retry.grace,
-        # A complete run that is to be trained on still has its done.json.
+        # A complete run that is to train longer still has its done.json.
         "extend": plan.job.train.resume == "extend",
     }
     node = {
@@ -54,7 +54,7 @@ def shell_context(
 
 
 def node_check(plan: Plan, min_gbs: float | None = None) -> list[str]:
-    """Return the options of 'qwen-job node check' that the plan knows; ``min_gbs``: the site's floor in GB/s."""
+    """Return the options of 'qwen-job node check' that the plan knows; ``min_gbs``: the site's lower limit in GB/s."""
     words = ["--gpus", "0" if plan.gpu.is_cpu else str(plan.gpus_per_node), "--nodes", str(plan.nodes)]
     if not plan.gpu.is_cpu:
         words += ["--gpu", plan.gpu.name, str(plan.gpu.compute_capability), str(plan.gpu.memory_bytes or 0)]

@@ -1,4 +1,4 @@
-"""The one Jinja environment. A template can print only what one of quote.py's filters has made."""
+"""The one Jinja environment. A template can print only the output of the filters in quote.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_TEMPLATE = 2**20
 
 
 class Unquoted(TemplateError):
-    """A template printed a value that went through no filter."""
+    """A template printed a value without a filter."""
 
 
 def _only_quoted(value: Any) -> Any:
@@ -49,7 +49,7 @@ def _quoting(function: Any) -> Any:
 
 
 def _indent(text: Quoted, width: int) -> Quoted:
-    """Indent the lines of a quoted fragment; YAML only, since it would change a shell's here-document."""
+    """Indent the lines of a quoted fragment; YAML only, because it would change a here-document."""
     return Quoted(_only_quoted(text).replace("\n", "\n" + " " * width).rstrip(" "))
 
 
@@ -62,7 +62,7 @@ FILTERS = {
     "yaml": _quoting(lambda value: quote.to_yaml(value).rstrip("\n")),
     "json": _quoting(quote.to_yaml_inline),
     "hostfile_line": _quoting(quote.hostfile_line),
-    # slurm.setup is shell that the user wrote for the shell to run; nothing else may pass here.
+    # Only for slurm.setup, which is shell code of the user, to be run by the shell.
     "verbatim_shell": _quoting("\n".join),
     "number": _quoting(lambda value: str(int(value))),
     "indented": _indent,
@@ -70,7 +70,7 @@ FILTERS = {
 
 
 def _compiled() -> FileSystemBytecodeCache | None:
-    """Return the user's cache of compiled templates, which take longer to compile than to render; None without one."""
+    """Return the cache of compiled templates, since compiling takes longer than rendering; None without a cache."""
     folder = private_cache() / "templates"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -98,7 +98,7 @@ def _ours() -> Environment:
 
 @lru_cache(maxsize=8)
 def _theirs(folders: tuple[str, ...]) -> Environment:
-    """Return the environment of templates that a user brought; what is compiled for it is not kept."""
+    """Return the environment for a user's own templates, whose compiled form is not cached."""
     from qwen_job.render.sandbox import Sandbox, restrict
 
     loader = FunctionLoader(lambda name: _source(name, folders))
@@ -119,16 +119,17 @@ def _source(name: str, folders: Sequence[str]) -> tuple[str, str, None] | None:
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise UsageError(f"{path}: is not UTF-8 text (utf-8): save it as UTF-8") from None
+            raise UsageError(f"{path}: is not UTF-8 text: save it as UTF-8") from None
         except ValueError as error:
             raise UsageError(f"{path}: {error}") from None
     return None
 
 
 def render_template(name: str, context: Mapping[str, Any], folders: Sequence[str | Path] = ()) -> str:
-    """Render ``templates/NAME``; a file of the same name in one of ``folders`` comes first, and is not trusted.
+    """Render ``templates/NAME``; a file of the same name in one of ``folders`` replaces it, and is not trusted.
 
-    Errors: :class:`UsageError` for a user's template that is wrong, with file and line.
+    Raises:
+        UsageError: for a faulty template of the user, with file and line.
     """
     chosen = tuple(str(folder) for folder in folders)
     if not chosen:
@@ -144,9 +145,9 @@ def _render(environment: Callable[[], Environment], name: str, context: Mapping[
     except (Unrepresentable, UsageError):
         raise
     except TemplateNotFound as error:
-        raise UsageError(f"template {error.name}: not found; 'qwen-job templates list' names them") from None
+        raise UsageError(f"template {error.name}: not found; 'qwen-job templates list' shows all names") from None
     except Exception as error:
-        # A user's own template: a filter on what it cannot take, one that includes itself, an endless loop.
+        # A user's own template: a filter on a wrong type, a template that includes itself, an endless loop.
         from qwen_job.render.sandbox import words_of
 
         ours = (*folders, str(TEMPLATES))

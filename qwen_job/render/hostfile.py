@@ -18,7 +18,11 @@ from qwen_job.render.quote import Unrepresentable, deepspeed_env
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
-    """Return hostfile, .deepspeed_env and launch.sh. Errors: :class:`JobError` for hosts that do not fit cluster."""
+    """Return hostfile, .deepspeed_env and launch.sh.
+
+    Raises:
+        JobError: for hosts that do not match ``cluster``.
+    """
     section = plan.job.hostfile
     hosts = _hosts(plan)
     lines = {"lines": hosts, "slots": plan.gpus_per_node}
@@ -45,7 +49,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         ".deepspeed_env": environment,
         "launch.sh": render_template("hostfile/launch.sh.j2", context, folders),
     }
-    note = "launch.sh and .deepspeed_env are written beside the hostfile with -o DIR"
+    note = "use -o DIR to write launch.sh and .deepspeed_env as well"
     return Bundle("hostfile", files, "hostfile", frozenset({"launch.sh"}), (note,))
 
 
@@ -53,11 +57,11 @@ def _hosts(plan: Plan) -> list[str]:
     written = plan.job.hostfile.hosts
     for index, entry in enumerate(written):
         if is_elsewhere(entry):
-            message = f"{entry!r} names no host itself: 'qwen-job render' reads it, or write the names"
+            message = f"{entry!r} is not a host: 'qwen-job render' resolves it, or write host names"
             raise JobError([plan.job.problem(("hostfile", "hosts", index), message)])
     hosts = expand_hosts(written)
     if not hosts:
-        message = "is empty: write the machines' names, e.g. hosts: gpu[01-04]"
+        message = "is empty: list the host names, e.g. hosts: gpu[01-04]"
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
     if len(hosts) != plan.nodes:
         twice = _repeated(written)
@@ -66,11 +70,11 @@ def _hosts(plan: Plan) -> list[str]:
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
     own = [host for host in hosts if is_loopback(host)]
     if own and len(hosts) > 1:
-        message = f"{own[0]} is another machine on each host: write the name by which the others reach this one"
+        message = f"{own[0]} means a different machine on each host: use a name by which the others reach it"
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
     master = plan.job.hostfile.master_addr
     if master and is_loopback(master) and len(hosts) > 1:
-        message = f"{master} is another machine on each host: write the first host's address as the others see it"
+        message = f"{master} means a different machine on each host: use the first host's address as the others see it"
         raise JobError([plan.job.problem(("hostfile", "master_addr"), message)])
     if plan.job.hostfile.launcher == "pdsh":
         _check_pdsh(plan, hosts)
@@ -78,21 +82,22 @@ def _hosts(plan: Plan) -> list[str]:
 
 
 def _check_pdsh(plan: Plan, hosts: Sequence[str]) -> None:
-    """Refuse what pdsh would read in another way. Errors: :class:`JobError`.
+    """Reject values that pdsh would misread.
 
-    It splits PDSH_SSH_ARGS_APPEND at white space without any quoting and expands its own %h, %u and %n in it; a colon
-    in a host's name divides it from the name of a module (pdsh(1), ENVIRONMENT VARIABLES and REMOTE COMMAND METHOD).
+    It splits PDSH_SSH_ARGS_APPEND at white space without any quoting and expands %h, %u and %n in it; a colon in a
+    host name separates it from the name of a module (pdsh(1), ENVIRONMENT VARIABLES and REMOTE COMMAND METHOD).
+
+    Raises:
+        JobError: names ``hostfile.ssh_options`` or ``hostfile.hosts``.
     """
-    instead = "write it into ~/.ssh/config, or use hostfile.launcher: torchrun"
+    instead = "put it into ~/.ssh/config, or use hostfile.launcher: torchrun"
     problems = [
-        plan.job.problem(
-            ("hostfile", "ssh_options", index), f"pdsh would not pass {option!r} on as one word; {instead}"
-        )
+        plan.job.problem(("hostfile", "ssh_options", index), f"pdsh would not pass {option!r} as one word; {instead}")
         for index, option in enumerate(plan.job.hostfile.ssh_options)
         if re.search(r"[\s%]", option)
     ]
     problems += [
-        plan.job.problem(("hostfile", "hosts"), f"pdsh takes no IPv6 address ({host}): write a name for it; {instead}")
+        plan.job.problem(("hostfile", "hosts"), f"pdsh does not accept an IPv6 address ({host}): use a name; {instead}")
         for host in hosts
         if ":" in host
     ]

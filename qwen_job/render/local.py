@@ -13,9 +13,13 @@ from qwen_job.render.engine import render_template
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
-    """Return run.sh. Errors: :class:`JobError` for more than one node."""
+    """Return run.sh.
+
+    Raises:
+        JobError: for more than one node.
+    """
     if plan.nodes > 1:
-        message = f"{plan.nodes} nodes: this machine is one; write cluster.nodes: 1, or choose another target"
+        message = f"{plan.nodes} nodes, but this machine is only one; set cluster.nodes: 1, or choose another target"
         raise JobError([plan.job.problem(("cluster", "nodes"), message)])
     context = shell_context(plan, folders, python=plan.job.local.python)
     return Bundle(

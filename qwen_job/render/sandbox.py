@@ -1,9 +1,9 @@
-"""A user's own templates, rendered where they can only print: no Python of ours, little time, little memory.
+"""A sandbox for users' own templates: they can only print, with no access to Python, and limited time and memory.
 
-- ``render_apart``: a template -> its text, made in a process of its own that ends with it
-- ``place_of``: the template's file and line in an error's traceback
+- ``render_apart``: renders a template in a separate process
+- ``words_of``: the file, line and message of a template's error
 
-A job.yaml can bring templates along (template_dirs), and must not run programs on the machine that renders it.
+A job.yaml can name templates (template_dirs), which must not run programs on the machine that renders it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_OUTPUT = 16 * 2**20
 MAX_RANGE = 10_000
 MAX_PRODUCT = 2**20
 _MAX_BITS = 1024
-# What a layout needs of Jinja's filters; none of them looks into an object or draws a random number.
+# The filters of Jinja that a layout needs; none of them inspects objects or is random.
 KEPT_FILTERS = frozenset(
     {
         *("abs", "batch", "capitalize", "count", "d", "default", "dictsort", "first", "float", "groupby", "int"),
@@ -53,7 +53,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**"))
 
     def is_safe_callable(self, obj: Any) -> bool:
-        """Let a template call its own macros and blocks, ``range``, and the methods of plain values."""
+        """Let a template call its macros and blocks, ``range``, and the methods of plain values."""
         if obj is limited_range or obj is Namespace or isinstance(obj, (Macro, BlockReference, LoopContext)):
             return True
         owner = getattr(obj, "__self__", None)
@@ -62,17 +62,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return isinstance(obj, types.MethodType) and isinstance(owner, LoopContext)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Hide what begins with an underscore, and what a value has beyond data and plain methods."""
+        """Hide names with a leading underscore, and everything except data and plain methods."""
         return super().is_safe_attribute(obj, attr, value) and not isinstance(value, (type, types.ModuleType))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse products and powers that fill the memory."""
+        """Reject products and powers that would fill the memory."""
         check_product(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
 
 def check_product(operator: str, left: Any, right: Any) -> None:
-    """Refuse what ``left * right`` or ``left ** right`` would make too large. Errors: SecurityError."""
+    """Reject ``left * right`` and ``left ** right`` with a result that is too large.
+
+    Raises:
+        SecurityError: names the limit.
+    """
     for one, other in ((left, right), (right, left)):
         if isinstance(one, (str, bytes, list, tuple)) and isinstance(other, int) and len(one) * other > MAX_PRODUCT:
             raise SecurityError(f"makes more than {MAX_PRODUCT:,} items by '*'")
@@ -83,7 +87,11 @@ def check_product(operator: str, left: Any, right: Any) -> None:
 
 
 def limited_range(*arguments: int) -> range:
-    """Return range(...), if it is not long. Errors: SecurityError."""
+    """Return range(...).
+
+    Raises:
+        SecurityError: for a range that is too long.
+    """
     made = range(*arguments)
     if made[MAX_RANGE:]:
         raise SecurityError(f"range() of more than {MAX_RANGE:,} items")
@@ -91,7 +99,7 @@ def limited_range(*arguments: int) -> range:
 
 
 def restrict(environment: Sandbox) -> Sandbox:
-    """Leave ``range`` and ``namespace`` of Jinja's globals, and the filters that a layout needs."""
+    """Keep only ``range`` and ``namespace`` of Jinja's globals, and the filters that a layout needs."""
     environment.globals = {"range": limited_range, "namespace": Namespace}
     for name in set(environment.filters) - KEPT_FILTERS:
         del environment.filters[name]
@@ -99,9 +107,10 @@ def restrict(environment: Sandbox) -> Sandbox:
 
 
 def render_apart(render: Callable[[], str], name: str) -> str:
-    """Call ``render`` in a process of its own with limits; an error of it is raised here.
+    """Call ``render`` in a separate process with limits, and raise its error here.
 
-    Errors: :class:`UsageError` where the template takes too long, too much memory, or prints too much.
+    Raises:
+        UsageError: when the template takes too much time or memory, or prints too much.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -167,7 +176,7 @@ def _unlimit() -> None:
 
 
 def words_of(error: BaseException, name: str, is_template: Callable[[str], bool]) -> str:
-    """Return ``FILE:LINE: what is wrong`` for a fault of a template; ``is_template`` knows their files."""
+    """Return ``FILE:LINE: what is wrong`` for a template's error; ``is_template`` recognizes template files."""
     if isinstance(error, TemplateSyntaxError):
         return f"{error.filename or name}:{error.lineno}: {error.message}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_template(f.filename)]

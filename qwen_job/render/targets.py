@@ -29,12 +29,14 @@ TARGETS = tuple(_MODULES)
 def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) -> Bundle:
     """Render the plan for one of :data:`TARGETS`; templates in ``template_dirs`` replace ours of the same name.
 
-    A pure function: no clock, no randomness, no network. Errors: :class:`JobError` naming the field for a value that
-    the target's format cannot hold, for a secret that its files would show, and for a sweep, which only Slurm holds in
-    one bundle (see :func:`render_each`).
+    A pure function: no clock, no randomness, no network.
+
+    Raises:
+        JobError: names the field of a value that the target's format cannot represent, of a secret that its files
+            would expose, or of a sweep, which fits into one bundle on Slurm only (see :func:`render_each`).
     """
     if plan.sweep and target != "slurm":
-        message = f"its {len(plan.sweep)} runs are bundles of their own on {target}: render them with -o DIR"
+        message = f"on {target} each of its {len(plan.sweep)} runs is a separate bundle: render them with -o DIR"
         raise JobError([plan.job.problem(("sweep",), message)])
     if secrets := list(dict.fromkeys(secret_problems(plan, target))):
         raise JobError(secrets)
@@ -58,9 +60,12 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
 def render_each(
     plan: Plan, target: str, template_dirs: Sequence[str | Path] = (), *, separate: bool = False
 ) -> dict[str, tuple[Plan, Bundle]]:
-    """Render a job or its sweep: folder -> plan and bundle, the folder empty where one bundle holds everything.
+    """Render a job or its sweep: folder -> plan and bundle; the folder is empty for a single bundle.
 
-    On Slurm a sweep is one array job unless ``separate``. Errors: as :func:`render`.
+    On Slurm a sweep is one array job unless ``separate``.
+
+    Raises:
+        JobError: as :func:`render`.
     """
     if not plan.sweep or (target == "slurm" and not separate):
         return {"": (plan, render(plan, target, template_dirs))}
@@ -68,9 +73,13 @@ def render_each(
 
 
 def _own_templates(plan: Plan) -> list[str]:
-    """Return the job's own template folders. Errors: :class:`JobError` for one that is not there."""
+    """Return the job's own template folders.
+
+    Raises:
+        JobError: for a folder that does not exist.
+    """
     problems = [
-        plan.job.problem(("template_dirs", index), f"{folder}: there is no such folder")
+        plan.job.problem(("template_dirs", index), f"{folder}: does not exist or is not a folder")
         for index, folder in enumerate(plan.job.template_dirs)
         if not Path(folder).is_dir()
     ]
@@ -80,7 +89,7 @@ def _own_templates(plan: Plan) -> list[str]:
 
 
 def _locate(value: Any, wanted: Any, path: FieldPath = ()) -> FieldPath | None:
-    """Return the path of the field that holds ``wanted``."""
+    """Return the path of the field with the value ``wanted``."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         if item == wanted or key == wanted:

@@ -119,7 +119,7 @@ def test_every_command_and_option_is_described(path: tuple[str, ...], command: c
         (["plan", "--set", "model={name: nobody, source: random}"], 3, "model.name: "),
         (["plan", "--set", "deepspeed={zero_stage: 3, config: {zero_optimization: {stage: 2}}}"], 3, "contradicts"),
         (["plan", "--set", "nonsense"], 3, "error: --set: nonsense: write it as field=value"),
-        (["render", "-t", "local", "--set", "cluster.nodes=2"], 3, "cluster.nodes: 2 nodes: this machine is one"),
+        (["render", "-t", "local", "--set", "cluster.nodes=2"], 3, "cluster.nodes: 2 nodes, but this machine"),
         (["render", "-t", "hostfile"], 3, "hostfile.hosts: is empty"),
         (["templates", "export", "t", "slurm/jb.sbatch.j2"], 2, "did you mean 'slurm/job.sbatch.j2'?"),
         (["init"], 5, "job.yaml: already exists"),

@@ -124,5 +124,5 @@ def test_rendering_writes_nothing_and_asks_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_this_machine_is_one_node(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"cluster\.nodes: 2 nodes: this machine is one"):
+    with pytest.raises(JobError, match=r"cluster\.nodes: 2 nodes, but this machine"):
         bundle(tmp_path, "local", cluster={"nodes": 2})

@@ -200,13 +200,13 @@ def test_pyxis_gets_a_registry_s_image_as_enroot_names_it(
 @pytest.mark.parametrize(
     ("runtime", "image", "said"),
     [
-        ("docker", "/images/x.sif", "docker takes an image by its name, not the file or folder '/images/x.sif'"),
-        ("podman", "/images/x", "podman takes an image by its name"),
-        ("docker", "docker://x", "docker knows no docker://; write the image's name"),
+        ("docker", "/images/x.sif", "docker needs the name of an image, not the file or folder '/images/x.sif'"),
+        ("podman", "/images/x", "podman needs the name of an image"),
+        ("docker", "docker://x", "docker does not support docker://"),
         ("apptainer", "x.sif", "'x.sif': write the file's absolute path"),
         ("pyxis", "./x.sqsh", "'./x.sqsh': write the file's absolute path"),
-        ("podman", "--privileged", "'--privileged' is not an image's name"),
-        ("podman", "a b", "'a b' is not an image's name: it holds a space"),
+        ("podman", "--privileged", "'--privileged' is not an image name"),
+        ("podman", "a b", "'a b' is not an image name: it contains a space"),
     ],
 )
 def test_an_image_that_the_runtime_cannot_take_is_refused_by_its_field(
@@ -225,7 +225,7 @@ def test_pyxis_has_no_modules_and_no_spaces(tmp_path: Path) -> None:
     container = {"runtime": "pyxis", "image": "/x.sqsh"}
     with pytest.raises(JobError, match=r"slurm.modules: pyxis starts the whole step inside the container"):
         bundle(tmp_path, "slurm", container=container, slurm={"modules": ["cuda"]})
-    with pytest.raises(JobError, match=r"output: pyxis cannot mount '/a b': it holds a space"):
+    with pytest.raises(JobError, match=r"output: pyxis cannot mount '/a b': it contains a space"):
         bundle(tmp_path, "slurm", container=container, output="/a b")
 
 

@@ -38,17 +38,29 @@ def test_ssh_s_options_reach_every_launcher_and_only_the_first_host_has_an_addre
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({}, "hostfile.hosts: is empty: write the machines' names"),
+        ({}, "hostfile.hosts: is empty"),
         ({"hostfile": {"hosts": "a,b"}}, "hostfile.hosts: names 2 hosts, but cluster.nodes is 1; make them equal"),
         ({"hostfile": {"hosts": ["gpu1", "gpu1"]}, "cluster": {"nodes": 2}}, "names 1 hosts (gpu1 more than once"),
-        ({"hostfile": {"hosts": ["slurm:7"]}}, "hostfile.hosts[0]: 'slurm:7' names no host itself"),
-        ({"hostfile": {"hosts": ["localhost", "b"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: localhost is another"),
-        ({"hostfile": {"hosts": ["b", "127.0.1.1"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: 127.0.1.1 is another"),
-        ({"hostfile": {"hosts": ["b", "127.1"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: 127.1 is another"),
-        ({"hostfile": {"hosts": ["0.0.0.0", "b"]}, "cluster": {"nodes": 2}}, "hostfile.hosts: 0.0.0.0 is another"),
+        ({"hostfile": {"hosts": ["slurm:7"]}}, "hostfile.hosts[0]: 'slurm:7' is not a host"),
+        (
+            {"hostfile": {"hosts": ["localhost", "b"]}, "cluster": {"nodes": 2}},
+            "hostfile.hosts: localhost means a different machine",
+        ),
+        (
+            {"hostfile": {"hosts": ["b", "127.0.1.1"]}, "cluster": {"nodes": 2}},
+            "hostfile.hosts: 127.0.1.1 means a different machine",
+        ),
+        (
+            {"hostfile": {"hosts": ["b", "127.1"]}, "cluster": {"nodes": 2}},
+            "hostfile.hosts: 127.1 means a different machine",
+        ),
+        (
+            {"hostfile": {"hosts": ["0.0.0.0", "b"]}, "cluster": {"nodes": 2}},
+            "hostfile.hosts: 0.0.0.0 means a different machine",
+        ),
         (
             {"hostfile": {"hosts": "a,b", "master_addr": "localhost"}, "cluster": {"nodes": 2}},
-            "hostfile.master_addr: localhost is another machine on each host",
+            "hostfile.master_addr: localhost means a different machine",
         ),
         ({"hostfile": {"hosts": "ubuntu@a"}}, "write a, and hostfile.ssh_options: [-l, ubuntu]"),
         ({"hostfile": {"hosts": "a:2222"}}, "write a, and hostfile.ssh_options: [-p, '2222']"),
@@ -57,10 +69,13 @@ def test_ssh_s_options_reach_every_launcher_and_only_the_first_host_has_an_addre
         ({"hostfile": {"hosts": "a", "master_addr": "http://a"}}, "hostfile.master_addr: 'http://a' is not an address"),
         (pdsh("-o", "ProxyCommand=ssh -W gw b"), "hostfile.ssh_options[1]: pdsh would not pass"),
         (pdsh("-S", "/tmp/%r"), "hostfile.ssh_options[1]: pdsh would not pass"),
-        ({"hostfile": {"hosts": ["fd77::1"], "launcher": "pdsh"}}, "hostfile.hosts: pdsh takes no IPv6 address"),
+        (
+            {"hostfile": {"hosts": ["fd77::1"], "launcher": "pdsh"}},
+            "hostfile.hosts: pdsh does not accept an IPv6 address",
+        ),
         (
             {"hostfile": {"hosts": "a"}, "env": {"A": "$x", "B": "ok", "C": "`"}},
-            "env.C: holds '`', which .deepspeed_env",
+            "env.C: contains '`', which .deepspeed_env",
         ),
     ],
 )

@@ -3,18 +3,18 @@
 {{- $k := .Values.kubernetes -}}
 {{- range $field, $value := $k -}}
 {{- if regexMatch "[\\x{7f}-\\x{9f}\\x{fffe}\\x{ffff}]" (toJson $value) -}}
-{{- fail (printf "kubernetes.%s: holds a control character that Helm cannot carry (U+007F-U+009F); remove it" $field) -}}
+{{- fail (printf "kubernetes.%s: contains a control character that Helm cannot represent (U+007F-U+009F); remove it" $field) -}}
 {{- end -}}
 {{- end -}}
 {{- $gang := include "qwen-job.gang" . -}}
 {{- if and (eq $k.kind "jobset") (has $gang (list "volcano" "coscheduling")) -}}
-{{- fail (printf "kubernetes.queue: %s does not gang-schedule a JobSet; take kueue:QUEUE" $gang) -}}
+{{- fail (printf "kubernetes.queue: %s does not gang-schedule a JobSet; use kueue:QUEUE" $gang) -}}
 {{- end -}}
 {{- if and $k.master (ne $k.kind "pytorchjob") -}}
 {{- fail (printf "kubernetes.master: a %s has no Master; remove the line" $k.kind) -}}
 {{- end -}}
 {{- if and $k.egress (not $k.network_policy) -}}
-{{- fail "kubernetes.egress: means nothing without network_policy: true; write that too" -}}
+{{- fail "kubernetes.egress: has no effect without network_policy: true; set that too" -}}
 {{- end -}}
 {{- range $field := list "pod" "prepare_pod" -}}
 {{- if hasKey (get $k $field) "restartPolicy" -}}
@@ -23,12 +23,12 @@
 {{- end -}}
 {{- range $name, $value := $k.labels -}}
 {{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|version|component)$|kueue\\.x-k8s\\.io/queue-name$|training\\.kubeflow\\.org/|jobset\\.sigs\\.k8s\\.io/|batch\\.kubernetes\\.io/)" $name -}}
-{{- fail (printf "kubernetes.labels: %s is written by qwen-job, Helm or the operator; choose another label" $name) -}}
+{{- fail (printf "kubernetes.labels: %s is set by qwen-job, Helm or the operator; choose another label" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := $k.annotations -}}
 {{- if regexMatch "^(qwen-job/|helm\\.sh/|meta\\.helm\\.sh/)" $name -}}
-{{- fail (printf "kubernetes.annotations: %s is written by qwen-job, Helm or the operator; choose another" $name) -}}
+{{- fail (printf "kubernetes.annotations: %s is set by qwen-job, Helm or the operator; choose another" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := .Values.env -}}
@@ -48,7 +48,7 @@
 {{- $words := regexReplaceAll `([a-z0-9])([A-Z])` $name "${1}_${2}" -}}
 {{- $named := and (regexMatch `(?i)((^|[_.-])(token|pass|pwd|secrets?|cred(ential)?s?|key|(api|access|private|secret)_?keys?|pat|bearer|auth|authorization|jwt|cookie|dsn|webhook(_url)?)|passwd|passwords?|passphrase|sshpass|(hf|gh|hub|api|auth|access|bot)_?tokens?|(wandb|hf)key)([_.-](ro|rw|read|write|prod|production|staging|dev|test|main|old|new))?[_.-]?[0-9]*$` $words) (not (regexMatch `(?i)(^|[_.-])((bos|eos|pad|unk|sep|cls|mask|end|stop)_token|(public|pub|sort|primary|group|cache|json|label)_?key)$` $words)) -}}
 {{- if or (regexMatch `//[^\s/?#@:]*:[^\s/?#@$][^\s/?#@]*@|-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(AccountKey|SharedAccessKey)=[^;$]|[?&]sig=[^&$]|\bBearer [\w.~+/=-]{16}|\b(hf_[A-Za-z0-9]{30}|gh[pousr]_[A-Za-z0-9]{30}|github_pat_\w{30}|glpat-[\w-]{20}|sk-[\w-]{30}|xox[abprs]-[\w-]{20}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)` $value) (and $named (not (regexMatch `(?i)^\s*(|0|1|true|false|yes|no|on|off|none|null|(~|\.|\.\.)?(/[\w.-]+){2,}/?)\s*$` $value))) -}}
-{{- fail (printf "%s: looks like a secret, and env is for all to read; write kubernetes.secret_env: {%s: SECRET/KEY}" (index . 0) $name) -}}
+{{- fail (printf "%s: looks like a secret, and others can read env; use kubernetes.secret_env: {%s: SECRET/KEY}" (index . 0) $name) -}}
 {{- end -}}
 {{- end -}}
 
@@ -63,17 +63,17 @@
 {{- range include "qwen-job.written" (list . "memory") | trim | splitList " " | compact -}}
 {{- if regexMatch "^[0-9]+(\\.[0-9]+)?(k|[MGTPE]|[KMGTPE]i)?$" . -}}
 {{- if lt (include "qwen-job.bytes" . | float64) (include "qwen-job.bytes" $need | float64) -}}
-{{- fail (printf "kubernetes.memory: %s is less than the %s of host memory that the plan counts for a node; write %s" . $need $need) -}}
+{{- fail (printf "kubernetes.memory: %s is less than the %s of host memory that the plan estimates per node; use %s" . $need $need) -}}
 {{- else if lt (include "qwen-job.bytes" . | float64) (include "qwen-job.bytes" $k.shm_size | float64) -}}
-{{- fail (printf "kubernetes.memory: %s is less than kubernetes.shm_size (%v), which is part of it; write a smaller one" . $k.shm_size) -}}
+{{- fail (printf "kubernetes.memory: %s is less than kubernetes.shm_size (%v), which is part of it; use a smaller one" . $k.shm_size) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if and (regexMatch "/(mig-.*|.*\\.shared)$" ($k.gpu_resource | default "")) (gt (int .Values.cluster.gpus_per_node) 1) -}}
-{{- fail (printf "kubernetes.gpu_resource: a process sees one %s and no other, and the pod has %d; write cluster.gpus_per_node: 1" $k.gpu_resource (int .Values.cluster.gpus_per_node)) -}}
+{{- fail (printf "kubernetes.gpu_resource: a process sees only one %s, and the pod has %d; set cluster.gpus_per_node: 1" $k.gpu_resource (int .Values.cluster.gpus_per_node)) -}}
 {{- end -}}
 {{- if and (not (kindIs "invalid" $k.active_deadline)) (le (int $k.active_deadline) (int .Values.grace_seconds)) -}}
-{{- fail (printf "kubernetes.active_deadline: %d s leave no time to train: saving alone may take %d s (grace_seconds); write a longer one" (int $k.active_deadline) (int .Values.grace_seconds)) -}}
+{{- fail (printf "kubernetes.active_deadline: %d s leaves no time to train: saving alone may take %d s (grace_seconds); use a longer one" (int $k.active_deadline) (int .Values.grace_seconds)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -82,12 +82,12 @@
 {{- $mounts := list "/" "/tmp" -}}
 {{- range .Values.kubernetes.volumes -}}
 {{- if has .name $names -}}
-{{- fail (printf "kubernetes.volumes: the name %q is taken already; choose another" .name) -}}
+{{- fail (printf "kubernetes.volumes: the name %q is already in use; choose another" .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- $mount := clean .mount_path -}}
 {{- if or (has $mount $mounts) (regexMatch "^/(etc/qwen-job|dev|proc|sys|var/run/secrets)/" (printf "%s/" $mount)) -}}
-{{- fail (printf "kubernetes.volumes: the mount_path %q is taken already; choose another" .mount_path) -}}
+{{- fail (printf "kubernetes.volumes: the mount_path %q is already in use; choose another" .mount_path) -}}
 {{- end -}}
 {{- $mounts = append $mounts $mount -}}
 {{- $kinds := 0 -}}
@@ -97,7 +97,7 @@
 {{- end -}}
 {{- range $field, $path := dict "host_path" .host_path "sub_path" .sub_path -}}
 {{- if has ".." (splitList "/" ($path | default "")) -}}
-{{- fail (printf "kubernetes.volumes: %s: must not hold '..'; write the path without it" $field) -}}
+{{- fail (printf "kubernetes.volumes: %s: must not contain '..'; write the path without it" $field) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -111,12 +111,12 @@
 {{- $names := list -}}
 {{- range $pod.containers -}}{{- $names = append $names .name -}}{{- end -}}
 {{- if not (has $wanted $names) -}}
-{{- fail (printf "%s: containers: none is named %q, which runs the job; use kubernetes.pod_container" $field $wanted) -}}
+{{- fail (printf "%s: containers: there must be one named %q, which runs the job; use kubernetes.pod_container" $field $wanted) -}}
 {{- end -}}
 {{- range $word, $known := dict "dnsPolicy" (list "ClusterFirst" "ClusterFirstWithHostNet" "Default" "None") -}}
 {{- $value := get $pod $word -}}
 {{- if and $value (not (has $value $known)) -}}
-{{- fail (printf "%s: %s: %q is none of %s" $field $word (toString $value) (join ", " $known)) -}}
+{{- fail (printf "%s: %s: %q must be one of %s" $field $word (toString $value) (join ", " $known)) -}}
 {{- end -}}
 {{- end -}}
 {{- $volumes := list -}}
@@ -124,12 +124,12 @@
 {{- range concat ($pod.initContainers | default list) $pod.containers -}}
 {{- range .env -}}
 {{- if and (hasKey . "value") (not (kindIs "string" .value)) -}}
-{{- fail (printf "%s: env: %s: values are text: write it in quotes" $field .name) -}}
+{{- fail (printf "%s: env: %s: must be text: write it in quotes" $field .name) -}}
 {{- end -}}
 {{- end -}}
 {{- range .volumeMounts -}}
 {{- if not (has .name $volumes) -}}
-{{- fail (printf "%s: volumeMounts: there is no volume %q" $field .name) -}}
+{{- fail (printf "%s: volumeMounts: no volume is named %q" $field .name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -138,7 +138,7 @@
 {{- define "qwen-job.guard_pytorchjob" -}}
 {{- $clean := dig "runPolicy" "cleanPodPolicy" "Running" . -}}
 {{- if not (has $clean (list "All" "Running" "None")) -}}
-{{- fail (printf "kubernetes.job: runPolicy.cleanPodPolicy: %q is none of All, Running, None" $clean) -}}
+{{- fail (printf "kubernetes.job: runPolicy.cleanPodPolicy: %q must be one of All, Running, None" $clean) -}}
 {{- end -}}
 {{- if not (kindIs "string" .nprocPerNode) -}}
 {{- fail "kubernetes.job: nprocPerNode: must be text: write it in quotes" -}}
@@ -148,10 +148,10 @@
 {{- fail (printf "kubernetes.job: pytorchReplicaSpecs: %q is neither Master nor Worker" $role) -}}
 {{- end -}}
 {{- if not (has $replica.restartPolicy (list "Always" "OnFailure" "Never" "ExitCode")) -}}
-{{- fail (printf "kubernetes.job: pytorchReplicaSpecs.%s.restartPolicy: %q is none of Always, OnFailure, Never, ExitCode" $role (toString $replica.restartPolicy)) -}}
+{{- fail (printf "kubernetes.job: pytorchReplicaSpecs.%s.restartPolicy: %q must be one of Always, OnFailure, Never, ExitCode" $role (toString $replica.restartPolicy)) -}}
 {{- end -}}
 {{- if lt (int $replica.replicas) 1 -}}
-{{- fail (printf "kubernetes.job: pytorchReplicaSpecs.%s.replicas: %v is no number of pods" $role $replica.replicas) -}}
+{{- fail (printf "kubernetes.job: pytorchReplicaSpecs.%s.replicas: %v is not a number of pods" $role $replica.replicas) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -180,7 +180,7 @@
 {{- $held := false -}}
 {{- range $mounts -}}{{- if hasPrefix (printf "%s/" .) (printf "%s/" (clean $path)) -}}{{- $held = true -}}{{- end -}}{{- end -}}
 {{- if not $held -}}
-{{- fail (printf "%s: %q lies below no volume's mount_path (%s), so no pod would find it: add it to kubernetes.volumes" $field $path (join ", " $mounts)) -}}
+{{- fail (printf "%s: %q is not below any volume's mount_path (%s), so no pod would see it: add it to kubernetes.volumes" $field $path (join ", " $mounts)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -12,7 +12,7 @@
 {{- $name -}}
 {{- end -}}
 
-{{/* Lay the second map over the first, in place: maps key by key, anything else is replaced. */}}
+{{/* Override the first map by the second, in place: maps key by key, anything else is replaced. */}}
 {{- define "qwen-job.overlay" -}}
 {{- $base := index . 0 -}}
 {{- range $key, $value := index . 1 -}}
@@ -47,7 +47,7 @@
 {{- dict "world" $world "micro" $micro "accumulation" $accumulation "same" $same | toJson -}}
 {{- end -}}
 
-{{/* train.yaml: the planned text as it is, or with the release's name and the user's train laid over it. */}}
+{{/* train.yaml: the planned text as it is, or overridden by the release's name and the user's train. */}}
 {{- define "qwen-job.train" -}}
 {{- $text := index .Values.config.files "train.yaml" -}}
 {{- $planned := fromYaml $text -}}
@@ -69,7 +69,7 @@
 {{- if or $over (not $batch.same) -}}
 {{- include "qwen-job.overlay" (list $planned $over) -}}
 {{- if not (toYaml $planned) -}}
-{{- fail "train: a value holds a control character that Helm cannot carry (U+007F-U+009F); remove it" -}}
+{{- fail "train: a value contains a control character that Helm cannot represent (U+007F-U+009F); remove it" -}}
 {{- end -}}
 {{/* JSON is YAML too, and here no text spans lines: so 1e-08 can be written 1.0e-08, which YAML 1.1 takes for a number. */}}
 {{- $text = regexReplaceAll "(?m)^( *\"[^\"]+\": -?[0-9]+)(e[-+][0-9]+,?)$" (toPrettyJson $planned) "${1}.0${2}" | printf "%s\n" -}}

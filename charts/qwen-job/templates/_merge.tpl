@@ -6,7 +6,7 @@
 {{- range $key, $value := index . 1 -}}
 {{- $where := printf "%s.%s" $place $key -}}
 {{- if hasPrefix "$" $key -}}
-{{- fail (printf "%s: a patch directive of kubectl means nothing here; remove it" $where) -}}
+{{- fail (printf "%s: patch directives of kubectl have no effect here; remove it" $where) -}}
 {{- end -}}
 {{- $old := get $base $key -}}
 {{- $known := and (hasKey $base $key) (not (kindIs "invalid" $old)) -}}
@@ -16,9 +16,9 @@
 {{- range $kind, $what := dict "map" "a mapping" "slice" "a list" -}}
 {{- $wanted := or (and $known (kindIs $kind $old)) (eq $kind "map" | ternary $map $slice) -}}
 {{- if and $wanted (not (kindIs $kind $value)) -}}
-{{- fail (printf "%s: is %s; write one" $where $what) -}}
+{{- fail (printf "%s: must be %s" $where $what) -}}
 {{- else if and $known (kindIs $kind $value) (not (kindIs $kind $old)) -}}
-{{- fail (printf "%s: takes no %s" $where $what) -}}
+{{- fail (printf "%s: cannot be %s" $where $what) -}}
 {{- end -}}
 {{- end -}}
 {{- if kindIs "map" $value -}}
@@ -53,10 +53,10 @@
 {{- $name := "" -}}
 {{- if kindIs "map" $item -}}{{- $name = include "qwen-job.item_key" (list $key $first $item) -}}{{- end -}}
 {{- if not $name -}}
-{{- fail (printf "%s: has no %s, by which the items of %s are told apart; write one" $where $first $key) -}}
+{{- fail (printf "%s: has no %s, which identifies the items of %s; add one" $where $first $key) -}}
 {{- end -}}
 {{- if has $name $order -}}
-{{- fail (printf "%s: is there twice (%s: %s); remove one" $where $first $name) -}}
+{{- fail (printf "%s: appears twice (%s: %s); remove one" $where $first $name) -}}
 {{- end -}}
 {{- $order = append $order $name -}}
 {{- $_ := set $layers $name (list $item $where) -}}
@@ -91,7 +91,7 @@
 {{- include "qwen-job.merge" (list $copy $item (printf "%s[%d]" $place $number)) -}}
 {{- $made = append $made $copy -}}
 {{- else if has $key (list "envFrom" "matchExpressions" "matchFields" "nodeSelectorTerms" "tolerations") -}}
-{{- fail (printf "%s[%d]: is a mapping; write one" $place $number) -}}
+{{- fail (printf "%s[%d]: must be a mapping" $place $number) -}}
 {{- else -}}
 {{- $made = append $made $item -}}
 {{- end -}}

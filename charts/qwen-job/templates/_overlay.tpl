@@ -11,7 +11,7 @@
 {{- if eq (toString $volume.name) "config" -}}
 {{- fail (printf "%s: the job reads its configuration from the volume 'config'; rename yours" $where) -}}
 {{- else if eq (toString $volume.name) "shm" -}}
-{{- fail (printf "%s: the volume 'shm' is /dev/shm; write kubernetes.shm_size, or rename yours" $where) -}}
+{{- fail (printf "%s: the volume 'shm' is /dev/shm; use kubernetes.shm_size, or rename yours" $where) -}}
 {{- end -}}
 {{- range $root.Values.kubernetes.volumes -}}
 {{- $source := empty .host_path | ternary "persistentVolumeClaim" "hostPath" -}}
@@ -28,10 +28,10 @@
 {{- end -}}
 {{- $grace := get $pod "terminationGracePeriodSeconds" -}}
 {{- if and (kindIs "float64" $grace) (lt (int $grace) (int $root.Values.grace_seconds)) -}}
-{{- fail (printf "%s.terminationGracePeriodSeconds: %v s are less than the %d s that a pod needs to save; change grace_seconds" $field $grace (int $root.Values.grace_seconds)) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds: %v s is less than the %d s that a pod needs to save; change grace_seconds" $field $grace (int $root.Values.grace_seconds)) -}}
 {{- end -}}
 {{- if hasKey $pod "activeDeadlineSeconds" -}}
-{{- fail (printf "%s.activeDeadlineSeconds: the training would not save before it; write kubernetes.active_deadline" $field) -}}
+{{- fail (printf "%s.activeDeadlineSeconds: the training would not save before it; use kubernetes.active_deadline" $field) -}}
 {{- end -}}
 {{- $gang := include "qwen-job.gang" $root -}}
 {{- if and (ne $main "prepare") (has $gang (list "volcano" "coscheduling")) (hasKey $pod "schedulerName") -}}
@@ -57,15 +57,15 @@
 {{- $k := $root.Values.kubernetes -}}
 {{- range list "command" "args" -}}
 {{- if hasKey $container . -}}
-{{- fail (printf "%s.%s: the job's own command runs here; put what goes before it in an init container" $field .) -}}
+{{- fail (printf "%s.%s: the job's own command runs here; use an init container for what must run before it" $field .) -}}
 {{- end -}}
 {{- end -}}
 {{- if ne (get $container "name" | default $main | toString) $main -}}
-{{- fail (printf "%s.name: the container that runs the job is called %q; write more of them in pod.containers" $field $main) -}}
+{{- fail (printf "%s.name: the container that runs the job is called %q; add others in pod.containers" $field $main) -}}
 {{- end -}}
 {{- range $number, $variable := include "qwen-job.maps" (list $container "env") | fromJsonArray -}}
 {{- if regexMatch "^(QWEN_JOB_NODE_RANK|JOB_COMPLETION_INDEX|MASTER_(ADDR|PORT)|(LOCAL_|NODE_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|PET_.*)$" (toString $variable.name) -}}
-{{- fail (printf "%s.env[%d]: %s tells a pod its place in the job; remove it" $field $number $variable.name) -}}
+{{- fail (printf "%s.env[%d]: %s gives a pod its place in the job; remove it" $field $number $variable.name) -}}
 {{- end -}}
 {{- if kindIs "string" $variable.value -}}
 {{- include "qwen-job.guard_secret" (list (printf "%s.env[%d].value" $field $number) (toString $variable.name) $variable.value) -}}
@@ -75,14 +75,14 @@
 {{- $where := printf "%s.volumeMounts[%d]" $field $number -}}
 {{- $place := get $mount "mountPath" | toString | clean -}}
 {{- if or (eq $place "/") (regexMatch "^(/etc/qwen-job|/dev/shm)/" (printf "%s/" $place)) -}}
-{{- fail (printf "%s: mountPath: %q is the job's own; choose another" $where $place) -}}
+{{- fail (printf "%s: mountPath: %q is used by the job; choose another" $where $place) -}}
 {{- end -}}
 {{- range $k.volumes -}}
 {{- if eq (clean .mount_path) $place -}}
 {{- if ne (get $mount "name" | default .name | toString) .name -}}
-{{- fail (printf "%s: mountPath: kubernetes.volumes mounts %q at %q already; change it there" $where .name $place) -}}
+{{- fail (printf "%s: mountPath: kubernetes.volumes mounts %q at %q; change it there" $where .name $place) -}}
 {{- else if $mount.readOnly -}}
-{{- fail (printf "%s: readOnly: kubernetes.volumes mounts %q; write read_only there" $where $place) -}}
+{{- fail (printf "%s: readOnly: kubernetes.volumes mounts %q; set read_only there" $where $place) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -92,7 +92,7 @@
 {{- $named := eq (toString $port.name) "pytorchjob-port" -}}
 {{- $own := eq (int $port.containerPort) (int $k.master_port) -}}
 {{- if and (or $named $own) (not (and $own (or $named (not (hasKey $port "name"))))) -}}
-{{- fail (printf "%s.ports[%d]: pytorchjob-port is %d, where the pods meet; change kubernetes.master_port" $field $number (int $k.master_port)) -}}
+{{- fail (printf "%s.ports[%d]: pytorchjob-port is %d, the rendezvous port; change kubernetes.master_port" $field $number (int $k.master_port)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -100,7 +100,7 @@
 {{- range $group := list "requests" "limits" -}}
 {{- $amounts := dig "resources" $group dict $container -}}
 {{- if and (kindIs "map" $amounts) (hasKey $amounts $k.gpu_resource) (ne (get $amounts $k.gpu_resource | toString) (int $root.Values.cluster.gpus_per_node | toString)) -}}
-{{- fail (printf "%s.resources.%s.%s: the job has a process for each of %d; change cluster.gpus_per_node" $field $group $k.gpu_resource (int $root.Values.cluster.gpus_per_node)) -}}
+{{- fail (printf "%s.resources.%s.%s: the job has a process for each of %d GPUs; change cluster.gpus_per_node" $field $group $k.gpu_resource (int $root.Values.cluster.gpus_per_node)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -117,7 +117,7 @@
 {{- define "qwen-job.guard_overlay_run" -}}
 {{- $run := index . 2 -}}
 {{- if hasKey $run "activeDeadlineSeconds" -}}
-{{- fail (printf "%s.activeDeadlineSeconds: the training would not save before it; write kubernetes.active_deadline" (index . 1)) -}}
+{{- fail (printf "%s.activeDeadlineSeconds: the training would not save before it; use kubernetes.active_deadline" (index . 1)) -}}
 {{- end -}}
 {{- if and (index . 0).Values.kubernetes.prepare (hasKey $run "suspend") (not $run.suspend) -}}
 {{- fail (printf "%s.suspend: kubernetes.prepare starts the job itself; remove one of the two" (index . 1)) -}}
@@ -136,7 +136,7 @@
 {{- include "qwen-job.guard_number" (list (printf "kubernetes.job.elasticPolicy.%s" .) (dig "elasticPolicy" . nil $spec) $nodes "cluster.nodes") -}}
 {{- end -}}
 {{- if and $k.master (hasKey $spec "elasticPolicy") -}}
-{{- fail "kubernetes.job.elasticPolicy: is for workers alone; remove it, or kubernetes.master" -}}
+{{- fail "kubernetes.job.elasticPolicy: needs a job of workers only; remove it, or kubernetes.master" -}}
 {{- end -}}
 {{- include "qwen-job.guard_overlay_run" (list $root "kubernetes.job.runPolicy" (dig "runPolicy" dict $spec)) -}}
 {{- $planned := dict "Master" ($k.master | ternary 1 0) "Worker" (sub $nodes ($k.master | ternary 1 0) | int) -}}
@@ -159,11 +159,11 @@
 {{- $spec := index . 1 -}}
 {{- include "qwen-job.guard_overlay_run" (list $root "kubernetes.job" $spec) -}}
 {{- if hasKey $spec "runtimeRef" -}}
-{{- fail "kubernetes.job.runtimeRef: the job brings its own TrainingRuntime, which holds its pods; remove it" -}}
+{{- fail "kubernetes.job.runtimeRef: the job comes with its own TrainingRuntime, which defines its pods; remove it" -}}
 {{- end -}}
 {{- $trainer := dig "trainer" dict $spec -}}
-{{- $instead := dict "image" "write it in image" "numProcPerNode" "follows from the job; change cluster.gpus_per_node instead"
-  "resourcesPerNode" "replaces all that the pods ask for, GPUs too; write kubernetes.cpu, memory or resources" -}}
+{{- $instead := dict "image" "set image instead" "numProcPerNode" "follows from the job; change cluster.gpus_per_node instead"
+  "resourcesPerNode" "replaces all requests of the pods, including GPUs; use kubernetes.cpu, memory or resources" -}}
 {{- range $word, $text := $instead -}}
 {{- if hasKey $trainer $word -}}{{- fail (printf "kubernetes.job.trainer.%s: %s" $word $text) -}}{{- end -}}
 {{- end -}}
@@ -181,11 +181,11 @@
 {{- $network := dig "network" dict $spec -}}
 {{- range list "enableDNSHostnames" "publishNotReadyAddresses" -}}
 {{- if and (hasKey $network .) (not (get $network .)) -}}
-{{- fail (printf "kubernetes.job.network.%s: the pods find each other by it; remove it" .) -}}
+{{- fail (printf "kubernetes.job.network.%s: the pods need it to find each other; remove it" .) -}}
 {{- end -}}
 {{- end -}}
 {{- if hasKey $network "subdomain" -}}
-{{- fail "kubernetes.job.network.subdomain: the pods find each other by the job's name; remove it" -}}
+{{- fail "kubernetes.job.network.subdomain: the pods use the job's name to find each other; remove it" -}}
 {{- end -}}
 {{- range $number, $jobs := include "qwen-job.maps" (list $spec "replicatedJobs") | fromJsonArray -}}
 {{- if eq (toString $jobs.name) "node" -}}

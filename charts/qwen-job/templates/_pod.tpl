@@ -68,7 +68,7 @@
 {{- end -}}
 {{- $text := toYaml $list -}}
 {{- if and $list (not $text) -}}
-{{- fail "env: a value holds a control character that Helm cannot carry (U+007F-U+009F); remove it" -}}
+{{- fail "env: a value contains a control character that Helm cannot represent (U+007F-U+009F); remove it" -}}
 {{- end -}}
 {{- $text -}}
 {{- end -}}

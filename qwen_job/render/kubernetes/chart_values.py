@@ -22,9 +22,15 @@ AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$")]
 
 
 def check_carried(value: Any) -> None:
-    """Raise :class:`Unrepresentable` for the first text in ``value`` that Helm would lose."""
+    """Check that Helm passes every text in ``value`` on unchanged.
+
+    Raises:
+        Unrepresentable: for the first text that it would not.
+    """
     if isinstance(value, str) and re.search(f"[{LOST_BY_HELM}]", value):
-        raise Unrepresentable("holds a control character that Helm cannot carry (U+007F-U+009F); remove it", value)
+        raise Unrepresentable(
+            "contains a control character that Helm cannot represent (U+007F-U+009F); remove it", value
+        )
     for item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         check_carried(item[0])
         check_carried(item[1])

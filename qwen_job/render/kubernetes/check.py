@@ -1,4 +1,4 @@
-"""What an API server refuses, or takes although it is wrong, in objects over which a user's own fields were laid."""
+"""Faults in objects with a user's own fields that an API server rejects, or accepts although they are wrong."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _WORDS = {
 
 
 def object_problems(plan: Plan, things: list[Object]) -> Iterator[Problem]:
-    """Yield what is wrong, by the field of job.yaml that has to do with it."""
+    """Yield what is wrong, with the field of job.yaml that causes it."""
     for field, text in _found(things):
         yield plan.job.problem(("kubernetes", *field), text)
 
 
 def size_notes(things: list[Object]) -> list[str]:
-    """Say which objects are too large for ``kubectl apply``, which keeps a copy of each in an annotation."""
+    """Return notes about objects too large for ``kubectl apply``, which keeps a copy of each in an annotation."""
     return [
-        f"{thing['kind']} {thing['metadata']['name']} is over 256 KiB: take kubectl apply --server-side"
+        f"{thing['kind']} {thing['metadata']['name']} is over 256 KiB: use kubectl apply --server-side"
         for thing in things
         if len(json.dumps(thing)) > MAX_ANNOTATIONS
     ]
@@ -46,12 +46,12 @@ def _found(things: list[Object]) -> Iterator[tuple[Path, str]]:
     for thing in things:
         annotations = thing["metadata"].get("annotations") or {}
         if sum(len(f"{key}{value}".encode()) for key, value in annotations.items()) > MAX_ANNOTATIONS:
-            yield ("annotations",), "together over 256 KiB, more than an object may carry; shorten them"
+            yield ("annotations",), "together over 256 KiB, the limit for an object; shorten them"
             return
         if len(json.dumps(thing)) > MAX_OBJECT:
             yield (
                 ("job",),
-                f"the {thing['kind']} is over 1.5 MB, more than the server stores; put large values in files",
+                f"the {thing['kind']} is over 1.5 MB, the server's limit; put large values in files",
             )
     if job["kind"] == "PyTorchJob":
         yield from _pytorchjob(job["spec"])
@@ -63,7 +63,7 @@ def _found(things: list[Object]) -> Iterator[tuple[Path, str]]:
 
 
 def _pods(thing: Object) -> Iterator[tuple[str, Object, str]]:
-    """Yield (the field that is laid over it, the pod's spec, the container that must be in it)."""
+    """Yield (the field that is merged into the pod, the pod's spec, the container that it must have)."""
     spec = thing.get("spec") or {}
     if thing["kind"] == "PyTorchJob":
         for replica in spec["pytorchReplicaSpecs"].values():
@@ -78,7 +78,7 @@ def _pods(thing: Object) -> Iterator[tuple[str, Object, str]]:
 
 def _word(field: Path, name: str, value: Any, words: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
     if value is not None and value not in words:
-        yield field, f"{name}: {value!r} is none of {', '.join(words)}"
+        yield field, f"{name}: {value!r} must be one of {', '.join(words)}"
 
 
 def _pytorchjob(spec: Object) -> Iterator[tuple[Path, str]]:
@@ -104,22 +104,25 @@ def _trainjob(spec: Object) -> Iterator[tuple[Path, str]]:
 
 def _count(field: Path, name: str, value: Any) -> Iterator[tuple[Path, str]]:
     if type(value) is not int or value < 1:
-        yield field, f"{name}: {value!r} is no number of pods"
+        yield field, f"{name}: {value!r} is not a number of pods"
 
 
 def _pod(field: str, pod: Object, wanted: str) -> Iterator[tuple[Path, str]]:
     containers = pod.get("containers")
     if not isinstance(containers, list) or wanted not in [_get(item, "name") for item in containers]:
-        yield (field,), f"containers: none is named {wanted!r}, which runs the job; use kubernetes.pod_container"
+        yield (
+            (field,),
+            f"containers: there must be one named {wanted!r}, which runs the job; use kubernetes.pod_container",
+        )
         return
     names = [_get(item, "name") for item in [*(pod.get("initContainers") or []), *containers]]
     for name in {name for name in names if names.count(name) > 1}:
-        yield (field,), f"containers: two are named {name!r}"
+        yield (field,), f"containers: two have the name {name!r}"
     for word in ("dnsPolicy", "preemptionPolicy"):
         yield from _word((field,), word, pod.get(word), _WORDS[word])
     grace = pod.get("terminationGracePeriodSeconds", 0)
     if type(grace) is not int or grace < 0:
-        yield (field,), f"terminationGracePeriodSeconds: {grace!r} is no number of seconds"
+        yield (field,), f"terminationGracePeriodSeconds: {grace!r} is not a number of seconds"
     volumes = [_get(volume, "name") for volume in pod.get("volumes") or []]
     for container in [*(pod.get("initContainers") or []), *containers]:
         if isinstance(container, dict):
@@ -134,20 +137,20 @@ def _get(value: Any, name: str) -> Any:
 def _container(field: Path, container: Object, volumes: list[Any]) -> Iterator[tuple[Path, str]]:
     yield from _word(field, "imagePullPolicy", container.get("imagePullPolicy"), _WORDS["imagePullPolicy"])
     if not isinstance(container.get("image"), str) or not container["image"]:
-        yield field, f"image: {container.get('image')!r} is no image"
+        yield field, f"image: {container.get('image')!r} is not an image"
     for port in container.get("ports") or []:
         if _get(port, "containerPort") not in range(1, 65536):
-            yield field, f"ports: {_get(port, 'containerPort')!r} is no port"
+            yield field, f"ports: {_get(port, 'containerPort')!r} is not a port"
     for entry in container.get("env") or []:
         if not isinstance(_get(entry, "name"), str) or not isinstance(entry.get("value", ""), str):
-            yield field, f"env: {_get(entry, 'name')}: values are text: write it in quotes"
+            yield field, f"env: {_get(entry, 'name')}: must be text: write it in quotes"
     for mount in container.get("volumeMounts") or []:
         if _get(mount, "name") not in volumes:
-            yield field, f"volumeMounts: there is no volume {_get(mount, 'name')!r}"
+            yield field, f"volumeMounts: no volume is named {_get(mount, 'name')!r}"
     for group in ("requests", "limits"):
         for name, amount in (_get(container.get("resources"), group) or {}).items():
             if not _QUANTITY.fullmatch(str(amount)):
-                yield field, f"resources.{group}.{name}: {amount!r} is no quantity"
+                yield field, f"resources.{group}.{name}: {amount!r} is not a quantity"
     yield from _devices(field, container.get("resources") or {})
     for name in ("cpu", "memory"):
         asked, most = (str(_get(_get(container.get("resources"), group), name)) for group in ("requests", "limits"))

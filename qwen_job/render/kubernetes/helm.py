@@ -1,4 +1,4 @@
-"""Target helm: values.yaml for charts/qwen-job, which then gives the same objects as target kubernetes."""
+"""Target helm: values.yaml for charts/qwen-job, which then creates the same objects as target kubernetes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from qwen_job.render.kubernetes.settings import settings
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
-    """Return values.yaml. Errors: :class:`JobError` for what Kubernetes could not run."""
+    """Return values.yaml.
+
+    Raises:
+        JobError: for a job that Kubernetes could not run.
+    """
     chosen = settings(plan)
     things = checked_objects(plan, chosen)
     notes = (

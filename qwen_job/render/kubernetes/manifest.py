@@ -27,8 +27,8 @@ from qwen_job.render.quote import to_yaml
 from qwen_job.strict_yaml import Loader, check
 
 Object = dict[str, Any]
-OUTPUT = "qwen-job/output"  # the annotation that tells a job's folder
-MEMORY = "qwen-job/needs-memory"  # the annotation with the host memory that the plan counts for a pod
+OUTPUT = "qwen-job/output"  # the annotation with the run folder
+MEMORY = "qwen-job/needs-memory"  # the annotation with the host memory that the plan estimates per pod
 _CONTAINERS = {"pytorchjob": "pytorch", "trainjob": "node", "jobset": "node"}
 _SCHEDULERS = {"volcano": "volcano", "coscheduling": "scheduler-plugins-scheduler"}
 _CONTAINER_SECURITY = {
@@ -39,22 +39,30 @@ _CONTAINER_SECURITY = {
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
-    """Return NAME.yaml with all objects. Errors: :class:`JobError` for what Kubernetes could not run."""
+    """Return NAME.yaml with all objects.
+
+    Raises:
+        JobError: for a job that Kubernetes could not run.
+    """
     chosen = settings(plan)
     things = checked_objects(plan, chosen, folders)
     text = "".join(f"---\n{to_yaml(thing)}" for thing in things)
     notes = [*chosen.notes, *own_notes(things), *size_notes(things), *security_notes(things)]
     if chosen.section.master and chosen.nodes > 1:
         notes.append(
-            "kubernetes.master: the operator adds an init container to each Worker, with an image of its own and "
-            "without a security context, which a restricted namespace refuses"
+            "kubernetes.master: the operator adds an init container to each Worker, with a separate image and without "
+            "a security context, which a restricted namespace rejects"
         )
     name = f"{chosen.name}.yaml"
     return Bundle("kubernetes", {name: text}, name, notes=tuple(notes), objects=tuple(things))
 
 
 def checked_objects(plan: Plan, chosen: Settings, folders: Sequence[str | Path] = ()) -> list[Object]:
-    """Return the objects in the order in which they are applied. Errors: as :func:`render`."""
+    """Return the objects in the order in which they are applied.
+
+    Raises:
+        JobError: as :func:`render`.
+    """
     try:
         things = _objects(chosen, folders)
     except Unmergeable as error:
@@ -87,7 +95,7 @@ def _objects(chosen: Settings, folders: Sequence[str | Path]) -> list[Object]:
 
 
 def _preparation(chosen: Settings, context: dict[str, Any], folders: Sequence[str | Path]) -> list[Object]:
-    """Return the Job that prepares and, unless a person is to start the training, what lets it do so."""
+    """Return the Job that prepares and, unless the user starts the training, the account that lets it do so."""
     there = prepare_context(chosen, context)
     there["pod"] = merge(_load("pod", there, folders), chosen.section.prepare_pod, ("prepare_pod",))
     access = ("account", "role", "rolebinding") if there["own_account"] else ()
@@ -95,18 +103,18 @@ def _preparation(chosen: Settings, context: dict[str, Any], folders: Sequence[st
 
 
 def own_notes(things: list[Object]) -> Iterator[str]:
-    """Say what a container beside the job's own does to the end of the job."""
+    """Yield notes about additional containers, which affect how the job ends."""
     mains = (*_CONTAINERS.values(), "prepare")
     names = [c.get("name") for thing in things for pod in _pods(thing) for c in pod["containers"]]
     for name in dict.fromkeys(name for name in names if name not in mains):
         yield (
-            f"kubernetes.pod.containers: {name!r} must end by itself, or the pods never complete; as an init container "
+            f"kubernetes.pod.containers: {name!r} must exit by itself, or the pods never complete; an init container "
             "with restartPolicy: Always it ends with the job"
         )
 
 
 def security_notes(things: list[Object]) -> list[str]:
-    """Say which Pod Security level the pods need, and why where it is not the strictest."""
+    """Return a note with the Pod Security level of the pods, and why it is not the strictest."""
     found = [pod_security_level(pod) for thing in things for pod in _pods(thing)]
     if {"Master", "Worker"} <= set(things[-1]["spec"].get("pytorchReplicaSpecs") or ()):
         found.append((LEVELS[1], ["the operator's init container of each Worker"]))
@@ -127,16 +135,16 @@ def _pods(value: Any) -> Iterator[Object]:
 
 
 def _load(template: str, context: dict[str, Any], folders: Sequence[str | Path]) -> Object:
-    """Render a template and read it back, so that what a user's template broke is found here."""
+    """Render a template and read it back, so that a broken template of the user is found here."""
     text = render_template(f"kubernetes/{template}.yaml.j2", context, folders)
     try:
         check(text, Loader)
         value = yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"template kubernetes/{template}.yaml.j2 gives invalid YAML: {reason[:300]}") from None
+        raise UsageError(f"template kubernetes/{template}.yaml.j2 renders invalid YAML: {reason[:300]}") from None
     if not isinstance(value, dict):
-        raise UsageError(f"template kubernetes/{template}.yaml.j2 gives no mapping")
+        raise UsageError(f"template kubernetes/{template}.yaml.j2 does not render a mapping")
     return value
 
 
@@ -144,7 +152,7 @@ def _claim(volume: Any, context: dict[str, Any], folders: Sequence[str | Path]) 
     metadata = {
         **context["metadata"],
         "name": volume.pvc or f"{context['name']}-{volume.name}",
-        # Helm leaves it when the release goes: the trained model is on it.
+        # Helm keeps it when the release is removed, because the trained model is on it.
         "annotations": {**context["k"]["annotations"], "helm.sh/resource-policy": "keep"},
     }
     return _load("claim", {**context, "metadata": metadata, "volume": volume.model_dump()}, folders)
@@ -157,11 +165,11 @@ def _context(chosen: Settings) -> dict[str, Any]:
     labels = {
         "app.kubernetes.io/name": "qwen-job",
         "app.kubernetes.io/instance": chosen.name,
-        # A local version has a plus sign, which a label cannot hold.
+        # A local version has a plus sign, which a label cannot contain.
         "app.kubernetes.io/version": __version__.replace("+", "_"),
         **k.labels,
     }
-    # Kueue starts what it admits: a job that waits for its preparation is given to it only then.
+    # Kueue starts what it admits, so a job that waits for its preparation gets the label only afterwards.
     queued = gang == "kueue" and not k.prepare
     job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": queue} if queued else {})}
     namespace = {"namespace": k.namespace} if k.namespace else {}
@@ -177,7 +185,7 @@ def _context(chosen: Settings) -> dict[str, Any]:
         "nproc_per_node": str(chosen.gpus_per_node),
         "grace_seconds": chosen.grace_seconds,
         "files": chosen.files,
-        # By the serializer that the job has already: one for the section alone takes longer to build than to render.
+        # With the job's existing serializer: building one for the section takes longer than rendering.
         "k": Job.model_construct(kubernetes=k).model_dump(include={"kubernetes"})["kubernetes"],
         "suspend": k.suspend or k.prepare,
         "token": False,
@@ -201,7 +209,7 @@ def _context(chosen: Settings) -> dict[str, Any]:
 
 
 def config_checksum(chosen: Settings) -> str:
-    """Return what changes when the pods would compute something else: a restart would then mix two jobs."""
+    """Return a checksum that changes with what the pods compute, since a restart would otherwise mix two jobs."""
     parts = [chosen.image, str(chosen.nodes), str(chosen.gpus_per_node)]
     text = "\n".join([*parts, chosen.files["train.yaml"], chosen.files["deepspeed.json"]])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -252,7 +260,7 @@ def literal(value: str) -> str:
 
 
 def resources(chosen: Settings) -> dict[str, dict[str, str]]:
-    """Return a pod's requests and limits: what is written is both, what the plan needs besides is requested."""
+    """Return a pod's requests and limits: the user's amounts are both, the plan's needs are only requested."""
     k = chosen.section
     limits = {
         **({"cpu": k.cpu} if k.cpu else {}),
@@ -265,7 +273,7 @@ def resources(chosen: Settings) -> dict[str, dict[str, str]]:
 
 
 def tainted(resource: str | None) -> list[str]:
-    """Return the taints that nodes with such a GPU may have: its own name, and that of its maker's whole GPUs."""
+    """Return the taints that nodes with such a GPU may have: its resource, and the vendor's name for whole GPUs."""
     return list(dict.fromkeys([resource, f"{resource.partition('/')[0]}/gpu"])) if resource else []
 
 

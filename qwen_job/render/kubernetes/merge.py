@@ -1,6 +1,6 @@
-"""Merging a user's own fields into an object as kubectl's strategic merge does: lists by the key of their items.
+"""Merge a user's own fields into an object as kubectl's strategic merge does: lists by the key of their items.
 
-Where Kubernetes keeps no key for a list, the user's items are added to ours instead of replacing them. The chart's
+Where Kubernetes defines no key for a list, the user's items are added to ours instead of replacing them. The chart's
 ``qwen-job.merge`` does the same.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from qwen_job.job.document import Path
 
 Object = dict[str, Any]
-# List -> the fields that tell its items apart (patchMergeKey and x-kubernetes-list-map-keys of Kubernetes' API).
+# List -> the fields that identify its items (patchMergeKey and x-kubernetes-list-map-keys of Kubernetes' API).
 KEYS: dict[str, tuple[str, ...]] = {
     "containers": ("name",),
     "initContainers": ("name",),
@@ -31,7 +31,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "schedulingGates": ("name",),
     "replicatedJobs": ("name",),
 }
-# Fields that are mappings, and lists, wherever Kubernetes has them; below the free ones any name may stand.
+# Fields that are always mappings, and always lists; below the free ones any name is allowed.
 _MAPPINGS = frozenset(
     (
         "affinity", "annotations", "capabilities", "configMap", "elasticPolicy", "emptyDir", "labels", "limits",
@@ -44,13 +44,13 @@ _OF_MAPPINGS = ("envFrom", "matchExpressions", "matchFields", "nodeSelectorTerms
 _LISTS = frozenset((*KEYS, *_OF_MAPPINGS, "add", "args", "command", "drop"))
 _FREE = frozenset(("annotations", "labels", "limits", "matchLabels", "nodeSelector", "requests"))
 _DEFAULTS = {"protocol": "TCP", "whenUnsatisfiable": "DoNotSchedule"}
-# A volume and a variable have one source: another one replaces it.
+# A volume or variable has one source, which another one replaces.
 _OF_ONE_SOURCE = ("volumes", "env")
 _TERMS, _ROLES = "nodeSelectorTerms", "pytorchReplicaSpecs"
 
 
 class Unmergeable(Exception):
-    """What a user wrote at ``path`` cannot be merged: ``text`` says why, and what to write."""
+    """The user's value at ``path`` cannot be merged: ``text`` says why, and how to fix it."""
 
     def __init__(self, path: Path, text: str) -> None:
         super().__init__(text)
@@ -58,16 +58,16 @@ class Unmergeable(Exception):
 
 
 def merge(base: Object, layer: Object, path: Path = ()) -> Object:
-    """Return ``base`` with ``layer``, which was written at ``path``, merged into it.
+    """Return ``base`` with ``layer``, the user's value at ``path``, merged into it.
 
     Raises:
-        Unmergeable: a list's item has no key, or the same one as another; text stands where a mapping is.
+        Unmergeable: an item of a list has no key, or another item's key; text replaces a mapping.
     """
     result = dict(base)
     for key, value in layer.items():
         where = (*path, key)
         if key.startswith("$"):
-            raise Unmergeable(where, "a patch directive of kubectl means nothing here; remove it")
+            raise Unmergeable(where, "patch directives of kubectl have no effect here; remove it")
         result[key] = _merged(key, result.get(key), value, where)
     return result
 
@@ -77,9 +77,9 @@ def _merged(key: str, old: Any, new: Any, path: Path) -> Any:
     for kind, what, names in ((dict, "a mapping", _MAPPINGS), (list, "a list", _LISTS)):
         wanted = isinstance(old, kind) or (known and key in names) or (kind is dict and path[-2:-1] == (_ROLES,))
         if wanted and not isinstance(new, kind):
-            raise Unmergeable(path, f"is {what}; write one")
+            raise Unmergeable(path, f"must be {what}")
         if isinstance(new, kind) and old is not None and not isinstance(old, kind):
-            raise Unmergeable(path, f"takes no {what}")
+            raise Unmergeable(path, f"cannot be {what}")
     if isinstance(new, dict):
         return merge(old or {}, new, path)
     if not isinstance(new, list):
@@ -88,10 +88,10 @@ def _merged(key: str, old: Any, new: Any, path: Path) -> Any:
         return list(_by_key(key, old or [], new, path))
     for number, item in enumerate(new):
         if key in _OF_MAPPINGS and not isinstance(item, dict):
-            raise Unmergeable((*path, number), "is a mapping; write one")
+            raise Unmergeable((*path, number), "must be a mapping")
     items = [merge({}, item, (*path, n)) if isinstance(item, dict) else item for n, item in enumerate(new)]
     if key == _TERMS and old:
-        # Terms are alternatives: each of the user's must ask for ours, too.
+        # Terms are alternatives, so each of the user's must include ours.
         return [_both(mine, item) for mine in old for item in items]
     return [*(old or []), *(item for item in items if item not in (old or []))]
 
@@ -112,9 +112,9 @@ def _by_key(name: str, old: list[Any], new: list[Any], path: Path) -> Iterator[A
         where = (*path, number)
         key = key_of(name, item)
         if key is None:
-            raise Unmergeable(where, f"has no {KEYS[name][0]}, by which the items of {name} are told apart; write one")
+            raise Unmergeable(where, f"has no {KEYS[name][0]}, which identifies the items of {name}; add one")
         if key in layers:
-            raise Unmergeable(where, f"is there twice ({KEYS[name][0]}: {' '.join(key)}); remove one")
+            raise Unmergeable(where, f"appears twice ({KEYS[name][0]}: {' '.join(key)}); remove one")
         layers[key] = (item, where)
     for item in old:
         layer, where = layers.pop(key_of(name, item) or (), ({}, path))
@@ -125,7 +125,7 @@ def _by_key(name: str, old: list[Any], new: list[Any], path: Path) -> Iterator[A
 
 
 def key_of(name: str, item: Any) -> tuple[str, ...] | None:
-    """Return what tells an item of the list ``name`` apart; None without it."""
+    """Return the key of an item of the list ``name``; None without one."""
     first, *others = KEYS[name]
     if not isinstance(item, dict) or not item.get(first) or isinstance(item[first], (dict, list)):
         return None
@@ -136,6 +136,6 @@ def key_of(name: str, item: Any) -> tuple[str, ...] | None:
 
 
 def _of_one_source(name: str, item: Object, layer: Object) -> Object:
-    """Leave out the source of a volume or a variable for which the layer has another."""
+    """Leave out the source of a volume or variable for which the layer has another one."""
     source = set(layer) - {"name"}
     return {"name": item["name"]} if name in _OF_ONE_SOURCE and source and not source & set(item) else item

@@ -1,4 +1,4 @@
-"""What a pod must ask its node for: cores, memory, whole GPUs or one slice, and time; held against what is written."""
+"""What a pod must request: cores, memory, whole GPUs or one slice, and time; compared with the user's amounts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from qwen_job.plan import Plan
 from qwen_job.plan.advice import bytes_of
 from qwen_job.text import GIB
 
-# Seconds between "saved" and the end of the processes, on top of the time that saving takes.
+# Seconds between the end of saving and the exit of the processes.
 LEAVING_SECONDS = 30
-# A part of a GPU: a process sees one MIG slice and no other, and shares of a GPU are the same GPU to NCCL.
+# A part of a GPU: a process sees only one MIG slice, and NCCL sees shares of a GPU as the same GPU.
 _PART = r"[^/]+/(mig-.*|.*\.shared)"
 _SLICE_SHARE = 0.9
 
 
 def needs(plan: Plan) -> dict[str, str]:
-    """Return cores and memory that a pod of the plan needs; no memory for a model that the plan does not know.
+    """Return the cores and memory that a pod needs; no memory for a model that the plan does not know.
 
-    A core for each process and, on a GPU, for each of its loaders; a checkpoint's copy on the host takes what is left.
+    One core for each process and, with GPUs, for each data loader; copying a checkpoint to the host uses the rest.
     """
     loaders = 0 if plan.gpu.is_cpu else plan.job.train.dataloader_num_workers
     cores = plan.job.cluster.cpus_per_gpu or 1 + loaders
@@ -33,7 +33,7 @@ def needs(plan: Plan) -> dict[str, str]:
 
 
 def written(section: Kubernetes, resource: str) -> dict[Path, str]:
-    """Return field below ``kubernetes`` -> amount of everything that is written of ``cpu`` or ``memory``."""
+    """Return field below ``kubernetes`` -> amount for every place where the user sets ``cpu`` or ``memory``."""
     main = "pytorch" if section.kind == "pytorchjob" else "node"
     containers: list[tuple[Path, dict[str, Any]]] = [(("pod_container",), section.pod_container)]
     laid = section.pod.get("containers")
@@ -60,12 +60,12 @@ def _at(value: Any, *keys: str) -> Any:
 
 
 def request_notes(plan: Plan) -> Iterator[str]:
-    """Say what is requested although nobody wrote it."""
+    """Yield notes about amounts that are requested by default."""
     for path, amount in written(plan.job.kubernetes, "cpu").items():
         cores = float(amount.removesuffix("m")) / (1000 if amount.endswith("m") else 1) if _is_cores(amount) else None
         if cores is not None and cores < plan.gpus_per_node:
-            text = f"{amount} for {plan.gpus_per_node} processes, which need a core each and wait for each other"
-            yield f"{dotted(('kubernetes', *path))}: {text}; write {needs(plan)['cpu']}"
+            text = f"{amount} for {plan.gpus_per_node} processes, which need a core each and would wait for each other"
+            yield f"{dotted(('kubernetes', *path))}: {text}; use {needs(plan)['cpu']}"
     wanted = {name: amount for name, amount in needs(plan).items() if not written(plan.job.kubernetes, name)}
     if plan.job.cluster.cpus_per_gpu:
         wanted.pop("cpu", None)
@@ -74,7 +74,7 @@ def request_notes(plan: Plan) -> Iterator[str]:
             f"{amount} {'cores' if name == 'cpu' else 'of memory'}" for name, amount in wanted.items()
         )
         fields = ", ".join(f"kubernetes.{name}" for name in wanted)
-        yield f"{fields}: not written, so each pod requests {amounts} (what the plan needs), without a limit"
+        yield f"{fields}: not set, so each pod requests {amounts} (what the plan needs), without a limit"
 
 
 def _is_cores(amount: str) -> bool:
@@ -82,7 +82,7 @@ def _is_cores(amount: str) -> bool:
 
 
 def amount_problems(plan: Plan) -> Iterator[Problem]:
-    """Yield what is written and less than the job needs."""
+    """Yield amounts of the user that are less than the job needs."""
     for path, text in [*_memory(plan), *_parts(plan), *_time(plan)]:
         yield plan.job.problem(("kubernetes", *path), text)
 
@@ -94,13 +94,13 @@ def _memory(plan: Plan) -> Iterator[tuple[Path, str]]:
         if size is None:
             continue
         if size < bytes_of(need):
-            yield path, f"{amount} is less than the {need} of host memory that the plan counts for a node; write {need}"
+            yield path, f"{amount} is less than the {need} of host memory that the plan estimates per node; use {need}"
         elif size < bytes_of(shm) and "requests" not in path:
-            yield path, f"{amount} is less than kubernetes.shm_size ({shm}), which is part of it; write a smaller one"
+            yield path, f"{amount} is less than kubernetes.shm_size ({shm}), which is part of it; use a smaller one"
 
 
 def simple_bytes(amount: str) -> int | None:
-    """Return a quantity in bytes; None for what the check of quantities refuses."""
+    """Return a quantity in bytes; None for an invalid one."""
     return bytes_of(amount) if re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?", amount) else None
 
 
@@ -113,17 +113,17 @@ def _parts(plan: Plan) -> Iterator[tuple[Path, str]]:
         if part and count > 1:
             yield (
                 path,
-                f"a process sees one {name} and no other, and the pod has {count}; write cluster.gpus_per_node: 1",
+                f"a process sees only one {name}, and the pod has {count}; set cluster.gpus_per_node: 1",
             )
         size = re.search(r"\.(\d+)gb", part[1]) if part else None
         have = plan.gpu.memory_bytes
         if size and have and int(size[1]) * 1e9 < _SLICE_SHARE * have:
-            text = f"{name} has {size[1]} GB, and the plan counts with {have / 1e9:.0f} GB ({plan.gpu.name})"
-            yield path, f"{text}; write cluster.gpu: {{name: {part[1] if part else ''}, memory_gib: ...}}"
+            text = f"{name} has {size[1]} GB, but the plan assumes {have / 1e9:.0f} GB ({plan.gpu.name})"
+            yield path, f"{text}; set cluster.gpu: {{name: {part[1] if part else ''}, memory_gib: ...}}"
 
 
 def _time(plan: Plan) -> Iterator[tuple[Path, str]]:
     deadline, least = plan.job.kubernetes.active_deadline, plan.job.retry.grace + LEAVING_SECONDS
     if deadline is not None and deadline <= least:
-        text = f"{deadline} s leave no time to train: saving alone may take {least} s (retry.grace); write a longer one"
+        text = f"{deadline} s leaves no time to train: saving alone may take {least} s (retry.grace); use a longer one"
         yield ("active_deadline",), text

@@ -1,4 +1,4 @@
-"""A user's own fields that would replace what the job needs; the chart's ``qwen-job.guard_overlay`` does the same."""
+"""User fields that would replace what the job needs; the chart's ``qwen-job.guard_overlay`` does the same."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings
 
 Object = dict[str, Any]
 Found = Iterator[tuple[Path, str]]
-# What the operators, torch and we tell each pod about the others.
+# Variables by which the operators, torch and we tell each pod its place.
 _PLACE = (
     r"QWEN_JOB_NODE_RANK|JOB_COMPLETION_INDEX|MASTER_(ADDR|PORT)|(LOCAL_|NODE_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|PET_.*"
 )
 _SHM, _PORT = "/dev/shm", "pytorchjob-port"
 _NUMBERS = "follows from the job; change {} instead"
-_DEADLINE = "the training would not save before it; write kubernetes.active_deadline"
-_NAME = "the container that runs the job is called {!r}; write more of them in pod.containers"
+_DEADLINE = "the training would not save before it; use kubernetes.active_deadline"
+_NAME = "the container that runs the job is called {!r}; add others in pod.containers"
 
 
 def overlay_problems(chosen: Settings) -> Found:
@@ -52,7 +52,7 @@ def _pod(chosen: Settings, path: Path, pod: Any, main: str) -> Found:
         if volume.get("name") == "config":
             yield (*path, "volumes", number), "the job reads its configuration from the volume 'config'; rename yours"
         elif volume.get("name") == "shm":
-            yield (*path, "volumes", number), "the volume 'shm' is /dev/shm; write kubernetes.shm_size, or rename yours"
+            yield (*path, "volumes", number), "the volume 'shm' is /dev/shm; use kubernetes.shm_size, or rename yours"
         elif (name := str(volume.get("name"))) in taken and _source(taken[name]) not in volume and len(volume) > 1:
             text = f"kubernetes.volumes has a volume {name!r} of another kind; change it there, or rename yours"
             yield (*path, "volumes", number), text
@@ -61,12 +61,12 @@ def _pod(chosen: Settings, path: Path, pod: Any, main: str) -> Found:
             yield from _container(chosen, (*path, "containers", number), container, main)
     grace = _at(pod, "terminationGracePeriodSeconds")
     if type(grace) is int and 0 <= grace < chosen.grace_seconds:
-        text = f"{grace} s are less than the {chosen.grace_seconds} s that a pod needs to save; change retry.grace"
+        text = f"{grace} s is less than the {chosen.grace_seconds} s that a pod needs to save; change retry.grace"
         yield (*path, "terminationGracePeriodSeconds"), text
     if _at(pod, "activeDeadlineSeconds") is not None:
         yield (
             (*path, "activeDeadlineSeconds"),
-            "the training would not save before it; write kubernetes.active_deadline",
+            "the training would not save before it; use kubernetes.active_deadline",
         )
     queue = (chosen.section.queue or "").partition(":")[0]
     if main != "prepare" and queue in ("volcano", "coscheduling") and _at(pod, "schedulerName") is not None:
@@ -80,7 +80,7 @@ def _source(volume: Volume) -> str:
 def _container(chosen: Settings, path: Path, container: Any, main: str) -> Found:
     for word in ("command", "args"):
         if _at(container, word) is not None:
-            yield (*path, word), "the job's own command runs here; put what goes before it in an init container"
+            yield (*path, word), "the job's own command runs here; use an init container for what must run before it"
     if _at(container, "name") not in (None, main):
         yield (
             (*path, "name"),
@@ -88,14 +88,14 @@ def _container(chosen: Settings, path: Path, container: Any, main: str) -> Found
         )
     for number, variable in _items(container, "env"):
         if re.fullmatch(_PLACE, str(variable.get("name"))):
-            yield (*path, "env", number), f"{variable['name']} tells a pod its place in the job; remove it"
+            yield (*path, "env", number), f"{variable['name']} gives a pod its place in the job; remove it"
     for number, mount in _items(container, "volumeMounts"):
         yield from _mount(chosen, (*path, "volumeMounts", number), mount)
     for number, port in _items(container, "ports"):
         if chosen.section.kind == "pytorchjob" and main != "prepare":
             own = (port.get("name") == _PORT, port.get("containerPort") == chosen.section.master_port)
             if any(own) and not (all(own) or (own[1] and "name" not in port)):
-                text = f"{_PORT} is {chosen.section.master_port}, where the pods meet; change kubernetes.master_port"
+                text = f"{_PORT} is {chosen.section.master_port}, the rendezvous port; change kubernetes.master_port"
                 yield (*path, "ports", number), text
     yield from _resources(chosen, (*path, "resources"), _at(container, "resources"), main)
 
@@ -107,12 +107,12 @@ def _mount(chosen: Settings, path: Path, mount: Object) -> Found:
     place = posixpath.normpath(place)
     taken = {posixpath.normpath(volume.mount_path): volume for volume in chosen.section.volumes}
     if place == "/" or f"{place}/".startswith((f"{CONFIG_PATH}/", f"{_SHM}/")):
-        yield path, f"mountPath: {mount['mountPath']!r} is the job's own; choose another"
+        yield path, f"mountPath: {mount['mountPath']!r} is used by the job; choose another"
     elif place in taken and name not in (None, taken[place].name):
-        text = f"mountPath: kubernetes.volumes mounts {taken[place].name!r} at {place!r} already; change it there"
+        text = f"mountPath: kubernetes.volumes mounts {taken[place].name!r} at {place!r}; change it there"
         yield path, text
     elif place in taken and mount.get("readOnly"):
-        yield path, f"readOnly: kubernetes.volumes mounts {place!r}; write read_only there"
+        yield path, f"readOnly: kubernetes.volumes mounts {place!r}; set read_only there"
 
 
 def _resources(chosen: Settings, path: Path, resources: Any, main: str) -> Found:
@@ -120,7 +120,7 @@ def _resources(chosen: Settings, path: Path, resources: Any, main: str) -> Found
     for group in ("requests", "limits"):
         amount = _at(resources, group, gpu) if gpu else None
         if amount is not None and str(amount) != str(chosen.gpus_per_node):
-            text = f"the job has a process for each of {chosen.gpus_per_node}; change cluster.gpus_per_node"
+            text = f"the job has a process for each of {chosen.gpus_per_node} GPUs; change cluster.gpus_per_node"
             yield (*path, group, gpu or ""), text
 
 
@@ -139,7 +139,7 @@ def _pytorchjob(chosen: Settings, path: Path, spec: Object) -> Found:
             (*path, "elasticPolicy", word), _at(spec, "elasticPolicy", word), chosen.nodes, "cluster.nodes"
         )
     if k.master and spec.get("elasticPolicy") is not None:
-        yield (*path, "elasticPolicy"), "is for workers alone; remove it, or kubernetes.master"
+        yield (*path, "elasticPolicy"), "needs a job of workers only; remove it, or kubernetes.master"
     yield from _run(k.prepare, (*path, "runPolicy"), spec.get("runPolicy"))
     workers = chosen.nodes - (1 if k.master else 0)
     for role, replica in (_at(spec, "pytorchReplicaSpecs") or {}).items():
@@ -153,7 +153,7 @@ def _pytorchjob(chosen: Settings, path: Path, spec: Object) -> Found:
 
 
 def _positive(value: Any) -> Any:
-    """Leave what is no number of pods to the check of types."""
+    """Return a valid number of pods; the type check reports others."""
     return value if type(value) is int and value > 0 else None
 
 
@@ -161,7 +161,7 @@ def _run(prepare: bool, path: Path, run: Any) -> Found:
     if _at(run, "activeDeadlineSeconds") is not None:
         yield (
             (*path, "activeDeadlineSeconds"),
-            "the training would not save before it; write kubernetes.active_deadline",
+            "the training would not save before it; use kubernetes.active_deadline",
         )
     if prepare and _at(run, "suspend") is False:
         yield (*path, "suspend"), "kubernetes.prepare starts the job itself; remove one of the two"
@@ -170,17 +170,17 @@ def _run(prepare: bool, path: Path, run: Any) -> Found:
 def _trainjob(chosen: Settings, path: Path, spec: Object) -> Found:
     yield from _run(chosen.section.prepare, path, spec)
     if spec.get("runtimeRef") is not None:
-        yield (*path, "runtimeRef"), "the job brings its own TrainingRuntime, which holds its pods; remove it"
+        yield (*path, "runtimeRef"), "the job comes with its own TrainingRuntime, which defines its pods; remove it"
     trainer, here = spec.get("trainer"), (*path, "trainer")
     if _at(trainer, "image") is not None:
-        yield (*here, "image"), "write it in image"
+        yield (*here, "image"), "set image instead"
     yield from _number((*here, "numNodes"), _positive(_at(trainer, "numNodes")), chosen.nodes, "cluster.nodes")
     if _at(trainer, "numProcPerNode") is not None:
         yield (*here, "numProcPerNode"), _NUMBERS.format("cluster.gpus_per_node")
     parts = {name: _at(trainer, name) for name in ("command", "args", "env")}
     yield from _container(chosen, here, parts, "node")
     if _at(trainer, "resourcesPerNode") is not None:
-        text = "replaces all that the pods ask for, GPUs too; write kubernetes.cpu, memory or resources"
+        text = "replaces all requests of the pods, including GPUs; use kubernetes.cpu, memory or resources"
         yield (*here, "resourcesPerNode"), text
 
 
@@ -188,9 +188,9 @@ def _jobset(chosen: Settings, path: Path, spec: Object) -> Found:
     yield from _run(chosen.section.prepare, path, spec)
     for word in ("enableDNSHostnames", "publishNotReadyAddresses"):
         if _at(spec, "network", word) is False:
-            yield (*path, "network", word), "the pods find each other by it; remove it"
+            yield (*path, "network", word), "the pods need it to find each other; remove it"
     if _at(spec, "network", "subdomain") is not None:
-        yield (*path, "network", "subdomain"), "the pods find each other by the job's name; remove it"
+        yield (*path, "network", "subdomain"), "the pods use the job's name to find each other; remove it"
     for number, jobs in _items(spec, "replicatedJobs"):
         here = (*path, "replicatedJobs", number)
         if jobs.get("name") != "node":

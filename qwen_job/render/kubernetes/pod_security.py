@@ -1,4 +1,4 @@
-"""Which Pod Security level a pod meets: https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
+"""The Pod Security level that a pod meets: https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BASELINE_CAPABILITIES = {
 
 
 def pod_security_level(pod: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return ``restricted``, ``baseline`` or ``privileged`` and what keeps the pod from ``restricted``."""
+    """Return ``restricted``, ``baseline`` or ``privileged`` and the reasons why it is not ``restricted``."""
     privileged, baseline = list(_beyond_baseline(pod)), list(_beyond_restricted(pod))
     level = "privileged" if privileged else "baseline" if baseline else "restricted"
     return level, list(dict.fromkeys([*privileged, *baseline]))

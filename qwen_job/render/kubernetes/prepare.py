@@ -1,6 +1,6 @@
-"""The Job that fetches the model and prepares the data before any GPU is taken: what its templates are given.
+"""The Job that fetches the model and prepares the data before any GPU is allocated: what its templates are given.
 
-It uses the training pod's own template, without everything that has to do with GPUs, other pods or their network.
+It uses the template of the training pods, without GPUs, other pods and their network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OF_TRAINING = {
 
 
 def prepare_context(chosen: Settings, context: dict[str, Any]) -> dict[str, Any]:
-    """Return the context of prepare.yaml.j2 and of the templates beside it, from that of the training."""
+    """Return the context of prepare.yaml.j2 and its role and account, made from the context of the training."""
     k = chosen.section
     name, starts = f"{chosen.name}-prepare", not k.suspend
     own_account = starts and k.prepare_account is None
@@ -37,7 +37,7 @@ def prepare_context(chosen: Settings, context: dict[str, Any]) -> dict[str, Any]
         **context,
         "k": {**context["k"], **_OF_TRAINING, "service_account": account},
         "prepare_metadata": {**context["metadata"], "name": name, "labels": labels},
-        # Another instance: no rule, service or list that is about the training's pods includes this one.
+        # Another instance, so that rules, services and lists about the training's pods do not include this one.
         "prepare_pod_metadata": {
             "labels": {**labels, "app.kubernetes.io/instance": name, "app.kubernetes.io/component": "prepare"},
             "annotations": {**k.annotations, "qwen-job/checksum": annotations["qwen-job/checksum"]},

@@ -1,4 +1,4 @@
-"""What a Kubernetes render decides before any layout; the Helm chart starts from the same settings."""
+"""What a Kubernetes render decides before any layout; the Helm chart uses the same settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from qwen_job.render.configs import config_files
 from qwen_job.render.kubernetes.needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
-# most 63 characters. JobSet's webhook refuses longer ones; nothing does for a PyTorchJob, whose pods then never come.
+# most 63 characters. JobSet's webhook rejects longer ones; a PyTorchJob is accepted, but its pods are never created.
 MAX_NAME = 63 - len("-worker-9999")
 _MAX_NAME_JOBSET = 63 - len("-node-0-9999-abcde")
 MAX_NAMES = {"pytorchjob": MAX_NAME, "trainjob": _MAX_NAME_JOBSET, "jobset": _MAX_NAME_JOBSET}
 _DOMAIN = r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]+)?"
 _PATH = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
-# The grammar of a reference (github.com/distribution/reference); the API server takes any text, and no pod starts.
+# The grammar of a reference (github.com/distribution/reference); the API server accepts any text, but no pod starts.
 IMAGE = rf"({_DOMAIN}/)?{_PATH}(/{_PATH})*(:[A-Za-z0-9_][-A-Za-z0-9_.]{{0,127}})?(@sha256:[0-9a-f]{{64}})?"
-# The server refuses larger ConfigMaps (1 MiB); some room for the rest of the object.
+# The server rejects ConfigMaps over 1 MiB; this leaves room for the rest of the object.
 MAX_CONFIG_BYTES = 1_000_000
 
 
@@ -48,7 +48,11 @@ class Settings:
 
 
 def settings(plan: Plan) -> Settings:
-    """Decide what the ``kubernetes:`` section leaves open. Errors: :class:`JobError` with all problems."""
+    """Decide what the ``kubernetes:`` section leaves open.
+
+    Raises:
+        JobError: with all problems.
+    """
     job, notes = plan.job, []
     problems = [*_name_problems(plan), *_section_problems(plan), *amount_problems(plan)]
     volumes = job.kubernetes.volumes
@@ -60,18 +64,16 @@ def settings(plan: Plan) -> Settings:
     elif not problems:
         volumes = [_shared_claim(plan, unheld.values())]
         notes.append(
-            f"kubernetes.volumes: none is written, so the claim {volumes[0].pvc!r} is mounted at "
-            f"{volumes[0].mount_path}; name your own volumes there"
+            f"kubernetes.volumes: not set, so the claim {volumes[0].pvc!r} is mounted at {volumes[0].mount_path}; list "
+            f"your volumes there"
         )
     files = config_files(plan)
     if sum(len(text.encode()) for text in files.values()) > MAX_CONFIG_BYTES:
-        problems.append(job.problem(("env",), "the configuration is over 1 MB, more than a ConfigMap holds"))
+        problems.append(job.problem(("env",), "the configuration is over 1 MB, the limit for a ConfigMap"))
     if problems:
         raise JobError(problems)
     if not job.image:
-        notes.append(
-            f"image: none is written, so {default_image(plan)!r} must be on the nodes; name the one you pushed"
-        )
+        notes.append(f"image: not set, so {default_image(plan)!r} must be on the nodes; set the image that you pushed")
     notes += [*_section_notes(plan, volumes), *request_notes(plan), *_prepare_notes(plan)]
     return Settings(
         name=job.name,
@@ -90,7 +92,7 @@ def settings(plan: Plan) -> Settings:
 
 
 def _settled(plan: Plan, volumes: list[Volume]) -> Kubernetes:
-    """The section with what other fields decide; cores that are written anywhere are not written a second time."""
+    """Return the section with values that other fields decide; cores set elsewhere are not repeated."""
     section, cpus = plan.job.kubernetes, plan.job.cluster.cpus_per_gpu
     cores = str(cpus * plan.gpus_per_node) if cpus and not written(section, "cpu") else section.cpu
     resource = None if plan.gpu.is_cpu else section.gpu_resource
@@ -98,7 +100,7 @@ def _settled(plan: Plan, volumes: list[Volume]) -> Kubernetes:
 
 
 def default_image(plan: Plan) -> str:
-    """Return the name that ``make image`` gives the set for this GPU."""
+    """Return the name that ``make image`` gives to the image for this GPU."""
     if plan.gpu.is_cpu:
         return "localhost/qwen-job:cpu"
     return f"localhost/qwen-job:{'ampere' if plan.gpu.compute_capability >= 8 else 'v100'}"
@@ -112,59 +114,59 @@ def _name_problems(plan: Plan) -> Iterator[Problem]:
     near = re.sub(r"[^-a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:most].rstrip("-")
     what = f"has {len(name)} characters, over {most}" if len(name) > most else "is not a Kubernetes name"
     hint = f"e.g. {near!r}" if near else "e.g. 'my-run'"
-    text = f"{name!r} {what} (a-z, 0-9 and -, a letter first; pods are called {pods}); write {hint}"
+    text = f"{name!r} {what} (a-z, 0-9 and -, a letter first; pods are called {pods}); use {hint}"
     yield plan.job.problem(("name",), text)
 
 
 def _section_problems(plan: Plan) -> Iterator[Problem]:
     job, section = plan.job, plan.job.kubernetes
     if job.image and not re.fullmatch(IMAGE, job.image):
-        yield job.problem(("image",), f"{job.image!r} is not a registry's image; write e.g. registry/qwen-job:ampere")
+        yield job.problem(("image",), f"{job.image!r} is not a valid image name; use e.g. registry/qwen-job:ampere")
     gang = (section.queue or "").partition(":")[0]
     if section.kind == "jobset" and gang in ("volcano", "coscheduling"):
-        yield job.problem(("kubernetes", "queue"), f"{gang} does not gang-schedule a JobSet; take kueue:QUEUE")
+        yield job.problem(("kubernetes", "queue"), f"{gang} does not gang-schedule a JobSet; use kueue:QUEUE")
     if section.master and section.kind != "pytorchjob":
         yield job.problem(("kubernetes", "master"), f"a {section.kind} has no Master; remove the line")
     if section.egress and not section.network_policy:
-        yield job.problem(("kubernetes", "egress"), "means nothing without network_policy: true; write that too")
+        yield job.problem(("kubernetes", "egress"), "has no effect without network_policy: true; set that too")
     for field, laid in (("pod", section.pod), ("prepare_pod", section.prepare_pod)):
         if "restartPolicy" in laid:
             yield job.problem(("kubernetes", field), f"restartPolicy: a {section.kind} sets it itself; remove the line")
     names = [volume.name for volume in section.volumes]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield job.problem(("kubernetes", "volumes"), f"two are named {name!r}; give each its own name")
+        yield job.problem(("kubernetes", "volumes"), f"two have the name {name!r}; give each its own name")
     paths = [posixpath.normpath(volume.mount_path) for volume in section.volumes]
     for index, volume in enumerate(section.volumes):
         where = ("kubernetes", "volumes", index)
         if volume.name in RESERVED_VOLUMES:
-            yield job.problem((*where, "name"), f"{volume.name!r} is the job's own; choose another")
+            yield job.problem((*where, "name"), f"{volume.name!r} is used by the job; choose another")
         if paths[index] in ("/", "/tmp") or f"{paths[index]}/".startswith(OWN_MOUNTS) or paths.count(paths[index]) > 1:
-            yield job.problem((*where, "mount_path"), f"{volume.mount_path!r} is taken already; choose another")
+            yield job.problem((*where, "mount_path"), f"{volume.mount_path!r} is already in use; choose another")
 
 
 CONFIG_PATH = "/etc/qwen-job"
 RESERVED_VOLUMES = ("config", "shm", "tmp")
-# Nothing can be mounted below a ConfigMap, which is read-only; the system's own folders belong to it.
+# Nothing can be mounted below a ConfigMap, which is read-only, or over system folders.
 OWN_MOUNTS = (f"{CONFIG_PATH}/", "/dev/", "/proc/", "/sys/", "/var/run/secrets/")
 
 
 def _section_notes(plan: Plan, volumes: list[Volume]) -> Iterator[str]:
     section, nodes = plan.job.kubernetes, plan.nodes
     if section.kind == "trainjob" and section.ttl_after_finished is not None:
-        yield "kubernetes.ttl_after_finished: a TrainJob has no such field: it stays until somebody deletes it"
+        yield "kubernetes.ttl_after_finished: a TrainJob has no such field: it stays until you delete it"
     if section.queue is None and nodes > 1:
         gangs = "kueue:QUEUE" if section.kind == "jobset" else "kueue:QUEUE, volcano or coscheduling"
         yield (
-            f"kubernetes.queue: none is written, so the {nodes} pods are scheduled one by one, and two such jobs may "
-            f"wait for each other's GPUs; {gangs} schedules them together"
+            f"kubernetes.queue: not set, so the {nodes} pods are scheduled one by one, and two such jobs can block "
+            f"each other while waiting for GPUs; {gangs} schedules them together"
         )
     if section.suspend and (section.queue or "").startswith("kueue:") and not section.prepare:
-        yield "kubernetes.suspend: Kueue starts the job all the same as soon as it admits it"
+        yield "kubernetes.suspend: Kueue still starts the job as soon as it admits it"
     for volume in volumes:
         if nodes > 1 and volume.size and volume.access_mode in ("ReadWriteOnce", "ReadWriteOncePod"):
             yield (
-                f"kubernetes.volumes: {volume.name!r} is {volume.access_mode}, which one machine can mount, and the "
-                f"job has {nodes}; ReadWriteMany is for all"
+                f"kubernetes.volumes: {volume.name!r} is {volume.access_mode}, which only one node can mount, but the "
+                f"job has {nodes}; use ReadWriteMany"
             )
 
 
@@ -174,14 +176,14 @@ def _prepare_notes(plan: Plan) -> Iterator[str]:
         return
     if section.suspend:
         yield (
-            f"kubernetes.prepare: Job {name}-prepare fetches model and data; the {section.kind} stays suspended after "
-            "it (kubernetes.suspend) until you start it"
+            f"kubernetes.prepare: Job {name}-prepare fetches model and data; the {section.kind} then stays "
+            "suspended (kubernetes.suspend) until you start it"
         )
         return
-    account = f"the account {section.prepare_account!r}" if section.prepare_account else "an account of its own"
+    account = f"the account {section.prepare_account!r}" if section.prepare_account else "its own account"
     yield (
         f"kubernetes.prepare: Job {name}-prepare fetches model and data and then starts the {section.kind}; its pod "
-        f"holds the token of {account}, which may patch this one {section.kind}"
+        f"has the token of {account}, which may patch only this {section.kind}"
     )
 
 
@@ -198,26 +200,26 @@ def _outside(plan: Plan, volumes: list[Volume | OwnMount]) -> Iterator[Problem]:
     for field, path, writes, _ in _paths(plan):
         holders = _holders(path, mounts)
         if not holders:
-            text = f"{path!r} lies below no volume's mount_path ({', '.join(mounts)}), so no pod would find it"
+            text = f"{path!r} is not below any volume's mount_path ({', '.join(mounts)}), so no pod would see it"
             yield plan.job.problem(field, text)
             continue
         volume = mounts[max(holders, key=len)]
         if writes and volume.read_only:
-            yield plan.job.problem(field, f"{path!r} lies on the read-only volume {volume.name!r}")
+            yield plan.job.problem(field, f"{path!r} is on the read-only volume {volume.name!r}")
         elif field == ("output",) and isinstance(volume, OwnMount) and volume.passing:
-            yield plan.job.problem(field, f"{path!r} lies on the volume {volume.name!r}, which goes with its pod")
+            yield plan.job.problem(field, f"{path!r} is on the volume {volume.name!r}, which is deleted with its pod")
 
 
 def _unprepared(plan: Plan, volumes: list[Volume]) -> Iterator[Problem]:
-    """The preparing pod has the volumes of ``kubernetes.volumes``, and what ``prepare_pod`` adds for itself."""
+    """Yield paths that the preparing pod does not see: it has kubernetes.volumes and what ``prepare_pod`` adds."""
     section = plan.job.kubernetes
     paths = [*(volume.mount_path for volume in volumes), *own_mounts(section, "prepare_pod")]
     mounts = dict.fromkeys(map(posixpath.normpath, paths))
     for field, path, _, _ in _paths(plan) if section.prepare else ():
         if not _holders(path, mounts):
             text = (
-                f"{dotted(field)}: {path!r} is not mounted in the preparing pod, which kubernetes.pod does "
-                "not reach; write its volume, and the container 'prepare' with its mount, here too"
+                f"{dotted(field)}: {path!r} is not mounted in the preparing pod, to which kubernetes.pod does "
+                "not apply; add its volume, and the container 'prepare' with its mount, here too"
             )
             yield plan.job.problem(("kubernetes", "prepare_pod"), text)
 
@@ -227,7 +229,7 @@ def _holders(path: str, mounts: Mapping[str, object]) -> list[str]:
 
 
 class OwnMount(NamedTuple):
-    """A mount that ``kubernetes.pod_container`` or ``pod`` adds; what is on a ``passing`` volume goes with the pod."""
+    """A mount that ``kubernetes.pod_container`` or ``pod`` adds; a ``passing`` volume is deleted with its pod."""
 
     name: str
     mount_path: str
@@ -239,7 +241,7 @@ _READ_ONLY = ("configMap", "secret", "downwardAPI", "projected")
 
 
 def own_mounts(section: Kubernetes, field: Literal["pod", "prepare_pod"]) -> dict[str, OwnMount]:
-    """Return mount path -> what the user's own fields mount there, in the container that trains or prepares."""
+    """Return mount path -> what the user's own fields mount there in the main container."""
     main, pod = ("pytorch" if section.kind == "pytorchjob" else "node"), section.pod
     if field == "prepare_pod":
         main, pod = "prepare", section.prepare_pod
@@ -263,9 +265,9 @@ def _dicts(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _shared_claim(plan: Plan, paths: Iterable[str]) -> Volume:
-    """The claim that a job without volumes expects, mounted where all its paths lie."""
+    """Return the claim that a job without volumes uses, mounted at the common folder of all its paths."""
     top = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     if top == "/" or ":" in top:
-        text = "none is written, and the job's paths have no folder in common: say which volume holds which path"
+        text = "not set, and the job's paths have no common folder: list the volumes and their mount paths"
         raise JobError([plan.job.problem(("kubernetes", "volumes"), text)])
     return Volume.model_validate({"name": "shared", "mount_path": top, "pvc": "shared"})

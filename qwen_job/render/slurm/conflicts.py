@@ -1,4 +1,4 @@
-"""Options of slurm.sbatch and slurm.srun that contradict the job, each other or Slurm's own grammar."""
+"""Options of slurm.sbatch and slurm.srun that contradict the job, each other or Slurm's own rules."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from qwen_job.plan import Plan
 from qwen_job.render.slurm.gpus import gpu_problems
 from qwen_job.render.slurm.resources import resource_problems, whole_nodes
 
-_PLANNED = "is planned from cluster; remove it and set cluster's fields"
-_NO_JOB = "makes no job that trains; remove it"
-# What the script relies on. An option's reason, said behind the field.
+_PLANNED = "is planned from cluster; remove it and set the fields of cluster"
+_NO_JOB = "would not start a training job; remove it"
+# Options that the script relies on -> why they cannot be set, to follow the field's name.
 _OWNED = {
     **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), _PLANNED),
-    **dict.fromkeys(("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), "one task runs on a node; remove it"),
+    **dict.fromkeys(
+        ("ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket"), "conflicts with one task per node; remove it"
+    ),
     **dict.fromkeys(("help", "test-only", "usage", "version"), _NO_JOB),
 }
 _OF_SBATCH = {
-    "signal": "is planned: write slurm.signal_seconds",
-    "no-requeue": "is written slurm.requeue: false",
+    "signal": "is planned: use slurm.signal_seconds",
+    "no-requeue": "is planned: use slurm.requeue: false",
     "wrap": _NO_JOB,
 }
 _OF_SRUN = {
     **dict.fromkeys(("het-group", "jobid", "multi-prog", "no-allocate", "pty", "relative"), _NO_JOB),
-    "nodelist": "the step runs on all nodes of the job; write slurm.sbatch.nodelist",
-    "exclude": "the step runs on all nodes of the job; write slurm.sbatch.exclude",
+    "nodelist": "the step runs on all nodes of the job; use slurm.sbatch.nodelist",
+    "exclude": "the step runs on all nodes of the job; use slurm.sbatch.exclude",
 }
-# Of these Slurm takes one.
+# Slurm accepts one option of each group.
 _ONE_OF = (
     ("mem", "mem-per-cpu", "mem-per-gpu"),
     ("cpus-per-task", "cpus-per-gpu"),
@@ -41,7 +43,7 @@ _ONE_OF = (
 
 
 def option_problems(plan: Plan) -> Iterator[Problem]:
-    """Yield every problem of the options that were written, at the field that was written."""
+    """Yield every problem with the user's options, at the field that the user wrote."""
     for section, owned in (("sbatch", _OWNED | _OF_SBATCH), ("srun", _OWNED | _OF_SRUN)):
         for name, value in getattr(plan.job.slurm, section).items():
             message = owned.get(name, "") if value is not False or owned.get(name) == _PLANNED else ""
@@ -55,18 +57,16 @@ def option_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _twice(plan: Plan) -> Iterator[Problem]:
-    """A field and the option of the same meaning, with two values."""
+    """Yield fields and options of the same meaning that have two values."""
     slurm = plan.job.slurm
     for option, field in FIELDS.items():
         value, own = slurm.sbatch.get(option, False), getattr(slurm, field)
         if value is False or own is None or _same(option, value, own):
             continue
-        message = (
-            f"stands beside slurm.{field}, which says {own if option != 'time' else f'{own} s'}: write one of them"
-        )
+        message = f"contradicts slurm.{field}, which is {own if option != 'time' else f'{own} s'}: remove one of them"
         yield plan.job.problem(("slurm", "sbatch", option), message)
     if slurm.sbatch.get("requeue", False) is not False and not slurm.requeue:
-        yield plan.job.problem(("slurm", "sbatch", "requeue"), "contradicts slurm.requeue: false: write one of them")
+        yield plan.job.problem(("slurm", "sbatch", "requeue"), "contradicts slurm.requeue: false: remove one of them")
 
 
 def _same(option: str, value: str | bool | None, own: object) -> bool:
@@ -78,12 +78,12 @@ def _same(option: str, value: str | bool | None, own: object) -> bool:
 
 
 def _beside(plan: Plan) -> Iterator[Problem]:
-    """Options that Slurm does not take together; a field of the job counts as the option that it becomes."""
+    """Yield options that Slurm does not accept together; a field counts as the option that it becomes."""
     slurm = plan.job.slurm
     fields = {
         "mem": "slurm.memory" if slurm.memory is not None else "",
         "cpus-per-task": "slurm.cpus_per_task" if slurm.cpus_per_task else "",
-        "exclusive": "the whole nodes of this job (slurm.exclusive)" if whole_nodes(plan) else "",
+        "exclusive": "whole nodes (slurm.exclusive)" if whole_nodes(plan) else "",
     }
     if plan.job.cluster.cpus_per_gpu and not fields["cpus-per-task"]:
         fields["cpus-per-task"] = "cluster.cpus_per_gpu"
@@ -92,7 +92,7 @@ def _beside(plan: Plan) -> Iterator[Problem]:
         others = [fields[name] for name in group if fields.get(name) and name not in written]
         for name in written:
             if beside := [*others, *(f"slurm.sbatch.{other}" for other in written if other != name)]:
-                message = f"cannot stand beside {' and '.join(beside)}: Slurm takes one of them"
+                message = f"cannot be combined with {' and '.join(beside)}: remove one of them"
                 yield plan.job.problem(("slurm", "sbatch", name), message)
 
 
@@ -100,7 +100,7 @@ def _srun(plan: Plan) -> Iterator[Problem]:
     srun = plan.job.slurm.srun
     export = srun.get("export", False)
     if isinstance(export, str) and "ALL" not in export.upper().split(","):
-        message = f"{export!r} takes PATH and all else from the training: write ALL before it, as in ALL,NAME=value"
+        message = f"{export!r} removes PATH and everything else from the training: put ALL first, as in ALL,NAME=value"
         yield plan.job.problem(("slurm", "srun", "export"), message)
     if srun.get("cpus-per-gpu", False) is not False:
-        yield plan.job.problem(("slurm", "srun", "cpus-per-gpu"), "is planned: write cluster.cpus_per_gpu")
+        yield plan.job.problem(("slurm", "srun", "cpus-per-gpu"), "is planned: use cluster.cpus_per_gpu")

@@ -1,4 +1,4 @@
-"""The GPUs of a Slurm job: one request, however the site or the user writes it."""
+"""The GPUs of a Slurm job: one request, in the form that the site or the user prefers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from qwen_job.errors import Problem
 from qwen_job.plan import Plan
 
-# All ways in which Slurm takes GPUs; each is held against cluster.gpus_per_node.
+# All options that request GPUs; each is compared with cluster.gpus_per_node.
 WAYS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "tres-per-task", "tres-per-job")
 _GRES = r"(?:gres[:/])?gpu(?:[:=/]|$)"
 _COUNT = r"(?:(?P<kind>[^:=]*[^:=\d][^:=]*)[:=]?)?(?P<count>\d+)?"
@@ -18,7 +18,7 @@ Options = dict[str, str | None]
 
 
 def gpu_request(plan: Plan) -> Options:
-    """Return the options that ask for the job's GPUs; the user's own way takes the place of the planned one."""
+    """Return the options that request the job's GPUs; the user's own request replaces the planned one."""
     slurm, written = plan.job.slurm, plan.job.slurm.sbatch
     gres = written.get("gres")
     others = _others(gres) if isinstance(gres, str) else ""
@@ -31,37 +31,37 @@ def gpu_request(plan: Plan) -> Options:
 
 
 def other_gres(plan: Plan) -> Options:
-    """Return what ``slurm.sbatch.gres`` asks for beside GPUs, such as node-local disk: any job on a node needs it."""
+    """Return what ``slurm.sbatch.gres`` requests besides GPUs, such as local disk, which any job on a node needs."""
     gres = plan.job.slurm.sbatch.get("gres")
     others = _others(gres) if isinstance(gres, str) else ""
     return {"gres": others} if others else {}
 
 
 def gpu_problems(plan: Plan, section: str) -> Iterator[Problem]:
-    """Yield what is wrong with the GPUs written in ``slurm.sbatch`` or ``slurm.srun``."""
+    """Yield the problems with GPUs requested in ``slurm.sbatch`` or ``slurm.srun``."""
     slurm, want = plan.job.slurm, plan.gpus_per_node
     asked = [way for way in WAYS if _asks(plan, section, way)]
     for way in asked:
         path = ("slurm", section, way)
         kinds, count = _gpus(way, str(getattr(slurm, section)[way]))
         if plan.gpu.is_cpu:
-            yield plan.job.problem(path, "asks for GPUs, but cluster.gpu is CPU: remove it")
+            yield plan.job.problem(path, "requests GPUs, but cluster.gpu is CPU: remove it")
         elif way == "gpus-per-socket" or (way in ("gpus", "tres-per-job") and plan.nodes > 1):
             message = f"lets Slurm divide the GPUs, and each of {plan.nodes} nodes needs {want}: remove it"
-            yield plan.job.problem(path, f"{message} (cluster.gpus_per_node asks for them)")
+            yield plan.job.problem(path, f"{message} (cluster.gpus_per_node requests them)")
         elif count != want:
-            what = "no number of GPUs" if count is None else f"{count} GPUs a node"
-            message = f"asks for {what}, but cluster.gpus_per_node is {want}: make them equal, or remove it"
+            what = "an unknown number of GPUs" if count is None else f"{count} GPUs per node"
+            message = f"requests {what}, but cluster.gpus_per_node is {want}: make them equal, or remove it"
             yield plan.job.problem(path, message)
         elif len(asked) > 1:
-            yield plan.job.problem(path, f"asks for the GPUs once more: write one of {', '.join(asked)}")
+            yield plan.job.problem(path, f"requests the GPUs twice: keep one of {', '.join(asked)}")
         elif slurm.gpu_type and kinds != {slurm.gpu_type}:
             message = f"names {', '.join(sorted(kinds)) or 'no type'}, but slurm.gpu_type is {slurm.gpu_type!r}"
-            yield plan.job.problem(path, f"{message}: write the type in one of them")
+            yield plan.job.problem(path, f"{message}: set the type in one of them")
 
 
 def _asks(plan: Plan, section: str, way: str) -> bool:
-    """Tell whether a written option asks for GPUs; ``gres`` and TRES hold other things, too."""
+    """Tell whether an option of the user requests GPUs; ``gres`` and TRES may request other things."""
     value = getattr(plan.job.slurm, section).get(way)
     if way in ("gres", "tres-per-task", "tres-per-job"):
         return isinstance(value, str) and any(re.match(_GRES, part) for part in _parts(value))
@@ -77,7 +77,7 @@ def _parts(value: str) -> list[str]:
 
 
 def _gpus(way: str, value: str) -> tuple[set[str], int | None]:
-    """Return the types and the number of GPUs in ``gpu:a100:2,lscratch:5`` or ``a100:2``; None where none is read."""
+    """Return the types and the number of GPUs in ``gpu:a100:2,lscratch:5`` or ``a100:2``; None if there is none."""
     parts = _parts(value)
     if way in ("gres", "tres-per-task", "tres-per-job"):
         parts = [part[found.end() :] for part in parts if (found := re.match(_GRES, part))]

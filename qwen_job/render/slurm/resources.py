@@ -1,4 +1,4 @@
-"""CPUs and memory of a Slurm job: what the plan needs is asked for, and what is written is held against it."""
+"""CPUs and memory of a Slurm job: request what the plan needs, and check what the user wrote against it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNITS = {"K": 2**10, "": 2**20, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def whole_nodes(plan: Plan) -> bool:
-    """Tell whether the job has its nodes to itself."""
+    """Tell whether the job gets whole nodes."""
     slurm, written = plan.job.slurm, plan.job.slurm.sbatch.get("exclusive")
     if "exclusive" in slurm.sbatch:
         return written in (True, None)
@@ -23,7 +23,7 @@ def whole_nodes(plan: Plan) -> bool:
 
 
 def written_cpus(plan: Plan) -> int | None:
-    """Return the CPUs of a node that job.yaml asks for; None where it says nothing."""
+    """Return the CPUs per node that job.yaml requests; None if it requests none."""
     slurm, cluster = plan.job.slurm, plan.job.cluster
     own, per_gpu = slurm.sbatch.get("cpus-per-task"), slurm.sbatch.get("cpus-per-gpu")
     if isinstance(own, str) and own.isdecimal():
@@ -34,12 +34,12 @@ def written_cpus(plan: Plan) -> int | None:
 
 
 def needed_cpus(plan: Plan) -> int:
-    """Return the CPUs of a node without which processes wait for each other: one for each, and for each loader."""
+    """Return the CPUs per node below which processes wait for each other: one per process and data loader."""
     return max(one.gpus_per_node * (1 + one.job.train.dataloader_num_workers) for one in all_runs(plan))
 
 
 def planned_cpus(plan: Plan) -> int | None:
-    """Return --cpus-per-task; None where the whole node is the job's or the user's own option says it."""
+    """Return --cpus-per-task; None if the job gets whole nodes, or the user's own option sets it."""
     if "cpus-per-gpu" in plan.job.slurm.sbatch:
         return None
     written = written_cpus(plan)
@@ -47,7 +47,7 @@ def planned_cpus(plan: Plan) -> int | None:
 
 
 def planned_memory(plan: Plan) -> str | None:
-    """Return --mem: as written, all of a whole node, else what the plan needs; None where nobody knows."""
+    """Return --mem: as written, all of a whole node, else what the plan needs; None if that is unknown."""
     slurm = plan.job.slurm
     if slurm.memory is not None:
         return slurm.memory
@@ -60,37 +60,39 @@ def planned_memory(plan: Plan) -> str | None:
 
 
 def resource_notes(plan: Plan) -> Iterator[str]:
-    """Say what was asked for without a word of the user's, and what could not be."""
+    """Yield notes about resources that are requested by default, and about those that cannot be."""
     slurm, cpus = plan.job.slurm, written_cpus(plan)
     if cpus is not None and cpus < plan.gpus_per_node:
         field = "slurm.sbatch.cpus-per-task" if "cpus-per-task" in slurm.sbatch else "slurm.cpus_per_task"
-        yield f"{field}: {cpus} CPUs for the {plan.gpus_per_node} processes of a node; they will wait for each other"
+        yield f"{field}: {cpus} CPUs for {plan.gpus_per_node} processes per node; they will wait for each other"
     if whole_nodes(plan):
         return
     if cpus is None and slurm.sbatch.get("cpus-per-task") is not False:
         yield (
-            f"slurm.cpus_per_task: none is written, so the job asks for {needed_cpus(plan)} CPUs a node, one for "
-            "each process and data loader; cluster.cpus_per_gpu asks for more"
+            f"slurm.cpus_per_task: not set, so the job requests {needed_cpus(plan)} CPUs per node, one per process "
+            "and data loader; set cluster.cpus_per_gpu to request more"
         )
     if planned_memory(plan) is None and not any(name in slurm.sbatch for name in _MEMORY):
         yield (
-            "slurm.memory: none is written and the plan cannot tell what this model needs, so the job has the "
-            "partition's default; write slurm.memory"
+            "slurm.memory: not set, and the plan does not know what this model needs, so the job gets the partition's "
+            "default; set slurm.memory"
         )
 
 
 def resource_problems(plan: Plan) -> Iterator[Problem]:
-    """Hold the memory that is written against what the plan needs on a node."""
+    """Yield problems where the user's memory is less than the plan needs per node."""
     memory = plan.memory
     for path, size in _written_memory(plan):
         if memory is not None and size is not None and 0 < size < memory.host_needed:
-            message = f"is {gib_or_mib(size)} a node, and the plan needs {gib_or_mib(memory.host_needed)}"
+            message = f"is {gib_or_mib(size)} per node, but the plan needs {gib_or_mib(memory.host_needed)}"
             message += " ('qwen-job plan' lists it)"
-            yield plan.job.problem(path, f"{message}: write {math.ceil(memory.host_needed / GIB)}G, or 0 for all of it")
+            yield plan.job.problem(
+                path, f"{message}: use {math.ceil(memory.host_needed / GIB)}G, or 0 for the whole node"
+            )
 
 
 def _written_memory(plan: Plan) -> Iterator[tuple[tuple[str, ...], int | None]]:
-    """Yield the field and the bytes of a node for every way in which memory is written."""
+    """Yield the field and the bytes per node of every memory request of the user."""
     slurm = plan.job.slurm
     if slurm.memory is not None:
         yield ("slurm", "memory"), bytes_of(slurm.memory)
@@ -103,7 +105,7 @@ def _written_memory(plan: Plan) -> Iterator[tuple[tuple[str, ...], int | None]]:
 
 
 def bytes_of(text: str) -> int | None:
-    """Return what --mem takes, in bytes; a bare number is MB. None for anything else."""
+    """Return a value of --mem in bytes; a bare number is MB. None for anything else."""
     found = re.fullmatch(r"(\d+)([KMGT]?)B?", text, re.IGNORECASE)
     return int(found[1]) * _UNITS[found[2].upper()] if found else None
 

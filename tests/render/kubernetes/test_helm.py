@@ -21,5 +21,5 @@ def test_values_name_the_command_that_installs_them() -> None:
 
 
 def test_what_helm_would_lose_is_refused_by_field() -> None:
-    with pytest.raises(JobError, match=r"env\.X: holds a control character that Helm cannot carry"):
+    with pytest.raises(JobError, match=r"env\.X: contains a control character that Helm cannot represent"):
         render(make_plan(load_job([JOB], sets=['env.X="a\\x7fb"'])), "helm")

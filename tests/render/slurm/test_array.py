@@ -104,7 +104,7 @@ def test_elsewhere_every_run_is_a_bundle_of_its_own(tmp_path: Path, target: str)
         image="registry.example.com/x:y",
         kubernetes=CLAIM,
     )
-    with pytest.raises(JobError, match=rf"sweep: its 2 runs are bundles of their own on {target}: .*-o DIR"):
+    with pytest.raises(JobError, match=rf"sweep: on {target} each of its 2 runs is a separate bundle: .*-o DIR"):
         render(plan, target)
     made = render_each(plan, target)
     assert list(made) == ["seed=1", "seed=2"]
@@ -202,4 +202,4 @@ def test_a_job_s_own_template_folders_come_after_those_of_the_command_line(tmp_p
     plan = pinned_plan(tmp_path, template_dirs=["site"])
     assert "# site" in render(plan, "slurm").text
     assert "# mine" in render(plan, "slurm", [tmp_path / "mine"]).text
-    assert "template_dirs[0]: none: there is no such folder" in refusal(tmp_path, template_dirs=["none"])
+    assert "template_dirs[0]: none: does not exist" in refusal(tmp_path, template_dirs=["none"])

@@ -163,7 +163,7 @@ def test_five_lines_ask_for_the_cpus_and_the_memory_of_the_plan(tmp_path: Path) 
     (memory,) = [int(line.removeprefix("--mem=").removesuffix("G")) for line in lines if line.startswith("--mem=")]
     assert 0 <= memory * 2**30 - need < 2**30 and "--cpus-per-task=16" in lines
     assert "--cpus-per-task=16" in srun_words(made.text)
-    assert any(note.startswith("slurm.cpus_per_task: none is written") for note in made.notes)
+    assert any(note.startswith("slurm.cpus_per_task: not set") for note in made.notes)
 
 
 def test_whole_nodes_are_asked_for_whole(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_what_the_plan_does_not_know_is_said(tmp_path: Path) -> None:
     assert [note.partition(":")[0] for note in notes] == ["slurm.cpus_per_task", "slurm.memory"]
     assert bundle(tmp_path, "slurm", slurm={"memory": "9G"}, cluster={"cpus_per_gpu": 4}).notes == ()
     (note,) = bundle(tmp_path, "slurm", slurm={"memory": "9G", "cpus_per_task": 1}).notes
-    assert note.startswith("slurm.cpus_per_task: 1 CPUs for the 2 processes")
+    assert note.startswith("slurm.cpus_per_task: 1 CPUs for 2 processes")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_memory_below_the_plan_s_is_refused_by_its_field(tmp_path: Path, text: s
     with pytest.raises(JobError) as caught:
         render(five(tmp_path, text), "slurm")
     (problem,) = caught.value.problems
-    assert problem.field == field and problem.line == 6 and "or 0 for all of it" in problem.message
+    assert problem.field == field and problem.line == 6 and "or 0 for the whole node" in problem.message
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def test_times(seconds: int, text: str) -> None:
         ({"slurm": {"sbatch": {"comment": LONG}}}, "slurm.sbatch.comment: is over 1000 bytes"),
         ({"container": {"runtime": "pyxis"}}, "container.runtime pyxis needs an image"),
         ({"image": "i", "container": {"runtime": "docker", "mounts": ["x:y"]}}, "container.mounts[0]: 'x:y' is not"),
-        ({"image": "i", "container": {"runtime": "pyxis"}, "output": "/a,b"}, "output: pyxis cannot mount '/a,b': it holds a comma"),
-        ({"image": "i", "container": {"runtime": "docker"}, "data": {"train": "/a:b/c.json"}}, "data.train[0].path: docker cannot mount '/a:b': it holds a colon"),
+        ({"image": "i", "container": {"runtime": "pyxis"}, "output": "/a,b"}, "output: pyxis cannot mount '/a,b': it contains a comma"),
+        ({"image": "i", "container": {"runtime": "docker"}, "data": {"train": "/a:b/c.json"}}, "data.train[0].path: docker cannot mount '/a:b': it contains a colon"),
     ],
 )  # fmt: skip
 def test_what_slurm_or_a_runtime_cannot_hold_is_refused_by_its_field(
