@@ -89,7 +89,7 @@ def test_secrets_are_only_named() -> None:
     [
         (["name=Big_Job"], "name: 'Big_Job' is not a Kubernetes name"),
         ([f"name={'a' * 52}"], "over 51"),
-        (["kubernetes.volumes=[{name: x, mount_path: /x, pvc: x}]"], "output: '/shared/runs/qwen-7b-chat' is not below"),
+        (["kubernetes.volumes=[{name: x, mount_path: /x, pvc: x}]"], "output: '/shared/runs/qwen-7b-chat' is not"),
         (
             ["kubernetes.volumes=[{name: x, mount_path: /shared, pvc: x, read_only: true}]"],
             "output: '/shared/runs/qwen-7b-chat' is on the read-only volume 'x'",
