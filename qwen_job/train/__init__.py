@@ -1,4 +1,19 @@
-"""What runs inside the image: train.yaml to checkpoints, metrics and a model folder that answers."""
+"""What runs inside the image: train.yaml to checkpoints, metrics and a model folder that answers.
+
+__main__          the entry of every rank;  read_settings, flags, deepspeed_config, arguments: what it was given
+attempt           prepare, train, export;  failures, oom_advice: what ended it, and what to do
+rendezvous        how ranks meet and wait for one another;  ranks: what they exchange
+resume            the checkpoint and identity to resume from;  identity, settings_diff, universal
+setup             builds the trainer;  modeling, kernels, attention, loss: the model and what is minimised
+trainer           the loop: one step from top to bottom, and its boundary
+  batches, course   which rows a step has, on any number of ranks
+  engine, gradients DeepSpeed's engine, and what a run asks of it
+  schedule          the learning rate;  intervals: when to evaluate, save and report
+  step_guard        judges losses, gradients and weights;  guards: when a loss is a jump, and how it is worded
+  saver             checkpoints;  checkpoints: writing one;  run_state: what a run remembers
+  reporters         what the trackers get;  trackers: opening and closing them;  runlog, flops: metrics.jsonl
+watchdog          ends a run that hangs;  export: the model folder at the end
+"""
 
 import os
 
