@@ -1,1 +1,6 @@
-"""Only this room talks to a cluster: submit, status, logs, cancel."""
+"""Submit, status, logs and cancel: the only room that talks to a cluster. In reading order:
+
+- ``backend``: the interface of a target; ``slurm``, ``kubernetes``, ``local``: its implementations
+- ``index``: the user's own list of submissions; ``queues``: the queues of all targets; ``find``: jobs by name or id
+- ``outcomes``: the runs of a sweep; ``outputs``: written bundles and logs; ``hosts``: hostfile.hosts from elsewhere
+"""

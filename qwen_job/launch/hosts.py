@@ -22,8 +22,8 @@ _LINE = re.compile(r"(\S+)(?:\s+slots=(\d+))?")
 def with_hosts(plan: Plan) -> Plan:
     """Return the plan with machines' names in the place of files and allocations.
 
-    Errors: :class:`JobError` by the field for what names no hosts; :class:`EnvironmentFault` for a Slurm that gives no
-    answer.
+    Errors: :class:`JobError` by the field for what names no hosts; :class:`EnvironmentFault` for a Slurm that is
+    unreachable.
     """
     names: list[str] = []
     problems = []
@@ -46,7 +46,7 @@ def _names(plan: Plan, index: int, entry: str) -> list[str]:
     if entry.startswith(f"{ALLOCATION}:"):
         return _of_job(entry.removeprefix(f"{ALLOCATION}:"))
     written = plan.job.problem(("hostfile", "hosts", index), "")
-    # What has no folder of its own (--set, a pipe) is read from where we stand.
+    # An entry from --set or a pipe has no folder, so it is relative to the current one.
     elsewhere = not written.line or written.source.startswith(("/dev/", "/proc/"))
     path = (Path() if elsewhere else Path(written.source).parent) / Path(entry).expanduser()
     return _of_file(path, plan.gpus_per_node) if "/" in entry or path.is_file() else [entry]

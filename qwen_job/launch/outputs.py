@@ -48,7 +48,9 @@ def _write(paths: Mapping[Path, str], executable: Container[str], *, force: bool
     changed = [path for path, text in paths.items() if path.exists() and not _holds(path, text.encode())]
     if changed and not force:
         names = ", ".join(str(path) for path in changed)
-        raise EnvironmentFault(f"{names}: there already, with another content; --diff shows it, --force replaces it")
+        raise EnvironmentFault(
+            f"{names}: already exists with other content; use --diff to see it, --force to replace it"
+        )
     for path, text in paths.items():
         write_atomically(path, text)
         if path.name in executable:

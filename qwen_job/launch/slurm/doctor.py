@@ -64,7 +64,7 @@ class _Machines:
 def propose(found: Survey, partition: str | None = None) -> Proposal:
     """Return the profile for ``partition``, by default the one with the most GPUs.
 
-    Errors: :class:`ClusterRefused` for a partition that is not there, or a cluster without nodes.
+    Errors: :class:`ClusterRefused` for an unknown partition, or a cluster without nodes.
     """
     proposal = Proposal()
     machines = _choose(found, partition, proposal)
@@ -93,7 +93,7 @@ def _choose(found: Survey, wanted: str | None, proposal: Proposal) -> _Machines:
         proposal.notes.append(f"partitions with GPUs besides {name}: {', '.join(others)} (--partition chooses)")
     kinds = sorted(other or "without a type" for there, other in counts if there == name and other != kind)
     if kinds:
-        text = f"partition {name} has other GPUs, too: {', '.join(kinds)}; slurm.gpu_type keeps the job off them"
+        text = f"partition {name} has other GPUs, too: {', '.join(kinds)}; slurm.gpu_type avoids them"
         proposal.warnings.append(text)
     nodes = [node for node in found.nodes if name in node.partitions and node.usable and kind in node.gpus]
     return _Machines(found.partitions[name], kind, nodes, mixed=bool(kinds))
@@ -230,7 +230,7 @@ def _surprises(machines: _Machines, found: Survey, proposal: Proposal) -> None:
     mode = partition.fields.get("PreemptMode", config.get("PreemptMode", ""))
     if config.get("PreemptType", "preempt/none") != "preempt/none" and "CANCEL" in mode:
         grace = partition.fields.get("GraceTime", "0")
-        text = f"PreemptMode={mode}: a preempted job is cancelled after {grace} s, not requeued; slurm.chain goes on"
+        text = f"PreemptMode={mode}: a preempted job is cancelled after {grace} s, not requeued; slurm.chain resumes it"
         proposal.warnings.append(text)
     if partition.max_seconds is None:
         proposal.notes.append(f"partition {partition.name} has no time limit: write slurm.time to be scheduled earlier")
@@ -243,7 +243,7 @@ def _surprises(machines: _Machines, found: Survey, proposal: Proposal) -> None:
         most = int(config["MaxArraySize"]) - 1
         proposal.warnings.append(f"MaxArraySize={config['MaxArraySize']}: a sweep or a chain may have {most} jobs")
     if config.get("JobContainerType", "").endswith("tmpfs"):
-        proposal.notes.append(f"{config['JobContainerType']}: every job has a /tmp of its own")
+        proposal.notes.append(f"{config['JobContainerType']}: every job has its own /tmp")
 
 
 def _most_common(values: list[int]) -> int:

@@ -1,4 +1,4 @@
-"""Read squeue's JSON: jobs of all versions from 21.08 on, each with a reason in plain words."""
+"""Read the JSON of squeue and sacct, in the shapes of all versions from 21.08 on."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _KNOWN = {
     "BeginTime": "waits for its start time (a requeued job waits a moment)",
     "Dependency": "waits for another job",
     "DependencyNeverSatisfied": "waits for a job that failed, and will be cancelled",
-    "JobArrayTaskLimit": "waits for tasks of its array that run",
-    "JobHeldUser": "held; 'scontrol release' lets it go",
+    "JobArrayTaskLimit": "waits for running tasks of its array",
+    "JobHeldUser": "held; 'scontrol release' releases it",
     "JobHeldAdmin": "held by the administrator",
-    "JobHoldMaxRequeue": "held: requeued as often as this Slurm allows; 'scontrol release' lets it go",
+    "JobHoldMaxRequeue": "held: requeued as often as this Slurm allows; 'scontrol release' releases it",
     "PartitionTimeLimit": "asks for more time than the partition gives (slurm.time)",
     "ReqNodeNotAvail": "the nodes that it needs are down or reserved",
     "QOSMaxJobsPerUserLimit": "too many jobs of yours are running",
@@ -65,7 +65,7 @@ def _of_cluster(cluster: str, text: str) -> list[Entry]:
             f"squeue --json: not the JSON that was expected ({error}); Slurm 21.08 or newer has it"
         ) from None
     if not jobs and answer.get("errors"):
-        # Without a controller squeue --json ends with 0, and says so in its answer.
+        # Without a controller squeue --json ends with 0, and reports it in its answer.
         said = "; ".join(str(error.get("description") or error.get("error")) for error in answer["errors"])
         raise EnvironmentFault(f"squeue reaches no cluster: {said}; is slurmctld up, and is this a login node?")
     return [replace(_entry(job), cluster=cluster) for job in sorted(jobs, key=_order)]
@@ -154,7 +154,7 @@ def _array_id(job: dict[str, Any]) -> tuple[str, int | None]:
         return f"{array}_[{waiting}]", None
     given = job.get("array_task_id")
     task = _number(given)
-    # Tasks that were cancelled before they began are one record, with no number or Slurm's "none" (2^32 - 2).
+    # Tasks that were cancelled before they began are one record, without an index or with Slurm's "none" (2^32 - 2).
     if given is None or (isinstance(given, dict) and not given.get("set", True)) or task >= _NO_TASK:
         return str(array), None
     return f"{array}_{task}", task

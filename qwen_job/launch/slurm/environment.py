@@ -17,7 +17,7 @@ _OF_SLURM = (
 )  # fmt: skip
 # Where the controller is, and who we are.
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS"}
-# What an allocation says of its own devices.
+# The devices of an allocation.
 _DEVICES = {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
 # Who pays and where a job runs: sites tell their users to export these. What job.yaml says comes first.
 _MEANT = {

@@ -19,7 +19,7 @@ _MARK = re.compile(r"%(%|\d*[a-zA-Z])")
 
 
 def log_options(request: Request, run: str, here: Path) -> list[str]:
-    """Return what sbatch is to be told beside the script's lines, so that the job's log can be opened on its nodes.
+    """Return the options for sbatch besides the script's lines, so that the job's log can be opened on its nodes.
 
     ``options`` are those of the script, ``fields`` the fields that they come from, ``here`` is where sbatch is called.
     Folders of logs are made.

@@ -185,7 +185,7 @@ def test_nodes_that_are_down_are_left_out() -> None:
         ({"PreemptType": "preempt/qos", "PreemptMode": "CANCEL"}, "cancelled after 0 s"),
         ({"MaxArraySize": "101"}, "may have 100 jobs"),
         ({"AccountingStorageEnforce": "associations,limits"}, "slurm.account: this cluster wants one"),
-        ({"JobContainerType": "job_container/tmpfs"}, "a /tmp of its own"),
+        ({"JobContainerType": "job_container/tmpfs"}, "its own /tmp"),
     ],
 )
 def test_settings_that_surprise_are_told(settings: dict[str, str], words: str) -> None:

@@ -204,7 +204,7 @@ def test_what_is_said_of_a_job_that_ended_is_how(queue: Queue) -> None:
     )
     assert {job.entry.name: job.entry.reason for job in find(None, None)} == {
         "a": "", "b": "exit code 4: The conversations are invalid", "c": "signal 9",
-        "d": "held; 'scontrol release' lets it go (JobHeldUser)", "e": "Licenses",
+        "d": "held; 'scontrol release' releases it (JobHeldUser)", "e": "Licenses",
     }  # fmt: skip
 
 
