@@ -22,7 +22,6 @@ HEADING = "## Glossary"
 # Rooms (or files) of qwen_job whose words are still to be cleaned. Clean one, then remove it here.
 TO_CLEAN = {
     "job",
-    "models",
     "plan",
     "run",
 }

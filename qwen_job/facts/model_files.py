@@ -1,4 +1,4 @@
-"""Reading the files of a model folder, with refusals that name the file.
+"""Read the files of a model folder; every refusal names the file.
 
 - ``member``, ``exists``, ``read_json``: one file; links out of the folder are refused
 - ``read_config``: config.json; adapters and quantized models are refused
@@ -19,7 +19,7 @@ QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config
 
 
 def exists(path: Path) -> bool:
-    """Tell whether ``path`` exists as far as can be seen; whoever uses it says what is wrong with its folder."""
+    """Tell whether ``path`` exists; False if that cannot be seen, and the caller's next step reports why."""
     try:
         return path.exists()
     except OSError:
@@ -27,7 +27,11 @@ def exists(path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object; ModelError when the file is missing, broken or something else."""
+    """Read a JSON object.
+
+    Raises:
+        ModelError: the file is missing, broken, or not an object.
+    """
     try:
         # Not utf-8-sig: transformers refuses a byte order mark.
         value = strict_json.loads(read_limited(path, strict_json.MAX_BYTES).decode())
@@ -36,21 +40,23 @@ def read_json(path: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error}); copy or download it again") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: holds no JSON object; copy or download it again")
+        raise ModelError(f"{path}: is not a JSON object; copy or download it again")
     return value
 
 
 def member(folder: Path, name: str, named_in: Path | None = None) -> Path:
-    """Return the path of a model's file: a plain name, and no link that leads out of the folder.
+    """Return the path of a model's file, which must be a plain name and not a link out of the folder.
 
-    The links of a hub's own cache into its blobs are the exception. ``named_in``: the file that holds the name.
+    Links from a Hugging Face cache into its blobs are allowed. ``named_in``: the file that contains the name.
 
     Raises:
-        ModelError: the name has a folder in it, or the file lies elsewhere.
+        ModelError: the name contains a folder, or the file is outside the folder.
     """
     path = folder / name
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ModelError(f"{named_in or folder}: {name!r} is no plain file name; a model's files are in its own folder")
+        raise ModelError(
+            f"{named_in or folder}: {name!r} is not a plain file name; a model's files must be in its folder"
+        )
     try:
         if path.is_symlink() and not _stays(path.resolve(), folder.resolve()):
             raise ModelError(f"{path}: is a link out of the model's folder; put the file itself there")
@@ -65,29 +71,37 @@ def _stays(target: Path, folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """Return a model folder's config.json; ModelError says what is wrong with the folder."""
+    """Return a model folder's config.json.
+
+    Raises:
+        ModelError: it is missing or broken, or the folder is an adapter's or quantized.
+    """
     try:
         found = folder.is_dir()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{folder}: cannot be read: {reason}; check the rights of its folder") from error
     if not found:
-        raise ModelError(f"{folder}: is no folder; model.name must be a model's folder when its source is local")
+        raise ModelError(f"{folder}: is not a folder; model.name must be a model's folder when its source is local")
     path = member(folder, "config.json")
     if exists(member(folder, ADAPTER)):
         merged = "merge it into its base model first" if not exists(path) else f"remove {ADAPTER} if it is merged"
-        raise ModelError(f"{folder}: holds an adapter (LoRA, {ADAPTER}); {merged}, or take the full model")
+        raise ModelError(f"{folder}: has an adapter (LoRA, {ADAPTER}); {merged}, or use the full model")
     for other in folder.glob("shard-*-model-*-of-*.safetensors"):
-        raise ModelError(f"{other}: is a piece of a distributed checkpoint, which would be loaded first; remove it")
+        raise ModelError(f"{other}: is part of a distributed checkpoint, which would be loaded first; remove it")
     if not exists(path) and any(folder.glob("*.gguf")):
-        raise ModelError(f"{folder}: holds GGUF files only, which are quantized; take the full-precision model")
+        raise ModelError(f"{folder}: has only GGUF files, which are quantized; use the full-precision model")
     config = read_json(path)
     refuse_quantized(folder, config)
     return config
 
 
 def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
-    """Raise ModelError for a folder whose config or settings files say that its weights are quantized."""
+    """Refuse a folder whose config or settings files say that its weights are quantized.
+
+    Raises:
+        ModelError: naming the file and the key.
+    """
     for key in QUANTIZED_KEYS:
         if value := config.get(key):
             method = value.get("quant_method") if isinstance(value, Mapping) else None
@@ -98,12 +112,12 @@ def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
 
 
 def quantized(folder: Path, reason: str) -> str:
-    """Return the error for a quantized model, which can neither be fully trained nor converted back."""
-    return f"{folder}: is quantized ({reason}); take the full-precision model"
+    """Return the message about a quantized model, which can neither be trained in full nor converted back."""
+    return f"{folder}: is quantized ({reason}); use the full-precision model"
 
 
 def is_qwen1(config: Mapping[str, object]) -> bool:
-    """Tell whether a config is of the first generation, which only remote code could load."""
+    """Tell whether a config is Qwen-1's, which only remote code can load."""
     return config.get("model_type") == "qwen" or "QWenLMHeadModel" in architectures(config)
 
 

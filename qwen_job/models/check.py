@@ -1,4 +1,4 @@
-"""Is this model folder complete? Told from headers alone, before any process of the job starts torch."""
+"""Check that a model folder is complete, from file headers alone, before any process of the job starts torch."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ _QUANTIZED_NAMES = (
     ".qweight", ".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".weight_packed", ".absmax",
     ".quant_map", ".SCB",
 )  # fmt: skip
-# Every other file that is read or copied out of a model's folder.
+# Every other file that is read or copied from a model's folder.
 _READ = ("*.json", "*.jinja", "*.tiktoken", "tokenizer*", "merges.txt", "LICENSE*", "NOTICE*")
 
 
 def check_folder(folder: Path) -> dict[str, object]:
     """Check config, weights and tokenizer of a natively supported model and return its config.
 
-    Every weight that the config calls for must be there in its shape. ModelError names the first thing wrong.
+    Every weight that the config calls for must exist with its shape.
+
+    Raises:
+        ModelError: the first thing that is wrong.
     """
     config = read_config(folder)
     if is_qwen1(config):
-        raise ModelError(f"{folder}: is in Qwen-1's layout; 'qwen-job model convert' makes a native folder of it")
+        raise ModelError(f"{folder}: is in Qwen-1's layout; 'qwen-job model convert' converts it to a native folder")
     kind = config.get("model_type")
     try:
         wanted = expected_shapes(config)
@@ -52,7 +55,7 @@ def check_folder(folder: Path) -> dict[str, object]:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse files that lie elsewhere: what is read or copied from a model's folder comes from there."""
+    """Refuse links to files outside the folder: what is read or copied from a model's folder is inside it."""
     for name in sorted({path.name for pattern in _READ for path in folder.glob(pattern)}):
         member(folder, name)
 
@@ -62,7 +65,7 @@ def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
     tensors = read_folder(folder)
     if not tensors:
         hint = "; 'qwen-job model convert' turns pytorch_model.bin into safetensors" if pickled_shards(folder) else ""
-        raise ModelError(f"{folder}: holds no *.safetensors; fetch or copy the weights{hint}")
+        raise ModelError(f"{folder}: has no *.safetensors; fetch or copy the weights{hint}")
     refuse_quantized_weights(folder, tensors)
     for name, shape in wanted.items():
         if name not in tensors:
@@ -71,7 +74,7 @@ def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
             raise ModelError(f"{folder}: {name} is {tensors[name].shape} where config.json asks for {shape}")
         if tensors[name].dtype not in FLOATS:
             raise ModelError(quantized(folder, f"{name} is {tensors[name].dtype}"))
-    # A layer too many would be left out without a word. A tied head may be written out as well.
+    # An extra layer would be dropped silently. A tied head may be stored as well.
     for name in tensors.keys() - wanted.keys() - {"lm_head.weight"}:
         if not is_computed(name):
             raise ModelError(f"{folder}: {name} belongs to another model than config.json describes; "
@@ -82,7 +85,11 @@ def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def refuse_quantized_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelError where the names of tensors say that they are quantized, whatever config.json says."""
+    """Refuse weights whose names show that they are quantized, whatever config.json says.
+
+    Raises:
+        ModelError: naming the tensor.
+    """
     for name in tensors:
         if name.endswith(_QUANTIZED_NAMES):
             raise ModelError(quantized(folder, name))
@@ -98,7 +105,7 @@ def _check_generation(folder: Path) -> None:
 
 
 def needs_conversion(folder: Path) -> bool:
-    """Tell whether a folder is of the first generation, or holds its weights as pickles only."""
+    """Tell whether a folder is Qwen-1's, or has its weights only as pickles."""
     return is_qwen1(read_config(folder)) or (not shards(folder) and bool(pickled_shards(folder)))
 
 

@@ -1,7 +1,7 @@
-"""config.json of a dense Qwen model: what each key may hold, and what is refused rather than obeyed.
+"""config.json of a dense Qwen model: what each key may hold, and which keys are refused.
 
-- ``check_config``: every value that transformers reads is of the right kind, so that what is complete can be loaded
-- ``native_config``: the keys that describe the model, and no other. Others make transformers fetch or run something
+- ``check_config``: every value that transformers reads has the right type, so that a complete folder can be loaded
+- ``native_config``: only the keys that describe the model. Others make transformers fetch or run something
   (``attn_implementation`` a kernel from a hub), or load other weights than those that were checked
 """
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from qwen_job.errors import ModelError
 from qwen_job.facts.weights import LIMITS, shown, size
 
-# These change what is loaded: obeyed, they would void every check of the folder.
+# These change what is loaded, which would bypass every check of the folder.
 _REFUSED = ("transformers_weights", "per_layer_config", "fusion_config", "distributed_config", "gguf_file")
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 _LAYERS = ("full_attention", "sliding_attention")
-# What each kind of rotary scaling cannot do without.
+# The keys that each kind of rotary scaling requires.
 _ROPE: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -80,7 +80,11 @@ _FLOATS = ("initializer_range", "rms_norm_eps", "rope_theta")
 
 
 def check_config(config: Mapping[str, object]) -> None:
-    """Check a native config beyond the sizes of its weights; ModelError names the key that is wrong."""
+    """Check a native config beyond the sizes of its weights.
+
+    Raises:
+        ModelError: naming the key that is wrong.
+    """
     for key in _REFUSED:
         if config.get(key) is not None:
             raise ModelError(f"config.json: {key}: is not supported; take a model without it")
@@ -91,7 +95,7 @@ def check_config(config: Mapping[str, object]) -> None:
     size(config, "max_position_embeddings", 32768)
     padding, vocabulary = config.get("pad_token_id"), size(config, "vocab_size")
     if isinstance(padding, int) and padding >= vocabulary:
-        raise ModelError(f"config.json: pad_token_id: {padding} lies beyond vocab_size ({vocabulary})")
+        raise ModelError(f"config.json: pad_token_id: {padding} is not below vocab_size ({vocabulary})")
     _check_layers(config)
     for key in ("rope_scaling", "rope_parameters"):
         _check_rope(key, config.get(key))
@@ -127,7 +131,7 @@ def _check_rope(key: str, value: object) -> None:
 
 
 def native_config(config: Mapping[str, object]) -> dict[str, object]:
-    """Return what describes the model out of a config that was checked; all else is left out."""
+    """Return only the keys of a checked config that describe the model."""
     kept = {*_KINDS, *_STRUCTURED, *_SIZES} - {"dtype", "torch_dtype", "transformers_version"}
     clean = {key: value for key, value in config.items() if key in kept and value is not None}
     return {key: float(str(value)) if key in _FLOATS else value for key, value in clean.items()}

@@ -1,4 +1,4 @@
-"""Model folders from one layout to another: Qwen-1 -> Qwen2ForCausalLM, .bin -> safetensors, and back to Qwen-1."""
+"""Convert model folders: Qwen-1 to Qwen2ForCausalLM and back, pytorch_model.bin to safetensors."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def conversion_key(folder: Path) -> str:
 
 
 def convert(folder: Path, aside: Path, progress: Notify | None = None) -> None:
-    """Write into the empty folder ``aside`` what transformers loads natively; weights keep every bit.
+    """Write a model that transformers loads natively into the empty folder ``aside``; the weights are bit-identical.
 
-    Reads the tensors of one shard after another, a few MiB at a time: memory does not grow with the model.
+    Reads shard after shard, a few MiB at a time, so memory does not grow with the model.
     """
     config = read_config(folder)
     check_links(folder)
@@ -86,7 +86,8 @@ def convert(folder: Path, aside: Path, progress: Notify | None = None) -> None:
         if config.get("tie_word_embeddings") and _HEAD in found and not _same(tensors[_HEAD], tensors[_EMBEDDING]):
             new_config = {**new_config, "tie_word_embeddings": False}
             _say(
-                progress, "config.json: tie_word_embeddings: is written as false: the weights have a head of their own"
+                progress,
+                "config.json: tie_word_embeddings: is set to false, because the weights include a separate head",
             )
         write_shards(groups, aside, progress)
     write_json(aside / "config.json", {**new_config, "torch_dtype": dtype})
@@ -106,7 +107,7 @@ def _source(folder: Path, scratch: Path, progress: Notify | None) -> dict[str, T
         return read_folder(folder)
     pickles = pickled_shards(folder)
     if not pickles:
-        raise ModelError(f"{folder}: holds neither *.safetensors nor pytorch_model*.bin; fetch or copy the weights")
+        raise ModelError(f"{folder}: has neither *.safetensors nor pytorch_model*.bin; fetch or copy the weights")
     _say(progress, f"reading {len(pickles)} .bin files (weights only)")
     return {name: tensor for path in unpickle(pickles, scratch) for name, tensor in read_header(path).items()}
 
@@ -132,8 +133,8 @@ def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object], 
     settings = read_json(path) if path.exists() else {}
     write_generation_config(ranks, aside, settings)
     if (limit := settings.get("max_new_tokens")) is not None:
-        reason = "servers would take it as a limit for all requests"
-        _say(progress, f"generation_config.json: max_new_tokens: {shown(limit)} is left out: {reason}")
+        reason = "servers would apply it as a limit to all requests"
+        _say(progress, f"generation_config.json: max_new_tokens: {shown(limit)} is left out, because {reason}")
 
 
 def _copy(folder: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
@@ -153,9 +154,8 @@ def convert_folder(folder: Path, target: Path, progress: Notify | None = None) -
 def export_qwen1(folder: Path, target: Path, original: Path | None = None, progress: Notify | None = None) -> bool:
     """Write a Qwen2ForCausalLM folder in Qwen-1's layout, so that the original ``model.chat`` loads it.
 
-    The remote code (*.py), its tokenizer and generation settings come from ``original``, a folder of the first
-    generation. Without it config, weights and qwen.tiktoken are complete and False is returned: the code is to be
-    copied in.
+    The remote code (*.py), its tokenizer and generation settings come from ``original``, a Qwen-1 folder. Without it,
+    config, weights and qwen.tiktoken are complete, and the result is False: the code still has to be copied.
     """
     config = check_folder(folder)
     tensors = {name: tensor for name, tensor in read_folder(folder).items() if name in expected_shapes(config)}

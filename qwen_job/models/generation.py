@@ -1,8 +1,9 @@
-"""What a trained model's generation_config.json says: the source's own settings, and every stop of both.
+"""The generation_config.json of a trained model: its source's settings, and the stop tokens of both.
 
-Nothing here imports torch. Raises ModelError for files that are not JSON.
-- ``stops_of``: the ids that end an answer, of ours and of the source
-- ``exported``: the settings to write and a note for each that is left out
+- ``stops_of``: the IDs that end an answer: ours and the source's
+- ``exported``: the settings to write, and a note for each that is left out
+
+Nothing here imports torch. Files that are not JSON raise ModelError.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from qwen_job.chatml import END_OF_TEXT, IM_END, IM_START
 from qwen_job.facts.model_files import read_json
 from qwen_job.models.tokens import added_tokens
 
-# vLLM takes them as limits for all requests; transformers' users have their own.
+# vLLM applies them as limits to all requests; users of transformers set their own.
 _LIMITS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time")
-# What has a meaning in one mode only, with the value that says nothing: transformers refuses to write others back.
+# Settings with a meaning in one mode only -> their neutral value; transformers refuses to save other values.
 _SAMPLED: dict[str, object] = {
     "temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "top_h": None, "typical_p": 1.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
 }  # fmt: skip
 _BEAMS: dict[str, object] = {"early_stopping": False, "length_penalty": 1.0}
 _OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
-# Of one machine or one call, not of the model.
+# They belong to a machine or a call, not to the model.
 _OF_THE_CALL = (
     "assistant_ensemble_weight", "assistant_model", "cache_config", "cache_implementation", "compile_config",
     "forced_bos_token_id", "forced_eos_token_id", "logits_processor", "max_cache_len", "negative_prompt_attention_mask",
@@ -36,9 +37,9 @@ _NUMBERS = (
     "temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "length_penalty",
     "num_beams", "num_return_sequences", "repetition_penalty", "no_repeat_ngram_size",
 )  # fmt: skip
-# Files say these of themselves, and they are written anew.
+# Left out without a note, because they are written from the tokenizer.
 _QUIET = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
-# What old folders have in config.json; transformers 5 refuses to save a config that holds them.
+# Old folders have these in config.json; transformers 5 refuses to save a config with them.
 MISPLACED = (
     "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids", "begin_suppress_tokens",
     "diversity_penalty", "do_sample", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
@@ -50,19 +51,19 @@ MISPLACED = (
 
 
 class Exported(NamedTuple):
-    """The content of generation_config.json, and what there is to say about it."""
+    """The content of generation_config.json, and notes about it."""
 
     values: dict[str, object]
     notes: list[str]
 
 
 def stops_of(folder: Path) -> list[int]:
-    """Return the ids that end an answer, ``<|im_end|>`` first: ours and all that the folder's files name."""
+    """Return the IDs that end an answer, ``<|im_end|>`` first: ours and those in the folder's files."""
     return _stops(folder)[0]
 
 
 def _stops(folder: Path) -> tuple[list[int], list[int]]:
-    """Return the stops, and the ids that the folder names as stops and no token has."""
+    """Return the stop IDs, and the IDs that the folder names as stops but no token has."""
     ids = _added(folder)
     ours = [ids[token] for token in (IM_END, IM_START, END_OF_TEXT) if token in ids]
     config = _optional(folder / "config.json")
@@ -78,14 +79,14 @@ def _stops(folder: Path) -> tuple[list[int], list[int]]:
 
 
 def pad_of(folder: Path) -> int | None:
-    """Return the id that fills up a batch: ``<|endoftext|>``, else the folder's own."""
+    """Return the padding ID: that of ``<|endoftext|>``, else the folder's own."""
     ids = _added(folder)
     own = _optional(folder / "generation_config.json").get("pad_token_id")
     return ids.get(END_OF_TEXT, own if isinstance(own, int) else ids.get(IM_END))
 
 
 def exported(folder: Path) -> Exported:
-    """Return the generation settings of a model that is trained from ``folder``, and a note on what is left out."""
+    """Return the generation settings of a model trained from ``folder``, with a note for each that is left out."""
     config = _optional(folder / "config.json")
     moved = {key: config[key] for key in MISPLACED if config.get(key) is not None}
     written = {**moved, **_optional(folder / "generation_config.json")}
@@ -109,18 +110,18 @@ def _left_out(settings: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     many = isinstance(beams, int) and beams > 1
     for key, value in settings.items():
         if key in _LIMITS:
-            yield key, "servers would take it as a limit for all requests"
+            yield key, "servers would apply it as a limit to all requests"
         elif key in _OF_THE_CALL:
             yield key, "it belongs to a call, not to the model"
         elif key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, (int, float))):
             yield key, "it is not a number"
         elif key in _SAMPLED and not samples and value != _SAMPLED[key]:
-            yield key, "it means nothing without do_sample: true"
+            yield key, "it has no effect without do_sample: true"
         elif key in _BEAMS and (not many or value not in (True, False, "never")) and value != _BEAMS[key]:
             if key == "early_stopping" or not many:
-                yield key, "it means nothing without num_beams above 1"
+                yield key, "it has no effect without num_beams above 1"
         elif key in _OUTPUTS and value is True and settings.get("return_dict_in_generate") is not True:
-            yield key, "it means nothing without return_dict_in_generate: true"
+            yield key, "it has no effect without return_dict_in_generate: true"
         elif key == "num_return_sequences" and isinstance(value, (int, float)) and not _several(value, beams, samples):
             yield key, "it needs do_sample: true or as many beams"
 

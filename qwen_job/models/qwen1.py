@@ -7,8 +7,8 @@
 | mlp.w1, w2, c_proj           | mlp.up_proj, gate_proj, down_proj        |
 | ln_1, ln_2                   | input_layernorm, post_attention_layernorm|
 
-Qwen-1's forward is w1(x) * silu(w2(x)): w2 is the gate. Equal up to the trained length of 8192 tokens; beyond it
-the original scales positions and logits at inference (NTK, logn), which Qwen2ForCausalLM does not represent.
+Qwen-1's forward is w1(x) * silu(w2(x)): w2 is the gate. Both give equal results up to the trained length of 8192
+tokens; beyond it the original scales positions and logits at inference (NTK, logn), which Qwen2ForCausalLM cannot.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ _LAYER = {
     "mlp.c_proj.weight": "mlp.down_proj.weight",
 }
 _THIRDS = ("q_proj", "k_proj", "v_proj")
-# Tables that the remote code computes; some old checkpoints hold them.
+# Tables that the remote code computes; some old checkpoints contain them.
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_bias|bias|logn_tensor)$")
 
 
 def qwen2_config(original: Mapping[str, object]) -> dict[str, object]:
-    """Return the Qwen2ForCausalLM config of a Qwen-1 config; ModelError names what cannot be expressed."""
+    """Return the Qwen2ForCausalLM config of a Qwen-1 config.
+
+    Raises:
+        ModelError: naming what cannot be expressed.
+    """
     if refused := refused_fields({**original, "model_type": "qwen"}):
         raise ModelError(f"config.json: {refused[0]}")
     hidden, heads = size(original, "hidden_size"), size(original, "num_attention_heads")
@@ -77,7 +81,11 @@ def qwen2_config(original: Mapping[str, object]) -> dict[str, object]:
 
 
 def qwen1_config(config: Mapping[str, object]) -> dict[str, object]:
-    """Return the Qwen-1 config of a Qwen2ForCausalLM config; ModelError names what the old layout cannot hold."""
+    """Return the Qwen-1 config of a Qwen2ForCausalLM config.
+
+    Raises:
+        ModelError: naming what the old layout cannot express.
+    """
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     for key, wrong in (
         ("num_key_value_heads", size(config, "num_key_value_heads", heads) != heads),
@@ -132,7 +140,7 @@ def _is_scaled(rope: object) -> bool:
 
 
 def is_computed(name: str) -> bool:
-    """Tell whether a checkpoint's tensor is a table that the model computes itself: no weight, whatever its type."""
+    """Tell whether a checkpoint's tensor is a table that the model computes, not a weight."""
     return bool(_BUFFERS.search(name))
 
 
@@ -148,17 +156,19 @@ def to_qwen2(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     elif found and part in ("attn.c_attn.weight", "attn.c_attn.bias"):
         third, rest = divmod(tensor.shape[0] if tensor.shape else 1, 3)
         if rest or not third:
-            raise ModelError(f"{tensor.path}: {tensor.name}: {tensor.shape} has not three equal parts of rows")
+            raise ModelError(f"{tensor.path}: {tensor.name}: {tensor.shape} cannot be split into three equal parts")
         for index, name in enumerate(_THIRDS):
             kind = part.rpartition(".")[2]
             rows = tensor.rows(index * third, (index + 1) * third)
             yield f"model.layers.{found.group(1)}.self_attn.{name}.{kind}", rows
     else:
-        raise ModelError(f"{tensor.path}: {tensor.name}: is no weight of Qwen-1; is config.json of this checkpoint?")
+        raise ModelError(
+            f"{tensor.path}: {tensor.name}: is not a weight of Qwen-1; does config.json belong to this checkpoint?"
+        )
 
 
 def to_qwen1(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield (Qwen-1 name, parts one below the other) for the weights of a Qwen2ForCausalLM."""
+    """Yield (Qwen-1 name, parts to stack) for the weights of a Qwen2ForCausalLM."""
     back = {new: old for old, new in _GLOBAL.items()}
     layer_back = {new: old for old, new in _LAYER.items()}
     for name, tensor in tensors.items():
@@ -174,7 +184,7 @@ def to_qwen1(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, list[Tensor]]
 
 
 def stack(name: str, parts: list[Tensor]) -> NewTensor:
-    """Return the tensor ``name`` that holds its parts one below the other; they must agree in type and width."""
+    """Return the tensor ``name`` of parts stacked along dimension 0; they must agree in type and width."""
     first = parts[0]
     if any(part.dtype != first.dtype or part.shape[1:] != first.shape[1:] for part in parts):
         raise ModelError(f"{first.path}: {name}: its parts differ in type or shape; save the model in one dtype")
@@ -183,7 +193,11 @@ def stack(name: str, parts: list[Tensor]) -> NewTensor:
 
 
 def assert_shapes(wanted: Shapes, found: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Check names and shapes against those of the config; ModelError names the first difference."""
+    """Check names and shapes against those of the config.
+
+    Raises:
+        ModelError: naming the first difference.
+    """
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
             raise ModelError(
@@ -193,7 +207,7 @@ def assert_shapes(wanted: Shapes, found: Mapping[str, tuple[int, ...]], folder: 
 
 
 def write_shards(groups: Mapping[str, list[NewTensor]], folder: Path, progress: Notify | None) -> None:
-    """Write {shard name: tensors}, one tensor's piece in memory at a time, and the index where there are several."""
+    """Write {shard name: tensors}, one piece of a tensor in memory at a time, and an index if there are several."""
     single = len(groups) == 1
     weight_map: dict[str, str] = {}
     total = 0
@@ -210,9 +224,10 @@ def write_shards(groups: Mapping[str, list[NewTensor]], folder: Path, progress: 
 
 
 def dtype_name(tensors: Mapping[str, Tensor]) -> str:
-    """Return the torch name of the type that most bytes are of, e.g. ``bfloat16``: norms may be in another one.
+    """Return torch's name of the type of most bytes, e.g. ``bfloat16``; norms may have another type.
 
-    ModelError for a type that is no weight's.
+    Raises:
+        ModelError: a type is not one of weights.
     """
     names = dict(zip(FLOATS, ("float64", "float32", "float16", "bfloat16"), strict=True))
     held: dict[str, int] = {}
@@ -220,9 +235,9 @@ def dtype_name(tensors: Mapping[str, Tensor]) -> str:
         if tensor.dtype not in names:
             raise ModelError(
                 f"{tensor.path}: {tensor.name}: is {tensor.dtype}, expected one of {', '.join(FLOATS)} "
-                "(no quantized model)"
+                "(quantized models are not supported)"
             )
         held[names[tensor.dtype]] = held.get(names[tensor.dtype], 0) + tensor.nbytes
     if not held:
-        raise ModelError("there are no weights; fetch or copy them again")
+        raise ModelError("the folder has no weights; fetch or copy them again")
     return max(held, key=lambda name: held[name])

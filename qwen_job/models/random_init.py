@@ -1,6 +1,6 @@
-"""A model from nothing: weights from a fixed seed, a ChatML tokenizer from the job's own data.
+"""A random model: weights from a fixed seed, and a ChatML tokenizer trained on the job's data.
 
-Bit for bit the same on every machine: the draws use whole numbers until one last multiplication, and no libm.
+It is bit-identical on every machine: the draws use integers until one last multiplication, and no libm.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ _SUM_MEAN, _SUM_STD = 131070, 37837.22746
 
 
 def load_config(name: str) -> dict[str, object]:
-    """Return the config.json of a model in qwen_job/facts/models/ (or of a YAML file), else ModelError."""
+    """Return the config.json of a model in qwen_job/facts/models/, or of a YAML file.
+
+    Raises:
+        ModelError: there is no such file, or it is not a model's.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else fact("models", f"{name}.yaml")
     try:
         facts = strict_yaml.load(path)
@@ -49,7 +53,7 @@ def load_config(name: str) -> dict[str, object]:
 
 
 def _number(value: object) -> object:
-    """Return 1e-6 as the number that JSON takes it for; to YAML 1.1, which wants 1.0e-6, it is text."""
+    """Convert text such as 1e-6 to a number, as JSON would: YAML 1.1 reads only 1.0e-6 as one."""
     if isinstance(value, dict):
         return {key: _number(part) for key, part in value.items()}
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
@@ -78,7 +82,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> tuple[dict[str, in
 
 
 def _draw(name: str, count: int, std: float) -> Iterator[bytes]:
-    """Yield ``count`` nearly normal little-endian float32 numbers (sums of four uniforms), seeded by name."""
+    """Yield ``count`` nearly normal float32 numbers, little-endian (sums of four uniforms), seeded by ``name``."""
     import numpy
 
     seed = int.from_bytes(hashlib.sha256(f"{SEED}:{name}".encode()).digest()[:8], "little")
@@ -119,7 +123,7 @@ def write_random_model(config: Mapping[str, object], texts: Sequence[str], folde
     rows = size(config, "vocab_size") - len(SPECIAL_TOKENS)
     if rows < 256:
         raise ModelError(f"config.json: vocab_size: {rows + 3} is too small; byte-level ChatML needs 259 at least")
-    # Twice, so that the frame of every conversation counts as frequent even in a tiny file.
+    # Twice, so that the frame of a conversation counts as frequent even in a tiny file.
     frame = [SYSTEM_PROMPT, *ROLES] * 2
     clean = [text.encode(errors="ignore").decode() for text in [*texts, *frame]]
     vocabulary, merges = train_tokenizer(clean, rows)

@@ -1,4 +1,4 @@
-"""From what train.yaml says to a folder that transformers loads without remote code."""
+"""Resolve the model section of train.yaml to a folder that transformers loads without remote code."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def ensure_model(
 ) -> Path:
     """Return a local folder with config, safetensors, fast tokenizer and generation config of the model.
 
-    Safe to call from any number of processes and nodes at once: the first one does the work below the shared
-    cache, the others wait for its lock without a collective, and all of them see the finished folder.
+    Any number of processes and nodes may call it at once: the first does the work in the shared cache, the others wait
+    for its lock (without a collective), and all of them see the finished folder.
 
     Args:
-        spec: which model, from where.
-        output_dir: the run's folder: relative model folders are looked for beside it last.
+        spec: the model and its source.
+        output_dir: the run folder; a relative model folder that does not exist is looked for beside it.
         texts: returns what the tokenizer is trained on; called only if ``spec.source`` is random.
-        verify: check what the cache holds by its hashes, not by sizes alone, and convert anew.
-        progress: called with one line of text now and then.
+        verify: check the cached files by hash, not only by size, and convert again.
+        progress: called with a line of text from time to time.
 
     Raises:
-        ModelError: the model does not exist, is incomplete or is none of ours.
-        EnvironmentFault: the cache cannot be written, or the hub cannot be reached.
+        ModelError: the model does not exist, is incomplete, or is not supported.
+        EnvironmentFault: the cache cannot be written, or the hub is unreachable.
     """
     cache = cache_folder(spec.cache_dir)
     if spec.source == "random":
@@ -53,7 +53,7 @@ def ensure_model(
     except ModelError:
         if not damaged(folder, hashes=True):
             raise
-    # Its sizes are right and its bytes are not.
+    # Sizes are right, but some bytes are wrong.
     return usable_folder(fetch_model(spec, verify=True, progress=progress), cache, progress)
 
 
@@ -72,24 +72,24 @@ def _random(spec: ModelSpec, cache: Path, sample: Callable[[], Sequence[str]], p
 
 
 def usable_folder(folder: Path, cache: Path, progress: Notify | None = None, *, verify: bool = False) -> Path:
-    """Return ``folder`` itself when transformers loads it natively, else its conversion in the cache (Qwen-1, .bin)."""
+    """Return ``folder`` if transformers loads it natively, else its conversion in the cache (Qwen-1, .bin)."""
     if not needs_conversion(folder):
         check_folder(folder)
         return folder
     target = cache / "converted" / f"{folder.name}-{conversion_key(folder)}"
-    return once(target, lambda aside: convert(folder, aside, progress), progress, anew=verify)
+    return once(target, lambda aside: convert(folder, aside, progress), progress, again=verify)
 
 
-def once(target: Path, work: Callable[[Path], None], progress: Notify | None = None, *, anew: bool = False) -> Path:
-    """Make the folder ``target`` with ``work`` unless it is there, complete: aside, checked, renamed, under a lock.
+def once(target: Path, work: Callable[[Path], None], progress: Notify | None = None, *, again: bool = False) -> Path:
+    """Make the folder ``target`` with ``work`` unless it is complete; under a lock, checked, then renamed into place.
 
-    One that is damaged is made again; with ``anew`` every one is.
+    A damaged one is made again; with ``again``, a sound one too.
     """
-    if not anew and not _fault(target):
+    if not again and not _fault(target):
         return target
     with exclusive(target.with_name(f"{target.name}.lock"), progress):
         fault = _fault(target)
-        if fault or anew:
+        if fault or again:
             if progress:
                 progress(f"preparing {target.name}" + (f" again: {fault}" if fault and exists(target) else ""))
             with new_folder(target, replace=True) as aside:
@@ -101,7 +101,7 @@ def once(target: Path, work: Callable[[Path], None], progress: Notify | None = N
 
 
 def _fault(folder: Path) -> str:
-    """Return what is wrong with a folder that we made, empty when all is well; every file has its recorded size."""
+    """Return what is wrong with a folder made by :func:`once`, empty if every file has its recorded size."""
     if not folder.is_dir():
         return "is missing"
     try:

@@ -1,4 +1,4 @@
-"""Files that are either there in full or not at all."""
+"""Files and folders that are complete or absent, and a lock so that one process makes them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from qwen_job.lock import FileLock
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
 
-Notify = Callable[[str], None]  # called with one line of text now and then
+Notify = Callable[[str], None]  # called with a line of text from time to time
 
 
 def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-    """Yield the bytes [start, stop) of a file; ModelError when it is shorter."""
+    """Yield the bytes [start, stop) of a file.
+
+    Raises:
+        ModelError: the file is shorter.
+    """
     left = (path.stat().st_size if stop is None else stop) - start
     with open_regular(path) as file:
         file.seek(start)
@@ -34,7 +38,7 @@ def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[byte
 
 
 def git_sha1_of(path: Path) -> str:
-    """Return the name that git gives a file's content as a blob."""
+    """Return the SHA-1 of a file as a git blob."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     for piece in chunks(path):
         digest.update(piece)
@@ -42,7 +46,11 @@ def git_sha1_of(path: Path) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file aside, sync it and rename it into place."""
+    """Write a file atomically.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
     try:
         write_atomically(path, content)
     except OSError as error:
@@ -61,11 +69,11 @@ def write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside ``target`` that becomes ``target`` when the block ends without an error.
+    """Yield an empty folder that becomes ``target`` if the block ends without an error.
 
-    ``replace``: a folder that is there already, a damaged one, makes room at that moment.
+    ``replace``: an existing ``target`` (a damaged one) is replaced at that moment.
 
-    What a killed process left behind is removed first; the caller holds the lock of ``target``.
+    What a killed process left is removed first; the caller holds the lock of ``target``.
     """
     aside = target.with_name(f".{target.name}.part")
     try:

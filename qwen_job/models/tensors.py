@@ -1,4 +1,4 @@
-"""safetensors files as raw bytes: headers, shapes and rows, without torch, never a whole file in memory.
+"""Read and write safetensors files as raw bytes, without torch and without a whole file in memory.
 
 Format: 8 bytes little-endian length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors.
 """
@@ -25,7 +25,7 @@ ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
-# What weights are trained in; everything else is a quantized model's.
+# The types of weights that can be trained; the others belong to quantized models.
 FLOATS = ("F64", "F32", "F16", "BF16")
 _MAX_RANK = 8
 _MAX_HEADER = 16 * 2**20  # ten thousand tensors take 1.5 MB
@@ -34,7 +34,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that lies in bytes [start, stop) of a file: row-major, ``dtype`` in safetensors' own names."""
+    """A tensor in bytes [start, stop) of a file: row-major, ``dtype`` by its name in safetensors."""
 
     path: Path
     name: str
@@ -66,7 +66,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written: the bytes of its sources one after the other."""
+    """A tensor to be written: the bytes of its sources, concatenated."""
 
     name: str
     dtype: str
@@ -79,7 +79,11 @@ class NewTensor:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file in the order of their bytes; ModelError if it is torn."""
+    """Return the tensors of a safetensors file in the order of their bytes.
+
+    Raises:
+        ModelError: the file is missing, truncated or damaged.
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -163,7 +167,7 @@ def write_tensors(path: Path, tensors: Iterable[NewTensor]) -> None:
             for tensor in entries:
                 written = sum(file.write(piece) for piece in tensor.pieces)
                 if written != tensor.nbytes:
-                    raise ModelError(f"{tensor.name}: {written} bytes came where {tensor.nbytes} were promised")
+                    raise ModelError(f"{tensor.name}: {written} bytes were written instead of {tensor.nbytes}")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -171,20 +175,24 @@ def write_tensors(path: Path, tensors: Iterable[NewTensor]) -> None:
 
 
 def shards(folder: Path) -> list[Path]:
-    """Return a model folder's safetensors files: model.safetensors, else the index's, else every one.
+    """Return a model folder's safetensors files: model.safetensors, else those in the index, else all.
 
     Raises:
         ModelError: the index is broken, or names a file outside the folder.
     """
     if exists(single := member(folder, "model.safetensors")):
-        return [single]  # transformers, too, takes it before an index
+        return [single]  # transformers also prefers it to an index
     if exists(index := member(folder, INDEX)):
         return indexed(folder, index)
     return [member(folder, path.name) for path in sorted(folder.glob("*.safetensors"))]
 
 
 def indexed(folder: Path, index: Path) -> list[Path]:
-    """Return the weight files that an index names, each once; ModelError as of :func:`shards`."""
+    """Return the weight files that an index names, each once.
+
+    Raises:
+        ModelError: as :func:`shards`.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: has no weight_map; fetch or copy it again")
@@ -195,11 +203,15 @@ def indexed(folder: Path, index: Path) -> list[Path]:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Return every tensor of a model folder; ModelError when a shard is missing, torn or repeats a name."""
+    """Return every tensor of a model folder.
+
+    Raises:
+        ModelError: a shard is missing, damaged, or repeats a name.
+    """
     tensors: dict[str, Tensor] = {}
     for path in shards(folder):
         for name, tensor in read_header(path).items():
             if name in tensors:
-                raise ModelError(f"{path}: {name} lies in {tensors[name].path.name} as well; keep one of the two")
+                raise ModelError(f"{path}: {name} is also in {tensors[name].path.name}; keep one of the two")
             tensors[name] = tensor
     return tensors

@@ -1,4 +1,4 @@
-"""qwen.tiktoken, the first generation's tokenizer, as a Qwen2 fast tokenizer, and back.
+"""Convert qwen.tiktoken, Qwen-1's tokenizer, to a Qwen2 fast tokenizer and back.
 
 Format of the .tiktoken file: a line per token, base64 of its bytes, a space, its rank; ranks are the ids.
 """
@@ -22,12 +22,16 @@ from qwen_job.models.tokenizer_files import generation_config, tokenizer_config,
 FILE = "qwen.tiktoken"
 SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 SPECIALS = (*SPECIAL_TOKENS, *(f"<|extra_{index}|>" for index in range(205)))
-# What a generation_config.json says of sampling, in both layouts.
+# Sampling settings of generation_config.json, in both layouts.
 _SAMPLING = ("do_sample", "max_new_tokens", "repetition_penalty", "temperature", "top_k", "top_p")
 
 
 def check_tiktoken(path: Path) -> None:
-    """Check that ``path`` is the one qwen.tiktoken there is; ModelError names the cause when it is not."""
+    """Check that ``path`` is the qwen.tiktoken that Qwen published.
+
+    Raises:
+        ModelError: it is not; the message says why.
+    """
     if not path.is_file():
         raise ModelError(
             f"{path}: does not exist; copy qwen.tiktoken (2.5 MB) from the model's page beside its weights"
@@ -40,7 +44,11 @@ def check_tiktoken(path: Path) -> None:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Return {token: rank} of a .tiktoken file; ModelError names the first bad line."""
+    """Return {token: rank} of a .tiktoken file.
+
+    Raises:
+        ModelError: naming the first bad line.
+    """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if line:
@@ -55,7 +63,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def byte_letters() -> list[str]:
-    """Return the printable letter that byte-level BPE writes for each of the 256 bytes (GPT-2's table)."""
+    """Return the printable character that byte-level BPE uses for each of the 256 bytes (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {byte: chr(byte) for byte in printable}
     for byte in range(256):
@@ -73,7 +81,7 @@ def recover_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
         if len(token) > 1:
             parts = _parts(ranks, token, rank)
             if len(parts) != 2:
-                raise ModelError(f"qwen.tiktoken: token {rank} is no merge of two others; the file is damaged")
+                raise ModelError(f"qwen.tiktoken: token {rank} is not a merge of two others; the file is damaged")
             merges.append((parts[0], parts[1]))
     return merges
 
@@ -107,16 +115,16 @@ def write_fast_tokenizer(ranks: Mapping[bytes, int], folder: Path, model_max_len
 
 
 def write_generation_config(ranks: Mapping[bytes, int], folder: Path, original: Mapping[str, object]) -> None:
-    """Write generation_config.json with ChatML's stops; sampling settings are kept from the original's.
+    """Write generation_config.json with ChatML's stop tokens and the original's sampling settings.
 
-    Its ``max_new_tokens`` is not: servers would take it as a limit for all requests.
+    ``max_new_tokens`` is left out: servers would apply it as a limit to all requests.
     """
     sampling = {key: original[key] for key in _SAMPLING if key in original and key != "max_new_tokens"}
     write_json(folder / "generation_config.json", generation_config(len(ranks), sampling or None))
 
 
 def sampling_of(folder: Path) -> dict[str, object]:
-    """Return the sampling settings of a folder's generation_config.json; of one without any sampling, none."""
+    """Return the sampling settings of a folder's generation_config.json; none if it does not sample."""
     path = folder / "generation_config.json"
     found = read_json(path) if path.is_file() else {}
     return {key: found[key] for key in _SAMPLING if key in found} if found.get("do_sample") else {}
@@ -137,5 +145,5 @@ def write_tiktoken(folder: Path, target: Path) -> None:
                 token = bytes(values[letter] for letter in word)
                 lines.append(base64.b64encode(token) + b" %d\n" % rank)
     except KeyError as error:
-        raise ModelError(f"{folder / 'tokenizer.json'}: is no byte-level BPE ({error} is missing)") from None
+        raise ModelError(f"{folder / 'tokenizer.json'}: is not byte-level BPE ({error} is missing)") from None
     write_bytes(target, b"".join(lines))

@@ -8,7 +8,7 @@ from qwen_job.chatml import END_OF_TEXT, IM_END, IM_START, PATTERN, chat_templat
 
 
 def added_token(token: str) -> dict[str, object]:
-    """Return a special token as tokenizer files describe it: matched as it stands, never split or trimmed."""
+    """Return a special token as tokenizer files describe it: matched exactly, never split or trimmed."""
     return {
         "content": token,
         "lstrip": False,

@@ -1,4 +1,4 @@
-"""tokenizer.json of a model folder: can it be read, has it the layout's tokens, does every id have its embedding?"""
+"""Check the tokenizer.json of a model folder: readable, with ChatML's tokens, and an embedding row for every ID."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
     """Check a folder's tokenizer against the ``vocab_size`` rows of its embedding.
 
-    Where the package tokenizers is installed, the file is loaded by it as well: it may number tokens anew.
+    If the package tokenizers is installed, it loads the file too, because it may assign other IDs.
 
     Raises:
         ModelError: a file is missing or broken, a token of ChatML is missing, or an id has no row.
@@ -35,7 +35,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
     if last >= vocab_size:
         raise ModelError(
             f"{path}: {shown(token)} has the id {last}, and config.json: vocab_size: {vocab_size} gives the embedding "
-            f"no such row; resize the model's embedding to {last + 1} rows, or take the tokenizer that belongs to it"
+            f"no such row; resize the model's embedding to {last + 1} rows, or use the model's own tokenizer"
         )
 
 
@@ -51,7 +51,11 @@ def _vocabulary(path: Path, content: Mapping[str, object]) -> dict[str, int]:
 
 
 def added_tokens(path: Path, content: Mapping[str, object]) -> dict[str, int]:
-    """Return {token: id} of what tokenizer.json adds to its vocabulary; ModelError names a broken entry."""
+    """Return {token: id} of what tokenizer.json adds to its vocabulary.
+
+    Raises:
+        ModelError: naming a broken entry.
+    """
     entries = content.get("added_tokens")
     if entries is None:
         return {}

@@ -133,7 +133,7 @@ def test_a_config_of_the_wrong_kind_is_refused_by_key(folder: Path, key: str, va
         (b'{"vocab_size": ' + b"9" * 5_000 + b"}", "digits"),
         (b"\xff\xfe{}", "cannot be read as JSON"),
         (b"\xef\xbb\xbf{}", "cannot be read as JSON"),
-        (b"[]", "holds no JSON object"),
+        (b"[]", "is not a JSON object"),
         (b"", "cannot be read as JSON"),
     ],
 )
@@ -199,9 +199,9 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
 def test_an_index_names_files_of_its_own_folder_only(folder: Path, name: str, index: str) -> None:
     (folder / WEIGHTS).rename(folder.parent / "secret.safetensors")
     (folder / index).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
-    with pytest.raises(ModelError, match=r"index\.json: .*is no plain file name"):
+    with pytest.raises(ModelError, match=r"index\.json: .*is not a plain file name"):
         convert_folder(folder, folder.parent / "out")
-    refused(folder, f"{index}: ", "is no plain file name")
+    refused(folder, f"{index}: ", "is not a plain file name")
     assert not (folder.parent / "out").exists()
 
 

@@ -190,7 +190,7 @@ def _change(folder: Path, name: str) -> None:
     ("damage", "message"),
     [
         ("no config", "config.json: does not exist"),
-        ("no weights", "holds no"),
+        ("no weights", r"has no \*\.safetensors"),
         ("no tokenizer", "tokenizer.json: does not exist"),
         ("broken json", "cannot be read as JSON"),
         ("more layers", "layers.4.input_layernorm.weight is in no safetensors file"),
@@ -210,7 +210,7 @@ def test_what_is_wrong_with_a_folder_is_named(tiny: Path, tmp_path: Path, damage
 
 
 def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is no folder"):
+    with pytest.raises(ModelError, match="is not a folder"):
         local(tmp_path / "nothing")
     with pytest.raises(ModelError, match="cannot be read: File name too long"):
         local(tmp_path / ("x" * 300))

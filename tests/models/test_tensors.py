@@ -41,7 +41,7 @@ def test_the_library_reads_what_we_write(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_promise_of_bytes_is_held(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="4 bytes came where 8 were promised"):
+    with pytest.raises(ModelError, match="4 bytes were written instead of 8"):
         write_tensors(tmp_path / "x", [NewTensor("w", "F32", (2,), [bytes(4)])])
 
 
@@ -75,7 +75,7 @@ def test_two_shards_with_the_same_tensor_are_refused(path: Path) -> None:
     path.rename(path.with_name("model-1.safetensors")).with_name("model-2.safetensors").write_bytes(
         path.with_name("model-1.safetensors").read_bytes()
     )
-    with pytest.raises(ModelError, match=r"lies in model-1\.safetensors as well"):
+    with pytest.raises(ModelError, match=r"is also in model-1\.safetensors"):
         read_folder(path.parent)
 
 
