@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -65,7 +66,6 @@ def _escape(character: str) -> str:
 
 def json_text(value: Any, **options: Any) -> str:
     """Return ``value`` as JSON with control characters escaped; it reads back unchanged. ``options``: of json.dumps."""
-    import json
 
     text = json.dumps(value, ensure_ascii=False, **options)
     return re.sub(HIDDEN, lambda found: found[0] if found[0] in _LAYOUT else json.dumps(found[0])[1:-1], text)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from qwen_job.data.encode import encode_prompt
 from qwen_job.errors import UsageError
 from qwen_job.infer.source import Sampling, SamplingOptions, find_model
 from qwen_job.text import visible
@@ -40,7 +41,6 @@ class Chat:
 
     def _prompt(self, text: str) -> list[int]:
         """Return the prompt ids; the oldest turns are dropped when the conversation exceeds the model's context."""
-        from qwen_job.data.encode import encode_prompt
 
         for name, words in (("message", text), ("system prompt", self.system)):
             if any("\ud800" <= letter <= "\udfff" for letter in words):

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_job.atomic import sha256_of
 from qwen_job.chatml import IGNORE
+from qwen_job.data import open_prepared, prepare_data
 from qwen_job.data.chunk_encoder import read_row
+from qwen_job.data.encode import encode_prompt
 from qwen_job.data.formats import Conversation, RecordError
 from qwen_job.data.rows import read_rows
+from qwen_job.data.sample import sample_texts
 from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError, QwenJobError
 from qwen_job.infer.chat import quiet
 from qwen_job.infer.columns import side_by_side
 from qwen_job.infer.source import ChosenModel, Sampling, find_model
+from qwen_job.models import ModelSpec, ensure_model
 from qwen_job.text import visible_lines
 
 if TYPE_CHECKING:
@@ -144,8 +148,6 @@ def _question(conversation: Conversation) -> list[tuple[str, str]]:
 
 
 def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
-    from qwen_job.data.sample import sample_texts
-    from qwen_job.models import ModelSpec, ensure_model
 
     section, rows = target.section("model"), target.section("data").get("train")
     if target.run is None or not section:
@@ -169,7 +171,6 @@ def _measure(
 ) -> _Measured | None:
     if folder is None:
         return None
-    from qwen_job.data import open_prepared, prepare_data
     from qwen_job.infer.answer import load_answerer
 
     progress(f"evaluating {folder}")
@@ -184,7 +185,6 @@ def _measure(
 
 
 def _answer(answerer: Answerer, turns: list[tuple[str, str]], system: str, sampling: Sampling) -> str:
-    from qwen_job.data.encode import encode_prompt
 
     own = [text for role, text in turns if role == "system"]
     asked = [(role, text) for role, text in turns[:-1] if role != "system"]

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import ModelError
+from qwen_job.facts.model_files import ADAPTER, read_config
+from qwen_job.models import ModelSpec, ensure_model
 from qwen_job.run.reading import read_object, read_settings
 
 
@@ -92,8 +94,6 @@ def find_model(path: Path) -> ChosenModel:
     Raises:
         ModelError: the folder does not exist or has no model, or the run has not finished.
     """
-    from qwen_job.facts.model_files import ADAPTER, read_config
-    from qwen_job.models import ModelSpec, ensure_model
 
     if (path / "train.yaml").is_file():
         if not (path / "model" / "config.json").is_file():

@@ -1,5 +1,6 @@
 """The small types of the ``kubernetes:`` section: names, quantities, tolerations, as an API server takes them."""
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -68,7 +69,6 @@ Deadline = Annotated[int, BeforeValidator(seconds), Field(ge=1, le=_INT32)]
 
 
 def _network(text: str) -> str:
-    import ipaddress
 
     try:
         ipaddress.ip_network(text)

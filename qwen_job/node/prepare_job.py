@@ -14,7 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from qwen_job.data import DataSpec, open_prepared, prepare_data
+from qwen_job.data.prepared import describe
+from qwen_job.data.sample import sample_texts
 from qwen_job.errors import QwenJobError
+from qwen_job.models import ModelSpec, ensure_model
+from qwen_job.node.release import release
+from qwen_job.run.config import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         prepare_job(options.config)
         if options.release:
-            from qwen_job.node.release import release
-
             kind, _, name = options.release.partition("/")
             release(kind, name, options.queue)
             say(f"{options.release} was {f'submitted to the queue {options.queue}' if options.queue else 'started'}")
@@ -41,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare_job(config_file: Path) -> None:
-    """Make what the training would make first of all. Errors: those of the model's and the data's room."""
-    from qwen_job.data import DataSpec, open_prepared, prepare_data
-    from qwen_job.data.prepared import describe
-    from qwen_job.data.sample import sample_texts
-    from qwen_job.models import ModelSpec, ensure_model
-    from qwen_job.run.config import load_config
+    """Do the first steps of training: fetch the model and prepare the data.
+
+    Raises:
+        ModelError: the model is invalid or cannot be fetched.
+        DataError: the data is invalid.
+    """
 
     config, _ = load_config(config_file)
     files = [Path(item["path"]) for item in config.data.get("train", [])]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwen_job.errors import ClusterRefused
+from qwen_job.facts.hardware import gpu_names, load_gpu
 from qwen_job.launch.kubernetes.backend import KINDS
 from qwen_job.launch.kubernetes.kubectl import NoSuchKind, kubectl
 from qwen_job.render.quote import to_yaml
@@ -166,7 +167,6 @@ def _cluster(found: Survey, products: list[str]) -> Object:
 
 def _gpu_name(product: str) -> str | None:
     """Return our own name of a GPU that gpu-feature-discovery calls NVIDIA-A100-SXM4-80GB."""
-    from qwen_job.facts.hardware import gpu_names, load_gpu
 
     wanted = re.sub(r"[^a-z0-9]", "", product.lower())
     for name in gpu_names():
