@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,50 +23,10 @@ from qwen_job.render import Bundle, render
 from qwen_job.resources import resource
 from qwen_job.run.progress import Progress
 from qwen_job.train.runlog import progress_text
+from tests.support.kubectl import Recorded, items
 
 JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
-FAKE = f"""#!{sys.executable}
-import json, os, sys
-answers = json.load(open(os.path.join(os.path.dirname(__file__), "answers.json")))
-words = " ".join(sys.argv[1:])
-with open(os.path.join(os.path.dirname(__file__), "calls"), "a") as calls:
-    calls.write(words + "\\n")
-for start, (code, out, err) in answers:
-    if words.startswith(start):
-        if "-f -" in words:
-            with open(os.path.join(os.path.dirname(__file__), "stdin"), "a") as stdin:
-                stdin.write(sys.stdin.read() + "=== next\\n")
-        sys.stdout.write(out)
-        sys.stderr.write(err)
-        sys.exit(code)
-sys.exit("Error from server: nothing recorded for " + words)
-"""
-
-
 DRY = "apply --server-side --force-conflicts --field-manager=qwen-job --dry-run=server"
-
-
-class Recorded:
-    """A kubectl on PATH; the first recorded answer whose start fits is given."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "kubectl").write_text(FAKE)
-        (folder / "kubectl").chmod(0o755)
-
-    def answers(self, *answers: tuple[str, Any]) -> None:
-        # What a user may do, and what is not there to be deleted.
-        there = (0, "persistentvolumeclaim/shared\n", "")
-        answers = (("get persistentvolumeclaims shared", there), *answers)
-        answers = (*answers, ("delete configmap", ""), ("delete jobs.batch", ""))
-        rows = [
-            (start, a if isinstance(a, tuple) else (0, json.dumps(a) if a != "" else "", "")) for start, a in answers
-        ]
-        (self.folder / "answers.json").write_text(json.dumps(rows))
-
-    @property
-    def calls(self) -> list[str]:
-        return (self.folder / "calls").read_text().splitlines()
 
 
 @pytest.fixture
@@ -78,10 +37,6 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def bundle(*sets: str) -> Bundle:
     return render(make_plan(load_job([JOB], sets=sets)), "kubernetes")
-
-
-def items(*things: Any) -> dict[str, Any]:
-    return {"kind": "List", "items": list(things)}
 
 
 def job(name: str = "a", condition: str = "Running", message: str = "", **metadata: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from qwen_job.errors import ClusterRefused
 from qwen_job.job import load_job
 from qwen_job.launch.kubernetes.doctor import profile, survey
 from qwen_job.resources import resource
-from tests.launch.kubernetes.test_backend import Recorded, items
+from tests.support.kubectl import Recorded, items
 
 CRDS = (0, "pods\npytorchjobs.kubeflow.org\njobsets.jobset.x-k8s.io\n", "")
 FORBIDDEN = (1, "", 'User "u" cannot list resource "nodes" in API group "" at the cluster scope')
