@@ -32,8 +32,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qwen_job.chatml import PATTERN
-from qwen_job.data import DataFile, DataSpec, open_prepared, prepare_data
+from qwen_job.data import open_prepared, prepare_data
 from qwen_job.data.vocabulary import bytes_of
+from qwen_job.run.sections import DataFile, DataSpec
 
 MAX_LENGTH = 2048
 SYSTEM = "You are a helpful assistant."
@@ -182,7 +183,7 @@ def _resident(pid: int) -> int:
 
 
 def timed_prepare(path: Path, tokenizer: Path, cache: Path, workers: int) -> tuple[float, Path]:
-    spec = DataSpec(train=(DataFile(path),), max_length=MAX_LENGTH)
+    spec = DataSpec(train=(DataFile(path=path),), max_length=MAX_LENGTH)
     start = time.perf_counter()
     folder = prepare_data(spec, tokenizer, cache, workers=workers)
     return time.perf_counter() - start, folder
@@ -208,7 +209,7 @@ def reference_side(path: Path, tokenizer: Path) -> dict[str, float]:
 def our_side(path: Path, tokenizer: Path, workers: int) -> dict[str, float]:
     """Prepare a whole file: reading, encoding, packing, writing. The rate is that after the first chunk is done."""
     marks: list[tuple[float, int]] = []
-    spec = DataSpec(train=(DataFile(path),), max_length=MAX_LENGTH)
+    spec = DataSpec(train=(DataFile(path=path),), max_length=MAX_LENGTH)
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
         prepared = prepare_data(
             spec, tokenizer, Path(cache), workers=workers, progress=lambda n: marks.append((time.perf_counter(), n))

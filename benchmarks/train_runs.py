@@ -21,6 +21,8 @@ import yaml
 
 from qwen_job.plan.estimate.calibrate import layout_of
 from qwen_job.plan.estimate.memory import estimate_memory
+from qwen_job.run.config import load_config
+from qwen_job.run.sections import ModelSpec
 from tests.train import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,9 +173,9 @@ def planned_bytes(folder: Path) -> float | None:
     """Return what the plan foresees for the run in ``folder`` and torch's allocator can be asked for; None on a CPU."""
     if not on_gpu():
         return None
-    train = yaml.safe_load((folder / "train.yaml").read_text())
-    zero = json.loads((folder / "deepspeed.json").read_text())["zero_optimization"]
-    layout = layout_of({**train, "model": {"name": "Qwen/Qwen-1_8B-Chat"}}, zero)
+    train, deepspeed = load_config(folder / "train.yaml")
+    shape = ModelSpec(name="Qwen/Qwen-1_8B-Chat", source="modelscope")
+    layout = layout_of(train.model_copy(update={"model": shape}), deepspeed["zero_optimization"])
     estimate = estimate_memory(layout)
     return float(estimate.moments[estimate.peak])
 

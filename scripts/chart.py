@@ -44,11 +44,11 @@ def generated() -> dict[str, str]:
 def schema() -> dict[str, Any]:
     """Return draft-07 JSON Schema, which Helm 3 and 4 both read."""
     result = ChartValues.model_json_schema(mode="validation")
-    train = _partial(TrainConfig.model_json_schema(mode="validation"))
+    train_text = json.dumps(_partial(TrainConfig.model_json_schema(mode="validation")))
+    train = json.loads(train_text.replace("#/$defs/", "#/$defs/Train"))
     definitions = result["$defs"]
     definitions |= {f"Train{name}": part for name, part in train.pop("$defs").items()}
-    train_text = json.dumps(train).replace("#/$defs/", "#/$defs/Train")
-    result["properties"]["train"] = {**json.loads(train_text), "description": "Overrides for train.yaml"}
+    result["properties"]["train"] = {**train, "description": "Overrides for train.yaml"}
     # Helm hands every chart the values that are global to all.
     result["properties"]["global"] = {"type": "object"}
     result.pop("required")

@@ -22,9 +22,7 @@ TORCH = {"torch", "deepspeed", "accelerate", "liger_kernel"}
 TORCH_ROOMS = {"train", "infer", "node"}
 
 # To be emptied: imports that are part of a cycle between modules.
-CIRCULAR = {
-    ("qwen_job.plan.plan", "qwen_job.plan.train_config"),
-}
+CIRCULAR: set[tuple[str, str]] = set()
 # Modules of other rooms that import torch, with the reason.
 WITH_TORCH = {
     "qwen_job.models.legacy": "torch.load reads pytorch_model.bin; imported inside functions",
@@ -56,10 +54,9 @@ LATE = {
     ("qwen_job.render.engine", "qwen_job.render.sandbox"): "compiled templates need no sandbox",
     ("qwen_job.run.owner", "pwd"): "missing outside Unix",
     ("qwen_job.text", "difflib"): "6 ms of start-up, needed after a mistake only",
-    ("qwen_job.train.attempt", "qwen_job.data"): "numpy and tokenizers, on rank 0 only",
-    ("qwen_job.train.attempt", "qwen_job.data.prepared"): "numpy, on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.data.build"): "numpy and tokenizers, on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.data.sample"): "on rank 0 only",
-    ("qwen_job.train.attempt", "qwen_job.models"): "on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.models.resolve"): "on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.train.export"): "torch: a wrong setting should not cost its seconds",
     ("qwen_job.train.attempt", "qwen_job.train.resume"): "torch: a wrong setting should not cost its seconds",
     ("qwen_job.train.attempt", "qwen_job.train.setup"): "torch: a wrong setting should not cost its seconds",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.cli.options import FiniteRange
-from qwen_job.data.spec import FORMATS, LONG_SAMPLES, MASKS, TURN_ORDERS, DataFile, DataSpec
 from qwen_job.errors import DataError, UsageError
+from qwen_job.facts import choices
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT
 from qwen_job.text import json_text, show_path, visible
 
@@ -34,10 +34,16 @@ def data() -> None:
 
 def _layout_options(command: Any) -> Any:
     for option in (
-        click.option("--format", "layout", type=click.Choice(FORMATS), default="auto", help="Format of the rows."),
+        click.option(
+            "--format",
+            "layout",
+            type=click.Choice(get_args(choices.Format)),
+            default="auto",
+            help="Format of the rows.",
+        ),
         click.option(
             "--turn-order",
-            type=click.Choice(TURN_ORDERS),
+            type=click.Choice(get_args(choices.TurnOrder)),
             default="strict",
             show_default=True,
             help="What to do with turns that do not alternate: reject them, treat them as finetune.py does, or join "
@@ -263,13 +269,17 @@ def _known(rules: tuple[str, ...]) -> set[str]:
 @click.option("--max-length", type=int, default=MAX_LENGTH, show_default=True, help="Maximum tokens per row.")
 @click.option(
     "--long-samples",
-    type=click.Choice(LONG_SAMPLES),
+    type=click.Choice(get_args(choices.LongSamples)),
     default="truncate",
     show_default=True,
     help="What to do with conversations over --max-length.",
 )
 @click.option(
-    "--mask", type=click.Choice(MASKS), default="assistant", show_default=True, help="Which tokens are trained on."
+    "--mask",
+    type=click.Choice(get_args(choices.Mask)),
+    default="assistant",
+    show_default=True,
+    help="Which tokens are trained on.",
 )
 @click.option(
     "--packing/--no-packing", default=True, show_default=True, help="Pack several conversations into each row."
@@ -307,22 +317,25 @@ def prepare(
         raise UsageError(
             f"--weight: given {len(weights)} times for {len(files)} files; give it once per file, or not at all"
         )
-    spec = DataSpec(
-        train=tuple(
-            DataFile(path.absolute(), weight) for path, weight in zip(files, weights or repeat(1.0), strict=False)
+    from qwen_job.run.sections import DataSpec
+
+    values: dict[str, Any] = {
+        "train": tuple(
+            {"path": path.absolute(), "weight": weight}
+            for path, weight in zip(files, weights or repeat(1.0), strict=False)
         ),
-        eval=tuple(DataFile(path.absolute()) for path in eval_files),
-        eval_split=eval_split,
-        format=layout,
-        system_prompt=system_prompt,
-        max_length=max_length,
-        long_samples=long_samples,
-        packing=packing,
-        mask=mask,
-        turn_order=turn_order,
-        ignore_keys=ignore_keys,
-    )
-    folder = run(spec, tokenizer, output, workers=workers, progress=_progress())
+        "eval": [path.absolute() for path in eval_files],
+        "eval_split": eval_split,
+        "format": layout,
+        "system_prompt": system_prompt,
+        "max_length": max_length,
+        "long_samples": long_samples,
+        "packing": packing,
+        "mask": mask,
+        "turn_order": turn_order,
+        "ignore_keys": ignore_keys,
+    }
+    folder = run(DataSpec.read(values), tokenizer, output, workers=workers, progress=_progress())
     stats = open_prepared(folder).stats
     if sys.stderr.isatty():
         click.echo(err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import click
 
@@ -50,8 +49,8 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
     MODELSCOPE_API_TOKEN and HF_TOKEN. Needs: pip install 'qwen-job[hub]'.
     """
     from qwen_job.facts.model_names import clean_name, resolve_source
-    from qwen_job.models import ModelSpec, ensure_model
-    from qwen_job.models.spec import Source
+    from qwen_job.models import ensure_model
+    from qwen_job.run.sections import ModelSpec
 
     source = resolve_source(model_id, source)
     try:
@@ -60,7 +59,7 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
         raise ModelError(f"ID: {error}") from None
     if source == "local" and revision:
         raise UsageError("--revision: does not apply to a local folder; remove it")
-    spec = ModelSpec(name=model_id, source=cast(Source, source), revision=revision, cache_dir=cache)
+    spec = ModelSpec.read({"name": model_id, "source": source, "revision": revision, "cache_dir": cache})
     show_path(ensure_model(spec, output_dir=Path("output").absolute(), verify=verify, progress=_say))
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from qwen_job.cli.options import FiniteRange
 from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
+from qwen_job.facts import choices
 from qwen_job.text import json_text, visible
 
 if TYPE_CHECKING:
     from qwen_job.node.quick_check import CheckResult
 
 
-FABRICS = ["auto", "none", "infiniband", "roce", "efa", "ethernet"]
+FABRICS = ["auto", "none", *get_args(choices.Interconnect)]
 
 
 @click.group()

@@ -14,6 +14,8 @@ from qwen_job.plan.compare import Difference
 from qwen_job.plan.schedule import RunPlan
 from qwen_job.plan.search.choice import Runner
 from qwen_job.plan.search.smallest import Smallest
+from qwen_job.plan.train_config import train_config
+from qwen_job.run.config import to_values
 from qwen_job.text import GIB, duration
 
 SHOWN_RUNNERS = 3
@@ -51,7 +53,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "considered": plan.considered,
         "runners_up": [_runner_as_dict(runner) for runner in plan.runners_up],
         "env": plan.env,
-        "train": plan.train_config,
+        "train": to_values(train_config(plan)),
         "deepspeed": plan.deepspeed_config,
         "warnings": list(plan.warnings),
     }

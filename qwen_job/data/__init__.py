@@ -23,13 +23,9 @@ if TYPE_CHECKING:
     from qwen_job.data.prepared import PreparedData as PreparedData
     from qwen_job.data.prepared import Row as Row
     from qwen_job.data.prepared import open_prepared as open_prepared
-    from qwen_job.data.spec import DataFile as DataFile
-    from qwen_job.data.spec import DataSpec as DataSpec
 
 _HOME = {
     "ChatTokenizer": "encode",
-    "DataFile": "spec",
-    "DataSpec": "spec",
     "PackedRows": "prepared",
     "PreparedData": "prepared",
     "Row": "prepared",

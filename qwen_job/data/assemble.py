@@ -14,8 +14,8 @@ from qwen_job.data.arrange import COUNTED
 from qwen_job.data.choose import copies_of
 from qwen_job.data.pack import WINDOW, pack
 from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS, TOKENIZER_SIZE, UNUSED_KEY
-from qwen_job.data.spec import DataSpec
 from qwen_job.errors import DataError
+from qwen_job.run.sections import DataSpec, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +63,12 @@ class Assembler:
         for name in sorted(f"{split}.{part}" for split in SPLITS for part in _PARTS):
             files[name] = (self._folder / name).stat().st_size
             sync_file(self._folder / name)
-        index: dict[str, Any] = {"layout": LAYOUT, "spec": self._spec.to_dict(), "stats": stats, "files": files}
+        index: dict[str, Any] = {
+            "layout": LAYOUT,
+            "spec": plain(self._spec),
+            "stats": stats,
+            "files": files,
+        }
         index[TOKENIZER_SIZE] = self._tokenizer_size
         text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
         # A file name may hold bytes that are not UTF-8; Python's surrogates for them become JSON escapes.

@@ -17,12 +17,13 @@ from qwen_job.atomic import sha256_of
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.embedding import refuse_larger
-from qwen_job.data.prepared import LAYOUT, SPLITS, TOKENIZER_SIZE, read_index
+from qwen_job.data.prepared import LAYOUT, SPLITS, TOKENIZER_SIZE, describe, open_prepared, read_index
 from qwen_job.data.rows import CHUNK_BYTES, assert_file, read_chunks
-from qwen_job.data.spec import DataSpec
 from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.lock import FileLock
+from qwen_job.run.config import TrainConfig
+from qwen_job.run.sections import DataSpec, plain
 
 _LOG = logging.getLogger(__name__)
 # Inputs up to this size are prepared in this process, because starting workers would take longer.
@@ -30,6 +31,14 @@ _SMALL = 2 << 20
 _HASHED_WHOLE = 64 << 20
 _SAMPLE = 64 << 10
 _ELSEWHERE = "choose another folder (--output; a job's is data.cache_dir)"
+
+
+def ready_rows(config: TrainConfig, model: Path, log: Callable[[str], None]) -> Path:
+    """Return the folder of a run's packed rows, tokenized for ``model``; see :func:`prepare_data`."""
+    folder = prepare_data(config.data, model, config.data.cache_dir or config.output_dir / "prepared")
+    for line in describe(open_prepared(folder).stats):
+        log(f"data: {line}")
+    return folder
 
 
 def prepare_data(
@@ -46,7 +55,7 @@ def prepare_data(
     nodes may call this at once: one does the work, the others wait. A killed run leaves nothing that looks complete.
 
     Args:
-        workers: number of processes; default ``spec.num_workers``, or one per core of this process.
+        workers: number of processes; default ``spec.num_workers``, or one per core that this process may use.
         progress: called with the number of samples done so far.
 
     Raises:
@@ -63,13 +72,13 @@ def prepare_data(
         raise EnvironmentFault(f"{cache_root}: cannot be created: {error.strerror}; {_ELSEWHERE}") from error
     with FileLock(folder.with_suffix(".lock"), lambda: read_index(folder) is not None, remove=True) as held:
         if held:
-            _prepare_here(spec, tokenizer_dir, folder, workers or spec.num_workers or _cores(), progress)
+            _prepare_here(spec, tokenizer_dir, folder, workers or spec.num_workers or cores(), progress)
     return folder
 
 
 def fingerprint(spec: DataSpec, tokenizer_dir: Path) -> str:
     """Return the name of the prepared folder: the same for equal inputs and settings, wherever the files are."""
-    settings = spec.to_dict()
+    settings = plain(spec)
     for key in ("cache_dir", "num_workers"):
         settings.pop(key)
     for split in SPLITS:
@@ -101,8 +110,14 @@ def _digest(path: Path) -> str:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return the cores that this process may use: those it is bound to, or fewer where its container has a limit."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = limit.read_text("ascii").split()
+        return max(1, min(here, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return here
 
 
 def _prepare_here(

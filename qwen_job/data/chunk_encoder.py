@@ -17,8 +17,8 @@ from qwen_job.data.fit import fit
 from qwen_job.data.formats import Conversation, RecordError, order_problems, parse_record
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.rows import Chunk, Malformed, parse_chunk
-from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError
+from qwen_job.run.sections import DataFile, DataSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

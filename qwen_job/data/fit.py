@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from qwen_job.data.encode import ChatTokenizer, Segment, signed_ids
-from qwen_job.data.spec import DataSpec
+from qwen_job.run.sections import DataSpec
 
 
 def fit(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: Counter[str]) -> list[list[int]]:

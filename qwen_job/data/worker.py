@@ -30,8 +30,8 @@ from typing import IO, Any
 from qwen_job import errors
 from qwen_job.data.chunk_encoder import ChunkEncoder, Task
 from qwen_job.data.rows import Chunk
-from qwen_job.data.spec import DataSpec
 from qwen_job.errors import EnvironmentFault, QwenJobError
+from qwen_job.run.sections import DataSpec, plain
 
 
 class Workers:
@@ -136,13 +136,13 @@ def make_encoder(setup: dict[str, Any]) -> ChunkEncoder:
     """Build the encoder that ``setup`` (see :func:`make_setup`) describes."""
     from qwen_job.data.encoder import load_encoder
 
-    spec = DataSpec.from_dict(setup["spec"])
+    spec = DataSpec.model_validate(setup["spec"])
     return ChunkEncoder(spec, load_encoder(Path(setup["tokenizer"])), Path(setup["folder"]))
 
 
 def make_setup(spec: DataSpec, tokenizer_dir: Path, folder: Path) -> dict[str, Any]:
     """Return what a worker needs to know, as plain JSON."""
-    return {"spec": spec.to_dict(), "tokenizer": str(tokenizer_dir), "folder": str(folder)}
+    return {"spec": plain(spec), "tokenizer": str(tokenizer_dir), "folder": str(folder)}
 
 
 def main(deaths: IO[bytes]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,12 @@ from qwen_job.data.encode import encode_prompt
 from qwen_job.data.formats import Conversation, RecordError
 from qwen_job.data.rows import read_rows
 from qwen_job.data.sample import sample_texts
-from qwen_job.data.spec import DataFile, DataSpec
 from qwen_job.errors import DataError, QwenJobError
 from qwen_job.infer.chat import quiet
 from qwen_job.infer.columns import side_by_side
 from qwen_job.infer.source import ChosenModel, Sampling, find_model
-from qwen_job.models import ModelSpec, ensure_model
+from qwen_job.models import ensure_model
+from qwen_job.run.sections import DataFile, DataSpec, ModelSpec
 from qwen_job.text import visible_lines
 
 if TYPE_CHECKING:
@@ -120,9 +120,10 @@ def _spec(target: ChosenModel, data: Path) -> DataSpec:
     """Return the run's data settings for this file: the same prompt, mask and length give comparable losses."""
     section = target.settings.get("data")
     own = (
-        DataSpec.from_dict(section) if isinstance(section, dict) else DataSpec(train=(DataFile(data),), max_length=2048)
+        DataSpec.read(section) if isinstance(section, dict) else DataSpec(train=(DataFile(path=data),), max_length=2048)
     )
-    return replace(own, train=(DataFile(data),), eval=(), eval_split=0.0, packing=False, cache_dir=None)
+    changed = {"train": (DataFile(path=data),), "eval": (), "eval_split": 0.0, "packing": False, "cache_dir": None}
+    return own.model_copy(update=changed)
 
 
 def _conversations(data: Path, spec: DataSpec, count: int) -> list[Conversation]:
@@ -155,7 +156,7 @@ def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
     listed = rows if isinstance(rows, list) else []
     files = [Path(str(entry["path"])) for entry in listed if isinstance(entry, dict) and "path" in entry]
     try:
-        return ensure_model(ModelSpec.from_dict(section), output_dir=target.run, texts=lambda: sample_texts(files))
+        return ensure_model(ModelSpec.read(section), output_dir=target.run, texts=lambda: sample_texts(files))
     except QwenJobError as error:
         progress(f"the model before training is not available: {error}")
         return None

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import ADAPTER, read_config
-from qwen_job.models import ModelSpec, ensure_model
+from qwen_job.models import ensure_model
 from qwen_job.run.reading import read_object, read_settings
+from qwen_job.run.sections import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def find_model(path: Path) -> ChosenModel:
         if (path / ADAPTER).is_file() or any(path.glob("*.gguf")):
             read_config(path)  # raises an error that says what the folder is
         raise ModelError(f"{path}: is neither a run (no train.yaml) nor a model (no config.json)")
-    return ChosenModel(ensure_model(ModelSpec(str(path), "local"), output_dir=path), None, {})
+    return ChosenModel(ensure_model(ModelSpec(name=str(path), source="local"), output_dir=path), None, {})
 
 
 def _state(run: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from qwen_job.chatml import SYSTEM_PROMPT
+from qwen_job.facts import choices
 from qwen_job.facts.model_names import resolve_source
 from qwen_job.job.types import (
     BelowOne,
@@ -31,8 +32,7 @@ def _some_or_unlimited(steps: int) -> int:
 
 
 MaxSteps = Annotated[int, AfterValidator(_some_or_unlimited)]
-# numpy's generator takes 32-bit seeds.
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=choices.SEED_LIMIT)]
 # The names that transformers 5 accepts; any other name would only fail after queueing.
 Scheduler = Literal[
     "linear",
@@ -72,7 +72,7 @@ class Model(Strict):
     """The model to start from. ``model: Qwen/Qwen-1_8B-Chat`` is short for ``model: {name: ...}``."""
 
     name: Text = Field(description="Model ID (Qwen/Qwen-1_8B-Chat), a folder, or the name of a known shape")
-    source: Literal["auto", "modelscope", "huggingface", "local", "random"] = Field(
+    source: Literal["auto", choices.Source] = Field(
         "auto",
         description="auto: a path is local, anything else comes from ModelScope; random: random weights",
     )
@@ -116,20 +116,18 @@ class Data(Strict):
     eval_split: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Fraction of the training conversations to hold out if eval is empty"
     )
-    format: Literal["auto", "reference", "sharegpt", "messages", "alpaca", "query_response"] = Field(
-        "auto", description="auto detects the format by its keys"
-    )
+    format: choices.Format = Field("auto", description="auto detects the format by its keys")
     system_prompt: FreeText = Field(SYSTEM_PROMPT, description="System prompt for conversations without one")
-    long_samples: Literal["truncate", "drop", "split"] = Field(
+    long_samples: choices.LongSamples = Field(
         "truncate",
         description="What to do with conversations over train.model_max_length; truncate keeps the answer",
     )
     packing: bool = Field(True, description="Pack several conversations into each row, separated by the attention mask")
-    mask: Literal["assistant", "reference"] = Field(
+    mask: choices.Mask = Field(
         "assistant",
         description="Tokens to train on: the assistant's text, or the same as Qwen's finetune.py (reference)",
     )
-    turn_order: Literal["strict", "reference", "join"] = Field(
+    turn_order: choices.TurnOrder = Field(
         "strict",
         description="Conversations whose turns do not alternate, or without an answer: strict rejects them, reference "
         "treats them as Qwen's finetune.py does, join merges turns so that they alternate",
@@ -163,7 +161,7 @@ class CustomGpu(Strict):
     name: Text
     memory_gib: Annotated[float, Field(gt=0, le=1e6)]
     compute_capability: Annotated[float, Field(gt=0, le=1000)]
-    peak_tflops: dict[Literal["bf16", "fp16", "fp32"], float] = Field(
+    peak_tflops: dict[choices.Precision, float] = Field(
         {}, description="Dense TFLOP/s by precision; without it, no MFU"
     )
     memory_bandwidth_gbs: Annotated[float, Field(gt=0)] | None = None
@@ -181,7 +179,7 @@ class Cluster(Strict):
     memory_gib: Annotated[float, Field(gt=0, le=1e7)] | None = Field(
         None, description="Host memory per node, for the plan"
     )
-    interconnect: Literal["auto", "infiniband", "roce", "efa", "ethernet"] = Field(
+    interconnect: Literal["auto", choices.Interconnect] = Field(
         "auto", description="Network between nodes; sets the NCCL presets and the planned bandwidth"
     )
     network_gbs: Annotated[float, Field(gt=0)] | None = Field(
@@ -212,10 +210,10 @@ class Train(Strict):
 
     model_max_length: Annotated[int, Field(ge=MIN_LENGTH)] = Field(MAX_LENGTH, description="Maximum tokens per row")
     num_train_epochs: Annotated[float, Field(gt=0, strict=False)] = Field(
-        5.0, description="Number of passes over the data"
+        choices.EPOCHS, description="Number of passes over the data"
     )
     max_steps: MaxSteps = Field(-1, description="Number of optimizer steps; -1: use num_train_epochs")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(choices.LEARNING_RATE, description="Peak learning rate")
     global_batch_size: Positive | None = Field(None, description="Rows per optimizer step, over all GPUs")
     per_device_train_batch_size: Positive | None = Field(
         None, description="Rows per GPU and micro-batch; default: planned"
@@ -226,46 +224,50 @@ class Train(Strict):
     bf16: bool | None = Field(None, description="Train in bf16; default: true from compute capability 8.0")
     fp16: bool | None = Field(None, description="Train in fp16; default: true on older GPUs")
     gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight decay, except for norms and biases")
-    adam_beta1: BelowOne = 0.9
-    adam_beta2: BelowOne = 0.95
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    lr_scheduler_type: Scheduler = Field("cosine", description="How the learning rate changes after the warmup")
-    warmup_ratio: Fraction = Field(0.01, description="Fraction of all steps used for warmup")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        choices.WEIGHT_DECAY, description="Weight decay, except for norms and biases"
+    )
+    adam_beta1: BelowOne = choices.ADAM_BETA1
+    adam_beta2: BelowOne = choices.ADAM_BETA2
+    adam_epsilon: Annotated[float, Field(gt=0)] = choices.ADAM_EPSILON
+    max_grad_norm: Annotated[float, Field(ge=0)] = choices.MAX_GRAD_NORM
+    lr_scheduler_type: Scheduler = Field(
+        choices.SCHEDULER, description="How the learning rate changes after the warmup"
+    )
+    warmup_ratio: Fraction = Field(choices.WARMUP_RATIO, description="Fraction of all steps used for warmup")
     logging_steps: Positive = 1
     eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: save_steps")
-    save_steps: Positive = Field(500, description="Steps between checkpoints")
-    save_total_limit: Positive = Field(2, description="Number of checkpoints to keep")
-    dataloader_num_workers: Count = 1
+    save_steps: Positive = Field(choices.SAVE_STEPS, description="Steps between checkpoints")
+    save_total_limit: Positive = Field(choices.SAVE_TOTAL_LIMIT, description="Number of checkpoints to keep")
+    dataloader_num_workers: Count = choices.DATALOADER_WORKERS
     report_to: list[Reporter] = Field(
-        ["tensorboard"], description="Experiment trackers; metrics.jsonl is always written"
+        [choices.REPORT_TO], description="Experiment trackers; metrics.jsonl is always written"
     )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many evaluations without a better loss"
     )
     load_best_model_at_end: bool = False
-    seed: Seed = 42
-    attention: Literal["auto", "varlen", "sdpa", "eager"] = Field("auto", description="Attention kernel")
-    fused_loss: Literal["auto", "torch", "chunked", "liger", "none"] = Field(
+    seed: Seed = choices.SEED
+    attention: Literal["auto", choices.Attention] = Field("auto", description="Attention kernel")
+    fused_loss: Literal["auto", choices.FusedLoss] = Field(
         "auto", description="Cross-entropy that never materializes the full logits"
     )
     torch_compile: bool = Field(
         False, description="Compile the layers (17% more tokens/s on an H200); the image needs a C compiler"
     )
-    on_nan: Literal["stop", "skip"] = Field("stop", description="What to do if the loss is not finite")
+    on_nan: choices.OnNan = Field("stop", description="What to do if the loss is not finite")
     loss_spike_factor: Annotated[float, Field(gt=1)] | None = Field(
-        10.0,
+        choices.LOSS_SPIKE_FACTOR,
         description="Stop if the loss stays above this multiple of its usual value, and a nat above it; null: never",
     )
     skip_rows: list[Count] = Field([], description="Prepared rows to skip, by the numbers in a message")
-    resume: Literal["auto", "extend", "changed"] = Field(
+    resume: choices.Resume = Field(
         "auto",
         description="extend: train a complete run further with its optimizer state, after raising max_steps or "
         "num_train_epochs; changed: resume although the data or the base model has changed",
     )
     hang_seconds: Annotated[int, Field(ge=30)] = Field(
-        900, description="Seconds without a step before the run stops and names the stuck rank"
+        choices.HANG_SECONDS, description="Seconds without a step before the run stops and names the stuck rank"
     )
 
     @field_validator("report_to", mode="before")
@@ -323,7 +325,7 @@ class Retry(Strict):
     max_without_progress: Positive = Field(
         3, description="Maximum number of attempts in a row without a newer checkpoint"
     )
-    grace: Seconds = Field(120, description="Time to allow for saving a checkpoint")
+    grace: Seconds = Field(choices.GRACE_SECONDS, description="Time to allow for saving a checkpoint")
 
 
 class Evaluate(Strict):

@@ -1,7 +1,6 @@
 """Models as folders: download, convert, initialise, check, load. Only loading and legacy import torch.
 
-spec            what train.yaml says about the model
-resolve         spec -> a local folder that transformers loads without remote code
+resolve         ModelSpec (qwen_job/run) -> a local folder that transformers loads without remote code
 fetch           a hub's model -> the shared cache: one process, verified, repaired
 hub             what fetching needs of a hub, by its own library: hub_modelscope, hub_huggingface
 random_init     random weights, and a tokenizer trained on the job's data
@@ -20,16 +19,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qwen_job.models.resolve import ensure_model as ensure_model
-    from qwen_job.models.spec import ModelSpec as ModelSpec
 
-__all__ = ["ModelSpec", "ensure_model"]
+__all__ = ["ensure_model"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "ModelSpec":
-        from qwen_job.models.spec import ModelSpec
-
-        return ModelSpec
     if name == "ensure_model":
         from qwen_job.models.resolve import ensure_model
 

@@ -24,8 +24,8 @@ from qwen_job.facts.model_names import clean_name
 from qwen_job.models.hub import WORKERS, Hub, RemoteFile, TransferError, WrongBytesError, clear_scratch
 from qwen_job.models.hub_huggingface import HuggingFace
 from qwen_job.models.hub_modelscope import ModelScope
-from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import ELSEWHERE, Notify, exclusive, git_sha1_of, write_json
+from qwen_job.models.storage import ELSEWHERE, Notify, cache_folder, exclusive, git_sha1_of, write_json
+from qwen_job.run.sections import ModelSpec
 
 MARKER = ".fetched.json"
 ATTEMPTS = 3  # in a row without a new byte; the libraries retry within each

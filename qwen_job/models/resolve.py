@@ -12,10 +12,17 @@ from qwen_job.models.check import check_folder, needs_conversion
 from qwen_job.models.convert import conversion_key, convert
 from qwen_job.models.fetch import damaged, fetch_model
 from qwen_job.models.random_init import initial_key, load_config, write_random_model
-from qwen_job.models.spec import ModelSpec, cache_folder
-from qwen_job.models.storage import Notify, exclusive, new_folder, write_json
+from qwen_job.models.storage import Notify, cache_folder, exclusive, new_folder, write_json
+from qwen_job.run.config import TrainConfig
+from qwen_job.run.sections import ModelSpec
 
 RECORD = ".made.json"
+
+
+def ready_model(config: TrainConfig, sample: Callable[[list[Path]], Sequence[str]], log: Notify) -> Path:
+    """Return the local folder of a run's model; ``sample`` reads texts from its data. See :func:`ensure_model`."""
+    files = [file.path for file in config.data.train]
+    return ensure_model(config.model, output_dir=config.output_dir, texts=lambda: sample(files), progress=log)
 
 
 def ensure_model(

@@ -13,11 +13,17 @@ from qwen_job.atomic import open_regular, sync_file, sync_folder, write_atomical
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_files import exists
 from qwen_job.lock import FileLock
+from qwen_job.resources import user_cache
 
 ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
 
 Notify = Callable[[str], None]  # called with a line of text from time to time
+
+
+def cache_folder(chosen: Path | None = None) -> Path:
+    """Return the folder of models in the ``chosen`` cache, else in the user's own."""
+    return (chosen or user_cache()).expanduser() / "models"
 
 
 def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

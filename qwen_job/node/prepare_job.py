@@ -14,11 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen_job.data import DataSpec, open_prepared, prepare_data
-from qwen_job.data.prepared import describe
+from qwen_job.data.build import ready_rows
 from qwen_job.data.sample import sample_texts
 from qwen_job.errors import QwenJobError
-from qwen_job.models import ModelSpec, ensure_model
+from qwen_job.models.resolve import ready_model
 from qwen_job.node.release import release
 from qwen_job.run.config import load_config
 
@@ -51,29 +50,10 @@ def prepare_job(config_file: Path) -> None:
         ModelError: the model is invalid or cannot be fetched.
         DataError: the data is invalid.
     """
-
     config, _ = load_config(config_file)
-    files = [Path(item["path"]) for item in config.data.get("train", [])]
-    model = ensure_model(
-        ModelSpec.from_dict(config.model), output_dir=config.output_dir, texts=lambda: sample_texts(files), progress=say
-    )
+    model = ready_model(config, sample_texts, say)
     say(f"the model is in {model}")
-    spec = DataSpec.from_dict(config.data)
-    cache = spec.cache_dir or config.output_dir / "prepared"
-    prepared = prepare_data(spec, model, cache, workers=spec.num_workers or cores())
-    for line in describe(open_prepared(prepared).stats):
-        say(f"data: {line}")
-    say(f"the data is in {prepared}")
-
-
-def cores(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return the cores that the container may use: its limit, where it has one, rather than the node's number."""
-    here = len(os.sched_getaffinity(0))
-    try:
-        quota, period = limit.read_text().split()
-        return max(1, min(here, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return here
+    say(f"the data is in {ready_rows(config, model, say)}")
 
 
 def say(text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError, ModelError, Problem
@@ -31,7 +30,6 @@ from qwen_job.plan.search.sharding import (
     reference_choice,
     refuse_contradictions,
 )
-from qwen_job.plan.train_config import train_config
 from qwen_job.resources import cache_beside
 from qwen_job.text import GIB
 
@@ -96,11 +94,6 @@ class Plan:
     def model_cache(self) -> str:
         """The folder of downloaded and converted models; beside the run's folder, so that all nodes share it."""
         return self.job.model.cache_dir or cache_beside(self.job.output)
-
-    @cached_property
-    def train_config(self) -> dict[str, Any]:
-        """The content of train.yaml."""
-        return train_config(self)
 
 
 def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | None = None) -> Plan:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qwen_job.job import Job
+from qwen_job.job.model import DataFile as JobFile
 from qwen_job.plan.schedule import PACKED_FILL
+from qwen_job.run.config import TrainConfig
+from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Planned, Stop, Training
 
 if TYPE_CHECKING:
     from qwen_job.plan.plan import Plan
@@ -16,52 +20,61 @@ _ELSEWHERE = {
     "loss_spike_factor", "model_max_length", "on_nan", "resume", "seed", "skip_rows",
     "torch_compile",
 }  # fmt: skip
+# data's fields that only the plan reads.
+_FOR_THE_PLAN = ("samples", "tokens_per_sample")
 
 
-def train_config(plan: Plan) -> dict[str, Any]:
-    """Return train.yaml's content; every key is present, None where something is off."""
-    job, gpu = plan.job, plan.gpu
-    speed = plan.speed
-    fill = PACKED_FILL if job.data.packing else 1.0
-    return {
-        "version": 1,
-        "name": job.name,
-        "output_dir": job.output,
-        "seed": job.train.seed,
-        "resume": job.train.resume,
-        "world_size": plan.world_size,
-        "device": "cpu" if gpu.is_cpu else "cuda",
-        "precision": plan.precision,
-        "attention": plan.attention,
-        "fused_loss": plan.fused_loss,
-        "torch_compile": job.train.torch_compile,
-        "gradient_checkpointing": plan.choice.gradient_checkpointing,
+def train_config(plan: Plan) -> TrainConfig:
+    """Return train.yaml's content; every key is present, None where something is off.
+
+    The job is valid, so nothing here is validated again: building a validator takes longer than the rest.
+    """
+    job, train, gpu = plan.job, plan.job.train, plan.gpu
+    return TrainConfig.model_construct(
+        version=1,
+        name=job.name,
+        output_dir=Path(job.output),
+        seed=train.seed,
+        resume=train.resume,
+        world_size=plan.world_size,
+        device="cpu" if gpu.is_cpu else "cuda",
+        precision=plan.precision,
+        attention=plan.attention,
+        fused_loss=plan.fused_loss,
+        torch_compile=train.torch_compile,
+        gradient_checkpointing=plan.choice.gradient_checkpointing,
         # A processor's peak is assumed: good enough for a rough time, not for an MFU.
-        "peak_tflops": None if gpu.is_cpu else gpu.peak_tflops.get(plan.precision),
-        "model": {
-            "name": job.model.name,
-            "source": job.model.resolved_source,
-            "revision": job.model.revision,
-            "cache_dir": plan.model_cache,
-        },
-        "data": _data(job),
-        "training": _training(plan),
-        "stop": {"grace_seconds": job.retry.grace},
-        "guards": {
-            "on_nan": job.train.on_nan,
-            "loss_spike_factor": job.train.loss_spike_factor,
-            "skip_rows": job.train.skip_rows,
-            "hang_seconds": job.train.hang_seconds,
-        },
-        # What metrics.jsonl measures: bytes that torch allocates (no context, no fragmentation), and real tokens.
-        "plan": {
-            "memory_bytes_per_gpu": _measurable_bytes(plan),
-            "step_seconds": round(speed.mid, 6) if speed else None,
-            "tokens_per_second": round(speed.tokens_per_second * fill, 1) if speed else None,
-            "memory_items": _memory_items(plan),
-            "memory_capacity_bytes": plan.memory.capacity if plan.memory else None,
-        },
-    }
+        peak_tflops=None if gpu.is_cpu else gpu.peak_tflops.get(plan.precision),
+        model=ModelSpec.model_construct(
+            name=job.model.name,
+            source=job.model.resolved_source,
+            revision=job.model.revision,
+            cache_dir=Path(plan.model_cache),
+        ),
+        data=_data(job),
+        training=_training(plan),
+        stop=Stop.model_construct(grace_seconds=job.retry.grace),
+        guards=Guards.model_construct(
+            on_nan=train.on_nan,
+            loss_spike_factor=train.loss_spike_factor,
+            skip_rows=train.skip_rows,
+            hang_seconds=train.hang_seconds,
+        ),
+        plan=_planned(plan),
+    )
+
+
+def _planned(plan: Plan) -> Planned:
+    """Return what metrics.jsonl measures: bytes that torch allocates (no context, no fragmentation), real tokens."""
+    speed, memory = plan.speed, plan.memory
+    fill = PACKED_FILL if plan.job.data.packing else 1.0
+    return Planned.model_construct(
+        memory_bytes_per_gpu=_measurable_bytes(plan),
+        step_seconds=round(speed.mid, 6) if speed else None,
+        tokens_per_second=round(speed.tokens_per_second * fill, 1) if speed else None,
+        memory_items=_memory_items(plan),
+        memory_capacity_bytes=memory.capacity if memory else None,
+    )
 
 
 def _measurable_bytes(plan: Plan) -> int | None:
@@ -80,19 +93,23 @@ def _memory_items(plan: Plan) -> dict[str, int] | None:
     return memory.gpu or {item: size // plan.gpus_per_node for item, size in memory.host.items()}
 
 
-def _data(job: Job) -> dict[str, Any]:
-    # Dumped by the whole job: a serializer of its own would have to be built for this section.
-    data: dict[str, Any] = job.model_dump(include={"data"})["data"]
-    del data["samples"], data["tokens_per_sample"]
-    data["max_length"] = job.train.model_max_length
-    return data
+def _data(job: Job) -> DataSpec:
+    data = {name: getattr(job.data, name) for name in type(job.data).model_fields if name not in _FOR_THE_PLAN}
+    data |= {split: tuple(_file(file) for file in data[split]) for split in ("train", "eval")}
+    data["ignore_keys"] = tuple(job.data.ignore_keys)
+    data["cache_dir"] = Path(job.data.cache_dir) if job.data.cache_dir else None
+    return DataSpec.model_construct(**data, max_length=job.train.model_max_length)
 
 
-def _training(plan: Plan) -> dict[str, Any]:
+def _file(file: JobFile) -> DataFile:
+    return DataFile.model_construct(path=Path(file.path), weight=file.weight)
+
+
+def _training(plan: Plan) -> Training:
     train = plan.job.train
     written = {name: getattr(train, name) for name in type(train).model_fields if name not in _ELSEWHERE}
     written["per_device_train_batch_size"] = plan.batch.micro_batch_size
     written["gradient_accumulation_steps"] = plan.batch.gradient_accumulation_steps
     if train.eval_steps is None and (plan.job.data.eval or plan.job.data.eval_split):
         written["eval_steps"] = train.save_steps
-    return {**written, **train.extra}
+    return Training.model_construct(**{**written, **train.extra})

@@ -6,7 +6,9 @@ from typing import Any
 
 from qwen_job import __version__
 from qwen_job.plan import Plan
+from qwen_job.plan.train_config import train_config
 from qwen_job.render.quote import to_json, to_yaml
+from qwen_job.run.config import to_values
 
 
 def config_files(plan: Plan) -> dict[str, str]:
@@ -14,7 +16,7 @@ def config_files(plan: Plan) -> dict[str, str]:
     return {
         "job.yaml": to_yaml(job_document(plan)),
         "train.yaml": f"# Written by qwen-job {__version__}; job.yaml beside it is what it was made from.\n"
-        + to_yaml(plan.train_config),
+        + to_yaml(to_values(train_config(plan))),
         "deepspeed.json": to_json(plan.deepspeed_config) + "\n",
     }
 

@@ -16,9 +16,9 @@ from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_files import is_qwen1, read_config
 from qwen_job.facts.model_names import is_qwen1_id
 from qwen_job.models.fetch import cached_folder
-from qwen_job.models.spec import ModelSpec
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.run.reading import read_object
+from qwen_job.run.sections import ModelSpec
 
 # The first release of transformers with the architecture; tested for Qwen2.
 OLDEST = {"Qwen2ForCausalLM": "4.37.0", "Qwen3ForCausalLM": "4.51.0"}
@@ -175,12 +175,17 @@ def export_command(model: str, original: Path | None) -> str:
 
 
 def original_of(settings: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the Qwen-1 model that a run started from, None for another model."""
+    """Return the folder of the Qwen-1 model that a run with these ``settings`` started from, None for another model."""
     section = settings.get("model")
-    if not isinstance(section, dict):
-        return None
     try:
-        spec = ModelSpec.from_dict({"revision": None, "cache_dir": None, **section})
+        return original_folder(ModelSpec.read(section)) if isinstance(section, dict) else None
+    except ModelError:
+        return None
+
+
+def original_folder(spec: ModelSpec) -> Path | None:
+    """Return the folder of the Qwen-1 files that ``spec`` names; None where it is no Qwen-1."""
+    try:
         if spec.source == "random":
             return None
         folder = Path(spec.name).expanduser().absolute() if spec.source == "local" else cached_folder(spec)

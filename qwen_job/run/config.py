@@ -10,15 +10,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from qwen_job import strict_json, strict_yaml
 from qwen_job.atomic import read_limited, write_atomically
-from qwen_job.errors import JobError, Problem
-from qwen_job.facts import settings
+from qwen_job.errors import DataError, JobError, ModelError, Problem, QwenJobError
+from qwen_job.facts import choices, settings
+from qwen_job.run.sections import (
+    DataSpec,
+    Guards,
+    ModelSpec,
+    Planned,
+    Section,
+    Stop,
+    Training,
+    fault_text,
+    field_name,
+    plain,
+)
 
 DeepSpeedConfig = dict[str, Any]
 # Names of transformers 4 that version 5 removed, and what they are called now.
@@ -34,94 +46,28 @@ RENAMED = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
-
-
-class Training(BaseModel):
-    """Hugging Face TrainingArguments names; others are judged by the table of qwen_job/facts/settings.py."""
-
-    model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
-
-    per_device_train_batch_size: int = Field(default=1, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    num_train_epochs: float = Field(default=1.0, gt=0)
-    max_steps: int = -1
-    learning_rate: float = Field(default=1e-5, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    lr_scheduler_type: str = "cosine"
-    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
-    logging_steps: int = Field(default=1, ge=1)
-    eval_strategy: Literal["steps", "epoch"] = "steps"
-    eval_steps: int | None = Field(default=None, ge=1)
-    save_strategy: Literal["steps", "epoch"] = "steps"
-    save_steps: int = Field(default=500, ge=0)
-    save_total_limit: int | None = Field(default=2, ge=1)
-    dataloader_num_workers: int = Field(default=1, ge=0)
-    report_to: list[str] = Field(default_factory=list)
-    early_stopping_patience: int | None = Field(default=None, ge=1)
-    load_best_model_at_end: bool = False
-
-    def extra(self) -> dict[str, Any]:
-        """Return the TrainingArguments fields that the user added to the known ones."""
-        return dict(self.model_extra or {})
-
-
-class Stop(_Strict):
-    """How long saving and leaving may take, in seconds. The time limit itself is the target's: see run/signals.py."""
-
-    grace_seconds: float = Field(default=120, ge=0)
-
-
-class Guards(_Strict):
-    """What to do when the loss breaks or a rank stops moving."""
-
-    on_nan: Literal["stop", "skip"] = "stop"
-    loss_spike_factor: float | None = Field(default=10.0, gt=1)
-    skip_rows: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
-    hang_seconds: float = Field(default=900, ge=0)
-
-
-class Planned(_Strict):
-    """What the plan foresaw, for messages and the report beside what was measured.
-
-    Memory is that of one GPU, or of one process on a CPU: ``memory_bytes_per_gpu`` counts what the run measures (on a
-    GPU what torch allocates), ``memory_items`` everything, to be drawn against ``memory_capacity_bytes``.
-    """
-
-    memory_bytes_per_gpu: int | None = None
-    step_seconds: float | None = None
-    tokens_per_second: float | None = None
-    memory_items: dict[str, int] | None = None
-    memory_capacity_bytes: int | None = None
-
-
-class TrainConfig(_Strict):
-    """One run, every choice made. ``model`` and ``data`` are checked by the rooms that read them."""
+class TrainConfig(Section):
+    """One run, every choice made."""
 
     version: Literal[1] = 1
     name: str
     output_dir: Path
-    seed: int = Field(default=42, ge=0, lt=2**32)  # numpy's generator takes 32 bits
-    resume: Literal["auto", "extend", "changed"] = "auto"
+    seed: int = Field(default=choices.SEED, ge=0, lt=choices.SEED_LIMIT)
+    resume: choices.Resume = "auto"
     world_size: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cuda"
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    attention: Literal["varlen", "sdpa", "eager"] = "sdpa"
-    fused_loss: Literal["torch", "chunked", "liger", "none"] = "none"
+    precision: choices.Precision = "bf16"
+    attention: choices.Attention = "sdpa"
+    fused_loss: choices.FusedLoss = "none"
     torch_compile: bool = False
     gradient_checkpointing: bool = True
     peak_tflops: float | None = Field(default=None, gt=0)
-    model: dict[str, Any]
-    data: dict[str, Any]
-    training: Training = Training()
-    stop: Stop = Stop()
-    guards: Guards = Guards()
-    plan: Planned = Planned()
+    model: ModelSpec
+    data: DataSpec
+    training: Training = Field(default_factory=Training)
+    stop: Stop = Field(default_factory=Stop)
+    guards: Guards = Field(default_factory=Guards)
+    plan: Planned = Field(default_factory=Planned)
 
     @property
     def global_batch_size(self) -> int:
@@ -131,8 +77,7 @@ class TrainConfig(_Strict):
     @property
     def evaluates(self) -> bool:
         """Whether held-out rows are evaluated while training."""
-        held_out = bool(self.data.get("eval")) or bool(self.data.get("eval_split"))
-        return held_out and (self.training.eval_strategy == "epoch" or self.training.eval_steps is not None)
+        return self.data.held_out and (self.training.eval_strategy == "epoch" or self.training.eval_steps is not None)
 
 
 def check_training(config: TrainConfig) -> None:
@@ -173,13 +118,26 @@ def load_config(path: Path) -> tuple[TrainConfig, DeepSpeedConfig]:
 
 
 def parse_config(values: object, source: str) -> TrainConfig:
-    """Check the values of train.yaml; all problems come in one ``JobError``."""
+    """Check the values of train.yaml, and name every problem at once.
+
+    Raises:
+        JobError: naming file and fields; DataError or ModelError where all of them are in that section.
+    """
     if not isinstance(values, dict):
         raise JobError([Problem(source, 0, 0, "", "must be a mapping of settings")])
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise JobError([_problem(source, item) for item in error.errors()]) from None
+        raise _refusal([_problem(source, item) for item in error.errors()]) from None
+
+
+def to_values(config: TrainConfig) -> dict[str, Any]:
+    """Return what was set in ``config`` as plain values, in the order of its fields.
+
+    Unlike ``model_dump`` it builds no serializer, which every command that renders would wait for.
+    """
+    values: dict[str, Any] = plain(config, only_set=True)
+    return values
 
 
 def save_config(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> None:
@@ -209,10 +167,16 @@ def _read(path: Path, parse: Any) -> object:
 
 
 def _problem(source: str, item: Any) -> Problem:
-    field = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return Problem(source, 0, 0, field, "unknown key; remove it or correct its name")
-    return Problem(source, 0, 0, field, item["msg"])
+    return Problem(source, 0, 0, field_name(item["loc"]), fault_text(item))
+
+
+def _refusal(problems: list[Problem]) -> QwenJobError:
+    """Return the error whose exit code says where the mistakes are."""
+    words = "\n".join(map(str, problems))
+    sections = {problem.field.partition(".")[0] for problem in problems}
+    if sections == {"data"}:
+        return DataError(words)
+    return ModelError(words) if sections == {"model"} else JobError(problems)
 
 
 def _one_line(error: Exception) -> str:

@@ -117,24 +117,12 @@ def _report_to(config: TrainConfig, log: RunLog) -> str:
 
 def _model(config: TrainConfig, log: RunLog) -> Path:
     from qwen_job.data.sample import sample_texts
-    from qwen_job.models import ModelSpec, ensure_model
+    from qwen_job.models.resolve import ready_model
 
-    data = [Path(item["path"]) for item in config.data.get("train", [])]
-    return ensure_model(
-        ModelSpec.from_dict(config.model),
-        output_dir=config.output_dir,
-        texts=lambda: sample_texts(data),
-        progress=log.say,
-    )
+    return ready_model(config, sample_texts, log.say)
 
 
 def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
-    from qwen_job.data import DataSpec, open_prepared, prepare_data
-    from qwen_job.data.prepared import describe
+    from qwen_job.data.build import ready_rows
 
-    spec = DataSpec.from_dict(config.data)
-    cache = spec.cache_dir or config.output_dir / "prepared"
-    folder = prepare_data(spec, model_folder, cache, workers=spec.num_workers)
-    for line in describe(open_prepared(folder).stats):
-        log.say(f"data: {line}")
-    return folder
+    return ready_rows(config, model_folder, log.say)

@@ -20,13 +20,13 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_job.atomic import sync_file, sync_folder, write_atomically
-from qwen_job.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, SYSTEM_PROMPT, chat_template
+from qwen_job.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, chat_template
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import read_json
 from qwen_job.models.generation import exported, pad_of, stops_of
 from qwen_job.models.loading import load_native
 from qwen_job.models.storage import write_json
-from qwen_job.report.model_card import original_of
+from qwen_job.report.model_card import original_folder
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.engine import whole_weights
 from qwen_job.train.kernels import stock_kernels
@@ -121,10 +121,10 @@ def rehearse(model: Any, source: Path, config: TrainConfig) -> list[str]:
 
 def _length_note(model: Any, config: TrainConfig) -> list[str]:
     """Return a warning where rows are longer than the positions that the model was trained with."""
-    most, length = int(model.config.max_position_embeddings), int(config.data["max_length"])
+    most, length = int(model.config.max_position_embeddings), config.data.max_length
     if length <= most:
         return []
-    older = original_of({"model": config.model}) is not None
+    older = original_folder(config.model) is not None
     note = f"data.max_length: {length} tokens are more than the {most} positions that the model was trained with"
     return [note + ("; the dynamic NTK and logn attention of Qwen-1 beyond them are not used here" if older else "")]
 
@@ -171,8 +171,7 @@ def _write_settings(model: Any, source: Path, folder: Path, config: TrainConfig)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    prompt = config.data.get("system_prompt")
-    _frame_as_trained(folder / "tokenizer_config.json", SYSTEM_PROMPT if prompt is None else str(prompt))
+    _frame_as_trained(folder / "tokenizer_config.json", config.data.system_prompt)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         _end_as_trained(folder / name, control_tokens(source))
     return notes

@@ -62,7 +62,7 @@ def other_model(error: Exception, config: TrainConfig) -> JobError | None:
     if "size mismatch" not in str(error) and "loading state_dict" not in str(error):
         return None
     return JobError(
-        f"output: {config.output_dir} has checkpoints of another model than {config.model.get('name')}: write "
+        f"output: {config.output_dir} has checkpoints of another model than {config.model.name}: write "
         f"another output, or the model that the run began with ({' '.join(str(error).split())[:160]})"
     )
 

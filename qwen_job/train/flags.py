@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from qwen_job import strict_json
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import UsageError
-from qwen_job.facts import settings
+from qwen_job.facts import choices, settings
 from qwen_job.facts.model_names import clean_name, resolve_source
-from qwen_job.run.config import RENAMED, DeepSpeedConfig, TrainConfig, Training, parse_config
+from qwen_job.run.config import RENAMED, DeepSpeedConfig, TrainConfig, parse_config
+from qwen_job.run.sections import Training
 from qwen_job.text import did_you_mean, visible
 
 
@@ -108,9 +109,15 @@ _HUGGING_FACE_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "num_train_epochs": 3.0,
     "learning_rate": 5e-5,
+    "weight_decay": 0.0,
+    "adam_beta1": 0.9,
     "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0,
     "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.0,
     "logging_steps": 500,
+    "save_steps": 500,
     "save_total_limit": None,
     "dataloader_num_workers": 0,
 }
@@ -166,7 +173,7 @@ def config_from_flags(
     values = {
         "name": own.get("run_name") or Path(own["output_dir"]).name or "run",
         "output_dir": str(Path(own["output_dir"]).absolute()),
-        "seed": own.get("seed", 42),
+        "seed": own.get("seed", choices.SEED),
         "resume": own.get("resume", "auto"),
         "world_size": world_size,
         **hardware_values,

@@ -70,7 +70,7 @@ def _partitioned(deepspeed: DeepSpeedConfig) -> Iterator[None]:
 def _check_config(config: TrainConfig, folder: Path) -> None:
     values = read_config(folder)
     check_fields(values, f"{folder}/config.json")
-    longest, length = longest_row(values), int(config.data["max_length"])
+    longest, length = longest_row(values), config.data.max_length
     if longest is not None and length > longest:
         raise ModelError(f"{folder}/config.json: rope_scaling: {too_long(length, longest)}")
 

@@ -30,7 +30,7 @@ def suggestions(
     """
     zero = dict(deepspeed.get("zero_optimization", {}))
     try:
-        now = layout_of(config.model_dump(mode="json"), zero)
+        now = layout_of(config, zero)
     except QwenJobError:
         now = None
     found = changes(config, zero)
@@ -69,7 +69,7 @@ def changes(config: TrainConfig, zero: dict[str, Any]) -> list[tuple[str, dict[s
         text = "the optimizer offloaded to the CPU (deepspeed.offload_optimizer: true)"
         lean.append((text, {"offload_optimizer": True, "zero_stage": max(stage, 2)}))
     found += lean
-    length = int(config.data.get("max_length", 0) or 0)
+    length = config.data.max_length
     if length > 512:
         found.append((f"data.max_length: {length // 2}", {"sequence_length": length // 2}))
     if len(lean) > 1 or (lean and micro > 1):

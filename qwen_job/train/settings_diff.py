@@ -9,6 +9,7 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import JobError
 from qwen_job.run.config import TrainConfig
+from qwen_job.run.sections import plain
 
 NAME = "settings.json"
 # These change how the training runs, not its result.
@@ -46,9 +47,10 @@ _OF_THE_DATA = (
 
 def settings_text(config: TrainConfig) -> str:
     """Return the settings that decide what is learned, as the text of a checkpoint's settings.json."""
-    values: dict[str, Any] = {"model.name": config.model.get("name"), "seed": config.seed}
+    values: dict[str, Any] = {"model.name": config.model.name, "seed": config.seed}
     values |= {"precision": config.precision, "global_batch_size": config.global_batch_size}
-    values |= {f"data.{name}": config.data.get(name) for name in _OF_THE_DATA}
+    data = plain(config.data)
+    values |= {f"data.{name}": data[name] for name in _OF_THE_DATA}
     if config.guards.skip_rows:
         values["skip_rows"] = config.guards.skip_rows
     training = config.training.model_dump(mode="json")

@@ -129,7 +129,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     )
     saved = resume.step if resume else None
     saver = Saver(config, checkpointer, engine, schedule, state, identity, ranks, log, saved)
-    named = partial(source_of, data.train, files=config.data["train"])
+    named = partial(source_of, data.train, files=config.data.train)
     parts = Parts(
         config=config,
         arguments=arguments,
@@ -181,7 +181,7 @@ def _loader(
         pad_id,
         workers,
         config.device == "cuda" and arguments.dataloader_pin_memory,
-        int(config.data["max_length"]) if config.torch_compile else 1,  # compiled layers want one shape
+        config.data.max_length if config.torch_compile else 1,  # compiled layers want one shape
         prefetch=arguments.dataloader_prefetch_factor,
         persistent=arguments.dataloader_persistent_workers,
     )
@@ -255,7 +255,7 @@ def _report_left_out(config: TrainConfig, rows: PackedRows, log: RunLog) -> list
         if row >= len(rows):
             raise JobError(f"train.skip_rows: {row}: there are {len(rows)} rows, from 0 to {len(rows) - 1}")
         log.write("guard", 0, action="leave out", rows=[row])
-        source = source_of(rows, row, config.data["train"])
+        source = source_of(rows, row, config.data.train)
         notes.append(f"train.skip_rows: row {row} ({source}) is skipped in every epoch")
     return notes
 

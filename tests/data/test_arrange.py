@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.data import ChatTokenizer, DataFile, DataSpec, open_prepared, prepare_data
+from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
 from qwen_job.data.arrange import COUNTED, arrange
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
 from qwen_job.data.formats import Conversation, Turn, order_problems
 from qwen_job.errors import DataError
+from qwen_job.run.sections import DataFile, DataSpec
 
 ROLE = {"u": "user", "a": "assistant"}
 
@@ -85,14 +86,14 @@ def test_prepare_counts_what_it_changed_and_check_and_clean_agree(
 ) -> None:
     path = write([_row(roles) for roles in ("ua", "aua", "uua", "uuaau", "u")])
     with pytest.raises(DataError, match=r"rows\.json:2: turn 1 \(assistant\).*data\.turn_order"):
-        prepare_data(DataSpec(train=(DataFile(path),)), tiny, tmp_path / "cache")
+        prepare_data(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path / "cache")
     assert check([path], Examiner()).bad_rows == 4
     expected = {
         "reference": {"turns_skipped": 1, "turns_out_of_order": 3, "without_answer": 1},
         "join": {"turns_skipped": 1, "turns_joined": 3, "turns_unanswered": 2, "without_answer": 1},
     }
     for order, counts in expected.items():
-        spec = DataSpec(train=(DataFile(path),), turn_order=order, max_length=max_length, long_samples="split")
+        spec = DataSpec(train=(DataFile(path=path),), turn_order=order, max_length=max_length, long_samples="split")
         stats = open_prepared(prepare_data(spec, tiny, tmp_path / "cache")).stats
         assert {name: stats[name] for name in COUNTED if stats[name]} == counts
         assert stats["train"]["samples"] == 4

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_job.data import ChatTokenizer, DataFile, DataSpec, build, open_prepared, prepare_data
+from qwen_job.data import ChatTokenizer, build, open_prepared, prepare_data
 from qwen_job.data.encode import encode_conversation
 from qwen_job.data.formats import parse_record
 from qwen_job.errors import DataError, EnvironmentFault, ModelError
 from qwen_job.resources import resource
+from qwen_job.run.sections import DataFile, DataSpec
 
 from .conftest import conversation
 
@@ -45,7 +46,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("mask", ["assistant", "reference"])
 def test_every_token_and_label_arrives(tiny: Path, tmp_path: Path, packing: bool, mask: str) -> None:
-    spec = DataSpec(train=(DataFile(DEMO),), max_length=512, packing=packing, mask=mask)
+    spec = DataSpec(train=(DataFile(path=DEMO),), max_length=512, packing=packing, mask=mask)
     data = open_prepared(prepare_data(spec, tiny, tmp_path))
     tokenizer = ChatTokenizer.load(tiny)
     expected = {
@@ -68,7 +69,10 @@ def test_every_token_and_label_arrives(tiny: Path, tmp_path: Path, packing: bool
 @pytest.mark.usefixtures("small_chunks")
 def test_the_same_bytes_from_any_number_of_workers(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
     rows = _rows(600)
-    spec = DataSpec(train=(DataFile(write(rows), 1.5), DataFile(write(rows[:90], "more.jsonl"), 0.5)), eval_split=0.1)
+    spec = DataSpec(
+        train=(DataFile(path=write(rows), weight=1.5), DataFile(path=write(rows[:90], "more.jsonl"), weight=0.5)),
+        eval_split=0.1,
+    )
     samples: list[int] = []
     folders = [
         prepare_data(spec, tiny, tmp_path / f"cache{workers}", workers=workers, progress=samples.append)
@@ -90,19 +94,21 @@ def _splits(folder: Path) -> list[list[Any]]:
 
 def test_found_again_until_something_changes(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
     path = write(_rows(5))
-    spec = DataSpec(train=(DataFile(path),))
+    spec = DataSpec(train=(DataFile(path=path),))
     calls: list[int] = []
     first = prepare_data(spec, tiny, tmp_path / "cache", progress=calls.append)
     assert calls
     calls.clear()
     moved = path.rename(tmp_path / "moved.json")
-    assert prepare_data(DataSpec(train=(DataFile(moved),)), tiny, tmp_path / "cache", progress=calls.append) == first
+    assert (
+        prepare_data(DataSpec(train=(DataFile(path=moved),)), tiny, tmp_path / "cache", progress=calls.append) == first
+    )
     assert not calls
     names = {first.name}
     for change in ({"max_length": 64}, {"mask": "reference"}, {"system_prompt": ""}, {"packing": False}):
-        names.add(build.fingerprint(DataSpec(train=(DataFile(moved),), **change), tiny))
+        names.add(build.fingerprint(DataSpec(train=(DataFile(path=moved),), **change), tiny))
     moved.write_text(json.dumps(_rows(6)), encoding="utf-8")
-    names.add(build.fingerprint(DataSpec(train=(DataFile(moved),)), tiny))
+    names.add(build.fingerprint(DataSpec(train=(DataFile(path=moved),)), tiny))
     assert len(names) == 6
 
 
@@ -113,7 +119,7 @@ def test_bad_rows_are_named_and_nothing_is_left(tiny: Path, tmp_path: Path, writ
     path = write(rows)
     for workers in (1, 2):
         with pytest.raises(DataError, match=r"rows\.json:251: turn 2 \(assistant\): is empty"):
-            prepare_data(DataSpec(train=(DataFile(path),)), tiny, tmp_path / "cache", workers=workers)
+            prepare_data(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path / "cache", workers=workers)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -125,12 +131,12 @@ def test_nothing_left(
     tiny: Path, tmp_path: Path, write: Callable[..., Path], change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        prepare_data(DataSpec(train=(DataFile(write(_rows(9))),), **change), tiny, tmp_path)
+        prepare_data(DataSpec(train=(DataFile(path=write(_rows(9))),), **change), tiny, tmp_path)
 
 
 def test_an_eval_file_of_which_nothing_is_left_is_named(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
     path = write([conversation("q", "long " * 200)], "held.json")
-    spec = DataSpec(train=(DataFile(DEMO),), eval=(DataFile(path),), max_length=128, long_samples="drop")
+    spec = DataSpec(train=(DataFile(path=DEMO),), eval=(DataFile(path=path),), max_length=128, long_samples="drop")
     with pytest.raises(DataError, match=r"data\.eval: .*held\.json: no sample is left .* max_length 128"):
         prepare_data(spec, tiny, tmp_path)
 
@@ -141,7 +147,9 @@ def test_trained_tokens_are_counted_as_often_as_they_are_shown(
     tiny: Path, tmp_path: Path, write: Callable[..., Path], weight: float
 ) -> None:
     path = write(_rows(200))
-    data = open_prepared(prepare_data(DataSpec(train=(DataFile(path, weight),), eval_split=0.1), tiny, tmp_path))
+    data = open_prepared(
+        prepare_data(DataSpec(train=(DataFile(path=path, weight=weight),), eval_split=0.1), tiny, tmp_path)
+    )
     for rows, figures in ((data.train, data.stats["train"]), (data.eval, data.stats["eval"])):
         shown = [rows[number] for number in range(len(rows))]
         assert figures["tokens"] == sum(row.input_ids.size for row in shown)
@@ -150,16 +158,16 @@ def test_trained_tokens_are_counted_as_often_as_they_are_shown(
 
 def test_missing_inputs(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.json: does not exist"):
-        prepare_data(DataSpec(train=(DataFile(tmp_path / "no.json"),)), tiny, tmp_path)
+        prepare_data(DataSpec(train=(DataFile(path=tmp_path / "no.json"),)), tiny, tmp_path)
     with pytest.raises(ModelError, match=r"tokenizer\.json: does not exist"):
-        prepare_data(DataSpec(train=(DataFile(DEMO),)), tmp_path, tmp_path)
+        prepare_data(DataSpec(train=(DataFile(path=DEMO),)), tmp_path, tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentFault, match="cannot be created"):
-        prepare_data(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path / "file")
+        prepare_data(DataSpec(train=(DataFile(path=DEMO),)), tiny, tmp_path / "file")
 
 
 def test_damage_is_found_when_opening(tiny: Path, tmp_path: Path) -> None:
-    folder = prepare_data(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path)
+    folder = prepare_data(DataSpec(train=(DataFile(path=DEMO),)), tiny, tmp_path)
     with (folder / "train.tokens").open("ab") as stream:
         stream.truncate(100)
     with pytest.raises(DataError, match="has 100 bytes instead of"):
@@ -167,11 +175,11 @@ def test_damage_is_found_when_opening(tiny: Path, tmp_path: Path) -> None:
     (folder / "index.json").unlink()
     with pytest.raises(DataError, match="not complete"):
         open_prepared(folder)
-    assert open_prepared(prepare_data(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path)).stats
+    assert open_prepared(prepare_data(DataSpec(train=(DataFile(path=DEMO),)), tiny, tmp_path)).stats
 
 
 def test_rows_travel_to_other_processes_and_know_their_ends(tiny: Path, tmp_path: Path) -> None:
-    rows = open_prepared(prepare_data(DataSpec(train=(DataFile(DEMO),)), tiny, tmp_path)).train
+    rows = open_prepared(prepare_data(DataSpec(train=(DataFile(path=DEMO),)), tiny, tmp_path)).train
     again = pickle.loads(pickle.dumps(rows))
     assert np.array_equal(again[-1].input_ids, rows[len(rows) - 1].input_ids)
     with pytest.raises(IndexError):
@@ -181,11 +189,12 @@ def test_rows_travel_to_other_processes_and_know_their_ends(tiny: Path, tmp_path
 _SCRIPT = """
 import sys
 from pathlib import Path
-from qwen_job.data import DataFile, DataSpec, build, prepare_data
+from qwen_job.data import build, prepare_data
+from qwen_job.run.sections import DataFile, DataSpec
 build.CHUNK_BYTES, build._SMALL = 20000, 0
 path, tokenizer, cache = map(Path, sys.argv[1:])
 report = lambda samples: print("working", flush=True)
-print(prepare_data(DataSpec(train=(DataFile(path),)), tokenizer, cache, workers=2, progress=report))
+print(prepare_data(DataSpec(train=(DataFile(path=path),)), tokenizer, cache, workers=2, progress=report))
 """
 
 
@@ -203,7 +212,7 @@ def test_killed_in_the_middle_then_run_again(tiny: Path, tmp_path: Path, write: 
     victim.communicate()
     left = [item.name for item in (tmp_path / "cache").iterdir()]
     assert any(".partial-" in name for name in left) and not any("." not in name for name in left)
-    spec = DataSpec(train=(DataFile(path),))
+    spec = DataSpec(train=(DataFile(path=path),))
     started = time.monotonic()
     folder = prepare_data(spec, tiny, tmp_path / "cache")
     assert time.monotonic() - started < 20, "the lock of the killed process is not waited for"

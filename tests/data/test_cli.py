@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from qwen_job.cli import main
-from qwen_job.data import DataFile, DataSpec, open_prepared, prepare_data
+from qwen_job.data import open_prepared, prepare_data
 from qwen_job.resources import resource
+from qwen_job.run.sections import DataFile, DataSpec
 
 from .conftest import conversation
 
@@ -156,7 +157,7 @@ def test_prepare_with_weights_is_what_a_job_with_weights_finds(
     more = write([conversation("q", "a")], "more.json")
     options = ("--tokenizer", tiny, "--output", tmp_path / "cache")
     code, out, _ = run("prepare", DEMO, more, *options, "--weight", "1", "--weight", "2.0")
-    spec = DataSpec(train=(DataFile(Path(DEMO)), DataFile(more, 2.0)))
+    spec = DataSpec(train=(DataFile(path=Path(DEMO)), DataFile(path=more, weight=2.0)))
     assert code == 0 and Path(out.strip()) == prepare_data(spec, tiny, tmp_path / "cache")
     code, _, err = run("prepare", DEMO, more, *options, "--weight", "2")
     assert code == 2 and "--weight: given 1 times for 2 files" in err

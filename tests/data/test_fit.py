@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.data import DataFile, DataSpec
 from qwen_job.data.encode import ChatTokenizer, Segment, signed_ids
 from qwen_job.data.fit import fit
+from qwen_job.run.sections import DataSpec
 
 LENGTH = 96
 
 
 def _spec(long_samples: str, **others: Any) -> DataSpec:
-    return DataSpec(train=(DataFile("x"),), max_length=LENGTH, long_samples=long_samples, **others)  # type: ignore[arg-type]
+    return DataSpec.read({"train": ["x"], "max_length": LENGTH, "long_samples": long_samples, **others})
 
 
 def _parts(system: int, *turns: int) -> list[Segment]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from qwen_job.data import ChatTokenizer, DataFile, DataSpec, open_prepared, prepare_data
+from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
 from qwen_job.data.formats import RecordError, parse_record
 from qwen_job.data.keys import UNTRAINABLE
 from qwen_job.data.rows import read_rows
 from qwen_job.errors import DataError
+from qwen_job.run.sections import DataFile, DataSpec
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
@@ -142,7 +143,7 @@ def test_check_clean_and_prepare_say_the_same(tiny: Path, tmp_path: Path, name: 
     (_, kept), *_ = read_rows(result.dropped_list.with_name("out.jsonl"))
     assert kept["id"] == 1
     with pytest.raises(DataError) as caught:
-        prepare_data(DataSpec(train=(DataFile(path),)), tiny, tmp_path / "cache")
+        prepare_data(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path / "cache")
     assert f"{name}:1: messages[1].tool_calls" in str(caught.value)
     assert f"{name}:3: messages[1].loss" in str(caught.value)
 
@@ -151,7 +152,7 @@ def test_prepare_lists_keys_without_meaning_and_those_given_up(
     tiny: Path, tmp_path: Path, write: Callable[..., Path]
 ) -> None:
     rows = [{"id": "1", "source": "s", **ROWS["messages"]}, {"messages": [{**Q, "mood": "glad"}, {**A, "mood": "sad"}]}]
-    spec = DataSpec(train=(DataFile(write(rows)),), ignore_keys=("mood", "never_there"))
+    spec = DataSpec(train=(DataFile(path=write(rows)),), ignore_keys=("mood", "never_there"))
     stats = open_prepared(prepare_data(spec, tiny, tmp_path / "cache")).stats
     assert stats["unused_keys"] == {"id": 1, "source": 1, "mood": 1, "never_there": 0}
 
@@ -172,7 +173,7 @@ def test_an_empty_system_prompt_means_none_wherever_it_stands(
         assert parse_record(row).system is None
     path = write([beside, within, {"messages": turns}])
     assert check([path], Examiner()).counts["without_system"] == 2
-    stats = open_prepared(prepare_data(DataSpec(train=(DataFile(path),)), tiny, tmp_path / "cache")).stats
+    stats = open_prepared(prepare_data(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path / "cache")).stats
     assert stats["without_system"] == 2
 
 

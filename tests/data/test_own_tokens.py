@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_job.data import ChatTokenizer, DataFile, DataSpec, prepare_data
+from qwen_job.data import ChatTokenizer, prepare_data
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.encoder import FastTokenizer, load_encoder
 from qwen_job.data.vocabulary import mark_control_tokens
 from qwen_job.errors import ModelError
+from qwen_job.run.sections import DataFile, DataSpec
 
 from .conftest import conversation
 
@@ -76,7 +77,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(
 ) -> None:
     folder = _extended(tiny, tmp_path / "extended", WORDS)
     size = ChatTokenizer.load(folder).tokenizer.token_to_id(WORDS[-1]) + 1
-    spec = DataSpec(train=(DataFile(write([conversation("q", "a")])),))
+    spec = DataSpec(train=(DataFile(path=write([conversation("q", "a")])),))
     prepare_data(spec, folder, tmp_path / "cache")  # no model is known yet
     (folder / "config.json").write_text(json.dumps({"vocab_size": size}), encoding="utf-8")
     load_encoder(folder)

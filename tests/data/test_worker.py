@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.data import DataFile, DataSpec
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.rows import Chunk
 from qwen_job.data.worker import Workers, make_setup
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.run.sections import DataFile, DataSpec
 from tests.data.conftest import conversation
 
 
@@ -25,7 +25,7 @@ def test_a_killed_worker_is_named_and_the_other_goes_on(tiny: Path, tmp_path: Pa
     path = write([conversation("q", "a")], "rows.jsonl")
     chunk = Chunk(1, "lines", path.read_bytes())
     before = _children(os.getpid())
-    with Workers(make_setup(DataSpec(train=(DataFile(path),)), tiny, tmp_path), 2) as (one, other):
+    with Workers(make_setup(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path), 2) as (one, other):
         assert one.encode(Task(0, "train", 0, chunk))["train_samples"] == 1
         (first,) = set(_children(os.getpid())) - set(before)
         os.kill(min(_children(first)), signal.SIGKILL)
@@ -39,7 +39,7 @@ def test_a_killed_worker_is_named_and_the_other_goes_on(tiny: Path, tmp_path: Pa
 def test_no_tokenizer(tmp_path: Path, write: Callable[..., Path]) -> None:
     path = write([conversation("q", "a")])
     with (
-        Workers(make_setup(DataSpec(train=(DataFile(path),)), tmp_path, tmp_path), 1) as (worker,),
+        Workers(make_setup(DataSpec(train=(DataFile(path=path),)), tmp_path, tmp_path), 1) as (worker,),
         pytest.raises(ModelError, match=r"tokenizer\.json: does not exist"),
     ):
         worker.encode(Task(0, "train", 0, Chunk(1, "lines", b"{}")))

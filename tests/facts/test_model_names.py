@@ -9,7 +9,7 @@ import pytest
 from qwen_job.errors import JobError, ModelError, UsageError
 from qwen_job.facts.model_names import clean_name, resolve_source
 from qwen_job.job.load import load_job
-from qwen_job.models.spec import ModelSpec
+from qwen_job.run.sections import ModelSpec
 from qwen_job.train.flags import Hardware, config_from_flags
 
 GOOD = [
@@ -31,12 +31,12 @@ def from_job(name: str, folder: Path) -> str:
 
 def from_flags(name: str) -> object:
     words = ["--model_name_or_path", name, "--data_path", "d.json", "--output_dir", "out"]
-    return config_from_flags(words, Hardware("cpu", None, False), 1)[0].model["name"]
+    return config_from_flags(words, Hardware("cpu", None, False), 1)[0].model.name
 
 
 def from_train_yaml(name: str) -> str:
     section = {"name": name, "source": "modelscope", "revision": None, "cache_dir": None}
-    return ModelSpec.from_dict(section).name
+    return ModelSpec.read(section).name
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -15,7 +15,7 @@ from qwen_job.errors import ModelError
 from qwen_job.models.convert import convert_folder
 from qwen_job.models.random_init import load_config, write_random_model
 from qwen_job.models.resolve import RECORD, ensure_model
-from qwen_job.models.spec import ModelSpec
+from qwen_job.run.sections import ModelSpec
 
 from .qwen1_checkpoint import CONFIG, HALF, HEADS, HIDDEN, LAYERS, random_weights, write_qwen1
 

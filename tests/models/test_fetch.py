@@ -15,12 +15,13 @@ import pytest
 
 from qwen_job.cli import main
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.facts.choices import Source
 from qwen_job.models import fetch
 from qwen_job.models.fetch import MARKER, fetch_model, wanted
 from qwen_job.models.hub import RemoteFile
 from qwen_job.models.random_init import load_config, write_random_model
 from qwen_job.models.resolve import ensure_model
-from qwen_job.models.spec import ModelSpec, Source
+from qwen_job.run.sections import ModelSpec
 
 from .hub_server import HubServer, serving
 
@@ -31,8 +32,9 @@ WEIGHTS = "model.safetensors"
 BOTH = pytest.mark.parametrize("source", ["modelscope", "huggingface"])
 SMALL_CHUNKS = "import huggingface_hub.constants; huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096;"
 FETCH = (
-    "import sys, pathlib; from qwen_job.models import ModelSpec, ensure_model; cache = pathlib.Path(sys.argv[1]);"
-    "print(ensure_model(ModelSpec('owner/tiny', sys.argv[2], None, cache), output_dir=cache));"
+    "import sys, pathlib; from qwen_job.models import ensure_model; cache = pathlib.Path(sys.argv[1]);"
+    "from qwen_job.run.sections import ModelSpec;"
+    "print(ensure_model(ModelSpec(name='owner/tiny', source=sys.argv[2], cache_dir=cache), output_dir=cache));"
     "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
 )
 
@@ -70,7 +72,7 @@ def hub(
 
 
 def spec(cache: Path, source: Source = "modelscope", name: str = "owner/tiny") -> ModelSpec:
-    return ModelSpec(name=name, source=source, cache_dir=cache)
+    return ModelSpec.read({"name": name, "source": source, "cache_dir": cache})
 
 
 @BOTH
@@ -425,7 +427,7 @@ def test_a_revision_is_not_taken_from_the_copy_of_another(
     monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
     assert fetch_model(spec(tmp_path)) == old_layout
     with pytest.raises(EnvironmentFault, match="not cached"):
-        fetch_model(ModelSpec("owner/tiny", "modelscope", "v1.0", tmp_path))
+        fetch_model(ModelSpec(name="owner/tiny", source="modelscope", revision="v1.0", cache_dir=tmp_path))
 
 
 @BOTH

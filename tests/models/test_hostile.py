@@ -20,8 +20,8 @@ from qwen_job.models.check import check_folder
 from qwen_job.models.convert import convert_folder
 from qwen_job.models.random_init import load_config, write_random_model
 from qwen_job.models.resolve import ensure_model
-from qwen_job.models.spec import ModelSpec
 from qwen_job.models.tensors import INDEX, read_header
+from qwen_job.run.sections import ModelSpec
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
 WEIGHTS = "model.safetensors"
@@ -317,4 +317,4 @@ def test_an_adapter_is_no_model(folder: Path, merged: bool) -> None:
 def test_ensuring_a_model_checks_it(folder: Path) -> None:
     edit(folder / "config.json", num_hidden_layers=10**9)
     with pytest.raises(ModelError, match="num_hidden_layers: 1000000000 is more than"):
-        ensure_model(ModelSpec(str(folder), "local", None, folder.parent), output_dir=folder.parent)
+        ensure_model(ModelSpec(name=str(folder), source="local", cache_dir=folder.parent), output_dir=folder.parent)

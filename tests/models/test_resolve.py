@@ -14,10 +14,11 @@ import pytest
 from qwen_job.data.sample import sample_texts
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.weights import count_parameters, expected_shapes
-from qwen_job.models import ModelSpec, ensure_model
+from qwen_job.models import ensure_model
 from qwen_job.models.check import check_folder, stop_ids
 from qwen_job.models.random_init import initial_key, load_config, train_tokenizer, write_random_model
-from qwen_job.models.spec import cache_folder
+from qwen_job.models.storage import cache_folder
+from qwen_job.run.sections import ModelSpec
 
 CONVERSATIONS = [
     {"conversations": [{"from": "user", "value": "你好"}, {"from": "assistant", "value": "你好！我是小助手。"}]},
@@ -38,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiny(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
-    spec = ModelSpec.from_dict({**SECTION, "cache_dir": str(cache)})
+    spec = ModelSpec.read({**SECTION, "cache_dir": str(cache)})
     return ensure_model(spec, output_dir=cache, texts=lambda: sample_texts([data]))
 
 
@@ -51,8 +52,9 @@ def test_a_random_model_is_complete_and_the_same_bytes_everywhere(tiny: Path) ->
 def test_another_process_with_other_threads_writes_the_same(tiny: Path, data: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; cache = Path(sys.argv[1]);"
-        "from qwen_job.models import *; from qwen_job.data.sample import sample_texts;"
-        "spec = ModelSpec('qwen2-tiny', 'random', None, cache);"
+        "from qwen_job.models import *; from qwen_job.run.sections import ModelSpec;"
+        "from qwen_job.data.sample import sample_texts;"
+        "spec = ModelSpec(name='qwen2-tiny', source='random', cache_dir=cache);"
         "print(ensure_model(spec, output_dir=cache, texts=lambda: sample_texts([Path(sys.argv[2])])))"
     )
     run = subprocess.run(
@@ -113,26 +115,6 @@ def test_a_vocabulary_keeps_to_its_size() -> None:
     assert list(vocabulary.values()) == list(range(260))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"nmae": "x"}, "unknown key nmae"),
-        ({"source": "hub"}, "'hub' is none of modelscope"),
-        ({"name": None}, "model.name: expected text"),
-        ({"name": ""}, "is empty"),
-        ({"cache_dir": 3}, "model.cache_dir: expected text"),
-    ],
-)
-def test_the_section_is_strict(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        ModelSpec.from_dict({**SECTION, **change})
-
-
-def test_a_missing_key_is_named() -> None:
-    with pytest.raises(ModelError, match="missing key revision"):
-        ModelSpec.from_dict({key: value for key, value in SECTION.items() if key != "revision"})
-
-
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QWEN_JOB_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path / "models"
@@ -143,7 +125,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 def local(folder: Path) -> Path:
     return ensure_model(
-        ModelSpec(str(folder), "local", None, folder.parent / "cache"), output_dir=folder.parent / "run"
+        ModelSpec(name=str(folder), source="local", cache_dir=folder.parent / "cache"), output_dir=folder.parent / "run"
     )
 
 
@@ -153,7 +135,7 @@ def test_a_native_folder_is_used_where_it_lies(tiny: Path) -> None:
 
 def test_a_relative_folder_is_found_beside_the_run(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "my-model")
-    spec = ModelSpec("my-model", "local", None, tmp_path / "cache")
+    spec = ModelSpec(name="my-model", source="local", cache_dir=tmp_path / "cache")
     assert ensure_model(spec, output_dir=tmp_path / "run") == tmp_path / "my-model"
 
 
@@ -222,7 +204,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, data: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentFault, match="cannot be written"):
         ensure_model(
-            ModelSpec("qwen2-tiny", "random", None, tmp_path / "file"),
+            ModelSpec(name="qwen2-tiny", source="random", cache_dir=tmp_path / "file"),
             output_dir=tmp_path,
             texts=lambda: sample_texts([data]),
         )

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from qwen_job.data.build import cores
 from qwen_job.errors import ClusterRefused, EnvironmentFault, Retryable
-from qwen_job.node.prepare_job import cores
 from qwen_job.node.release import release
 
 JOB = "/apis/kubeflow.org/v1/namespaces/ml/pytorchjobs/run"

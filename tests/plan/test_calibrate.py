@@ -25,14 +25,16 @@ TRUE_SPEED = replace(DEFAULT_SPEED, compute_factor=0.8, layer_seconds=0.007)
 def write_run(folder: Path, *, micro: int, steps: int = 20, seconds: float = 1.0, memory: float | None = 1.0) -> Path:
     folder.mkdir()
     train = {
+        "name": "run",
+        "output_dir": str(folder),
         "world_size": 2,
         "device": "cuda",
         "precision": "bf16",
         "attention": "varlen",
         "fused_loss": "torch",
         "gradient_checkpointing": False,
-        "model": {"name": "Qwen/Qwen-1_8B-Chat"},
-        "data": {"max_length": 2048},
+        "model": {"name": "Qwen/Qwen-1_8B-Chat", "source": "modelscope"},
+        "data": {"train": ["chats.json"], "max_length": 2048},
         "training": {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 4},
     }
     (folder / "train.yaml").write_text(yaml.safe_dump(train))

@@ -9,6 +9,7 @@ import pytest
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.plan.advice import bytes_of
+from qwen_job.plan.train_config import train_config
 from qwen_job.resources import resource
 from tests.jobs import pinned_plan, plan, problems
 
@@ -41,17 +42,17 @@ def test_a_plan_is_a_function_of_the_job(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir("/")
     second = plan(tmp_path)
     assert (first.decisions, first.env, first.warnings) == (second.decisions, second.env, second.warnings)
-    assert first.train_config == second.train_config and first.deepspeed_config == second.deepspeed_config
+    assert train_config(first) == train_config(second) and first.deepspeed_config == second.deepspeed_config
     assert sorted(tmp_path.rglob("*")) == files
 
 
 def test_an_unknown_gpu_by_its_numbers_has_no_guessed_peak(tmp_path: Path) -> None:
     made = pinned_plan(tmp_path)
-    assert made.train_config["peak_tflops"] is None and made.gpu.name == "X1"
+    assert train_config(made).peak_tflops is None and made.gpu.name == "X1"
     known = pinned_plan(
         tmp_path, cluster={"gpu": {"name": "X", "memory_gib": 1, "compute_capability": 9, "peak_tflops": {"bf16": 5}}}
     )
-    assert known.train_config["peak_tflops"] == 5
+    assert train_config(known).peak_tflops == 5
 
 
 def test_an_unknown_gpu_by_name_is_refused_with_those_known(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_the_prepared_data_is_on_the_host_and_on_disk_and_changes_nothing_that_r
     assert memory.host["data and page cache"] == memory.disk["prepared data"] == 4 * 300_000_000 + 40_000_000
     assert "prepared data" not in bare.run.memory.disk
     assert told.memory == bare.memory
-    assert told.train_config == bare.train_config
+    assert train_config(told) == train_config(bare)
 
 
 def test_a_small_shared_memory_is_warned_of_where_the_job_sets_it(tmp_path: Path) -> None:

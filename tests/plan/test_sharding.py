@@ -15,6 +15,8 @@ from qwen_job.plan import make_plan
 from qwen_job.plan.estimate.memory import Constants
 from qwen_job.plan.estimate.speed import SpeedConstants
 from qwen_job.plan.schedule import DataSize
+from qwen_job.plan.train_config import train_config
+from qwen_job.run.sections import plain
 
 from .jobs import job_of, plan_of
 
@@ -120,7 +122,7 @@ def test_the_run_follows_from_the_data(tmp_path: Path) -> None:
 def test_the_size_of_the_data_decides_nothing(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     counted = make_plan(job, data=DataSize(1000, 5000.0, 5.0))
-    assert counted.train_config == make_plan(job).train_config
+    assert train_config(counted) == train_config(make_plan(job))
     assert counted.deepspeed_config == make_plan(job).deepspeed_config
 
 
@@ -142,6 +144,6 @@ def test_the_run_is_told_what_it_will_measure(tmp_path: Path) -> None:
     memory, speed = made.memory, made.speed
     assert memory is not None and speed is not None
     overhead = sum(memory.gpu[item] for item in ("fragmentation", "CUDA context", "NCCL"))
-    planned = made.train_config["plan"]
+    planned = plain(train_config(made).plan)
     assert planned["memory_bytes_per_gpu"] == memory.gpu_bytes - overhead
     assert planned["tokens_per_second"] == pytest.approx(0.97 * speed.tokens_per_second, rel=1e-3)

@@ -6,37 +6,56 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.plan.train_config import train_config
 from qwen_job.render.configs import config_files
+from qwen_job.run.config import TrainConfig, load_config, parse_config, to_values
+from qwen_job.run.sections import DataSpec, Guards, ModelSpec, Planned, Section, Stop, Training, plain
 from tests.jobs import pinned_plan, plan
 
-KEYS = {
-    "version", "name", "output_dir", "seed", "world_size", "device", "precision", "attention", "fused_loss",
-    "torch_compile", "gradient_checkpointing", "peak_tflops", "model", "data", "training", "stop", "guards", "plan",
-}  # fmt: skip
+# What the trainer may be told and a job does not say: steps are what a job counts in.
+NOT_OF_A_JOB = {"eval_strategy", "save_strategy"}
 
 
 def test_every_key_is_there(tmp_path: Path) -> None:
-    config = plan(tmp_path).train_config
-    assert set(config) >= KEYS and config["fused_loss"] != "auto" and config["attention"] != "auto"
-    assert set(config["training"]) >= {"learning_rate", "warmup_ratio", "eval_steps", "report_to", "max_steps"}
+    config = to_values(train_config(plan(tmp_path)))
+    assert set(config) == set(TrainConfig.model_fields)
+    assert set(Training.model_fields) - set(config["training"]) == NOT_OF_A_JOB
+
+
+@pytest.mark.parametrize("section", [ModelSpec, DataSpec, Stop, Guards, Planned])
+def test_every_key_of_a_section_is_there(tmp_path: Path, section: type[Section]) -> None:
+    config = train_config(plan(tmp_path))
+    [values] = [plain(value, only_set=True) for _, value in config if isinstance(value, section)]
+    assert list(values) == list(section.model_fields)
+
+
+def test_what_was_left_to_the_plan_is_decided(tmp_path: Path) -> None:
+    config = train_config(plan(tmp_path))
+    assert "auto" not in (config.fused_loss, config.attention)
 
 
 def test_it_holds_the_decided_numbers_and_the_user_s_extras(tmp_path: Path) -> None:
     made = plan(tmp_path, "train: {run_name: first, learning_rate: 3e-6}\nslurm: {time: 1h}\nretry: {grace: 1m}\n")
-    training = made.train_config["training"]
-    assert (training["run_name"], training["learning_rate"]) == ("first", 3e-6)
-    assert training["per_device_train_batch_size"] == made.batch.micro_batch_size
-    assert made.train_config["stop"] == {"grace_seconds": 60}
+    config = train_config(made)
+    assert config.training.extra() == {"run_name": "first"}
+    assert config.training.learning_rate == 3e-6
+    assert config.training.per_device_train_batch_size == made.batch.micro_batch_size
+    assert plain(config.stop) == {"grace_seconds": 60}
 
 
 def test_estimates_are_null_where_nothing_is_known(tmp_path: Path) -> None:
-    assert set(pinned_plan(tmp_path).train_config["plan"].values()) == {None}
+    assert set(plain(train_config(pinned_plan(tmp_path)).plan).values()) == {None}
 
 
-@pytest.mark.train
+def test_what_the_plan_builds_unvalidated_is_valid_and_read_back_the_same(tmp_path: Path) -> None:
+    made = train_config(plan(tmp_path))
+    assert parse_config(to_values(made), "train.yaml") == made
+
+
 def test_the_training_reads_it(tmp_path: Path) -> None:
-    from qwen_job.run.config import load_config
-
-    for name, text in config_files(plan(tmp_path)).items():
+    made = plan(tmp_path)
+    for name, text in config_files(made).items():
         (tmp_path / name).write_text(text, "utf-8")
-    assert load_config(tmp_path / "train.yaml")[0].name == "tiny"
+    config, deepspeed = load_config(tmp_path / "train.yaml")
+    assert config == train_config(made)
+    assert deepspeed == made.deepspeed_config

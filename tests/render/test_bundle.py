@@ -15,9 +15,11 @@ import yaml
 from qwen_job.errors import JobError
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
+from qwen_job.plan.train_config import train_config
 from qwen_job.render import render
 from qwen_job.render.configs import config_files
 from qwen_job.resources import resource
+from qwen_job.run.config import to_values
 from tests.jobs import bundle, pinned_plan
 from tests.support import optional
 
@@ -90,7 +92,7 @@ def environment_of(interpreter: str) -> Path:
 def test_the_configs_are_the_plan(tmp_path: Path) -> None:
     plan = pinned_plan(tmp_path)
     files = config_files(plan)
-    assert yaml.safe_load(files["train.yaml"]) == plan.train_config
+    assert yaml.safe_load(files["train.yaml"]) == to_values(train_config(plan))
     assert json.loads(files["deepspeed.json"]) == plan.deepspeed_config
 
 

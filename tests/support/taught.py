@@ -29,7 +29,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from qwen_job.data.encode import ChatTokenizer, encode_conversation
     from qwen_job.data.formats import parse_record
     from qwen_job.data.sample import sample_texts
-    from qwen_job.models import ModelSpec, ensure_model
+    from qwen_job.models import ensure_model
+    from qwen_job.run.sections import ModelSpec
 
     run = tmp_path_factory.mktemp("taught")
     (run / "data.json").write_text(json.dumps([CONVERSATION], ensure_ascii=False))
@@ -44,7 +45,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"train": [{"path": str(run / "data.json"), "weight": 1.0}]},
     }
     (run / "train.yaml").write_text(yaml.safe_dump(settings))
-    start = ensure_model(ModelSpec.from_dict(section), output_dir=run, texts=lambda: sample_texts([run / "data.json"]))
+    start = ensure_model(ModelSpec.read(section), output_dir=run, texts=lambda: sample_texts([run / "data.json"]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two threads for so small a model only wait for each other
     model = AutoModelForCausalLM.from_pretrained(start).train()

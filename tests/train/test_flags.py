@@ -24,8 +24,8 @@ def test_the_reference_job_of_the_readme() -> None:
     config, _, _ = config_from_flags([*BASE, *words], A100, 2)
     assert (config.precision, config.attention, config.fused_loss) == ("bf16", "varlen", "chunked")
     assert config.global_batch_size == 32 and config.training.num_train_epochs == 5.0
-    assert config.model["name"] == "Qwen/Qwen-1_8B-Chat" and config.model["source"] == "modelscope"
-    assert config.data["max_length"] == 512 and config.data["packing"] is False
+    assert config.model.name == "Qwen/Qwen-1_8B-Chat" and config.model.source == "modelscope"
+    assert config.data.max_length == 512 and config.data.packing is False
     assert config.output_dir == Path("out").absolute()
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen_job import strict_json, strict_yaml
-from qwen_job.errors import EnvironmentFault, JobError
+from qwen_job.errors import EnvironmentFault, JobError, QwenJobError
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, Constants, default_constants, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, default_speed, estimate_speed
+from qwen_job.run.config import TrainConfig, load_config
 
 # The first steps compile, allocate and fill caches.
 WARMUP_STEPS = 5
@@ -116,41 +116,41 @@ def calibrate(
     return Calibration(constants, speed, fits, gpu.is_cpu)
 
 
-def layout_of(train: Mapping[str, Any], zero: Mapping[str, Any], gpus_per_node: int | None = None) -> Layout:
+def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | None = None) -> Layout:
     """Return how a run of these settings (train.yaml, deepspeed.json's zero_optimization) lies on its GPUs.
 
     Errors: UnknownName or ModelError where the model's shape is not known.
     """
-    training = train["training"]
+    training = train.training
     return Layout(
-        load_model_shape(train["model"]["name"]),
-        world_size=train["world_size"],
-        gpus_per_node=gpus_per_node or train["world_size"],
+        load_model_shape(train.model.name),
+        world_size=train.world_size,
+        gpus_per_node=gpus_per_node or train.world_size,
         zero_stage=zero.get("stage", 0),
         offload_optimizer=(zero.get("offload_optimizer") or {}).get("device", "none") != "none",
-        precision=train["precision"],
-        micro_batch_size=training["per_device_train_batch_size"],
-        gradient_accumulation_steps=training["gradient_accumulation_steps"],
-        sequence_length=int(train["data"]["max_length"]),
-        gradient_checkpointing=train["gradient_checkpointing"],
-        attention=train["attention"],
-        fused_loss=train["fused_loss"],
-        fused_norms=train["device"] == "cuda",
+        precision=train.precision,
+        micro_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        sequence_length=train.data.max_length,
+        gradient_checkpointing=train.gradient_checkpointing,
+        attention=train.attention,
+        fused_loss=train.fused_loss,
+        fused_norms=train.device == "cuda",
     )
 
 
 def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float | None = None) -> Run:
     """Read one run. Errors: EnvironmentFault naming the file and what is wrong with it."""
-    train = _mapping(folder / "train.yaml", strict_yaml.load)
-    zero = _mapping(folder / "deepspeed.json", strict_json.load)["zero_optimization"]
+    try:
+        train, deepspeed = load_config(folder / "train.yaml")
+    except QwenJobError as error:
+        raise EnvironmentFault(f"{error}; name a run's folder") from error
+    zero = deepspeed["zero_optimization"]
     steps = [line for line in _lines(folder / "metrics.jsonl") if line.get("type") == "step"][WARMUP_STEPS:]
     if len(steps) < LEAST_STEPS:
         raise EnvironmentFault(
             f"{folder / 'metrics.jsonl'}: fewer than {WARMUP_STEPS + LEAST_STEPS} steps; let it run on"
         )
-    training, length = train["training"], int(train["data"]["max_length"])
-    micro, accumulation = training["per_device_train_batch_size"], training["gradient_accumulation_steps"]
-    rows = micro * accumulation * train["world_size"]
     tokens = statistics.median(float(step["tokens"]) for step in steps)
     measured = [float(step["memory_bytes"]) for step in steps if step.get("memory_bytes")]
     layout = layout_of(train, zero, gpus_per_node)
@@ -158,8 +158,8 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
         folder=str(folder),
         layout=layout,
         zero=zero,
-        on_cpu=train["device"] == "cpu",
-        fill=min(1.0, tokens / (rows * length)),
+        on_cpu=train.device == "cpu",
+        fill=min(1.0, tokens / (train.global_batch_size * train.data.max_length)),
         network_gbs=network_gbs,
         memory_bytes=max(measured) if measured else None,
         step_seconds=statistics.median(float(step["step_seconds"]) for step in steps),
@@ -274,16 +274,6 @@ def _change(name: str, figures: tuple[float, float, float] | None, unit: float, 
         return ""
     before, after, measured = (figure / unit for figure in figures)
     return f"{name} {measured:.3g} {word}, planned {before:.3g}, now {after:.3g}; "
-
-
-def _mapping(path: Path, parse: Callable[[Path], Any]) -> dict[str, Any]:
-    try:
-        values = parse(path)
-    except (OSError, ValueError) as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({str(error).splitlines()[0]}); name a run's folder") from error
-    if not isinstance(values, dict):
-        raise EnvironmentFault(f"{path}: not a mapping; name a run's folder")
-    return values
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,38 @@
+"""Choices and defaults that job.yaml and train.yaml share: both sides import them, so that they cannot disagree.
+
+``auto`` is not among them: a job may leave a choice to the plan, train.yaml holds what was chosen.
+"""
+
+from typing import Literal
+
+Source = Literal["modelscope", "huggingface", "local", "random"]
+Format = Literal["auto", "reference", "sharegpt", "messages", "alpaca", "query_response"]
+LongSamples = Literal["truncate", "drop", "split"]
+Mask = Literal["assistant", "reference"]
+TurnOrder = Literal["strict", "reference", "join"]
+Interconnect = Literal["infiniband", "roce", "efa", "ethernet"]
+Precision = Literal["bf16", "fp16", "fp32"]
+Attention = Literal["varlen", "sdpa", "eager"]
+FusedLoss = Literal["torch", "chunked", "liger", "none"]
+OnNan = Literal["stop", "skip"]
+Resume = Literal["auto", "extend", "changed"]
+
+# numpy's generator takes 32 bits.
+SEED_LIMIT = 2**32
+SEED = 42
+EPOCHS = 5.0
+LEARNING_RATE = 1e-5
+WEIGHT_DECAY = 0.1
+ADAM_BETA1 = 0.9
+ADAM_BETA2 = 0.95
+ADAM_EPSILON = 1e-8
+MAX_GRAD_NORM = 1.0
+SCHEDULER: Literal["cosine"] = "cosine"
+WARMUP_RATIO = 0.01
+SAVE_STEPS = 500
+SAVE_TOTAL_LIMIT = 2
+DATALOADER_WORKERS = 1
+REPORT_TO: Literal["tensorboard"] = "tensorboard"
+LOSS_SPIKE_FACTOR = 10.0
+HANG_SECONDS = 900
+GRACE_SECONDS = 120

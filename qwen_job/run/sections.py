@@ -1,0 +1,223 @@
+"""The sections of train.yaml: model, data, training, stop, guards, plan.
+
+The plan builds them from a job that is checked already; a reader of train.yaml validates them, once. No postponed
+annotations here: pydantic would evaluate each of them as every command starts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from qwen_job.chatml import SYSTEM_PROMPT
+from qwen_job.errors import DataError, ModelError
+from qwen_job.facts import choices
+from qwen_job.facts.model_names import clean_name
+from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
+
+
+class Section(BaseModel):
+    """Base of everything in train.yaml: unknown keys are refused; the validator is built when it is first used."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, defer_build=True)
+
+
+class Fixed(Section):
+    """A section that does not change once it is read."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelSpec(Fixed):
+    """One model: ``name`` is a hub id, a folder (local) or a name in qwen_job/facts/models/ (random)."""
+
+    name: str = Field(min_length=1)
+    source: choices.Source
+    revision: str | None = None
+    cache_dir: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_spelling(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("name", "source")):
+            return value
+        try:
+            return {**value, "name": clean_name(value["name"], value["source"])}
+        except ValueError as error:
+            fault = PydanticCustomError("model_name", "{text}", {"text": str(error)})
+            raise ValidationError.from_exception_data(
+                cls.__name__, [{"type": fault, "loc": ("name",), "input": value["name"]}]
+            ) from None
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> "ModelSpec":
+        """Read a ``model`` section of its own.
+
+        Raises:
+            ModelError: naming each field with a wrong value.
+        """
+        try:
+            return cls.model_validate(section)
+        except ValidationError as error:
+            raise ModelError(faults(error, "model")) from None
+
+
+class DataFile(Fixed):
+    """One file of conversations. ``weight`` 2.0 shows each sample twice an epoch, 0.5 every other one."""
+
+    path: Path
+    weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, (str, Path)) else value
+
+
+class DataSpec(Fixed):
+    """Everything that decides which tokens are trained. ``max_length`` counts tokens of one packed row.
+
+    ``eval_split`` holds out that fraction of the training samples when ``eval`` is empty.
+    """
+
+    train: tuple[DataFile, ...] = Field(min_length=1)
+    eval: tuple[DataFile, ...] = ()
+    eval_split: float = Field(default=0.0, ge=0, lt=1)
+    format: choices.Format = "auto"
+    system_prompt: str = SYSTEM_PROMPT
+    long_samples: choices.LongSamples = "truncate"
+    packing: bool = True
+    mask: choices.Mask = "assistant"
+    turn_order: choices.TurnOrder = "strict"
+    ignore_keys: tuple[str, ...] = ()
+    cache_dir: Path | None = None
+    num_workers: int | None = Field(default=None, ge=1)
+    max_length: int = Field(default=MAX_LENGTH, ge=MIN_LENGTH)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any) -> Any:
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> "DataSpec":
+        """Read a ``data`` section of its own.
+
+        Raises:
+            DataError: naming each field with a wrong value.
+        """
+        try:
+            return cls.model_validate(section)
+        except ValidationError as error:
+            raise DataError(faults(error, "data")) from None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether there are rows to evaluate on."""
+        return bool(self.eval) or self.eval_split > 0
+
+
+class Training(Section):
+    """Hugging Face TrainingArguments names; others are judged by the table of qwen_job/facts/settings.py."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_train_epochs: float = Field(default=choices.EPOCHS, gt=0)
+    max_steps: int = -1
+    learning_rate: float = Field(default=choices.LEARNING_RATE, gt=0)
+    per_device_train_batch_size: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=choices.WEIGHT_DECAY, ge=0)
+    adam_beta1: float = Field(default=choices.ADAM_BETA1, ge=0, lt=1)
+    adam_beta2: float = Field(default=choices.ADAM_BETA2, ge=0, lt=1)
+    adam_epsilon: float = Field(default=choices.ADAM_EPSILON, gt=0)
+    max_grad_norm: float = Field(default=choices.MAX_GRAD_NORM, ge=0)
+    lr_scheduler_type: str = choices.SCHEDULER
+    warmup_ratio: float = Field(default=choices.WARMUP_RATIO, ge=0, lt=1)
+    logging_steps: int = Field(default=1, ge=1)
+    eval_strategy: Literal["steps", "epoch"] = "steps"
+    eval_steps: int | None = Field(default=None, ge=1)
+    save_strategy: Literal["steps", "epoch"] = "steps"
+    save_steps: int = Field(default=choices.SAVE_STEPS, ge=0)
+    save_total_limit: int | None = Field(default=choices.SAVE_TOTAL_LIMIT, ge=1)
+    dataloader_num_workers: int = Field(default=choices.DATALOADER_WORKERS, ge=0)
+    report_to: list[str] = Field(default=[choices.REPORT_TO])
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    load_best_model_at_end: bool = False
+
+    def extra(self) -> dict[str, Any]:
+        """Return the TrainingArguments fields that the user added to the known ones."""
+        return dict(self.model_extra or {})
+
+
+class Stop(Section):
+    """How long saving and leaving may take, in seconds. The time limit itself is the target's: see run/signals.py."""
+
+    grace_seconds: float = Field(default=choices.GRACE_SECONDS, ge=0)
+
+
+class Guards(Section):
+    """What to do when the loss breaks or a rank stops moving."""
+
+    on_nan: choices.OnNan = "stop"
+    loss_spike_factor: float | None = Field(default=choices.LOSS_SPIKE_FACTOR, gt=1)
+    skip_rows: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    hang_seconds: float = Field(default=choices.HANG_SECONDS, ge=0)
+
+
+class Planned(Section):
+    """What the plan expected, for messages and for the report, beside what was measured.
+
+    Memory is that of one GPU, or of one process on a CPU: ``memory_bytes_per_gpu`` counts what the run measures (on a
+    GPU what torch allocates), ``memory_items`` everything, to be drawn against ``memory_capacity_bytes``.
+    """
+
+    memory_bytes_per_gpu: int | None = None
+    step_seconds: float | None = None
+    tokens_per_second: float | None = None
+    memory_items: dict[str, int] | None = None
+    memory_capacity_bytes: int | None = None
+
+
+def plain(value: Any, *, only_set: bool = False) -> Any:
+    """Return a section, or what is in one, as values for JSON and YAML, in the order of its fields.
+
+    Unlike ``model_dump`` it builds no serializer, and takes paths that are not UTF-8. ``only_set`` leaves defaults out.
+    """
+    if isinstance(value, BaseModel):
+        names = [name for name in type(value).model_fields if not only_set or name in value.model_fields_set]
+        return {name: plain(getattr(value, name), only_set=only_set) for name in [*names, *(value.model_extra or {})]}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, only_set=only_set) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+_WORDS = {
+    "extra_forbidden": "unknown key; remove it or correct its name",
+    "missing": "is missing",
+    "string_too_short": "is empty",
+    "too_short": "is empty; give at least one",
+}
+
+
+def faults(error: ValidationError, section: str) -> str:
+    """Return what pydantic found, one ``field: text`` after the other."""
+    return "; ".join(f"{field_name((section, *item['loc']))}: {fault_text(item)}" for item in error.errors())
+
+
+def field_name(place: tuple[str | int, ...]) -> str:
+    """Return a field as users write it: data.train[1].weight."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+
+
+def fault_text(item: Any) -> str:
+    """Return one of pydantic's findings in words, with the value that it is about where that is short."""
+    if text := _WORDS.get(item["type"]):
+        return text
+    if item["type"] == "model_name":
+        return str(item["msg"])
+    found = item.get("input")
+    shown = f" (found {found!r})" if isinstance(found, (str, int, float)) and len(repr(found)) <= 40 else ""
+    return f"{item['msg']}{shown}"
