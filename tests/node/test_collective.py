@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-
 import pytest
 
 from qwen_job.node.collective import Collective, Group, _read, pairs_of_ring
-from qwen_job.node.network import Member, Verdict, check_network
 from qwen_job.node.preflight import judge_network
-from tests.node.test_network import place
+from tests.support.nodes import first_member, verdicts
 
 pytestmark = pytest.mark.train
 
@@ -21,14 +17,9 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
-def told(first: Member) -> list[Verdict]:
-    with ThreadPoolExecutor(first.nodes) as pool:
-        return list(pool.map(lambda rank: check_network(replace(first, rank=rank)), range(first.nodes)))
-
-
 def test_a_floor_for_gpus_is_held_against_torch_distributed() -> None:
-    first = place(2, floor=1e-6, collective=True, meet_seconds=30.0)
-    both = told(first)
+    first = first_member(2, floor=1e-6, collective=True, meet_seconds=30.0)
+    both = verdicts(first, range(first.nodes))
     assert both[0] == both[1] and both[0].over == "Gloo"
     finding = judge_network(both[0], first)
     assert finding.state == "ok" and "between 2 nodes over Gloo: " in finding.message
@@ -36,16 +27,16 @@ def test_a_floor_for_gpus_is_held_against_torch_distributed() -> None:
 
 
 def test_a_shortfall_is_looked_into_pair_by_pair() -> None:
-    first = place(3, floor=1e6, collective=True, meet_seconds=30.0)
-    verdict = told(first)[0]
+    first = first_member(3, floor=1e6, collective=True, meet_seconds=30.0)
+    verdict = verdicts(first, range(first.nodes))[0]
     finding = judge_network(verdict, first)
     assert finding.state == "warning" and verdict.gbs is not None and verdict.unhealthy == []
     assert "over Gloo" in finding.message and "less than min_allreduce_gbs (1e+06)" in finding.message
 
 
 def test_without_a_floor_torch_is_not_started() -> None:
-    first = place(2, collective=True)
-    verdict = told(first)[0]
+    first = first_member(2, collective=True)
+    verdict = verdicts(first, range(first.nodes))[0]
     assert verdict.over == "TCP" and judge_network(verdict, first).state == "ok"
 
 

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
-
 import pytest
 
-from qwen_job.node.network import Member, Verdict, check_network
 from qwen_job.node.preflight import judge_network
 from qwen_job.node.ring import bus_bandwidth, suspects
-from tests.support.ports import free_port
-
-
-def place(nodes: int, **values: Any) -> Member:
-    """Return the first node's place, at a free port."""
-    return replace(Member(0, nodes, "127.0.0.1", free_port(), "7-0", meet_seconds=5.0), **values)
-
-
-def verdicts(first: Member, ranks: list[int]) -> list[Verdict]:
-    """Run the test for ``ranks`` and return what each was told."""
-    with ThreadPoolExecutor(len(ranks)) as pool:
-        return list(pool.map(lambda rank: check_network(replace(first, rank=rank)), ranks))
+from tests.support.nodes import first_member, verdicts
 
 
 @pytest.mark.train
 @pytest.mark.parametrize("nodes", [2, 3, 5])
 def test_all_nodes_hear_the_same_bandwidth(nodes: int) -> None:
-    told = verdicts(place(nodes), list(range(nodes)))
+    told = verdicts(first_member(nodes), list(range(nodes)))
     assert all(verdict == told[0] for verdict in told)
     assert told[0].gbs is not None and told[0].gbs > 0 and not told[0].unhealthy
     assert max(map(abs, told[0].skews)) < 2
 
 
 def test_a_node_that_never_comes_is_named() -> None:
-    first = place(3, meet_seconds=1.0)
+    first = first_member(3, meet_seconds=1.0)
     told = verdicts(first, [0, 2])
     assert all((verdict.missing, verdict.unhealthy) == ([1], [1]) for verdict in told)
     finding = judge_network(told[0], first)
@@ -45,18 +29,18 @@ def test_a_node_that_never_comes_is_named() -> None:
 
 @pytest.mark.parametrize(("attempt", "left_out"), [(0, 1), (1, 0)])
 def test_of_two_nodes_each_is_left_out_in_turn(attempt: int, left_out: int) -> None:
-    (told,) = verdicts(place(2, meet_seconds=0.3, attempt=attempt), [0])
+    (told,) = verdicts(first_member(2, meet_seconds=0.3, attempt=attempt), [0])
     assert told.unhealthy == [left_out]
 
 
 def test_a_first_node_that_nobody_reaches_is_at_fault() -> None:
-    (told,) = verdicts(place(4, meet_seconds=0.3), [0])
+    (told,) = verdicts(first_member(4, meet_seconds=0.3), [0])
     assert told.missing == [1, 2, 3] and told.unhealthy == [0]
 
 
 @pytest.mark.train
 def test_a_network_that_is_slow_everywhere_is_a_warning() -> None:
-    first = place(3, floor=1e6)
+    first = first_member(3, floor=1e6)
     finding = judge_network(verdicts(first, [0, 1, 2])[0], first)
     assert finding.state == "warning" and "no single node is at fault" in finding.message
 
