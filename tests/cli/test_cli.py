@@ -226,7 +226,7 @@ def test_files_that_differ_are_kept_without_force(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "tiny.sbatch").write_text("mine\n")
     done = run(folder, "render", "-t", "slurm", "-o", "out")
-    assert done.returncode == 5 and "--diff shows it, --force replaces it" in done.stderr
+    assert done.returncode == 5 and "--force to replace it" in done.stderr
     assert (folder / "out" / "tiny.sbatch").read_text() == "mine\n"
     assert run(folder, "render", "-t", "slurm", "-o", "out", "--force").returncode == 0
     assert (folder / "out" / "tiny.sbatch").read_text().startswith("#!/bin/bash")
