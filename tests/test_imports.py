@@ -49,7 +49,6 @@ LATE = {
     ("qwen_job.infer.chat", "qwen_job.infer.answer"): "torch: a wrong path should not cost its seconds",
     ("qwen_job.infer.evaluate", "qwen_job.infer.answer"): "torch: a wrong path should not cost its seconds",
     ("qwen_job.models", "qwen_job.models.resolve"): "the hubs' packages; the launcher imports this package",
-    ("qwen_job.models", "qwen_job.models.spec"): "as for resolve",
     ("qwen_job.plan.estimate.memory", "qwen_job.picture"): "a picture is drawn on request only",
     ("qwen_job.render.engine", "qwen_job.render.sandbox"): "compiled templates need no sandbox",
     ("qwen_job.run.owner", "pwd"): "missing outside Unix",
