@@ -22,40 +22,10 @@ from qwen_job.run.reading import read_lines, read_object, whole
 from qwen_job.text import HIDDEN
 from tests.fuzz.harness import Box, amount, fuzz, judge
 from tests.jobs import PINNED
+from tests.support.run_folders import EVENTS, FILES, run_folder
 
 BIG = "9" * 5_000
 ESCAPES = "\x1b]0;pwned\x07\x9b2J\u202e\ud800\u2028"
-SETTINGS = {
-    "name": "run",
-    "output_dir": "/x",
-    "world_size": 2,
-    "device": "cuda",
-    "model": {"name": "Qwen/Qwen-1_8B-Chat"},
-    "data": {"train": [{"path": "/d"}], "max_length": 512},
-    "training": {"learning_rate": 1e-5},
-    "plan": {"memory_bytes_per_gpu": 10**10, "memory_capacity_bytes": 2 * 10**10, "memory_items": {"weights": 10**9}},
-}
-EVENTS: list[dict[str, Any]] = [
-    {"type": "start", "time": 100.0, "step": 0, "resumed_from": None, "world_size": 2, "host": "a"},
-    *(
-        {"type": "step", "time": 100.0 + n, "step": n, "loss": 2.0 / n, "tokens": 100, "step_seconds": 1.0,
-         "tokens_per_second": 100.0, "learning_rate": 1e-5, "mfu": 0.4, "memory_bytes": 10**9, "grad_norm": 1.0}
-        for n in range(1, 9)
-    ),
-    {"type": "eval", "time": 109.0, "step": 8, "loss": 1.0, "perplexity": 2.7},
-    {"type": "save", "time": 110.0, "step": 8, "seconds": 1.0},
-    {"type": "guard", "time": 111.0, "step": 8, "action": "skip", "reason": "spike", "rows": [1]},
-    {"type": "end", "time": 112.0, "step": 8, "train_seconds": 10.0},
-]  # fmt: skip
-FILES = {
-    "train.yaml": yaml.safe_dump(SETTINGS),
-    "metrics.jsonl": "".join(json.dumps(event) + "\n" for event in EVENTS),
-    "heartbeat": json.dumps({"state": "training", "step": 8, "total_steps": 10, "loss": 0.2, "time": 111.0, "attempt": 1,
-                             "tokens_per_second": 100.0, "eta_seconds": 20.0}),
-    "done.json": json.dumps({"step": 8, "total_steps": 8, "train_loss": 0.5, "eval_loss": 0.4}),
-    "evaluation.json": json.dumps({"after": {"loss": 0.5}, "answers": [{"prompt": "a", "after": "b"}]}),
-    "deepspeed.json": json.dumps({"zero_optimization": {"stage": 2}}),
-}  # fmt: skip
 # Values that some field of some file may hold.
 ODD: list[Any] = [
     None, True, False, -1, 0, 10**18, 10**30, 10**299, -(10**299), 1e308, -1e308, 5e-324, float("nan"), float("inf"),
@@ -91,15 +61,6 @@ LINES = [
 ]  # fmt: skip
 
 
-def make(folder: Path, **files: str | bytes) -> Path:
-    """Write a run's folder that is right but for ``files`` (``heartbeat=...``, ``train_yaml=...``)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in FILES.items():
-        content = files.get(name.replace(".", "_"), text)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder
-
-
 def look(folder: str) -> list[str]:
     """Write the report and return all lines for people; what readers of a run's folder do, one after the other."""
     run = Path(folder)
@@ -111,7 +72,7 @@ def look(folder: str) -> list[str]:
 
 def damaged(folder: str, name: str, path: list[str | int], value: Any) -> list[str]:
     """Replace one value in one file and look."""
-    run = make(Path(folder))
+    run = run_folder(Path(folder))
     file = run / name
     if name == "metrics.jsonl":
         events = [dict(event) for event in EVENTS]
@@ -132,7 +93,7 @@ def damaged(folder: str, name: str, path: list[str | int], value: Any) -> list[s
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("name", FILES)
 def test_a_broken_file_loses_nothing_else(box: Box, tmp_path: Path, name: str, broken: str) -> None:
-    make(tmp_path)
+    run_folder(tmp_path)
     (tmp_path / name).write_bytes(BROKEN[broken])
     outcome = box.call(look, str(tmp_path))
     judge(outcome, (name, broken))
@@ -143,7 +104,7 @@ def test_a_broken_file_loses_nothing_else(box: Box, tmp_path: Path, name: str, b
 
 @pytest.mark.parametrize("number", range(len(LINES)))
 def test_a_foreign_line_keeps_the_report(box: Box, tmp_path: Path, number: int) -> None:
-    make(tmp_path, metrics_jsonl=f"{LINES[number]}\n{FILES['metrics.jsonl']}{LINES[number]}\n")
+    run_folder(tmp_path, metrics_jsonl=f"{LINES[number]}\n{FILES['metrics.jsonl']}{LINES[number]}\n")
     outcome = box.call(look, str(tmp_path))
     judge(outcome, LINES[number])
     assert outcome.code == 0
@@ -183,7 +144,7 @@ def test_any_value_in_any_place(box: Box, tmp_path: Path) -> None:
 @fuzz(200)
 def test_torn_files(box: Box, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     dice = random.Random(seed)
-    folder = make(tmp_path_factory.getbasetemp() / "torn")
+    folder = run_folder(tmp_path_factory.getbasetemp() / "torn")
     for name in dice.sample(list(FILES), 2):
         data = bytearray(FILES[name].encode())
         for _ in range(dice.randint(1, 5)):
@@ -211,10 +172,10 @@ def _submissions(state: Path, *runs: object) -> None:
 
 
 def test_one_broken_run_hides_no_other_in_status(box: Box, tmp_path: Path) -> None:
-    runs = [str(make(tmp_path / "good"))]
+    runs = [str(run_folder(tmp_path / "good"))]
     for number, (name, content) in enumerate(BROKEN.items()):
-        runs.append(str(make(tmp_path / f"bad{number} {name}", heartbeat=content, done_json=content)))
-    os.mkfifo(make(tmp_path / "pipe") / "other")
+        runs.append(str(run_folder(tmp_path / f"bad{number} {name}", heartbeat=content, done_json=content)))
+    os.mkfifo(run_folder(tmp_path / "pipe") / "other")
     pipe = tmp_path / "pipe" / "heartbeat"
     pipe.unlink()
     os.mkfifo(pipe)
@@ -260,7 +221,7 @@ SWEEPS: list[Any] = [
 
 @pytest.mark.parametrize("number", range(len(SWEEPS)))
 def test_a_sweep_s_list(box: Box, tmp_path: Path, number: int) -> None:
-    make(tmp_path / "good")
+    run_folder(tmp_path / "good")
     (tmp_path / "sweep.json").write_text(json.dumps(SWEEPS[number]))
     for more in ((), ("--json",)):
         judge(box.command("sweep", str(tmp_path), *more), SWEEPS[number], places=[str(tmp_path)])
@@ -270,14 +231,14 @@ def test_a_sweep_s_list(box: Box, tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("name", ["train.yaml", "metrics.jsonl", "deepspeed.json"])
 def test_a_run_to_fit_the_plan_by(box: Box, tmp_path: Path, name: str, broken: str) -> None:
-    make(tmp_path / "run")
+    run_folder(tmp_path / "run")
     (tmp_path / "run" / name).write_bytes(BROKEN[broken])
     outcome = box.command("plan", "--fit", str(tmp_path / "run"))
     judge(outcome, (name, broken), places=["run"])
 
 
 def test_a_log_is_shown_without_its_control_sequences(box: Box, tmp_path: Path) -> None:
-    run = make(tmp_path / "run")
+    run = run_folder(tmp_path / "run")
     (run / "logs").mkdir()
     (run / "logs" / "node-0.log").write_bytes(
         b"one\rtwo\n\x1b]0;x\x07\x1b[31mred\x1b[0m\x9b2J\xff\xe2\x80\xae\n" + "好\n".encode()
@@ -307,7 +268,7 @@ def test_the_job_of_a_sweep(box: Box, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(
         yaml.safe_dump({**PINNED, "output": str(tmp_path / "out"), "sweep": {"train.learning_rate": [1e-5, 2e-5]}})
     )
-    make(tmp_path / "out" / "learning_rate=1e-05", heartbeat=BROKEN["deep"], done_json=BROKEN["digits"])
+    run_folder(tmp_path / "out" / "learning_rate=1e-05", heartbeat=BROKEN["deep"], done_json=BROKEN["digits"])
     outcome = box.command("sweep", "job.yaml", folder=tmp_path)
     judge(outcome)
     assert outcome.code == 0 and b"2e-05" in outcome.stdout

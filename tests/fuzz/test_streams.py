@@ -18,8 +18,8 @@ import yaml
 from qwen_job.cli import COMMANDS
 from qwen_job.infer.chat import Chat, answer_all
 from tests.fuzz.harness import Box, Outcome, judge
-from tests.fuzz.test_run_folders import make
 from tests.jobs import PINNED
+from tests.support.run_folders import run_folder
 
 QWEN_JOB = f"{sys.executable} -m qwen_job"
 EVIL = "a\x1b]0;pwned\x07\x1b[2J\x9b31m\u202eb\u2066\rc"
@@ -103,7 +103,7 @@ def _evil_lines(folder: Path) -> Iterator[list[str]]:
     job, run, data = folder / f"{EVIL}.yaml", folder / f"run{EVIL}", folder / f"{EVIL}.jsonl"
     job.write_text(yaml.safe_dump({**PINNED, EVIL: {EVIL: EVIL}, "train": {EVIL: 1}, "env": {EVIL: EVIL}}))
     (folder / "job.yaml").write_text(yaml.safe_dump({**PINNED, "sweep": {f"train.{EVIL}": [1, 2]}}))
-    make(run, train_yaml=yaml.safe_dump({"name": EVIL, "model": {"name": EVIL}}),
+    run_folder(run, train_yaml=yaml.safe_dump({"name": EVIL, "model": {"name": EVIL}}),
          heartbeat=json.dumps({"state": EVIL, "step": 1}))  # fmt: skip
     data.write_text(
         "".join(
@@ -149,7 +149,7 @@ def test_no_command_prints_what_a_terminal_obeys(box: Box, tmp_path: Path) -> No
 
 def test_a_terminal_shows_a_path_and_a_script_escaped(place: Path) -> None:
     """Into a pipe both are exact; on a terminal nothing is obeyed."""
-    make(place / f"run{EVIL}")
+    run_folder(place / f"run{EVIL}")
     for words in (["report", f"run{EVIL}"], ["render", "job.yaml", "-t", "local", "--set", 'env.A="\\e[2J"']):
         parent, child = pty.openpty()
         process = subprocess.Popen([sys.executable, "-m", "qwen_job", *words], cwd=place, stdout=child, stderr=child)
