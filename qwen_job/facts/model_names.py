@@ -21,7 +21,7 @@ _QWEN1 = r"(?i)(^|[/-])qwen-[0-9]"
 
 
 def is_qwen1_id(name: str) -> bool:
-    """Tell whether a hub's id is one of the first generation: Qwen-7B, but not Qwen1.5-7B."""
+    """Return whether a hub id is one of the first generation: Qwen-7B, but not Qwen1.5-7B."""
     return re.search(_QWEN1, name) is not None
 
 
@@ -37,7 +37,7 @@ def clean_name(name: str, source: str) -> str:
     """Return the one spelling of a model's name; folders and names in qwen_job/facts/models stay as they are.
 
     Raises:
-        ValueError: a hub's id is no owner/name; the text says what to write.
+        ValueError: a hub id is not owner/name; the message says what to write.
     """
     if resolve_source(name, source) not in ("modelscope", "huggingface"):
         return name

@@ -1,4 +1,4 @@
-"""YAML text to plain values that remember where each one stood.
+"""Parse YAML into plain values, with the position of each one.
 
 The scalars follow YAML 1.2's core schema, which is what people type: ``1e-5`` is a number, ``12:30:00`` and
 ``2026-11-23`` are text, ``yes``, ``no``, ``on`` and ``off`` are text too. (PyYAML's own rules are YAML 1.1, where the
@@ -21,7 +21,7 @@ from qwen_job.strict_yaml import reason as _first_line
 Path = tuple[str | int, ...]
 # What fits a float; more digits are a slip, and Python itself stops at 4,300.
 MAX_DIGITS = 300
-# One step of ``a.b[0]``; what stands in brackets may hold dots: kubernetes.labels[app.kubernetes.io/name].
+# One step of ``a.b[0]``; a part in brackets may contain dots: kubernetes.labels[app.kubernetes.io/name].
 _STEP = r"\[([^\[\]]+)\]|(?:^|(?<=.)\.)([^.\[\]]+)"
 
 
@@ -72,7 +72,7 @@ for _tag, _pattern, _first in _RULES:
 
 
 def parse_scalar(text: str) -> Any:
-    """Read ``text`` as YAML: what ``--set field=text`` means. Errors: ValueError."""
+    """Read ``text`` as YAML, as in ``--set field=text``; raises ValueError."""
     return _parse_value(text)[0]
 
 
@@ -94,7 +94,11 @@ def _parse_value(text: str) -> tuple[Any, dict[Path, str]]:
 
 
 def parse(text: str, source: str) -> Document:
-    """Read a YAML mapping. Errors: :class:`JobError` with file, line and column."""
+    """Read a YAML mapping.
+
+    Raises:
+        JobError: names file, line and column.
+    """
     try:
         check(text, _Loader)
         node = yaml.compose(text, Loader=_Loader)
@@ -158,7 +162,7 @@ class _Reader:
                 self.problems.append(self._problem(key_node, path, "a field's name must be plain text"))
                 continue
             if key == "<<" and not key_node.style:
-                why = "merge keys (<<) are not read; write the fields out, or lay files over each other with -f"
+                why = "merge keys (<<) are not read; write the fields out, or split them into layers with -f"
                 self.problems.append(self._problem(key_node, path, why))
                 continue
             if key in result:
@@ -218,7 +222,7 @@ def dotted(path: Path) -> str:
 
 
 def merge(base: Document, layer: Document) -> Document:
-    """Lay ``layer`` over ``base``: mappings merge key by key, everything else is replaced."""
+    """Override ``base`` with ``layer``: mappings merge key by key, everything else is replaced."""
     merged = Document(overlay(base.value, layer.value))
     for document in (base, layer):
         for path, position in document.positions.items():
@@ -228,7 +232,7 @@ def merge(base: Document, layer: Document) -> Document:
 
 
 def overlay(base: Any, layer: Any) -> Any:
-    """Lay one plain value over another: mappings key by key, anything else is replaced."""
+    """Override one plain value with another: mappings merge key by key, anything else is replaced."""
     if isinstance(base, dict) and isinstance(layer, dict):
         return {**base, **{key: overlay(base.get(key), value) for key, value in layer.items()}}
     return layer
@@ -244,7 +248,11 @@ def _exists(value: Any, path: Path) -> bool:
 
 
 def assign(document: Document, assignment: str) -> None:
-    """Carry out ``--set a.b=c`` (``a.0.b`` or ``a[0].b`` for a list's item). Errors: :class:`JobError`."""
+    """Apply ``--set a.b=c`` (``a.0.b`` or ``a[0].b`` for an item of a list).
+
+    Raises:
+        JobError: there is no such place, or the value is not YAML.
+    """
     name, equals, text = assignment.partition("=")
     if not equals or not _steps(name):
         raise JobError([Problem("--set", 0, 0, name, "write it as field=value, e.g. train.learning_rate=2e-5")])
@@ -259,7 +267,8 @@ def assign(document: Document, assignment: str) -> None:
 def place(document: Document, name: str, value: Any, at: Position) -> Path:
     """Put ``value``, which was written ``at``, in the field ``name`` (``a.b[0].c``) and return the field's path.
 
-    Errors: :class:`JobError` where there is no such place.
+    Raises:
+        JobError: there is no such place.
     """
     steps = _steps(name)
     if not steps:

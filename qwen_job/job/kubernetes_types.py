@@ -54,8 +54,8 @@ def _amount(pattern: str, wrong: str) -> Any:
 DnsLabel = Annotated[str, Field(pattern=rf"^{_LABEL}$")]
 DnsSubdomain = Annotated[str, Field(pattern=rf"^{SUBDOMAIN}$", max_length=253)]
 Quantity = Annotated[str, Field(pattern=rf"^{_QUANTITY}$", max_length=30)]
-Cores = _amount(_CORES, "{0!r} is no number of cores; write e.g. 16, 1.5 or 500m")
-Memory = _amount(_MEMORY, "{0!r} is no amount of memory of 1 MB or more; write it with its unit, e.g. 64Gi")
+Cores = _amount(_CORES, "{0!r} is not a number of cores; write e.g. 16, 1.5 or 500m")
+Memory = _amount(_MEMORY, "{0!r} is not an amount of memory of 1 MB or more; write it with its unit, e.g. 64Gi")
 Storage = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$", max_length=30)]
 QualifiedName = Annotated[str, Field(pattern=rf"^({SUBDOMAIN}/)?{_NAME}$", max_length=317)]
 ExtendedResource = Annotated[str, Field(pattern=rf"^{_EXTENDED}$", max_length=317)]
@@ -73,7 +73,7 @@ def _network(text: str) -> str:
     try:
         ipaddress.ip_network(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no network ({error}); write e.g. 10.0.0.0/8 or fd00::/8") from None
+        raise ValueError(f"{text!r} is not a network ({error}); write e.g. 10.0.0.0/8 or fd00::/8") from None
     return text
 
 
@@ -110,7 +110,7 @@ def _amounts(values: dict[str, str]) -> dict[str, str]:
         if "/" in name and not amount.isdecimal():
             raise ValueError(f"{name}: {amount!r} is not a whole number; devices are not divided")
         if "/" not in name and not re.fullmatch(_NATIVE, name):
-            raise ValueError(f"{name} is no resource of Kubernetes; a device is named like rdma/hca")
+            raise ValueError(f"{name} is not a Kubernetes resource; a device is named like rdma/hca")
     return values
 
 

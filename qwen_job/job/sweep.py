@@ -38,7 +38,11 @@ _FIXED = {
 
 
 def points(job: Job, document: Document) -> tuple[Point, ...]:
-    """Return the jobs of the grid, the last field changing fastest. Errors: :class:`JobError` with all problems."""
+    """Return the jobs of the grid, the last field changing fastest.
+
+    Raises:
+        JobError: lists the problems of all runs.
+    """
     axes = _axes(document)
     count = 1
     for axis in axes:

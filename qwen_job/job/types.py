@@ -119,7 +119,7 @@ def _slurm_time(value: Any) -> Any:
         return seconds(value)
     read = slurm_seconds(value)
     if read is None:
-        raise ValueError(f"{value!r} is no time of Slurm's: write 2h30m, 12:30:00, 1-00:00:00 or 90:00 (minutes first)")
+        raise ValueError(f"{value!r} is not a Slurm time: write 2h30m, 12:30:00, 1-00:00:00 or 90:00 (minutes first)")
     return read
 
 

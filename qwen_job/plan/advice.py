@@ -1,4 +1,4 @@
-"""Warnings with a way out: what is likely to go wrong with a plan that fits, and what to write instead."""
+"""Warnings about a plan that fits: what is likely to go wrong, and the fix."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ WORTH_IT = 1.25
 
 
 class PlanWarning(NamedTuple):
-    """One thing that may go wrong: the field of job.yaml, what is wrong with it, and what to do instead."""
+    """One likely problem: the field of job.yaml, what is wrong with it, and the fix."""
 
     field: str
     message: str
-    way_out: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.message}; {self.way_out}"
+        return f"{self.field}: {self.message}; {self.fix}"
 
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """What the warnings need beside the question and the choice; None is "not known" and is not judged.
+    """What the warnings need besides the question and the choice; None means unknown and is not checked.
 
     ``samples`` counts conversations of one epoch, ``rows`` the rows that packing makes of them (default: as many).
     Sizes are bytes, times seconds. ``restart_seconds`` is the time from a start to the first step, ``save_seconds``
@@ -55,7 +55,7 @@ class RunNumbers:
 
 
 def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[PlanWarning]:
-    """Return every warning that applies, memory first, then speed, data and time. Pure: looks at nothing itself."""
+    """Return every warning that applies, memory first, then speed, data and time. A pure function."""
     found = (
         _host(question, choice),
         _tight(question, choice),
@@ -73,7 +73,7 @@ def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[Pl
 
 
 def requeues(total_seconds: float, limit: float, restart_seconds: float, save_seconds: float) -> int | None:
-    """Return how often a job must run again to get through, or None if a limit leaves no time to train."""
+    """Return how often a job must be requeued to finish, or None if the limit leaves no time to train."""
     useful = limit - restart_seconds - save_seconds
     return None if useful <= 0 else max(0, math.ceil(total_seconds / useful) - 1)
 
@@ -92,11 +92,11 @@ def _host(question: Question, choice: Choice) -> PlanWarning | None:
     need, have = choice.needs.host_needed, question.host_memory_bytes
     if have is not None and need > have * (1 - HOST_MARGIN):
         message = f"a node needs about {need / GIB:.0f} GiB of host memory and has {have / GIB:.0f} GiB"
-        way_out = "take more nodes" + (", or deepspeed.offload_optimizer: false" if choice.offload_optimizer else "")
-        return PlanWarning("cluster.memory_gib", message, way_out)
+        fix = "use more nodes" + (", or deepspeed.offload_optimizer: false" if choice.offload_optimizer else "")
+        return PlanWarning("cluster.memory_gib", message, fix)
     if have is None and choice.offload_optimizer:
         message = f"the optimizer on the host needs about {need / GIB:.0f} GiB of host memory on a node"
-        return PlanWarning("cluster.memory_gib", message, "write the node's memory here to have it checked")
+        return PlanWarning("cluster.memory_gib", message, "set it to have the plan check it")
     return None
 
 
@@ -104,7 +104,7 @@ def _tight(question: Question, choice: Choice) -> PlanWarning | None:
     memory = choice.needs
     if memory.capacity is None or memory.gpu_bytes <= TIGHT_SHARE * memory.capacity:
         return None
-    message = f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f} GiB of the {question.gpu.name} are planned"
+    message = f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f} GiB of the {question.gpu.name} are used"
     return PlanWarning("cluster.gpu", message, "a smaller micro-batch or train.gradient_checkpointing: true is safer")
 
 
@@ -115,12 +115,12 @@ def _slow_network(question: Question, choice: Choice) -> PlanWarning | None:
     if network <= SLOW_NETWORK_SHARE * sum(choice.speed.parts.values()):
         return None
     message = f"ZeRO-3 gathers weights across nodes: {network:.1f} s of traffic for a step of {choice.speed.mid:.1f} s"
-    way_out = "ZeRO-2 if the weights fit one GPU, a larger micro-batch, or a faster network (cluster.network_gbs)"
-    return PlanWarning("deepspeed.zero_stage", message, way_out)
+    fix = "use ZeRO-2 if the weights fit one GPU, a larger micro-batch, or a faster network (cluster.network_gbs)"
+    return PlanWarning("deepspeed.zero_stage", message, fix)
 
 
 def _small_batches(question: Question, choice: Choice) -> PlanWarning | None:
-    """A micro-batch that the user fixed, where another one computes the same step clearly faster."""
+    """Warn about a micro-batch of the user's where another one computes the same step much faster."""
     if question.micro_batch_size is None or choice.speed is None:
         return None
     if choice.speed.rough:
@@ -132,11 +132,11 @@ def _small_batches(question: Question, choice: Choice) -> PlanWarning | None:
     message = (
         f"micro-batches of {choice.micro_batch_size} leave the {question.gpu.name} waiting ({choice.speed.bound_by})"
     )
-    way_out = (
+    fix = (
         f"{best.micro_batch_size} with train.gradient_accumulation_steps {best.gradient_accumulation_steps} is the "
         f"same step {ratio:.1f} times as fast and fits"
     )
-    return PlanWarning("train.per_device_train_batch_size", message, way_out)
+    return PlanWarning("train.per_device_train_batch_size", message, fix)
 
 
 def _too_long(question: Question) -> PlanWarning | None:
@@ -155,8 +155,8 @@ def _learning_rate(run: RunNumbers) -> PlanWarning | None:
     if low <= run.learning_rate <= high:
         return None
     far = f"{run.learning_rate / high:.0f} times above" if run.learning_rate > high else "below"
-    message = f"{run.learning_rate:g} is {far} what full fine-tuning takes ({low:g} to {high:g})"
-    return PlanWarning("train.learning_rate", message, "1e-5 is the usual start")
+    message = f"{run.learning_rate:g} is {far} the usual range for full fine-tuning ({low:g} to {high:g})"
+    return PlanWarning("train.learning_rate", message, "start with 1e-5")
 
 
 def _global_batch(question: Question, choice: Choice, run: RunNumbers) -> PlanWarning | None:
@@ -168,17 +168,17 @@ def _global_batch(question: Question, choice: Choice, run: RunNumbers) -> PlanWa
     if steps >= FEWEST_STEPS_AN_EPOCH:
         return None
     better = max(question.world_size, available // FEWEST_STEPS_AN_EPOCH // question.world_size * question.world_size)
-    message = f"{rows} rows a step leave {steps:.1f} steps an epoch for {available} rows"
-    way_out = f"write {better}" if better < rows else "take fewer GPUs or more data"
-    return PlanWarning("train.global_batch_size", message, way_out)
+    message = f"{rows} rows a step make {steps:.1f} steps per epoch of {available} rows"
+    fix = f"write {better}" if better < rows else "use fewer GPUs or more data"
+    return PlanWarning("train.global_batch_size", message, fix)
 
 
 def _overfit(run: RunNumbers) -> PlanWarning | None:
     if run.samples is None or run.max_steps > 0 or run.samples >= FEW_SAMPLES or run.num_train_epochs <= MANY_EPOCHS:
         return None
-    message = f"{run.num_train_epochs:g} epochs over {run.samples} rows will be learnt by heart"
+    message = f"{run.num_train_epochs:g} epochs over {run.samples} rows will overfit"
     return PlanWarning(
-        "train.num_train_epochs", message, "2 or 3, or data.eval_split with train.early_stopping_patience"
+        "train.num_train_epochs", message, "write 2 or 3, or data.eval_split with train.early_stopping_patience"
     )
 
 
@@ -196,9 +196,9 @@ def _disk(choice: Choice, run: RunNumbers) -> PlanWarning | None:
     need = choice.needs.disk_bytes
     if run.disk_free_bytes is None or need <= run.disk_free_bytes:
         return None
-    message = f"the run needs about {need / GIB:.0f} GiB on disk and {run.disk_free_bytes / GIB:.0f} GiB are free"
+    message = f"the run needs about {need / GIB:.0f} GiB on disk, but {run.disk_free_bytes / GIB:.0f} GiB are free"
     return PlanWarning(
-        "output", message, "free some, keep fewer checkpoints (train.save_total_limit), or write elsewhere"
+        "output", message, "free some space, keep fewer checkpoints (train.save_total_limit), or write elsewhere"
     )
 
 
@@ -210,15 +210,17 @@ def _time_limit(run: RunNumbers) -> PlanWarning | None:
     if times is None:
         least = math.ceil((run.restart_seconds + run.save_seconds) / 60 * 2)
         return PlanWarning(
-            "slurm.time", f"{hours:.1f} h leave no time between start and save", f"give {least} minutes or more"
+            "slurm.time",
+            f"{hours:.1f} h leave no time to train between start-up and saving",
+            f"write {least} minutes or more",
         )
     if times == 0:
         return None
     message = f"about {run.total_seconds / 3600:.1f} h of training do not fit {hours:.1f} h: {times} requeues"
     if run.max_retries is not None and times > run.max_retries:
         return PlanWarning(
-            "retry.max_retries", f"{message}, {run.max_retries} are allowed", f"write {times + 2} or a longer limit"
+            "retry.max_retries", f"{message}, but {run.max_retries} are allowed", f"write {times + 2} or a longer limit"
         )
     return PlanWarning(
-        "slurm.time", message, "each goes on from its last checkpoint; a longer limit saves the restarts"
+        "slurm.time", message, "each resumes from its last checkpoint; a longer limit avoids the restarts"
     )

@@ -28,7 +28,8 @@ class Batch(NamedTuple):
 def rows_per_gpu(job: Job) -> int:
     """Return the rows that each GPU sees in one optimizer step: micro-batch x accumulation.
 
-    Errors: :class:`JobError` when global_batch_size does not divide, naming the nearest that does.
+    Raises:
+        JobError: global_batch_size does not divide; suggests the nearest that does.
     """
     train, world_size = job.train, job.cluster.world_size
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps

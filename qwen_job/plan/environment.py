@@ -7,7 +7,7 @@ from qwen_job.job import Job
 
 
 def environment(job: Job, gpu: Gpu, interconnect: str) -> dict[str, str]:
-    """Return the presets with the job's own ``env`` laid over them, sorted by name."""
+    """Return the presets overridden by the job's own ``env``, sorted by name."""
     env = {
         "OMP_NUM_THREADS": str(job.cluster.cpus_per_gpu or (1 if gpu.is_cpu else 8)),
         "PYTHONUNBUFFERED": "1",

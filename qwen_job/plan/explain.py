@@ -34,7 +34,7 @@ ITEMS = {
     "CUDA context": "CUDA itself, cuBLAS and kernels (plan.context_bytes)",
     "NCCL": "buffers of the collectives (plan.nccl_bytes)",
     "processes": "each training process without its model (plan.process_bytes)",
-    "checkpoint copy": "the state to save, copied aside so that training goes on while it is written",
+    "checkpoint copy": "the state to save, copied so that training continues while it is written",
     "loading the weights": "every process reads its copy of the weights before they are shared out",
     "offloaded optimizer": "12 bytes a parameter: master weights and moments, this node's share",
     "offloaded gradients": "gradients in fp32 and in the precision, this node's share",
@@ -72,7 +72,8 @@ class Explanation:
 def explain(plan: Plan, field: str) -> Explanation:
     """Explain one field by its full name or its last part.
 
-    Errors: :class:`UsageError` for a name that is not known (with the nearest) or that means several fields.
+    Raises:
+        UsageError: the name is unknown (suggests the nearest) or ambiguous.
     """
     known = _known(plan)
     name = _resolve(field, list(known))
@@ -148,7 +149,7 @@ def _description(name: str) -> list[str]:
 
 
 def _alternatives(plan: Plan, name: str) -> list[str]:
-    """Say what the search would take if the field were free, and what its other values come to."""
+    """Return what the search would choose if the field were free, and the results of its other values."""
     attribute, best = _CHOSEN.get(name), plan.choice
     if attribute is None or plan.question is None:
         return []
@@ -167,7 +168,7 @@ def _alternatives(plan: Plan, name: str) -> list[str]:
 
 
 def _by_rule(plan: Plan, name: str) -> list[str]:
-    """Say what the best plan with each other value of a ruled field comes to."""
+    """Return the best plan with each other value of a field that a rule decides."""
     attribute, values = _RULED[name]
     if plan.question is None:
         return []
@@ -203,7 +204,7 @@ def _refused(plan: Plan, name: str, value: str) -> str:
 
 
 def _by_layer(plan: Plan, item: str) -> list[str]:
-    """Say what a layer's share of the saved activations is."""
+    """Return each layer's share of the saved activations."""
     if item != "activations" or plan.shape is None or plan.question is None:
         return []
     layout, layers = layout_of(plan.question, plan.choice), plan.shape.num_hidden_layers

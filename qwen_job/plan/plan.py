@@ -1,4 +1,4 @@
-"""The Plan: every number decided, each with its reason. A pure function of the Job and the facts in configs/."""
+"""The Plan: every number decided, each with its reason. A pure function of the Job and the facts."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ class Plan:
 
     @property
     def gpus_per_node(self) -> int:
-        """Processes on each machine, one a GPU."""
+        """Processes on each machine, one per GPU."""
         return self.job.cluster.gpus_per_node
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """Processes in total."""
         return self.job.cluster.world_size
 
     @property
@@ -92,15 +92,17 @@ class Plan:
 
     @property
     def model_cache(self) -> str:
-        """The folder of downloaded and converted models; beside the run's folder, so that all nodes share it."""
+        """The folder of downloaded and converted models; beside the run's folder, which all nodes share."""
         return self.job.model.cache_dir or cache_beside(self.job.output)
 
 
 def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | None = None) -> Plan:
-    """Decide everything. ``data`` (default: what the job says) and the free disk change no number that is decided,
-    only the time estimate and the warnings.
+    """Decide everything about a job.
 
-    Errors: :class:`JobError` for contradictions and for what cannot fit.
+    ``data`` (default: the sizes in the job) and ``disk_free_bytes`` affect only the time estimate and the warnings.
+
+    Raises:
+        JobError: settings contradict each other, or the job does not fit.
     """
     ledger = Ledger()
     gpu = gpu_of(job)
@@ -152,7 +154,11 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
 
 
 def _swept(job: Job, data: DataSize | None, disk_free_bytes: int | None) -> tuple[SweptRun, ...]:
-    """Plan every run of the sweep. Errors: :class:`JobError` with the problems of all runs."""
+    """Plan every run of the sweep.
+
+    Raises:
+        JobError: lists the problems of all runs.
+    """
     runs: list[SweptRun] = []
     problems: dict[str, Problem] = {}
     for point in job.points:
@@ -181,7 +187,8 @@ def _only_there(runs: tuple[SweptRun, ...], known: tuple[str, ...]) -> list[str]
 def question_for(job: Job, gpu_name: str | None = None) -> Question:
     """Return the search's question for a job that need not fit, on the job's GPU or on another one that is known.
 
-    Errors: :class:`JobError` when the model's shape is not known or the GPU cannot do what the job fixes.
+    Raises:
+        JobError: the model's shape is unknown, or the GPU does not support what the job asks for.
     """
     ledger = Ledger()
     gpu = gpu_of(job) if gpu_name is None else load_gpu(gpu_name)
@@ -189,7 +196,7 @@ def question_for(job: Job, gpu_name: str | None = None) -> Question:
     if shape is None:
         raise JobError([job.problem(("model", "name"), notes[0].partition(": ")[2])])
     precision = decide_precision(job, gpu, ledger)
-    # A global batch that is written is shared out over each cluster that is tried, whatever the job's own size.
+    # A fixed global batch is divided over every cluster size that is evaluated.
     fixed = job.train.global_batch_size is not None
     rows = 1 if fixed else rows_per_gpu(job)
     attention, loss = decide_attention(job, gpu, precision, ledger), decide_fused_loss(job, gpu, precision, ledger)
@@ -198,7 +205,11 @@ def question_for(job: Job, gpu_name: str | None = None) -> Question:
 
 
 def gpu_of(job: Job) -> Gpu:
-    """Return the GPU that the job names or describes. Errors: :class:`JobError` with near names."""
+    """Return the GPU that the job names or describes.
+
+    Raises:
+        JobError: the name is unknown; suggests near ones.
+    """
     written = job.cluster.gpu
     if isinstance(written, CustomGpu):
         return Gpu(
@@ -226,9 +237,9 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         if job.model.resolved_source == "random":
             raise JobError([job.problem(("model", "name"), str(error))]) from None
         if job.model.resolved_source == "local":
-            text = f"{name}: no model there that this machine can read, so memory is not estimated"
+            text = f"{name}: this machine cannot read a model there, so memory is not estimated"
         else:
-            text = f"{name}: its config is not known here, so memory is not estimated; name a local folder to have it"
+            text = f"{name}: its config is unknown, so memory is not estimated; name a local folder for an estimate"
         return None, [f"model.name: {text}"]
     except (JobError, ModelError) as error:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
@@ -242,7 +253,7 @@ def _interconnect(job: Job, ledger: Ledger) -> str:
     written = None if job.cluster.interconnect == "auto" else job.cluster.interconnect
     if job.cluster.nodes == 1:
         return str(ledger.decide("cluster.interconnect", written, "none", "one node"))
-    return str(ledger.decide("cluster.interconnect", written, "auto", "NCCL finds the fastest network by itself"))
+    return str(ledger.decide("cluster.interconnect", written, "auto", "NCCL finds the fastest network"))
 
 
 def _note_choice(job: Job, choice: Choice, why: str, ledger: Ledger) -> None:
@@ -258,7 +269,7 @@ def _shared_memory(job: Job) -> int | None:
 
 
 def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan, disk_free_bytes: int | None) -> list[str]:
-    # Training from new weights has learning rates of its own, and learning by heart is what it is for.
+    # New weights need other learning rates, and overfitting is often the point of such a run.
     fresh = job.model.resolved_source == "random"
     numbers = RunNumbers(
         learning_rate=RunNumbers.learning_rate if fresh else job.train.learning_rate,

@@ -12,10 +12,10 @@ BF16_FROM = 8.0  # Ampere; torch says yes on older GPUs too, because it emulates
 
 
 def refuse_settings(job: Job, gpu: Gpu) -> None:
-    """Refuse the settings under train that this device gives no effect.
+    """Refuse settings under train that have no effect on this device.
 
     Raises:
-        JobError: each of them with its place.
+        JobError: lists each with its position.
     """
     evaluates = bool(job.data.eval or job.data.eval_split)
     ampere = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM
@@ -27,7 +27,11 @@ def refuse_settings(job: Job, gpu: Gpu) -> None:
 
 
 def decide_precision(job: Job, gpu: Gpu, ledger: Ledger) -> str:
-    """Return bf16, fp16 or fp32. Errors: :class:`JobError` for what the device cannot do."""
+    """Return bf16, fp16 or fp32.
+
+    Raises:
+        JobError: the device does not support what the job asks for.
+    """
     bf16, fp16 = job.train.bf16, job.train.fp16
     if bf16 and fp16:
         raise JobError([job.problem(("train", "fp16"), "bf16 and fp16 are both true; keep one")])
@@ -54,7 +58,8 @@ def decide_precision(job: Job, gpu: Gpu, ledger: Ledger) -> str:
 def decide_attention(job: Job, gpu: Gpu, precision: str, ledger: Ledger, dropout: float = 0.0) -> str:
     """Return varlen, sdpa or eager; ``dropout``: the model's attention_dropout.
 
-    Errors: :class:`JobError` for varlen where there is no such kernel.
+    Raises:
+        JobError: varlen was written, but the device or the model does not support it.
     """
     written = None if job.train.attention == "auto" else job.train.attention
     possible = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM and precision != "fp32"
@@ -82,10 +87,10 @@ def decide_fused_loss(job: Job, gpu: Gpu, precision: str, ledger: Ledger) -> str
         message = f"Liger needs Triton and compute capability 8.0 or more, not {gpu.name}; remove the line"
         raise JobError([job.problem(("train", "fused_loss"), message)])
     if written == "torch" and precision != "fp32":
-        message = f"torch's own loss adds up in 16 bits, which is too coarse in {precision}; write chunked"
+        message = f"torch's own loss sums in 16 bits, which is too imprecise in {precision}; write chunked"
         raise JobError([job.problem(("train", "fused_loss"), message)])
     if gpu.is_cpu:
         return str(ledger.decide("train.fused_loss", written, "none", "no GPU: the plain loss is faster"))
     # torch 2.13's linear_cross_entropy adds the loss up in the weights' type: 0.9% off in bf16 (LOG.md).
     chosen = "torch" if precision == "fp32" else "chunked"
-    return str(ledger.decide("train.fused_loss", written, chosen, "never holds all logits; adds up in fp32"))
+    return str(ledger.decide("train.fused_loss", written, chosen, "never holds all logits; sums in fp32"))

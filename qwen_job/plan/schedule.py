@@ -25,10 +25,10 @@ SAMPLE_BYTES = 40
 
 
 class DataSize(NamedTuple):
-    """How much there is to train on in one epoch; the plan is told, it looks at no file.
+    """The size of one epoch's data, from the caller: the plan reads no files.
 
     ``tokens`` counts real tokens of all ``samples`` conversations, none of them over the row's length; None when they
-    are not known. ``attended_length`` is sum(s_i^2)/sum(s_i). ``source`` says in words where the numbers come from.
+    are not known. ``attended_length`` is sum(s_i^2)/sum(s_i). ``source`` says where the numbers come from.
     """
 
     samples: int

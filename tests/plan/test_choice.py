@@ -149,11 +149,11 @@ def test_a_good_job_has_no_warning() -> None:
         ("retry.max_retries", {"total_seconds": 360000.0, "max_retries": 3}),
     ],
 )
-def test_each_warning_names_its_field_and_a_way_out(field: str, change: dict[str, Any]) -> None:
+def test_each_warning_names_its_field_and_a_fix(field: str, change: dict[str, Any]) -> None:
     question = ask(gpus_per_node=2, host_memory_bytes=500 * GIB)
     found = warnings_for(question, chosen(question), replace(FINE, **change))
     assert [warning.field for warning in found] == [field]
-    assert found[0].way_out and str(found[0]).startswith(f"{field}: ")
+    assert found[0].fix and str(found[0]).startswith(f"{field}: ")
 
 
 def test_an_unknown_or_small_host_is_warned_of_with_offload() -> None:
@@ -177,7 +177,7 @@ def test_a_micro_batch_that_is_too_small_is_warned_of() -> None:
     question = ask(gpus_per_node=2, micro_batch_size=1, host_memory_bytes=500 * GIB)
     found = warnings_for(question, chosen(question), FINE)
     assert [warning.field for warning in found] == ["train.per_device_train_batch_size"]
-    assert "16 with train.gradient_accumulation_steps 1 is the same step" in found[0].way_out
+    assert "16 with train.gradient_accumulation_steps 1 is the same step" in found[0].fix
     assert fields(replace(question, micro_batch_size=16), FINE) == []
 
 

@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 
     @property
     def on_cpu(self) -> bool:
-        """Tell whether processes, not GPUs, do the work."""
+        """Whether the job runs on processors, not GPUs."""
         return self.gpu is not None and self.gpu.is_cpu
 
     @property
@@ -59,5 +59,5 @@ class Layout(NamedTuple):
 
     @property
     def shard(self) -> int:
-        """Parameters of one rank, where they are shared out over all."""
+        """Parameters of one rank, when sharded over all ranks."""
         return -(-self.shape.num_parameters // self.world_size)

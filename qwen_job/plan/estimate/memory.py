@@ -97,14 +97,14 @@ class MemoryEstimate(NamedTuple):
         return Stack(self.gpu, self.capacity) if self.gpu else Stack(self.host, of="node")
 
     def with_data(self, data_bytes: int) -> MemoryEstimate:
-        """Return the estimate with so many bytes of prepared data on disk, and in the page cache of every node."""
+        """Return the estimate with ``data_bytes`` of prepared data on disk and in the page cache of every node."""
         if not data_bytes:
             return self
         host, disk = {**self.host, "data and page cache": data_bytes}, {**self.disk, "prepared data": data_bytes}
         return self._replace(host=host, disk=disk)
 
     def fits(self, margin: float = 0.05) -> bool:
-        """Tell whether the GPU holds it and keeps ``margin`` free; unknown memory is not judged."""
+        """Return whether it fits the GPU with ``margin`` free; True where the GPU's memory is unknown."""
         return self.capacity is None or self.gpu_bytes <= self.capacity * (1 - margin)
 
 

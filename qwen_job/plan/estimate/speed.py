@@ -1,8 +1,7 @@
-"""How fast a job runs: step time from FLOPs, memory traffic, communication and PCIe, as a range and with its
-bound.
+"""Estimate the time of a step from FLOPs, memory traffic, communication and PCIe, as a range.
 
 Every link is modelled as bytes divided by a bandwidth that is reached in practice; what overlaps with
-computing is hidden in the low end of the range and half exposed in the middle. Sources stand at the
+computing is hidden in the low end of the range and half exposed in the middle. Sources are at the
 constants.
 """
 
@@ -170,7 +169,7 @@ def estimate_speed(
     parts["data"] = 0.0 if data_tokens_per_second is None else tokens / data_tokens_per_second
     low, mid, high = _one_after_another(parts, constants) if gpu.is_cpu else _overlapped(parts)
     flops = flops_per_token(shape, attended) * tokens * fill
-    # A processor's peak is assumed, not known, so no share of it is told.
+    # A processor's peak is an assumption, so its MFU is not reported.
     mfu = None if gpu.is_cpu else flops / (mid * layout.world_size * peak * 1e12)
     return SpeedEstimate((low, mid, high), tokens * fill / mid, mfu, _bound(parts), parts, rough=gpu.is_cpu)
 

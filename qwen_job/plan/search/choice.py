@@ -1,5 +1,6 @@
-"""The choice: every combination of ZeRO stage, offload, checkpointing and micro-batch, the fastest that fits, and why
-the others lost; and the smallest cluster that is enough.
+"""Evaluate every combination of ZeRO stage, offload, checkpointing and micro-batch, and choose the fastest that fits.
+
+Also why the others lost, and the smallest cluster that is enough.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ USUAL_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: one model on one kind of GPU. A field that is None is free to be chosen.
+    """What the search is asked: one model on one kind of GPU. Fields that are None are free.
 
     ``rows_per_gpu`` is micro-batch x accumulation; with ``global_batch_size`` it follows from the number of GPUs.
-    ``host_memory_bytes`` is that of one node; None leaves the host unjudged. ``network_gbs``: see ``estimate_speed``.
+    ``host_memory_bytes`` is that of one node; None skips the check. ``network_gbs``: see ``estimate_speed``.
     Constants that are None are the device's defaults.
     """
 
@@ -217,7 +218,7 @@ def speed_of(question: Question, layout: Layout) -> SpeedEstimate | None:
 
 
 def _misfit(question: Question, memory: MemoryEstimate) -> str:
-    """Say which number is too large and by how much; empty when everything fits."""
+    """Return which number is too large and by how much; empty when everything fits."""
     if memory.capacity is not None:
         allowed = memory.capacity * (1 - question.margin)
         if memory.gpu_bytes > allowed:
@@ -232,7 +233,7 @@ def _misfit(question: Question, memory: MemoryEstimate) -> str:
         if memory.host_needed > allowed:
             return (
                 f"needs {memory.host_needed / GIB:.0f} GiB of host memory a node, "
-                f"{(memory.host_needed - allowed) / GIB:.0f} GiB too much"
+                f"{(memory.host_needed - allowed) / GIB:.0f} GiB too many"
             )
     return ""
 
@@ -269,14 +270,14 @@ def _rank(choice: Choice) -> tuple[float, ...]:
 
 
 def _why(best: Choice | None, choice: Choice) -> str:
-    """Say why ``choice`` lost: it does not fit, or it is slower and by what."""
+    """Return why ``choice`` lost: it does not fit, or why it is slower."""
     if not choice.fits or best is None:
         return choice.misfit
     if choice.speed is None or best.speed is None or best.speed.rough:
-        return f"speed {'not known well enough' if choice.speed else 'unknown'}; the chosen one is simpler"
+        return f"speed {'not known well enough' if choice.speed else 'unknown'}; the chosen layout is simpler"
     ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
     if ratio < 1.01:
-        return "as fast, but more complicated or larger"
+        return "as fast, but more complex or larger"
     reasons = []
     if choice.gradient_checkpointing and not best.gradient_checkpointing:
         reasons.append("computes every layer twice")

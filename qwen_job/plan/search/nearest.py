@@ -1,6 +1,6 @@
-"""When nothing fits: which number is too large and by how much, and the nearest jobs that work.
+"""When nothing fits: which number is too large, by how much, and the nearest jobs that fit.
 
-- ``refusal``: the whole sentence
+- ``refusal``: the whole message
 - ``nearest``: changes each of which alone is enough; ``together``: the fewest at once, where none is
 """
 
@@ -38,7 +38,7 @@ class Change(NamedTuple):
 def refusal(question: Question, gpus: Sequence[Gpu] = ()) -> tuple[str, str]:
     """Return the field of job.yaml that is too small, and why nothing fits with the nearest jobs that do.
 
-    ``gpus`` are those that could be taken instead.
+    ``gpus`` are the alternatives to suggest.
     """
     least = least_misfit(question)
     if least is None:
@@ -52,7 +52,7 @@ def refusal(question: Question, gpus: Sequence[Gpu] = ()) -> tuple[str, str]:
 
 
 def least_misfit(question: Question) -> Choice | None:
-    """Return the combination that is over by the smallest share, None where there is no combination at all."""
+    """Return the combination that exceeds its limit by the smallest share; None without any combination."""
     return min(combinations(question), key=lambda choice: _excess(question, choice), default=None)
 
 
@@ -76,7 +76,7 @@ def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
 
 
 def together(question: Question, gpus: Sequence[Gpu] = ()) -> list[str]:
-    """Return one way out that takes several changes at once, in words; empty when there is none.
+    """Return one suggestion that combines several changes; empty when there is none.
 
     Tried in this order: without two or more of the fixed fields, the same on more nodes, another GPU on 1 to 64 nodes,
     a shorter sequence on the largest cluster.
@@ -167,7 +167,7 @@ def _longest(question: Question) -> int | None:
 
 
 def _more_host_memory(question: Question) -> Iterator[Change]:
-    """Yield the host memory that is enough, where the host is what is too small."""
+    """Yield the host memory that is enough, if the host is too small."""
     have = question.host_memory_bytes
     if have is None:
         return

@@ -32,7 +32,8 @@ def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
 
     The price that the job names is that of its own GPU, so only that one gets a cost.
 
-    Errors: :class:`JobError` when the model's shape is not known.
+    Raises:
+        JobError: the model's shape is unknown.
     """
     own = question_for(job)
     first = _smallest(job, own, data)
@@ -45,7 +46,7 @@ def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
             question = question_for(job, name)
         except JobError:
             continue
-        # Doubling is fine enough beside the one that was asked about, and a tenth of the work.
+        # For other GPUs, doubling is precise enough and a tenth of the work.
         found = _smallest(unpriced, question, data, doubling=True)
         others += [found] if found.choice else []
     return [first, *sorted(others, key=lambda one: (one.nodes * one.gpus_per_node, one.gpu))]
@@ -78,7 +79,7 @@ def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
 
 
 def _why(job: Job, question: Question) -> str:
-    """Say what is in the way on every cluster, and what would not be."""
+    """Return why no cluster is enough, and the nearest jobs that would fit."""
     if question.global_batch_size is not None:
         for nodes, gpus in _sizes(job.cluster.gpus_per_node, False):
             if choose(replace(question, nodes=nodes, gpus_per_node=gpus, global_batch_size=None)).best:

@@ -74,7 +74,7 @@ def test_a_time_is_read_as_sbatch_reads_it(tmp_path: Path, written: str, seconds
 
 @pytest.mark.parametrize("written", ["99:99:99", "1-36:00", "90:99", "1:2:3:4", "-5"])
 def test_a_time_that_is_none_is_refused(tmp_path: Path, written: str) -> None:
-    assert f"slurm.time: '{written}' is no time of Slurm's: write 2h30m" in refusal(tmp_path, slurm={"time": written})
+    assert f"slurm.time: '{written}' is not a Slurm time: write 2h30m" in refusal(tmp_path, slurm={"time": written})
 
 
 def test_many_nodes_are_exclusive_by_default(tmp_path: Path) -> None:
