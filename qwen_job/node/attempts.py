@@ -14,6 +14,7 @@ from qwen_job import strict_json
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import NoProgress, StoppedAndSaved, is_retryable
 from qwen_job.run.ends import MEMORY_ADVICE, last_words
+from qwen_job.run.manifest import newest_step
 
 
 def begin(run: Path, most: int) -> None:
@@ -44,16 +45,6 @@ def end(run: Path, exit_code: int, *, signalled: bool) -> None:
         step, fruitless = _read(run)
         if step is not None:
             _write(run, step, fruitless - 1)
-
-
-def newest_step(run: Path) -> int:
-    """Return the step of the newest complete checkpoint, -1 without one; the manifest is written last."""
-    steps = [-1]
-    for manifest in run.glob("checkpoints/step-*/manifest.json"):
-        number = manifest.parent.name.removeprefix("step-")
-        if number.isdecimal() and manifest.stat().st_size:
-            steps.append(int(number))
-    return max(steps)
 
 
 def _read(run: Path) -> tuple[int | None, int]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from qwen_job.atomic import sha256_of, sync_file, write_atomically
 
 MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-[0-9]+")
 # DeepSpeed's names of a shard, and ours of the random state.
 _OF_A_RANK = re.compile(r"(?:pp_rank|rng_state)_(\d+)")
 
@@ -107,6 +108,23 @@ def newest(
     return None, passed_over
 
 
+def newest_step(run: Path) -> int:
+    """Return the step of the newest checkpoint in ``run`` with a manifest, -1 without one.
+
+    The cheap test of progress between attempts: it opens no file, so that a manifest damaged later still counts. The
+    batch script has the same function in shell (templates/slurm/job.sbatch.j2).
+    """
+    home = run / "checkpoints"
+    return max((_number(folder) for folder in _steps(home) if _has_text(folder / MANIFEST)), default=-1)
+
+
+def _has_text(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def prune(checkpoints: Path, *, keep: int | None, keep_steps: Iterable[int] = ()) -> list[int]:
     """Delete all but the newest ``keep`` complete checkpoints and ``keep_steps``; returns what went.
 
@@ -148,7 +166,7 @@ def _hash_or_error(path: Path) -> str | OSError:
 def _steps(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
-    folders = [path for path in checkpoints.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
+    folders = [path for path in checkpoints.glob("step-*") if _STEP.fullmatch(path.name) and path.is_dir()]
     return sorted(folders, key=_number)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import NoProgress
-from qwen_job.node.attempts import begin, end, newest_step
+from qwen_job.node.attempts import begin, end
+from qwen_job.run.manifest import newest_step
 
 
 def save(run: Path, step: int) -> None:
