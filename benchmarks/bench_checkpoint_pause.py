@@ -27,7 +27,7 @@ def main() -> None:
         worker()
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--saves", type=int, default=2, help="end after so many saves, the first one the slowest")
+    parser.add_argument("--saves", type=int, default=2, help="stop after N saves; the first one is the slowest")
     parser.add_argument("--home", type=Path, help="a folder that keeps the model and the data for another run")
     options = parser.parse_args()
     os.environ["BENCH_WORKER"] = "1"
@@ -112,7 +112,7 @@ def report(lines: list[dict[str, Any]], peer: dict[str, float]) -> None:
 
 
 def paces(steps: list[dict[str, Any]], windows: list[tuple[float, float]], inside: bool = True) -> str:
-    """Return the median time of the steps that lie in one of the windows, or in none."""
+    """Return the median time of the steps inside the windows, or outside them."""
     chosen = [
         line["step_seconds"]
         for line in steps[5:]

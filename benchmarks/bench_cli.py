@@ -1,4 +1,4 @@
-"""CPU time of the command line beside torchx's, both in an environment of their own, in one run.
+"""CPU time of the command line beside torchx's, each in its own environment, in one run.
 
     python benchmarks/bench_cli.py [--runs 15]
 
@@ -35,7 +35,7 @@ image: registry.example/qwen-job:1
 
 
 class Comparison(NamedTuple):
-    """What both command lines do, how that is said to each, what the output must hold, and the goal."""
+    """What both command lines do: the arguments of each, the expected output, and the goal."""
 
     name: str
     ours: list[str]

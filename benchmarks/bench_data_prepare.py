@@ -222,7 +222,7 @@ def our_side(path: Path, tokenizer: Path, workers: int) -> dict[str, float]:
 
 
 def _side(name: str, path: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Run one side as a process of its own; add its wall and processor time, start-up included."""
+    """Run one side in a separate process; add its wall and CPU time, with start-up."""
     command = [sys.executable, __file__, "--tokenizer", str(options.tokenizer), "--side", name, str(path)]
     start, cpu = time.perf_counter(), _cpu_seconds()
     done = subprocess.run([*command, "--workers", str(options.workers)], check=True, stdout=subprocess.PIPE)
@@ -232,7 +232,7 @@ def _side(name: str, path: Path, options: argparse.Namespace) -> dict[str, float
 
 
 def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Time both sides, each in a process of its own: in steady state, and as a whole with loading and writing."""
+    """Time both sides in separate processes: in steady state, and in total with loading and writing."""
     write_rows(folder / "rows.json", make_writer(options.tokenizer, 800), count=options.samples, kinds=options.samples)
     theirs = _side("reference", folder / "rows.json", options)
     ours = _side("ours", folder / "rows.json", options)

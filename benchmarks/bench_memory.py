@@ -4,7 +4,7 @@
     python benchmarks/bench_memory.py --cpu      tensors counted on this machine: ZeRO-0 to 3, two processes
     python benchmarks/bench_memory.py --gpu      peak allocated by Qwen-1.8B on this machine's GPU
 
-The published rows stand in published_memory.yaml; constants were chosen on its "fit" rows and nothing else.
+The published rows are in published_memory.yaml; constants were fitted on its "fit" rows only.
 """
 
 from __future__ import annotations
