@@ -22,8 +22,9 @@ _LINE = re.compile(r"(\S+)(?:\s+slots=(\d+))?")
 def with_hosts(plan: Plan) -> Plan:
     """Return the plan with machines' names in the place of files and allocations.
 
-    Errors: :class:`JobError` by the field for what names no hosts; :class:`EnvironmentFault` for a Slurm that is
-    unreachable.
+    Raises:
+        JobError: the field names no hosts.
+        EnvironmentFault: Slurm is unreachable.
     """
     names: list[str] = []
     problems = []
@@ -40,7 +41,11 @@ def with_hosts(plan: Plan) -> Plan:
 
 
 def _names(plan: Plan, index: int, entry: str) -> list[str]:
-    """Return the hosts that an entry stands for; a name or a range as it is. Errors: :class:`ValueError`."""
+    """Return the hosts that an entry stands for; a name or a range as it is.
+
+    Raises:
+        ValueError: the entry is not a name or a range.
+    """
     if entry == ALLOCATION:
         return _of_this_allocation()
     if entry.startswith(f"{ALLOCATION}:"):

@@ -49,7 +49,11 @@ def outcomes(folder: str, runs: list[tuple[str, dict[str, Any]]]) -> list[Outcom
 
 
 def runs_of_job(job: Job) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """Return the folder of a job's sweep and its runs. Errors: :class:`UsageError` for a job without one."""
+    """Return the folder of a job's sweep and its runs.
+
+    Raises:
+        UsageError: the job is not a sweep.
+    """
     if not job.points:
         raise UsageError(f"{job.name} has no sweep: write sweep: {{train.learning_rate: [1e-5, 2e-5]}} in job.yaml")
     return job.output, [(point.folder, point.values) for point in job.points]

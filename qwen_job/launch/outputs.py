@@ -28,8 +28,9 @@ _COLOURS = re.compile("\x1b\\[[0-9;]{0,12}[mK]")
 def write_bundle(bundle: Bundle, folder: Path, *, force: bool = False) -> list[Path]:
     """Write every file of ``bundle`` into ``folder`` and return their paths.
 
-    Errors: :class:`EnvironmentFault` before anything is written, when a file is there with another content (unless
-    ``force``), another process writes into the folder, or it cannot be written.
+    Raises:
+        EnvironmentFault: a file exists with other content (unless ``force``), another process writes into the folder,
+            or it is not writable. Nothing has been written then.
     """
     paths = {folder / name: text for name, text in bundle.files.items()}
     try:
@@ -99,7 +100,11 @@ def run_log(run: str) -> Path | None:
 
 
 def show_log(log: Path, *, follow: bool) -> int:
-    """Print a file, with ``follow`` until interrupted; return an exit code. Errors: EnvironmentFault for no file."""
+    """Print a file, with ``follow`` until interrupted; return an exit code.
+
+    Raises:
+        EnvironmentFault: the file is missing or unreadable.
+    """
     if not log.is_file():
         raise EnvironmentFault(f"{log}: is no file that can be shown")
     return show_output(["tail", "-n", "+1", *(["-F"] if follow else []), "--", str(log)])

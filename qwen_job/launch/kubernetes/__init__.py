@@ -1,8 +1,8 @@
 """Kubernetes: kubectl underneath, JSON in. In reading order:
 
-- ``kubectl``: running kubectl, and what its refusals mean
+- ``kubectl``: run kubectl, and read its refusals
 - ``backend``: submit, status, logs and cancel
-- ``state``, ``pods``, ``events``, ``progress``: from objects to one line of status
-- ``needed``: what a job refers to and does not bring along
+- ``state``, ``reasons``, ``progress``: from objects to one line of status
+- ``needed``: what a job refers to and expects to find in the cluster
 - ``doctor``: what a cluster offers, and the site profile that follows
 """

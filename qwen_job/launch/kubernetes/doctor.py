@@ -49,7 +49,11 @@ class Survey:
 
 
 def survey() -> Survey:
-    """Ask the cluster. Errors: :class:`EnvironmentFault` without kubectl or a cluster."""
+    """Ask the cluster.
+
+    Raises:
+        EnvironmentFault: there is no kubectl, or no cluster answers.
+    """
     unknown: list[str] = []
     known = kubectl("api-resources", "--output", "name").split()
     every = _items("nodes", unknown)
@@ -116,7 +120,11 @@ def _names(resource: str, unknown: list[str]) -> tuple[str, ...]:
 
 
 def profile(found: Survey) -> str:
-    """Return a layer for ``-f``: the sections that fit the cluster. Errors: :class:`ClusterRefused`."""
+    """Return a layer for ``-f``: the sections that fit the cluster.
+
+    Raises:
+        ClusterRefused: the cluster has none of the kinds of training job.
+    """
     if not found.kinds:
         wanted = ", ".join(KINDS)
         raise ClusterRefused(f"the cluster has none of {wanted}: install the Kubeflow training-operator or JobSet")

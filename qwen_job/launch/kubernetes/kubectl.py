@@ -84,8 +84,8 @@ def kubectl(*words: str, text: str | None = None, seconds: float = 120) -> str:
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=seconds)
     except FileNotFoundError:
-        way_out = "install it, or carry the manifest of 'render' to a machine that has it"
-        raise EnvironmentFault(f"kubectl: not on this machine; {way_out}") from None
+        suggestion = "install it, or carry the manifest of 'render' to a machine that has it"
+        raise EnvironmentFault(f"kubectl: not on this machine; {suggestion}") from None
     except subprocess.TimeoutExpired:
         raise EnvironmentFault(f"kubectl: no answer within {seconds:.0f} s; is the cluster reachable?") from None
     if done.returncode == 0:

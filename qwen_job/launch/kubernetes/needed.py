@@ -23,9 +23,12 @@ class _Needed(NamedTuple):
 
 
 def refuse_missing(things: list[Object]) -> None:
-    """Ask for everything that the objects name. Errors: :class:`ClusterRefused` with the field of what is missing.
+    """Look up everything that the objects refer to.
 
-    What the user may not look at is passed over: the server's own words come later, in ``status``.
+    What the user may not read is skipped: the server's own message appears later, in ``status``.
+
+    Raises:
+        ClusterRefused: something is missing; the message names its field.
     """
     namespace = things[-1]["metadata"].get("namespace")
     where = ("--namespace", namespace) if namespace else ()

@@ -1,8 +1,8 @@
 """Slurm: sbatch, squeue, sacct and scancel. In reading order:
 
-- ``environment``: what Slurm's tools get of the user's environment
+- ``environment``: which of the user's variables reach Slurm's tools
 - ``backend``: submit, status, logs and cancel
-- ``entries``, ``accounting``, ``log``: the queue, finished jobs and log files
+- ``entries``, ``log``: jobs of the queue and of accounting, and their log files
 - ``refusal``: why sbatch refused a job
-- ``survey``, ``doctor``: what a cluster says of itself, and the site profile that follows
+- ``survey``, ``doctor``: what a cluster reports about itself, and the site profile that follows
 """

@@ -64,7 +64,8 @@ class _Machines:
 def propose(found: Survey, partition: str | None = None) -> Proposal:
     """Return the profile for ``partition``, by default the one with the most GPUs.
 
-    Errors: :class:`ClusterRefused` for an unknown partition, or a cluster without nodes.
+    Raises:
+        ClusterRefused: the partition is unknown, or the cluster has no nodes.
     """
     proposal = Proposal()
     machines = _choose(found, partition, proposal)

@@ -81,7 +81,11 @@ class Survey:
 
 
 def survey() -> Survey:
-    """Ask Slurm's own tools. Errors: :class:`EnvironmentFault` without them or their controller."""
+    """Ask Slurm's own tools.
+
+    Raises:
+        EnvironmentFault: the tools are missing, or their controller does not answer.
+    """
     here = clusters()
     return Survey(
         nodes=tuple(nodes_of(read_json(ask("sinfo", "--json", cluster=here)))),
@@ -97,7 +101,9 @@ def survey() -> Survey:
 def ask(*words: str, cluster: str = "") -> str:
     """Run one of Slurm's tools, about ``cluster`` where there are several.
 
-    Errors: :class:`EnvironmentFault`, :class:`ClusterRefused` with its words.
+    Raises:
+        EnvironmentFault: the tool is missing or does not answer.
+        ClusterRefused: the tool refused, with its message.
     """
     words = (words[0], f"--clusters={cluster}", *words[1:]) if cluster else words
     try:
@@ -150,7 +156,11 @@ def by_cluster(text: str) -> list[tuple[str, str]]:
 
 
 def read_json(text: str) -> dict[str, Any]:
-    """Read what ``sinfo --json`` printed. Errors: :class:`EnvironmentFault`."""
+    """Read what ``sinfo --json`` printed.
+
+    Raises:
+        EnvironmentFault: it is not what sinfo prints.
+    """
     try:
         value = json.loads(by_cluster(text)[0][1])
     except ValueError as error:
@@ -159,7 +169,11 @@ def read_json(text: str) -> dict[str, Any]:
 
 
 def nodes_of(answer: dict[str, Any]) -> list[Node]:
-    """Read either shape of ``sinfo --json``. Errors: :class:`EnvironmentFault` for any other."""
+    """Read either shape of ``sinfo --json``.
+
+    Raises:
+        EnvironmentFault: it has another shape.
+    """
     try:
         if isinstance(answer.get("nodes"), list):
             return [_node(entry) for entry in answer["nodes"]]

@@ -100,8 +100,9 @@ def calibrate(
 
     ``gpus_per_node`` (default: one node each) and ``network_gbs`` tell what runs on several nodes were joined by.
 
-    Errors: EnvironmentFault for a folder without the three files or with too few steps, JobError for a model whose
-    shape is not known or when the best fit lies outside what the formulas can mean.
+    Raises:
+        EnvironmentFault: a folder lacks one of the three files, or has too few steps.
+        JobError: the model's shape is not known, or the best fit is outside what the formulas can mean.
     """
     runs = [read_run(Path(folder), gpus_per_node, network_gbs) for folder in folders]
     if not runs:
@@ -119,7 +120,9 @@ def calibrate(
 def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | None = None) -> Layout:
     """Return how a run of these settings (train.yaml, deepspeed.json's zero_optimization) lies on its GPUs.
 
-    Errors: UnknownName or ModelError where the model's shape is not known.
+    Raises:
+        UnknownName: the model's shape is not known.
+        ModelError: its config.json is not usable.
     """
     training = train.training
     return Layout(
@@ -140,7 +143,11 @@ def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | 
 
 
 def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float | None = None) -> Run:
-    """Read one run. Errors: EnvironmentFault naming the file and what is wrong with it."""
+    """Read one run.
+
+    Raises:
+        EnvironmentFault: a file is missing or broken; the message names it.
+    """
     try:
         train, deepspeed = load_config(folder / "train.yaml")
     except QwenJobError as error:
