@@ -227,8 +227,8 @@ def load(folder: Path) -> tuple[bool, str]:
     from qwen_job.errors import ModelError
     from qwen_job.models.loading import load_native
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         check_folder(folder)
     except ModelError:
