@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qwen_job.report.page import main_figures
-from qwen_job.train.runlog import read_metrics
+from qwen_job.run.metrics import read_metrics
 from tests.chaos.run import Run
 from tests.e2e.steps import environment
 from tests.slurmlab import Lab

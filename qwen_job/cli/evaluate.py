@@ -30,12 +30,13 @@ def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, 
     from qwen_job.atomic import write_atomically
     from qwen_job.infer.evaluate import as_text
     from qwen_job.infer.evaluate import evaluate as measure
+    from qwen_job.run.folder import RunFolder
 
     def say(line: str) -> None:
         click.echo(line, err=True)
 
     result = measure(run_or_model, data, samples=samples, before=before, max_new_tokens=max_new_tokens, progress=say)
     text = json_text(result.to_dict(), indent=2)
-    if (run_or_model / "train.yaml").is_file():
-        write_atomically(run_or_model / "evaluation.json", text + "\n")
+    if RunFolder(run_or_model).train.is_file():
+        write_atomically(RunFolder(run_or_model).evaluation, text + "\n")
     click.echo(text if as_json else as_text(result, shutil.get_terminal_size((100, 24)).columns))

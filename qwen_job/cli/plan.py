@@ -182,8 +182,9 @@ def _calibrate(runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, .
     from qwen_job.job import load_job
     from qwen_job.plan.estimate.calibrate import calibrate
     from qwen_job.plan.plan import gpu_of
+    from qwen_job.run.folder import RunFolder
 
-    job = load_job(files or [str(Path(runs[0]) / "job.yaml")], sets=sets)
+    job = load_job(files or [str(RunFolder(Path(runs[0])).job)], sets=sets)
     gpu = gpu_of(job)
     cluster = job.cluster
     fitted = calibrate(runs, gpu, gpus_per_node=cluster.gpus_per_node, network_gbs=cluster.network_gbs)

@@ -19,7 +19,8 @@ def train(run: Path, nproc_per_node: int | None) -> None:
     """
     from qwen_job.node.launcher import main
     from qwen_job.run.config import load_config
+    from qwen_job.run.folder import RunFolder
 
-    path = run / "train.yaml" if run.is_dir() else run
+    path = RunFolder(run).train if run.is_dir() else run
     workers = nproc_per_node or load_config(path)[0].world_size
     sys.exit(main(["--nproc_per_node", str(workers), "--", "--config", str(path)]))

@@ -11,6 +11,7 @@ from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import ADAPTER, read_config
 from qwen_job.models import ensure_model
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import read_object, read_settings
 from qwen_job.run.sections import ModelSpec
 
@@ -96,10 +97,10 @@ def find_model(path: Path) -> ChosenModel:
         ModelError: the folder does not exist or has no model, or the run has not finished.
     """
 
-    if (path / "train.yaml").is_file():
-        if not (path / "model" / "config.json").is_file():
+    if RunFolder(path).train.is_file():
+        if not (RunFolder(path).model / "config.json").is_file():
             raise ModelError(f"{path}: has no model/ yet: {_state(path)}")
-        return ChosenModel(path / "model", path, read_settings(path))
+        return ChosenModel(RunFolder(path).model, path, read_settings(path))
     if not path.is_dir():
         raise ModelError(
             f"{path}: does not exist; give a run folder or a model folder ('qwen-job model fetch' prints one)"
@@ -112,7 +113,7 @@ def find_model(path: Path) -> ChosenModel:
 
 
 def _state(run: Path) -> str:
-    beat = read_object(run / "heartbeat")
+    beat = read_object(RunFolder(run).heartbeat)
     if not beat:
         return "the run has not started; start it with 'qwen-job submit'"
     step = f" at step {beat.get('step')} of {beat.get('total_steps')}" if beat.get("step") is not None else ""

@@ -21,6 +21,7 @@ from qwen_job.job.document import Document, Position, place
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Axis, Job, Point, blame
 from qwen_job.resources import cache_beside
+from qwen_job.run.folder import PREPARED
 
 # Slurm's MaxArraySize is 1001 unless the site raised it.
 MOST = 1000
@@ -123,7 +124,7 @@ def _run(document: Document, whole: Job, folder: str, number: int) -> Job:
             "output": str(PurePosixPath(whole.output, folder)),
             "model": job.model.model_copy(update={"cache_dir": job.model.cache_dir or cache}),
             "data": job.data.model_copy(
-                update={"cache_dir": job.data.cache_dir or str(PurePosixPath(whole.output, "prepared"))}
+                update={"cache_dir": job.data.cache_dir or str(PurePosixPath(whole.output, PREPARED))}
             ),
         }
     )

@@ -14,6 +14,7 @@ from qwen_job.launch.backend import GONE, TARGETS, UNKNOWN, Entry, backend
 from qwen_job.launch.index import Submission, submissions
 from qwen_job.launch.queues import ask_queues, queue_of, with_endings, with_past
 from qwen_job.render.slurm.options import EVALUATE_SUFFIX, evaluate_name
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.owner import check_readable, forbids, owner_of
 from qwen_job.run.progress import Progress, progress_of
 from qwen_job.run.reading import there
@@ -128,7 +129,7 @@ def _wanted(word: str) -> Callable[[Entry], bool]:
         if not entry.run:
             return False
         run = Path(os.path.realpath(entry.run))
-        return folder == run or (folder == run.parent and there(folder / "sweep.json"))
+        return folder == run or (folder == run.parent and there(RunFolder(folder).sweep))
 
     return fits
 
@@ -138,7 +139,7 @@ def _of_folder(word: str, unasked: dict[str, QwenJobError]) -> list[Entry]:
     check_readable(word)
     run = os.path.realpath(word)
     owner = owner_of(run)
-    if not owner.target and not there(Path(run, "train.yaml")):
+    if not owner.target and not there(RunFolder(Path(run)).train):
         run = _run_of_job_file(word) if unasked else ""
         return [Entry("", "", word, UNKNOWN, run=run, forgotten=True)] if run else []
     asked = not unasked and owner.target in TARGETS and backend(owner.target).available()

@@ -13,6 +13,7 @@ from qwen_job.errors import UsageError
 from qwen_job.launch.backend import Backend, Entry, Submitted
 from qwen_job.launch.outputs import run_log, show_log
 from qwen_job.render.bundle import Bundle
+from qwen_job.run.folder import METRICS
 
 
 class LocalBackend(Backend):
@@ -59,7 +60,7 @@ class LocalBackend(Backend):
         where = "appears in" if follow else "is in"
         raise UsageError(
             f"{entry.name}: {_what(entry)}; a local job's output {where} the terminal that runs it; see also "
-            f"{entry.run}/metrics.jsonl"
+            f"{entry.run}/{METRICS}"
         )
 
     def cancel(self, entry: Entry) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import UsageError
 from qwen_job.job import Job
+from qwen_job.run.folder import RunFolder
+from qwen_job.run.metrics import last_metric
 from qwen_job.run.owner import check_readable
 from qwen_job.run.progress import Progress, progress_of
-from qwen_job.run.reading import is_path, last_line, number, read_object
+from qwen_job.run.reading import is_path, number, read_object
 
 NOT_STARTED = "not started"
 
@@ -68,7 +70,7 @@ def runs_of_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]
     """
     check_readable(folder)
     try:
-        runs = strict_json.load(folder / "sweep.json")["runs"]
+        runs = strict_json.load(RunFolder(folder).sweep)["runs"]
         return str(folder), [_named(run) for run in runs]
     except (OSError, ValueError, LookupError, TypeError):
         raise UsageError(f"{folder}: holds no sweep.json; give the sweep's output folder, or its job.yaml") from None
@@ -82,11 +84,11 @@ def _named(run: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _outcome(folder: str, name: str, values: dict[str, Any]) -> Outcome:
-    run = Path(folder, name)
-    progress, done = progress_of(str(run)), read_object(run / "done.json")
+    run = RunFolder(Path(folder, name))
+    progress, done = progress_of(str(run.path)), read_object(run.done)
     eval_loss = number(done.get("eval_loss"))
     if eval_loss is None:
-        eval_loss = _held_out(run / "evaluation.json")
+        eval_loss = _held_out(run.evaluation)
     loss = number(done.get("train_loss")) if "train_loss" in done else progress.loss
     return Outcome(name, values, progress, loss, _last_eval(run) if eval_loss is None else eval_loss)
 
@@ -97,6 +99,6 @@ def _held_out(path: Path) -> float | None:
     return number(after.get("loss")) if isinstance(after, dict) else None
 
 
-def _last_eval(run: Path) -> float | None:
+def _last_eval(run: RunFolder) -> float | None:
     """Return the last evaluation in metrics.jsonl."""
-    return number(last_line(run / "metrics.jsonl", "eval").get("loss"))
+    return number(last_metric(run.path, "eval").get("loss"))

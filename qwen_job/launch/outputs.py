@@ -18,6 +18,7 @@ from pathlib import Path
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault
 from qwen_job.render.bundle import Bundle
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import there
 
 # Seconds that a render waits for another one into the same folder.
@@ -95,7 +96,7 @@ def _locked(descriptor: int) -> bool:
 
 def run_log(run: str) -> Path | None:
     """Return what the first node of a run wrote, which outlives its job; None where there is nothing."""
-    log = Path(run, "logs", "node-0.log")
+    log = RunFolder(Path(run)).node_log(0)
     return log if run and there(log) else None
 
 

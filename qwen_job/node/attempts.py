@@ -14,6 +14,7 @@ from qwen_job import strict_json
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import NoProgress, StoppedAndSaved, is_retryable
 from qwen_job.run.ends import MEMORY_ADVICE, last_words
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.manifest import newest_step
 
 
@@ -49,7 +50,7 @@ def end(run: Path, exit_code: int, *, signalled: bool) -> None:
 
 def _read(run: Path) -> tuple[int | None, int]:
     try:
-        value = strict_json.load(run / "launch" / "tries.json")
+        value = strict_json.load(RunFolder(run).attempts)
         return int(value["step"]), int(value["fruitless"])
     except (OSError, ValueError, TypeError, KeyError):
         return None, 0
@@ -59,11 +60,11 @@ def _write(run: Path, step: int, fruitless: int) -> None:
     """Write the count; failing storage is for the trainer to report, and an uncounted attempt does no harm."""
     text = json.dumps({"step": step, "fruitless": fruitless})
     with contextlib.suppress(OSError):
-        write_atomically(run / "launch" / "tries.json", text)
+        write_atomically(RunFolder(run).attempts, text)
 
 
 def _forget(run: Path) -> None:
     try:
-        (run / "launch" / "tries.json").unlink(missing_ok=True)
+        RunFolder(run).attempts.unlink(missing_ok=True)
     except OSError:
         return

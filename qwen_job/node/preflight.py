@@ -20,6 +20,7 @@ from qwen_job.hosts import expand_hosts
 from qwen_job.node.gpus import PlannedGpu, gpu_checks
 from qwen_job.node.network import Member, Verdict, check_network
 from qwen_job.node.quick_check import SHARED_MEMORY, CheckResult, quick_check
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.space import still_needed
 from qwen_job.sockets import HOW_TO_NAME, UnknownName, leads_elsewhere, listen
 from qwen_job.text import GIB, gib
@@ -129,7 +130,7 @@ def _note_missing(expected: Expected, verdict: Verdict) -> None:
     try:
         names = expand_hosts([os.environ["SLURM_JOB_NODELIST"]])
         for rank in set(verdict.missing) & set(verdict.unhealthy):
-            (expected.run / "launch" / f"unhealthy.{expected.token}.{rank}").write_text(f"{names[rank]}\n")
+            RunFolder(expected.run).unhealthy(expected.token, rank).write_text(f"{names[rank]}\n")
     except (KeyError, IndexError, ValueError, OSError):
         return  # without Slurm, or on read-only storage, the next attempt uses the same nodes
 
@@ -146,7 +147,7 @@ def shared_memory_for(gpus: int) -> CheckResult:
 
 def output_folder(expected: Expected) -> list[CheckResult]:
     """Write, sync and remove a file in the run folder, and read the token that proves that the folder is shared."""
-    trial = expected.run / "launch" / f".trial-{uuid.uuid4().hex}"
+    trial = RunFolder(expected.run).launch / f".trial-{uuid.uuid4().hex}"
     try:
         trial.parent.mkdir(parents=True, exist_ok=True)
         with trial.open("wb") as stream:
@@ -159,7 +160,7 @@ def output_folder(expected: Expected) -> list[CheckResult]:
         ]
     if expected.token:
         try:
-            same = (expected.run / "launch" / "token").read_text().strip() == expected.token
+            same = RunFolder(expected.run).token.read_text().strip() == expected.token
         except OSError:
             same = False
         if not same:

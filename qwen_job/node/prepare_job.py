@@ -25,7 +25,7 @@ from qwen_job.run.config import load_config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, release the job, and return an exit code of qwen_job/errors.py."""
     parser = argparse.ArgumentParser(prog="python -m qwen_job.node.prepare_job", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="train.yaml")
+    parser.add_argument("--config", type=Path, required=True, help="the run's train.yaml")
     parser.add_argument("--release", metavar="KIND/NAME", help="the suspended job to start afterwards")
     parser.add_argument("--queue", help="submit it to this Kueue queue instead of starting it at once")
     options = parser.parse_args(arguments)

@@ -9,15 +9,16 @@ from qwen_job.plan import Plan
 from qwen_job.plan.train_config import train_config
 from qwen_job.render.quote import to_json, to_yaml
 from qwen_job.run.config import to_values
+from qwen_job.run.folder import DEEPSPEED, JOB, TRAIN
 
 
 def config_files(plan: Plan) -> dict[str, str]:
     """Return file name -> text of exactly what runs, for the run folder."""
     return {
-        "job.yaml": to_yaml(job_document(plan)),
-        "train.yaml": f"# Written by qwen-job {__version__}; job.yaml beside it is what it was made from.\n"
+        JOB: to_yaml(job_document(plan)),
+        TRAIN: f"# Written by qwen-job {__version__}; job.yaml beside it is what it was made from.\n"
         + to_yaml(to_values(train_config(plan))),
-        "deepspeed.json": to_json(plan.deepspeed_config) + "\n",
+        DEEPSPEED: to_json(plan.deepspeed_config) + "\n",
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qwen_job.report.model_card import use_lines, write_model_card
 from qwen_job.report.page import main_figures, write_report
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import read_settings
 
 
@@ -17,6 +18,6 @@ def write_pages(run_dir: Path, say: Callable[[str], None]) -> None:
             write(run_dir)
         except Exception as error:  # a page must not undo hours of training
             say(f"{write.__name__}: {error}{command}")
-    say(f"{main_figures(run_dir)[-1]}, the report is in {run_dir / 'report.html'}")
+    say(f"{main_figures(run_dir)[-1]}, the report is in {RunFolder(run_dir).report}")
     for line in use_lines(run_dir, read_settings(run_dir)):
         say(line)

@@ -17,6 +17,7 @@ from qwen_job.facts.model_files import is_qwen1, read_config
 from qwen_job.facts.model_names import is_qwen1_id
 from qwen_job.models.fetch import cached_folder
 from qwen_job.report.summary import Summary, summarize
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import read_object
 from qwen_job.run.sections import ModelSpec
 
@@ -60,7 +61,7 @@ def write_model_card(run_dir: Path) -> Path:
     Raises:
         EnvironmentFault: model/ is not writable.
     """
-    path = run_dir / "model" / "README.md"
+    path = RunFolder(run_dir).model / "README.md"
     try:
         write_atomically(path, card(summarize(run_dir)))
     except OSError as error:
@@ -99,7 +100,7 @@ def card(summary: Summary) -> str:
 
 def _oldest(run: Path) -> str:
     """Return the oldest transformers that has the model's architecture."""
-    classes = read_object(run / "model" / "config.json").get("architectures")
+    classes = read_object(RunFolder(run).model / "config.json").get("architectures")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
     return next((OLDEST[name] for name in names if name in OLDEST), OLDEST["Qwen2ForCausalLM"])
 
@@ -153,7 +154,7 @@ def _cell(text: str) -> str:
 
 def use_lines(run: Path, settings: Mapping[str, Any]) -> list[str]:
     """Return a line for each way to use ``run``/model: transformers, vLLM, qwen-job chat, and Qwen-1's model.chat."""
-    model = run / "model"
+    model = RunFolder(run).model
     lines = [
         f"transformers: AutoModelForCausalLM.from_pretrained({str(model)!r}), without trust_remote_code; see the "
         "example in its README.md",

@@ -16,6 +16,7 @@ from qwen_job.picture import Stack, svg
 from qwen_job.report.plot import Formatter, Series, chart, smooth
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.report.timeline import ACCOUNTS, number
+from qwen_job.run.folder import DONE, METRICS, REPORT, TRAIN
 from qwen_job.run.reading import whole
 from qwen_job.text import GIB, duration, gib_or_mib, visible
 
@@ -49,9 +50,9 @@ def write_report(run_dir: Path) -> Path:
         UsageError: the folder does not exist or is not a run folder.
         EnvironmentFault: the folder is not writable.
     """
-    if not any((run_dir / name).is_file() for name in ("train.yaml", "metrics.jsonl", "done.json")):
+    if not any((run_dir / name).is_file() for name in (TRAIN, METRICS, DONE)):
         raise UsageError(f"{run_dir}: is not a run folder: it has neither train.yaml nor metrics.jsonl")
-    path = run_dir / "report.html"
+    path = run_dir / REPORT
     try:
         write_atomically(path, page(summarize(run_dir)))
     except OSError as error:
@@ -289,7 +290,7 @@ def _settings(summary: Summary) -> str:
     for section, keys in _SHOWN_SETTINGS.items():
         values = summary.section(section)
         rows += [[f"{section}.{key}", _plain(values[key])] for key in (keys or values) if values.get(key) is not None]
-    table = _table("", ["train.yaml", ""], rows)
+    table = _table("", [TRAIN, ""], rows)
     return f"<details><summary>Settings · 设置</summary>{table}</details>" if rows else ""
 
 

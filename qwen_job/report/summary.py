@@ -10,7 +10,9 @@ from typing import Any
 
 from qwen_job.report.plot import CurvePoint
 from qwen_job.report.timeline import Attempt, Event, account, attempts, effective_share, last_versions, number
-from qwen_job.run.reading import read_lines, read_object, read_settings
+from qwen_job.run.folder import RunFolder
+from qwen_job.run.metrics import read_metrics
+from qwen_job.run.reading import read_object, read_settings
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,15 @@ def _first_step(attempt: Attempt) -> list[Event]:
 def summarize(folder: Path) -> Summary:
     """Read a run folder; damaged files are omitted and listed in ``unread``."""
     unread: list[str] = []
-    events = read_lines(folder / "metrics.jsonl", unread)
+    run = RunFolder(folder)
+    events = read_metrics(folder, unread)
     found = attempts(events)
     return Summary(
         folder=folder,
         settings=read_settings(folder, unread),
-        done=read_object(folder / "done.json", unread),
-        heartbeat=read_object(folder / "heartbeat", unread),
-        evaluation=read_object(folder / "evaluation.json", unread),
+        done=read_object(run.done, unread),
+        heartbeat=read_object(run.heartbeat, unread),
+        evaluation=read_object(run.evaluation, unread),
         attempts=found,
         steps=last_versions(found, "step"),
         evals=last_versions(found, "eval"),

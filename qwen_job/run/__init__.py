@@ -1,5 +1,11 @@
-"""The folder of a run, which the launcher writes and the image reads. In reading order:
+"""The contract between launcher and image: the folder of a run. In reading order:
 
-- lease: one writer a folder
-- ends: how each node ended, for when its pod is gone
+- ``folder``: every file and folder of a run, by name
+- ``sections``, ``config``: train.yaml, typed
+- ``reading``: JSON that a shared folder may hold, read within limits
+- ``progress``, ``owner``: heartbeat and done.json; the job that works in the folder
+- ``manifest``: which checkpoint is complete, and which is the newest
+- ``space``: what the folder holds already of the planned disk space
+- ``lease``: one writer per folder;  ``ends``: how each node ended
+- ``signals``: stop requests and the time limit
 """

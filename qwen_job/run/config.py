@@ -19,6 +19,7 @@ from qwen_job import strict_json, strict_yaml
 from qwen_job.atomic import read_limited, write_atomically
 from qwen_job.errors import DataError, JobError, ModelError, Problem, QwenJobError
 from qwen_job.facts import choices, settings
+from qwen_job.run.folder import DEEPSPEED, JOB, TRAIN, RunFolder
 from qwen_job.run.sections import (
     DataSpec,
     Guards,
@@ -98,9 +99,9 @@ def check_training(config: TrainConfig) -> None:
         values = {**config.training.model_dump(), **extra, "torch_compile": config.torch_compile}
         found = settings.conflicts(values, [*extra, *typed], given)
     if config.device == "cpu" and config.precision == "fp16":
-        raise JobError([Problem("train.yaml", 0, 0, "precision", "DeepSpeed has no fp16 on a CPU; write fp32")])
+        raise JobError([Problem(TRAIN, 0, 0, "precision", "DeepSpeed has no fp16 on a CPU; write fp32")])
     if found:
-        raise JobError([Problem("train.yaml", 0, 0, f"training.{name}", text) for name, text in found])
+        raise JobError([Problem(TRAIN, 0, 0, f"training.{name}", text) for name, text in found])
 
 
 def load_config(path: Path) -> tuple[TrainConfig, DeepSpeedConfig]:
@@ -110,7 +111,7 @@ def load_config(path: Path) -> tuple[TrainConfig, DeepSpeedConfig]:
         JobError: a file is missing, is not YAML or JSON, or a key is unknown or has a wrong value.
     """
     config = parse_config(_read(path, strict_yaml.loads), str(path))
-    beside = path.with_name("deepspeed.json")
+    beside = path.with_name(DEEPSPEED)
     deepspeed = _read(beside, strict_json.loads)
     if not isinstance(deepspeed, dict):
         raise JobError([Problem(str(beside), 0, 0, "", "must be a JSON object")])
@@ -143,15 +144,15 @@ def to_values(config: TrainConfig) -> dict[str, Any]:
 def save_config(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> None:
     """Write train.yaml and deepspeed.json, so that a run started from flags leaves the same folder."""
     values = config.model_dump(mode="json")
-    write_atomically(folder / "train.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    write_atomically(folder / "deepspeed.json", json.dumps(deepspeed, indent=2) + "\n")
+    write_atomically(RunFolder(folder).train, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    write_atomically(RunFolder(folder).deepspeed, json.dumps(deepspeed, indent=2) + "\n")
 
 
 def keep_settings(source: Path, run: Path) -> None:
     """Copy what the run was made from into its folder, where it was mounted from elsewhere (as Kubernetes does)."""
     if source.resolve() == run.resolve():
         return
-    for name in ("job.yaml", "train.yaml", "deepspeed.json"):
+    for name in (JOB, TRAIN, DEEPSPEED):
         if (source / name).is_file():
             run.mkdir(parents=True, exist_ok=True)
             write_atomically(run / name, (source / name).read_text(encoding="utf-8"))

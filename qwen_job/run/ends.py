@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_job.atomic import write_atomically
+from qwen_job.run.folder import RunFolder
 from qwen_job.strict_json import load
 
 MEMORY_ADVICE = (
@@ -51,7 +52,7 @@ def end(run: Path, node: int, exit_code: int, oom_kills: int) -> None:
 def last_words(run: Path) -> str:
     """Return what is known of the last attempt that is over: who was killed for memory, or from outside; else ""."""
     said = []
-    for path in sorted((run / "launch").glob("node-*.json")):
+    for path in RunFolder(run).node_ends():
         found = _read(path)
         if found and not found[0].ended and time.time() - found[0].began < _START_SECONDS:
             found = found[1:]  # it belongs to the attempt that begins now
@@ -90,7 +91,7 @@ def _count(text: str) -> int:
 
 
 def _path(run: Path, node: int) -> Path:
-    return run / "launch" / f"node-{node}.json"
+    return RunFolder(run).node_end(node)
 
 
 def _read(path: Path) -> list[End]:

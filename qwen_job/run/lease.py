@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_job.errors import UsageError
+from qwen_job.run.folder import RunFolder
 
-NAME = "launch/lease"
 # The id that the nodes of a job meet under: on Kubernetes the job's name, the same for all attempts.
 RENDEZVOUS = "QWEN_JOB_RENDEZVOUS_ID"
 RENEW_SECONDS = 5.0
@@ -63,7 +63,7 @@ class Lease:
     """The right to write into ``run``; ``lost`` is called with the other's name when somebody else took it."""
 
     def __init__(self, run: Path, lost: Callable[[str], None], *, renew: float = RENEW_SECONDS) -> None:
-        self._file = run / NAME
+        self._file = RunFolder(run).lease
         self._lost = lost
         self._renew = renew
         self._counter = 0

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job.atomic import sha256_of, sync_file, write_atomically
+from qwen_job.run.folder import CHECKPOINTS, MANIFEST, step_name, step_of
 
-MANIFEST = "manifest.json"
-_STEP = re.compile(r"step-[0-9]+")
 # DeepSpeed's names of a shard, and ours of the random state.
 _OF_A_RANK = re.compile(r"(?:pp_rank|rng_state)_(\d+)")
 
@@ -114,7 +113,7 @@ def newest_step(run: Path) -> int:
     The cheap test of progress between attempts: it opens no file, so that a manifest damaged later still counts. The
     batch script has the same function in shell (templates/slurm/job.sbatch.j2).
     """
-    home = run / "checkpoints"
+    home = run / CHECKPOINTS
     return max((_number(folder) for folder in _steps(home) if _has_text(folder / MANIFEST)), default=-1)
 
 
@@ -133,7 +132,7 @@ def prune(checkpoints: Path, *, keep: int | None, keep_steps: Iterable[int] = ()
     """
     folders = _steps(checkpoints)
     complete = [folder for folder in folders if isinstance(check(folder, hashes=False), Checkpoint)]
-    kept = {f"step-{step}" for step in keep_steps}
+    kept = {step_name(step) for step in keep_steps}
     kept |= {folder.name for folder in (complete[-keep:] if keep else complete)}
     newest_complete = complete[-1] if complete else None
     gone = []
@@ -166,9 +165,9 @@ def _hash_or_error(path: Path) -> str | OSError:
 def _steps(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
-    folders = [path for path in checkpoints.glob("step-*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    folders = [path for path in checkpoints.glob("step-*") if step_of(path.name) is not None and path.is_dir()]
     return sorted(folders, key=_number)
 
 
 def _number(folder: Path) -> int:
-    return int(folder.name[5:])
+    return step_of(folder.name) or 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qwen_job.atomic import read_limited
 from qwen_job.errors import EnvironmentFault
+from qwen_job.run.folder import LAUNCH, OWNER, RunFolder
 
 _MOST_BYTES = 65536
 
@@ -32,16 +33,16 @@ def owner_of(run: str | Path) -> Owner:
 
 
 def _of_sweep(run: str | Path) -> Owner | None:
-    if not os.access(Path(run, "sweep.json"), os.R_OK):
+    if not os.access(RunFolder(Path(run)).sweep, os.R_OK):
         return None
-    tasks = (_written(path.parent.parent) for path in sorted(Path(run).glob("*/launch/job")))
+    tasks = (_written(path.parent.parent) for path in sorted(Path(run).glob(f"*/{LAUNCH}/{OWNER}")))
     first = next(filter(None, tasks), None)
     return first and Owner(first.target, first.id.partition("_")[0], first.user, first.log)
 
 
 def _written(run: str | Path) -> Owner | None:
     try:
-        text = read_limited(Path(run, "launch", "job"), _MOST_BYTES).decode("utf-8", errors="replace")
+        text = read_limited(RunFolder(Path(run)).owner, _MOST_BYTES).decode("utf-8", errors="replace")
     except (OSError, ValueError):
         return None
     told = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import number, read_object, there, whole
 from qwen_job.text import visible
 
@@ -31,10 +32,10 @@ class Progress:
 
 def progress_of(run: str, now: float | None = None) -> Progress:
     """Read a run's folder; an absent file gives an empty :class:`Progress`, a broken one its fault."""
-    folder = Path(run)
-    done = bool(run) and there(folder / "done.json")
+    folder = RunFolder(Path(run))
+    done = bool(run) and there(folder.done)
     unread: list[str] = []
-    beat = read_object(folder / "heartbeat", unread) if run else {}
+    beat = read_object(folder.heartbeat, unread) if run else {}
     if not beat:
         return Progress(state="done" if done else "", fault="; ".join(unread))
     return progress_from({**beat, "state": "done"} if done else beat, now)
@@ -42,12 +43,12 @@ def progress_of(run: str, now: float | None = None) -> Progress:
 
 def is_done(run: str) -> bool:
     """Tell whether a run is complete; a sweep's folder is when all of its runs are."""
-    folder = Path(run)
-    runs = read_object(folder / "sweep.json").get("runs") if run else None
+    folder = RunFolder(Path(run))
+    runs = read_object(folder.sweep).get("runs") if run else None
     if isinstance(runs, list):
         names = [one.get("folder") for one in runs if isinstance(one, dict)]
-        return len(names) == len(runs) and all(there(folder / str(name) / "done.json") for name in names)
-    return bool(run) and there(folder / "done.json")
+        return len(names) == len(runs) and all(there(RunFolder(folder.path / str(name)).done) for name in names)
+    return bool(run) and there(folder.done)
 
 
 def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:

@@ -13,6 +13,7 @@ from typing import Any
 
 from qwen_job import strict_json, strict_yaml
 from qwen_job.atomic import read_limited
+from qwen_job.run.folder import RunFolder
 
 MAX_OBJECT = 16 * 2**20
 # Of metrics.jsonl: a million steps and more.
@@ -117,7 +118,7 @@ def whole(value: Any) -> int | None:
 def read_settings(run: Path, unread: list[str] | None = None) -> dict[str, Any]:
     """Return a run's train.yaml as plain values, empty if missing; if damaged, ``unread`` gets a line about it."""
     try:
-        values = strict_yaml.load(run / "train.yaml")
+        values = strict_yaml.load(RunFolder(run).train)
         if isinstance(values, dict):
             return values
         reason = "is not a mapping of settings"
@@ -126,5 +127,5 @@ def read_settings(run: Path, unread: list[str] | None = None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "strerror", None) or error)
     if unread is not None:
-        unread.append(f"{run / 'train.yaml'}: {reason}")
+        unread.append(f"{RunFolder(run).train}: {reason}")
     return {}

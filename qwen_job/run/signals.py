@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from qwen_job.errors import StoppedAndSaved, UsageError
+from qwen_job.run.folder import RunFolder
 
 # What the launcher sends its workers, and blocks in them until they listen.
 WISH = signal.SIGUSR1
@@ -140,7 +141,7 @@ class TimeLimit:
     """
 
     def __init__(self, run: Path, grace_seconds: float) -> None:
-        self._file, self._grace = run / "launch" / "ends_at", grace_seconds
+        self._file, self._grace = RunFolder(run).ends_at, grace_seconds
         self._ends_at: float | None = None
         if text := os.environ.get(TIME_LIMIT, "").strip():
             if not text.replace(".", "", 1).isdecimal():

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from qwen_job.run.folder import CHECKPOINTS, PREPARED, step_of
+
 # What the plan counts and a resumed run finds again; model/ is written anew beside an older one.
-_COUNTED = ("checkpoints", "prepared")
+_COUNTED = (CHECKPOINTS, PREPARED)
 
 
 class Held(NamedTuple):
@@ -23,8 +25,8 @@ class Held(NamedTuple):
 
 def held_by(run: Path) -> Held:
     """Measure what ``run`` holds; a folder that does not exist, or cannot be read, holds nothing."""
-    checkpoints = {path.name: folder_bytes(path) for path in _folders(run / "checkpoints")}
-    largest = max((size for name, size in checkpoints.items() if name.startswith("step-")), default=0)
+    checkpoints = {path.name: folder_bytes(path) for path in _folders(run / CHECKPOINTS)}
+    largest = max((size for name, size in checkpoints.items() if step_of(name) is not None), default=0)
     left_over = sum(size for name, size in checkpoints.items() if name.endswith(".partial"))
     return Held(sum(folder_bytes(run / name) for name in _COUNTED), largest, left_over)
 

@@ -19,12 +19,13 @@ from qwen_job.errors import QwenJobError, StoppedAndSaved, UsageError
 from qwen_job.report.summary import against_plan
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.lease import Lease
+from qwen_job.run.metrics import read_metrics
 from qwen_job.run.signals import StopWish, TimeLimit, leave_now
 from qwen_job.train import attempt, failures
 from qwen_job.train.failures import say
 from qwen_job.train.read_settings import keep, read_settings
 from qwen_job.train.rendezvous import Place, meet, place_from_environment, speak_once, tell
-from qwen_job.train.runlog import RunLog, read_metrics
+from qwen_job.train.runlog import RunLog
 from qwen_job.train.settings_diff import is_complete
 from qwen_job.train.trackers import close_trackers
 

@@ -29,6 +29,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 
 from qwen_job.atomic import sync_folder
 from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
+from qwen_job.run.folder import step_name
 from qwen_job.run.manifest import FileEntry, describe, write_manifest
 from qwen_job.text import gib
 
@@ -206,7 +207,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
 
     @property
     def _aside(self) -> Path:
-        return self.folder / f".step-{self._step}.partial"
+        return self.folder / f".{step_name(self._step or 0)}.partial"
 
     def _make_aside(self) -> None:
         for left_over in self.folder.glob(".step-*.partial"):
@@ -235,7 +236,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
             write.result()
 
     def _publish(self, step: int, files: dict[str, FileEntry]) -> None:
-        target = self.folder / f"step-{step}"
+        target = self.folder / step_name(step)
         for folder in {(self._under(step) / name).parent for name in files}:
             sync_folder(folder)
         shutil.rmtree(target, ignore_errors=True)
@@ -244,7 +245,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         write_manifest(target, step=step, world_size=dist.get_world_size(), zero_stage=self.zero_stage, files=files)
 
     def _under(self, step: int) -> Path:
-        return self.folder / f".step-{step}.partial"
+        return self.folder / f".{step_name(step)}.partial"
 
     def _failure(self, step: int, problems: list[str]) -> QwenJobError:
         if dist.get_rank() == 0:

@@ -22,9 +22,9 @@ from qwen_job.errors import JobError
 from qwen_job.facts.config_fields import HONOURED
 from qwen_job.models.check import read_config
 from qwen_job.models.tensors import read_folder
+from qwen_job.run.folder import IDENTITY
 from qwen_job.train.course import Course
 
-NAME = "identity.json"
 _BLOCK = 1 << 22
 _SAMPLE = 4096  # of each tensor: every weight of another model, or of a later stage of this one, differs
 _PARTS = ("tokens", "docs", "members", "rows")
@@ -47,7 +47,7 @@ class Identity(NamedTuple):
 def read_identity(checkpoint: Path) -> Identity | None:
     """Return what ``checkpoint`` keeps; None for one of an earlier version."""
     try:
-        values: dict[str, Any] = strict_json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
+        values: dict[str, Any] = strict_json.loads((checkpoint / IDENTITY).read_text(encoding="utf-8"))
         numbers = int(values["rows"]), int(values["width"])
         return Identity(str(values["data"]), str(values["model"]), *numbers, Course(*map(int, values["course"])))
     except (OSError, ValueError, KeyError, TypeError):

@@ -14,6 +14,7 @@ from qwen_job.run.config import (
     load_config,
     save_config,
 )
+from qwen_job.run.folder import DEEPSPEED
 from qwen_job.train.deepspeed_config import resolve
 from qwen_job.train.flags import Hardware, config_from_flags
 from qwen_job.train.rendezvous import Place
@@ -32,7 +33,7 @@ def read_settings(arguments: list[str], place: Place) -> tuple[TrainConfig, Deep
     if arguments[:1] == ["--config"] and len(arguments) == 2:
         path = Path(arguments[1])
         config, given = load_config(path)
-        source, notes = str(path.with_name("deepspeed.json")), []
+        source, notes = str(path.with_name(DEEPSPEED)), []
         if config.world_size != place.world_size:
             config, note = _other_world(config, place.world_size)
             notes.append(note)

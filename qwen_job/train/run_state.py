@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-NAME = "trainer_state.json"
+from qwen_job.run.folder import STATE
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class RunState:
     @classmethod
     def load(cls, checkpoint: Path) -> RunState:
         """Read a checkpoint's state; of one that transformers' Trainer wrote, only these fields."""
-        values = json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
+        values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM
-from qwen_job.run.reading import read_lines
+from qwen_job.run.folder import RunFolder
+from qwen_job.run.metrics import read_metrics
 from qwen_job.text import duration, visible_lines
 
 _HEARTBEAT_SECONDS = 2.0
@@ -45,7 +46,7 @@ class RunLog:
             return
         line = {"type": kind, "time": time.time(), "step": step, **values}
         text = json.dumps({key: _finite(value) for key, value in line.items()}, ensure_ascii=False)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as out:
+        with RunFolder(self.folder).metrics.open("a", encoding="utf-8") as out:
             out.write(text + "\n")
 
     def step(self, step: int, values: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ class RunLog:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        write_atomically(self.folder / "heartbeat", json.dumps(beat) + "\n", sync=False)
+        write_atomically(RunFolder(self.folder).heartbeat, json.dumps(beat) + "\n", sync=False)
 
     def say(self, text: str) -> None:
         """Print one line for the user."""
@@ -142,11 +143,6 @@ def progress_text(step: int, total: int | None, values: dict[str, Any], eta: flo
     if eta is not None:
         parts.append(f"{duration(eta)} left")
     return " · ".join(parts)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl; a line cut short by a crash, or not ours, is left out."""
-    return read_lines(folder / "metrics.jsonl")
 
 
 def fruitless_attempts(lines: Sequence[dict[str, Any]], resumed_from: int | None) -> int:

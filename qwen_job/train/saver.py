@@ -13,18 +13,15 @@ import numpy as np
 import torch
 
 from qwen_job.run.config import TrainConfig
+from qwen_job.run.folder import IDENTITY, SCHEDULE, SETTINGS, STATE, step_name
 from qwen_job.run.manifest import check, prune
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.engine import Engine
-from qwen_job.train.identity import NAME as IDENTITY
 from qwen_job.train.identity import Identity
 from qwen_job.train.ranks import Ranks
-from qwen_job.train.run_state import NAME as STATE
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
-from qwen_job.train.schedule import NAME as SCHEDULE
 from qwen_job.train.schedule import Schedule
-from qwen_job.train.settings_diff import NAME as SETTINGS
 from qwen_job.train.settings_diff import settings_text
 from qwen_job.train.universal import discard_universal, load_weights
 
@@ -102,7 +99,7 @@ class Saver:
         best = self._state.best_global_step
         if not self._wants_best or best in (None, self._state.global_step):
             return False
-        found = self._ranks.from_first(check(self.checkpointer.folder / f"step-{best}") if first else "")
+        found = self._ranks.from_first(check(self.checkpointer.folder / step_name(best)) if first else "")
         if isinstance(found, str):
             self._log.say(
                 f"step-{best} had the lowest held-out loss but cannot be used ({found}): keeping the last weights"

@@ -15,9 +15,8 @@ from transformers.optimization import GreedyLR, get_scheduler
 
 from qwen_job.errors import JobError, Problem
 from qwen_job.run.config import TrainConfig
+from qwen_job.run.folder import SCHEDULE, TRAIN
 from qwen_job.train.arguments import Arguments, warmup_steps
-
-NAME = "scheduler.pt"
 
 
 class Schedule:
@@ -52,7 +51,7 @@ class Schedule:
 
     def load(self, checkpoint: Path) -> None:
         """Continue where ``checkpoint`` was saved."""
-        self._curve.load_state_dict(torch.load(checkpoint / NAME, weights_only=True))
+        self._curve.load_state_dict(torch.load(checkpoint / SCHEDULE, weights_only=True))
 
     def renew(self, next_step: int) -> str | None:
         """Apply train.yaml's learning rate and length after a checkpoint of other settings; returns what changed."""
@@ -93,7 +92,7 @@ def check_schedule(config: TrainConfig, arguments: Arguments, total_steps: int) 
                     raise ValueError(f"the learning rate of step {step} is not finite")
     except (ValueError, TypeError, ArithmeticError) as error:
         text = f"{kind} does not work with {total_steps} steps and {warmup} of warmup: {' '.join(str(error).split())}"
-        raise JobError([Problem("train.yaml", 0, 0, "training.lr_scheduler_type", text)]) from None
+        raise JobError([Problem(TRAIN, 0, 0, "training.lr_scheduler_type", text)]) from None
 
 
 def _build(config: TrainConfig, arguments: Arguments, optimizer: torch.optim.Optimizer, total: int) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import JobError
 from qwen_job.run.config import TrainConfig
+from qwen_job.run.folder import SETTINGS, RunFolder
 from qwen_job.run.sections import plain
 
-NAME = "settings.json"
 # These change how the training runs, not its result.
 _OF_THE_MACHINE = frozenset(
     {
@@ -61,7 +61,7 @@ def settings_text(config: TrainConfig) -> str:
 def changes_since(checkpoint: Path, config: TrainConfig) -> list[str]:
     """Describe what differs from the settings that ``checkpoint`` was saved with: field, before -> now."""
     try:
-        before = strict_json.loads((checkpoint / NAME).read_text(encoding="utf-8"))
+        before = strict_json.loads((checkpoint / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []  # saved by an earlier version
     return differences(before, config)
@@ -84,7 +84,7 @@ def is_complete(config: TrainConfig) -> bool:
         JobError: it is complete with other settings, and ``resume: extend`` is not set.
     """
     try:
-        done = strict_json.loads((config.output_dir / "done.json").read_text(encoding="utf-8"))
+        done = strict_json.loads(RunFolder(config.output_dir).done.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except ValueError:

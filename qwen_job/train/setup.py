@@ -18,6 +18,7 @@ from qwen_job.errors import DataError, JobError
 from qwen_job.facts.config_fields import unknown_fields
 from qwen_job.models.check import read_config
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.signals import StopWish
 from qwen_job.train import engine as engines
 from qwen_job.train.arguments import Arguments, read_arguments
@@ -121,9 +122,9 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         log.say(note)
     if place.is_first:
         # A run that is being extended is no longer complete. Every rank has looked for the file by now.
-        (config.output_dir / "done.json").unlink(missing_ok=True)
+        RunFolder(config.output_dir).done.unlink(missing_ok=True)
     checkpointer = Checkpointer(
-        config.output_dir / "checkpoints",
+        RunFolder(config.output_dir).checkpoints,
         zero_stage=zero_stage(attempt.deepspeed),
         background=_has_room_aside(config, attempt.deepspeed),
     )
@@ -219,7 +220,7 @@ def _total_steps(config: TrainConfig, track: Track, saved: int | None) -> int:
             f"train.{field}: {wanted:g} ends before step {step}, which {output} has already saved; raise it, or use "
             "another output"
         )
-    if step == total and (output / "done.json").exists():
+    if step == total and RunFolder(output).done.exists():
         raise JobError(f"train.{field}: {wanted:g} is step {step}, where {output} is complete: nothing to extend")
     return total
 

@@ -25,6 +25,7 @@ import yaml
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, JobError, Problem, QwenJobError
 from qwen_job.run.config import TrainConfig
+from qwen_job.run.folder import TRAIN
 from qwen_job.text import did_you_mean
 
 # By the names of transformers; any one of the packages will do.
@@ -66,13 +67,13 @@ def check_trackers(config: TrainConfig) -> None:
         packages = PACKAGES.get(name, ())
         if name not in (*PACKAGES, "all", "none"):
             text = f"{name!r} is not a tracker{did_you_mean(name, PACKAGES)}"
-            problems.append(Problem("train.yaml", 0, 0, "training.report_to", text))
+            problems.append(Problem(TRAIN, 0, 0, "training.report_to", text))
         if packages and not installed(name):
             advice = (
                 f"is not installed here: build the image with PACKAGES={packages[0]} (without one: pip install "
                 f"{packages[0]}), or write another name or none"
             )
-            problems.append(Problem("train.yaml", 0, 0, "training.report_to", f"{name} {advice}"))
+            problems.append(Problem(TRAIN, 0, 0, "training.report_to", f"{name} {advice}"))
     if problems:
         raise JobError(problems)
 
@@ -199,7 +200,7 @@ def _start_mlflow(config: TrainConfig, kept: dict[str, str]) -> None:
             raise
         run = mlflow.start_run(run_name=_run_name(config))  # another server, or it was deleted there
     kept["mlflow_run_id"] = run.info.run_id
-    mlflow.set_tag("train.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)[:_MOST_TAG])
+    mlflow.set_tag(TRAIN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)[:_MOST_TAG])
 
 
 @contextlib.contextmanager

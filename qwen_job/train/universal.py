@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_job.errors import EnvironmentFault, JobError
+from qwen_job.run.folder import SCHEDULE, STATE
 from qwen_job.run.manifest import Checkpoint
 
 
@@ -59,7 +60,7 @@ def make_universal(found: Checkpoint) -> Path:
             f"{found.path}: cannot be converted for another number of ranks ({' '.join(reason)}); run it on "
             f"{found.world_size} ranks, as it was saved"
         )
-    for name in ("trainer_state.json", "scheduler.pt", *(path.name for path in found.path.glob("rng_state_*.pth"))):
+    for name in (STATE, SCHEDULE, *(path.name for path in found.path.glob("rng_state_*.pth"))):
         shutil.copyfile(found.path / name, aside / name)
     (aside / "latest_universal").write_text(f"{tag}_universal", encoding="utf-8")
     aside.rename(target)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from qwen_job.report.timeline import account, attempts
-from qwen_job.train.runlog import read_metrics
+from qwen_job.run.metrics import read_metrics
 from tests.e2e.steps import DEMO, environment
 from tests.slurmlab import Lab, LabError
 from tests.slurmlab.lab import FINISHED

@@ -23,7 +23,7 @@ from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.render import render
 from qwen_job.resources import resource
-from qwen_job.train.runlog import read_metrics
+from qwen_job.run.metrics import read_metrics
 from tests.support.schemas import load
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import UsageError
-from qwen_job.run.lease import NAME, Entry, Lease, machine, owner_name, process
+from qwen_job.run.folder import RunFolder
+from qwen_job.run.lease import Entry, Lease, machine, owner_name, process
 
 QUICK = 0.1
 HOLDER = """
@@ -52,20 +53,20 @@ def test_a_killed_process_of_this_machine_holds_nobody_up(tmp_path: Path, holder
     began = time.monotonic()
     take(tmp_path, dead=60).release()
     assert time.monotonic() - began < 30
-    assert not (tmp_path / NAME).exists()
+    assert not (RunFolder(tmp_path).lease).exists()
 
 
 def written(run: Path, **values: object) -> Path:
     entry = Entry("a" * 32, 7, "elsewhere", "1:1", "Slurm job 7")._replace(**values)  # type: ignore[arg-type]
     (run / "launch").mkdir()
-    (run / NAME).write_bytes(entry.text())
-    return run / NAME
+    (RunFolder(run).lease).write_bytes(entry.text())
+    return RunFolder(run).lease
 
 
 def test_a_lease_of_another_machine_that_does_not_change_is_taken(tmp_path: Path) -> None:
     written(tmp_path)
     took = take(tmp_path, dead=0.3)
-    assert (tmp_path / NAME).read_text().split()[2] == machine()
+    assert (RunFolder(tmp_path).lease).read_text().split()[2] == machine()
     took.release()
 
 
@@ -125,19 +126,19 @@ def test_a_holder_that_lost_its_lease_is_told_by_whom(tmp_path: Path) -> None:
     told: list[str] = []
     lease = Lease(tmp_path, told.append, renew=QUICK)
     lease.take(lambda _: None)
-    (tmp_path / NAME).write_bytes(Entry("b" * 32, 1, "elsewhere", "1:1", "pod other-worker-0").text())
+    (RunFolder(tmp_path).lease).write_bytes(Entry("b" * 32, 1, "elsewhere", "1:1", "pod other-worker-0").text())
     deadline = time.monotonic() + 60
     while not told and time.monotonic() < deadline:
         time.sleep(0.01)
     assert told == ["pod other-worker-0"]
     lease.release()
-    assert (tmp_path / NAME).exists(), "it is the other one's"
+    assert (RunFolder(tmp_path).lease).exists(), "it is the other one's"
 
 
 @pytest.mark.parametrize("text", ["", "garbage", "a b c d e", "\x00" * 300])
 def test_what_no_holder_writes_is_written_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "launch").mkdir()
-    (tmp_path / NAME).write_text(text)
+    (RunFolder(tmp_path).lease).write_text(text)
     take(tmp_path, dead=600).release()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.train.runlog import RunLog, fruitless_attempts, progress_text, read_metrics
+from qwen_job.run.metrics import read_metrics
+from qwen_job.train.runlog import RunLog, fruitless_attempts, progress_text
 
 STEP = {"loss": 2.5, "tokens_per_second": 1234.0, "step_seconds": 2.0, "mfu": None}
 

@@ -10,7 +10,8 @@ import pytest
 
 from qwen_job.errors import TrainingDiverged
 from qwen_job.run.config import parse_config
-from qwen_job.train.runlog import RunLog, read_metrics
+from qwen_job.run.metrics import read_metrics
+from qwen_job.train.runlog import RunLog
 from tests.train import tiny
 
 if TYPE_CHECKING:

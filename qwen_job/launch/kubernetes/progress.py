@@ -10,6 +10,7 @@ from qwen_job import strict_json
 from qwen_job.errors import QwenJobError
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.kubernetes.kubectl import kubectl
+from qwen_job.run.folder import HEARTBEAT
 from qwen_job.run.progress import Progress, progress_from
 from qwen_job.text import read_duration
 
@@ -27,7 +28,7 @@ def pod_progress(entry: Entry, deadline: float) -> Progress:
     """
     namespace = entry.id.partition("/")[0]
     pod = ("--namespace", namespace, entry.log)
-    beat = _object(_ask(deadline, "exec", *pod, "--", "cat", f"{entry.run}/heartbeat")) if entry.run else {}
+    beat = _object(_ask(deadline, "exec", *pod, "--", "cat", f"{entry.run}/{HEARTBEAT}")) if entry.run else {}
     if beat:
         return progress_from(beat)
     return progress_of_log(_ask(deadline, "logs", *pod, "--tail=50"))

@@ -13,6 +13,7 @@ from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, table
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.slurm.survey import by_cluster
 from qwen_job.render.slurm.options import COMMENT
+from qwen_job.run.folder import RunFolder
 
 _NO_TASK = 0xFFFFFFFE
 # "Signal 53" is how a job ends whose script could not be started, most often because its log could not be opened.
@@ -165,7 +166,7 @@ def _run_of(folder: str, task: int | None) -> str:
     if task is None:
         return folder
     try:
-        runs = strict_json.load(Path(folder, "sweep.json"))["runs"]
+        runs = strict_json.load(RunFolder(Path(folder)).sweep)["runs"]
         return str(Path(folder, runs[task]["folder"]))
     except (OSError, ValueError, LookupError, TypeError):
         return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault
 from qwen_job.render.bundle import Request
+from qwen_job.run.folder import RunFolder
 
 # Node-local on every cluster that we know of.
 _LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/run")
@@ -32,7 +33,7 @@ def log_options(request: Request, run: str, here: Path) -> list[str]:
     written = {name: options[name] for name in ("output", "error") if options.get(name)}
     relative = [name for name, value in written.items() if not Path(value).is_absolute()]
     if relative and not seen_by_nodes(base, run):
-        base = Path(run, "logs")
+        base = RunFolder(Path(run)).logs
         _make(base, "output")
         away = [f"--chdir={base}"]
     else:

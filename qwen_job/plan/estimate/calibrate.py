@@ -7,7 +7,6 @@ bounds it; two runs with different micro-batches fit both.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,9 @@ from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import DEFAULT_CONSTANTS, Constants, default_constants, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, default_speed, estimate_speed
 from qwen_job.run.config import TrainConfig, load_config
+from qwen_job.run.folder import RunFolder
+from qwen_job.run.metrics import read_metrics
+from qwen_job.run.reading import there
 
 # The first steps compile, allocate and fill caches.
 WARMUP_STEPS = 5
@@ -149,14 +151,14 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
         EnvironmentFault: a file is missing or broken; the message names it.
     """
     try:
-        train, deepspeed = load_config(folder / "train.yaml")
+        train, deepspeed = load_config(RunFolder(folder).train)
     except QwenJobError as error:
         raise EnvironmentFault(f"{error}; name a run's folder") from error
     zero = deepspeed["zero_optimization"]
-    steps = [line for line in _lines(folder / "metrics.jsonl") if line.get("type") == "step"][WARMUP_STEPS:]
+    steps = [line for line in _metrics(folder) if line.get("type") == "step"][WARMUP_STEPS:]
     if len(steps) < LEAST_STEPS:
         raise EnvironmentFault(
-            f"{folder / 'metrics.jsonl'}: fewer than {WARMUP_STEPS + LEAST_STEPS} steps; let it run on"
+            f"{RunFolder(folder).metrics}: fewer than {WARMUP_STEPS + LEAST_STEPS} steps; let it run on"
         )
     tokens = statistics.median(float(step["tokens"]) for step in steps)
     measured = [float(step["memory_bytes"]) for step in steps if step.get("memory_bytes")]
@@ -283,17 +285,11 @@ def _change(name: str, figures: tuple[float, float, float] | None, unit: float, 
     return f"{name} {measured:.3g} {word}, planned {before:.3g}, now {after:.3g}; "
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file; a last line that a killed run left half-written is passed over."""
-    found = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                found.append(value)
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnvironmentFault(f"{path}: cannot be read ({error}); name a run's folder") from error
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    unread: list[str] = []
+    found = read_metrics(folder, unread)
+    path = RunFolder(folder).metrics
+    if not found and (unread or not there(path)):
+        reason = unread[0] if unread else f"{path}: cannot be read: no such file"
+        raise EnvironmentFault(f"{reason}; name a run's folder")
     return found

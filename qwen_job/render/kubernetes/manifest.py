@@ -24,6 +24,7 @@ from qwen_job.render.kubernetes.pod_security import LEVELS, pod_security_level
 from qwen_job.render.kubernetes.prepare import prepare_context
 from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings, settings
 from qwen_job.render.quote import to_yaml
+from qwen_job.run.folder import DEEPSPEED, TRAIN
 from qwen_job.strict_yaml import Loader, check
 
 Object = dict[str, Any]
@@ -211,7 +212,7 @@ def _context(chosen: Settings) -> dict[str, Any]:
 def config_checksum(chosen: Settings) -> str:
     """Return a checksum that changes with what the pods compute, since a restart would otherwise mix two jobs."""
     parts = [chosen.image, str(chosen.nodes), str(chosen.gpus_per_node)]
-    text = "\n".join([*parts, chosen.files["train.yaml"], chosen.files["deepspeed.json"]])
+    text = "\n".join([*parts, chosen.files[TRAIN], chosen.files[DEEPSPEED]])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -226,7 +227,7 @@ def command(chosen: Settings) -> list[str]:
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
         "--max_without_progress", str(chosen.max_without_progress),
         *([] if limit is None else ["--time_limit_seconds", str(limit)]),
-        "--", "--config", f"{CONFIG_PATH}/train.yaml",
+        "--", "--config", f"{CONFIG_PATH}/{TRAIN}",
     ]  # fmt: skip
 
 

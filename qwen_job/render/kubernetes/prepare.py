@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings
+from qwen_job.run.folder import TRAIN
 
 # Kind of job -> (API group, resource), as a Role names them.
 RESOURCES = {
@@ -57,7 +58,7 @@ def prepare_context(chosen: Settings, context: dict[str, Any]) -> dict[str, Any]
 
 
 def _command(chosen: Settings, *, starts: bool) -> list[str]:
-    words = ["python3", "-m", "qwen_job.node.prepare_job", "--config", f"{CONFIG_PATH}/train.yaml"]
+    words = ["python3", "-m", "qwen_job.node.prepare_job", "--config", f"{CONFIG_PATH}/{TRAIN}"]
     gang, _, queue = (chosen.section.queue or "").partition(":")
     if starts:
         words += ["--release", f"{chosen.section.kind}/{chosen.name}"]
