@@ -1,4 +1,4 @@
-"""The runs of a sweep side by side: what each was given and what came of it."""
+"""Compare the runs of a sweep: the values of each and its result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_STARTED = "not started"
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: ``loss`` is the mean of the training when it is done, that of the last step before."""
+    """One run; ``loss`` is the mean over a finished training, and the last step's until then."""
 
     folder: str
     values: dict[str, Any]
@@ -31,14 +31,14 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        """The run's own word for where it stands."""
+        """The state that the run reports."""
         return self.progress.state or NOT_STARTED
 
 
 def outcomes(folder: str, runs: list[tuple[str, dict[str, Any]]]) -> list[Outcome]:
-    """Return the runs below ``folder``, the best first: by the loss on held-out data where runs have one, else by loss.
+    """Return the runs below ``folder``, best first: by loss on held-out data if there is one, else by training loss.
 
-    Runs that are not done follow those that are.
+    Unfinished runs come last.
     """
     found = [_outcome(folder, name, values) for name, values in runs]
     by_eval = any(outcome.eval_loss is not None for outcome in found)
@@ -57,23 +57,25 @@ def runs_of_job(job: Job) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
         UsageError: the job is not a sweep.
     """
     if not job.points:
-        raise UsageError(f"{job.name} has no sweep: write sweep: {{train.learning_rate: [1e-5, 2e-5]}} in job.yaml")
+        raise UsageError(
+            f"{job.name} has no sweep; add one to job.yaml, e.g. sweep: {{train.learning_rate: [1e-5, 2e-5]}}"
+        )
     return job.output, [(point.folder, point.values) for point in job.points]
 
 
 def runs_of_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    """Return the runs that the array wrote down in ``folder``.
+    """Return the runs listed in the sweep's index in ``folder``.
 
     Raises:
-        UsageError: when it wrote none there.
-        EnvironmentFault: when the folder may not be read.
+        UsageError: the folder has no index.
+        EnvironmentFault: the folder cannot be read.
     """
     check_readable(folder)
     try:
         runs = strict_json.load(RunFolder(folder).sweep)["runs"]
         return str(folder), [_named(run) for run in runs]
     except (OSError, ValueError, LookupError, TypeError):
-        raise UsageError(f"{folder}: holds no sweep.json; give the sweep's output folder, or its job.yaml") from None
+        raise UsageError(f"{folder}: has no sweep.json; give the sweep's output folder or its job.yaml") from None
 
 
 def _named(run: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -94,11 +96,11 @@ def _outcome(folder: str, name: str, values: dict[str, Any]) -> Outcome:
 
 
 def _held_out(path: Path) -> float | None:
-    """Return the loss that the follow-up job measured."""
+    """Return the loss that the evaluation job measured."""
     after = read_object(path).get("after")
     return number(after.get("loss")) if isinstance(after, dict) else None
 
 
 def _last_eval(run: RunFolder) -> float | None:
-    """Return the last evaluation in metrics.jsonl."""
+    """Return the loss of the last evaluation in metrics.jsonl."""
     return number(last_metric(run.path, "eval").get("loss"))

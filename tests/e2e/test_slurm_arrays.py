@@ -181,7 +181,7 @@ def test_the_doctor_s_profile_makes_a_job_that_slurm_takes(user: User) -> None:
         "gpu": "H100-80G", "gpus_per_node": 8, "cpus_per_gpu": 2, "memory_gib": 15.6,
     }  # fmt: skip
     assert yaml.safe_load(text)["slurm"] == {"partition": "main", "gpu_request": "gpus-per-node", "memory": "0"}
-    assert "besides main: high" in said and "no time limit" in said
+    assert "other partitions with GPUs: high" in said and "no time limit" in said
     user.run("qwen-job doctor --target slurm -o site.yaml")
     assert (user.folder / "site.yaml").read_text().strip() == text
     assert "already exists" in user.run("qwen-job doctor --target slurm -o site.yaml", check=False)[1]

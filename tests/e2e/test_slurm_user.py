@@ -71,7 +71,7 @@ def test_a_variable_that_says_where_jobs_go_is_used_and_said_unless_job_yaml_say
     assert user.lab.job(int(out))["Partition"] == "high" and "SBATCH_PARTITION" in said
     user.wait_states(int(out), ["COMPLETED"])
     out, said = user.run("qwen-job submit job.yaml -t slurm --set slurm.partition=main --set output=runs/b")
-    assert user.lab.job(int(out))["Partition"] == "main" and "SBATCH_PARTITION=high of your shell is ignored" in said
+    assert user.lab.job(int(out))["Partition"] == "main" and "ignoring SBATCH_PARTITION=high from your shell" in said
 
 
 @pytest.mark.parametrize("folder", ["100% %j done", "with space"])
@@ -89,7 +89,7 @@ def test_the_log_s_folder_is_made_and_any_submission_folder_will_do(user: User, 
     (user.folder / "in the way").touch()
     (user.folder / "runs/grid/done.json").unlink()
     said = user.run("qwen-job submit job.yaml -t slurm --set 'slurm.log_dir=in the way/x'", check=False)[1]
-    assert said.splitlines()[-1].startswith("error: slurm.log_dir: ") and "cannot be made" in said
+    assert said.splitlines()[-1].startswith("error: slurm.log_dir: ") and "cannot be created" in said
 
 
 def test_what_nodes_do_not_see_is_worked_round_by_submit_and_explained_of_sbatch(user: User) -> None:

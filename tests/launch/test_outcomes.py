@@ -83,7 +83,7 @@ def test_a_job_with_a_sweep_is_read_without_one_of_its_runs_there(tmp_path: Path
 
 
 def test_what_is_no_sweep_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no sweep\.json"):
+    with pytest.raises(UsageError, match=r"has no sweep\.json"):
         runs_of_folder(tmp_path)
     load(tmp_path)
     result = CliRunner().invoke(sweep, [str(tmp_path / "job.yaml")])

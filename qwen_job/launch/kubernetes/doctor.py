@@ -1,4 +1,4 @@
-"""What a Kubernetes cluster offers to a training job, and the profile that follows from it."""
+"""Survey what a Kubernetes cluster offers training jobs, and write the matching site profile."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from qwen_job.render.quote import to_yaml
 Object = dict[str, Any]
 GPU = "nvidia.com/gpu"
 PRODUCT = "nvidia.com/gpu.product"
-# CRD -> the value of kubernetes.queue that takes its scheduler.
+# CRD -> the value of kubernetes.queue that selects its scheduler.
 _SCHEDULERS = {"podgroups.scheduling.volcano.sh": "volcano", "podgroups.scheduling.x-k8s.io": "coscheduling"}
 _KIB = {"Ki": 1, "Mi": 2**10, "Gi": 2**20, "Ti": 2**30}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node with GPUs; cores and GiB as the scheduler may give them away."""
+    """A node with GPUs; cores and GiB are what the scheduler can allocate."""
 
     product: str
     gpus: int
@@ -35,7 +35,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found; ``unknown`` names what this user may not look at."""
+    """The result; ``unknown`` names the resources that this user may not list."""
 
     kinds: tuple[str, ...]
     gpu_products: dict[str, int]
@@ -49,10 +49,10 @@ class Survey:
 
 
 def survey() -> Survey:
-    """Ask the cluster.
+    """Survey the cluster.
 
     Raises:
-        EnvironmentFault: there is no kubectl, or no cluster answers.
+        EnvironmentFault: kubectl is missing, or the cluster does not answer.
     """
     unknown: list[str] = []
     known = kubectl("api-resources", "--output", "name").split()
@@ -120,14 +120,14 @@ def _names(resource: str, unknown: list[str]) -> tuple[str, ...]:
 
 
 def profile(found: Survey) -> str:
-    """Return a layer for ``-f``: the sections that fit the cluster.
+    """Return a site profile for ``-f`` that fits the cluster.
 
     Raises:
-        ClusterRefused: the cluster has none of the kinds of training job.
+        ClusterRefused: the cluster supports no kind of training job.
     """
     if not found.kinds:
         wanted = ", ".join(KINDS)
-        raise ClusterRefused(f"the cluster has none of {wanted}: install the Kubeflow training-operator or JobSet")
+        raise ClusterRefused(f"the cluster has none of {wanted}; install the Kubeflow training-operator or JobSet")
     section: Object = {"kind": found.kinds[0]}
     products = [name for name in found.gpu_products if name != "unlabelled"]
     if len(products) == 1:
@@ -140,7 +140,7 @@ def profile(found: Survey) -> str:
 
 
 def _queue(found: Survey) -> Object:
-    """One queue is everybody's; without Kueue, a scheduler that is installed (but no JobSet can use it)."""
+    """Use the only Kueue queue, or without Kueue the only gang scheduler (which a JobSet cannot use)."""
     if len(found.queues) == 1:
         return {"queue": f"kueue:{found.queues[0]}"}
     if not found.queues and len(found.schedulers) == 1 and found.kinds[0] != "jobset":
@@ -149,18 +149,18 @@ def _queue(found: Survey) -> Object:
 
 
 def _tolerations(found: Survey) -> Object:
-    """Tolerate what every node with GPUs is tainted with."""
+    """Tolerate the taints that all nodes with GPUs share."""
     common = set.intersection(*(set(node.taints) for node in found.nodes)) if found.nodes else set()
     tolerations = [{"key": key, "operator": "Exists", "effect": effect} for key, effect in sorted(common)]
     return {"tolerations": tolerations} if tolerations else {}
 
 
 def _cluster(found: Survey, products: list[str]) -> Object:
-    """Describe the machines where all that have GPUs have the same; two cores of each are left to the system."""
+    """Describe the nodes if all have the same GPU; two cores of each are left to the system."""
     if len(products) != 1 or len(found.gpu_products) != 1:
         return {}
     if re.search(r"-MIG-|-SHARED$", products[0]):
-        return {"gpus_per_node": 1}  # slices and shares of a GPU are counted as GPUs, and a process sees one
+        return {"gpus_per_node": 1}  # slices and shares count as GPUs, but a process sees only one
     gpus = Counter(node.gpus for node in found.nodes).most_common(1)[0][0]
     like = [node for node in found.nodes if node.gpus == gpus]
     cores, memory = min(node.cores for node in like), min(node.memory_gib for node in like)
@@ -174,8 +174,7 @@ def _cluster(found: Survey, products: list[str]) -> Object:
 
 
 def _gpu_name(product: str) -> str | None:
-    """Return our own name of a GPU that gpu-feature-discovery calls NVIDIA-A100-SXM4-80GB."""
-
+    """Return our name of the GPU that gpu-feature-discovery labels e.g. NVIDIA-A100-SXM4-80GB."""
     wanted = re.sub(r"[^a-z0-9]", "", product.lower())
     for name in gpu_names():
         for alias in (name, *load_gpu(name).aliases):

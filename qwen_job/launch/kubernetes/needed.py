@@ -1,4 +1,4 @@
-"""What a job refers to and does not bring along: a server takes the job without it, and its pods never start."""
+"""Check that everything a job refers to exists: a server accepts the job without it, but its pods never start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Object = dict[str, Any]
 
 
 class _Needed(NamedTuple):
-    """A thing that must be there; without a name, a kind that the cluster must know."""
+    """An object that must exist; without a name, a kind that the cluster must have."""
 
     field: str
     resource: str
@@ -25,7 +25,7 @@ class _Needed(NamedTuple):
 def refuse_missing(things: list[Object]) -> None:
     """Look up everything that the objects refer to.
 
-    What the user may not read is skipped: the server's own message appears later, in ``status``.
+    Objects that the user may not read are skipped; ``status`` shows the server's own message later.
 
     Raises:
         ClusterRefused: something is missing; the message names its field.
@@ -40,11 +40,12 @@ def refuse_missing(things: list[Object]) -> None:
             continue
         except NoSuchKind:
             raise ClusterRefused(
-                f"{needed.field}: the cluster has no {needed.what}: install it, or remove the line"
+                f"{needed.field}: the cluster has no {needed.what}; install it, or remove the line"
             ) from None
         if needed.name and not found.strip():
-            place = f"in the namespace {namespace or 'of this context'}" if needed.resource not in _CLUSTER else "here"
-            raise ClusterRefused(f"{needed.field}: there is no {needed.what} {needed.name!r} {place}: {needed.instead}")
+            place = f"in the namespace {namespace or 'of the current context'}"
+            place = "in this cluster" if needed.resource in _CLUSTER else place
+            raise ClusterRefused(f"{needed.field}: there is no {needed.what} {needed.name!r} {place}; {needed.instead}")
 
 
 _CLUSTER = ("priorityclasses.scheduling.k8s.io", "queues.scheduling.volcano.sh")
@@ -62,7 +63,7 @@ def _needed(things: list[Object]) -> Iterator[_Needed]:
         if not isinstance(value, str):
             continue
         if key == "claimName" and ("PersistentVolumeClaim", value) not in made:
-            size = "create it, name another, or write a size to have it created"
+            size = "create it, name another, or set a size to have it created"
             yield _Needed("kubernetes.volumes", "persistentvolumeclaims", value, "claim", size)
         elif key == "serviceAccountName" and ("ServiceAccount", value) not in made:
             yield _Needed("kubernetes.service_account", "serviceaccounts", value, "service account", instead)

@@ -199,7 +199,7 @@ def _sbatch(options: list[str], script: str, request: Request) -> str:
     lines = [re.sub(r"^(sbatch: |allocation failure: |error: )+", "", line) for line in done.stderr.splitlines()]
     words = "; ".join(dict.fromkeys(line for line in lines if line))
     if is_unreachable(words):
-        raise EnvironmentFault(f"sbatch reaches no cluster: {words}; is slurmctld up, and is this a login node?")
+        raise EnvironmentFault(f"sbatch cannot reach a cluster: {words}; is slurmctld up, and is this a login node?")
     raise _refused(words, request)
 
 

@@ -16,16 +16,16 @@ from qwen_job.render.slurm.options import COMMENT
 from qwen_job.run.folder import RunFolder
 
 _NO_TASK = 0xFFFFFFFE
-# "Signal 53" is how a job ends whose script could not be started, most often because its log could not be opened.
+# Slurm reports signal 53 for a job whose script could not start, most often because its log could not be opened.
 _NO_LAUNCH = 53
 _AGAIN = "submit again: it resumes from the newest checkpoint"
-# States of jobs that ended -> what is to be said; where there is nothing, the exit code.
+# Final state of a job -> the message; an empty one is replaced by the meaning of the exit code.
 _ENDS = {
     "completed": "",
     "cancelled": "",
     "failed": "",
-    "out_of_memory": "a node's memory was full: ask for more (slurm.memory), then submit again",
-    "timeout": f"reached its time limit before it had saved; {_AGAIN}",
+    "out_of_memory": "out of memory: request more (slurm.memory), then submit again",
+    "timeout": f"reached its time limit before it could save; {_AGAIN}",
     "node_fail": f"a node failed; {_AGAIN}",
     "boot_fail": f"a node did not boot; {_AGAIN}",
     "preempted": f"preempted and not requeued; {_AGAIN}",
@@ -33,26 +33,26 @@ _ENDS = {
     "revoked": "another cluster of the federation runs it",
 }
 _KNOWN = {
-    "Resources": "waits for free nodes",
-    "Priority": "waits behind jobs of higher priority",
-    "BeginTime": "waits for its start time (a requeued job waits a moment)",
-    "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "waits for a job that failed, and will be cancelled",
-    "JobArrayTaskLimit": "waits for running tasks of its array",
+    "Resources": "waiting for free nodes",
+    "Priority": "waiting behind jobs of higher priority",
+    "BeginTime": "waiting for its start time (a requeued job is delayed briefly)",
+    "Dependency": "waiting for another job",
+    "DependencyNeverSatisfied": "depends on a job that failed, so Slurm will cancel it",
+    "JobArrayTaskLimit": "waiting for running tasks of its array",
     "JobHeldUser": "held; 'scontrol release' releases it",
-    "JobHeldAdmin": "held by the administrator",
-    "JobHoldMaxRequeue": "held: requeued as often as this Slurm allows; 'scontrol release' releases it",
-    "PartitionTimeLimit": "asks for more time than the partition gives (slurm.time)",
-    "ReqNodeNotAvail": "the nodes that it needs are down or reserved",
-    "QOSMaxJobsPerUserLimit": "too many jobs of yours are running",
+    "JobHeldAdmin": "held by an administrator",
+    "JobHoldMaxRequeue": "held: reached this cluster's requeue limit; 'scontrol release' releases it",
+    "PartitionTimeLimit": "requests more time than the partition allows (slurm.time)",
+    "ReqNodeNotAvail": "the nodes it needs are down or reserved",
+    "QOSMaxJobsPerUserLimit": "you have reached the limit of running jobs",
 }
 
 
 def jobs_of(text: str) -> list[Entry]:
-    """Return everybody's jobs in what ``squeue --json`` printed, newest first, an array's tasks by their numbers.
+    """Return all users' jobs from the output of ``squeue --json``: newest first, tasks of an array by index.
 
     Raises:
-        EnvironmentFault: for another shape, or where squeue says that it reached no controller.
+        EnvironmentFault: the output has another shape, or squeue reports that no controller answered.
     """
     return [entry for cluster, answer in by_cluster(text) for entry in _of_cluster(cluster, answer)]
 
@@ -62,20 +62,18 @@ def _of_cluster(cluster: str, text: str) -> list[Entry]:
         answer = json.loads(text)
         jobs = answer["jobs"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EnvironmentFault(
-            f"squeue --json: not the JSON that was expected ({error}); Slurm 21.08 or newer has it"
-        ) from None
+        raise EnvironmentFault(f"squeue --json: unexpected output ({error}); Slurm 21.08 or newer is needed") from None
     if not jobs and answer.get("errors"):
-        # Without a controller squeue --json ends with 0, and reports it in its answer.
+        # Without a controller, squeue --json still exits with 0 and reports the error in its output.
         said = "; ".join(str(error.get("description") or error.get("error")) for error in answer["errors"])
-        raise EnvironmentFault(f"squeue reaches no cluster: {said}; is slurmctld up, and is this a login node?")
+        raise EnvironmentFault(f"squeue cannot reach a cluster: {said}; is slurmctld up, and is this a login node?")
     return [replace(_entry(job), cluster=cluster) for job in sorted(jobs, key=_order)]
 
 
 def endings_of(text: str) -> dict[str, tuple[str, str]]:
-    """Return id -> (state, how it ended) from what ``sacct --json`` printed; nothing for another shape.
+    """Return id -> (state, reason) from the output of ``sacct --json``, or nothing if it has another shape.
 
-    The tasks of an array count as one job, which has failed if any of them has.
+    The tasks of an array count as one job, which failed if any of them failed.
     """
     try:
         jobs = json.loads(text)["jobs"]
@@ -100,7 +98,7 @@ def _accounted_state(job: dict[str, Any]) -> str:
 
 
 def _order(job: dict[str, Any]) -> tuple[int, int]:
-    """Newest first; tasks by number, and those that wait, which are one record, behind them."""
+    """Sort newest first, and tasks by index; waiting tasks, which share one record, by their first."""
     waiting = _text(job.get("array_task_string"))
     task = int(found[0]) if (found := re.search(r"\d+", waiting)) else _number(job.get("array_task_id"))
     return -(_number(job.get("array_job_id")) or _number(job.get("job_id"))), task
@@ -126,7 +124,7 @@ def _entry(job: dict[str, Any]) -> Entry:
 
 
 def _log(job: dict[str, Any], array: str, task: int | None) -> str:
-    """Return the path of the job's output, with sbatch's marks (%x, %4j) filled in as Slurm does it."""
+    """Return the path of the job's output, with sbatch's patterns (%x, %4j) filled in as Slurm does it."""
     marks = {
         "x": _text(job.get("name")),
         "j": str(_number(job.get("job_id"))),
@@ -146,7 +144,7 @@ def _log(job: dict[str, Any], array: str, task: int | None) -> str:
 
 
 def _array_id(job: dict[str, Any]) -> tuple[str, int | None]:
-    """Return the id that scancel takes (12, 12_3, 12_[4-7]) and the number of the task, if it is one."""
+    """Return the ID that scancel takes (12, 12_3, 12_[4-7]) and the task's index, if it is a task."""
     array = _number(job.get("array_job_id"))
     if not array:
         return str(_number(job.get("job_id"))), None
@@ -155,14 +153,14 @@ def _array_id(job: dict[str, Any]) -> tuple[str, int | None]:
         return f"{array}_[{waiting}]", None
     given = job.get("array_task_id")
     task = _number(given)
-    # Tasks that were cancelled before they began are one record, without an index or with Slurm's "none" (2^32 - 2).
+    # Tasks cancelled before they started share one record, whose index is unset or Slurm's "none" (2^32 - 2).
     if given is None or (isinstance(given, dict) and not given.get("set", True)) or task >= _NO_TASK:
         return str(array), None
     return f"{array}_{task}", task
 
 
 def _run_of(folder: str, task: int | None) -> str:
-    """Return the run's folder of a task: that of the sweep's list, else the job's own."""
+    """Return the run folder of a task from the sweep's index, or the job's own folder without one."""
     if task is None:
         return folder
     try:
@@ -173,11 +171,13 @@ def _run_of(folder: str, task: int | None) -> str:
 
 
 def _reason(state: str, job: dict[str, Any], log: str) -> str:
-    """Say why a job waits, or how it ended; what it once waited for is no news then."""
+    """Return why a job is waiting, or how it ended; an ended job's reason for waiting is outdated."""
     reason = _text(job.get("state_reason"))
     said = f"{reason} {_text(job.get('state_description'))}".lower().replace("_", " ")
-    never_began = "joblaunchfailure" in said or "launch failed" in said or _ended(job.get("exit_code"))[1] == _NO_LAUNCH
-    if never_began and state in ("failed", "pending", "requeue_hold", "special_exit"):
+    never_started = (
+        "joblaunchfailure" in said or "launch failed" in said or _ended(job.get("exit_code"))[1] == _NO_LAUNCH
+    )
+    if never_started and state in ("failed", "pending", "requeue_hold", "special_exit"):
         held = "; held since" if state != "failed" else ""
         return f"{cannot_launch(log)} (JobLaunchFailure{held})"
     if state in _ENDS:
@@ -186,18 +186,19 @@ def _reason(state: str, job: dict[str, Any], log: str) -> str:
 
 
 def cannot_launch(log: str) -> str:
-    """Say what to do about a job whose script could not be started, with its ``log`` where that is known."""
-    where = f"its log {log} cannot be opened there" if log else "most often its log cannot be opened there"
-    return f"a node could not start it: {where}; name a folder that nodes see in slurm.log_dir, or look at slurmd's log"
+    """Return what to do about a job whose script could not start; ``log`` is its log file, if known."""
+    where = f"its log {log} cannot be opened there" if log else "most often because its log cannot be opened there"
+    suggestion = "set slurm.log_dir to a folder that the nodes see, or check slurmd's log"
+    return f"the job could not start on its node: {where}; {suggestion}"
 
 
 def ended_as(state: str, exit_code: Any) -> str:
-    """Say how a job ended that is in ``state``, and what to do next."""
+    """Return how a job in this final ``state`` ended, and what to do next."""
     return _ENDS.get(state) or ending(exit_code)
 
 
 def ending(exit_code: Any) -> str:
-    """Say how a job ended: from a wait status, or what newer versions write, {"return_code": 4, "signal": ...}."""
+    """Return how a job ended, from a wait status or the newer form {"return_code": 4, "signal": ...}."""
     code, number = _ended(exit_code)
     if number == _NO_LAUNCH:
         return f"{cannot_launch('')} (signal {number})"
@@ -229,7 +230,7 @@ def _number(value: Any) -> int:
 
 
 def _text(value: Any) -> str:
-    """Read a text that newer versions of Slurm write as a list (job_state)."""
+    """Read a string that newer versions of Slurm write as a list (job_state)."""
     if isinstance(value, list):
         value = value[0] if value else ""
     return "" if value is None else str(value)

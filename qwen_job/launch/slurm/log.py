@@ -1,4 +1,7 @@
-"""Where a Slurm job's log goes. Slurm makes no folders, and a log that a node cannot open ends the job at once."""
+"""Choose where a Slurm job's log goes.
+
+Slurm creates no folders, and a job whose log cannot be opened on its node fails at once.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,20 @@ from qwen_job.errors import EnvironmentFault
 from qwen_job.render.bundle import Request
 from qwen_job.run.folder import RunFolder
 
-# Node-local on every cluster that we know of.
+# Node-local on every cluster we know of.
 _LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/run")
 _IN_MEMORY = {"tmpfs", "ramfs"}
-# What a pattern stands for before the job has a number.
+# A pattern in the name of a log (%j, %4x), or a literal %%.
 _MARK = re.compile(r"%(%|\d*[a-zA-Z])")
 
 
 def log_options(request: Request, run: str, here: Path) -> list[str]:
-    """Return the options for sbatch besides the script's lines, so that the job's log can be opened on its nodes.
+    """Return extra sbatch options that make sure the job's log can be opened on its nodes.
 
-    ``options`` are those of the script, ``fields`` the fields that they come from, ``here`` is where sbatch is called.
-    Folders of logs are made.
+    The folders of the logs are created; ``here`` is the folder in which sbatch is called.
 
     Raises:
-        EnvironmentFault: with the field, for a folder that cannot be made.
+        EnvironmentFault: a folder cannot be created or written; the message names its field.
     """
     options, fields = request.values, request.fields
     base = here / options["chdir"] if options.get("chdir") else here
@@ -43,7 +45,8 @@ def log_options(request: Request, run: str, here: Path) -> list[str]:
         folder = _filled(str(Path(_literal(str(base)), value).parent), options)
         where = fields.get(name, "slurm.log_dir")
         if _MARK.search(folder.replace("%%", "")):
-            raise EnvironmentFault(f"{where}: {value}: Slurm makes no folder of a job's own number: name one without %")
+            text = f"{value}: Slurm does not create folders named after a job; use a folder without %"
+            raise EnvironmentFault(f"{where}: {text}")
         _make(Path(folder.replace("%%", "%")), where)
         if name in relative and (away or "%" in str(base)):
             words.append(f"--{name}={_literal(str(base))}/{value}")
@@ -65,20 +68,21 @@ def _make(folder: Path, field: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
     except OSError as error:
-        raise EnvironmentFault(f"{field}: {folder} cannot be made: {error.strerror}; name another folder") from None
+        text = f"{folder} cannot be created: {error.strerror}; choose another folder"
+        raise EnvironmentFault(f"{field}: {text}") from None
     if not writable:
-        raise EnvironmentFault(f"{field}: {folder} cannot be written: Permission denied; name another folder")
+        raise EnvironmentFault(f"{field}: {folder} is not writable: Permission denied; choose another folder")
 
 
 def seen_by_nodes(folder: Path, run: str) -> bool:
-    """Tell whether the nodes may see ``folder``; the run's folder, which they must see, is what it is held against.
+    """Tell whether the nodes are likely to see ``folder``, by comparing it with the run folder, which they must see.
 
-    A run's folder that looks as if it were of one machine is no better place.
+    If the run folder looks local to one machine too, moving the log there would not help, so the answer is yes.
     """
     place, other = os.path.realpath(folder), os.path.realpath(run)
     mounts = _mounts()
     (point, kind), of_run = _mount(place, mounts), _mount(other, mounts)
-    # What is mounted below such a root may be shared all the same.
+    # A file system mounted below such a root may still be shared.
     own_mount = _local_root(of_run[0]) and of_run[0] not in _LOCAL
     if of_run[1] in _IN_MEMORY or (_local_root(other) and not own_mount):
         return True
@@ -92,7 +96,7 @@ def _local_root(path: str) -> str:
 
 
 def _mounts() -> dict[str, str]:
-    """Return mount point -> type of file system; nothing where there is no /proc."""
+    """Return mount point -> file system type, or nothing on a machine without /proc."""
     try:
         lines = Path("/proc/self/mountinfo").read_text("utf-8", errors="replace").splitlines()
     except OSError:

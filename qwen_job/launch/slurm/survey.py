@@ -1,8 +1,8 @@
-"""What a Slurm cluster says of itself on a login node: its nodes, partitions, settings and the tools around it.
+"""Survey a Slurm cluster from a login node: nodes, partitions, settings and container tools.
 
-``sinfo --json`` has two shapes: a list of nodes (Slurm 21.08 and 22.05), and, from 23.02 on, records that group nodes
-of one partition, with numbers as ``{"set": true, "infinite": false, "number": 7}``. Partitions and settings come from
-the ``Name=value`` and ``Name = value`` lines of scontrol, which all versions print alike.
+``sinfo --json`` has two shapes: a list of nodes (Slurm 21.08 and 22.05), and from 23.02 on, records that each group
+nodes of one partition, with numbers as ``{"set": true, "infinite": false, "number": 7}``. Partitions and settings are
+read from scontrol's ``Name=value`` and ``Name = value`` lines, which are the same in all versions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qwen_job.launch.slurm.environment import clusters, environment
 _UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"
 _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?![^(]*\))")
 _DOWN = ("down", "drain", "fail", "maint", "not_responding", "powered_down", "unknown", "inval")
-# Programs that start containers -> container.runtime; enroot alone starts none on nodes.
+# Container program -> container.runtime; empty for those that we cannot use (enroot needs pyxis).
 RUNTIMES = {
     "apptainer": "apptainer",
     "singularity": "",
@@ -37,7 +37,7 @@ INFINIBAND = Path("/sys/class/infiniband")
 
 @dataclass(frozen=True)
 class Node:
-    """A node; ``gpus`` by type (empty text: no type), memory in MiB, the local disk for temporary files in MiB."""
+    """A node: ``gpus`` maps type to count (empty string: no type), memory and local disk are in MiB."""
 
     name: str
     partitions: frozenset[str]
@@ -51,25 +51,25 @@ class Node:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition; ``fields`` are those of scontrol show partition."""
+    """A partition; ``fields`` come from scontrol show partition."""
 
     name: str
     fields: dict[str, str]
 
     @property
     def max_seconds(self) -> int | None:
-        """The longest time that a job may ask for, None without a limit."""
+        """The longest time that a job may request; None without a limit."""
         return slurm_seconds(self.fields.get("MaxTime", ""))
 
     @property
     def is_up(self) -> bool:
-        """Tell whether jobs start there."""
+        """Whether jobs can start in it."""
         return self.fields.get("State", "UP") == "UP"
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found; ``runtimes`` are programs on this machine, ``adapters`` its own InfiniBand devices."""
+    """The result; ``runtimes`` and ``adapters`` (InfiniBand) are those of this machine, not of the nodes."""
 
     nodes: tuple[Node, ...]
     partitions: dict[str, Partition]
@@ -81,10 +81,10 @@ class Survey:
 
 
 def survey() -> Survey:
-    """Ask Slurm's own tools.
+    """Survey the cluster with Slurm's own tools.
 
     Raises:
-        EnvironmentFault: the tools are missing, or their controller does not answer.
+        EnvironmentFault: the tools are missing, or the controller does not answer.
     """
     here = clusters()
     return Survey(
@@ -99,11 +99,11 @@ def survey() -> Survey:
 
 
 def ask(*words: str, cluster: str = "") -> str:
-    """Run one of Slurm's tools, about ``cluster`` where there are several.
+    """Run one of Slurm's tools and return its output; ``cluster`` selects one of several.
 
     Raises:
         EnvironmentFault: the tool is missing or does not answer.
-        ClusterRefused: the tool refused, with its message.
+        ClusterRefused: the tool failed, with its message.
     """
     words = (words[0], f"--clusters={cluster}", *words[1:]) if cluster else words
     try:
@@ -115,15 +115,17 @@ def ask(*words: str, cluster: str = "") -> str:
     if done.returncode != 0:
         said = " ".join(done.stderr.split())
         if "--json" in words and re.search(r"unrecognized|invalid|unknown", said):
-            raise EnvironmentFault(f"{words[0]} --json: this Slurm is too old for it ({said}); 21.08 or newer has it")
+            raise EnvironmentFault(f"{words[0]} --json: not supported by this Slurm ({said}); 21.08 or newer is needed")
         if is_unreachable(said):
-            raise EnvironmentFault(f"{words[0]} reaches no cluster: {said}; is slurmctld up, and is this a login node?")
+            raise EnvironmentFault(
+                f"{words[0]} cannot reach a cluster: {said}; is slurmctld up, and is this a login node?"
+            )
         raise ClusterRefused(f"{' '.join(words)}: {said}")
     return done.stdout
 
 
 def is_unreachable(said: str) -> bool:
-    """Tell whether one of Slurm's tools says that no controller answered."""
+    """Tell whether an error of one of Slurm's tools means that no controller answered."""
     return re.search(_UNREACHABLE, said, re.IGNORECASE) is not None
 
 
@@ -134,7 +136,7 @@ def _run(words: tuple[str, ...], seconds: float) -> subprocess.CompletedProcess[
 
 
 def _try(*words: str) -> str:
-    """Return what a tool prints, nothing when it is missing or refuses."""
+    """Return a tool's output, or nothing if it is missing or fails."""
     try:
         done = _run(words, 20)
     except (OSError, subprocess.TimeoutExpired):
@@ -150,29 +152,29 @@ def _accounts() -> tuple[str, ...]:
 
 
 def by_cluster(text: str) -> list[tuple[str, str]]:
-    """Return cluster and JSON of each answer; with --clusters a line ``CLUSTER: NAME`` stands above each."""
+    """Split output into (cluster, JSON); with --clusters, a line ``CLUSTER: NAME`` precedes each answer."""
     parts = re.split(r"^CLUSTER: *(\S+) *$", text, flags=re.MULTILINE)
     return list(zip(parts[1::2], parts[2::2], strict=True)) or [("", text)]
 
 
 def read_json(text: str) -> dict[str, Any]:
-    """Read what ``sinfo --json`` printed.
+    """Parse the output of ``sinfo --json``.
 
     Raises:
-        EnvironmentFault: it is not what sinfo prints.
+        EnvironmentFault: it is not JSON.
     """
     try:
         value = json.loads(by_cluster(text)[0][1])
     except ValueError as error:
-        raise EnvironmentFault(f"sinfo --json: not the JSON that was expected ({error})") from None
+        raise EnvironmentFault(f"sinfo --json: unexpected output ({error})") from None
     return value if isinstance(value, dict) else {}
 
 
 def nodes_of(answer: dict[str, Any]) -> list[Node]:
-    """Read either shape of ``sinfo --json``.
+    """Return the nodes from either shape of ``sinfo --json``.
 
     Raises:
-        EnvironmentFault: it has another shape.
+        EnvironmentFault: the output has another shape.
     """
     try:
         if isinstance(answer.get("nodes"), list):
@@ -180,7 +182,7 @@ def nodes_of(answer: dict[str, Any]) -> list[Node]:
         return _grouped(answer["sinfo"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
-        raise EnvironmentFault(f"sinfo --json: neither of the shapes that are known ({what})") from None
+        raise EnvironmentFault(f"sinfo --json: unexpected output, in neither known shape ({what})") from None
 
 
 def _node(entry: dict[str, Any]) -> Node:
@@ -198,7 +200,7 @@ def _node(entry: dict[str, Any]) -> Node:
 
 
 def _grouped(entries: list[dict[str, Any]]) -> list[Node]:
-    """Read the newer shape, where a node stands once for each of its partitions."""
+    """Read the newer shape, which lists a node once for each of its partitions."""
     found: dict[str, Node] = {}
     for entry in entries:
         states = entry["node"]["state"]
@@ -218,7 +220,7 @@ def _grouped(entries: list[dict[str, Any]]) -> list[Node]:
 
 
 def gpus_of(gres: str) -> dict[str, int]:
-    """Read ``gpu:a100:8(S:0-1),nvme:1`` as type -> count; a type that stands twice is added up."""
+    """Read ``gpu:a100:8(S:0-1),nvme:1`` as type -> count; repeated types are added up."""
     found: dict[str, int] = {}
     for item in _GPU.finditer(gres):
         kind = item["type"] or ""
@@ -227,7 +229,7 @@ def gpus_of(gres: str) -> dict[str, int]:
 
 
 def number(value: Any) -> int:
-    """Read a number of either shape; 0 where it is not set or has no end."""
+    """Read a number of either shape; 0 if it is unset or infinite."""
     if isinstance(value, dict):
         value = value.get("number") if value.get("set", True) and not value.get("infinite") else 0
     return int(value or 0)

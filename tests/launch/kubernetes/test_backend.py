@@ -140,17 +140,20 @@ def test_a_job_that_is_there_is_not_applied_over(kubectl: Recorded) -> None:
         ),
         ('Error from server (NotFound): namespaces "x" not found', "there is no namespace 'x'"),
         ('User "u" cannot create resource "pytorchjobs" in API group', "no permission to create pytorchjobs"),
-        ("ConfigMap is invalid: data: Forbidden: field is immutable when `immutable` is set", "with other settings"),
-        ('strict decoding error: unknown field "spec.x"', "the server knows no field spec.x"),
+        (
+            "ConfigMap is invalid: data: Forbidden: field is immutable when `immutable` is set",
+            "already exists with other settings",
+        ),
+        ('strict decoding error: unknown field "spec.x"', "the server has no field spec.x"),
         (
             'pods "x" is forbidden: violates PodSecurity "restricted:latest": hostPath',
-            "pods of the level restricted only",
+            "only pods of level restricted",
         ),
         (
             'PersistentVolumeClaim "x" is invalid: spec: Forbidden: spec is immutable after creation',
             "kubernetes.volumes",
         ),
-        ("something else", "Kubernetes refuses: something else"),
+        ("something else", "Kubernetes rejects it: something else"),
     ],
 )
 def test_a_refusal_names_the_field(kubectl: Recorded, said: str, meant: str) -> None:
@@ -161,7 +164,7 @@ def test_a_refusal_names_the_field(kubectl: Recorded, said: str, meant: str) -> 
 
 def test_no_cluster_and_no_kubectl_are_told(kubectl: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     kubectl.answers(("get", (1, "", "The connection to the server localhost:8080 was refused")))
-    with pytest.raises(EnvironmentFault, match="reaches no cluster"):
+    with pytest.raises(EnvironmentFault, match="cannot reach the cluster"):
         KubernetesBackend().entries()
     monkeypatch.setenv("PATH", "")
     assert not KubernetesBackend().available()
@@ -283,9 +286,9 @@ FORBIDS = 'Error creating: pods "a-worker-1" is forbidden: '
 @pytest.mark.parametrize(
     ("thing", "said", "meant"),
     [
-        ("a", f'{FORBIDS}violates PodSecurity "restricted:latest": x', "of the level restricted only"),
+        ("a", f'{FORBIDS}violates PodSecurity "restricted:latest": x', "only pods of level restricted"),
         ("a-prepare", f"{FORBIDS}exceeded quota: q", "over the namespace's quota"),
-        ("a-node-0", f"{FORBIDS}failed quota: q: must specify limits.memory for: pytorch", "asks for limits.memory"),
+        ("a-node-0", f"{FORBIDS}failed quota: q: must specify limits.memory for: pytorch", "requires limits.memory"),
         (
             "a",
             f"{FORBIDS}no PriorityClass with name high was found",
@@ -293,7 +296,7 @@ FORBIDS = 'Error creating: pods "a-worker-1" is forbidden: '
         ),
         ("a", f'{FORBIDS}error looking up service account ml/s: serviceaccount "s" not found', "no account 's'"),
         ("a", f"{FORBIDS}maximum memory usage per Container is 64Gi, but limit is 900Gi", "kubernetes.memory: outside"),
-        ("a", 'admission webhook "kueue" denied the request: no', "the cluster's own rule kueue refuses it"),
+        ("a", 'admission webhook "kueue" denied the request: no', "admission webhook kueue"),
         ("a-worker-0", 'MountVolume.SetUp failed for volume "s" : secret "hub" not found', "no secret 'hub'"),
         (
             "a-worker-0",

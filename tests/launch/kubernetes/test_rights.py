@@ -141,7 +141,7 @@ def test_a_preparation_without_rights_on_roles_names_both_ways(forbidding: ApiSe
 def test_an_expired_token_is_one_line_without_kubectls_log(forbidding: ApiServer) -> None:
     forbidding.expired = True
     for call in (lambda: KubernetesBackend().submit(bundle()), KubernetesBackend().entries):
-        with pytest.raises(EnvironmentFault, match="does not accept your credentials") as error:
+        with pytest.raises(EnvironmentFault, match="rejects your credentials") as error:
             call()
         assert not re.search(r"\.go:\d+|[EW]\d{4} ", str(error.value))
 

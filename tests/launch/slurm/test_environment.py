@@ -35,9 +35,9 @@ def test_job_yaml_comes_before_the_shell(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(name, value)
     told = of_shell({"account": "b", "qos": "q"})
     assert told.options == ("--clusters=c",)
-    assert [note.partition("=")[0].partition(" ")[0] for note in told.notes] == [
-        "SBATCH_ACCOUNT",
-        "SLURM_CLUSTERS",
-        "ignored",
+    assert [" ".join(note.split()[:2]).partition("=")[0] for note in told.notes] == [
+        "ignoring SBATCH_ACCOUNT",
+        "using SLURM_CLUSTERS",
+        "ignoring SBATCH_TIMELIMIT",
     ]
     assert "SBATCH_TIMELIMIT" in told.notes[2] and not any("SBATCH_QOS" in note for note in told.notes)

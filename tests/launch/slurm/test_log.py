@@ -40,7 +40,7 @@ def test_folders_are_made_also_those_named_by_what_is_known(tmp_path: Path, run:
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [("logs/%j/x.out", "Slurm makes no folder"), ("taken/x.out", "cannot be made")]
+    ("written", "said"), [("logs/%j/x.out", "Slurm does not create folders"), ("taken/x.out", "cannot be created")]
 )
 def test_a_folder_that_cannot_be_made_is_refused_by_its_field(
     tmp_path: Path, run: str, written: str, said: str

@@ -260,7 +260,7 @@ def test_a_slurm_that_does_not_answer_is_no_refusal(queue: Queue) -> None:
     lost = "#!/bin/bash\necho 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1\n"
     (queue.folder / "bin" / "sbatch").write_text(lost)
     result = queue.submit()
-    assert isinstance(result.exception, EnvironmentFault) and "reaches no cluster" in str(result.exception)
+    assert isinstance(result.exception, EnvironmentFault) and "cannot reach a cluster" in str(result.exception)
 
 
 @pytest.mark.parametrize(
