@@ -1,4 +1,4 @@
-{{/* The job's name: the release's, unless values name another. It must leave room for -worker-9999. */}}
+{{/* The job's name: that of the release unless values set name. It must leave room for -worker-9999. */}}
 {{- define "qwen-job.name" -}}
 {{- $name := .Values.name | default .Release.Name -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
@@ -12,7 +12,7 @@
 {{- $name -}}
 {{- end -}}
 
-{{/* Override the first map by the second, in place: maps key by key, anything else is replaced. */}}
+{{/* Override the first map with the second, in place: maps are merged key by key, other values replaced. */}}
 {{- define "qwen-job.overlay" -}}
 {{- $base := index . 0 -}}
 {{- range $key, $value := index . 1 -}}
@@ -24,7 +24,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The batch as JSON. On other numbers of GPUs the plan's global batch is kept, unless train.training says otherwise. */}}
+{{/* The batch as JSON. Another number of GPUs keeps the planned global batch, unless train.training overrides it. */}}
 {{- define "qwen-job.batch" -}}
 {{- $planned := fromYaml (index .Values.config.files "train.yaml") -}}
 {{- $user := get (.Values.train | default dict) "training" | default dict -}}
@@ -47,7 +47,7 @@
 {{- dict "world" $world "micro" $micro "accumulation" $accumulation "same" $same | toJson -}}
 {{- end -}}
 
-{{/* train.yaml: the planned text as it is, or overridden by the release's name and the user's train. */}}
+{{/* train.yaml: the planned text, with the release's name and the user's train overriding it. */}}
 {{- define "qwen-job.train" -}}
 {{- $text := index .Values.config.files "train.yaml" -}}
 {{- $planned := fromYaml $text -}}
@@ -71,7 +71,7 @@
 {{- if not (toYaml $planned) -}}
 {{- fail "train: a value contains a control character that Helm cannot represent (U+007F-U+009F); remove it" -}}
 {{- end -}}
-{{/* JSON is YAML too, and here no text spans lines: so 1e-08 can be written 1.0e-08, which YAML 1.1 takes for a number. */}}
+{{/* JSON is valid YAML, but YAML 1.1 reads 1e-08 as a string, so it becomes 1.0e-08. No string here spans lines. */}}
 {{- $text = regexReplaceAll "(?m)^( *\"[^\"]+\": -?[0-9]+)(e[-+][0-9]+,?)$" (toPrettyJson $planned) "${1}.0${2}" | printf "%s\n" -}}
 {{- end -}}
 {{- $text -}}
@@ -122,7 +122,7 @@
 
 {{- define "qwen-job.labels" -}}
 {{- $labels := include "qwen-job.pod_labels" . | fromYaml -}}
-{{/* Kueue starts what it admits: a job that waits for its preparation is given to it only then. */}}
+{{/* Kueue starts what it admits, so a job that waits for its preparation gets the label only afterwards. */}}
 {{- if and (eq (include "qwen-job.gang" .) "kueue") (not .Values.kubernetes.prepare) -}}
 {{- $_ := set $labels "kueue.x-k8s.io/queue-name" (include "qwen-job.queue" .) -}}
 {{- end -}}
@@ -157,7 +157,7 @@ annotations:
   {{- include "qwen-job.annotations" . | nindent 2 }}
 {{- end -}}
 
-{{/* Whether the job is made without pods: by wish, or until it is prepared. One that has been started stays so. */}}
+{{/* Whether the job is created without pods: if suspend is set, or until it is prepared. A started job stays started. */}}
 {{- define "qwen-job.suspend" -}}
 {{- $suspend := or .Values.kubernetes.suspend .Values.kubernetes.prepare -}}
 {{- if and $suspend (not .Values.kubernetes.suspend) -}}

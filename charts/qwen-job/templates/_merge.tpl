@@ -1,5 +1,5 @@
-{{/* Merge the second map, written at the third, into the first, in place, as kubectl's strategic merge does: lists by the
-     key of their items, and others added to. qwen_job/render/kubernetes/merge.py does the same. */}}
+{{/* Merge a map into another in place, as kubectl's strategic merge does: (map, the user's map, its field). Lists are
+     merged by their items' keys, lists without keys are appended to. qwen_job/render/kubernetes/merge.py does the same. */}}
 {{- define "qwen-job.merge" -}}
 {{- $base := index . 0 -}}
 {{- $place := index . 2 -}}
@@ -32,7 +32,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The same for one list: (map, its key, the list that is there, the user's, the place). */}}
+{{/* The same for a list: (map, the list's key in it, the list so far, the user's list, its field). */}}
 {{- define "qwen-job.merge_list" -}}
 {{- $base := index . 0 -}}
 {{- $key := index . 1 -}}
@@ -67,7 +67,7 @@
 {{- if has $name $order -}}
 {{- $layer := index (get $layers $name) 0 -}}
 {{- $source := keys (omit $layer "name") -}}
-{{/* A volume and a variable have one source: another one replaces it. */}}
+{{/* A volume or a variable has one source, so another source replaces it. */}}
 {{- if and (has $key (list "volumes" "env")) $source -}}
 {{- $same := false -}}
 {{- range $source -}}{{- if hasKey $item . -}}{{- $same = true -}}{{- end -}}{{- end -}}
@@ -97,7 +97,7 @@
 {{- end -}}
 {{- end -}}
 {{- if and (eq $key "nodeSelectorTerms") $old -}}
-{{/* Terms are alternatives: each of the user's must ask for ours, too. */}}
+{{/* Terms are alternatives, so each of the user's must also require ours. */}}
 {{- range $mine := $old -}}
 {{- range $yours := $made -}}
 {{- if kindIs "map" $yours -}}
@@ -119,7 +119,7 @@
 {{- $_ := set $base $key $items -}}
 {{- end -}}
 
-{{/* What tells an item of a list apart, as text; empty without it: (list's name, first key, item). */}}
+{{/* The key that identifies an item of a list, or nothing if it has none: (list's name, first key, item). */}}
 {{- define "qwen-job.item_key" -}}
 {{- $value := get (index . 2) (index . 1) -}}
 {{- if and $value (not (kindIs "map" $value)) (not (kindIs "slice" $value)) -}}

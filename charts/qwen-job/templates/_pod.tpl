@@ -1,4 +1,4 @@
-{{/* The words of one pod; Kubernetes expands $(NAME). */}}
+{{/* The command of a pod; Kubernetes expands $(NAME). */}}
 {{- define "qwen-job.command" -}}
 {{- $k := .Values.kubernetes -}}
 {{- $name := include "qwen-job.name" . -}}
@@ -39,7 +39,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The environment, sorted by name: planned, then the user's, then secrets and the node's rank. */}}
+{{/* The environment, sorted by name; the user's overrides the planned, secrets and the node rank override both. */}}
 {{- define "qwen-job.env" -}}
 {{- $entries := dict -}}
 {{- range .Values.config.env -}}
@@ -80,7 +80,7 @@
 {{- end }}
 {{- end -}}
 
-{{/* What is written is request and limit, what the plan needs besides is requested. */}}
+{{/* Values that the user sets are request and limit; the plan's other needs are requests only. */}}
 {{- define "qwen-job.resources" -}}
 {{- $k := .Values.kubernetes -}}
 {{- $limits := dict -}}
@@ -98,7 +98,7 @@
 {{- dict "requests" $requests "limits" $limits | toYaml -}}
 {{- end -}}
 
-{{/* What is written of cpu or memory, one amount after the other: (root, cpu or memory). */}}
+{{/* All amounts of cpu or memory that the user sets, separated by spaces: (root, cpu or memory). */}}
 {{- define "qwen-job.written" -}}
 {{- $k := (index . 0).Values.kubernetes -}}
 {{- $name := index . 1 -}}

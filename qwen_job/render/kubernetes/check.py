@@ -27,7 +27,7 @@ _WORDS = {
 
 
 def object_problems(plan: Plan, things: list[Object]) -> Iterator[Problem]:
-    """Yield what is wrong, with the field of job.yaml that causes it."""
+    """Yield the problems, each with the field of job.yaml that causes it."""
     for field, text in _found(things):
         yield plan.job.problem(("kubernetes", *field), text)
 

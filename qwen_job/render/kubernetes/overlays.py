@@ -1,4 +1,4 @@
-"""User fields that would replace what the job needs; the chart's ``qwen-job.guard_overlay`` does the same."""
+"""Find user fields that would replace what the job needs, as the chart's ``qwen-job.guard_overlay`` does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings
 
 Object = dict[str, Any]
 Found = Iterator[tuple[Path, str]]
-# Variables by which the operators, torch and we tell each pod its place.
+# Variables that tell each pod its place in the job: the operators', torch's and ours.
 _PLACE = (
     r"QWEN_JOB_NODE_RANK|JOB_COMPLETION_INDEX|MASTER_(ADDR|PORT)|(LOCAL_|NODE_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|PET_.*"
 )

@@ -1,4 +1,4 @@
-"""What a Kubernetes render decides before any layout; the Helm chart uses the same settings."""
+"""Decide the settings of a Kubernetes job, for the manifest and the Helm chart alike."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_CONFIG_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """One job for Kubernetes: every field has its final value."""
+    """A job for Kubernetes, with the final value of every field."""
 
     name: str
     image: str
@@ -48,7 +48,7 @@ class Settings:
 
 
 def settings(plan: Plan) -> Settings:
-    """Decide what the ``kubernetes:`` section leaves open.
+    """Choose values for everything that the ``kubernetes:`` section leaves out.
 
     Raises:
         JobError: with all problems.
@@ -92,7 +92,7 @@ def settings(plan: Plan) -> Settings:
 
 
 def _settled(plan: Plan, volumes: list[Volume]) -> Kubernetes:
-    """Return the section with values that other fields decide; cores set elsewhere are not repeated."""
+    """Return the section with the values that other fields determine; ``cpu`` stays unset if it is set elsewhere."""
     section, cpus = plan.job.kubernetes, plan.job.cluster.cpus_per_gpu
     cores = str(cpus * plan.gpus_per_node) if cpus and not written(section, "cpu") else section.cpu
     resource = None if plan.gpu.is_cpu else section.gpu_resource
@@ -153,7 +153,7 @@ OWN_MOUNTS = (f"{CONFIG_PATH}/", "/dev/", "/proc/", "/sys/", "/var/run/secrets/"
 def _section_notes(plan: Plan, volumes: list[Volume]) -> Iterator[str]:
     section, nodes = plan.job.kubernetes, plan.nodes
     if section.kind == "trainjob" and section.ttl_after_finished is not None:
-        yield "kubernetes.ttl_after_finished: a TrainJob has no such field: it stays until you delete it"
+        yield "kubernetes.ttl_after_finished: a TrainJob has no such field, so it stays until you delete it"
     if section.queue is None and nodes > 1:
         gangs = "kueue:QUEUE" if section.kind == "jobset" else "kueue:QUEUE, volcano or coscheduling"
         yield (
