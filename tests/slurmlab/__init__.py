@@ -1,8 +1,8 @@
-"""A real Slurm cluster of many hosts on one Linux machine: for tests, and by hand (``make slurm-lab``).
+"""A real Slurm cluster of many hosts on one Linux machine, for tests and for use by hand (``make slurm-lab``).
 
-Every host is its own network, host name, mounts and process tree (Linux namespaces), so that nothing reaches
-the machine's own network, hosts file or ssh keys, and several clusters stand side by side. All hosts live
-inside one process tree whose root is the "switch": when that one process ends, the kernel ends every host with it.
+Every host has its own network, host name, mounts and process tree (Linux namespaces), so the machine's own network,
+hosts file and ssh keys are never touched, and several clusters can run side by side. All hosts belong to one process
+tree, whose root is the "switch": when that process ends, the kernel ends all hosts.
 
     with Lab(nodes=2) as lab:
         job = lab.submit("#!/bin/sh\\nsrun hostname\\n", "--nodes=2")

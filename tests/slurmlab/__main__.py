@@ -1,4 +1,4 @@
-"""The Slurm lab by hand: ``python -m tests.slurmlab``; ``make slurm-lab`` opens a shell in one."""
+"""Use the Slurm lab by hand: ``python -m tests.slurmlab``; ``make slurm-lab`` opens a shell in one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 def _up(root: Path, options: argparse.Namespace) -> Lab:
     if (root / "lab.json").exists() and Lab.attach(root).hosts.is_up("switch"):
-        raise LabError(f"{root}: a lab is up already: use it, or take it down first")
+        raise LabError(f"{root}: a lab is already running; use it, or shut it down first")
     root.mkdir(parents=True, exist_ok=True)
     shared = [Path(path) for path in options.share]
     return Lab(options.nodes, ssh=options.ssh, gpu_type=options.gpu_type, shared=shared, root=root, detached=True).up()
@@ -45,20 +45,20 @@ def _up(root: Path, options: argparse.Namespace) -> Lab:
 def _shell(root: Path, options: argparse.Namespace) -> int:
     lab = _up(root, options)
     try:
-        print(f"A shell on {CONTROLLER}, the login node. The lab goes down when you leave.", flush=True)
+        print(f"A shell on {CONTROLLER}, the login node. The lab is shut down when you leave.", flush=True)
         return _interact(lab, CONTROLLER, [os.environ.get("SHELL", "bash")])
     finally:
         lab.down()
 
 
 def _interact(lab: Lab, host: str, words: list[str]) -> int:
-    # The terminal itself goes to the command: job control, colours and Ctrl-C work.
+    # The command gets the terminal itself, so that job control, colours and Ctrl-C work.
     with lab.popen(host, words, stdin=0, stdout=1, stderr=2) as process:
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:
-                continue  # it was meant for the command, which had it too
+                continue  # meant for the command, which received it too
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     default = str(Path(tempfile.gettempdir()) / f"qwen-job-lab-{os.getuid()}")
     parser.add_argument("--root", default=os.environ.get("SLURM_LAB", default), help="the lab's folder [%(default)s]")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("up", "bring a lab up"), ("shell", "bring one up, open a shell in it, take it down")):
+    for name, text in (("up", "start a lab"), ("shell", "start a lab, open a shell in it, then shut it down")):
         up = commands.add_parser(name, help=text)
         up.add_argument("nodes", type=int, nargs="?", default=2)
         up.add_argument("--ssh", action="store_true", help="start sshd on the nodes")
@@ -77,13 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("words", nargs=argparse.REMAINDER)
     breakers = {
         "crash": "cut a node's power",
-        "boot": "switch it on again",
-        "cut": "unplug its network",
-        "restore": "plug it in",
+        "boot": "switch a crashed node on again",
+        "cut": "unplug a host's network",
+        "restore": "plug a host's network back in",
     }
     for name, text in breakers.items():
         commands.add_parser(name, help=text).add_argument("host")
-    commands.add_parser("down", help="end the lab")
+    commands.add_parser("down", help="shut the lab down")
     return parser
 
 

@@ -13,15 +13,15 @@ from tests.slurmlab.hosts import NETWORK, NETWORK_6
 CONTROLLER = "ctl"
 CONTROLLER_NUMBER = 254
 GPUS = 8
-# Many sites move sshd away from port 22, and no default may hide that an option is lost.
+# Many sites do not use port 22, and with the default port a test could not see a lost option.
 SSH_PORT = 2222
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the cluster looks; ``extra_conf`` is appended to slurm.conf as it is.
+    """The layout of the cluster; ``extra_conf`` is appended to slurm.conf unchanged.
 
-    With ``nameless`` the network is IPv6 alone, and no host's name resolves: Slurm knows addresses.
+    With ``nameless`` the network is IPv6 only and no host name resolves, so Slurm is given addresses.
     """
 
     nodes: int = 2
@@ -41,7 +41,7 @@ class Shape:
 
 
 def write(root: Path, shape: Shape, *, shared: list[Path], ssh: bool) -> None:
-    """Write everything that the hosts of the lab at ``root`` read."""
+    """Write all files that the hosts of the lab at ``root`` read."""
     for folder in ("etc/slurm", "log", "pids", "state", "dev", "munge", "mnt"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     named = [] if shape.nameless else [CONTROLLER, *shape.names]
@@ -49,7 +49,7 @@ def write(root: Path, shape: Shape, *, shared: list[Path], ssh: bool) -> None:
     (root / "etc/hosts").write_text("\n".join(hosts) + "\n")
     (root / "etc/shared").write_text("".join(f"{path}\n" for path in _under_tmp([root, *shared])))
     (root / "etc/slurm/slurm.conf").write_text(slurm_conf(root, shape))
-    # A GPU known only by its count puts the node into state INVAL: it needs a file. 1:3 is /dev/null.
+    # A GPU needs a device file, or its node goes into state INVAL. 1:3 is /dev/null.
     for number in range(GPUS):
         os.mknod(root / f"dev/nvidia{number}", 0o20666, os.makedev(1, 3))
     gres = f"Name=gpu Type={shape.gpu_type} File={root}/dev/nvidia[0-{GPUS - 1}]\n"
@@ -71,7 +71,7 @@ def _under_tmp(paths: list[Path]) -> list[Path]:
 
 
 def _write_ssh(root: Path) -> None:
-    """Make host and user keys of the lab's own, so that nobody's ~/.ssh is read or written."""
+    """Create host and user keys for the lab, so that no ~/.ssh is read or written."""
     for key in ("ssh_host_key", "id_ed25519"):
         command = [
             shutil.which("ssh-keygen") or "ssh-keygen",
@@ -96,7 +96,7 @@ def _write_ssh(root: Path) -> None:
 
 
 def slurm_conf(root: Path, shape: Shape) -> str:
-    """Return slurm.conf: partition ``main`` is the default, and jobs of ``high`` preempt its jobs."""
+    """Return slurm.conf: ``main`` is the default partition, and jobs in ``high`` preempt its jobs."""
     nodes = f"node[1-{shape.nodes}]"
     known = f"NodeAddr={NETWORK_6}[1-{shape.nodes}]" if shape.nameless else ""
     families = "CommunicationParameters=EnableIPv6,DisableIPv4\n" if shape.nameless else ""
@@ -106,7 +106,7 @@ SlurmctldHost={CONTROLLER}({shape.address(CONTROLLER)})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# Credentials live 120 s by default, and a requeued job waits for the old one to expire.
+# A requeued job waits until its old credential expires, by default after 120 s.
 AuthInfo=socket={root}/munge/socket,cred_expire=5
 SlurmctldPidFile={root}/pids/slurmctld.daemon
 SlurmdPidFile={root}/pids/slurmd.%n.daemon
@@ -122,7 +122,7 @@ JobCompType=jobcomp/filetxt
 JobCompLoc={root}/log/jobcomp.txt
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-# Without it a job takes a node's whole memory.
+# Without it a job gets all of a node's memory.
 DefMemPerCPU=500
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 ReturnToService=2
@@ -133,7 +133,7 @@ MinJobAge=7200
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-# A small machine claims to be nodes of 16 cores.
+# Lets a small machine pose as nodes with 16 cores.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 {families}NodeName={nodes} {known} CPUs=16 Boards=1 SocketsPerBoard=2 CoresPerSocket=8 ThreadsPerCore=1 \

@@ -1,4 +1,4 @@
-"""Hosts made of Linux namespaces, joined by a bridge in a namespace of its own."""
+"""Hosts made of Linux namespaces, connected by a bridge in its own namespace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 3
 NETWORK = "10.77.0."
 NETWORK_6 = "fd77::"
 
-# First it learns its number as the caller sees it: /proc is the caller's until it is mounted anew.
+# Read the process ID that the caller sees first: /proc is the caller's until it is remounted.
 _SWITCH_INIT = """
 read -r outer _ </proc/self/stat
 mount -t proc proc /proc
@@ -26,7 +26,7 @@ echo "$outer"; exec >/dev/null
 while :; do sleep infinity & wait $!; done
 """
 
-# Slurm, ssh and hosts files are the host's own; /tmp, /run and /dev/shm are node-local, as on a real cluster.
+# Each host has its own Slurm, ssh and hosts files, and node-local /tmp, /run and /dev/shm, as on a real cluster.
 _HOST_INIT = """
 name=$0 root=$1
 read -r outer _ </proc/self/stat
@@ -49,20 +49,23 @@ while :; do sleep infinity & wait $!; done
 
 
 class LabError(Exception):
-    """The lab could not do what was asked; the message carries the tail of the log that tells why."""
+    """The lab failed; the message ends with the tail of the log that explains why."""
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """Return the last lines of a log for an error message; a missing file gives an empty text."""
+    """Return the last lines of a log for an error message, or nothing if it is missing."""
     with contextlib.suppress(OSError):
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     return ""
 
 
 def wait_for(check: Callable[[], T], timeout: float, what: str, why: Callable[[], str] = str) -> T:
-    """Call ``check`` until it returns something true and return that; ``why`` explains a timeout.
+    """Call ``check`` until its result is true and return it; ``why`` explains a timeout.
 
-    ``timeout`` is for a quiet machine; a busy one gets PATIENCE times as long.
+    ``timeout`` is in seconds for a quiet machine; the limit is PATIENCE times as long, for a busy one.
+
+    Raises:
+        LabError: the time is up.
     """
     deadline = time.monotonic() + timeout * PATIENCE
     while True:
@@ -74,7 +77,7 @@ def wait_for(check: Callable[[], T], timeout: float, what: str, why: Callable[[]
 
 
 def born(pid: int) -> str:
-    """Return the process's start time in clock ticks, "" when it is gone; number and start name it for good."""
+    """Return a process's start time in clock ticks, or "" if it is gone; with the process ID it is unique."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -84,7 +87,7 @@ def born(pid: int) -> str:
 
 
 class Hosts:
-    """The machines of one lab and the switch between them; ``root`` holds their state for other processes."""
+    """The hosts of a lab and the switch between them; ``root`` keeps their state for other processes."""
 
     def __init__(self, root: Path, *, detached: bool) -> None:
         self.root = root
@@ -92,7 +95,11 @@ class Hosts:
         self._children: dict[str, subprocess.Popen[str]] = {}
 
     def pid(self, name: str) -> int:
-        """Return the number of the host's first process; raise LabError when the host is not running."""
+        """Return the ID of the host's first process.
+
+        Raises:
+            LabError: the host is not running.
+        """
         with contextlib.suppress(OSError, ValueError):
             pid, start = (self.root / "pids" / name).read_text().split()
             if born(int(pid)) == start:
@@ -100,14 +107,14 @@ class Hosts:
         raise LabError(f"host {name} is not running (lab {self.root})")
 
     def is_up(self, name: str) -> bool:
-        """Tell whether the host's first process lives."""
+        """Tell whether the host is running."""
         with contextlib.suppress(LabError):
             return bool(self.pid(name))
         return False
 
     def start_switch(self) -> None:
-        """Start the process that all hosts hang on."""
-        # A lab of a test run ends with it, even by SIGKILL; a lab made by hand outlives the command.
+        """Start the process that all hosts depend on."""
+        # A test run's lab ends with the run, even on SIGKILL; a lab started by hand outlives its command.
         tie = [] if self.detached else ["setpriv", "--pdeathsig", "KILL"]
         self._start("switch", [*tie, *_unshare(), "bash", "-c", _SWITCH_INIT])
 
@@ -116,16 +123,16 @@ class Hosts:
         inside = ["nsenter", "-t", str(self.pid("switch")), "-p"]
         self._start(name, [*inside, *_unshare(), "bash", "-c", _HOST_INIT, name, str(self.root)])
         pid = str(self.pid(name))
-        # Only the network namespace is entered, so that ip still finds the host's number.
+        # Enter only the network namespace, so that ip still finds the host's process.
         self._switch("ip", "link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", pid)
         self._switch("ip", "link", "set", f"v-{name}", "master", "br0", "up")
-        # Nobody else is on this network: an IPv6 address is used at once.
+        # nodad: nobody else is on this network, so the address can be used at once.
         mask = ["/64", "nodad"] if ":" in address else ["/24"]
         self.run(name, ["ip", "addr", "add", address + mask[0], "dev", "eth0", *mask[1:]])
         self.run(name, ["ip", "link", "set", "eth0", "up"])
 
     def kill(self, name: str) -> None:
-        """Cut the host's power: its first process is killed, and the kernel kills all others with it."""
+        """Cut the host's power: kill its first process, and with it the kernel kills all others."""
         pid = self.pid(name)
         handle = os.pidfd_open(pid)
         try:
@@ -141,12 +148,12 @@ class Hosts:
         (self.root / "pids" / name).unlink(missing_ok=True)
 
     def plug(self, name: str, *, plugged: bool) -> None:
-        """Plug the host's network cable in or out."""
+        """Plug the host's network cable in, or unplug it."""
         self._switch("ip", "link", "set", f"v-{name}", "up" if plugged else "down")
 
     def enter(self, name: str, command: Sequence[str], cwd: Path) -> list[str]:
-        """Return the argument list that runs ``command`` on a host in the folder ``cwd``."""
-        # setpriv: nsenter forks, and a killed nsenter must not leave its command behind.
+        """Return the arguments that run ``command`` on a host in the folder ``cwd``."""
+        # setpriv: nsenter forks, so killing it would leave the command running.
         enter = [
             "nsenter",
             "-t",
@@ -163,7 +170,11 @@ class Hosts:
         return [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *command]
 
     def run(self, name: str, command: Sequence[str]) -> None:
-        """Run a short command of the lab's own on a host; raise LabError when it fails."""
+        """Run a short command on a host for the lab itself.
+
+        Raises:
+            LabError: the command failed.
+        """
         _checked(self.enter(name, command, Path("/")), f"{name}: {' '.join(command)}")
 
     def run_beside(self, command: Sequence[str]) -> None:

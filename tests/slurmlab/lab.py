@@ -1,4 +1,4 @@
-"""The Slurm cluster itself: bring it up, use it, break it, take it down."""
+"""The Slurm cluster: start it, use it, break it, shut it down."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.slurmlab.hosts import Hosts, LabError, tail, wait_for
 T = TypeVar("T")
 PREFIX = "qwen-job-slurm-"
 CHECKOUT = Path(__file__).resolve().parents[2]
-# Unix sockets have 108 characters; Slurm puts about 40 behind this folder.
+# A Unix socket's path has at most 108 characters, and Slurm appends about 40 to this folder.
 LONGEST_ROOT = 60
 FINISHED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
 FINISHED |= {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 
 
 def missing(*, ssh: bool = False) -> str:
-    """Return in words what this machine lacks for a lab, or "" when it can have one."""
+    """Return what this machine lacks for a lab as a message, or "" if nothing."""
     tools = ["slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare", "setpriv"]
     lacking = [tool for tool in tools + ["sshd"] * ssh if not shutil.which(tool, path=_path())]
     if os.geteuid() != 0:
@@ -89,7 +89,7 @@ class Lab:
         try:
             state = json.loads((root / "lab.json").read_text())
         except OSError as error:
-            raise LabError(f"{root}: no lab here: bring one up first") from error
+            raise LabError(f"{root}: there is no lab here; start one first") from error
         lab.ssh = state.pop("ssh")
         lab.shared = []
         lab._open(root, Shape(**state), detached=True)
@@ -114,7 +114,7 @@ class Lab:
             atexit.register(self.down)
         try:
             config.write(self.root, self.shape, shared=list(self.shared), ssh=self.ssh)
-            # Other users of the hosts reach munge's socket and slurm.conf.
+            # Other users on the hosts must reach munge's socket and slurm.conf.
             self.root.chmod(0o711)
             self.hosts.start_switch()
             (self.root / "lab.json").write_text(json.dumps({**asdict(self.shape), "ssh": self.ssh}))
@@ -130,7 +130,7 @@ class Lab:
         return self
 
     def down(self) -> None:
-        """End every process of the lab and remove its folder; nothing happens when it is down already."""
+        """End all processes of the lab and remove its folder; does nothing if it is already down."""
         atexit.unregister(self.down)
         if self.hosts.is_up("switch"):
             self.hosts.kill("switch")
@@ -143,27 +143,27 @@ class Lab:
     def boot(self, node: str) -> None:
         """Switch a crashed node on again and wait until Slurm has it back."""
         before = self._slurmd_started(node)
-        # Slurm tells the times of two starts apart by whole seconds.
+        # Slurm records start times in whole seconds, so two starts must be a second apart.
         time.sleep(1)
         self._start_node(node)
         self.wait(lambda: self._slurmd_started(node) != before, 30, f"{node} registers")
         self.wait_nodes("up", timeout=30, nodes=[node])
 
     def cut(self, host: str) -> None:
-        """Pull a host's network cable."""
+        """Unplug a host's network cable."""
         self.hosts.plug(host, plugged=False)
 
     def restore(self, host: str) -> None:
-        """Put a host's network cable back."""
+        """Plug a host's network cable back in."""
         self.hosts.plug(host, plugged=True)
 
     def start_controller(self) -> None:
-        """Start slurmctld, or start it again, and wait until it answers."""
+        """Start or restart slurmctld and wait until it answers."""
         self.hosts.run(CONTROLLER, ["slurmctld"])
         self.wait(lambda: self._answers("scontrol", "ping"), 15, "slurmctld answers")
 
     def stop_controller(self) -> None:
-        """Kill slurmctld, hard, as a crash would."""
+        """Kill slurmctld, as a crash would."""
         pid = (self.root / "pids/slurmctld.daemon").read_text().strip()
         self.hosts.run(CONTROLLER, ["kill", "-9", pid])
 
@@ -178,7 +178,7 @@ class Lab:
         stdout: int | IO[str] = subprocess.PIPE,
         stderr: int | IO[str] = subprocess.PIPE,
     ) -> subprocess.Popen[str]:
-        """Start a command on a host, in this environment plus ``env``; a text is a line for bash."""
+        """Start a command on a host, in this environment plus ``env``; a string is run by bash."""
         words = ["bash", "-c", command] if isinstance(command, str) else list(command)
         inside = self.hosts.enter(host, words, cwd or Path.cwd())
         full = {**os.environ, "PATH": _path(), **(env or {})}
@@ -195,9 +195,10 @@ class Lab:
         timeout: float = 60,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host (``text`` is its standard input) and return what it said.
+        """Run a command on a host, with ``text`` as its standard input, and return its output.
 
-        Raises LabError when it is not done after ``timeout`` seconds or, with ``check``, when it fails.
+        Raises:
+            LabError: it takes more than ``timeout`` seconds or, with ``check``, fails.
         """
         stdin = subprocess.DEVNULL if text is None else subprocess.PIPE
         with self.popen(host, command, cwd=cwd, env=env, stdin=stdin) as process:
@@ -214,17 +215,21 @@ class Lab:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def submit(self, script: str, *options: str, cwd: Path | None = None) -> int:
-        """Submit a batch script on the login node and return the job's number."""
+        """Submit a batch script on the login node and return the job ID."""
         answer = self.on(CONTROLLER, ["sbatch", "--parsable", *options], text=script, cwd=cwd).stdout
         return int(answer.strip().split(";")[0])
 
     def job(self, number: int) -> dict[str, str]:
-        """Return what ``scontrol show job`` says of a job, field by field."""
+        """Return the fields of ``scontrol show job``."""
         line = self.on(CONTROLLER, ["scontrol", "show", "job", "-o", str(number)]).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", line))
 
     def wait_job(self, number: int, state: str, timeout: float) -> dict[str, str]:
-        """Wait until a job is in ``state`` and return its fields; raise LabError when it ended otherwise."""
+        """Wait until a job is in ``state`` and return its fields.
+
+        Raises:
+            LabError: the job ended in another state, or the time is up.
+        """
 
         def reached() -> dict[str, str] | None:
             job = self.job(number)
@@ -245,16 +250,20 @@ class Lab:
         self.wait(all_there, timeout, f"{', '.join(sorted(wanted))} {state}")
 
     def node_states(self) -> dict[str, str]:
-        """Return every node's state, in sinfo's long words without its flags."""
+        """Return every node's state, in sinfo's long form without flags."""
         done = self.on(CONTROLLER, ["sinfo", "-hN", "-p", "main", "-o", "%N %T"], check=False)
         return {name: state.rstrip("*~#!%$@^-") for name, state in map(str.split, done.stdout.splitlines())}
 
     def wait(self, check: Callable[[], T], timeout: float, what: str, job: int | None = None) -> T:
-        """Call ``check`` until it returns something true; after ``timeout`` seconds raise LabError."""
+        """Call ``check`` until its result is true and return it.
+
+        Raises:
+            LabError: the time is up; the message ends with what ``why`` finds.
+        """
         return wait_for(check, timeout, what, lambda: self.why(job))
 
     def why(self, job: int | None = None) -> str:
-        """Return what explains a failure: the queue, the nodes, the job's output, the controller's log."""
+        """Return what may explain a failure: the queue, the nodes, the job's output, the controller's log."""
         parts = [tail(self.root / "log/slurmctld.log", 25)]
         with contextlib.suppress(LabError, subprocess.SubprocessError):
             for line in ("squeue -l", "sinfo -Nl", f"scontrol show job {job}" if job else "true"):
@@ -301,7 +310,7 @@ class Lab:
 
 
 def _sweep() -> None:
-    """Remove the folders that labs of killed test runs left; their processes ended with those runs."""
+    """Remove the folders left by labs of killed test runs, whose processes ended with those runs."""
     for state in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/lab.json"):
         if not Hosts(state.parent, detached=True).is_up("switch"):
             shutil.rmtree(state.parent, ignore_errors=True)

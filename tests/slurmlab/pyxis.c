@@ -1,8 +1,8 @@
-/* pyxis's options for srun, without enroot: the task enters an image that is a squashfs file or a folder.
+/* The options of pyxis for srun, without enroot: the task enters an image that is a squashfs file or a folder.
  *
- * What is like the real one (NVIDIA/pyxis, README.md): the options and what they refuse, the image's environment
- * (etc/environment) over the task's except for --container-env, a read-only root, mount points that make themselves,
- * /tmp, /dev, /proc and /sys of the node. Images of a registry are refused: there is no enroot to fetch them.
+ * As in the real one (NVIDIA/pyxis, README.md): the options and which values they reject, the image's environment
+ * (etc/environment) overriding the task's except for --container-env, a read-only root, mount points created on demand,
+ * and the node's /tmp, /dev, /proc and /sys. Images in a registry are rejected, because only enroot can fetch them.
  *
  *     gcc -shared -fPIC -o pyxis.so pyxis.c;  plugstack.conf: required /path/of/pyxis.so
  */
@@ -54,7 +54,7 @@ static int check(int option, const char *value)
 {
     char *copy, *rest, *part, *source, *target, *flags;
     if (option == IMAGE && strpbrk(value, "@#:"))
-        return fail("--container-image: %s is a registry's, and there is no enroot here", value);
+        return fail("--container-image: %s is in a registry, and there is no enroot here", value);
     if (option != MOUNTS && option != ENV)
         return 0;
     rest = copy = strdup(value);
@@ -65,7 +65,7 @@ static int check(int option, const char *value)
     return 0;
 }
 
-/* Slurm calls it in srun and again on the node. */
+/* Slurm calls this in srun and again on the node. */
 static int take(int option, const char *value, int remote)
 {
     (void)remote;
@@ -102,7 +102,7 @@ static int run(char *const words[])
     return pid > 0 && waitpid(pid, &status, 0) == pid ? status : -1;
 }
 
-/* Make PATH, a folder or an empty file as SOURCE is one, with the folders above it. */
+/* Create PATH with its parents: a folder if SOURCE is one, else an empty file. */
 static void make_like(const char *source, const char *path)
 {
     struct stat seen;
@@ -131,7 +131,7 @@ static int attach(const char *root, const char *source, const char *target, cons
     return 0;
 }
 
-/* A layer of memory over the image, so that mount points can be made in it. */
+/* Put a layer in memory over the image, so that mount points can be created in it. */
 static int lay(const char *scratch, char *root)
 {
     char image[PATH_MAX], upper[PATH_MAX], work[PATH_MAX], options[4 * PATH_MAX];
@@ -140,7 +140,7 @@ static int lay(const char *scratch, char *root)
         return fail("%s: %s", given[IMAGE], strerror(errno));
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
         mount("pyxis", scratch, "tmpfs", 0, NULL))
-        return fail("no namespace of its own: %s", strerror(errno));
+        return fail("cannot create a mount namespace: %s", strerror(errno));
     snprintf(image, sizeof image, "%s/image", scratch);
     snprintf(upper, sizeof upper, "%s/upper", scratch);
     snprintf(work, sizeof work, "%s/work", scratch);
@@ -161,7 +161,7 @@ static int attach_all(spank_t task, const char *root)
     for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
         if (attach(root, kernel[i], kernel[i], ""))
             return -1;
-    /* Sites may mount the home folder by default: it takes the option to be without. */
+    /* Sites may mount the home folder by default; --no-container-mount-home turns that off. */
     char home[PATH_MAX];
     if (!given[NO_HOME] && spank_getenv(task, "HOME", home, sizeof home) == ESPANK_SUCCESS && attach(root, home, home, ""))
         return -1;

@@ -1,4 +1,4 @@
-"""pyxis's options for a lab's srun, through the small plugin of pyxis.c."""
+"""Give a lab's srun the options of pyxis, through the small plugin in pyxis.c."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCE = Path(__file__).with_name("pyxis.c")
 
 
 def missing_pyxis() -> str:
-    """Return in words what this machine lacks to build the plugin, or ""."""
+    """Return what this machine lacks to build the plugin as a message, or "" if nothing."""
     lacking = [tool for tool in ("gcc", "mksquashfs") if not shutil.which(tool)]
     if not Path("/usr/include/slurm/spank.h").exists():
         lacking.append("slurm/spank.h")
@@ -25,7 +25,7 @@ def missing_pyxis() -> str:
 
 @contextmanager
 def pyxis(lab: Lab) -> Iterator[Lab]:
-    """Give the lab's srun pyxis's options; every srun and every step reads plugstack.conf anew."""
+    """Give the lab's srun the options of pyxis; every srun and every step rereads plugstack.conf."""
     plugin, stack = lab.root / "etc/pyxis.so", lab.root / "etc/slurm/plugstack.conf"
     compiler = ["gcc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(plugin), str(SOURCE)]
     done = subprocess.run(compiler, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""The lab behaves like a cluster: hosts of their own, GPUs, queues, power cuts; and leaves nothing behind."""
+"""The lab behaves like a cluster: separate hosts, GPUs, queues, power cuts; and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_killed_test_run_takes_its_lab_along(checkout: Path) -> None:
     assert Path(root).exists()
 
     def swept() -> bool:
-        Lab(1).down()  # a new lab sweeps first
+        Lab(1).down()  # a new lab removes old folders first
         return not Path(root).exists()
 
     wait_for(swept, 10, "the folder is removed once the switch is gone, too")
@@ -145,7 +145,7 @@ def test_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*root, "up", "1"]) == 0
     try:
         assert main([*root, "up", "1"]) == 1
-        assert "is up already" in capfd.readouterr().err
+        assert "is already running" in capfd.readouterr().err
         assert main([*root, "on", "ctl", "srun", "hostname"]) == 0
         assert capfd.readouterr().out.endswith("node1\n")
         assert main([*root, "crash", "node1"]) == 0
