@@ -21,9 +21,7 @@ HEADING = "## Glossary"
 
 # Rooms (or files) of qwen_job whose words are still to be cleaned. Clean one, then remove it here.
 TO_CLEAN = {
-    "job",
     "plan",
-    "run",
 }
 # Pages still to be cleaned. docs/job.md is generated from qwen_job/job.
 PAGES_TO_CLEAN: set[str] = set()

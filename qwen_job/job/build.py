@@ -18,9 +18,9 @@ from qwen_job.job.mistakes import problems_of
 from qwen_job.job.model import Train
 from qwen_job.job.paths import resolve_paths
 
-# A whole number over 64 bits fits no field, nor anything that reads these values later.
+# No field takes a whole number over 64 bits.
 MAX_NUMBER = 2**64 - 1
-# Values in these sections are text and keep what the user typed: VERSION: 1.10 is not 1.1.
+# Values in these sections are text and stay as typed: VERSION: 1.10 is not 1.1.
 _TEXT_SECTIONS: tuple[FieldPath, ...] = (
     ("env",), ("slurm", "sbatch"), ("slurm", "srun"),
     ("kubernetes", "labels"), ("kubernetes", "annotations"), ("kubernetes", "node_selector"),
@@ -29,7 +29,7 @@ _SHORT: dict[str, tuple[str, tuple[type, ...]]] = {"model": ("name", (str,)), "d
 
 
 def build(document: Document, problems: Iterable[Problem] = ()) -> Job:
-    """Build the job of a document whose variables are replaced.
+    """Build the job from a document whose variables have been replaced.
 
     Raises:
         JobError: lists all problems, ``problems`` included.
@@ -86,7 +86,7 @@ def _validate(document: Document) -> tuple[Job | None, list[Problem]]:
 
 
 def _check_numbers(document: Document) -> list[Problem]:
-    """Refuse whole numbers that fit no field; text keeps its digits."""
+    """Return a problem for each whole number that is too large; text keeps its digits."""
     problems: list[Problem] = []
 
     def visit(value: Any, path: FieldPath) -> None:

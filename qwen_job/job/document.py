@@ -19,7 +19,7 @@ from qwen_job.strict_yaml import MAX_DEPTH, MAX_VALUES, TOO_DEEP, TOO_MANY, Exce
 from qwen_job.strict_yaml import reason as _first_line
 
 Path = tuple[str | int, ...]
-# What fits a float; more digits are a slip, and Python itself stops at 4,300.
+# More digits do not fit a float and are a typo; Python's own limit is 4,300.
 MAX_DIGITS = 300
 # One step of ``a.b[0]``; a part in brackets may contain dots: kubernetes.labels[app.kubernetes.io/name].
 _STEP = r"\[([^\[\]]+)\]|(?:^|(?<=.)\.)([^.\[\]]+)"
@@ -109,7 +109,7 @@ def parse(text: str, source: str) -> Document:
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         raise JobError([Problem(source, line, column, "", f"invalid YAML: {_first_line(error)}")]) from None
     except yaml.YAMLError as error:
-        # A character that YAML does not allow: the reader knows how far it came, not the line.
+        # A character that YAML does not allow: the reader knows its offset, not its line.
         before = text[: getattr(error, "position", 0)]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         raise JobError([Problem(source, line, column, "", f"invalid YAML: {_first_line(error)}")]) from None
@@ -139,7 +139,7 @@ class _Reader:
     def read(self, node: yaml.Node, path: Path) -> Any:
         self._left -= 1
         if self._left < 0 or node in self._open:
-            why = "an alias that holds itself" if node in self._open else TOO_MANY
+            why = "an alias that contains itself" if node in self._open else TOO_MANY
             raise JobError([self._problem(node, path, f"{why}: write the values out")])
         self.positions.setdefault(path, self._position(node))
         if isinstance(node, yaml.ScalarNode):
@@ -162,11 +162,11 @@ class _Reader:
                 self.problems.append(self._problem(key_node, path, "a field's name must be plain text"))
                 continue
             if key == "<<" and not key_node.style:
-                why = "merge keys (<<) are not read; write the fields out, or split them into layers with -f"
+                why = "merge keys (<<) are not supported; write the fields out, or split them into layers with -f"
                 self.problems.append(self._problem(key_node, path, why))
                 continue
             if key in result:
-                self.problems.append(self._problem(key_node, (*path, key), "written twice; keep one of the two"))
+                self.problems.append(self._problem(key_node, (*path, key), "written twice; remove one of them"))
             inner = (*path, key)
             self.positions[inner] = self._position(key_node)
             result[key] = self.read(value_node, inner)
@@ -202,7 +202,9 @@ class _Reader:
         number = float(text.replace(".", "", 1) if special else text)
         if math.isfinite(number):
             return number
-        self.problems.append(self._problem(node, path, f"{text[:60]} is not a finite number; JSON cannot hold it"))
+        self.problems.append(
+            self._problem(node, path, f"{text[:60]} is not a finite number, which JSON cannot represent")
+        )
         return None
 
     def _position(self, node: yaml.Node) -> Position:
@@ -251,7 +253,7 @@ def assign(document: Document, assignment: str) -> None:
     """Apply ``--set a.b=c`` (``a.0.b`` or ``a[0].b`` for an item of a list).
 
     Raises:
-        JobError: there is no such place, or the value is not YAML.
+        JobError: the path does not exist, or the value is not YAML.
     """
     name, equals, text = assignment.partition("=")
     if not equals or not _steps(name):
@@ -265,10 +267,10 @@ def assign(document: Document, assignment: str) -> None:
 
 
 def place(document: Document, name: str, value: Any, at: Position) -> Path:
-    """Put ``value``, which was written ``at``, in the field ``name`` (``a.b[0].c``) and return the field's path.
+    """Set the field ``name`` (``a.b[0].c``) to ``value``, which was written ``at``, and return the field's path.
 
     Raises:
-        JobError: there is no such place.
+        JobError: the path does not exist.
     """
     steps = _steps(name)
     if not steps:
@@ -295,7 +297,7 @@ def _depth(value: Any) -> int:
 
 
 def _steps(name: str) -> list[str]:
-    """Return the parts of ``a.b[c]``, none when it is written wrongly."""
+    """Return the parts of ``a.b[c]``; empty if the syntax is wrong."""
     steps = re.findall(_STEP, name)
     return [] if "".join(re.split(_STEP, name)[::3]) else [bracketed or plain for bracketed, plain in steps]
 
@@ -305,7 +307,7 @@ def _place(at: Position) -> tuple[str, int, int]:
 
 
 def _step(target: Any, part: str, path: Path, at: Position) -> tuple[Any, Path]:
-    """Return the mapping or list at ``part`` of ``target``, made where there is none yet, and its path."""
+    """Return the mapping or list at ``part`` of ``target``, created if missing, and its path."""
     key = _key(target, part, path, at)
     path = (*path, key)
     if isinstance(target, dict) and target.get(key) is None:

@@ -1,4 +1,4 @@
-"""The small types of the ``kubernetes:`` section: names, quantities, tolerations, as an API server takes them."""
+"""The small types of the ``kubernetes:`` section: names, quantities and tolerations that an API server accepts."""
 
 import ipaddress
 import re
@@ -16,11 +16,11 @@ _EXTENDED = rf"{SUBDOMAIN}/{_NAME}"
 _NATIVE = "cpu|memory|ephemeral-storage|hugepages-[0-9]+(Ki|Mi|Gi)"
 _QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
 _BYTE = "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
-# The largest 32-bit number: the server refuses larger seconds, counts, users and groups.
+# The largest 32-bit number: the server rejects larger seconds, counts, users and groups.
 _INT32 = 2**31 - 1
 
 _UNITS = "M|G|T|P|E|Mi|Gi|Ti|Pi|Ei"
-# At least 1 MB: a number without its unit, or milli-bytes, are slips.
+# At least 1 MB: a number without a unit, or in milli-bytes, is a typo.
 _MEMORY = (
     rf"(0*[1-9][0-9]*(\.[0-9]+)?|0*\.[0-9]*[1-9][0-9]*)({_UNITS})"
     r"|0*[1-9][0-9]{3,}(\.[0-9]+)?(k|Ki)|0*[1-9][0-9]{6,}(\.[0-9]+)?"
@@ -29,7 +29,7 @@ _CORES = r"(0*[1-9][0-9]*(\.[0-9]+)?|0*\.[0-9]*[1-9][0-9]*)m?"
 
 
 def _written(value: Any) -> Any:
-    """Take a number for the text that Kubernetes wants: ``cpu: 16``."""
+    """Accept a number where Kubernetes expects text: ``cpu: 16``."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
@@ -85,7 +85,7 @@ Cidr = Annotated[
     AfterValidator(_network),
 ]
 
-# What the operators, Helm and qwen-job write themselves, and select by.
+# Set and used as selectors by the operators, Helm and qwen-job.
 OWN_LABELS = (
     r"app\.kubernetes\.io/(name|instance|version|component)$|kueue\.x-k8s\.io/queue-name$|"
     r"training\.kubeflow\.org/|jobset\.sigs\.k8s\.io/|batch\.kubernetes\.io/"
@@ -108,9 +108,9 @@ def not_ours(pattern: str, instead: str) -> Any:
 def _amounts(values: dict[str, str]) -> dict[str, str]:
     for name, amount in values.items():
         if "/" in name and not amount.isdecimal():
-            raise ValueError(f"{name}: {amount!r} is not a whole number; devices are not divided")
+            raise ValueError(f"{name}: {amount!r} is not a whole number; devices cannot be divided")
         if "/" not in name and not re.fullmatch(_NATIVE, name):
-            raise ValueError(f"{name} is not a Kubernetes resource; a device is named like rdma/hca")
+            raise ValueError(f"{name} is not a Kubernetes resource; write a name such as rdma/hca")
     return values
 
 
@@ -141,21 +141,21 @@ def _toleration(value: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value.get(name, ""), str):
             raise ValueError(f"{name}: must be text: write it in quotes")
     if operator not in ("Exists", "Equal"):
-        raise ValueError(f"operator: {operator!r} is neither Exists nor Equal")
+        raise ValueError(f"operator: {operator!r} is not an operator: write Exists or Equal")
     if value.get("effect", _EFFECTS[0]) not in _EFFECTS:
         raise ValueError(f"effect: {value['effect']!r} is none of {', '.join(_EFFECTS)}")
     if value.get("key") and not re.fullmatch(rf"({SUBDOMAIN}/)?{_NAME}", value["key"]):
-        raise ValueError(f"key: {value['key']!r} is not a taint's key")
+        raise ValueError(f"key: {value['key']!r} is not a valid taint key")
     if not re.fullmatch(rf"({_NAME})?", value.get("value", "")):
-        raise ValueError(f"value: {value['value']!r} is not a taint's value")
+        raise ValueError(f"value: {value['value']!r} is not a valid taint value")
     if operator == "Exists" and value.get("value"):
-        raise ValueError("value: Exists takes none; write operator: Equal, or remove the value")
+        raise ValueError("value: not allowed with Exists; write operator: Equal, or remove the value")
     if operator == "Equal" and not value.get("key"):
-        raise ValueError("key: is missing; operator: Exists without a key tolerates every taint")
+        raise ValueError("key: missing; to tolerate every taint, write operator: Exists")
     if "tolerationSeconds" in value and (
         value.get("effect") != "NoExecute" or type(value["tolerationSeconds"]) is not int
     ):
-        raise ValueError("tolerationSeconds: is a whole number, and only goes with effect: NoExecute")
+        raise ValueError("tolerationSeconds: must be a whole number, and needs effect: NoExecute")
     return value
 
 
@@ -191,7 +191,7 @@ Toleration = Annotated[
 
 def _forward(path: str) -> str:
     if ".." in path.split("/"):
-        raise ValueError("must not hold '..'; write the path without it")
+        raise ValueError("must not contain '..'; write the path without it")
     return path
 
 
@@ -199,11 +199,11 @@ forward = AfterValidator(_forward)
 
 
 def _no_null(value: Any) -> Any:
-    """Refuse null inside an overlay: Helm drops such a key, kubectl's server ignores it, so it would mean nothing."""
+    """Refuse null inside an overlay: Helm drops such a key and API servers ignore it, so it has no effect."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         if item is None:
-            raise ValueError(f"{key}: null means nothing to Kubernetes; write a value, or remove the line")
+            raise ValueError(f"{key}: null has no effect in Kubernetes; write a value, or remove the line")
         _no_null(item)
     return value
 

@@ -260,7 +260,7 @@ class Train(Strict):
         choices.LOSS_SPIKE_FACTOR,
         description="Stop if the loss stays above this multiple of its usual value, and a nat above it; null: never",
     )
-    skip_rows: list[Count] = Field([], description="Prepared rows to skip, by the numbers in a message")
+    skip_rows: list[Count] = Field([], description="Prepared rows to skip, by the numbers in the error message")
     resume: choices.Resume = Field(
         "auto",
         description="extend: train a complete run further with its optimizer state, after raising max_steps or "

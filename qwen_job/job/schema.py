@@ -19,7 +19,7 @@ _NEEDS = {
 
 
 def job_schema() -> dict[str, Any]:
-    """Return a draft 2020-12 schema: pydantic's own, with the short forms that the models accept beside it."""
+    """Return a draft 2020-12 schema: pydantic's, plus the short forms that the models accept."""
     schema = Job.model_json_schema(mode="validation")
     definitions = schema["$defs"]
     _accept(definitions, "Model", [{"type": "string"}])
@@ -35,7 +35,7 @@ def job_schema() -> dict[str, Any]:
     for name in ("labels", "annotations", "node_selector"):
         _accept_scalars(definitions["Kubernetes"]["properties"][name])
     definitions["Slurm"]["properties"]["memory"]["anyOf"].append({"type": "integer"})
-    # Values, or fields of a section that are swept: {train.seed: [1, 2]} and {train: {seed: [1, 2]}}.
+    # Both forms of a sweep: {train.seed: [1, 2]} and {train: {seed: [1, 2]}}.
     schema["properties"]["sweep"]["additionalProperties"] = {
         "anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]
     }
@@ -53,7 +53,7 @@ def job_schema() -> dict[str, Any]:
 
 
 def _setting(fact: dict[str, Any]) -> dict[str, Any]:
-    """Describe one of Hugging Face's settings: its kind, or the values that it may have."""
+    """Describe one TrainingArguments setting: its type, or its allowed values."""
     words = {"least": "minimum", "most": "maximum", "over": "exclusiveMinimum", "below": "exclusiveMaximum"}
     limits = {word: fact[name] for name, word in words.items() if name in fact}
     kind = {"enum": fact["choices"]} if "choices" in fact else {"type": _KINDS[fact["kind"]], **limits}
@@ -74,7 +74,7 @@ def _accept(definitions: dict[str, Any], name: str, forms: list[dict[str, Any]])
 
 
 def _accept_one(properties: dict[str, Any], name: str) -> None:
-    """A list of one may be written as its item."""
+    """Allow a single item in place of a list."""
     field = properties[name]
     properties[name] = {
         **{key: field[key] for key in ("title", "description", "default") if key in field},
@@ -83,7 +83,7 @@ def _accept_one(properties: dict[str, Any], name: str) -> None:
 
 
 def _accept_scalars(field: dict[str, Any]) -> None:
-    """Numbers and true or false may stand for their text."""
+    """Allow numbers and booleans as text."""
     scalar = {"type": ["number", "boolean"]}
     for pattern, form in field.get("patternProperties", {}).items():
         field["patternProperties"][pattern] = {"anyOf": [form, scalar]}
@@ -92,7 +92,7 @@ def _accept_scalars(field: dict[str, Any]) -> None:
 
 
 def _accept_text(properties: dict[str, Any], name: str) -> None:
-    """Durations may be written as text (2h30m) as well as in seconds."""
+    """Allow durations as text (2h30m) or in seconds."""
     field = properties[name]
     options = field.setdefault("anyOf", [{key: field.pop(key) for key in ("type", "minimum") if key in field}])
     options.append({"type": "string"})

@@ -1,7 +1,7 @@
 """The ``sweep:`` section: a grid over any field, and a job for each of its points.
 
-Every point is a whole job with a folder of its own below ``output``, named by its values, so that a grid that grows
-finds the runs that are finished already.
+Every point is a whole job with its own folder below ``output``, named by its values, so that an extended grid finds
+the finished runs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from qwen_job.run.folder import PREPARED
 # Slurm's MaxArraySize is 1001 unless the site raised it.
 MOST = 1000
 LONGEST_NAME = 120
-# Values of all runs' documents together: some seconds of work.
+# Limit on the values of all runs together: some seconds of work.
 MOST_VALUES = 1_000_000
-# What a sweep decides itself, or what a run cannot have of its own.
+# Fields that a sweep sets itself, or that must be the same for all runs.
 _FIXED = {
-    "output": "every run gets a folder of its own below output",
-    "name": "the runs are numbered by themselves",
-    "sweep": "a sweep does not hold another one",
-    "uses_env": "the variables of this shell are the same for all runs",
-    "template_dirs": "one set of templates makes all runs",
+    "output": "every run gets its own folder below output",
+    "name": "the runs are numbered automatically",
+    "sweep": "a sweep cannot contain another sweep",
+    "uses_env": "all runs use the same shell variables",
+    "template_dirs": "all runs use the same templates",
 }
 
 
@@ -90,9 +90,9 @@ def _axes(document: Document) -> tuple[Axis, ...]:
         elif not isinstance(value, list) or not value:
             refuse(path, "expected a list of values, e.g. [1e-5, 2e-5]")
         elif len({_canonical(item) for item in value}) < len(value):
-            refuse(path, "holds a value twice; keep one of the two")
+            refuse(path, "contains a value twice; remove one of them")
         elif field in (axis.field for axis in axes):
-            refuse(path, "is swept twice; keep one of the two lists")
+            refuse(path, "is swept twice; remove one of the two lists")
         else:
             axes.append(Axis(field, path, tuple(value)))
 
@@ -114,7 +114,7 @@ def _document_of(document: Document, axes: Sequence[Axis], choice: Sequence[int]
 
 
 def _run(document: Document, whole: Job, folder: str, number: int) -> Job:
-    """Make one run's job; models and prepared data are kept where all runs find them."""
+    """Build the job of one run; all runs share the folder for models and prepared data."""
     job = build(document)
     suffix = f"-{number}"
     cache = whole.model.cache_dir or cache_beside(whole.output)
@@ -131,7 +131,7 @@ def _run(document: Document, whole: Job, folder: str, number: int) -> Job:
 
 
 def _once(problems: Iterable[Problem]) -> Iterable[Problem]:
-    """Pass on each problem once, whatever runs it is met in."""
+    """Return each problem once, even if several runs have it."""
     seen = set()
     for problem in problems:
         key = (problem.field, problem.message.partition(" (in the run ")[0])
@@ -141,7 +141,7 @@ def _once(problems: Iterable[Problem]) -> Iterable[Problem]:
 
 
 def _short_names(fields: Sequence[str]) -> list[str]:
-    """Return as many last parts of each field's name as tell the fields apart."""
+    """Return each field's shortest suffix that is unique among the fields."""
     parts = [re.findall(r"[^.\[\]]+", field) for field in fields]
     for count in range(1, max(map(len, parts)) + 1):
         names = [".".join(part[-count:]) for part in parts]
@@ -151,7 +151,7 @@ def _short_names(fields: Sequence[str]) -> list[str]:
 
 
 def folder_name(values: dict[str, Any]) -> str:
-    """Return ``learning_rate=1e-05-seed=2``; a value that a folder's name cannot show adds a digest of all values."""
+    """Return ``learning_rate=1e-05-seed=2``; values that do not fit a folder name add a hash of all values."""
     texts = {name: _text(value) for name, value in values.items()}
     safe = {name: re.sub(r"[^A-Za-z0-9._+-]+", "_", text.rsplit("/", 1)[-1]) for name, text in texts.items()}
     shown = "-".join(f"{re.sub('[^A-Za-z0-9._-]+', '_', name)}={text}" for name, text in safe.items())

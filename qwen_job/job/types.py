@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from qwen_job.job.slurm_time import slurm_seconds
 
-# Patterns are text: re compiles one, and keeps it, when a job first needs it.
+# Patterns are text: re compiles and caches each one when a job first needs it.
 _CONTROL = r"[\x00-\x1f\x7f\x85\u2028\u2029]"
 _DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?"
 _CLOCK = r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?"
@@ -16,9 +16,9 @@ _CLOCK = r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?"
 _INTERFACES = r"\^?=?[A-Za-z0-9_.@-]{1,15}(,[A-Za-z0-9_.@-]{1,15})*"
 ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
-# Linux refuses to start a program with a longer variable (MAX_ARG_STRLEN is 128 KiB with name and NUL).
+# Linux cannot start a program with a longer variable (MAX_ARG_STRLEN is 128 KiB including name and NUL).
 _MAX_ENV_BYTES = 100_000
-# bash keeps these for itself: exporting one fails, or the program sees another value than the one written.
+# Reserved by bash: exporting one fails or has no effect.
 _OF_BASH = (
     r"_|UID|EUID|PPID|SHELLOPTS|BASH.*|RANDOM|SRANDOM|SECONDS|EPOCH(SECONDS|REALTIME)|LINENO|FUNCNAME|GROUPS|DIRSTACK"
     r"|PIPESTATUS|HISTCMD|OPTIND|OPTARG|OPTERR|OLDPWD|PWD|SHLVL|IFS|COMP_.*"
@@ -26,13 +26,13 @@ _OF_BASH = (
 
 
 class Strict(BaseModel):
-    """Base of every section: types are not coerced, unknown fields are refused, values do not change afterwards."""
+    """Base of every section: no type coercion, no unknown fields, immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, defer_build=True)
 
     @classmethod
     def model_rebuild(cls, **options: Any) -> bool | None:
-        """Build the validator, at first use, without a search of all installed packages for pydantic's plugins."""
+        """Build the validator at first use, without searching all installed packages for pydantic plugins."""
         before = os.environ.get(_NO_PLUGINS)
         os.environ[_NO_PLUGINS] = "__all__"
         try:
@@ -44,24 +44,24 @@ class Strict(BaseModel):
 
 
 def section() -> Any:
-    """Return the default of a section that may be left out: an empty one, validated as part of the whole."""
+    """Return the default of an optional section: an empty one, validated with the whole job."""
     return Field(default_factory=dict)
 
 
 def _storable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("holds a NUL character, which no shell and no file name can carry; remove it")
+        raise ValueError("contains a NUL character, which shells and file names cannot contain; remove it")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half a character (a lone surrogate); write the text in UTF-8") from None
+        raise ValueError("contains half a character (a lone surrogate); write the text in UTF-8") from None
     return text
 
 
 def _one_line(text: str) -> str:
     found = None if _storable(text).isprintable() else re.search(_CONTROL, text)
     if found:
-        raise ValueError(f"holds the control character {found[0]!r}; write it on one line, without it")
+        raise ValueError(f"contains the control character {found[0]!r}; write it on one line, without it")
     return text
 
 
@@ -73,22 +73,20 @@ def _not_empty(text: str) -> str:
 
 def _env_name(text: str) -> str:
     if not re.fullmatch(ENV_NAME, text):
-        raise ValueError(f"{text!r} is not a variable's name: use letters, digits and _, not a digit first")
+        raise ValueError(f"{text!r} is not a valid variable name: use letters, digits and _, and no digit first")
     if re.fullmatch(_OF_BASH, text):
-        raise ValueError(f"{text} belongs to bash, which starts the processes; choose another name")
+        raise ValueError(f"{text} is reserved by bash, which starts the processes; choose another name")
     return text
 
 
 def _env_value(text: str) -> str:
     if len(_storable(text).encode()) > _MAX_ENV_BYTES:
-        raise ValueError(
-            f"is over {_MAX_ENV_BYTES // 1000} kB, more than a process can be started with; put it in a file"
-        )
+        raise ValueError(f"is over {_MAX_ENV_BYTES // 1000} kB, the limit for starting a process; put it in a file")
     return text
 
 
 def _scalar_to_text(value: Any) -> Any:
-    """Let ``OMP_NUM_THREADS: 4`` and ``FLAG: true`` stand for their text, as every env section does."""
+    """Accept numbers and booleans as text: ``OMP_NUM_THREADS: 4``, ``FLAG: true``."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, (int, float)) else value
@@ -114,7 +112,7 @@ def seconds(value: Any) -> Any:
 
 
 def _slurm_time(value: Any) -> Any:
-    """Read ``2h30m``, a number of seconds, or sbatch's own ways; a text of digits only would be its minutes."""
+    """Read ``2h30m``, a number of seconds, or sbatch's formats, in which digits alone are minutes."""
     if not isinstance(value, str) or not (":" in value or "-" in value):
         return seconds(value)
     read = slurm_seconds(value)
@@ -137,7 +135,7 @@ FreeText = Annotated[str, AfterValidator(_storable)]
 Interfaces = Annotated[str, AfterValidator(_interfaces)]
 EnvName = Annotated[str, AfterValidator(_env_name)]
 EnvValue = Annotated[str, BeforeValidator(_scalar_to_text), AfterValidator(_env_value)]
-# An option of sbatch or srun: text or a number; null or true for a flag; false takes a planned option away.
+# An option of sbatch or srun: text or a number; null or true for a flag; false removes a planned option.
 OptionValue = Annotated[str | bool | None, BeforeValidator(_number_to_text), AfterValidator(_option_value)]
 Seconds = Annotated[int, BeforeValidator(seconds), Field(ge=0)]
 SlurmTime = Annotated[int, BeforeValidator(_slurm_time), Field(ge=0)]

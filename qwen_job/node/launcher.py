@@ -31,7 +31,7 @@ from qwen_job.node.checks import check_start
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
 from qwen_job.run.lease import RENDEZVOUS
-from qwen_job.run.signals import TIME_LIMIT, WISH, hear, leave_now, watch
+from qwen_job.run.signals import STOP_SIGNAL, TIME_LIMIT, hear, leave_now, watch
 from qwen_job.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
 from qwen_job.text import visible_lines
 
@@ -116,7 +116,7 @@ class _Relay:
 
     def hold(self) -> None:
         """Block USR1 in this process and in new workers, where it would kill one that has no handler yet."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {WISH})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {STOP_SIGNAL})
 
     def report(self, waiting: Waiting, what: str) -> None:
         """Report ``what`` this node waits for, every half minute until workers are started."""
@@ -148,10 +148,10 @@ class _Relay:
     def attach(self, agent: Any) -> None:
         """Take the agent, after its workers have started."""
         self.agent = agent
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {WISH})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP_SIGNAL})
         if self._early and self._pids():
             self._early = False
-            self._send(WISH)
+            self._send(STOP_SIGNAL)
 
     def retire(self) -> None:
         """Ignore signals from now on: Python drops handlers as it exits, and a late one would replace the exit code."""
@@ -161,7 +161,7 @@ class _Relay:
         self.used = True
         if not self._pids():
             self._early = True
-        self._send(WISH)
+        self._send(STOP_SIGNAL)
         if number == signal.SIGHUP:
             timer = threading.Timer(self._grace, self._send, [signal.SIGKILL])
             timer.daemon = True

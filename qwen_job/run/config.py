@@ -1,9 +1,9 @@
-"""train.yaml: what the plan hands to the trainer, typed. Nothing here imports torch.
+"""train.yaml: the typed settings that the plan passes to the trainer. Nothing here imports torch.
 
-- ``TrainConfig``: every key of train.yaml; unknown keys are refused with their place
-- ``check_training``: what is asked under training and cannot be had
+- ``TrainConfig``: every key of train.yaml; unknown keys are errors
+- ``check_training``: settings under ``training`` that cannot work
 - ``load_config``: train.yaml and the deepspeed.json beside it
-- ``save_config``: the way back, for runs that were started from flags
+- ``save_config``: write both files, for runs started from flags
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from qwen_job.run.sections import (
 )
 
 DeepSpeedConfig = dict[str, Any]
-# Names of transformers 4 that version 5 removed, and what they are called now.
+# Names that transformers 5 removed, and their replacements.
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -72,12 +72,12 @@ class TrainConfig(Section):
 
     @property
     def global_batch_size(self) -> int:
-        """Rows of one optimizer step: micro-batch x accumulation x world size."""
+        """Rows per optimizer step: micro-batch x accumulation x world size."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * self.world_size
 
     @property
     def evaluates(self) -> bool:
-        """Whether held-out rows are evaluated while training."""
+        """Whether held-out rows are evaluated during training."""
         return self.data.held_out and (self.training.eval_strategy == "epoch" or self.training.eval_steps is not None)
 
 
@@ -85,7 +85,7 @@ def check_training(config: TrainConfig) -> None:
     """Refuse settings under ``training`` that would have no effect, or fail later.
 
     Raises:
-        JobError: each of them with what to write instead.
+        JobError: lists each with what to write instead.
     """
     extra = {RENAMED.get(name, name): value for name, value in config.training.extra().items()}
     found = [
@@ -119,10 +119,10 @@ def load_config(path: Path) -> tuple[TrainConfig, DeepSpeedConfig]:
 
 
 def parse_config(values: object, source: str) -> TrainConfig:
-    """Check the values of train.yaml, and name every problem at once.
+    """Check the values of train.yaml and report all problems at once.
 
     Raises:
-        JobError: naming file and fields; DataError or ModelError where all of them are in that section.
+        JobError: names the file and fields; DataError or ModelError if all of them are in that section.
     """
     if not isinstance(values, dict):
         raise JobError([Problem(source, 0, 0, "", "must be a mapping of settings")])
@@ -133,23 +133,23 @@ def parse_config(values: object, source: str) -> TrainConfig:
 
 
 def to_values(config: TrainConfig) -> dict[str, Any]:
-    """Return what was set in ``config`` as plain values, in the order of its fields.
+    """Return the values that were set in ``config`` as plain data, in the order of its fields.
 
-    Unlike ``model_dump`` it builds no serializer, which every command that renders would wait for.
+    Unlike ``model_dump``, this builds no serializer, which would slow down every command that renders.
     """
     values: dict[str, Any] = plain(config, only_set=True)
     return values
 
 
 def save_config(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> None:
-    """Write train.yaml and deepspeed.json, so that a run started from flags leaves the same folder."""
+    """Write train.yaml and deepspeed.json, so that a run started from flags has the same files."""
     values = config.model_dump(mode="json")
     write_atomically(RunFolder(folder).train, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     write_atomically(RunFolder(folder).deepspeed, json.dumps(deepspeed, indent=2) + "\n")
 
 
 def keep_settings(source: Path, run: Path) -> None:
-    """Copy what the run was made from into its folder, where it was mounted from elsewhere (as Kubernetes does)."""
+    """Copy the run's input files into its folder if they were mounted from elsewhere (as on Kubernetes)."""
     if source.resolve() == run.resolve():
         return
     for name in (JOB, TRAIN, DEEPSPEED):
@@ -172,7 +172,7 @@ def _problem(source: str, item: Any) -> Problem:
 
 
 def _refusal(problems: list[Problem]) -> QwenJobError:
-    """Return the error whose exit code says where the mistakes are."""
+    """Return the error whose exit code matches the section with the mistakes."""
     words = "\n".join(map(str, problems))
     sections = {problem.field.partition(".")[0] for problem in problems}
     if sections == {"data"}:

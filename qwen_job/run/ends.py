@@ -1,7 +1,7 @@
-"""How each node's launcher ended, kept in the run's folder: when a pod is gone, its log and its state are gone too.
+"""How each node's launcher ended, kept in the run folder because a deleted pod takes its log and state with it.
 
-One file a node, ``launch/node-N.json``, holds the attempt under way and the one before. An attempt that has no end was
-killed together with its launcher, as Kubernetes does with all processes of a container that passes its memory limit.
+``launch/node-N.json``, one per node, holds the current attempt and the previous one. An attempt without an end was
+killed together with its launcher, as Kubernetes does with every process of a container that exceeds its memory limit.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ MEMORY_ADVICE = (
     "use fewer processes a node"
 )
 _MOST_BYTES = 65536
-# The nodes of an attempt start within this time of each other.
+# The nodes of one attempt start within this many seconds of each other.
 _START_SECONDS = 600.0
 
 
 class End(NamedTuple):
-    """One attempt on one node; times in unix seconds, ``ended`` 0.0 while it runs or when it never said so."""
+    """One attempt on one node; times in unix seconds, ``ended`` is 0.0 while it runs or if it recorded no end."""
 
     host: str
     began: float
@@ -38,24 +38,24 @@ class End(NamedTuple):
 
 
 def begin(run: Path, node: int) -> None:
-    """Note that an attempt begins on this node."""
+    """Record the start of an attempt on this node."""
     before = _read(_path(run, node))[:1]
     _write(run, node, [End(socket.gethostname(), time.time()), *before])
 
 
 def end(run: Path, node: int, exit_code: int, oom_kills: int) -> None:
-    """Note how it ended, and how many of its processes the kernel killed for memory."""
+    """Record how it ended, and how many of its processes the kernel's OOM killer killed."""
     now, *before = _read(_path(run, node)) or [End(socket.gethostname(), time.time())]
     _write(run, node, [now._replace(ended=time.time(), exit_code=exit_code, oom_kills=oom_kills), *before])
 
 
 def last_words(run: Path) -> str:
-    """Return what is known of the last attempt that is over: who was killed for memory, or from outside; else ""."""
+    """Return why the last finished attempt was killed, out of memory or from outside; else an empty string."""
     said = []
     for path in RunFolder(run).node_ends():
         found = _read(path)
         if found and not found[0].ended and time.time() - found[0].began < _START_SECONDS:
-            found = found[1:]  # it belongs to the attempt that begins now
+            found = found[1:]  # it belongs to the attempt that is starting now
         node = path.stem.removeprefix("node-")
         said += [f"node {node} ({found[0].host}) {words}" for words in _words(found[0])] if found else []
     return "; ".join(said)
@@ -69,7 +69,7 @@ def _words(attempt: End) -> Iterator[str]:
 
 
 def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return how many processes of this control group the kernel has killed for memory; 0 where nobody counts.
+    """Return how many processes of this cgroup the OOM killer has killed; 0 if that is not counted.
 
     cgroup v2: ``oom_kill`` in memory.events; v1: in memory.oom_control (the kernel's admin-guide, cgroup-v2 and memcg).
     """

@@ -1,10 +1,10 @@
-"""One writer a run's folder, on every target: whoever trains there renews ``launch/lease`` every few seconds.
+"""One writer per run folder, on every target: the process that trains renews ``launch/lease`` every few seconds.
 
-Nothing compares the clocks of two machines. Somebody else's lease counts as alive when it changes while one looks at
-it, and as dead when it does not, or when its process is known to be gone: an earlier attempt of the same job, a process
-of this machine that has ended. A holder that finds another one's lease in the place of its own stops at once.
+Clocks of two machines are never compared. Another lease is alive if it changes while we watch it, and dead if it does
+not, or if its process is known to be gone: an earlier attempt of the same job, or a process of this machine that has
+ended. A holder that finds its lease replaced by another stops at once.
 
-The file is one line, written over itself, so that a network file system shows it to others when they open it:
+The file is one line, overwritten in place, so that others on a network file system see it when they open it:
 NONCE COUNTER MACHINE PID:START OWNER
 """
 
@@ -23,16 +23,16 @@ from typing import NamedTuple
 from qwen_job.errors import UsageError
 from qwen_job.run.folder import RunFolder
 
-# The id that the nodes of a job meet under: on Kubernetes the job's name, the same for all attempts.
+# The job's rendezvous ID; on Kubernetes the job's name, the same for all attempts.
 RENDEZVOUS = "QWEN_JOB_RENDEZVOUS_ID"
 RENEW_SECONDS = 5.0
-# A holder whose machine is busy or whose storage is slow for a moment is not dead.
+# Long enough for a holder on a busy machine or with slow storage.
 DEAD_SECONDS = 30.0
 _LENGTH = 256
 
 
 class Entry(NamedTuple):
-    """One line of the file; ``owner`` names the job or process to a person."""
+    """One line of the file; ``owner`` names the job or process for messages."""
 
     nonce: str
     counter: int
@@ -41,26 +41,26 @@ class Entry(NamedTuple):
     owner: str
 
     def text(self) -> bytes:
-        """Return the line, padded to the length that every holder writes."""
+        """Return the line, padded to a fixed length."""
         line = f"{self.nonce} {self.counter} {self.machine} {self.process} {self.owner}"
         return line.encode()[: _LENGTH - 1].ljust(_LENGTH - 1) + b"\n"
 
 
 def owner_name(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the job that this process belongs to, the same for all of its attempts; else the process."""
+    """Return the job of this process, the same for all of its attempts; without a job, the process."""
     if job := environ.get("SLURM_JOB_ID"):
         array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
         name = f"Slurm job {array}_{task}" if array and task else f"Slurm job {job}"
-        # Two clusters with one file system count their jobs each for itself.
+        # Two clusters that share a file system may use the same job IDs.
         return f"{name} of {cluster}" if (cluster := environ.get("SLURM_CLUSTER_NAME")) else name
     if "KUBERNETES_SERVICE_HOST" in environ:
-        # On the host's network a pod has its node's name.
+        # With host networking, a pod has its node's name.
         return f"job {environ.get(RENDEZVOUS) or '?'} (pod {socket.gethostname()})"
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 class Lease:
-    """The right to write into ``run``; ``lost`` is called with the other's name when somebody else took it."""
+    """The right to write into ``run``; ``lost`` is called with the new owner if another process takes it."""
 
     def __init__(self, run: Path, lost: Callable[[str], None], *, renew: float = RENEW_SECONDS) -> None:
         self._file = RunFolder(run).lease
@@ -71,10 +71,10 @@ class Lease:
         self._over = threading.Event()
 
     def take(self, say: Callable[[str], None], *, dead: float = DEAD_SECONDS) -> None:
-        """Take the lease and renew it from now on.
+        """Acquire the lease and keep renewing it.
 
         Raises:
-            UsageError: somebody else trains in the folder.
+            UsageError: another job is training in the folder.
             OSError: the folder cannot be written.
         """
         for folder in (self._file.parent.parent, self._file.parent):
@@ -83,7 +83,7 @@ class Lease:
             found = self._first_look()
             if found is not None and _may_live(found):
                 self._wait_for_change(found, say, dead)
-            # Somebody else may have taken it meanwhile, or let it go.
+            # Another process may have taken or released it meanwhile.
             if self._read() == found and self._file.exists():
                 self._write()
                 self._settle()
@@ -91,7 +91,7 @@ class Lease:
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def release(self) -> None:
-        """Let others in at once."""
+        """Release the lease, so that others can start at once."""
         self._over.set()
         with contextlib.suppress(OSError):
             found = self._read()
@@ -118,7 +118,7 @@ class Lease:
             os.fsync(stream.fileno())
 
     def _read(self) -> Entry | None:
-        """Return what stands there; None where nothing does, or nothing that a holder writes."""
+        """Return the current entry; None without one, or if it is not valid."""
         try:
             nonce, counter, where, who, owner = self._file.read_text("utf-8", "replace").rstrip().split(" ", 4)
             return Entry(nonce, int(counter), where, who, owner)
@@ -126,7 +126,7 @@ class Lease:
             return None
 
     def _first_look(self) -> Entry | None:
-        """Return what stands there, after a moment if nothing does: one who has just made the file is writing."""
+        """Return the current entry, waiting up to a second if the file exists but is still being written."""
         for _ in range(20):
             if (found := self._read()) is not None or not self._file.exists():
                 return found
@@ -145,7 +145,7 @@ class Lease:
                 raise _refused(self._file, now)
 
     def _settle(self) -> None:
-        """Of two that took it in the same moment, the one whose line stands has it."""
+        """Of two processes that took it at the same moment, the one whose line is in the file wins."""
         time.sleep(min(0.5, self._renew / 4))
         found = self._read()
         if found is not None and found.nonce != self._nonce:
@@ -163,7 +163,7 @@ class Lease:
                     continue
                 self._write()
             except OSError:
-                continue  # storage that is away: the trainer finds out by itself
+                continue  # unreachable storage: the trainer notices by itself
 
 
 def _refused(file: Path, found: Entry) -> UsageError:
@@ -173,9 +173,9 @@ def _refused(file: Path, found: Entry) -> UsageError:
 
 
 def _may_live(found: Entry) -> bool:
-    """Tell whether the holder could still be there: no process that ended, nor an earlier attempt of this job.
+    """Return whether the holder may be alive: neither a process that ended nor an earlier attempt of this job.
 
-    On this machine the process tells: two runs inside one allocation belong to the same job.
+    On this machine the process decides, since two runs inside one allocation belong to the same job.
     """
     if found.machine == machine():
         number = found.process.partition(":")[0]
@@ -184,7 +184,7 @@ def _may_live(found: Entry) -> bool:
 
 
 def machine() -> str:
-    """Name this machine since its start, and the namespace of its process numbers."""
+    """Return an ID of this machine's boot and its PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -193,7 +193,7 @@ def machine() -> str:
 
 
 def process(pid: int) -> str:
-    """Return number and start time of a process, which name it for good; the number alone when it is gone."""
+    """Return a process's PID and start time, which identify it; only the PID if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,7 +1,7 @@
-"""Which checkpoint is complete. Nothing here imports torch.
+"""Manifests: which checkpoints are complete. Nothing here imports torch.
 
-A checkpoint is a folder step-N with a manifest.json, written last, that lists every file with size and hash.
-Without a matching manifest it does not exist.
+A checkpoint is a folder step-N with a manifest.json, written last, that lists every file with its size and hash.
+Without a matching manifest it is ignored.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from qwen_job.atomic import sha256_of, sync_file, write_atomically
 from qwen_job.run.folder import CHECKPOINTS, MANIFEST, step_name, step_of
 
-# DeepSpeed's names of a shard, and ours of the random state.
+# DeepSpeed's file names for shards, and ours for the random state.
 _OF_A_RANK = re.compile(r"(?:pp_rank|rng_state)_(\d+)")
 
 
 class FileEntry(NamedTuple):
-    """What the manifest knows of one file."""
+    """One file of a manifest."""
 
     size: int
     sha256: str
@@ -38,13 +38,13 @@ class Checkpoint(NamedTuple):
 
 
 def describe(path: Path) -> FileEntry:
-    """Force a file to the disk and return its size and hash."""
+    """Flush a file to disk and return its size and hash."""
     sync_file(path)
     return FileEntry(path.stat().st_size, sha256_of(path))
 
 
 def write_manifest(folder: Path, *, step: int, world_size: int, zero_stage: int, files: dict[str, FileEntry]) -> None:
-    """Declare ``folder`` complete; ``files`` maps paths relative to it."""
+    """Write the manifest that makes ``folder`` complete; the keys of ``files`` are paths relative to it."""
     content = {
         "version": 1,
         "step": step,
@@ -56,12 +56,12 @@ def write_manifest(folder: Path, *, step: int, world_size: int, zero_stage: int,
 
 
 def check(folder: Path, *, hashes: bool = True) -> Checkpoint | str:
-    """Return the checkpoint in ``folder``, or the reason why it is not complete."""
+    """Return the checkpoint in ``folder``, or the reason why it is incomplete."""
     try:
         content, files = _read(folder)
         found = Checkpoint(content["step"], folder, content["world_size"], content["zero_stage"])
     except FileNotFoundError:
-        return "it has no manifest: its writing was cut short"
+        return "it has no manifest: its save was interrupted"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({error})"
     for name, entry in files.items():
@@ -74,44 +74,44 @@ def check(folder: Path, *, hashes: bool = True) -> Checkpoint | str:
 
 
 def wrong_hash(folder: Path, rank: int = 0, world_size: int = 1) -> str | None:
-    """Read the files of a complete checkpoint that fall to ``rank``; says which one is not what was written.
+    """Verify ``rank``'s share of a complete checkpoint's files; returns a message about the first damaged one.
 
-    Each file falls to one rank: a shard to the rank that wrote it, the others in turn.
+    Each file is verified by one rank: a shard by the rank that wrote it, the others in turn.
     """
     _, files = _read(folder)
     mine = [name for place, name in enumerate(files) if _reader(name, place) % world_size == rank]
-    # hashlib releases the interpreter lock, so threads do read in parallel.
+    # hashlib releases the GIL, so threads read in parallel.
     with ThreadPoolExecutor(8) as pool:
         digests = pool.map(lambda name: _hash_or_error(folder / name), mine)
         for name, digest in zip(mine, digests, strict=True):
             if isinstance(digest, OSError):
                 return f"{name} cannot be read ({digest})"
             if digest != files[name].sha256:
-                return f"{name} does not have the hash of its manifest"
+                return f"{name} does not match the hash in its manifest"
     return None
 
 
 def newest(
     checkpoints: Path, *, hashes: bool = True, refused: Mapping[str, str] | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest complete checkpoint and, in words, why newer ones were passed over.
+    """Return the newest complete checkpoint, and messages about newer ones that were skipped.
 
-    ``refused`` holds the folders' names that are known to be broken, with the reason.
+    ``refused`` maps the names of folders that are known to be damaged to the reason.
     """
     passed_over: list[str] = []
     for folder in reversed(_steps(checkpoints)):
         verdict = (refused or {}).get(folder.name) or check(folder, hashes=hashes)
         if isinstance(verdict, Checkpoint):
             return verdict, passed_over
-        passed_over.append(f"{folder.name} is passed over: {verdict}")
+        passed_over.append(f"{folder.name} is skipped: {verdict}")
     return None, passed_over
 
 
 def newest_step(run: Path) -> int:
     """Return the step of the newest checkpoint in ``run`` with a manifest, -1 without one.
 
-    The cheap test of progress between attempts: it opens no file, so that a manifest damaged later still counts. The
-    batch script has the same function in shell (templates/slurm/job.sbatch.j2).
+    A cheap test of progress between attempts: it opens no file, so a damaged manifest still counts. The batch script
+    has the same function in shell (templates/slurm/job.sbatch.j2).
     """
     home = run / CHECKPOINTS
     return max((_number(folder) for folder in _steps(home) if _has_text(folder / MANIFEST)), default=-1)
@@ -125,10 +125,10 @@ def _has_text(path: Path) -> bool:
 
 
 def prune(checkpoints: Path, *, keep: int | None, keep_steps: Iterable[int] = ()) -> list[int]:
-    """Delete all but the newest ``keep`` complete checkpoints and ``keep_steps``; returns what went.
+    """Delete all but the newest ``keep`` complete checkpoints and ``keep_steps``; returns the deleted ones.
 
-    Incomplete ones older than the newest complete one go too. The manifest goes first, so that a deletion cut
-    short leaves nothing that looks complete.
+    Incomplete ones older than the newest complete one are deleted too. Manifests are deleted first, so that an
+    interrupted deletion leaves nothing that looks complete.
     """
     folders = _steps(checkpoints)
     complete = [folder for folder in folders if isinstance(check(folder, hashes=False), Checkpoint)]

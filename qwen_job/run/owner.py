@@ -1,4 +1,4 @@
-"""What a run's folder says of the job that works in it: its queue, its id, its owner and its log."""
+"""The job that uses a run folder: its queue, ID, owner and log, as recorded in the folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_BYTES = 65536
 
 @dataclass(frozen=True)
 class Owner:
-    """The job that last began in a run's folder; empty texts where its script wrote nothing down."""
+    """The job that last started in a run folder; fields that its script did not record are empty."""
 
     target: str = ""
     id: str = ""
@@ -25,9 +25,9 @@ class Owner:
 
 
 def owner_of(run: str | Path) -> Owner:
-    """Read launch/job of a run's folder, which the job's own script writes; an absent file gives an empty one.
+    """Read launch/job, which the job's script writes into the run folder; without the file, all fields are empty.
 
-    A sweep's folder belongs to the array whose tasks work in the runs below it.
+    A sweep's folder belongs to the array whose tasks use the run folders below it.
     """
     return _written(run) or _of_sweep(run) or Owner()
 
@@ -50,17 +50,17 @@ def _written(run: str | Path) -> Owner | None:
 
 
 def check_readable(folder: str | Path) -> None:
-    """Refuse a folder that is there but may not be read.
+    """Refuse a folder that exists but cannot be read.
 
     Raises:
-        EnvironmentFault: with the folder, the one above it that forbids it, and whose that is.
+        EnvironmentFault: names the folder, the parent that denies access, and its owner.
     """
     if why := forbids(folder):
         raise EnvironmentFault(f"{Path(folder).absolute()}: {why}")
 
 
 def forbids(folder: str | Path) -> str:
-    """Say why a folder may not be read; an empty text where it may, or is not there."""
+    """Return why a folder cannot be read; empty if it can, or if it does not exist."""
     if not str(folder):
         return ""
     path = Path(folder).absolute()

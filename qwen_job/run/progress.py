@@ -1,4 +1,4 @@
-"""What a run's folder tells of its progress: heartbeat and done.json."""
+"""The progress of a run, from heartbeat and done.json in its folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qwen_job.text import visible
 
 @dataclass(frozen=True)
 class Progress:
-    """The run as its own folder tells it.
+    """The progress recorded in a run folder.
 
-    ``age_seconds`` since the last heartbeat, ``attempt`` from 0; ``fault``: what is there and cannot be read.
+    ``age_seconds`` since the last heartbeat, ``attempt`` from 0; ``fault``: an existing file that cannot be read.
     """
 
     state: str = ""
@@ -31,7 +31,7 @@ class Progress:
 
 
 def progress_of(run: str, now: float | None = None) -> Progress:
-    """Read a run's folder; an absent file gives an empty :class:`Progress`, a broken one its fault."""
+    """Read a run folder; a missing file gives an empty :class:`Progress`, a damaged one sets ``fault``."""
     folder = RunFolder(Path(run))
     done = bool(run) and there(folder.done)
     unread: list[str] = []
@@ -42,7 +42,7 @@ def progress_of(run: str, now: float | None = None) -> Progress:
 
 
 def is_done(run: str) -> bool:
-    """Tell whether a run is complete; a sweep's folder is when all of its runs are."""
+    """Return whether a run is complete; a sweep is complete if all of its runs are."""
     folder = RunFolder(Path(run))
     runs = read_object(folder.sweep).get("runs") if run else None
     if isinstance(runs, list):
@@ -52,7 +52,7 @@ def is_done(run: str) -> bool:
 
 
 def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
-    """Read a heartbeat; what has another type than it should counts as missing."""
+    """Read a heartbeat; values of the wrong type count as missing."""
     numbers = {name: number(beat.get(name)) for name in ("loss", "tokens_per_second", "eta_seconds", "time")}
     step, total, attempt = beat.get("step"), beat.get("total_steps"), beat.get("attempt")
     written = numbers["time"]

@@ -1,6 +1,6 @@
-"""What a run's folder holds, read by somebody else: a shared folder may hold anything under these names.
+"""Read the files of a run folder safely: on a shared file system they may contain anything.
 
-What cannot be read counts as missing, and every number that comes out of here can be printed and drawn.
+An unreadable file counts as missing, and every number returned here can be printed and drawn.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from qwen_job.atomic import read_limited
 from qwen_job.run.folder import RunFolder
 
 MAX_OBJECT = 16 * 2**20
-# Of metrics.jsonl: a million steps and more.
+# Bytes of metrics.jsonl to read: over a million steps.
 MAX_METRICS = 256 * 2**20
-# No time, size, count or loss is beyond this; a number that is was not measured.
+# No real time, size, count or loss exceeds this.
 LARGEST = 1e18
 _SMALLEST = 1e-30
 
 
 def is_path(text: str) -> bool:
-    """Tell whether a file could have this name: no NUL, no half characters, not too long."""
+    """Return whether a file can have this name: no NUL, no lone surrogates, not too long."""
     try:
         return "\0" not in text and len(os.fsencode(text)) < 4096
     except UnicodeEncodeError:
@@ -32,7 +32,7 @@ def is_path(text: str) -> bool:
 
 
 def there(path: Path) -> bool:
-    """Tell whether a file is there, as far as this user can see."""
+    """Return whether a file exists, as far as this user can see."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -40,15 +40,15 @@ def there(path: Path) -> bool:
 
 
 def read_object(path: Path, unread: list[str] | None = None) -> dict[str, Any]:
-    """Return a JSON file's object; empty when it is missing, damaged or something else.
+    """Return a JSON file's object; empty if it is missing, damaged or not an object.
 
-    ``unread``: takes a line that names the file and what is wrong with it, where it is there.
+    ``unread`` is called with a message if the file exists but cannot be used.
     """
     try:
         value = strict_json.load(path, max_bytes=MAX_OBJECT, finite=False)
         if isinstance(value, dict):
             return value
-        reason = "is no JSON object"
+        reason = "is not a JSON object"
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -61,9 +61,9 @@ def read_object(path: Path, unread: list[str] | None = None) -> dict[str, Any]:
 
 
 def read_lines(path: Path, unread: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file; lines that are torn, foreign or nested too deeply are left out.
+    """Return the objects of a JSON-lines file; lines that are incomplete, not objects or nested too deeply are skipped.
 
-    ``unread``: takes a line that says how many, or why there are none.
+    ``unread`` is called with a message about the number of skipped lines, or why there are none to read.
     """
     try:
         lines = _lines(path)
@@ -102,7 +102,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a number that was measured; None for what is none, not finite or beyond all measure."""
+    """Return a measured number; None for anything that is not a finite number or is impossibly large."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     if abs(value) > LARGEST:
@@ -111,7 +111,7 @@ def number(value: Any) -> float | None:
 
 
 def whole(value: Any) -> int | None:
-    """Return a whole number that was counted; None for what is none or beyond all measure."""
+    """Return a count; None for anything that is not a whole number or is impossibly large."""
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST else None
 
 

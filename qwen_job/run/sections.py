@@ -1,7 +1,7 @@
 """The sections of train.yaml: model, data, training, stop, guards, plan.
 
-The plan builds them from a job that is checked already; a reader of train.yaml validates them, once. No postponed
-annotations here: pydantic would evaluate each of them as every command starts.
+The plan builds them from a checked job; a reader of train.yaml validates them, once. No postponed annotations here:
+pydantic would evaluate each of them whenever a command starts.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 
 
 class Section(BaseModel):
-    """Base of everything in train.yaml: unknown keys are refused; the validator is built when it is first used."""
+    """Base of everything in train.yaml: unknown keys are errors; the validator is built at first use."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, defer_build=True)
 
 
 class Fixed(Section):
-    """A section that does not change once it is read."""
+    """An immutable section."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class ModelSpec(Fixed):
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> "ModelSpec":
-        """Read a ``model`` section of its own.
+        """Read a separate ``model`` section.
 
         Raises:
             ModelError: naming each field with a wrong value.
@@ -65,7 +65,7 @@ class ModelSpec(Fixed):
 
 
 class DataFile(Fixed):
-    """One file of conversations. ``weight`` 2.0 shows each sample twice an epoch, 0.5 every other one."""
+    """One file of conversations. ``weight`` 2.0 uses each sample twice per epoch, 0.5 every other sample."""
 
     path: Path
     weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
@@ -77,7 +77,7 @@ class DataFile(Fixed):
 
 
 class DataSpec(Fixed):
-    """Everything that decides which tokens are trained. ``max_length`` counts tokens of one packed row.
+    """Every setting that affects which tokens are trained. ``max_length``: tokens per packed row.
 
     ``eval_split`` holds out that fraction of the training samples when ``eval`` is empty.
     """
@@ -103,7 +103,7 @@ class DataSpec(Fixed):
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> "DataSpec":
-        """Read a ``data`` section of its own.
+        """Read a separate ``data`` section.
 
         Raises:
             DataError: naming each field with a wrong value.
@@ -115,12 +115,12 @@ class DataSpec(Fixed):
 
     @property
     def held_out(self) -> bool:
-        """Whether there are rows to evaluate on."""
+        """Whether there are held-out rows."""
         return bool(self.eval) or self.eval_split > 0
 
 
 class Training(Section):
-    """Hugging Face TrainingArguments names; others are judged by the table of qwen_job/facts/settings.py."""
+    """Settings with TrainingArguments' names; others are checked by the table in qwen_job/facts/settings.py."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -148,18 +148,18 @@ class Training(Section):
     load_best_model_at_end: bool = False
 
     def extra(self) -> dict[str, Any]:
-        """Return the TrainingArguments fields that the user added to the known ones."""
+        """Return the other TrainingArguments that the user set."""
         return dict(self.model_extra or {})
 
 
 class Stop(Section):
-    """How long saving and leaving may take, in seconds. The time limit itself is the target's: see run/signals.py."""
+    """Seconds allowed for saving and exiting. The time limit itself comes from the target: see run/signals.py."""
 
     grace_seconds: float = Field(default=choices.GRACE_SECONDS, ge=0)
 
 
 class Guards(Section):
-    """What to do when the loss breaks or a rank stops moving."""
+    """What to do if the loss is not finite or a rank hangs."""
 
     on_nan: choices.OnNan = "stop"
     loss_spike_factor: float | None = Field(default=choices.LOSS_SPIKE_FACTOR, gt=1)
@@ -168,10 +168,10 @@ class Guards(Section):
 
 
 class Planned(Section):
-    """What the plan expected, for messages and for the report, beside what was measured.
+    """The plan's estimates, shown beside the measured values in messages and in the report.
 
-    Memory is that of one GPU, or of one process on a CPU: ``memory_bytes_per_gpu`` counts what the run measures (on a
-    GPU what torch allocates), ``memory_items`` everything, to be drawn against ``memory_capacity_bytes``.
+    Memory is per GPU, or per process on a CPU: ``memory_bytes_per_gpu`` counts what the run measures (on a GPU, what
+    torch allocates), ``memory_items`` everything, for a picture against ``memory_capacity_bytes``.
     """
 
     memory_bytes_per_gpu: int | None = None
@@ -182,9 +182,9 @@ class Planned(Section):
 
 
 def plain(value: Any, *, only_set: bool = False) -> Any:
-    """Return a section, or what is in one, as values for JSON and YAML, in the order of its fields.
+    """Return a section, or a value in one, as plain data for JSON and YAML, in the order of its fields.
 
-    Unlike ``model_dump`` it builds no serializer, and takes paths that are not UTF-8. ``only_set`` leaves defaults out.
+    Unlike ``model_dump``, this builds no serializer and accepts paths that are not UTF-8. ``only_set`` omits defaults.
     """
     if isinstance(value, BaseModel):
         names = [name for name in type(value).model_fields if not only_set or name in value.model_fields_set]
@@ -203,7 +203,7 @@ _WORDS = {
 
 
 def faults(error: ValidationError, section: str) -> str:
-    """Return what pydantic found, one ``field: text`` after the other."""
+    """Return pydantic's errors as ``field: text``, joined into one message."""
     return "; ".join(f"{field_name((section, *item['loc']))}: {fault_text(item)}" for item in error.errors())
 
 
@@ -213,7 +213,7 @@ def field_name(place: tuple[str | int, ...]) -> str:
 
 
 def fault_text(item: Any) -> str:
-    """Return one of pydantic's findings in words, with the value that it is about where that is short."""
+    """Return the message of one pydantic error, with the offending value if it is short."""
     if text := _WORDS.get(item["type"]):
         return text
     if item["type"] == "model_name":

@@ -1,9 +1,9 @@
 """Stop requests: USR1, TERM, HUP and the time limit ask the run to save at the next step boundary and leave.
 
 While steps are taken the handler only notes the request. Ranks agree on it through the collective that opens every
-step (see trainer.py), so all of them stop at the same step; a further signal changes nothing. Before the first step
-there is nothing to save, and while the model is exported everything is saved: every rank then leaves by itself, at
-once, whatever it waits for.
+step (see trainer.py), so all of them stop at the same step; further signals have no effect. Before the first step
+there is nothing to save, and during the export everything is already saved: each rank then exits on its own at once,
+whatever it is waiting for.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from types import FrameType
 from qwen_job.errors import StoppedAndSaved, UsageError
 from qwen_job.run.folder import RunFolder
 
-# What the launcher sends its workers, and blocks in them until they listen.
-WISH = signal.SIGUSR1
-# The limit of this attempt in seconds, from the target that has one; empty or unset where there is none.
+# The launcher sends this to its workers, and blocks it in them until they listen.
+STOP_SIGNAL = signal.SIGUSR1
+# Time limit of this attempt in seconds, set by targets that have one; empty or unset otherwise.
 TIME_LIMIT = "QWEN_JOB_TIME_LIMIT_SECONDS"
-# When the attempt began, in unix seconds.
+# Start of the attempt, in unix seconds.
 STARTED = "QWEN_JOB_STARTED"
 BEFORE_STEPS = "before the first step: there is nothing new to save"
-# A stop is to be over within a second.
+# A stop must complete within a second.
 _REACT_SECONDS = 0.5
 
 
 def hear(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    """Call ``handler`` on USR1, TERM and HUP from now on; one that is ignored stays so (nohup). Main thread only."""
-    for number in (WISH, signal.SIGTERM, signal.SIGHUP):
+    """Call ``handler`` on USR1, TERM and HUP from now on; ignored signals stay ignored (nohup). Main thread only."""
+    for number in (STOP_SIGNAL, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def watch(heard: Callable[[int], None]) -> None:
-    """Call ``heard`` from a thread of its own for each of the three signals. Main thread only, after :func:`hear`.
+    """Call ``heard`` from a separate thread for each of the three signals. Main thread only, after :func:`hear`.
 
-    Python's handlers wait until the main thread is back from C, from a rendezvous for one; this does not.
+    Python's handlers wait until the main thread returns from C, e.g. from a rendezvous; this thread does not.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    # A forked data worker that is ended must not look as if this process had been asked.
+    # A signal to a forked data worker must not look like a stop request to this process.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
     def read() -> None:
         while numbers := os.read(reader, 64):
             for number in numbers:
-                if number in (WISH, signal.SIGTERM, signal.SIGHUP):
+                if number in (STOP_SIGNAL, signal.SIGTERM, signal.SIGHUP):
                     heard(number)
 
     threading.Thread(target=read, name="signals", daemon=True).start()
 
 
 def leave_now(code: int) -> None:
-    """End this process and what it started, from any thread, without waiting for anything."""
+    """End this process and its children, from any thread, without waiting for anything."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
@@ -69,10 +69,10 @@ def leave_now(code: int) -> None:
     os._exit(code)
 
 
-class StopWish:
-    """What this rank heard: ``reason`` stays None until a signal came or the time limit is near.
+class StopRequest:
+    """The stop request of this rank; ``reason`` is None until a signal arrives or the time limit is near.
 
-    ``leaving`` is called with the error when the main thread did not react and the process is about to be ended.
+    ``leaving`` is called with the error if the main thread does not react and the process is about to exit.
     """
 
     def __init__(self, limit: TimeLimit | None = None) -> None:
@@ -83,27 +83,27 @@ class StopWish:
         self._limit = limit
 
     def listen(self) -> None:
-        """Note signals from now on. Call from the main thread."""
+        """Record signals from now on. Call from the main thread."""
         hear(self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {WISH})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP_SIGNAL})
         watch(self._insist)
 
     def heard(self, step_seconds: float = 0.0) -> bool:
-        """Tell whether to save and leave; a step that would end after the deadline is not begun."""
+        """Return whether to save and exit; a step that would end after the deadline is not started."""
         if self.reason is None and self._limit is not None and self._limit.is_near(step_seconds):
             self.reason = "the time limit is near"
         return self.reason is not None
 
     def leave_if_heard(self) -> None:
-        """Raise StoppedAndSaved when a signal has come. For the time before the first step."""
+        """Raise StoppedAndSaved if a signal has arrived. For the time before the first step."""
         if self.heard():
             raise StoppedAndSaved(f"{self.reason} {BEFORE_STEPS}")
 
     @contextlib.contextmanager
     def interrupting(self, when: str = BEFORE_STEPS) -> Iterator[None]:
-        """Raise StoppedAndSaved in the middle of what is done here, as soon as a signal comes.
+        """Interrupt the block with StoppedAndSaved as soon as a signal arrives.
 
-        Where the main thread does not react, since it waits in C or a library swallowed the error, the process ends.
+        If the main thread does not react (it waits in C, or a library swallowed the error), the process exits.
         """
         if self.reason is not None:
             raise StoppedAndSaved(f"{self.reason} {when}")
@@ -114,7 +114,7 @@ class StopWish:
             self._interruptible = ""
 
     def hold(self) -> None:
-        """From now on only note signals: a step has begun. Inside :meth:`interrupting`."""
+        """From now on only record signals: a step has started. Call inside :meth:`interrupting`."""
         self._interruptible = ""
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -131,13 +131,13 @@ class StopWish:
 
 
 class TimeLimit:
-    """When this attempt must leave: the limit that its target named, counted from its start, less the time to save.
+    """When this attempt must exit: its start, plus the time limit set by the target, minus the time to save.
 
-    Before it is acted upon, ``RUN/launch/ends_at`` is read: the batch script asks Slurm again near the end, and writes
-    there that an administrator gave the job more time.
+    Before exiting, ``RUN/launch/ends_at`` is read: near the end the batch script asks Slurm again, and writes there
+    if an administrator extended the job.
 
     Raises:
-        UsageError: QWEN_JOB_TIME_LIMIT_SECONDS is no number.
+        UsageError: QWEN_JOB_TIME_LIMIT_SECONDS is not a number.
     """
 
     def __init__(self, run: Path, grace_seconds: float) -> None:
@@ -145,11 +145,11 @@ class TimeLimit:
         self._ends_at: float | None = None
         if text := os.environ.get(TIME_LIMIT, "").strip():
             if not text.replace(".", "", 1).isdecimal():
-                raise UsageError(f"{TIME_LIMIT}: {text!r} is no number of seconds")
+                raise UsageError(f"{TIME_LIMIT}: {text!r} is not a number of seconds")
             self._ends_at = allocation_start() + float(text)
 
     def is_near(self, step_seconds: float = 0.0) -> bool:
-        """Tell whether a step of ``step_seconds`` that began now would end too late to save after it."""
+        """Return whether a step of ``step_seconds`` that started now would end too late to save after it."""
         while self._is_over(step_seconds):
             if not self._extended():
                 return True
@@ -159,7 +159,7 @@ class TimeLimit:
         return self._ends_at is not None and time.time() + step_seconds > self._ends_at - self._grace
 
     def _extended(self) -> bool:
-        """Take a later end from the file if it is there for this attempt; tell whether it was."""
+        """Read a later end from the file; return whether there is one for this attempt."""
         try:
             ends_at, started = self._file.read_text("ascii").split()
             later = float(ends_at)
@@ -172,7 +172,7 @@ class TimeLimit:
 
 
 def allocation_start() -> float:
-    """Return when the allocation began (unix seconds): Slurm says so, else the launcher, else now."""
+    """Return the start of the allocation (unix seconds), from the launcher or Slurm; else now."""
     for variable in (STARTED, "SLURM_JOB_START_TIME"):
         text = os.environ.get(variable, "")
         if text.replace(".", "", 1).isdigit():

@@ -1,4 +1,4 @@
-"""What a run's folder holds already of the disk space that its plan counts. Imports nothing heavy."""
+"""How much of its planned disk space a run folder already uses. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 from qwen_job.run.folder import CHECKPOINTS, PREPARED, step_of
 
-# What the plan counts and a resumed run finds again; model/ is written anew beside an older one.
+# Counted by the plan and reused by a resumed run; a new model/ is written before the old one is removed.
 _COUNTED = (CHECKPOINTS, PREPARED)
 
 
 class Held(NamedTuple):
-    """Bytes in a run's folder: of all that the plan counts, of the largest checkpoint, and of what the next save
-    deletes before it writes (saves that were cut short).
+    """Bytes in a run folder.
+
+    ``total``: all that the plan counts; ``largest``: the largest checkpoint; ``left_over``: interrupted saves, which
+    the next save deletes first.
     """
 
     total: int
@@ -32,16 +34,16 @@ def held_by(run: Path) -> Held:
 
 
 def still_needed(run: Path, planned: int) -> int:
-    """Return the free bytes that ``run`` needs of the ``planned`` ones: what it holds is its own and is replaced.
+    """Return the free bytes that ``run`` still needs of the ``planned`` ones; its existing files will be replaced.
 
-    A save is written before an older one is deleted, so that one checkpoint must fit at any time.
+    A save is written before an older one is deleted, so there must always be room for one checkpoint.
     """
     held = held_by(run)
     return max(0, planned - held.total, held.largest - held.left_over)
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below ``folder``; files that vanish meanwhile count nothing."""
+    """Return the size of all files below ``folder``; files that disappear meanwhile count as 0."""
     total = 0
     for where, _, names in os.walk(folder):
         for name in names:

@@ -20,7 +20,7 @@ from qwen_job.report.summary import against_plan
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.lease import Lease
 from qwen_job.run.metrics import read_metrics
-from qwen_job.run.signals import StopWish, TimeLimit, leave_now
+from qwen_job.run.signals import StopRequest, TimeLimit, leave_now
 from qwen_job.train import attempt, failures
 from qwen_job.train.failures import say
 from qwen_job.train.read_settings import keep, read_settings
@@ -44,14 +44,14 @@ def main(arguments: list[str]) -> int:
         place = place_from_environment()
         config, deepspeed, notes = read_settings(arguments, place)
         # One clock decides: the ranks follow rank 0.
-        wish = StopWish(TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None)
+        stop_request = StopRequest(TimeLimit(config.output_dir, config.stop.grace_seconds) if place.is_first else None)
         if is_complete(config):
             if place.is_first:
                 say(f"{config.output_dir} is complete (done.json): nothing to do")
             return 0
-        wish.listen()
+        stop_request.listen()
         if place.is_first:
-            with wish.interrupting():
+            with stop_request.interrupting():
                 lease = take_lease(config.output_dir)
             keep(arguments, config, deepspeed)
     except (QwenJobError, OSError) as failure:
@@ -66,17 +66,17 @@ def main(arguments: list[str]) -> int:
     store: Store | None = None
     try:
         log = RunLog(config.output_dir, active=place.is_first)
-        wish.leaving = _leaving(config, log, place)
+        stop_request.leaving = _leaving(config, log, place)
         log.heartbeat("starting")
         for note in notes:
             log.say(note)
         if config.device == "cpu":
             # DeepSpeed compiles functions that are never called here; importing the compiler takes seconds.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile else "1")
-        with wish.interrupting():
+        with stop_request.interrupting():
             store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
-            tell(store, "stay", place.is_first, wish.leave_if_heard)
-        attempt.train(config, deepspeed, place, store, wish, log)
+            tell(store, "stay", place.is_first, stop_request.leave_if_heard)
+        attempt.train(config, deepspeed, place, store, stop_request, log)
         if log.active:
             close_trackers(0)
         return 0

@@ -15,7 +15,7 @@ from qwen_job.report.summary import against_plan
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.metrics import read_metrics
-from qwen_job.run.signals import StopWish
+from qwen_job.run.signals import StopRequest
 from qwen_job.text import duration
 from qwen_job.train.deepspeed_config import zero_stage
 from qwen_job.train.rendezvous import Place, join, once, tell
@@ -33,12 +33,12 @@ _WHILE_EXPORTING = "while the model was exported: every step is saved; run the s
 
 
 def train(
-    config: TrainConfig, deepspeed: DeepSpeedConfig, place: Place, store: Store, wish: StopWish, log: RunLog
+    config: TrainConfig, deepspeed: DeepSpeedConfig, place: Place, store: Store, stop_request: StopRequest, log: RunLog
 ) -> None:
     """Prepare, train, export."""
     started = time.time()
     # Until the first step begins, a signal ends whatever runs here.
-    with wish.interrupting():
+    with stop_request.interrupting():
         join(place, store, config.device)
         # Trackers, model and data are made by one process while the others poll.
         log.heartbeat("preparing")
@@ -59,7 +59,7 @@ def train(
         seconds, folder = config.guards.hang_seconds, RunFolder(config.output_dir).logs
         watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
         watchdog.loading()
-        attempt = Attempt(config, deepspeed, place, wish, log)
+        attempt = Attempt(config, deepspeed, place, stop_request, log)
         loaded = load(attempt, model_folder, prepared)
         step = resumed.step if resumed else None
         log.write(
@@ -87,7 +87,7 @@ def finish(trainer: Trainer, deepspeed: DeepSpeedConfig, model_folder: Path, sta
     trainer.parts.watchdog.rest()
     trainer.take_best_weights()
     saved = trainer.saver.saved == state.global_step
-    with trainer.parts.wish.interrupting(_WHILE_EXPORTING) if saved else contextlib.nullcontext():
+    with trainer.parts.stop_request.interrupting(_WHILE_EXPORTING) if saved else contextlib.nullcontext():
         export(trainer, deepspeed, model_folder, RunFolder(config.output_dir).model)
     step, seconds = state.global_step, time.time() - started
     log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))

@@ -19,7 +19,7 @@ from qwen_job.facts.config_fields import unknown_fields
 from qwen_job.models.check import read_config
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.folder import RunFolder
-from qwen_job.run.signals import StopWish
+from qwen_job.run.signals import StopRequest
 from qwen_job.train import engine as engines
 from qwen_job.train.arguments import Arguments, read_arguments
 from qwen_job.train.attention import window_of
@@ -53,7 +53,7 @@ class Attempt(NamedTuple):
     config: TrainConfig
     deepspeed: DeepSpeedConfig
     place: Place
-    wish: StopWish
+    stop_request: StopRequest
     log: RunLog
 
 
@@ -149,7 +149,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         saver=saver,
         reporters=build_reporters(Run(config, arguments, model), first=place.is_first, say=log.say),
         log=log,
-        wish=attempt.wish,
+        stop_request=attempt.stop_request,
         watchdog=watchdog,
         restore_random_state=partial(restore_random_state, resume.path, ranks) if resume else lambda: None,
     )

@@ -17,7 +17,7 @@ import torch
 
 from qwen_job.errors import StoppedAndSaved
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.signals import StopWish
+from qwen_job.run.signals import StopRequest
 from qwen_job.train import engine as engines
 from qwen_job.train.arguments import Arguments
 from qwen_job.train.batches import Batch, Loader, empty_like, on_device
@@ -56,7 +56,7 @@ class Parts(NamedTuple):
     saver: Saver
     reporters: Reporters
     log: RunLog
-    wish: StopWish
+    stop_request: StopRequest
     watchdog: Watchdog
     restore_random_state: Callable[[], None]
 
@@ -113,7 +113,7 @@ class Trainer:
         """Take one optimizer step: its gradient is that of the mean loss over the step's tokens on all ranks."""
         parts, engine, guard = self.parts, self.engine, self.guard
         step = self.state.global_step + 1
-        parts.wish.hold()
+        parts.stop_request.hold()
         self._clock = self._clock or time.monotonic()
 
         parts.watchdog.moved(step, "fetching")
@@ -147,8 +147,8 @@ class Trainer:
 
     def _agree(self, batches: list[Batch]) -> StepTotals:
         """Exchange in a single collective what the ranks must agree on before a step; returns its sums."""
-        wish = self.parts.wish
-        stop = wish.heard(self.config.plan.step_seconds or 0.0)
+        stop_request = self.parts.stop_request
+        stop = stop_request.heard(self.config.plan.step_seconds or 0.0)
         mine = [
             sum(len(batch["chosen"]) for batch in batches),
             sum(batch["tokens"] for batch in batches),
@@ -160,7 +160,7 @@ class Trainer:
         everyone = self.ranks.gather_numbers(mine)
         targets, tokens, pairs, stops = (int(number) for number in everyone.sum(0)[:4])
         if stops:
-            self._stop = wish.reason or "another rank was asked to stop"
+            self._stop = stop_request.reason or "another rank was asked to stop"
         self.saver.finish_if(written=int(everyone[:, 4].min()) == 1)
         return StepTotals(targets, tokens, pairs, int(everyone[:, 5].max()))
 

@@ -99,7 +99,7 @@ def test_corrupt_the_newest_checkpoint(calm: Run, run: Run) -> None:
         stream.seek(1000)
         stream.write(bytes([byte ^ 1]))
     overcome("flip a bit in the newest checkpoint", run, calm, intervals=2)
-    assert f"{newest.name} is passed over" in run.output
+    assert f"{newest.name} is skipped" in run.output
 
 
 def test_kill_slurmctld(calm: Run, run: Run, lab: Lab) -> None:

@@ -26,7 +26,7 @@ def test_the_newest_complete_one_is_chosen_by_number(tmp_path: Path) -> None:
     (tmp_path / "step-200").mkdir()
     found, passed_over = newest(tmp_path)
     assert found == Checkpoint(100, tmp_path / "step-100", 2, 2)
-    assert passed_over == ["step-200 is passed over: it has no manifest: its writing was cut short"]
+    assert passed_over == ["step-200 is skipped: it has no manifest: its save was interrupted"]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_the_newest_complete_one_is_chosen_by_number(tmp_path: Path) -> None:
     [
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes instead of"),
-        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "does not have the hash"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "does not match the hash"),
         (lambda path: (path.parents[1] / "manifest.json").write_text("{"), "cannot be read"),
         (lambda path: (path.parents[1] / "manifest.json").write_text("[]"), "cannot be read"),
     ],

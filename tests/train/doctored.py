@@ -79,14 +79,14 @@ def spoil_weights(trainer: Trainer, step: str) -> None:
 
 def stop_after(trainer: Trainer, step: str) -> None:
     """Ask the run to stop in the step that is to be its last."""
-    begin = trainer.parts.wish.hold
+    begin = trainer.parts.stop_request.hold
 
     def hold() -> None:
         if trainer.state.global_step + 1 == int(step):
-            trainer.parts.wish.reason = "the test"
+            trainer.parts.stop_request.reason = "the test"
         begin()
 
-    trainer.parts.wish.hold = hold  # type: ignore[method-assign]
+    trainer.parts.stop_request.hold = hold  # type: ignore[method-assign]
 
 
 def save_in_background(trainer: Trainer, _: str) -> None:

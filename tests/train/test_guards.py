@@ -18,7 +18,7 @@ import pytest
 from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable, UsageError
 from qwen_job.node.launcher import _name_killed, exit_code
 from qwen_job.run.config import TrainConfig, parse_config
-from qwen_job.run.signals import StopWish, TimeLimit
+from qwen_job.run.signals import StopRequest, TimeLimit
 from qwen_job.train import failures
 from qwen_job.train.guards import LossGuard, Suspect, diverged_message
 from qwen_job.train.oom_advice import advice, changes, oom_message, suggestions
@@ -163,14 +163,14 @@ def test_the_slow_rank_is_named() -> None:
 
 
 def test_a_wish_is_heard_and_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wish = StopWish()
-    wish._note(signal.SIGUSR1, None)
-    wish._note(signal.SIGTERM, None)
-    assert wish.heard() and wish.reason == "signal SIGUSR1"
+    stop_request = StopRequest()
+    stop_request._note(signal.SIGUSR1, None)
+    stop_request._note(signal.SIGTERM, None)
+    assert stop_request.heard() and stop_request.reason == "signal SIGUSR1"
     monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time()) - 100))
     monkeypatch.setenv("QWEN_JOB_TIME_LIMIT_SECONDS", "200")
-    assert not StopWish(TimeLimit(tmp_path, 50)).heard(step_seconds=10)
-    assert StopWish(TimeLimit(tmp_path, 95)).heard(step_seconds=10)
+    assert not StopRequest(TimeLimit(tmp_path, 50)).heard(step_seconds=10)
+    assert StopRequest(TimeLimit(tmp_path, 95)).heard(step_seconds=10)
 
 
 def test_a_time_limit_that_was_extended_is_read_before_it_is_acted_upon(

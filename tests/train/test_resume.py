@@ -54,7 +54,7 @@ def test_the_rank_that_owns_a_corrupt_shard_finds_it_and_the_older_checkpoint_is
         content[0] ^= 1
         shard.write_bytes(content)
     reasons = {
-        f"step-{step}": f"{_SHARD.format(step=step)} does not have the hash of its manifest, as rank {reader} read it"
+        f"step-{step}": f"{_SHARD.format(step=step)} does not match the hash in its manifest, as rank {reader} read it"
         for step in (8, 12)
     }
     assert agree(tmp_path, ranks) == [reasons] * ranks
