@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from qwen_job.cli.doctor import doctor
 from qwen_job.errors import EnvironmentFault
-from tests.launch.kubernetes.test_doctor import CRDS, FORBIDDEN, node
-from tests.support.kubectl import Recorded, items
+from tests.support.kubectl import CRDS, FORBIDDEN, Recorded, items, node
 
 
 def test_a_kubernetes_profile_goes_to_stdout_and_its_surprises_to_stderr(

@@ -1,127 +1,43 @@
-"""What the sbatch script decides, run in bash with stand-ins for Slurm's programs: every ending, every retry."""
+"""What the sbatch script decides at every ending and retry, run in bash with stand-ins for Slurm's programs."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.jobs import bundle
-
-# Each stand-in is a small program of its own; what it does is set by files in $LAB.
-SRUN = """#!/bin/bash
-printf '%s\\n' "$@" > "$LAB/srun.args"
-[ -e "$LAB/srun.sh" ] && . "$LAB/srun.sh"
-exit "$(cat "$LAB/srun.code" 2> /dev/null || echo 0)"
-"""
-SCONTROL = """#!/bin/bash
-echo "$*" >> "$LAB/scontrol.log"
-case $1 in
-  show) echo host1; echo host2 ;;
-  ping) echo "Slurmctld(primary) at host1 is UP" ;;
-  requeue) [ ! -e "$LAB/refuse" ] ;;
-esac
-"""
-SQUEUE = """#!/bin/bash
-case "$*" in
-  *%x*) echo "(null)" ;;
-  *%l*) cat "$LAB/limit" ;;
-  *%L*) cat "$LAB/left" ;;
-  *) cat "$LAB/state" 2> /dev/null || echo RUNNING ;;
-esac
-"""
-SBATCH = """#!/bin/bash
-echo "$*" >> "$LAB/sbatch.log"
-[ ! -e "$LAB/no-others" ] || { echo "allocation failure: Requested node configuration is not available" >&2; exit 1; }
-"""
-SINFO = "#!/bin/bash\nprintf 'host%d\\n' 1 2 3 4\n"
-SLEEP = "#!/bin/bash\nexit 0\n"
-
-
-class Lab:
-    """A folder with the stand-ins, a run's folder and a rendered script."""
-
-    def __init__(self, folder: Path, **sections: Any) -> None:
-        self.folder, self.run_folder = folder, folder / "run"
-        for name, text in {
-            "srun": SRUN,
-            "scontrol": SCONTROL,
-            "squeue": SQUEUE,
-            "sinfo": SINFO,
-            "sbatch": SBATCH,
-            "sleep": SLEEP,
-        }.items():
-            (folder / "bin").mkdir(exist_ok=True)
-            path = folder / "bin" / name
-            path.write_text(text)
-            path.chmod(0o755)
-        self.script = bundle(folder, "slurm", output=str(self.run_folder), **sections).text
-        self.env = {**os.environ, "LAB": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
-        self.env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host[1-2]", "SLURM_JOB_PARTITION": "p"}
-
-    def ends(self, srun: int, nodes: dict[int, int] | None = None, *, attempt: int = 0, then: str = "") -> int:
-        """Run the script with an srun that ends so, its nodes with their own codes; return its exit code."""
-        (self.folder / "srun.code").write_text(str(srun))
-        lines = [
-            f'echo "{code} host{rank + 1}" > "{self.run_folder}/launch/exit.7-{attempt}.{rank}"'
-            for rank, code in (nodes or {}).items()
-        ]
-        (self.folder / "srun.sh").write_text("\n".join([*lines, then]))
-        env = {**self.env, "SLURM_RESTART_COUNT": str(attempt)}
-        self.done = subprocess.run(
-            ["bash", "-s"], input=self.script, env=env, capture_output=True, text=True, timeout=60, check=False
-        )
-        return self.done.returncode
-
-    def checkpoint(self, step: int) -> str:
-        folder = f"{self.run_folder}/checkpoints/step-{step}"
-        return f"mkdir -p '{folder}'; echo '{{}}' > '{folder}/manifest.json'"
-
-    @property
-    def finished(self) -> str:
-        return f"echo '{{}}' > '{self.run_folder}/done.json'"
-
-    @property
-    def said(self) -> str:
-        return self.done.stdout
-
-    @property
-    def requeued(self) -> bool:
-        log = self.folder / "scontrol.log"
-        return log.exists() and "requeue 7" in log.read_text()
+from tests.support.script_lab import ScriptLab
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(tmp_path)
+def lab(tmp_path: Path) -> ScriptLab:
+    return ScriptLab(tmp_path)
 
 
-def test_a_complete_run_ends_with_0(lab: Lab) -> None:
+def test_a_complete_run_ends_with_0(lab: ScriptLab) -> None:
     assert lab.ends(0, {0: 0, 1: 0}, then=lab.finished) == 0
     assert "complete" in lab.said and not lab.requeued
 
 
-def test_the_node_script_gets_rank_address_port_and_rendezvous(lab: Lab) -> None:
+def test_the_node_script_gets_rank_address_port_and_rendezvous(lab: ScriptLab) -> None:
     lab.ends(0, then=lab.finished)
     arguments = (lab.folder / "srun.args").read_text().splitlines()
     assert arguments[-6:-2] == [f"{lab.run_folder}/launch/node.sh", "host1", "61007", "7-0"]
 
 
-def test_a_run_that_is_done_is_not_run_again(lab: Lab) -> None:
+def test_a_run_that_is_done_is_not_run_again(lab: ScriptLab) -> None:
     lab.ends(0, then=lab.finished)
     (lab.folder / "srun.args").unlink()
     assert lab.ends(9) == 0 and "train.resume: extend" in lab.said
     assert not (lab.folder / "srun.args").exists()
 
 
-def test_0_without_done_json_is_no_success(lab: Lab) -> None:
+def test_0_without_done_json_is_no_success(lab: ScriptLab) -> None:
     assert lab.ends(0) == 1 and "done.json is missing" in lab.said
 
 
@@ -132,7 +48,7 @@ def test_0_without_done_json_is_no_success(lab: Lab) -> None:
         (161, {0: 161, 1: 10}, 10), (2, {}, 2),
     ],
 )  # fmt: skip
-def test_a_final_code_of_any_node_ends_the_job(lab: Lab, srun: int, nodes: dict[int, int], code: int) -> None:
+def test_a_final_code_of_any_node_ends_the_job(lab: ScriptLab, srun: int, nodes: dict[int, int], code: int) -> None:
     assert lab.ends(srun, nodes) == code
     assert "which is final" in lab.said and not lab.requeued
 
@@ -142,17 +58,17 @@ def test_a_final_code_of_any_node_ends_the_job(lab: Lab, srun: int, nodes: dict[
     [(160, {0: 160}, 160), (143, {0: 160, 1: 143}, 160), (137, {}, 137), (143, {0: 143}, 143), (137, {0: 1}, 137),
      (143, {0: 162, 1: 162}, 162)],
 )  # fmt: skip
-def test_a_retryable_code_requeues(lab: Lab, srun: int, nodes: dict[int, int], code: int) -> None:
+def test_a_retryable_code_requeues(lab: ScriptLab, srun: int, nodes: dict[int, int], code: int) -> None:
     assert lab.ends(srun, nodes) == code
     assert lab.requeued and f"exit code {code}" in lab.said
 
 
-def test_tries_without_a_newer_checkpoint_end_with_8(lab: Lab) -> None:
+def test_tries_without_a_newer_checkpoint_end_with_8(lab: ScriptLab) -> None:
     codes = [lab.ends(161, attempt=attempt) for attempt in range(3)]
     assert codes == [161, 161, 8] and "gave up: 3 attempts in a row" in lab.said
 
 
-def test_a_newer_checkpoint_begins_the_count_anew(lab: Lab) -> None:
+def test_a_newer_checkpoint_begins_the_count_anew(lab: ScriptLab) -> None:
     steps = [None, None, 50, None, None, None]
     codes = [
         lab.ends(161, attempt=attempt, then=lab.checkpoint(step) if step else "") for attempt, step in enumerate(steps)
@@ -160,39 +76,39 @@ def test_a_newer_checkpoint_begins_the_count_anew(lab: Lab) -> None:
     assert codes == [161, 161, 161, 161, 161, 8]
 
 
-def test_an_incomplete_checkpoint_is_no_progress(lab: Lab) -> None:
+def test_an_incomplete_checkpoint_is_no_progress(lab: ScriptLab) -> None:
     for attempt in range(3):
         code = lab.ends(161, attempt=attempt, then=f"mkdir -p '{lab.run_folder}/checkpoints/step-{attempt}0/rank0'")
     assert code == 8
 
 
 def test_the_number_of_retries_is_bounded(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, retry={"max_retries": 1})
+    lab = ScriptLab(tmp_path, retry={"max_retries": 1})
     assert [lab.ends(160, attempt=n, then=lab.checkpoint(n + 1)) for n in range(2)] == [160, 8]
     assert "retry.max_retries" in lab.said
 
 
 def test_without_requeue_the_code_is_passed_on(tmp_path: Path) -> None:
-    lab = Lab(tmp_path, slurm={"requeue": False})
+    lab = ScriptLab(tmp_path, slurm={"requeue": False})
     assert lab.ends(160) == 160 and "submit again to resume" in lab.said and not lab.requeued
 
 
-def test_a_requeue_that_slurm_refuses_keeps_the_code(lab: Lab) -> None:
+def test_a_requeue_that_slurm_refuses_keeps_the_code(lab: ScriptLab) -> None:
     (lab.folder / "refuse").touch()
     assert lab.ends(161) == 161
 
 
-def test_a_cancelled_job_is_left_to_slurm(lab: Lab) -> None:
+def test_a_cancelled_job_is_left_to_slurm(lab: ScriptLab) -> None:
     (lab.folder / "state").write_text("COMPLETING\n")
     assert lab.ends(143) == 143 and not lab.requeued
 
 
-def test_an_unhealthy_node_is_left_out_of_the_next_try(lab: Lab) -> None:
+def test_an_unhealthy_node_is_left_out_of_the_next_try(lab: ScriptLab) -> None:
     assert lab.ends(163, {0: 143, 1: 163}) == 163
     assert "update JobId=7 ExcNodeList=host2" in (lab.folder / "scontrol.log").read_text() and lab.requeued
 
 
-def test_an_unhealthy_node_stays_in_where_no_other_has_what_the_job_asks_for(lab: Lab) -> None:
+def test_an_unhealthy_node_stays_in_where_no_other_has_what_the_job_asks_for(lab: ScriptLab) -> None:
     (lab.folder / "no-others").touch()
     assert lab.ends(163, {0: 143, 1: 163}) == 163 and lab.requeued
     assert "is kept: too few other nodes satisfy the job" in lab.said
@@ -201,7 +117,7 @@ def test_an_unhealthy_node_stays_in_where_no_other_has_what_the_job_asks_for(lab
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_reaches_srun_as_usr1(lab: Lab, number: signal.Signals) -> None:
+def test_a_signal_reaches_srun_as_usr1(lab: ScriptLab, number: signal.Signals) -> None:
     (lab.folder / "srun.code").write_text("1")
     wait = 'trap "touch $LAB/got; exit 160" USR1; touch $LAB/up; for _ in $(seq 200); do /bin/sleep 0.05; done'
     (lab.folder / "srun.sh").write_text(wait)
@@ -217,7 +133,7 @@ def test_a_signal_reaches_srun_as_usr1(lab: Lab, number: signal.Signals) -> None
     assert process.returncode == 160 and f"signal {number.name[3:]}: saving" in said
 
 
-def test_the_limit_that_holds_is_given_to_the_nodes(lab: Lab) -> None:
+def test_the_limit_that_holds_is_given_to_the_nodes(lab: ScriptLab) -> None:
     (lab.folder / "limit").write_text("1-02:08:09\n")
     lab.ends(160)
     given = int((lab.folder / "srun.args").read_text().splitlines()[-1])
@@ -228,7 +144,7 @@ def test_the_limit_that_holds_is_given_to_the_nodes(lab: Lab) -> None:
     assert (lab.folder / "srun.args").read_text().splitlines()[-1] == ""
 
 
-def test_a_limit_that_was_extended_is_passed_on_near_its_end(lab: Lab) -> None:
+def test_a_limit_that_was_extended_is_passed_on_near_its_end(lab: ScriptLab) -> None:
     (lab.folder / "limit").write_text("6:00\n")
     (lab.folder / "left").write_text("1:00:00\n")
     ends = lab.run_folder / "launch" / "ends_at"
@@ -239,13 +155,13 @@ def test_a_limit_that_was_extended_is_passed_on_near_its_end(lab: Lab) -> None:
     assert "the time limit was extended: 3600 s are left" in lab.said
 
 
-def test_a_signal_that_comes_at_once_because_the_limit_is_short_is_not_heard_yet(lab: Lab) -> None:
+def test_a_signal_that_comes_at_once_because_the_limit_is_short_is_not_heard_yet(lab: ScriptLab) -> None:
     (lab.folder / "limit").write_text("2:00\n")
     then = f"kill -s USR1 $PPID; /bin/sleep 0.5; {lab.finished}"
     assert lab.ends(0, then=then) == 0 and "saving" not in lab.said
 
 
-def test_the_configs_are_written_and_earlier_ones_kept(lab: Lab) -> None:
+def test_the_configs_are_written_and_earlier_ones_kept(lab: ScriptLab) -> None:
     lab.ends(160)
     train = lab.run_folder / "train.yaml"
     first = train.read_text()
@@ -259,12 +175,12 @@ def test_the_configs_are_written_and_earlier_ones_kept(lab: Lab) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_an_environment_fault(tmp_path: Path) -> None:
-    lab = Lab(tmp_path)
+    lab = ScriptLab(tmp_path)
     lab.run_folder.write_text("a file is in the way")
     assert lab.ends(0) == 5 and "cannot create" in lab.done.stderr
 
 
-def test_it_must_be_submitted(lab: Lab) -> None:
+def test_it_must_be_submitted(lab: ScriptLab) -> None:
     del lab.env["SLURM_JOB_ID"]
     assert lab.ends(0) != 0 and "submit this script with sbatch" in lab.done.stderr
 
@@ -273,7 +189,7 @@ def test_it_must_be_submitted(lab: Lab) -> None:
     ("state", "code"),
     [("RUNNING", 2), ("SUSPENDED", 2), ("CONFIGURING", 2), ("", 160), ("COMPLETED", 160)],
 )
-def test_a_folder_that_another_job_claimed_is_free_when_that_job_is_gone(lab: Lab, state: str, code: int) -> None:
+def test_a_folder_that_another_job_claimed_is_free_when_that_job_is_gone(lab: ScriptLab, state: str, code: int) -> None:
     launch = lab.run_folder / "launch"
     launch.mkdir(parents=True)
     (launch / "claim").write_text("6\n")
@@ -286,7 +202,7 @@ def test_a_folder_that_another_job_claimed_is_free_when_that_job_is_gone(lab: La
     assert (lab.run_folder / "train.yaml").exists() == (code != 2), "nothing of the first job is written over"
 
 
-def test_a_controller_that_is_away_frees_no_folder(lab: Lab) -> None:
+def test_a_controller_that_is_away_frees_no_folder(lab: ScriptLab) -> None:
     launch = lab.run_folder / "launch"
     launch.mkdir(parents=True)
     (launch / "claim").write_text("6\n")
@@ -296,7 +212,7 @@ def test_a_controller_that_is_away_frees_no_folder(lab: Lab) -> None:
     assert (launch / "claim").read_text() == "6\n"
 
 
-def test_of_many_jobs_in_the_same_moment_one_gets_the_folder(lab: Lab) -> None:
+def test_of_many_jobs_in_the_same_moment_one_gets_the_folder(lab: ScriptLab) -> None:
     (lab.folder / "srun.code").write_text("0")
     (lab.folder / "srun.sh").write_text(f"/bin/sleep 3; {lab.finished}")
     jobs = [
@@ -318,18 +234,18 @@ def test_of_many_jobs_in_the_same_moment_one_gets_the_folder(lab: Lab) -> None:
 def test_a_signal_that_is_nobody_s_is_no_attempt_without_progress(
     tmp_path: Path, srun: int, nodes: dict[int, int], counted: bool
 ) -> None:
-    lab = Lab(tmp_path, retry={"max_without_progress": 1})
+    lab = ScriptLab(tmp_path, retry={"max_without_progress": 1})
     code = lab.ends(srun, nodes)
     assert (code == 8, lab.requeued) == (counted, not counted), lab.said
 
 
-def test_the_folder_says_whose_job_works_in_it(lab: Lab) -> None:
+def test_the_folder_says_whose_job_works_in_it(lab: ScriptLab) -> None:
     lab.ends(0, then=lab.finished)
     told = dict(line.split(" ", 1) for line in (lab.run_folder / "launch" / "job").read_text().splitlines())
     assert (told["target"], told["id"]) == ("slurm", "7") and told["user"]
 
 
-def test_each_attempt_has_a_step_of_its_own_number(lab: Lab) -> None:
+def test_each_attempt_has_a_step_of_its_own_number(lab: ScriptLab) -> None:
     count = 'echo "${*: -1}" >> "$LAB/steps"'
     (lab.folder / "bin" / "srun").write_text(f"#!/bin/bash\n{count}\nexit 137\n")
     for attempt, before in ((0, 0), (1, 1), (3, 3), (9, 1)):

@@ -24,6 +24,11 @@ for start, (code, out, err) in answers:
 sys.exit("Error from server: nothing recorded for " + words)
 """
 
+# Recorded answers: (exit code, stdout, stderr).
+CRDS = (0, "pods\npytorchjobs.kubeflow.org\njobsets.jobset.x-k8s.io\n", "")
+FORBIDDEN = (1, "", 'User "u" cannot list resource "nodes" in API group "" at the cluster scope')
+UNKNOWN = (1, "", 'error: the server doesn\'t have a resource type "localqueues"')
+
 
 class Recorded:
     """A kubectl for PATH that gives the first recorded answer whose start matches."""
@@ -52,3 +57,13 @@ class Recorded:
 def items(*things: Any) -> dict[str, Any]:
     """Return a list of objects, as kubectl prints it."""
     return {"kind": "List", "items": list(things)}
+
+
+def node(product: str | None = "NVIDIA-A100-SXM4-80GB", gpus: str = "8", *taints: str, **more: str) -> dict[str, Any]:
+    """Return a node with GPUs, taints, and more allocatable resources."""
+    labels = {"nvidia.com/gpu.product": product} if product else {}
+    return {
+        "metadata": {"name": "n", "labels": labels},
+        "spec": {"taints": [{"key": taint, "effect": "NoSchedule"} for taint in taints]},
+        "status": {"allocatable": {"nvidia.com/gpu": gpus, **more}},
+    }

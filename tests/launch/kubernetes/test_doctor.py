@@ -12,11 +12,7 @@ from qwen_job.errors import ClusterRefused
 from qwen_job.job import load_job
 from qwen_job.launch.kubernetes.doctor import profile, survey
 from qwen_job.resources import resource
-from tests.support.kubectl import Recorded, items
-
-CRDS = (0, "pods\npytorchjobs.kubeflow.org\njobsets.jobset.x-k8s.io\n", "")
-FORBIDDEN = (1, "", 'User "u" cannot list resource "nodes" in API group "" at the cluster scope')
-UNKNOWN = (1, "", 'error: the server doesn\'t have a resource type "localqueues"')
+from tests.support.kubectl import CRDS, FORBIDDEN, UNKNOWN, Recorded, items, node
 
 
 @pytest.fixture
@@ -27,15 +23,6 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def named(name: str) -> dict[str, dict[str, str]]:
     return {"metadata": {"name": name}}
-
-
-def node(product: str | None = "NVIDIA-A100-SXM4-80GB", gpus: str = "8", *taints: str, **more: str) -> dict[str, Any]:
-    labels = {"nvidia.com/gpu.product": product} if product else {}
-    return {
-        "metadata": {"name": "n", "labels": labels},
-        "spec": {"taints": [{"key": taint, "effect": "NoSchedule"} for taint in taints]},
-        "status": {"allocatable": {"nvidia.com/gpu": gpus, **more}},
-    }
 
 
 def claim(name: str, mode: str = "ReadWriteMany") -> dict[str, Any]:

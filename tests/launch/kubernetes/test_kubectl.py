@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-import yaml
 
 from qwen_job.errors import ClusterRefused
 from qwen_job.job import load_job
@@ -16,28 +12,9 @@ from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
 from qwen_job.resources import resource
 from tests.support.apiserver import ApiServer
-from tests.support.helm import kubectl as real_kubectl
 
 JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
 OWN_CLAIM = "kubernetes.volumes=[{name: shared, mount_path: /shared, size: 1Ti}]"
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    running = ApiServer()
-    config = {
-        "apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "c", "cluster": {"server": running.url}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "default"}}],
-        "users": [{"name": "u", "user": {}}],
-    }  # fmt: skip
-    (tmp_path / "config").write_text(yaml.safe_dump(config))
-    (tmp_path / "kubectl").symlink_to(real_kubectl())
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    yield running
-    running.close()
 
 
 def bundle(*sets: str) -> Bundle:

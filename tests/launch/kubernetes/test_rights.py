@@ -19,7 +19,6 @@ from qwen_job.launch.kubernetes.kubectl import Forbidden
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
 from qwen_job.resources import resource
-from tests.launch.kubernetes.test_kubectl import server as server
 from tests.support.apiserver import ApiServer
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from qwen_job.cli import cli
 from qwen_job.errors import ClusterRefused, EnvironmentFault, UsageError
 from qwen_job.launch.find import find, find_live
-from tests.launch.slurm.test_submit import Queue
+from tests.support.slurm_queue import Queue
 
 # Jobs of squeue-NAME.json; the heading is what squeue prints above each cluster's answer.
 SQUEUE = """#!/bin/bash

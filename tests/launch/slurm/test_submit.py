@@ -1,15 +1,14 @@
-"""What is handed to sbatch and read from squeue, with stand-ins that record the one and play the other."""
+"""What is passed to sbatch and read from squeue, with stand-ins for both."""
 
 from __future__ import annotations
 
-import getpass
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from qwen_job.cli import cli
 from qwen_job.errors import ClusterRefused, EnvironmentFault, JobError, UsageError
@@ -17,44 +16,7 @@ from qwen_job.launch.find import find, find_live, find_one
 from qwen_job.launch.index import remember
 from qwen_job.launch.slurm import log as slurm_log
 from tests.jobs import PINNED
-
-# Numbers from 41 on; a script that asks for too much time is not Slurm's to refuse here.
-SBATCH = """#!/bin/bash
-cat > /dev/null
-case $* in *--test-only*) exit 0 ;; esac
-echo "$*" >> "$LAB/sbatch.log"
-echo $((40 + $(wc -l < "$LAB/sbatch.log")))
-"""
-SCONTROL = """#!/bin/bash
-echo "PartitionName=gpu Default=YES MaxTime=1-00:00:00 State=UP"
-"""
-SQUEUE = '#!/bin/bash\ncat "$LAB/squeue.json"\n'
-
-
-class Queue:
-    """Slurm's programs in a folder, and a user's job.yaml beside them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name, text in {"sbatch": SBATCH, "scontrol": SCONTROL, "squeue": SQUEUE}.items():
-            path = folder / "bin" / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-            path.chmod(0o755)
-        self.holds()
-
-    def holds(self, *jobs: dict[str, Any]) -> None:
-        known = [{"user_name": getpass.getuser(), "comment": "", "job_state": "RUNNING", **job} for job in jobs]
-        (self.folder / "squeue.json").write_text(json.dumps({"jobs": known}))
-
-    def submit(self, *words: str, **sections: Any) -> Result:
-        (self.folder / "job.yaml").write_text(yaml.safe_dump({**PINNED, **sections}))
-        job = str(self.folder / "job.yaml")
-        return CliRunner().invoke(cli, ["submit", job, "--target", "slurm", *words])
-
-    @property
-    def asked(self) -> list[str]:
-        return (self.folder / "sbatch.log").read_text().splitlines()
+from tests.support.slurm_queue import Queue
 
 
 @pytest.fixture
