@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,14 @@ import yaml
 
 from tests.support.apiserver import ApiServer
 from tests.support.helm import kubectl as real_kubectl
+from tests.support.kubectl import Recorded
+
+
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    """Put a kubectl with recorded answers first in PATH."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return Recorded(tmp_path)
 
 
 @pytest.fixture
