@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_job import strict_json
 from qwen_job.errors import UsageError
 from qwen_job.job import Job
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.metrics import last_metric
 from qwen_job.run.owner import check_readable
 from qwen_job.run.progress import Progress, progress_of
-from qwen_job.run.reading import is_path, number, read_object
+from qwen_job.run.reading import number, read_object
+from qwen_job.run.sweep_index import sweep_runs
 
 NOT_STARTED = "not started"
 
@@ -71,18 +71,10 @@ def runs_of_folder(folder: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]
         EnvironmentFault: the folder cannot be read.
     """
     check_readable(folder)
-    try:
-        runs = strict_json.load(RunFolder(folder).sweep)["runs"]
-        return str(folder), [_named(run) for run in runs]
-    except (OSError, ValueError, LookupError, TypeError):
-        raise UsageError(f"{folder}: has no sweep.json; give the sweep's output folder or its job.yaml") from None
-
-
-def _named(run: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    name = str(run["folder"])
-    if not is_path(name):
-        raise ValueError(name)
-    return name, dict(run["values"])
+    runs = sweep_runs(folder)
+    if runs is None:
+        raise UsageError(f"{folder}: has no sweep.json; give the sweep's output folder or its job.yaml")
+    return str(folder), [(run.folder, run.values) for run in runs]
 
 
 def _outcome(folder: str, name: str, values: dict[str, Any]) -> Outcome:

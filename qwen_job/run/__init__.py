@@ -3,7 +3,8 @@
 - ``folder``: every file and folder of a run, by name
 - ``sections``, ``config``: train.yaml, typed
 - ``reading``: JSON that a shared folder may hold, read within limits
-- ``progress``, ``owner``: heartbeat and done.json; the job that works in the folder
+- ``metrics``, ``progress``, ``sweep_index``: metrics.jsonl; heartbeat and done.json; sweep.json
+- ``owner``: the job that works in the folder
 - ``manifest``: which checkpoint is complete, and which is the newest
 - ``space``: what the folder holds already of the planned disk space
 - ``lease``: one writer per folder;  ``ends``: how each node ended

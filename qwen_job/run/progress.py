@@ -9,6 +9,7 @@ from typing import Any
 
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import number, read_object, there, whole
+from qwen_job.run.sweep_index import sweep_runs
 from qwen_job.text import visible
 
 
@@ -44,10 +45,9 @@ def progress_of(run: str, now: float | None = None) -> Progress:
 def is_done(run: str) -> bool:
     """Return whether a run is complete; a sweep is complete if all of its runs are."""
     folder = RunFolder(Path(run))
-    runs = read_object(folder.sweep).get("runs") if run else None
-    if isinstance(runs, list):
-        names = [one.get("folder") for one in runs if isinstance(one, dict)]
-        return len(names) == len(runs) and all(there(RunFolder(folder.path / str(name)).done) for name in names)
+    runs = sweep_runs(folder.path) if run else None
+    if runs is not None:
+        return all(there(RunFolder(folder.path / one.folder).done) for one in runs)
     return bool(run) and there(folder.done)
 
 

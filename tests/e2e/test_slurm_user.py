@@ -25,11 +25,11 @@ HOSTILE = {
 }  # fmt: skip
 # Runs a command of ours as another user, who may not read this checkout: all modules are loaded before.
 AS_NOBODY = """
-import importlib, os, pkgutil, sys
+import getpass, importlib, os, pkgutil, sys
 import qwen_job.cli, qwen_job.job, qwen_job.launch
 for room in (qwen_job.cli, qwen_job.launch):
-    for module in pkgutil.iter_modules(room.__path__):
-        importlib.import_module(f"{room.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+        importlib.import_module(module.name)
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 os.environ["HOME"] = "/nowhere"; os.environ.pop("XDG_STATE_HOME", None); os.chdir("/")
 qwen_job.cli.main(sys.argv[1:])

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_job import strict_json
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, table
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.slurm.survey import by_cluster
 from qwen_job.render.slurm.options import COMMENT
-from qwen_job.run.folder import RunFolder
+from qwen_job.run.sweep_index import sweep_runs
 
 _NO_TASK = 0xFFFFFFFE
 # Slurm reports signal 53 for a job whose script could not start, most often because its log could not be opened.
@@ -163,11 +162,8 @@ def _run_of(folder: str, task: int | None) -> str:
     """Return the run folder of a task from the sweep's index, or the job's own folder without one."""
     if task is None:
         return folder
-    try:
-        runs = strict_json.load(RunFolder(Path(folder)).sweep)["runs"]
-        return str(Path(folder, runs[task]["folder"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        return folder
+    runs = sweep_runs(Path(folder)) if folder else None
+    return str(Path(folder, runs[task].folder)) if runs and task < len(runs) else folder
 
 
 def _reason(state: str, job: dict[str, Any], log: str) -> str:
