@@ -20,9 +20,7 @@ PACKAGE = CHECKOUT / "qwen_job"
 HEADING = "## Glossary"
 
 # Rooms (or files) of qwen_job whose words are still to be cleaned. Clean one, then remove it here.
-TO_CLEAN = {
-    "plan",
-}
+TO_CLEAN: set[str] = set()
 # Pages still to be cleaned. docs/job.md is generated from qwen_job/job.
 PAGES_TO_CLEAN: set[str] = set()
 

@@ -1,13 +1,13 @@
-"""What is known about hardware, models, libraries and image sets: data files, and the modules that read them.
+"""Facts about hardware, models, libraries and image sets: data files, and the modules that read them.
 
 In reading order:
 
-- ``gpus/ models/ deepspeed/ train/ image/``: one fact a file; a new GPU or model is a new file
-- ``lookup``: the file of a name; ``hardware``: GPUs; ``model_shapes``: models
+- ``gpus/ models/ deepspeed/ train/ image/``: one fact per file; to add a GPU or model, add a file
+- ``lookup``: finds the file for a name; ``hardware``: GPUs; ``model_shapes``: models
 - ``config_fields``, ``weights``: what each field of a config.json means, and the weights that follow from it
 - ``model_files``: reading the files of a model folder
 - ``model_names``: how a model is named
-- ``settings``: what may be written under ``train``
+- ``settings``: the settings allowed under ``train``
 - ``deepspeed_keys``: the keys of DeepSpeed's JSON
 """
 

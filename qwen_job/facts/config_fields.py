@@ -1,10 +1,10 @@
-"""Which fields of a config.json change what a model computes, and what we do with each: the one table.
+"""The table of config.json fields: which ones change what a model computes, and how we treat each.
 
-- ``HONOURED``: fields that the native classes of transformers, our attention and our loss all follow
-- ``NEUTRAL``: fields that change nothing about training
-- ``FOREIGN``: fields of other architectures; qwen2 and qwen3 in transformers ignore them, so any but a neutral value
-  means a model that would be trained as another one: refused
-- ``refused_fields``: what is wrong with a config, for the plan, ``model check`` and the training alike
+- ``HONOURED``: fields that transformers' native classes, our attention and our loss all support
+- ``NEUTRAL``: fields that do not affect training
+- ``FOREIGN``: fields of other architectures, which transformers' qwen2 and qwen3 ignore; any but a neutral value is
+  refused, because the model would be trained as a different one
+- ``refused_fields``: the problems of a config, for the plan, ``model check`` and training
 
 Imports nothing heavy.
 """
@@ -33,7 +33,7 @@ NEUTRAL = frozenset(
         "use_cache",
     }
 )  # fmt: skip
-# Field -> values that change nothing, besides null.
+# Field -> values without effect, in addition to null.
 FOREIGN: dict[str, tuple[object, ...]] = {
     # attention
     "attention_chunk_size": (), "attention_multiplier": (), "attention_scale": (1,), "attention_scaling": (1,),
@@ -58,25 +58,26 @@ FOREIGN: dict[str, tuple[object, ...]] = {
     "num_nextn_predict_layers": (0,), "parallel_residual": (False,), "use_parallel_residual": (False,),
     "cross_attention_layers": ([],), "num_kv_shared_layers": (0,),
 }  # fmt: skip
-# What Qwen2ForCausalLM cannot express of a Qwen-1 config: another value is refused, not guessed.
+# Qwen-1 fields that Qwen2ForCausalLM cannot represent: other values are refused.
 FIXED_OF_QWEN1: dict[str, tuple[object, ...]] = {
     "emb_dropout_prob": (0.0,), "no_bias": (True,), "rotary_pct": (1.0,),
     "scale_attn_weights": (True,), "tie_word_embeddings": (False,),
 }  # fmt: skip
 _TYPES = ("qwen2", "qwen3")
 _ROPES = ("default", "linear", "yarn", "llama3", "dynamic", "longrope")
-# Types that take frequencies by the longest position, and the length up to which they do not.
+# Types whose frequencies depend on the longest position, and the length up to which they do not.
 _BY_LENGTH = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
 _LAYERS = ("full_attention", "sliding_attention")
 
 
 def refused_fields(config: Mapping[str, Any]) -> list[str]:
-    """Return what a qwen, qwen2 or qwen3 config asks for and would not get: ``field: reason`` each, empty when all is
-    well. A config of another ``model_type`` is another check's to judge.
+    """Return the unsupported fields of a qwen, qwen2 or qwen3 config, each as ``field: reason``.
+
+    Configs of another ``model_type`` are checked elsewhere.
     """
     if config.get("model_type") == "qwen":
         return [
-            f"{key}: {shown(config[key])} has no equal in Qwen2ForCausalLM; use {allowed[0]!r}"
+            f"{key}: {shown(config[key])} has no equivalent in Qwen2ForCausalLM; use {allowed[0]!r}"
             for key, allowed in FIXED_OF_QWEN1.items()
             if config.get(key, allowed[0]) not in allowed
         ]
@@ -86,26 +87,26 @@ def refused_fields(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_fields(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a config whose fields would not be honoured; ``where`` is the file that the error names.
+    """Refuse a config with unsupported fields; ``where`` is the file that the error names.
 
     Raises:
-        ModelError: naming every such field.
+        ModelError: names every such field.
     """
     if refused := refused_fields(config):
         raise ModelError(f"{where}: {'; '.join(refused)}")
 
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
-    """Return the fields in none of the tables: transformers ignores them, and so do we."""
+    """Return the fields in none of the tables, which transformers and we ignore."""
     known = HONOURED | NEUTRAL | FOREIGN.keys()
     return sorted(key for key in config if key not in known and not key.startswith("_"))
 
 
 def longest_row(config: Mapping[str, Any]) -> int | None:
-    """Return the row length up to which positions are encoded the same whatever the batch; None: any.
+    """Return the row length up to which position encodings do not depend on the batch; None: any.
 
-    Beyond it, ``dynamic`` and ``longrope`` take frequencies by the longest position that a batch holds, so that the
-    loss of one conversation would depend on its neighbours.
+    Beyond it, the frequencies of ``dynamic`` and ``longrope`` depend on the longest position in the batch, so the loss
+    of a conversation would depend on its neighbours.
     """
     rope = _parameters(config)
     key = _BY_LENGTH.get(str(rope.get("rope_type", rope.get("type", "default"))))
@@ -116,7 +117,7 @@ def longest_row(config: Mapping[str, Any]) -> int | None:
 
 
 def too_long(length: int, longest: int) -> str:
-    """Say that rows of ``length`` tokens pass what :func:`longest_row` gave."""
+    """Return the message about rows of ``length`` tokens, over the limit from :func:`longest_row`."""
     return (
         f"{length} tokens are more than the {longest} up to which this model's rope_scaling is the same in every "
         f"batch; write {longest} or less, or take rope_scaling yarn or linear"
@@ -181,11 +182,11 @@ def _rope(config: Mapping[str, Any]) -> Iterator[str]:
     if (part := rope.get("partial_rotary_factor")) not in (None, 1):
         yield f"rope_parameters.partial_rotary_factor: {shown(part)}: all dimensions are rotated"
     if rope.get("mrope_section") is not None:
-        yield "rope_scaling.mrope_section: belongs to models that see images; take a text model"
+        yield "rope_scaling.mrope_section: belongs to multimodal models; use a text model"
 
 
 def _two_ropes(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield where old and new names say different things: transformers 4, 5 and servers differ in which they heed."""
+    """Yield contradictions between old and new names: transformers 4, 5 and servers differ in which they read."""
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     for name, other in (("rope_theta", config), ("rope_scaling.rope_theta", old)):
         base, theta = new.get("rope_theta"), other.get("rope_theta")
@@ -196,7 +197,7 @@ def _two_ropes(config: Mapping[str, Any]) -> Iterator[str]:
     ours, theirs = _without_names(new), _without_names(old)
     for key in sorted(ours.keys() | theirs.keys()):
         one, two = ours.get(key), theirs.get(key)
-        # The trained length is filled in from the config where it is left out.
+        # A missing trained length is filled in from the config.
         if one != two and not (key == "original_max_position_embeddings" and None in (one, two)):
             yield f"rope_scaling.{key}: {shown(two)} contradicts rope_parameters ({shown(one)}); correct one of them"
 
@@ -217,7 +218,7 @@ def _attention(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the config says about positions: transformers 4 wrote rope_scaling, 5 writes rope_parameters."""
+    """Return the config's settings for positions: rope_scaling (transformers 4) or rope_parameters (5)."""
     for key in ("rope_parameters", "rope_scaling"):
         value = config.get(key)
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""Find and read a facts file by the name or an alias of what it describes; only the file that is asked for is read."""
+"""Find and read a facts file by the name or an alias of what it describes; only that file is read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _ALTERNATIVE = {"GPU": "or write its numbers in job.yaml", "model": "or name a l
 
 
 class UnknownName(JobError):
-    """No facts file describes a GPU or a model of this name."""
+    """No facts file describes a GPU or model of this name."""
 
 
 def find(name: str, folders: Sequence[Path], kind: str) -> Path:
-    """Return the file that describes ``name``; the file of that name is tried first, so that usually one is read.
+    """Return the file that describes ``name``; the file of that name is tried first, so usually only one is read.
 
     Raises:
-        UnknownName: no file has the name; suggests near ones.
+        UnknownName: no file has the name; suggests similar names.
     """
     wanted = str(name).strip().lower()
     stem = wanted.rsplit("/", 1)[-1]
@@ -44,7 +44,7 @@ def find(name: str, folders: Sequence[Path], kind: str) -> Path:
 
 
 def _declared(path: Path, kind: str) -> list[str]:
-    """Return every name of a file in lower case; for models also without the owner."""
+    """Return every name of a file in lower case, for models also without the owner."""
     values = read_facts(path)
     names = [str(values.get("name", path.stem)), *map(str, values.get("aliases") or ())]
     if kind == "model":
@@ -60,7 +60,11 @@ def _unknown(name: str, kind: str, known: Sequence[str]) -> str:
 
 
 def read_facts(path: Path) -> Mapping[str, Any]:
-    """Return the content of a facts file; raises JobError where it cannot be read."""
+    """Return the content of a facts file.
+
+    Raises:
+        JobError: it cannot be read.
+    """
     try:
         stat = path.stat()
         return _parsed(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -70,7 +74,7 @@ def read_facts(path: Path) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=256)
 def _parsed(path: Path, *_signature: int) -> Mapping[str, Any]:
-    """Read a file once while it does not change: every run of a sweep asks for the same ones."""
+    """Read a file, cached until it changes: every run of a sweep needs the same files."""
     values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     if not isinstance(values, dict):
         raise JobError(f"{path}: not a mapping of names to values")

@@ -80,7 +80,7 @@ def read_config(folder: Path) -> dict[str, object]:
         found = folder.is_dir()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"{folder}: cannot be read: {reason}; check the rights of its folder") from error
+        raise ModelError(f"{folder}: cannot be read: {reason}; check the permissions of its folder") from error
     if not found:
         raise ModelError(f"{folder}: is not a folder; model.name must be a model's folder when its source is local")
     path = member(folder, "config.json")
@@ -100,7 +100,7 @@ def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
     """Refuse a folder whose config or settings files say that its weights are quantized.
 
     Raises:
-        ModelError: naming the file and the key.
+        ModelError: names the file and the key.
     """
     for key in QUANTIZED_KEYS:
         if value := config.get(key):
@@ -112,16 +112,16 @@ def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:
 
 
 def quantized(folder: Path, reason: str) -> str:
-    """Return the message about a quantized model, which can neither be trained in full nor converted back."""
+    """Return the message about a quantized model, which cannot be fully fine-tuned or converted back."""
     return f"{folder}: is quantized ({reason}); use the full-precision model"
 
 
 def is_qwen1(config: Mapping[str, object]) -> bool:
-    """Tell whether a config is Qwen-1's, which only remote code can load."""
+    """Return whether a config is Qwen-1's, which only remote code can load."""
     return config.get("model_type") == "qwen" or "QWenLMHeadModel" in architectures(config)
 
 
 def architectures(config: Mapping[str, object]) -> list[object]:
-    """Return the names of the classes that a config is written for."""
+    """Return the class names in a config."""
     value = config.get("architectures")
     return value if isinstance(value, list) else []

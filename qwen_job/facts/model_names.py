@@ -1,15 +1,15 @@
-"""One rule for how a model is named: in job.yaml, in the reference's flags, to ``model fetch`` and on the node.
+"""How models are named, in job.yaml, in the reference script's flags, in ``model fetch`` and on the node.
 
-A name that begins as a path does (/, ./, ../, ~) is a folder; with ``source: random`` it is a file of facts/models;
-everything else is a hub's id, owner/name. White space and slashes around an id, as in ``Qwen/Qwen-1_8B-Chat/``, and a
-doubled slash in it mean nothing.
+A name that starts like a path (/, ./, ../, ~) is a folder; with ``source: random`` it is a file of facts/models;
+anything else is a hub ID, owner/name. In an ID, surrounding white space and slashes (``Qwen/Qwen-1_8B-Chat/``) and
+double slashes are ignored.
 """
 
 from __future__ import annotations
 
 import re
 
-# Compiled (and kept by re) at first use: every command with a job imports this.
+# Compiled (and cached by re) at first use: every command with a job imports this module.
 _ID = r"(?a:[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)"
 _ADDRESS = (
     r"(?:https?://)?(?:www\.)?(?:modelscope\.(?:cn|ai)/(?:models/)?|hf-mirror\.com/|huggingface\.co/|hf\.co/)"
@@ -26,7 +26,7 @@ def is_qwen1_id(name: str) -> bool:
 
 
 def resolve_source(name: str, source: str) -> str:
-    """Return where ``name`` comes from, with the source ``auto`` decided."""
+    """Return the source of ``name``, with ``auto`` resolved."""
     if source != "auto":
         return source
     name = name.strip()
@@ -47,6 +47,6 @@ def clean_name(name: str, source: str) -> str:
     if found := re.fullmatch(_ADDRESS, clean):
         raise ValueError(f"{name!r} is an address; write {found[1]!r}, and the hub as model.source")
     raise ValueError(
-        f"{name!r} is no hub's id: write owner/name, as in Qwen/Qwen-1_8B-Chat; for a folder write "
+        f"{name!r} is not a hub ID: write owner/name, e.g. Qwen/Qwen-1_8B-Chat; for a folder, write "
         f"{'./' + clean if clean else './model'!r}, or model.source: local ('model fetch' has --source local)"
     )

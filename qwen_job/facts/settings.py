@@ -1,8 +1,8 @@
-"""What may be written under ``train``: each setting's kind, limits and needs, and what every scheduler takes.
+"""The settings allowed under ``train``: types, limits and requirements, and each scheduler's own settings.
 
-The facts are in qwen_job/facts/train; job.yaml, train.yaml and the reference's command line are all judged here.
-- ``fault``: one name and value -> what is wrong with it
-- ``conflicts``: all settings together -> what would have no effect, or fail when the training begins
+The facts are in qwen_job/facts/train; job.yaml, train.yaml and the reference script's flags are all checked here.
+- ``fault``: checks one name and value
+- ``conflicts``: checks all settings together, for those without effect or failing at the start of training
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _NEEDS = {
     "ampere": "needs a GPU of compute capability 8.0 or more; remove it",
     "trackio": "needs trackio in report_to",
 }
-# Typed settings that only a held-out loss can give an effect.
+# Typed settings that need a held-out loss.
 _EVALUATED = ("early_stopping_patience", "load_best_model_at_end", "eval_steps")
 NO_LORA = "is not offered: qwen-job fine-tunes all weights"
 
 
 class Circumstances(NamedTuple):
-    """What the settings meet: held-out rows that are evaluated, and the device where it is known."""
+    """What settings depend on: whether held-out rows are evaluated, and the device if known."""
 
     evaluates: bool
     on_cpu: bool | None = None
@@ -47,7 +47,7 @@ class Circumstances(NamedTuple):
 
 
 class Complaint(NamedTuple):
-    """A setting, and what is wrong with it."""
+    """A setting and the problem with it."""
 
     name: str
     message: str
@@ -61,7 +61,7 @@ def facts() -> dict[str, dict[str, Any]]:
 
 @cache
 def schedulers() -> dict[str, dict[str, Any]]:
-    """Return what each ``lr_scheduler_type`` takes: ``keys``, ``needs``, ``warmup`` and ``evaluation``."""
+    """Return the facts about each ``lr_scheduler_type``: ``keys``, ``needs``, ``warmup`` and ``evaluation``."""
     return _read("schedulers.yaml")
 
 
@@ -71,7 +71,7 @@ def _read(name: str) -> dict[str, dict[str, Any]]:
 
 
 def fault(name: str, value: Any, typed: Iterable[str]) -> str:
-    """Return what is wrong with a setting that is not among the ``typed`` names; empty when it is fine."""
+    """Return the problem with a setting that is not one of the ``typed`` names; empty if it is valid."""
     table = facts()
     if name in table["accepted"]:
         return _misfit(value, table["accepted"][name])
@@ -90,9 +90,9 @@ def fault(name: str, value: Any, typed: Iterable[str]) -> str:
 
 
 def conflicts(values: Mapping[str, Any], written: Collection[str], given: Circumstances) -> list[Complaint]:
-    """Return what the settings ask of each other and of the machine and do not get.
+    """Return unmet requirements of the settings on each other and on the machine.
 
-    ``values`` holds every setting, defaults included; ``written`` names those that the user wrote.
+    ``values``: every setting, including defaults; ``written``: the names that the user set.
     """
     found = [Complaint(name, text) for name in written if (text := _lacks(name, values, given))]
     if values.get("save_steps") == 0 and values.get("save_strategy", "steps") != "epoch":
@@ -124,7 +124,7 @@ def _warmup(values: Mapping[str, Any], written: Collection[str]) -> list[Complai
     mine = [name for name in ("warmup_ratio", "warmup_steps") if name in written and values.get(name)]
     kind = str(values.get("lr_scheduler_type"))
     if len(mine) == 2:
-        return [Complaint("warmup_steps", "warmup_ratio is written, too: keep one of them")]
+        return [Complaint("warmup_steps", "warmup_ratio is also set; remove one of them")]
     if mine and not schedulers().get(kind, {}).get("warmup", True):
         return [Complaint(mine[0], f"lr_scheduler_type {kind} has no warmup; remove it{_with_warmup(kind)}")]
     return []
@@ -135,15 +135,15 @@ def _with_warmup(kind: str) -> str:
 
 
 def _schedule(values: Mapping[str, Any], given: Circumstances) -> list[Complaint]:
-    """Judge ``lr_scheduler_kwargs`` as the function of transformers would, and the limits that it does not check."""
+    """Check ``lr_scheduler_kwargs`` as transformers would, and limits that it does not check."""
     kind, keys = str(values.get("lr_scheduler_type")), values.get("lr_scheduler_kwargs")
     if kind == "cosine" and keys is None:
-        return []  # the default, which needs nothing: most jobs are spared reading the file
+        return []  # the default has no requirements, so most jobs need not read the file
     takes = schedulers().get(kind)
     if takes is None:
         return [Complaint("lr_scheduler_type", f"{kind!r} is not a scheduler{did_you_mean(kind, schedulers())}")]
     if keys is not None and not isinstance(keys, dict):
-        return []  # its kind is judged where it was written
+        return []  # its type is checked elsewhere
     keys = keys or {}
     known: dict[str, Any] = takes.get("keys", {})
     found = [
@@ -160,17 +160,19 @@ def _schedule(values: Mapping[str, Any], given: Circumstances) -> list[Complaint
         name = "lr_scheduler_kwargs" if values.get("lr_scheduler_kwargs") is not None else "lr_scheduler_type"
         found.append(Complaint(name, f"{kind} needs one more number: write lr_scheduler_kwargs with {example}"))
     if len(present) > 1:
-        found.append(Complaint("lr_scheduler_kwargs", f"{' and '.join(present)} exclude each other: keep one of them"))
+        found.append(
+            Complaint("lr_scheduler_kwargs", f"{' and '.join(present)} cannot be combined; remove one of them")
+        )
     return found or _limits(kind, keys, float(values.get("learning_rate", 1e-5)))
 
 
 def _foreign(kind: str, known: Mapping[str, Any]) -> str:
-    hint = f"it takes {', '.join(known)}" if known else "it takes none"
+    hint = f"it has {', '.join(known)}" if known else "it has none"
     return f"is not a setting of {kind}; {hint}"
 
 
 def _limits(kind: str, keys: Mapping[str, Any], rate: float) -> list[Complaint]:
-    """Refuse an end above the learning rate: the schedule would climb, or transformers would refuse it."""
+    """Refuse a final rate above the learning rate: the schedule would rise, or transformers would refuse it."""
     lowest = {"polynomial": keys.get("lr_end", 1e-7)}.get(kind, keys.get("min_lr"))
     name = "lr_end" if kind == "polynomial" else "min_lr"
     if lowest is not None and lowest >= rate:
@@ -182,7 +184,7 @@ def _limits(kind: str, keys: Mapping[str, Any], rate: float) -> list[Complaint]:
 
 
 def _misfit(value: Any, fact: Mapping[str, Any]) -> str:
-    """Return why ``value`` does not fit a fact's kind, choices and limits."""
+    """Return why ``value`` does not match a fact's type, choices and limits."""
     if "choices" in fact:
         choices = fact["choices"]
         if value in choices:

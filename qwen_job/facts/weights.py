@@ -9,7 +9,7 @@ from qwen_job.errors import ModelError
 
 Shapes = dict[str, tuple[int, ...]]
 
-# Ten times what any published model has, and more: beyond it a config is damaged or hostile.
+# Over ten times any published model: a config beyond that is damaged or hostile.
 LIMITS = {
     "head_dim": 1 << 14,
     "hidden_size": 1 << 20,
@@ -27,7 +27,11 @@ NATIVE = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def size(config: Mapping[str, object], key: str, default: int | None = None) -> int:
-    """Return a positive whole number of a config within its limit; ModelError names the key otherwise."""
+    """Return a positive whole number from a config, within its limit.
+
+    Raises:
+        ModelError: names the key.
+    """
     value = config.get(key)
     if value is None and default is not None:
         return default
@@ -39,13 +43,17 @@ def size(config: Mapping[str, object], key: str, default: int | None = None) -> 
 
 
 def shown(value: object) -> str:
-    """Return a value of somebody's JSON for an error, cut where it is long."""
+    """Return a JSON value for an error message, shortened if long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def expected_shapes(config: Mapping[str, object]) -> Shapes:
-    """Return {name: shape} of a Qwen2ForCausalLM or Qwen3ForCausalLM; ModelError for another model_type."""
+    """Return {name: shape} of a Qwen2ForCausalLM or Qwen3ForCausalLM.
+
+    Raises:
+        ModelError: another model_type, or an impossible size.
+    """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in NATIVE:
         raise ModelError(
@@ -87,7 +95,7 @@ def _block(config: Mapping[str, object], *, qwen3: bool) -> Shapes:
 
 
 def count_parameters(shapes: Shapes) -> int:
-    """Return the number of weights in all."""
+    """Return the total number of weights."""
     total = 0
     for shape in shapes.values():
         product = 1
@@ -98,7 +106,7 @@ def count_parameters(shapes: Shapes) -> int:
 
 
 def rope_theta(config: Mapping[str, object]) -> float:
-    """Return the rotary base, from transformers 4's ``rope_theta`` or 5's ``rope_parameters``."""
+    """Return the RoPE base, from ``rope_theta`` (transformers 4) or ``rope_parameters`` (5)."""
     parameters = config.get("rope_parameters")
     value = config.get("rope_theta", 10000.0)
     if isinstance(parameters, Mapping):

@@ -63,7 +63,7 @@ def _contradictions(job: Job, choice: Choice, precision: str, batch: Batch) -> l
             problems.append(job.problem(where, '"auto" is decided by the plan; remove the line'))
         elif not isinstance(value, dict) and any(known[: len(path)] == path for known in planned if known != path):
             fields = f"{path[-1]}: {{...}}"
-            problems.append(job.problem(where, f"expected {fields} with fields of its own, not {json.dumps(value)}"))
+            problems.append(job.problem(where, f"expected {fields} with fields, not {json.dumps(value)}"))
         elif path in planned and value != planned[path][0]:
             expected, field = planned[path]
             text = (

@@ -1,4 +1,4 @@
-"""Why a value is what it is: a decision, a field of job.yaml, a DeepSpeed setting, a variable, an item of memory."""
+"""Explain a value: a decision, a field of job.yaml, a DeepSpeed setting, an environment variable, an item of memory."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_
 from qwen_job.plan.search.choice import Choice, choose, layout_of
 from qwen_job.text import GIB, nearest
 
-# What each item of memory is made of; the formulas with their sources stand in qwen_job/plan/estimate/memory.py.
+# What each item of memory consists of; qwen_job/plan/estimate/memory.py has the formulas and their sources.
 ITEMS = {
-    "weights": "bytes of the precision a parameter; ZeRO-3 shares them out over all GPUs",
-    "gradients": "bytes of the precision a parameter; shared out from ZeRO-2 on, on the host with offload",
-    "master weights": "4 bytes a parameter, the fp32 copy that is updated; shared out from ZeRO-1 on",
-    "optimizer": "8 bytes a parameter, Adam's two moments in fp32; shared out from ZeRO-1 on",
-    "optimizer's temporaries": "copies of this GPU's gradients, one of them in fp32, while the optimizer steps",
-    "reduce buckets": "gradients on their way: zero_optimization.reduce_bucket_size elements, twice with overlap",
-    "gathered weights": "weights of other GPUs in use: at most zero_optimization.stage3_max_live_parameters",
-    "offload staging": "the largest gradient, on its way to the host",
-    "activations": "what the backward pass needs of every layer; with checkpointing each layer's input only",
+    "weights": "2 bytes per parameter (4 in fp32); ZeRO-3 shards them over all GPUs",
+    "gradients": "2 bytes per parameter (4 in fp32); sharded from ZeRO-2, in host memory with offload",
+    "master weights": "4 bytes per parameter: the fp32 copy that is updated; sharded from ZeRO-1",
+    "optimizer": "8 bytes per parameter: Adam's two moments in fp32; sharded from ZeRO-1",
+    "optimizer's temporaries": "copies of this GPU's gradients, one of them in fp32, during the optimizer step",
+    "reduce buckets": "gradients being reduced: zero_optimization.reduce_bucket_size elements, twice that with overlap",
+    "gathered weights": "gathered weights in use: at most zero_optimization.stage3_max_live_parameters",
+    "offload staging": "the largest gradient, being copied to the host",
+    "activations": "values saved for the backward pass of every layer; with checkpointing, only each layer's input",
     "one layer's backward": "one layer's activations (computed again with checkpointing) and gradients",
-    "logits and loss": "vocabulary x tokens for the plain loss, a chunk of it for a fused one",
-    "fragmentation": "what the allocator cannot use, a share of the allocated bytes (plan.fragmentation)",
+    "logits and loss": "vocabulary x tokens for the plain loss, one chunk of that for a fused loss",
+    "fragmentation": "memory that the allocator cannot use, a share of the allocated bytes (plan.fragmentation)",
     "CUDA context": "CUDA itself, cuBLAS and kernels (plan.context_bytes)",
     "NCCL": "buffers of the collectives (plan.nccl_bytes)",
     "processes": "each training process without its model (plan.process_bytes)",
-    "checkpoint copy": "the state to save, copied so that training continues while it is written",
-    "loading the weights": "every process reads its copy of the weights before they are shared out",
-    "offloaded optimizer": "12 bytes a parameter: master weights and moments, this node's share",
-    "offloaded gradients": "gradients in fp32 and in the precision, this node's share",
-    "pinned weights": "updated weights on their way back to the GPU",
-    "data and page cache": "the prepared data, 4 bytes a token and 40 a conversation, as far as it is known",
-    "prepared data": "4 bytes a token and 40 a conversation, inside the run's folder or data.cache_dir",
-    "checkpoints": "weights, master weights and moments: train.save_total_limit of them and one being written",
+    "checkpoint copy": "a copy of the state to save, so that training continues while it is written",
+    "loading the weights": "every process loads its own copy of the weights before they are sharded",
+    "offloaded optimizer": "12 bytes per parameter: this node's share of master weights and moments",
+    "offloaded gradients": "this node's share of the gradients, in fp32 and in the precision",
+    "pinned weights": "updated weights, being copied back to the GPU",
+    "data and page cache": "the prepared data: 4 bytes per token and 40 per conversation, if the size is known",
+    "prepared data": "4 bytes per token and 40 per conversation, in the run folder or data.cache_dir",
+    "checkpoints": "weights, master weights and moments: train.save_total_limit checkpoints, and one being written",
     "model": "the final weights in the precision",
 }
 _CHOSEN = {
@@ -52,7 +52,7 @@ _CHOSEN = {
 }
 
 
-# Decided by what the device can do, before the search: the field of the search's question, and the possible values.
+# Fields that a rule about the device decides before the search, and their possible values.
 _RULED = {
     "precision": ("precision", ("bf16", "fp16", "fp32")),
     "train.attention": ("attention", ("varlen", "sdpa", "eager")),
@@ -62,7 +62,7 @@ _RULED = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """A field's full name, its value, and the reasons, the first one the shortest."""
+    """A field's full name, its value and the reasons, the shortest first."""
 
     field: str
     value: Any
@@ -114,12 +114,12 @@ def _resolve(field: str, known: list[str]) -> str:
     if field in known:
         return field
     ends = [name for name in known if name.endswith(f".{field}")]
-    # A field of job.yaml is what is meant, where DeepSpeed's file repeats it.
+    # The field of job.yaml is meant if DeepSpeed's file repeats it.
     ends = [name for name in ends if not name.startswith("deepspeed.config.")] or ends
     if len(ends) == 1:
         return ends[0]
     if ends:
-        raise UsageError(f"--explain: {field!r} is several fields: {', '.join(ends)}; name one in full")
+        raise UsageError(f"--explain: {field!r} matches several fields: {', '.join(ends)}; write the full name of one")
     lasts = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = nearest(field, known, 3)
     near += [lasts[word] for word in nearest(field.rpartition(".")[2], lasts, 3)]
@@ -137,7 +137,7 @@ def _origin(plan: Plan, name: str, otherwise: str = "written in the job") -> str
 
 
 def _description(name: str) -> list[str]:
-    """Return the field's own words from the types of job.yaml."""
+    """Return the field's description in the types of job.yaml."""
     model: Any = Job
     field = None
     for part in name.split("."):
@@ -149,7 +149,7 @@ def _description(name: str) -> list[str]:
 
 
 def _alternatives(plan: Plan, name: str) -> list[str]:
-    """Return what the search would choose if the field were free, and the results of its other values."""
+    """Return the search's choice if the field were free, and the results of its other values."""
     attribute, best = _CHOSEN.get(name), plan.choice
     if attribute is None or plan.question is None:
         return []
@@ -157,7 +157,7 @@ def _alternatives(plan: Plan, name: str) -> list[str]:
     free = choose(replace(plan.question, **{attribute: None}))  # type: ignore[arg-type]
     if getattr(plan.question, attribute) is not None and free.best is not None:
         same = getattr(free.best, attribute) == getattr(best, attribute)
-        lines.append(f"left free, the plan takes {'the same' if same else f'{free.best}{_speed(free.best)}'}")
+        lines.append(f"if you remove it, the plan takes {'the same' if same else f'{free.best}{_speed(free.best)}'}")
     shown = {getattr(best, attribute)}
     for runner in free.runners_up:
         value = getattr(runner.choice, attribute)
@@ -168,7 +168,7 @@ def _alternatives(plan: Plan, name: str) -> list[str]:
 
 
 def _by_rule(plan: Plan, name: str) -> list[str]:
-    """Return the best plan with each other value of a field that a rule decides."""
+    """Return the best plan for each other value of a field that a rule decides."""
     attribute, values = _RULED[name]
     if plan.question is None:
         return []
@@ -182,13 +182,13 @@ def _by_rule(plan: Plan, name: str) -> list[str]:
         if best is None:
             lines.append(f"{value}: {refused or 'does not fit'}")
         elif best.needs.gpu:
-            room = f"{best.needs.gpu_bytes / GIB:.1f} GiB a GPU"
+            room = f"{best.needs.gpu_bytes / GIB:.1f} GiB per GPU"
             lines.append(f"{value}: {room}{_speed(best) if name == 'precision' else ''} ({best})")
     return lines
 
 
 def _refused(plan: Plan, name: str, value: str) -> str:
-    """Return why the device cannot do what a ruled field would be; empty when it can."""
+    """Return why the device does not support a value of such a field; empty if it does."""
     written: dict[str, Any] = {name.rpartition(".")[2]: value}
     if name == "precision":
         written = {kind: value == kind for kind in ("bf16", "fp16")}

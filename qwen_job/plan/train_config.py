@@ -1,4 +1,4 @@
-"""train.yaml: everything that the training inside the image needs to know, in full."""
+"""train.yaml: all settings of the training inside the image."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Planned
 if TYPE_CHECKING:
     from qwen_job.plan.plan import Plan
 
-# train's fields that are decisions of their own in train.yaml, not TrainingArguments.
+# Fields of train that train.yaml keeps outside its training section, or in a different form.
 _ELSEWHERE = {
     "attention", "bf16", "fp16", "fused_loss", "global_batch_size", "gradient_checkpointing", "hang_seconds",
     "loss_spike_factor", "model_max_length", "on_nan", "resume", "seed", "skip_rows",
     "torch_compile",
 }  # fmt: skip
-# data's fields that only the plan reads.
+# Fields of data that only the plan reads.
 _FOR_THE_PLAN = ("samples", "tokens_per_sample")
 
 
 def train_config(plan: Plan) -> TrainConfig:
-    """Return train.yaml's content; every key is present, None where something is off.
+    """Return train.yaml's content; every key is present, None if it is off.
 
-    The job is valid, so nothing here is validated again: building a validator takes longer than the rest.
+    The job is already validated; building another validator would take longer than everything else here.
     """
     job, train, gpu = plan.job, plan.job.train, plan.gpu
     return TrainConfig.model_construct(
@@ -43,7 +43,7 @@ def train_config(plan: Plan) -> TrainConfig:
         fused_loss=plan.fused_loss,
         torch_compile=train.torch_compile,
         gradient_checkpointing=plan.choice.gradient_checkpointing,
-        # A processor's peak is assumed: good enough for a rough time, not for an MFU.
+        # A CPU's peak is assumed: precise enough for a rough time, not for an MFU.
         peak_tflops=None if gpu.is_cpu else gpu.peak_tflops.get(plan.precision),
         model=ModelSpec.model_construct(
             name=job.model.name,
@@ -65,7 +65,7 @@ def train_config(plan: Plan) -> TrainConfig:
 
 
 def _planned(plan: Plan) -> Planned:
-    """Return what metrics.jsonl measures: bytes that torch allocates (no context, no fragmentation), real tokens."""
+    """Return what metrics.jsonl will measure: bytes that torch allocates (no context or fragmentation), real tokens."""
     speed, memory = plan.speed, plan.memory
     fill = PACKED_FILL if plan.job.data.packing else 1.0
     return Planned.model_construct(
@@ -78,7 +78,7 @@ def _planned(plan: Plan) -> Planned:
 
 
 def _measurable_bytes(plan: Plan) -> int | None:
-    """Bytes that a run measures: what torch allocates on a GPU; on a CPU the whole of one process."""
+    """Return the bytes that a run measures: what torch allocates on a GPU, or one whole process on a CPU."""
     memory = plan.memory
     if memory is None:
         return None
@@ -86,7 +86,7 @@ def _measurable_bytes(plan: Plan) -> int | None:
 
 
 def _memory_items(plan: Plan) -> dict[str, int] | None:
-    """Bytes by item of one GPU at its peak, for the report's picture; on a CPU those of one process."""
+    """Return the bytes by item of one GPU at its peak, or of one process on a CPU, for the report's picture."""
     memory = plan.memory
     if memory is None:
         return None

@@ -140,7 +140,7 @@ def _rates(kind: str, kwargs: dict[str, Any]) -> list[float] | None:
         (
             "{lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 1e-6, min_lr_rate: 0.1}}",
             "lr_scheduler_kwargs",
-            "exclude each other",
+            "cannot be combined",
         ),
         (
             "{lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 0.1}}",
@@ -151,7 +151,7 @@ def _rates(kind: str, kwargs: dict[str, Any]) -> list[float] | None:
         ("{lr_scheduler_kwargs: {min_lr: 1e-6}}", "lr_scheduler_kwargs.min_lr", "not a setting of cosine"),
         ("{lr_scheduler_type: reduce_lr_on_plateau}", "lr_scheduler_type", "held-out rows"),
         ("{lr_scheduler_type: constant, warmup_ratio: 0.1}", "warmup_ratio", "constant_with_warmup"),
-        ("{warmup_ratio: 0.1, warmup_steps: 10}", "warmup_steps", "keep one"),
+        ("{warmup_ratio: 0.1, warmup_steps: 10}", "warmup_steps", "remove one"),
         ("{metric_for_best_model: rouge}", "metric_for_best_model", "not one of loss"),
         ("{metric_for_best_model: loss}", "metric_for_best_model", "held-out rows"),
         ("{eval_steps: 5}", "eval_steps", "held-out rows"),

@@ -172,7 +172,7 @@ def test_no_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ("owner/other", r"not found \(404\)"),
         ("owner/secret", "MODELSCOPE_API_TOKEN"),
-        ("tiny", "no hub's id"),
+        ("tiny", "not a hub ID"),
         ("./tiny", "source local"),
     ],
 )

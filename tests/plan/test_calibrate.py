@@ -94,7 +94,7 @@ def test_an_unknown_peak_leaves_speed_alone(tmp_path: Path) -> None:
 
 
 def test_figures_that_no_such_gpu_gives_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="at the end of what it can mean"):
+    with pytest.raises(JobError, match="limit of its plausible range"):
         calibrate([write_run(tmp_path / "run", micro=8, seconds=1e4, memory=None)], A100)
 
 

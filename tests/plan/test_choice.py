@@ -64,7 +64,7 @@ def test_every_runner_up_says_why_it_lost() -> None:
 def test_a_small_host_rules_offload_out() -> None:
     answer = choose(ask(gpu="RTX-4090", host_memory_bytes=16 * GIB))
     assert answer.best is None
-    assert any("of host memory a node" in runner.why for runner in answer.runners_up)
+    assert any("of host memory per node" in runner.why for runner in answer.runners_up)
 
 
 def test_the_smallest_cluster() -> None:

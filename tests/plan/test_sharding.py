@@ -33,7 +33,7 @@ def test_a_job_that_fits_nowhere_says_how_much_and_the_nearest_that_works(tmp_pa
     text = refused(tmp_path, LARGE)
     assert text.startswith(f"{tmp_path}/job.yaml:5:11: cluster.gpu: does not fit even with ZeRO-3")
     found = re.search(
-        r"needs ([\d.]+) GiB a GPU, ([\d.]+) GiB more than 79.1 GiB with 8% to spare; most is weights", text
+        r"needs ([\d.]+) GiB per GPU, ([\d.]+) GiB more than 79.1 GiB with 8% to spare; most is weights", text
     )
     assert found and float(found[1]) - float(found[2]) == pytest.approx(0.92 * 79.1, abs=0.2)
     assert "what would work: cluster.nodes: 2 nodes instead of 1 are enough" in text
@@ -48,7 +48,7 @@ def test_two_lines_that_only_together_are_in_the_way_are_named(tmp_path: Path) -
 
 def test_a_host_that_is_too_small_is_named_as_the_limit(tmp_path: Path) -> None:
     text = refused(tmp_path, "model=Qwen/Qwen-7B-Chat", "cluster.gpu=RTX-4090", "cluster.memory_gib=100")
-    assert "--set: cluster.memory_gib: does not fit" in text and "GiB of host memory a node, " in text
+    assert "--set: cluster.memory_gib: does not fit" in text and "GiB of host memory per node, " in text
     assert "what would work: cluster.memory_gib: 145 GiB a node instead of 100 are enough" in text
 
 
@@ -62,7 +62,7 @@ def test_only_gpus_that_can_do_the_job_are_proposed(tmp_path: Path) -> None:
     ("sets", "message"),
     [
         (["deepspeed.offload_optimizer=true", "deepspeed.zero_stage=0"], "needs ZeRO"),
-        (["deepspeed.offload_optimizer=true", "cluster.gpu=CPU"], "on the host anyway"),
+        (["deepspeed.offload_optimizer=true", "cluster.gpu=CPU"], "always in host memory"),
         (["train.bf16=true", "train.fp16=true"], "keep one"),
         (["train.bf16=true", "cluster.gpu=V100-32G"], "has no bf16"),
         (["train.global_batch_size=33"], "33 does not divide by 2"),

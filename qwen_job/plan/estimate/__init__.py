@@ -1,8 +1,8 @@
-"""What a plan costs, estimated before anything runs. In reading order:
+"""Estimates of memory and time. In reading order:
 
-- ``layout``: one way to lay a model over GPUs, which both estimates depend on
+- ``layout``: how a model is distributed over GPUs, the input of both estimates
 - ``activations``, ``memory``: bytes per GPU, per host and on disk
 - ``speed``: the time of a step, as a range
-- ``constants``: a cluster's own constants for both
+- ``constants``: the constants for one cluster
 - ``calibrate``: the constants of a cluster, fitted to its finished runs
 """

@@ -1,7 +1,7 @@
-"""Bytes of what lives between forward and backward: activations by layer, and logits or a fused loss.
+"""Bytes held between forward and backward: activations by layer, and the logits or a fused loss.
 
-Counted from what autograd saves in transformers' Qwen2 and Qwen3 layers and from the loss kernels' own code; held
-against real tensors by benchmarks/bench_memory.py --cpu.
+Counted from the tensors that autograd saves in transformers' Qwen2 and Qwen3 layers, and from the loss kernels' code;
+checked against real tensors by benchmarks/bench_memory.py --cpu.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from qwen_job.plan.estimate.layout import Layout
 
 # The plain loss at its peak, bytes per logit: fp32 log-probabilities, their gradient and that of the logits.
 PLAIN_LOSS_BYTES = 12
-# Rows of logits that our own chunked loss holds at once (train/loss.py).
+# Rows of logits per chunk of our chunked loss (train/loss.py).
 CHUNKED_ROWS = 2048
 
 
 def layer_activation_bytes(layout: Layout) -> int:
-    """Bytes that autograd saves in one decoder layer for one micro-batch.
+    """Return the bytes that autograd saves in one decoder layer for one micro-batch.
 
-    Per token, with e bytes an element: two norms (an fp32 input, the normalised value, the output, 1/rms; fused: the
-    input as it is, the output, 1/rms), q, k, v and the attention's output with its log-sum-exp, and four values of the
+    Per token, with e bytes per element: two norms (an fp32 input, the normalized value, the output, 1/rms; fused: the
+    input unchanged, the output, 1/rms), q, k, v and the attention's output with its log-sum-exp, and four values of the
     FFN's width (gate, silu, up, product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask repeats k and v for
     every query head; ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in the
-    sequence's length.
+    sequence length.
     """
     shape, e = layout.shape, layout.element
-    half = e < 4  # in fp32 the norm's input is the residual stream itself and nothing is saved twice
+    half = e < 4  # in fp32 the norm's input is the residual stream itself, so it is saved only once
     heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
     norms = 2 * (_norm_bytes(layout) * shape.hidden_size + 4)
     kept_kv = kv if layout.attention == "varlen" else q
@@ -37,16 +37,15 @@ def layer_activation_bytes(layout: Layout) -> int:
 
 
 def _norm_bytes(layout: Layout) -> int:
-    """Bytes that an RMSNorm keeps of each number that it normalises, its output among them."""
+    """Return the bytes that an RMSNorm keeps per normalized number, including its output."""
     return 2 * layout.element if layout.fused_norms else 4 + 2 * layout.element
 
 
 def activation_bytes(layout: Layout) -> dict[str, int]:
-    """Bytes of activations: ``saved`` until their layer's backward, and ``working`` while a layer runs
-    backward.
+    """Return the bytes of activations: ``saved`` until their layer's backward, ``working`` during a layer's backward.
 
-    With checkpointing a layer saves its input only and is computed once more, so ``working`` holds that one
-    layer. Both ways ``working`` has the gradients of the FFN's three wide values and of the hidden state.
+    With checkpointing a layer saves only its input and is computed again, so ``working`` includes that layer. In both
+    cases ``working`` includes the gradients of the FFN's three wide values and of the hidden state.
     """
     shape, tokens, e = layout.shape, layout.tokens, layout.element
     layer = layer_activation_bytes(layout)
@@ -61,7 +60,7 @@ def activation_bytes(layout: Layout) -> dict[str, int]:
 
 
 def loss_bytes(layout: Layout) -> int:
-    """Peak bytes that the loss adds to the activations, with the head's gradient where a fused loss makes it early.
+    """Return the peak bytes that the loss adds, including the head's gradient if a fused loss computes it early.
 
     ``none`` holds all logits: 12 bytes each. ``torch`` and ``liger`` hold a chunk that is about as large as the hidden
     states (torch's ``aspect_ratio:2``: half of that) in fp32, its softmax and its half-precision gradient; ``chunked``

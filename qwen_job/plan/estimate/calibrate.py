@@ -25,23 +25,23 @@ from qwen_job.run.folder import RunFolder
 from qwen_job.run.metrics import read_metrics
 from qwen_job.run.reading import there
 
-# The first steps compile, allocate and fill caches.
+# Excluded: the first steps compile, allocate and fill caches.
 WARMUP_STEPS = 5
 LEAST_STEPS = 3
-# A fitted factor outside this range means that the run is not what the formulas describe.
+# A fitted factor outside this range means that the formulas do not describe the run.
 BOUNDS = {
     "activation_factor": (0.3, 3.0),
     "compute_factor": (0.1, 1.6),
     "layer_seconds": (0.0002, 0.05),
     "process_bytes": (1e8, 2e10),
 }
-# A processor's assumed speed may be further off than a GPU's known one.
+# A CPU's speed is assumed, so it may be further off than a GPU's.
 CPU_BOUNDS = {"compute_factor": (0.02, 10.0), "layer_seconds": (0.0002, 0.5)}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one finished run was asked to do, and what it measured (medians over its steps after the first five)."""
+    """One finished run: its settings and its measurements (medians over its steps after the first five)."""
 
     folder: str
     layout: Layout
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Fit:
-    """One run's bytes (allocated; on a CPU of a process) and seconds of a step: planned, planned now, measured."""
+    """A run's memory (allocated bytes; on a CPU, of a process) and step time: planned before, planned now, measured."""
 
     folder: str
     memory: tuple[float, float, float] | None
@@ -82,7 +82,7 @@ class Calibration:
         }
 
     def snippet(self) -> str:
-        """Return the lines to put into a site profile."""
+        """Return the lines to add to a site profile."""
         lines = [f"# fitted to {len(self.fits)} run{'s' if len(self.fits) != 1 else ''}:"]
         for fit in self.fits:
             memory = _change("memory", fit.memory, 1e9, "GB")
@@ -100,15 +100,15 @@ def calibrate(
 ) -> Calibration:
     """Fit the constants to the runs in ``folders``, all on ``gpu``.
 
-    ``gpus_per_node`` (default: one node each) and ``network_gbs`` tell what runs on several nodes were joined by.
+    ``gpus_per_node`` (default: each run had one node) and ``network_gbs`` describe runs on several nodes.
 
     Raises:
         EnvironmentFault: a folder lacks one of the three files, or has too few steps.
-        JobError: the model's shape is not known, or the best fit is outside what the formulas can mean.
+        JobError: the model's shape is unknown, or the best fit is outside the plausible range.
     """
     runs = [read_run(Path(folder), gpus_per_node, network_gbs) for folder in folders]
     if not runs:
-        raise EnvironmentFault("no run to calibrate with: name one or more run folders")
+        raise EnvironmentFault("no run to calibrate with; name one or more run folders")
     other = next((run for run in runs if run.on_cpu != gpu.is_cpu), None)
     if other is not None:
         ran = "a CPU" if other.on_cpu else "a GPU"
@@ -120,10 +120,10 @@ def calibrate(
 
 
 def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | None = None) -> Layout:
-    """Return how a run of these settings (train.yaml, deepspeed.json's zero_optimization) lies on its GPUs.
+    """Return the layout of a run with these settings (train.yaml, deepspeed.json's zero_optimization).
 
     Raises:
-        UnknownName: the model's shape is not known.
+        UnknownName: the model's shape is unknown.
         ModelError: its config.json is not usable.
     """
     training = train.training
@@ -148,7 +148,7 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
     """Read one run.
 
     Raises:
-        EnvironmentFault: a file is missing or broken; the message names it.
+        EnvironmentFault: a file is missing or damaged; the message names it.
     """
     try:
         train, deepspeed = load_config(RunFolder(folder).train)
@@ -176,13 +176,13 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
 
 
 def planned_bytes(run: Run, constants: Constants) -> float:
-    """Bytes that metrics.jsonl measures, by the estimate: what torch allocates, on a CPU a whole process."""
+    """Return the estimate of what metrics.jsonl measures: bytes that torch allocates, or a whole process on a CPU."""
     estimate = estimate_memory(run.layout, zero=run.zero, constants=constants)
     return float(estimate.moments[estimate.peak] + (constants.process_bytes if run.on_cpu else 0))
 
 
 def planned_seconds(run: Run, gpu: Gpu, constants: SpeedConstants) -> float | None:
-    """Seconds of the run's step by the estimate; None for a GPU without a known peak."""
+    """Return the estimated seconds per step; None for a GPU without a known peak."""
     layout = run.layout._replace(gpu=gpu)
     estimate = estimate_speed(layout, fill=run.fill, network_gbs=run.network_gbs, constants=constants)
     return None if estimate is None else estimate.mid
@@ -199,19 +199,19 @@ def _fit_memory(runs: Sequence[Run], gpu: Gpu) -> Constants:
         constants = replace(DEFAULT_CONSTANTS, activation_factor=factor)
         return _squares((planned_bytes(run, constants), run.memory_bytes or 0) for run in measured)
 
-    # A peak in the optimizer step says nothing about activations: the default stays.
+    # A peak in the optimizer step reveals nothing about activations: keep the default.
     if math.isclose(loss(0.9), loss(1.1), rel_tol=1e-9):
         return DEFAULT_CONSTANTS
     return replace(DEFAULT_CONSTANTS, activation_factor=_least(loss, "activation_factor"))
 
 
 def _fit_process(runs: Sequence[Run]) -> Constants:
-    """Take what the processes held beside their tensors: the most, since too little is what hurts."""
+    """Fit the memory of a process without its tensors: the largest, since too low a value does harm."""
     bare = replace(default_constants(None), process_bytes=0)
     most = max((run.memory_bytes or 0) - planned_bytes(run, bare) for run in runs)
     low, high = BOUNDS["process_bytes"]
     if not low < most < high:
-        raise JobError(f"process_bytes would be {most:.3g}: these runs are not what the formulas describe")
+        raise JobError(f"process_bytes would be {most:.3g}: the formulas do not describe these runs")
     return replace(bare, process_bytes=int(most))
 
 
@@ -221,7 +221,7 @@ def _fit_speed(runs: Sequence[Run], gpu: Gpu) -> SpeedConstants:
     if not known:
         return best
     names = ["compute_factor", "layer_seconds"] if len(known) > 1 else [_bounding(known[0], gpu)]
-    for _ in range(8 if len(names) > 1 else 1):  # one after the other until both are at rest
+    for _ in range(8 if len(names) > 1 else 1):  # alternate until both have converged
         for name in names:
             best = _refit(best, name, known, gpu)
     return best
@@ -239,7 +239,7 @@ def _refit(best: SpeedConstants, name: str, runs: Sequence[Run], gpu: Gpu) -> Sp
 
 
 def _bounding(run: Run, gpu: Gpu) -> str:
-    """Name the constant that a single run can tell: which of the two moves its step more."""
+    """Return the constant that a single run can determine: the one that affects its step time more."""
     default = default_speed(gpu)
     seconds = planned_seconds(run, gpu, replace(default, layer_seconds=default.layer_seconds / 2))
     again = planned_seconds(run, gpu, replace(default, compute_factor=default.compute_factor * 2))
@@ -251,7 +251,7 @@ def _squares(pairs: Iterable[tuple[float, float]]) -> float:
 
 
 def _least(loss: Callable[[float], float], name: str, bounds: Mapping[str, tuple[float, float]] = BOUNDS) -> float:
-    """Return where ``loss`` is least inside the constant's bounds (golden section on a logarithmic scale)."""
+    """Return the minimum of ``loss`` within the constant's bounds (golden section on a logarithmic scale)."""
     lowest, highest = bounds[name]
     low, high = math.log(lowest), math.log(highest)
     ratio = (math.sqrt(5) - 1) / 2
@@ -264,7 +264,7 @@ def _least(loss: Callable[[float], float], name: str, bounds: Mapping[str, tuple
     found = math.exp((low + high) / 2)
     if found < lowest * 1.001 or found > highest * 0.999:
         raise JobError(
-            f"{name} would be {found:.3g}, at the end of what it can mean; were these runs on this device, and alone?"
+            f"{name} would be {found:.3g}, at the limit of its plausible range; did they run alone, on this device?"
         )
     return found
 

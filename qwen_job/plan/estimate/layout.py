@@ -1,4 +1,4 @@
-"""One way to lay a model over GPUs: what the estimates of memory and of speed both depend on."""
+"""How a model is distributed over GPUs: the input of the memory and speed estimates."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 class Layout(NamedTuple):
     """A model, the GPUs, and how one step is computed on them.
 
-    ``world_size`` counts processes, one a GPU; ``gpu`` None means that nothing is known about the device;
-    ``fused_norms`` is how our trainer computes norms on a GPU (train/kernels.py), False how transformers does.
+    ``world_size`` counts processes, one per GPU; ``gpu`` is None for an unknown device; ``fused_norms``: norms as our
+    trainer computes them on a GPU (train/kernels.py), otherwise as transformers does.
     """
 
     shape: ModelShape
@@ -34,30 +34,30 @@ class Layout(NamedTuple):
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the job runs on processors, not GPUs."""
+        """Whether the job runs on CPUs, not GPUs."""
         return self.gpu is not None and self.gpu.is_cpu
 
     @property
     def tokens(self) -> int:
-        """Tokens of one micro-batch, padding among them."""
+        """Tokens per micro-batch, including padding."""
         return self.micro_batch_size * self.sequence_length
 
     @property
     def element(self) -> int:
-        """Bytes of one number in the precision."""
+        """Bytes per number in the precision."""
         return BYTES[self.precision]
 
     @property
     def ranks(self) -> int:
-        """Processes of one node."""
+        """Processes per node."""
         return min(self.gpus_per_node, self.world_size)
 
     @property
     def nodes(self) -> int:
-        """Machines."""
+        """Number of nodes."""
         return -(-self.world_size // self.gpus_per_node)
 
     @property
     def shard(self) -> int:
-        """Parameters of one rank, when sharded over all ranks."""
+        """Parameters per rank if sharded over all ranks."""
         return -(-self.shape.num_parameters // self.world_size)

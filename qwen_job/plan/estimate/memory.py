@@ -1,14 +1,13 @@
-"""How much memory a job needs: per GPU, per host and on disk, item by item, before anything is started.
+"""Estimate the memory of a job: per GPU, per node and on disk, item by item.
 
-Three moments of a step can be the peak, and a GPU must hold the largest of them:
+A step has three possible peaks, and the largest must fit in GPU memory:
 
-- ``loss``: all saved activations, and the logits or the chunk of them that a fused loss holds;
-- ``backward``: all saved activations, and what one layer needs while its gradients are computed;
+- ``loss``: all saved activations, and the logits (or one chunk of them with a fused loss);
+- ``backward``: all saved activations, and one layer's working memory while its gradients are computed;
 - ``optimizer``: no activations, but fp32 copies of the gradients that are being applied.
 
-Sources: ZeRO (arXiv:1910.02054) for what is sharded; DeepSpeed 0.19's stage_1_and_2.py and stage3.py for its
-buffers; tensors that autograd saves in transformers' Qwen2 and Qwen3 layers, counted
-(benchmarks/bench_memory.py --cpu).
+Sources: ZeRO (arXiv:1910.02054) for sharding; DeepSpeed 0.19's stage_1_and_2.py and stage3.py for its buffers; a
+count of the tensors that autograd saves in transformers' Qwen2 and Qwen3 layers (benchmarks/bench_memory.py --cpu).
 """
 
 from __future__ import annotations
@@ -33,13 +32,12 @@ CHECKPOINT_COPY = "checkpoint copy"
 
 @dataclass(frozen=True)
 class Constants:
-    """What no formula gives. ``qwen-job plan --calibrate`` fits them to a cluster; defaults: see
-    BENCHMARKS.md.
+    """Constants from measurements. ``qwen-job plan --calibrate`` fits some to a cluster; defaults: see BENCHMARKS.md.
 
     ``context_bytes``: CUDA context, cuBLAS workspace and loaded kernels; ``nccl_bytes``: communicator
-    buffers, when there is more than one GPU; ``fragmentation``: share of the allocated bytes that the
+    buffers, with more than one GPU; ``fragmentation``: share of the allocated bytes that the
     allocator wastes; ``process_bytes``: host memory of one training process without its model;
-    ``activation_factor``: on activations.
+    ``activation_factor``: multiplies activations.
     """
 
     context_bytes: int = 400_000_000
@@ -55,12 +53,12 @@ CPU_CONSTANTS = Constants(process_bytes=700_000_000)
 
 
 def default_constants(gpu: Gpu | None) -> Constants:
-    """Return the constants of a device that nobody calibrated."""
+    """Return the constants of a device that was not calibrated."""
     return CPU_CONSTANTS if gpu is not None and gpu.is_cpu else DEFAULT_CONSTANTS
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes by item: ``gpu`` of one GPU at its ``peak``, ``host`` of one whole node, ``disk`` of the run."""
+    """Bytes by item: ``gpu`` per GPU at its ``peak``, ``host`` per node, ``disk`` for the run."""
 
     gpu: dict[str, int]
     host: dict[str, int]
@@ -71,22 +69,22 @@ class MemoryEstimate(NamedTuple):
 
     @property
     def gpu_bytes(self) -> int:
-        """Total of one GPU at the peak; 0 for a CPU job, whose memory is all in ``host``."""
+        """Total per GPU at the peak; 0 for a CPU job, whose memory is all in ``host``."""
         return sum(self.gpu.values())
 
     @property
     def host_bytes(self) -> int:
-        """Total of one node."""
+        """Total per node."""
         return sum(self.host.values())
 
     @property
     def host_needed(self) -> int:
-        """Total of one node without the copy of a checkpoint: where that has no room, training waits for saves."""
+        """Total per node without the copy of a checkpoint; without room for it, training waits for saves."""
         return self.host_bytes - self.host.get(CHECKPOINT_COPY, 0)
 
     @property
     def disk_bytes(self) -> int:
-        """Total that the run folder takes."""
+        """Total of the run folder."""
         return sum(self.disk.values())
 
     @property
@@ -104,7 +102,7 @@ class MemoryEstimate(NamedTuple):
         return self._replace(host=host, disk=disk)
 
     def fits(self, margin: float = 0.05) -> bool:
-        """Return whether it fits the GPU with ``margin`` free; True where the GPU's memory is unknown."""
+        """Return whether it fits in GPU memory with ``margin`` free; True if the GPU's memory is unknown."""
         return self.capacity is None or self.gpu_bytes <= self.capacity * (1 - margin)
 
 
@@ -129,10 +127,9 @@ def model_state_bytes(
     offload_optimizer: bool = False,
     master_weights: bool = True,
 ) -> dict[str, int]:
-    """Bytes of weights, gradients, master weights and Adam moments that one rank keeps on its GPU between
-    steps.
+    """Bytes of weights, gradients, master weights and Adam moments that a rank keeps on its GPU between steps.
 
-    16 bytes a parameter in mixed precision, sharded by stage (arXiv:1910.02054, section 3): ZeRO-1 keeps 4 +
+    16 bytes per parameter in mixed precision, sharded by stage (arXiv:1910.02054, section 3): ZeRO-1 keeps 4 +
     12/N, ZeRO-2 2 + 14/N, ZeRO-3 16/N. ZeRO keeps an fp32 master copy even of fp32 weights; without ZeRO it
     does not. ``master_weights=False`` is plain half-precision AdamW: moments in the weights' type, no master.
     """
@@ -160,9 +157,9 @@ def estimate_memory(
     zero: Mapping[str, Any] | None = None,
     constants: Constants | None = None,
 ) -> MemoryEstimate:
-    """Estimate the peak memory of one GPU, of one node and of the run folder, item by item, in bytes.
+    """Estimate the peak memory per GPU and per node, and the size of the run folder, item by item, in bytes.
 
-    ``zero`` is the ``zero_optimization`` block that will run, by default that of qwen_job/facts/deepspeed.
+    ``zero``: the ``zero_optimization`` block to be used, by default from qwen_job/facts/deepspeed.
     ``master_weights=False`` means plain half-precision AdamW without DeepSpeed; ``constants`` default to the device's.
     For a CPU job see ``MemoryEstimate.gpu``, for the data ``MemoryEstimate.with_data``.
     """
@@ -213,10 +210,10 @@ def _moments(
     *,
     keeps_gradients: bool,
 ) -> dict[str, dict[str, int]]:
-    """Items that a GPU holds at each moment of a step.
+    """Return the items in GPU memory at each of the three peaks.
 
-    Gradients of earlier micro-batches stay (``keeps_gradients``); in the only micro-batch of a step they appear
-    while activations go, so that the start or the end of backward is the peak, never both at once.
+    Gradients of earlier micro-batches remain (``keeps_gradients``). In the only micro-batch of a step, gradients grow
+    while activations are freed, so the peak is at the start or the end of backward.
     """
     without = {**states, "gradients": states["gradients"] if keeps_gradients else 0}
     saved, working = activations["saved"], activations["working"]
@@ -230,11 +227,11 @@ def _moments(
 
 
 def _buffers(layout: Layout, zero: Mapping[str, Any]) -> dict[str, int]:
-    """DeepSpeed's buffers during backward: reduce buckets, gathered weights and the offload's staging buffer.
+    """Return DeepSpeed's buffers during backward: reduce buckets, gathered weights and the offload's staging buffer.
 
-    ZeRO-1 and 2 have two buckets when communication overlaps, ZeRO-3 always one; a parameter larger than a bucket
+    ZeRO-1 and 2 have two buckets if communication overlaps, ZeRO-3 always one; a parameter larger than a bucket
     (Qwen's embedding and head) is reduced by itself. ZeRO-3 gathers at most ``stage3_max_live_parameters``,
-    prefetched ones among them; it never shards norms and biases. Offload stages the largest gradient.
+    including prefetched ones; it never shards norms and biases. Offload stages the largest gradient.
     """
     shape, stage, element = layout.shape, layout.zero_stage, layout.element
     if stage == 0:
@@ -260,11 +257,11 @@ def _largest_gradient(layout: Layout) -> int:
 
 
 def _step_bytes(layout: Layout, zero: Mapping[str, Any], master_weights: bool, fused_optimizer: bool) -> int:
-    """Temporaries of the optimizer step on the GPU, beside the gradients.
+    """Return the temporaries of the optimizer step on the GPU, in addition to the gradients.
 
     ZeRO makes a flat copy of this rank's gradients and its fp32 version, ZeRO-3 one ``sub_group_size`` at a time; in
-    fp32 the flat copy is the only one, without ZeRO the fp32 version is. An AdamW that is not fused holds one more
-    temporary of the moments' size; the flat copy is gone by then.
+    fp32 the flat copy is the only one, without ZeRO the fp32 version is. An unfused AdamW needs one more
+    temporary of the moments' size; the flat copy has been freed by then.
     """
     element, total = layout.element, layout.shape.num_parameters
     if not master_weights:
@@ -279,13 +276,13 @@ def _step_bytes(layout: Layout, zero: Mapping[str, Any], master_weights: bool, f
 
 
 def _host(layout: Layout, constants: Constants) -> dict[str, int]:
-    """Host memory of one node.
+    """Return the host memory of one node, by item.
 
-    An offloaded optimizer keeps master weights 4, moments 8 and fp32 gradients 4 bytes a parameter, 16-bit
+    An offloaded optimizer keeps 4 bytes per parameter of master weights, 8 of moments and 4 of fp32 gradients, 16-bit
     accumulated gradients and (ZeRO-1 and 2) pinned 16-bit weights, each sharded over all ranks. Without offload a
     checkpoint is copied to the host and written from there: master weights and moments of every rank (ZeRO-0: of the
-    first), and the weights, whole on the first rank but for ZeRO-3. While weights load, every process holds one copy
-    in the working type.
+    first), and the weights, complete on the first rank except with ZeRO-3. While weights load, every process holds one
+    copy in the working type.
     """
     element, ranks, shard = layout.element, layout.ranks, layout.shard
     host = {"processes": ranks * constants.process_bytes}
@@ -302,12 +299,12 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
         whole = layout.shape.num_parameters
         state = (MASTER_BYTES + ADAM_BYTES) * (ranks * shard if layout.zero_stage else whole)
         copy = state + element * (ranks * shard if layout.zero_stage == 3 else whole)
-        host[CHECKPOINT_COPY] = max(0, copy - loading)  # the room for loading is free by then
+        host[CHECKPOINT_COPY] = max(0, copy - loading)  # the memory for loading has been freed by then
     return host
 
 
 def _disk(layout: Layout, save_total_limit: int) -> dict[str, int]:
-    """Disk of a run: every kept checkpoint, and one more while it is written."""
+    """Return the disk space of a run: every kept checkpoint, and one more while it is written."""
     total = layout.shape.num_parameters
     checkpoint = total * (layout.element + MASTER_BYTES + ADAM_BYTES)
     return {

@@ -1,7 +1,7 @@
-"""Choosing ZeRO stage, offload, checkpointing and micro-batch. In reading order:
+"""Choose ZeRO stage, offload, checkpointing and micro-batch. In reading order:
 
-- ``choice``: every combination judged, and the fastest that fits
+- ``choice``: every combination evaluated, and the fastest that fits
 - ``sharding``: the search for a job
-- ``nearest``: the nearest jobs that work, when nothing fits
+- ``nearest``: the nearest jobs that fit, if this one does not
 - ``smallest``: the smallest cluster for a job
 """

@@ -1,6 +1,6 @@
 """Evaluate every combination of ZeRO stage, offload, checkpointing and micro-batch, and choose the fastest that fits.
 
-Also why the others lost, and the smallest cluster that is enough.
+Also why the others lost, and the smallest cluster that fits.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from qwen_job.text import GIB
 
 T = TypeVar("T")
 
-# Share of the GPU that a plan leaves free: the largest error of the estimate on published rows (BENCHMARKS.md).
+# Fraction of GPU memory that a plan keeps free: the estimate's largest error on published figures (BENCHMARKS.md).
 MARGIN = 0.08
 HOST_MARGIN = 0.05
 LARGEST_MICRO_BATCH = 64
 LARGEST_CLUSTER = 64
-# Prepared data, bytes a token (data/prepared.py): read from storage while training.
+# Bytes per token of prepared data (data/prepared.py), read from storage during training.
 TOKEN_BYTES = 4
-# Tokens of a micro-batch where speed is not known: enough for a processor's caches and threads.
+# Largest micro-batch on a CPU, in tokens: enough for its caches and threads.
 USUAL_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the search is asked: one model on one kind of GPU. Fields that are None are free.
+    """The search's input: one model on one kind of GPU. Fields that are None are free.
 
     ``rows_per_gpu`` is micro-batch x accumulation; with ``global_batch_size`` it follows from the number of GPUs.
-    ``host_memory_bytes`` is that of one node; None skips the check. ``network_gbs``: see ``estimate_speed``.
-    Constants that are None are the device's defaults.
+    ``host_memory_bytes`` is per node; None skips the check. ``network_gbs``: see ``estimate_speed``.
+    If the constants are None, the device's defaults are used.
     """
 
     shape: ModelShape
@@ -64,21 +64,21 @@ class Question:
 
     @property
     def world_size(self) -> int:
-        """Processes, one a GPU."""
+        """Processes in the job, one per GPU."""
         return self.nodes * self.gpus_per_node
 
     @property
     def rows(self) -> int:
-        """Rows of one GPU in an optimizer step; 0 when the global batch does not divide by the GPUs."""
+        """Rows per GPU in an optimizer step; 0 if the global batch is not a multiple of the GPUs."""
         if self.global_batch_size is None:
             return self.rows_per_gpu
         return 0 if self.global_batch_size % self.world_size else self.global_batch_size // self.world_size
 
 
 class Choice(NamedTuple):
-    """One combination and its estimates: the layout of a job as one value.
+    """One combination with its estimates.
 
-    ``memory`` is None only for a model of unknown shape, ``speed`` also for a GPU of unknown peak.
+    ``memory`` is None for a model of unknown shape, ``speed`` also for a GPU of unknown peak.
     """
 
     zero_stage: int
@@ -92,12 +92,12 @@ class Choice(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether it fits into the GPU and the host."""
+        """Whether it fits in GPU and host memory."""
         return not self.misfit
 
     @property
     def needs(self) -> MemoryEstimate:
-        """The memory estimate of a choice that came from the search."""
+        """The memory estimate; only for a choice from the search."""
         assert self.memory is not None, "the model's shape is unknown"
         return self.memory
 
@@ -124,9 +124,9 @@ class Answer(NamedTuple):
 
 
 def choose(question: Question) -> Answer:
-    """Return the fastest combination that fits; of equally fast ones the one that takes least memory.
+    """Return the fastest combination that fits; if several are equally fast, the one that needs the least memory.
 
-    Where speed is unknown: no offload, no checkpointing, ZeRO-2 (the reference's stage) come first.
+    If speeds are unknown, no offload, no checkpointing and ZeRO-2 (the reference script's stage) are preferred.
     """
     choices = list(combinations(question))
     fitting = sorted((choice for choice in choices if choice.fits), key=_preference)
@@ -136,9 +136,9 @@ def choose(question: Question) -> Answer:
 
 
 def combinations(question: Question) -> Iterator[Choice]:
-    """Yield every combination that the question leaves free, each with its estimates.
+    """Yield every combination of the free fields, with its estimates.
 
-    ZeRO-0 is only considered when it is asked for: ZeRO-1 computes the same in less memory.
+    ZeRO-0 is only considered if the user asks for it: ZeRO-1 computes the same in less memory.
     """
     for stage in _free(question.zero_stage, (1, 2, 3)):
         for offload in _free(question.offload_optimizer, (False, True)):
@@ -164,7 +164,7 @@ def _free(value: T | None, possible: Sequence[T]) -> Sequence[T]:
 
 
 def _micro_batches(question: Question) -> list[int]:
-    """Micro-batches to try: powers of two that divide a GPU's rows, and all of its rows."""
+    """Return the micro-batches to evaluate: the powers of two that divide a GPU's rows."""
     rows, sizes, size = question.rows, [], 1
     if question.micro_batch_size is not None:
         return [question.micro_batch_size] if rows and rows % question.micro_batch_size == 0 else []
@@ -179,7 +179,7 @@ def _micro_batches(question: Question) -> list[int]:
 
 
 def layout_of(question: Question, choice: Choice) -> Layout:
-    """Return the layout that the estimates need: the choice on the question's model and GPUs."""
+    """Return the input of the estimates: the choice on the question's model and GPUs."""
     return Layout(
         question.shape,
         gpu=question.gpu,
@@ -218,28 +218,28 @@ def speed_of(question: Question, layout: Layout) -> SpeedEstimate | None:
 
 
 def _misfit(question: Question, memory: MemoryEstimate) -> str:
-    """Return which number is too large and by how much; empty when everything fits."""
+    """Return which limit is exceeded and by how much; empty if everything fits."""
     if memory.capacity is not None:
         allowed = memory.capacity * (1 - question.margin)
         if memory.gpu_bytes > allowed:
             largest = max(memory.gpu, key=lambda item: memory.gpu[item])
             return (
-                f"needs {memory.gpu_bytes / GIB:.1f} GiB a GPU, {(memory.gpu_bytes - allowed) / GIB:.1f} GiB more than "
-                f"{memory.capacity / GIB:.1f} GiB with {question.margin:.0%} to spare; "
+                f"needs {memory.gpu_bytes / GIB:.1f} GiB per GPU, {(memory.gpu_bytes - allowed) / GIB:.1f} GiB more "
+                f"than {memory.capacity / GIB:.1f} GiB with {question.margin:.0%} to spare; "
                 f"most is {largest}, {memory.gpu[largest] / GIB:.1f} GiB"
             )
     if question.host_memory_bytes is not None:
         allowed = question.host_memory_bytes * (1 - HOST_MARGIN)
         if memory.host_needed > allowed:
             return (
-                f"needs {memory.host_needed / GIB:.0f} GiB of host memory a node, "
+                f"needs {memory.host_needed / GIB:.0f} GiB of host memory per node, "
                 f"{(memory.host_needed - allowed) / GIB:.0f} GiB too many"
             )
     return ""
 
 
 def _preference(choice: Choice) -> tuple[float, ...]:
-    """Order of choices that fit: faster to the nearest percent, then the simpler and the smaller one."""
+    """Return the sort key of a choice that fits: speed to three digits, then simplicity, then memory."""
     simple = (choice.offload_optimizer, choice.gradient_checkpointing, choice.zero_stage != 2, choice.zero_stage)
     if choice.speed is None or choice.speed.rough:
         return (0.0, *simple, -choice.micro_batch_size)
@@ -251,12 +251,12 @@ def _preference(choice: Choice) -> tuple[float, ...]:
 
 
 def _digits(value: float) -> int:
-    """Digits to round away so that three stay: 12,345 keeps 12,300."""
+    """Return how many digits to round away to keep three: 12,345 becomes 12,300."""
     return max(0, len(str(int(value))) - 3)
 
 
 def _runners(best: Choice | None, choices: Sequence[Choice]) -> list[Runner]:
-    """Return the best of every other kind (stage, offload, checkpointing) and why it lost, those that fit first."""
+    """Return the best of every other kind (stage, offload, checkpointing) and why it lost, fitting ones first."""
     kinds: dict[tuple[int, bool, bool], Choice] = {}
     for choice in sorted(choices, key=lambda choice: (not choice.fits, _rank(choice))):
         kinds.setdefault((choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing), choice)
@@ -286,5 +286,5 @@ def _why(best: Choice | None, choice: Choice) -> str:
     if choice.zero_stage > best.zero_stage:
         reasons.append("gathers weights for every micro-batch" if choice.zero_stage == 3 else "reduces more often")
     if choice.micro_batch_size < best.micro_batch_size:
-        reasons.append("has room for smaller micro-batches only")
+        reasons.append("only has room for smaller micro-batches")
     return f"{1 - 1 / ratio:.0%} slower: {'; '.join(reasons) or 'communicates more'}"

@@ -1,7 +1,7 @@
-"""When nothing fits: which number is too large, by how much, and the nearest jobs that fit.
+"""If nothing fits: which limit is exceeded, by how much, and the nearest jobs that fit.
 
 - ``refusal``: the whole message
-- ``nearest``: changes each of which alone is enough; ``together``: the fewest at once, where none is
+- ``nearest``: changes that are each enough alone; ``together``: the smallest combination, if none is
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from qwen_job.facts.hardware import Gpu
 from qwen_job.plan.search.choice import HOST_MARGIN, LARGEST_CLUSTER, Choice, Question, choose, combinations, fit
 from qwen_job.text import GIB
 
-# Sequence lengths are cut in these steps when the nearest job that fits is looked for.
+# Granularity of the search for a shorter sequence length.
 LENGTH_STEP = 64
-# What the user may have fixed: the question's field, and that of job.yaml.
+# Fields that the user may have fixed: in the question, and in job.yaml.
 FIXABLE = {
     "zero_stage": "deepspeed.zero_stage",
     "offload_optimizer": "deepspeed.offload_optimizer",
@@ -36,9 +36,9 @@ class Change(NamedTuple):
 
 
 def refusal(question: Question, gpus: Sequence[Gpu] = ()) -> tuple[str, str]:
-    """Return the field of job.yaml that is too small, and why nothing fits with the nearest jobs that do.
+    """Return the field of job.yaml to blame, and a message with the reason and the nearest jobs that fit.
 
-    ``gpus`` are the alternatives to suggest.
+    ``gpus``: alternatives to suggest.
     """
     least = least_misfit(question)
     if least is None:
@@ -57,10 +57,10 @@ def least_misfit(question: Question) -> Choice | None:
 
 
 def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
-    """Return changes, each of which alone makes a job that does not fit fit: the least intrusive first.
+    """Return changes that each make the job fit alone, the least intrusive first.
 
-    Tried in this order: freeing one of the fields that the user fixed, a shorter sequence, more host memory, more
-    nodes, another GPU of ``gpus`` (the smallest that is enough). Empty when none helps.
+    In this order: removing one of the user's fixed fields, a shorter sequence, more host memory, more nodes, another
+    GPU of ``gpus`` (the smallest that is enough). Empty if none helps.
     """
     if choose(question).best:
         return []
@@ -76,10 +76,10 @@ def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
 
 
 def together(question: Question, gpus: Sequence[Gpu] = ()) -> list[str]:
-    """Return one suggestion that combines several changes; empty when there is none.
+    """Return one suggestion that combines several changes; empty if there is none.
 
-    Tried in this order: without two or more of the fixed fields, the same on more nodes, another GPU on 1 to 64 nodes,
-    a shorter sequence on the largest cluster.
+    In this order: without two or more of the fixed fields, the same on more nodes, another GPU on 1 to 64 nodes, a
+    shorter sequence on the largest cluster.
     """
     fixed = [name for name in FIXABLE if getattr(question, name) is not None]
     for count in range(2, len(fixed) + 1):
@@ -99,7 +99,7 @@ def together(question: Question, gpus: Sequence[Gpu] = ()) -> list[str]:
 
 
 def _smallest_other(question: Question, gpus: Sequence[Gpu]) -> str:
-    """Name the other GPU that is enough on the fewest nodes, the smallest of them."""
+    """Return a message about the smallest other GPU that is enough on the fewest nodes."""
     nodes = 1
     while nodes <= LARGEST_CLUSTER:
         for gpu in sorted(gpus, key=lambda gpu: gpu.memory_bytes or 0):
@@ -136,7 +136,7 @@ def _fields(names: Iterable[str]) -> str:
 
 
 def _freed(question: Question) -> Iterator[Change]:
-    """Yield a change for each field that the user fixed and whose freeing alone makes the job fit."""
+    """Yield a change for each fixed field whose removal alone makes the job fit."""
     for name, place in FIXABLE.items():
         if getattr(question, name) is None:
             continue
@@ -155,7 +155,7 @@ def _shorter(question: Question) -> Iterator[Change]:
 
 
 def _longest(question: Question) -> int | None:
-    """Return the longest sequence, in steps of 64 below the one asked for, with which the job fits."""
+    """Return the longest shorter sequence, in steps of 64, with which the job fits."""
     low, high = 0, (question.sequence_length - 1) // LENGTH_STEP
     while low < high:
         middle = (low + high + 1) // 2
@@ -167,7 +167,7 @@ def _longest(question: Question) -> int | None:
 
 
 def _more_host_memory(question: Question) -> Iterator[Change]:
-    """Yield the host memory that is enough, if the host is too small."""
+    """Yield a change to enough host memory, if the host has too little."""
     have = question.host_memory_bytes
     if have is None:
         return
@@ -180,7 +180,7 @@ def _more_host_memory(question: Question) -> Iterator[Change]:
 
 
 def _excess(question: Question, choice: Choice) -> tuple[float, int]:
-    """Return by what share the tighter of GPU and host is over, and the bytes of a GPU."""
+    """Return by which fraction the tighter of GPU and host exceeds its limit, and the bytes per GPU."""
     memory, shares = choice.needs, [0.0]
     if memory.capacity:
         shares.append(memory.gpu_bytes / (memory.capacity * (1 - question.margin)))

@@ -1,6 +1,6 @@
 """Choose ZeRO stage, offload, gradient checkpointing and micro-batch for a job.
 
-- ``question_of``: what the search is asked for a job
+- ``question_of``: the search's question for a job
 - ``choose_for``, ``reason_of``: the fastest layout that fits, and why
 - ``reference_choice``: the layout for a model of unknown shape
 """
@@ -83,7 +83,7 @@ def reason_of(question: Question, answer: Answer) -> str:
 
 
 def reference_choice(job: Job, rows: int, on_cpu: bool) -> Choice:
-    """Return what the reference script does (ZeRO-2, checkpointing, one row) for a model of unknown shape."""
+    """Return the reference script's layout (ZeRO-2, checkpointing, one row), for a model of unknown shape."""
     accumulation, checkpointing = job.train.gradient_accumulation_steps, job.train.gradient_checkpointing
     micro = job.train.per_device_train_batch_size or (rows // accumulation if accumulation else 1)
     return Choice(
@@ -96,12 +96,12 @@ def reference_choice(job: Job, rows: int, on_cpu: bool) -> Choice:
 
 
 def refuse_contradictions(job: Job, on_cpu: bool) -> None:
-    """Raise a JobError where offload_optimizer contradicts the device or the ZeRO stage."""
+    """Raise a JobError if offload_optimizer contradicts the device or the ZeRO stage."""
     if not job.deepspeed.offload_optimizer:
         return
     where = ("deepspeed", "offload_optimizer")
     if on_cpu:
-        raise JobError([job.problem(where, "on CPUs the optimizer is on the host anyway; remove the line")])
+        raise JobError([job.problem(where, "a CPU job's optimizer is always in host memory; remove the line")])
     if job.deepspeed.zero_stage == 0:
         raise JobError([job.problem(where, "needs ZeRO, but deepspeed.zero_stage is 0; write zero_stage 1, 2 or 3")])
 

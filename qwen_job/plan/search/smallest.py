@@ -1,4 +1,4 @@
-"""The smallest cluster for a job: of the GPU that it names, and of every other one that is known."""
+"""The smallest cluster for a job: with its own GPU, and with every other known one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen_job.plan.search.sharding import able_gpus
 
 @dataclass(frozen=True)
 class Smallest:
-    """The fewest GPUs of one kind on which the job fits; ``choice`` is None, and ``why`` says more, if none do."""
+    """The fewest GPUs of one kind that fit the job; if none do, ``choice`` is None and ``why`` has the reason."""
 
     gpu: str
     nodes: int
@@ -30,7 +30,7 @@ class Smallest:
 def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
     """Return the job's own GPU first, then every other known one that can run the job, fewest GPUs first.
 
-    The price that the job names is that of its own GPU, so only that one gets a cost.
+    The job's price is for its own GPU, so only that one gets a cost.
 
     Raises:
         JobError: the model's shape is unknown.
@@ -67,7 +67,7 @@ def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: 
 
 
 def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
-    """Yield (nodes, GPUs a node), smallest first: parts of one node, then whole nodes."""
+    """Yield (nodes, GPUs per node), smallest first: parts of one node, then whole nodes."""
     size = 1
     while size < gpus_per_node:
         yield 1, size
@@ -79,7 +79,7 @@ def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
 
 
 def _why(job: Job, question: Question) -> str:
-    """Return why no cluster is enough, and the nearest jobs that would fit."""
+    """Return why no cluster is large enough, and the nearest jobs that would fit."""
     if question.global_batch_size is not None:
         for nodes, gpus in _sizes(job.cluster.gpus_per_node, False):
             if choose(replace(question, nodes=nodes, gpus_per_node=gpus, global_batch_size=None)).best:
