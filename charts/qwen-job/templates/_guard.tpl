@@ -1,4 +1,4 @@
-{{/* Everything that is refused before an object is made; each message says what, where, and what to do. */}}
+{{/* Reject bad values before any object is created; each message names the field, the problem and the fix. */}}
 {{- define "qwen-job.guard" -}}
 {{- $k := .Values.kubernetes -}}
 {{- range $field, $value := $k -}}
@@ -40,7 +40,7 @@
 {{- include "qwen-job.cluster" . -}}
 {{- end -}}
 
-{{/* A variable that must not stand where others can read it: (field, name, value). */}}
+{{/* Reject a secret in a variable that others can read: (field, name, value). */}}
 {{- define "qwen-job.guard_secret" -}}
 {{- $name := index . 1 -}}
 {{- $value := index . 2 -}}
@@ -52,13 +52,13 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What is written and less than the job needs; qwen_job/render/kubernetes/needs.py does the same. */}}
+{{/* Amounts that the user sets below what the job needs, as in qwen_job/render/kubernetes/needs.py. */}}
 {{- define "qwen-job.guard_amounts" -}}
 {{- $k := .Values.kubernetes -}}
 {{- if not .Values.enabled -}}
 {{- fail "enabled: is for a parent chart's condition; leave the chart out instead" -}}
 {{- end -}}
-{{/* The plan counts for its own model and data only. */}}
+{{/* The plan's figures hold only for its own model and data. */}}
 {{- $need := empty .Values.train | ternary (.Values.config.needs | default dict).memory nil | default "0" | toString -}}
 {{- range include "qwen-job.written" (list . "memory") | trim | splitList " " | compact -}}
 {{- if regexMatch "^[0-9]+(\\.[0-9]+)?(k|[MGTPE]|[KMGTPE]i)?$" . -}}
@@ -103,7 +103,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What a server takes although it is wrong, in a pod over which the user's fields were laid: (pod, container, field). */}}
+{{/* Faults that a server accepts, in a pod with the user's fields merged in: (pod, container, field). */}}
 {{- define "qwen-job.guard_pod" -}}
 {{- $pod := index . 0 -}}
 {{- $wanted := index . 1 -}}
@@ -156,7 +156,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Every path that the job touches lies on a volume. */}}
+{{/* Every path that the job uses must be on a volume. */}}
 {{- define "qwen-job.paths" -}}
 {{- $train := include "qwen-job.train" . | fromYaml -}}
 {{- $paths := dict "output" $train.output_dir "train.model.cache_dir" $train.model.cache_dir "train.data.cache_dir" $train.data.cache_dir -}}
@@ -186,7 +186,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What only a real cluster can tell; an offline 'helm template' knows no kinds at all and is let through. */}}
+{{/* Checks that need a real cluster; skipped for an offline 'helm template', which knows no kinds. */}}
 {{- define "qwen-job.cluster" -}}
 {{- $kinds := dict "pytorchjob" "kubeflow.org/v1/PyTorchJob" "trainjob" "trainer.kubeflow.org/v1alpha1/TrainJob" "jobset" "jobset.x-k8s.io/v1alpha2/JobSet" -}}
 {{- $owners := dict "pytorchjob" "the Kubeflow training-operator" "trainjob" "Kubeflow Trainer v2" "jobset" "JobSet" -}}
@@ -200,7 +200,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Refuse an upgrade that would end, or mix with another, what runs. */}}
+{{/* Reject an upgrade that would end a running job or mix it with another. */}}
 {{- define "qwen-job.upgrade" -}}
 {{- $kind := .Values.kubernetes.kind -}}
 {{- $name := include "qwen-job.name" . -}}
@@ -214,12 +214,12 @@
 {{- else if ne .checksum $checksum -}}
 {{- fail (printf "the %s %s exists and would compute something else after this upgrade: its pods would be killed, or would mix both. %s" .kind .name $way) -}}
 {{- else if and $.Values.kubernetes.suspend (not .finished) (not .suspended) -}}
-{{- fail (printf "the %s %s runs, and kubernetes.suspend would end its pods. Set allow_change=true to do so; the run goes on later from its newest checkpoint" .kind .name) -}}
+{{- fail (printf "the %s %s runs, and kubernetes.suspend would end its pods. Set allow_change=true to do so; the run can later resume from its newest checkpoint" .kind .name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* The jobs of this release that the server knows, as JSON; none when Helm asks no server. */}}
+{{/* This release's jobs on the server, as JSON; none if Helm runs without a server. */}}
 {{- define "qwen-job.live" -}}
 {{- $found := list -}}
 {{- $root := . -}}

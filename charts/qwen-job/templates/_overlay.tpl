@@ -1,6 +1,6 @@
-{{/* A user's own fields that would replace what the job needs; qwen_job/render/kubernetes/overlays.py does the same. */}}
+{{/* Reject user fields that would replace what the job needs, as qwen_job/render/kubernetes/overlays.py does. */}}
 
-{{/* Fields laid into a pod: (root, the field, the user's map, the container that runs the job). */}}
+{{/* Fields merged into a pod: (root, the field, the user's map, the container that runs the job). */}}
 {{- define "qwen-job.guard_overlay_pod" -}}
 {{- $root := index . 0 -}}
 {{- $field := index . 1 -}}
@@ -39,7 +39,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The items of a list that are maps, as JSON: (map, key). An item of another kind stands as an empty one. */}}
+{{/* The items of a list, as JSON, with an empty map in place of any item that is not a map: (map, key). */}}
 {{- define "qwen-job.maps" -}}
 {{- $found := list -}}
 {{- $items := get (index . 0) (index . 1) -}}
@@ -106,7 +106,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* A number that follows from the job: (place, the user's, the planned one, the field to change). */}}
+{{/* Reject a number other than the planned one: (place, the user's, the planned one, the field to change). */}}
 {{- define "qwen-job.guard_number" -}}
 {{- $value := index . 1 -}}
 {{- if and (not (kindIs "invalid" $value)) (ne (toString $value) (toString (index . 2))) -}}

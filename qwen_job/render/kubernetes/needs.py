@@ -36,8 +36,8 @@ def written(section: Kubernetes, resource: str) -> dict[Path, str]:
     """Return field below ``kubernetes`` -> amount for every place where the user sets ``cpu`` or ``memory``."""
     main = "pytorch" if section.kind == "pytorchjob" else "node"
     containers: list[tuple[Path, dict[str, Any]]] = [(("pod_container",), section.pod_container)]
-    laid = section.pod.get("containers")
-    for number, item in enumerate(laid if isinstance(laid, list) else ()):
+    items = section.pod.get("containers")
+    for number, item in enumerate(items if isinstance(items, list) else ()):
         if isinstance(item, dict) and item.get("name") == main:
             containers.append((("pod", "containers", number), item))
     own = {"cpu": section.cpu, "memory": section.memory}[resource]

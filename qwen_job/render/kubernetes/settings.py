@@ -129,8 +129,8 @@ def _section_problems(plan: Plan) -> Iterator[Problem]:
         yield job.problem(("kubernetes", "master"), f"a {section.kind} has no Master; remove the line")
     if section.egress and not section.network_policy:
         yield job.problem(("kubernetes", "egress"), "has no effect without network_policy: true; set that too")
-    for field, laid in (("pod", section.pod), ("prepare_pod", section.prepare_pod)):
-        if "restartPolicy" in laid:
+    for field, merged in (("pod", section.pod), ("prepare_pod", section.prepare_pod)):
+        if "restartPolicy" in merged:
             yield job.problem(("kubernetes", field), f"restartPolicy: a {section.kind} sets it itself; remove the line")
     names = [volume.name for volume in section.volumes]
     for name in sorted({name for name in names if names.count(name) > 1}):
