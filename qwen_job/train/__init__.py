@@ -1,6 +1,7 @@
 """What runs inside the image: train.yaml to checkpoints, metrics and a model folder that answers.
 
-__main__          the entry of every rank;  read_settings, flags, deepspeed_config, arguments: what it was given
+__main__          the entry of every rank;  read_settings, flags, flag_sections, deepspeed_config,
+                  arguments: its settings
 attempt           prepare, train, export;  failures, oom_advice: what ended it, and what to do
 rendezvous        how ranks meet and wait for one another;  ranks: what they exchange
 resume            the checkpoint and identity to resume from;  identity, settings_diff, universal

@@ -10,25 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from qwen_job import strict_json
-from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import UsageError
 from qwen_job.facts import choices, settings
-from qwen_job.facts.model_names import clean_name, resolve_source
 from qwen_job.run.config import RENAMED, DeepSpeedConfig, TrainConfig, parse_config
 from qwen_job.run.sections import Training
 from qwen_job.text import did_you_mean, visible
-
-
-class Hardware(NamedTuple):
-    """What this process can compute on; ``capability`` is (major, minor), or None on a CPU."""
-
-    device: str
-    capability: tuple[int, int] | None
-    has_varlen: bool
-
+from qwen_job.train.flag_sections import Hardware, data_values, hardware_values, model_values
 
 # Accepted because the reference passes them; each has no effect here, for the reason given.
 IGNORED = {
@@ -167,20 +157,20 @@ def config_from_flags(
             raise UsageError(f"--{required} is required")
     _answer_resume(flags)
     _choose_strategies(flags)
-    hardware_values = _hardware_values(own, hardware)
+    on_device = hardware_values(own, hardware)
     training = _training_values(flags)
-    _refuse_conflicts(flags, training, hardware_values["device"] == "cpu", hardware)
+    _refuse_conflicts(flags, training, on_device["device"] == "cpu", hardware)
     values = {
         "name": own.get("run_name") or Path(own["output_dir"]).name or "run",
         "output_dir": str(Path(own["output_dir"]).absolute()),
         "seed": own.get("seed", choices.SEED),
         "resume": own.get("resume", "auto"),
         "world_size": world_size,
-        **hardware_values,
+        **on_device,
         "torch_compile": own.get("torch_compile", False),
         "gradient_checkpointing": own.get("gradient_checkpointing", False),
-        "model": _model_values(own),
-        "data": _data_values(own),
+        "model": model_values(own),
+        "data": data_values(own),
         "training": training,
     }
     deepspeed = _read_deepspeed(own.get("deepspeed"))
@@ -290,61 +280,6 @@ def _typed(name: str, text: str | None, kind: Callable[[str], Any]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"--{name} wants a finite number, not {_cut(text)}")
     return value
-
-
-def _hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
-    if own.get("bf16") and own.get("fp16"):
-        raise UsageError("--bf16 and --fp16 exclude each other: choose one")
-    on_gpu = hardware.device == "cuda" and not own.get("use_cpu")
-    modern = on_gpu and hardware.capability is not None and hardware.capability >= (8, 0)
-    if own.get("fp16") and not on_gpu:
-        raise UsageError("--fp16 True: DeepSpeed has fp16 on GPUs only; on a CPU leave it out, or use --bf16 True")
-    if own.get("bf16") and on_gpu and not modern:
-        raise UsageError("--bf16 True: this GPU has no bf16 (compute capability below 8.0); use --fp16 True")
-    return {
-        "device": "cuda" if on_gpu else "cpu",
-        "precision": "bf16" if own.get("bf16") else "fp16" if own.get("fp16") else "fp32",
-        "attention": own.get("attention") or ("varlen" if modern and hardware.has_varlen else "sdpa"),
-        "fused_loss": own.get("fused_loss") or ("chunked" if on_gpu else "none"),
-    }
-
-
-def _model_values(own: dict[str, Any]) -> dict[str, Any]:
-    name = own["model_name_or_path"]
-    # As transformers, the reference takes a folder of this name where there is one.
-    here = Path(name).exists() or name.startswith(".")
-    source = own.get("model_source") or ("local" if here else resolve_source(name, "auto"))
-    try:
-        name = clean_name(name, source)
-    except ValueError as error:
-        raise UsageError(f"--model_name_or_path: {error}") from None
-    return {
-        "name": name,
-        "source": source,
-        "revision": "master" if source == "modelscope" else None,
-        "cache_dir": own.get("cache_dir"),
-    }
-
-
-def _data_values(own: dict[str, Any]) -> dict[str, Any]:
-    def files(text: str | None) -> list[dict[str, Any]]:
-        return [{"path": str(Path(text).absolute()), "weight": 1.0}] if text else []
-
-    return {
-        "train": files(own["data_path"]),
-        "eval": files(own.get("eval_data_path")),
-        "eval_split": 0.0,
-        "format": "auto",
-        "system_prompt": own.get("system_prompt", SYSTEM_PROMPT),
-        "max_length": own.get("model_max_length", 8192),
-        "long_samples": own.get("long_samples", "truncate"),
-        "packing": own.get("packing", False),
-        "mask": own.get("mask", "assistant"),
-        "turn_order": own.get("turn_order", "strict"),
-        "ignore_keys": own.get("ignore_keys", "").replace(",", " ").split(),
-        "cache_dir": None,
-        "num_workers": None,
-    }
 
 
 def _training_values(flags: Flags) -> dict[str, Any]:

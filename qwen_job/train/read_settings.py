@@ -16,7 +16,8 @@ from qwen_job.run.config import (
 )
 from qwen_job.run.folder import DEEPSPEED
 from qwen_job.train.deepspeed_config import resolve
-from qwen_job.train.flags import Hardware, config_from_flags
+from qwen_job.train.flag_sections import Hardware
+from qwen_job.train.flags import config_from_flags
 from qwen_job.train.rendezvous import Place
 from qwen_job.train.trackers import check_trackers
 

@@ -10,7 +10,8 @@ from qwen_job.errors import JobError, ModelError, UsageError
 from qwen_job.facts.model_names import clean_name, resolve_source
 from qwen_job.job.load import load_job
 from qwen_job.run.sections import ModelSpec
-from qwen_job.train.flags import Hardware, config_from_flags
+from qwen_job.train.flag_sections import Hardware
+from qwen_job.train.flags import config_from_flags
 
 GOOD = [
     "Qwen/Qwen-1_8B-Chat",

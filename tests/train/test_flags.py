@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import UsageError
-from qwen_job.train.flags import Hardware, config_from_flags, parse_flags
+from qwen_job.train.flag_sections import Hardware
+from qwen_job.train.flags import config_from_flags, parse_flags
 
 A100 = Hardware("cuda", (8, 0), True)
 V100 = Hardware("cuda", (7, 0), False)

@@ -14,7 +14,8 @@ from qwen_job.errors import JobError, UsageError
 from qwen_job.facts.settings import facts
 from qwen_job.run.config import TrainConfig, check_training, parse_config
 from qwen_job.train.arguments import Arguments, read_arguments, warmup_steps
-from qwen_job.train.flags import IGNORED, Hardware, config_from_flags
+from qwen_job.train.flag_sections import Hardware
+from qwen_job.train.flags import IGNORED, config_from_flags
 from tests.train import tiny
 
 if TYPE_CHECKING:
