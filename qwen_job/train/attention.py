@@ -75,7 +75,7 @@ def check_kernel(config: Any, kind: str) -> None:
         )
 
 
-def inputs_for(batch: Batch, kind: str, dtype: torch.dtype, window: int | None = None) -> dict[str, Any]:
+def inputs_for(batch: Batch, kind: str, dtype: torch.dtype, window: int | None = None) -> dict[str, object]:
     """Return the arguments of the model's forward; tensors [B, S], or [1, B S] for varlen.
 
     ``window``: of the model's sliding layers (varlen takes it from each layer itself).
@@ -151,7 +151,7 @@ def _last_queries(queries: int, keys: int, window: int, like: torch.Tensor) -> t
     return near.tril()[keys - queries :]
 
 
-def _boundaries(batch: Batch) -> dict[str, Any]:
+def _boundaries(batch: Batch) -> dict[str, object]:
     lengths = [length for row in batch["document_lengths"] for length in row]
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     device = batch["input_ids"].device

@@ -287,7 +287,7 @@ class Snapshots:
         for place in range(len(self._buffers), len(sizes)):
             self._buffers.append(page_locked(sizes[place]))
 
-    def copy(self, value: Any) -> Any:
+    def copy(self, value: object) -> Any:
         """Copy ``value`` with all its tensors, so that training may continue to change it."""
         return map_tensors(value, self._copy_tensor)
 
@@ -308,7 +308,7 @@ class Snapshots:
         return self._buffers[place]
 
 
-def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+def map_tensors(value: object, change: Callable[[torch.Tensor], Any]) -> Any:
     """Return ``value`` with every tensor in its dictionaries, lists and tuples replaced by ``change(tensor)``."""
     if isinstance(value, torch.Tensor):
         return change(value.detach())

@@ -18,7 +18,7 @@ class Hardware(NamedTuple):
     has_varlen: bool
 
 
-def hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
+def hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, object]:
     """Return device, precision, attention and loss.
 
     Raises:
@@ -40,7 +40,7 @@ def hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def model_values(own: dict[str, Any]) -> dict[str, Any]:
+def model_values(own: dict[str, Any]) -> dict[str, object]:
     """Return the ``model`` section.
 
     Raises:
@@ -62,10 +62,10 @@ def model_values(own: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def data_values(own: dict[str, Any]) -> dict[str, Any]:
+def data_values(own: dict[str, Any]) -> dict[str, object]:
     """Return the ``data`` section."""
 
-    def files(text: str | None) -> list[dict[str, Any]]:
+    def files(text: str | None) -> list[dict[str, object]]:
         return [{"path": str(Path(text).absolute()), "weight": 1.0}] if text else []
 
     return {

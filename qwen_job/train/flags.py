@@ -282,7 +282,7 @@ def _typed(name: str, text: str | None, kind: Callable[[str], Any]) -> Any:
     return value
 
 
-def _training_values(flags: Flags) -> dict[str, Any]:
+def _training_values(flags: Flags) -> dict[str, object]:
     values = {**_HUGGING_FACE_DEFAULTS, **flags.training}
     report = flags.own.get("report_to", "none")
     values["report_to"] = [] if report == "none" else report.replace(",", " ").split()

@@ -23,7 +23,7 @@ from qwen_job.train.arguments import Arguments
 from qwen_job.train.trackers import PACKAGES, installed
 
 Say = Callable[[str], None]
-Values = Mapping[str, Any]
+Values = Mapping[str, object]
 # A tracker that fails and takes longer than this is not called again.
 _PATIENCE_SECONDS = 5.0
 # Figures of the whole run, which some trackers keep apart from the curves.
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     arguments: Arguments
     model: Any
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return every setting of the training, below them the model's own."""
         training = self.config.training
         named = {"output_dir": str(self.config.output_dir), "seed": self.config.seed}
@@ -313,18 +313,18 @@ def named_trackers(report_to: Sequence[str]) -> list[str]:
     return [name for name in report_to if name != "none"]
 
 
-def grouped(values: Values) -> dict[str, Any]:
+def grouped(values: Values) -> dict[str, object]:
     """Return figures by the names of transformers' curves: ``eval_loss`` as eval/loss, ``loss`` as train/loss."""
     return {
         re.sub(r"^(eval)_|^", lambda found: f"{found[1] or 'train'}/", name): value for name, value in values.items()
     }
 
 
-def _curves(values: Values) -> dict[str, Any]:
+def _curves(values: Values) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in _OF_THE_RUN}
 
 
-def _flat(values: Values, prefix: str = "") -> dict[str, Any]:
+def _flat(values: Values, prefix: str = "") -> dict[str, object]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -163,5 +163,5 @@ def fruitless_attempts(lines: Sequence[dict[str, Any]], resumed_from: int | None
     return count
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

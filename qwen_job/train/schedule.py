@@ -44,7 +44,7 @@ class Schedule:
         if self._follows_loss:
             self._curve.step(loss)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the content of scheduler.pt."""
         state: dict[str, Any] = self._curve.state_dict()
         return state

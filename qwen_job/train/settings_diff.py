@@ -100,6 +100,6 @@ def is_complete(config: TrainConfig) -> bool:
     return not changed
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
