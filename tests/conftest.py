@@ -33,12 +33,13 @@ def pytest_configure() -> None:
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when asked for, and group the rest for pytest-xdist."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Leave out what runs only when asked for, and group the rest before pytest-xdist reads the groups."""
     _leave_out(config, items)
     if config.getoption("dist", None) == "loadgroup":
         _group(items)
+    yield
 
 
 def _group(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +68,8 @@ class User:
     def submit(self, words: str = "") -> tuple[int, int]:
         """Submit job.yaml and return the id of the job and that of the one that waits for it (0: none)."""
         out, err = self.run(f"qwen-job submit job.yaml --target slurm {words}")
-        waiting = [line for line in err.splitlines() if "waits for" in line]
-        return int(out), int(waiting[0].split()[2]) if waiting else 0
+        waiting = re.search(r"\bjob (\d+) waits for", err)
+        return int(out), int(waiting[1]) if waiting else 0
 
     def states(self, job: int) -> dict[str, tuple[str, str]]:
         """Return task -> state and restarts of an array's tasks, or of a job under its own number."""
@@ -227,4 +228,4 @@ def test_an_output_folder_of_one_node_ends_the_job_by_its_field(user: User) -> N
     assert user.lab.job(job)["ExitCode"] == "5:0"
     said = user.said(f"grid-{job}.out")
     assert "output: /tmp/of-one-node/run on node2 is not the folder that the first node sees" in said
-    assert "put output on storage that they share" in said
+    assert "put output on shared storage" in said

@@ -58,7 +58,7 @@ def test_a_slow_node_is_left_out(lab: Lab, tmp_path: Path) -> None:
     finally:
         lab.on("node2", "tc qdisc del dev eth0 root")
     assert "excluding node2, which failed the checks" in run.output
-    assert "the slow links are those of node2" in findings(run, 0)["node2"]["link"]
+    assert "slow links: node2" in findings(run, 0)["node2"]["link"]
     assert set(findings(run, 1)) == {"node1", "node3", "node4"}
     assert lab.job(run.job)["ExcNodeList"] == "node2"
 
