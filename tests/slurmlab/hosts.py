@@ -26,7 +26,8 @@ echo "$outer"; exec >/dev/null
 while :; do sleep infinity & wait $!; done
 """
 
-# Each host has its own Slurm, ssh and hosts files, and node-local /tmp, /run and /dev/shm, as on a real cluster.
+# Each host has its own Slurm, ssh and hosts files, and node-local /tmp, /run and /dev/shm, as on a real cluster. The
+# user's start-up files are empty: a session that is killed in the middle of one could leave a lock behind.
 _HOST_INIT = """
 name=$0 root=$1
 read -r outer _ </proc/self/stat
@@ -35,6 +36,9 @@ mount -t proc proc /proc && hostname "$name" && ip link set lo up || exit
 mount --bind "$root/etc/hosts" /etc/hosts || exit
 mount --bind "$root/etc/slurm" /etc/slurm || exit
 [ ! -f "$root/etc/ssh_config" ] || mount --bind "$root/etc/ssh_config" /etc/ssh/ssh_config || exit
+for file in ~/.bashrc ~/.bash_profile ~/.profile; do
+    [ ! -f "$file" ] || mount --bind /dev/null "$file" || exit
+done
 new=$root/mnt/$name
 mkdir -p "$new" && mount -t tmpfs -o mode=1777 tmpfs "$new" || exit
 while IFS= read -r path; do
