@@ -119,9 +119,10 @@ def _judge(member: Member, listener: socket.socket) -> None:
         verdict = asdict(_run_test(member, lines, peers))
         middle = statistics.median_low(clocks.values())
         verdict["skews"] = [clocks.get(rank, middle) - middle for rank in range(member.nodes)]
-        for line in lines.values():
+        # This process ends as soon as rank 0 has its verdict, so the others get theirs first.
+        for rank in sorted(lines, reverse=True):
             with contextlib.suppress(OSError):
-                line.send(["verdict", verdict])
+                lines[rank].send(["verdict", verdict])
     for line in lines.values():
         # The side that closes first keeps the port busy for a while, so let the other side close first.
         with contextlib.suppress(OSError):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 import pytest
 
+from qwen_job.node import network
 from qwen_job.node.preflight import judge_network
 from qwen_job.node.ring import bus_bandwidth, suspects
 from tests.support.nodes import first_member, verdicts
@@ -56,3 +60,29 @@ def test_a_slow_node_is_told_from_its_neighbours() -> None:
 def test_the_bus_bandwidth_is_that_of_nccl_tests() -> None:
     assert bus_bandwidth(10**9, 1.0, 2) == 1.0
     assert bus_bandwidth(10**9, 0.5, 8) == 3.5
+
+
+def test_the_first_node_gets_its_verdict_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Recorded:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def send(self, value: object) -> None:
+            told.append(self.rank)
+
+        def receive(self, seconds: float) -> None: ...
+
+        def close(self) -> None: ...
+
+    def gather(_: object, __: object, lines: dict[int, Any], clocks: dict[int, float]) -> dict[int, Any]:
+        lines.update({rank: Recorded(rank) for rank in (1, 0, 2)})
+        clocks[0] = 0.0
+        return {}
+
+    monkeypatch.setattr(network, "_gather", gather)
+    monkeypatch.setattr(network, "_run_test", lambda *_: network.Verdict(1.0, 1, ["a", "b", "c"]))
+    with socket.socket() as listener:
+        network._judge(first_member(3), listener)
+    assert told == [2, 1, 0], "its process ends with its own verdict"

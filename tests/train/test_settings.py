@@ -317,7 +317,7 @@ def test_a_flag_of_another_value_is_refused_with_its_reason(table: str) -> None:
         ("--tf32 True", "compute capability 8.0"),
         ("--learning_rate nan", "finite"),
         ("--logging_steps 0.5", "whole number"),
-        ("--warmup_ratio 0.1 --warmup_steps 3", "keep one"),
+        ("--warmup_ratio 0.1 --warmup_steps 3", "remove one"),
         ("--save_only_mdel True", "no such flag"),
     ],
 )
