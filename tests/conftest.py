@@ -33,25 +33,9 @@ def pytest_configure() -> None:
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """Leave out what runs only when asked for, and group the rest before pytest-xdist reads the groups."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs only when asked for."""
     _leave_out(config, items)
-    if config.getoption("dist", None) == "loadgroup":
-        _group(items)
-    yield
-
-
-def _group(items: list[pytest.Item]) -> None:
-    """Keep what shares a cluster in one process, which starts first; it mostly waits. Else a group is a module."""
-
-    def group(item: pytest.Item) -> str:
-        folder, _, module = item.nodeid.partition("::")[0].removeprefix("tests/").partition("/")
-        return "cluster" if folder in ("e2e", "slurmlab") else f"{folder}/{module}"
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: (group(item) != "cluster", item.get_closest_marker("slow") is None))
 
 
 def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
