@@ -6,13 +6,13 @@ pydantic would evaluate each of them whenever a command starts.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from qwen_job.chatml import SYSTEM_PROMPT
-from qwen_job.errors import DataError, ModelError
+from qwen_job.errors import DataError, ModelError, QwenJobError
 from qwen_job.facts import choices
 from qwen_job.facts.model_names import clean_name
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
@@ -28,6 +28,9 @@ class Fixed(Section):
     """An immutable section."""
 
     model_config = ConfigDict(frozen=True)
+
+
+_Kind = TypeVar("_Kind", bound=Fixed)
 
 
 class ModelSpec(Fixed):
@@ -58,10 +61,7 @@ class ModelSpec(Fixed):
         Raises:
             ModelError: naming each field with a wrong value.
         """
-        try:
-            return cls.model_validate(section)
-        except ValidationError as error:
-            raise ModelError(faults(error, "model")) from None
+        return _checked(cls, section, "model", ModelError)
 
 
 class DataFile(Fixed):
@@ -108,10 +108,7 @@ class DataSpec(Fixed):
         Raises:
             DataError: naming each field with a wrong value.
         """
-        try:
-            return cls.model_validate(section)
-        except ValidationError as error:
-            raise DataError(faults(error, "data")) from None
+        return _checked(cls, section, "data", DataError)
 
     @property
     def held_out(self) -> bool:
@@ -200,6 +197,13 @@ _WORDS = {
     "string_too_short": "is empty",
     "too_short": "is empty; give at least one",
 }
+
+
+def _checked(kind: type[_Kind], values: Mapping[str, Any], section: str, refusal: type[QwenJobError]) -> _Kind:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise refusal(faults(error, section)) from None
 
 
 def faults(error: ValidationError, section: str) -> str:

@@ -207,7 +207,8 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
 
     @property
     def _aside(self) -> Path:
-        return self.folder / f".{step_name(self._step or 0)}.partial"
+        # While room is reserved there is no step yet, and nothing is written.
+        return self._under(self._step or 0)
 
     def _make_aside(self) -> None:
         for left_over in self.folder.glob(".step-*.partial"):

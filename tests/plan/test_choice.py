@@ -9,21 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.facts.hardware import gpu_names, load_gpu
-from qwen_job.facts.model_shapes import load_model_shape
+from qwen_job.facts.hardware import gpu_names
 from qwen_job.plan.advice import RunNumbers, requeues, warnings_for
-from qwen_job.plan.search.choice import Choice, Question, choose, combinations, fit
+from qwen_job.plan.search.choice import Question, choose, combinations, fit
 from qwen_job.text import GIB
-
-
-def ask(model: str = "Qwen/Qwen-1_8B-Chat", gpu: str = "A100-80G", **options: Any) -> Question:
-    return Question(load_model_shape(model), load_gpu(gpu), **options)
-
-
-def chosen(question: Question) -> Choice:
-    best = choose(question).best
-    assert best is not None
-    return best
+from tests.plan.jobs import ask, chosen
 
 
 def test_a_roomy_gpu_gets_the_simple_way() -> None:

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from qwen_job.facts.hardware import gpu_names, load_gpu
-from qwen_job.facts.model_shapes import load_model_shape
-from qwen_job.plan.search.choice import Choice, Question, choose
+from qwen_job.plan.search.choice import choose
 from qwen_job.plan.search.nearest import nearest, refusal, together
 from qwen_job.text import GIB
+from tests.plan.jobs import ask, chosen
 
 GPUS = [load_gpu(name) for name in gpu_names()]
-
-
-def ask(model: str = "Qwen/Qwen-1_8B-Chat", gpu: str = "A100-80G", **options: Any) -> Question:
-    return Question(load_model_shape(model), load_gpu(gpu), **options)
-
-
-def chosen(question: Question) -> Choice:
-    best = choose(question).best
-    assert best is not None
-    return best
 
 
 def test_the_nearest_job_names_fields_that_make_it_fit() -> None:

@@ -19,7 +19,6 @@ _PLACE = (
 )
 _SHM, _PORT = "/dev/shm", "pytorchjob-port"
 _NUMBERS = "follows from the job; change {} instead"
-_DEADLINE = "the training would not save before it; use kubernetes.active_deadline"
 _NAME = "the container that runs the job is called {!r}; add others in pod.containers"
 
 
