@@ -11,7 +11,7 @@ import click
 
 from qwen_job.cli import COMMANDS, cli
 from qwen_job.errors import RETRYABLE_FROM, table
-from qwen_job.facts.settings import facts, schedulers
+from qwen_job.facts.train_settings import facts, schedulers
 from qwen_job.job.schema import job_schema
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -51,7 +51,7 @@ LATE = {
     ("qwen_job.render.engine", "qwen_job.render.sandbox"): "compiled templates need no sandbox",
     ("qwen_job.run.owner", "pwd"): "missing outside Unix",
     ("qwen_job.text", "difflib"): "6 ms of start-up, needed after a mistake only",
-    ("qwen_job.train.attempt", "qwen_job.data.build"): "numpy and tokenizers, on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.data.prepare"): "numpy and tokenizers, on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.data.sample"): "on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.models.resolve"): "on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.train.export"): "torch: a wrong setting should not cost its seconds",

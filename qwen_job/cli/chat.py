@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qwen_job.cli.options import FiniteRange
+from qwen_job.cli.job_options import FiniteRange
 
 
 @click.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from qwen_job.chatml import SYSTEM_PROMPT
-from qwen_job.cli.options import FiniteRange
+from qwen_job.cli.job_options import FiniteRange
 from qwen_job.errors import DataError, UsageError
 from qwen_job.facts import choices
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.cli.options import show_words
+from qwen_job.cli.job_options import show_words
 from qwen_job.errors import EnvironmentFault
 
 if TYPE_CHECKING:

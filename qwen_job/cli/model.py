@@ -108,7 +108,7 @@ def check(folder: Path) -> None:
     """
     from qwen_job.facts.config_fields import unknown_fields
     from qwen_job.facts.weights import count_parameters, expected_shapes
-    from qwen_job.models.check import check_folder
+    from qwen_job.models.completeness import check_folder
     from qwen_job.models.generation import exported
 
     config = check_folder(folder)

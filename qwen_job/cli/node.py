@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from qwen_job.cli.options import FiniteRange
+from qwen_job.cli.job_options import FiniteRange
 from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
 from qwen_job.facts import choices
 from qwen_job.text import json_text, visible

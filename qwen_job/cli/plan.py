@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.options import layers, show_words
+from qwen_job.cli.job_options import layers, show_words
 from qwen_job.errors import EnvironmentFault, OutOfMemory, UsageError
 from qwen_job.text import json_text
 

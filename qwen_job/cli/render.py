@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.cli.options import job_options, load_plan, show_words
+from qwen_job.cli.job_options import job_options, load_plan, show_words
 from qwen_job.errors import EnvironmentFault
 from qwen_job.text import visible
 
@@ -58,7 +58,7 @@ def render(
 
     plan = load_plan(job, files, sets)
     if target == "hostfile":
-        from qwen_job.launch.hosts import with_hosts
+        from qwen_job.launch.host_lists import with_hosts
 
         plan = with_hosts(plan)
     if output is None and not (diff or separate):

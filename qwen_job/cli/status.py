@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.options import FiniteRange, show_words
+from qwen_job.cli.job_options import FiniteRange, show_words
 from qwen_job.launch.backend import GONE, UNKNOWN
 from qwen_job.text import clear_screen, duration, json_text, visible
 

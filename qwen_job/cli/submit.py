@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.cli.options import job_options, load_plan, show_words
+from qwen_job.cli.job_options import job_options, load_plan, show_words
 from qwen_job.errors import ClusterRefused, JobError, UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.options import job_options, layers
+from qwen_job.cli.job_options import job_options, layers
 from qwen_job.text import json_text, visible
 
 if TYPE_CHECKING:

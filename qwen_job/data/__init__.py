@@ -5,7 +5,7 @@ formats   one row of any known layout -> Conversation (keys: what is ignored and
 encode    Conversation -> token IDs, and which of them are trained (vocabulary)
 encoder   the same, faster (characters, embedding)
 fit       samples that are too long;  choose: repeated and held-out samples;  pack: lengths -> rows of max_length
-build     files -> a folder of memory-mapped rows, once for all ranks (worker, chunk_encoder, assemble)
+prepare   files -> a folder of memory-mapped rows, once for all ranks (worker, chunk_encoder, assemble)
 prepared  reading that folder
 check     what is wrong with the data (rules, privacy, histogram);  clean: a copy without it
 sample    text for the tokenizer of a random model
@@ -17,8 +17,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen_job.data.build import prepare_data as prepare_data
     from qwen_job.data.encode import ChatTokenizer as ChatTokenizer
+    from qwen_job.data.prepare import prepare_data as prepare_data
     from qwen_job.data.prepared import PackedRows as PackedRows
     from qwen_job.data.prepared import PreparedData as PreparedData
     from qwen_job.data.prepared import Row as Row
@@ -30,7 +30,7 @@ _HOME = {
     "PreparedData": "prepared",
     "Row": "prepared",
     "open_prepared": "prepared",
-    "prepare_data": "build",
+    "prepare_data": "prepare",
 }
 __all__ = list(_HOME)
 

@@ -7,7 +7,7 @@ In reading order:
 - ``config_fields``, ``weights``: what each field of a config.json means, and the weights that follow from it
 - ``model_files``: reading the files of a model folder
 - ``model_names``: how a model is named
-- ``settings``: the settings allowed under ``train``
+- ``train_settings``: the settings allowed under ``train``
 - ``deepspeed_keys``: the keys of DeepSpeed's JSON
 """
 

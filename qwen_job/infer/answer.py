@@ -14,7 +14,7 @@ import torch
 
 from qwen_job.data.encode import ChatTokenizer
 from qwen_job.infer.source import Sampling
-from qwen_job.models.check import check_folder, stop_ids
+from qwen_job.models.completeness import check_folder, stop_ids
 from qwen_job.models.loading import load_native
 
 

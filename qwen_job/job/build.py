@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwen_job.errors import JobError, Problem
-from qwen_job.facts import settings
+from qwen_job.facts import train_settings as settings
 from qwen_job.facts.model_names import clean_name
-from qwen_job.facts.settings import Complaint
+from qwen_job.facts.train_settings import Complaint
 from qwen_job.job.document import Document, dotted
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen_job.facts.settings import facts
+from qwen_job.facts.train_settings import facts
 from qwen_job.job.job import Job
 
 _KINDS = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "dict": "object", "list": "array"}

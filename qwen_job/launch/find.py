@@ -13,7 +13,7 @@ from qwen_job.job import load_job
 from qwen_job.launch.backend import GONE, TARGETS, UNKNOWN, Entry, backend
 from qwen_job.launch.index import Submission, submissions
 from qwen_job.launch.queues import ask_queues, queue_of, with_endings, with_past
-from qwen_job.render.slurm.options import EVALUATE_SUFFIX, evaluate_name
+from qwen_job.render.slurm.sbatch_options import EVALUATE_SUFFIX, evaluate_name
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.owner import check_readable, forbids, owner_of
 from qwen_job.run.progress import Progress, progress_of

@@ -4,7 +4,7 @@ resolve         ModelSpec (qwen_job/run) -> a local folder that transformers loa
 fetch           a hub's model -> the shared cache: one process, verified, repaired
 hub             what fetching needs of a hub, by its own library: hub_modelscope, hub_huggingface
 random_init     random weights, and a tokenizer trained on the job's data
-check           is this model folder complete? (config: its config.json; tokens: its tokenizer)
+completeness    is this model folder complete? (config_json: its config.json; tokens: its tokenizer)
 convert         Qwen-1 <-> Qwen2ForCausalLM, bit for bit: qwen1 (weights), tokenizer (qwen.tiktoken), legacy (pickles)
 loading         a native folder -> a model of transformers
 generation      what a trained model's generation_config.json says

@@ -12,8 +12,8 @@ from pathlib import Path
 from qwen_job.errors import ModelError, UsageError
 from qwen_job.facts.model_files import exists, is_qwen1, member, read_config, read_json
 from qwen_job.facts.weights import expected_shapes, shown, size
-from qwen_job.models.check import check_folder, check_links, refuse_quantized_weights
-from qwen_job.models.config import check_config
+from qwen_job.models.completeness import check_folder, check_links, refuse_quantized_weights
+from qwen_job.models.config_json import check_config
 from qwen_job.models.legacy import pickled_shards, unpickle
 from qwen_job.models.qwen1 import (
     assert_shapes,

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import read_config
 from qwen_job.facts.weights import NATIVE, expected_shapes
-from qwen_job.models.config import check_config, native_config
+from qwen_job.models.config_json import check_config, native_config
 from qwen_job.models.generation import exported
 
 

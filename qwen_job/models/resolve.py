@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import exists, member, read_json
-from qwen_job.models.check import check_folder, needs_conversion
+from qwen_job.models.completeness import check_folder, needs_conversion
 from qwen_job.models.convert import conversion_key, convert
 from qwen_job.models.fetch import damaged, fetch_model
 from qwen_job.models.random_init import initial_key, load_config, write_random_model

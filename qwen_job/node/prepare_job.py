@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen_job.data.build import ready_rows
+from qwen_job.data.prepare import ready_rows
 from qwen_job.data.sample import sample_texts
 from qwen_job.errors import QwenJobError
 from qwen_job.models.resolve import ready_model

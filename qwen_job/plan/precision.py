@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen_job.errors import JobError
 from qwen_job.facts.hardware import Gpu
-from qwen_job.facts.settings import Circumstances, conflicts
+from qwen_job.facts.train_settings import Circumstances, conflicts
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
 

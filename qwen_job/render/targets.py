@@ -18,7 +18,7 @@ from qwen_job.render.secret import secret_problems
 # The module of each target, loaded when it is rendered.
 _MODULES = {
     "slurm": "slurm.script",
-    "kubernetes": "kubernetes.manifest",
+    "kubernetes": "kubernetes.objects",
     "helm": "kubernetes.helm",
     "hostfile": "hostfile",
     "local": "local",

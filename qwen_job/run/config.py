@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError
 from qwen_job import strict_json, strict_yaml
 from qwen_job.atomic import read_limited, write_atomically
 from qwen_job.errors import DataError, JobError, ModelError, Problem, QwenJobError
-from qwen_job.facts import choices, settings
+from qwen_job.facts import choices
+from qwen_job.facts import train_settings as settings
 from qwen_job.run.folder import DEEPSPEED, JOB, TRAIN, RunFolder
 from qwen_job.run.sections import (
     DataSpec,

@@ -117,7 +117,7 @@ class DataSpec(Fixed):
 
 
 class Training(Section):
-    """Settings with TrainingArguments' names; others are checked by the table in qwen_job/facts/settings.py."""
+    """Settings with TrainingArguments' names; others are checked by the table in qwen_job/facts/train_settings.py."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -8,8 +8,9 @@ resume            the checkpoint and identity to resume from;  identity, setting
 setup             builds the trainer;  modeling, kernels, attention, loss: the model and what is minimised
 trainer           the loop: one step from top to bottom, and its boundary
   batches, course   which rows a step has, on any number of ranks
-  engine, gradients DeepSpeed's engine, and what a run asks of it
-  schedule          the learning rate;  intervals: when to evaluate, save and report
+  deepspeed_engine, gradients
+                    DeepSpeed's engine, and what a run asks of it
+  rate_schedule     the learning rate;  intervals: when to evaluate, save and report
   step_guard        judges losses, gradients and weights;  guards: when a loss is a jump, and how it is worded
   saver             checkpoints;  checkpoints: writing one;  run_state: what a run remembers
   reporters         what the trackers get;  trackers: opening and closing them;  runlog, flops: metrics.jsonl

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import Any
 
-from qwen_job.facts import settings
+from qwen_job.facts import train_settings as settings
 from qwen_job.run.config import RENAMED, TrainConfig, check_training
 
 

@@ -125,6 +125,6 @@ def _model(config: TrainConfig, log: RunLog) -> Path:
 
 
 def _data(config: TrainConfig, model_folder: Path, log: RunLog) -> Path:
-    from qwen_job.data.build import ready_rows
+    from qwen_job.data.prepare import ready_rows
 
     return ready_rows(config, model_folder, log.say)

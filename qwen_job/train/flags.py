@@ -1,7 +1,7 @@
 """Reads the command line of QwenLM's finetune.py, unchanged, as a ``TrainConfig``.
 
 Old TrainingArguments names are translated, with one note each. Every other setting is judged by the table of
-qwen_job/facts/settings.py, as in job.yaml. Nothing here imports torch: the caller says which device there is.
+qwen_job/facts/train_settings.py, as in job.yaml. Nothing here imports torch: the caller says which device there is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from qwen_job import strict_json
 from qwen_job.errors import UsageError
-from qwen_job.facts import choices, settings
+from qwen_job.facts import choices
+from qwen_job.facts import train_settings as settings
 from qwen_job.run.config import RENAMED, DeepSpeedConfig, TrainConfig, parse_config
 from qwen_job.run.sections import Training
 from qwen_job.text import did_you_mean, visible

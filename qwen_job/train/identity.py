@@ -20,7 +20,7 @@ from qwen_job import strict_json
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import JobError
 from qwen_job.facts.config_fields import HONOURED
-from qwen_job.models.check import read_config
+from qwen_job.models.completeness import read_config
 from qwen_job.models.tensors import read_folder
 from qwen_job.run.folder import IDENTITY
 from qwen_job.train.course import Course

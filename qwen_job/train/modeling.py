@@ -12,7 +12,7 @@ import torch
 
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields, longest_row, too_long
-from qwen_job.models.check import read_config
+from qwen_job.models.completeness import read_config
 from qwen_job.models.loading import load_native
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation

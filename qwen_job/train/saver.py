@@ -16,12 +16,12 @@ from qwen_job.run.config import TrainConfig
 from qwen_job.run.folder import IDENTITY, SCHEDULE, SETTINGS, STATE, step_name
 from qwen_job.run.manifest import check, prune
 from qwen_job.train.checkpoints import Checkpointer
-from qwen_job.train.engine import Engine
+from qwen_job.train.deepspeed_engine import Engine
 from qwen_job.train.identity import Identity
 from qwen_job.train.ranks import Ranks
+from qwen_job.train.rate_schedule import Schedule
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
-from qwen_job.train.schedule import Schedule
 from qwen_job.train.settings_diff import settings_text
 from qwen_job.train.universal import discard_universal, load_weights
 

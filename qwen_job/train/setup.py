@@ -16,11 +16,11 @@ from transformers.utils.import_utils import enable_tf32
 from qwen_job.data import PackedRows, PreparedData, open_prepared
 from qwen_job.errors import DataError, JobError
 from qwen_job.facts.config_fields import unknown_fields
-from qwen_job.models.check import read_config
+from qwen_job.models.completeness import read_config
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.signals import StopRequest
-from qwen_job.train import engine as engines
+from qwen_job.train import deepspeed_engine as engines
 from qwen_job.train.arguments import Arguments, read_arguments
 from qwen_job.train.attention import window_of
 from qwen_job.train.batches import Loader, Rows, StepSampler
@@ -33,13 +33,13 @@ from qwen_job.train.intervals import Intervals
 from qwen_job.train.loss import LossHead, Objective, compile_chunks, exact_kind
 from qwen_job.train.modeling import DTYPES, build_model, build_optimizer, shape_of
 from qwen_job.train.ranks import Ranks
+from qwen_job.train.rate_schedule import Schedule, check_schedule
 from qwen_job.train.rendezvous import Place
 from qwen_job.train.reporters import Run, build_reporters
 from qwen_job.train.resume import Beginning
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.saver import Saver, restore_random_state
-from qwen_job.train.schedule import Schedule, check_schedule
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.trainer import Parts, Trainer
 from qwen_job.train.watchdog import Watchdog

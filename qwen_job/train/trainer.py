@@ -18,20 +18,20 @@ import torch
 from qwen_job.errors import StoppedAndSaved
 from qwen_job.run.config import TrainConfig
 from qwen_job.run.signals import StopRequest
-from qwen_job.train import engine as engines
+from qwen_job.train import deepspeed_engine as engines
 from qwen_job.train.arguments import Arguments
 from qwen_job.train.batches import Batch, Loader, empty_like, on_device
 from qwen_job.train.course import Course, Track
-from qwen_job.train.engine import Engine
+from qwen_job.train.deepspeed_engine import Engine
 from qwen_job.train.flops import Shape, StepTotals, step_flops, utilisation
 from qwen_job.train.intervals import Due, Intervals
 from qwen_job.train.loss import Objective
 from qwen_job.train.ranks import Ranks
+from qwen_job.train.rate_schedule import Schedule
 from qwen_job.train.reporters import Reporters
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.saver import Saver
-from qwen_job.train.schedule import Schedule
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.watchdog import Watchdog
 

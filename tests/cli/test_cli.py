@@ -65,7 +65,7 @@ def test_nothing_heavy_is_imported(folder: Path, words: list[str], absent: tuple
 def test_a_render_starts_without_what_it_does_not_need(folder: Path) -> None:
     code = (
         "import sys\nfrom qwen_job.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
-        "    from qwen_job.facts import settings\n    from qwen_job.job import Job\n    from qwen_job.job.model import Train\n"
+        "    from qwen_job.facts import train_settings as settings\n    from qwen_job.job import Job\n    from qwen_job.job.model import Train\n"
         "    read = settings.facts.cache_info().misses + settings.schedulers.cache_info().misses\n"
         "    built = [model.__name__ for model in (Job, Train) if model.__pydantic_complete__]\n"
         "    print(end.code, read, built, file=sys.stderr)"

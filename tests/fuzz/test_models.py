@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from qwen_job.models.check import check_folder
+from qwen_job.models.completeness import check_folder
 from qwen_job.models.random_init import load_config, write_random_model
 from tests.fuzz.harness import Box, amount, judge
 

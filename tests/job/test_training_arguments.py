@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwen_job.facts.settings import Circumstances, conflicts, facts, fault, schedulers
+from qwen_job.facts.train_settings import Circumstances, conflicts, facts, fault, schedulers
 from qwen_job.job.model import Train
 from tests.jobs import problems as faults
 

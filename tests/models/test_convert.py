@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import EnvironmentFault, ModelError, UsageError
-from qwen_job.models.check import check_folder
+from qwen_job.models.completeness import check_folder
 from qwen_job.models.convert import convert_folder, export_qwen1
 from qwen_job.models.qwen1 import qwen1_config, qwen2_config
 

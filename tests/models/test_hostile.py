@@ -16,7 +16,7 @@ from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import member
 from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.facts.weights import expected_shapes
-from qwen_job.models.check import check_folder
+from qwen_job.models.completeness import check_folder
 from qwen_job.models.convert import convert_folder
 from qwen_job.models.random_init import load_config, write_random_model
 from qwen_job.models.resolve import ensure_model

@@ -14,7 +14,7 @@ import pytest
 
 from qwen_job.errors import ModelError
 from qwen_job.infer.source import Sampling
-from qwen_job.models.check import check_folder
+from qwen_job.models.completeness import check_folder
 from tests.support.taught import ANSWER, QUESTION
 
 pytestmark = pytest.mark.train

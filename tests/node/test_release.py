@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qwen_job.data.build import cores
+from qwen_job.data.prepare import cores
 from qwen_job.errors import ClusterRefused, EnvironmentFault, Retryable
 from qwen_job.node.release import release
 

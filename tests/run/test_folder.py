@@ -19,7 +19,7 @@ WORDS = {folder.CHECKPOINTS, folder.PREPARED, folder.MODEL, folder.LAUNCH, folde
 WORDS |= {folder.TOKEN, folder.HEARTBEAT}
 # job.yaml is also what a user's own job is called, in the folder where commands run.
 # A service account's token is a file of Kubernetes.
-OTHERS = {(name, folder.JOB) for name in ("cli/init.py", "cli/options.py", "launch/find.py")}
+OTHERS = {(name, folder.JOB) for name in ("cli/init.py", "cli/job_options.py", "launch/find.py")}
 OTHERS |= {("node/release.py", folder.TOKEN)}
 NUMBERED = re.compile(r"\.?(?:step|node)-")
 

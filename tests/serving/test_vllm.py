@@ -13,7 +13,7 @@ import pytest
 from qwen_job.chatml import END_OF_TEXT, IM_END, IM_START
 from qwen_job.data.encode import encode_prompt
 from qwen_job.infer.source import Sampling
-from qwen_job.models.check import read_config, stop_ids
+from qwen_job.models.completeness import read_config, stop_ids
 
 from .conftest import Server
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qwen_job.errors import JobError, UsageError
-from qwen_job.facts.settings import facts
+from qwen_job.facts.train_settings import facts
 from qwen_job.run.config import TrainConfig, check_training, parse_config
 from qwen_job.train.arguments import Arguments, read_arguments, warmup_steps
 from qwen_job.train.flag_sections import Hardware
@@ -257,7 +257,7 @@ def test_train_yaml_is_judged_before_anything_is_fetched(change: dict[str, Any],
 def test_a_schedule_that_fails_in_the_middle_fails_before_the_first_step(
     kind: str, kwargs: dict[str, Any], steps: int, words: str, tmp_path: Path
 ) -> None:
-    from qwen_job.train.schedule import check_schedule
+    from qwen_job.train.rate_schedule import check_schedule
 
     config = parsed(tmp_path, training__lr_scheduler_type=kind, training__lr_scheduler_kwargs=kwargs)
     given, _ = read_arguments(config)

@@ -18,7 +18,7 @@ from qwen_job.launch.backend import Backend, Entry, Submitted
 from qwen_job.launch.index import submissions
 from qwen_job.launch.kubernetes.kubectl import Forbidden, NoSuchKind, kubectl, refusal
 from qwen_job.launch.kubernetes.needed import refuse_missing
-from qwen_job.launch.kubernetes.progress import pod_progress
+from qwen_job.launch.kubernetes.pod_progress import pod_progress
 from qwen_job.launch.kubernetes.reasons import is_unexplained, why
 from qwen_job.launch.kubernetes.state import entry_of, name_of, place_of, unseen_entry
 from qwen_job.launch.outputs import show_output

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.kubernetes.reasons import QUEUED, pod_reason
-from qwen_job.render.kubernetes.manifest import MEMORY, OUTPUT
+from qwen_job.render.kubernetes.objects import MEMORY, OUTPUT
 
 Object = dict[str, Any]
 # Conditions, the most significant first, and the state that each one means.

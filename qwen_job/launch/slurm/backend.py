@@ -16,12 +16,12 @@ from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.launch.backend import Backend, Entry, Submitted
 from qwen_job.launch.outputs import run_log, show_log
 from qwen_job.launch.slurm.entries import endings_of, jobs_of
-from qwen_job.launch.slurm.environment import clusters, environment, of_shell
 from qwen_job.launch.slurm.log import log_options
 from qwen_job.launch.slurm.refusal import check_time, explain
 from qwen_job.launch.slurm.survey import ask, is_unreachable
+from qwen_job.launch.slurm.user_environment import clusters, environment, of_shell
 from qwen_job.render.bundle import Bundle, Request
-from qwen_job.render.slurm.gpus import WAYS
+from qwen_job.render.slurm.gpu_request import WAYS
 from qwen_job.run.owner import forbids, owner_of
 
 _GPUS = "slurm.gpu_type or cluster.gpus_per_node"

@@ -11,7 +11,7 @@ from qwen_job.errors import ClusterRefused
 from qwen_job.facts.hardware import gpu_names, load_gpu
 from qwen_job.launch.slurm.survey import RUNTIMES, Node, Partition, Survey
 from qwen_job.render.quote import to_yaml
-from qwen_job.render.slurm.options import slurm_time
+from qwen_job.render.slurm.sbatch_options import slurm_time
 
 _ARRAY_SIZE = 1001
 

@@ -11,7 +11,7 @@ from typing import Any
 from qwen_job.errors import RETRYABLE_FROM, EnvironmentFault, table
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.slurm.survey import by_cluster
-from qwen_job.render.slurm.options import COMMENT
+from qwen_job.render.slurm.sbatch_options import COMMENT
 from qwen_job.run.sweep_index import sweep_runs
 
 _NO_TASK = 0xFFFFFFFE

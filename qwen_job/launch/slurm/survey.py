@@ -18,7 +18,7 @@ from typing import Any
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.hosts import expand_hosts
 from qwen_job.job.slurm_time import slurm_seconds
-from qwen_job.launch.slurm.environment import clusters, environment
+from qwen_job.launch.slurm.user_environment import clusters, environment
 
 _UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"
 _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?![^(]*\))")

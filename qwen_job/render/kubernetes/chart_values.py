@@ -10,7 +10,7 @@ from pydantic import Field
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.job.kubernetes_types import Cores, Memory, Natural
 from qwen_job.job.types import Count, EnvName, Positive, Strict
-from qwen_job.render.kubernetes.settings import IMAGE, MAX_NAME, Settings
+from qwen_job.render.kubernetes.decisions import IMAGE, MAX_NAME, Settings
 from qwen_job.render.quote import Unrepresentable
 
 JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME)]

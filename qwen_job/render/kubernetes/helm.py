@@ -10,8 +10,8 @@ from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
 from qwen_job.render.kubernetes.chart_values import chart_values, check_carried
-from qwen_job.render.kubernetes.manifest import checked_objects, own_notes, security_notes
-from qwen_job.render.kubernetes.settings import settings
+from qwen_job.render.kubernetes.decisions import settings
+from qwen_job.render.kubernetes.objects import checked_objects, own_notes, security_notes
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:

@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_job.job.document import Path
 from qwen_job.job.kubernetes import Volume
-from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings
+from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings
 
 Object = dict[str, Any]
 Found = Iterator[tuple[Path, str]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings
+from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings
 from qwen_job.run.folder import TRAIN
 
 # Kind of job -> (API group, resource), as a Role names them.

@@ -8,8 +8,8 @@ from typing import Any
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
 from qwen_job.render.quote import to_json
-from qwen_job.render.slurm.options import sbatch_options, srun_options
-from qwen_job.render.slurm.resources import written_cpus
+from qwen_job.render.slurm.cpus_and_memory import written_cpus
+from qwen_job.render.slurm.sbatch_options import sbatch_options, srun_options
 
 # Slurm's own limit on a script (SchedulerParameters=max_script_size), less the rest of the script.
 MAX_SCRIPT_BYTES = 4 * 2**20 - 64 * 1024

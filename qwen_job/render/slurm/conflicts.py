@@ -8,8 +8,8 @@ from qwen_job.errors import Problem
 from qwen_job.job.slurm_options import FIELDS, value_problem
 from qwen_job.job.slurm_time import slurm_seconds
 from qwen_job.plan import Plan
-from qwen_job.render.slurm.gpus import gpu_problems
-from qwen_job.render.slurm.resources import resource_problems, whole_nodes
+from qwen_job.render.slurm.cpus_and_memory import resource_problems, whole_nodes
+from qwen_job.render.slurm.gpu_request import gpu_problems
 
 _PLANNED = "is planned from cluster; remove it and set the fields of cluster"
 _NO_JOB = "would not start a training job; remove it"

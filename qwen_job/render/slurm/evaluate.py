@@ -11,10 +11,10 @@ from typing import Any
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
 from qwen_job.render.engine import render_template
-from qwen_job.render.slurm.context import slurm_context
-from qwen_job.render.slurm.gpus import other_gres
-from qwen_job.render.slurm.options import checked, evaluate_name, sbatch_options, slurm_gives_gpus, srun_options
-from qwen_job.render.slurm.resources import all_runs, bytes_of
+from qwen_job.render.slurm.cpus_and_memory import all_runs, bytes_of
+from qwen_job.render.slurm.gpu_request import other_gres
+from qwen_job.render.slurm.sbatch_options import checked, evaluate_name, sbatch_options, slurm_gives_gpus, srun_options
+from qwen_job.render.slurm.script_context import slurm_context
 from qwen_job.text import GIB
 
 # Options of sbatch that are sized for the training, or that are about that job only.

@@ -14,9 +14,9 @@ from qwen_job.render.container import batch_settings
 from qwen_job.render.context import node_check
 from qwen_job.render.engine import render_template
 from qwen_job.render.slurm.array import check_common, check_size, sweep_index, task
-from qwen_job.render.slurm.context import slurm_context
+from qwen_job.render.slurm.cpus_and_memory import resource_notes
 from qwen_job.render.slurm.evaluate import dependency_of, evaluate_script
-from qwen_job.render.slurm.options import (
+from qwen_job.render.slurm.sbatch_options import (
     EVALUATE_SUFFIX,
     checked,
     field_of,
@@ -26,7 +26,7 @@ from qwen_job.render.slurm.options import (
     slurm_gives_gpus,
     srun_options,
 )
-from qwen_job.render.slurm.resources import resource_notes
+from qwen_job.render.slurm.script_context import slurm_context
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import JobError
-from qwen_job.render.slurm.options import sbatch_options, slurm_time
+from qwen_job.render.slurm.sbatch_options import sbatch_options, slurm_time
 from tests.jobs import bundle, pinned_plan
 from tests.render.slurm.reading import srun_words
 

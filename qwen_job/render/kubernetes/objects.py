@@ -16,13 +16,13 @@ from qwen_job.job import Job
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
-from qwen_job.render.kubernetes.check import object_problems, size_notes
+from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings, settings
 from qwen_job.render.kubernetes.merge import Unmergeable, merge
 from qwen_job.render.kubernetes.needs import written
+from qwen_job.render.kubernetes.object_checks import object_problems, size_notes
 from qwen_job.render.kubernetes.overlays import overlay_problems
 from qwen_job.render.kubernetes.pod_security import LEVELS, pod_security_level
 from qwen_job.render.kubernetes.prepare import prepare_context
-from qwen_job.render.kubernetes.settings import CONFIG_PATH, Settings, settings
 from qwen_job.render.quote import to_yaml
 from qwen_job.run.folder import DEEPSPEED, TRAIN
 from qwen_job.strict_yaml import Loader, check

@@ -13,7 +13,7 @@ from qwen_job.job import load_job
 from qwen_job.job.slurm_options import KNOWN, option_name
 from qwen_job.plan import make_plan
 from qwen_job.render import render
-from qwen_job.render.slurm.options import sbatch_options
+from qwen_job.render.slurm.sbatch_options import sbatch_options
 from tests.jobs import bundle, pinned_plan
 from tests.render.slurm.reading import sbatch_lines, srun_words
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_job.data import ChatTokenizer, build, open_prepared, prepare_data
+from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
+from qwen_job.data import prepare as build
 from qwen_job.data.encode import encode_conversation
 from qwen_job.data.formats import parse_record
 from qwen_job.errors import DataError, EnvironmentFault, ModelError
@@ -189,7 +190,8 @@ def test_rows_travel_to_other_processes_and_know_their_ends(tiny: Path, tmp_path
 _SCRIPT = """
 import sys
 from pathlib import Path
-from qwen_job.data import build, prepare_data
+from qwen_job.data import prepare_data
+from qwen_job.data import prepare as build
 from qwen_job.run.sections import DataFile, DataSpec
 build.CHUNK_BYTES, build._SMALL = 20000, 0
 path, tokenizer, cache = map(Path, sys.argv[1:])

@@ -10,7 +10,7 @@ from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields
 from qwen_job.facts.model_files import architectures, exists, is_qwen1, member, quantized, read_config, read_json
 from qwen_job.facts.weights import NATIVE, expected_shapes, shown, size
-from qwen_job.models.config import check_config
+from qwen_job.models.config_json import check_config
 from qwen_job.models.legacy import pickled_shards
 from qwen_job.models.qwen1 import is_computed
 from qwen_job.models.tensors import FLOATS, INDEX, Tensor, read_folder, shards

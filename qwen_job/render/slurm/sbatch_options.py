@@ -13,8 +13,8 @@ from qwen_job.plan import Plan
 from qwen_job.render.container import srun_options as container_options
 from qwen_job.render.quote import Unrepresentable, sbatch
 from qwen_job.render.slurm.conflicts import option_problems
-from qwen_job.render.slurm.gpus import Options, gpu_request
-from qwen_job.render.slurm.resources import planned_cpus, planned_memory, whole_nodes, written_cpus
+from qwen_job.render.slurm.cpus_and_memory import planned_cpus, planned_memory, whole_nodes, written_cpus
+from qwen_job.render.slurm.gpu_request import Options, gpu_request
 
 # The signal may come up to a minute early or late, and a step must end before the save begins.
 SIGNAL_MARGIN_SECONDS = 120

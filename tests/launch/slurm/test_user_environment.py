@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen_job.launch.slurm.environment import environment, of_shell
+from qwen_job.launch.slurm.user_environment import environment, of_shell
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.find import find
 from qwen_job.launch.kubernetes.backend import KubernetesBackend
-from qwen_job.launch.kubernetes.progress import progress_of_log
+from qwen_job.launch.kubernetes.pod_progress import progress_of_log
 from qwen_job.run.progress import Progress
 from qwen_job.train.runlog import progress_text
 from tests.support.kubectl import Recorded, items

@@ -14,7 +14,7 @@ from qwen_job.errors import JobError, UsageError
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.render import Bundle, render
-from qwen_job.render.kubernetes.manifest import literal
+from qwen_job.render.kubernetes.objects import literal
 from qwen_job.render.kubernetes.pod_security import pod_security_level
 from qwen_job.resources import resource
 from tests.support.schemas import load
