@@ -1,6 +1,6 @@
 """Writes what is kept in the repository though it is made: schemas, slurm/*.sbatch, tests/golden/.
 
-scripts/golden.py            write them anew (make golden)
+scripts/golden.py            rewrite them (make golden)
 scripts/golden.py --check    only say which differ, and end with 1
 """
 

@@ -19,11 +19,6 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = CHECKOUT / "qwen_job"
 HEADING = "## Glossary"
 
-# Rooms (or files) of qwen_job whose words are still to be cleaned. Clean one, then remove it here.
-TO_CLEAN: set[str] = set()
-# Pages still to be cleaned. docs/job.md is generated from qwen_job/job.
-PAGES_TO_CLEAN: set[str] = set()
-
 
 def forbidden(page: str) -> list[str]:
     """Return the phrases in the last column of the glossary's table."""
@@ -112,13 +107,11 @@ def rooms() -> list[Path]:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: str(path.relative_to(CHECKOUT)))
 def test_a_page_uses_the_words_of_the_glossary(page: Path) -> None:
-    if str(page.relative_to(CHECKOUT)) in PAGES_TO_CLEAN:
-        pytest.xfail("still to be cleaned")
     hits = page_findings(page)
     assert not hits, "\n".join(hits)
 
 
-@pytest.mark.parametrize("room", [room for room in rooms() if room.name not in TO_CLEAN], ids=lambda path: path.name)
+@pytest.mark.parametrize("room", rooms(), ids=lambda path: path.name)
 def test_a_room_uses_the_words_of_the_glossary(room: Path) -> None:
     hits = room_findings(room)
     assert not hits, "\n".join(hits)

@@ -1,4 +1,4 @@
-"""The keys of DeepSpeed's JSON: it reads no key that it does not know, and says nothing of one that is misspelt."""
+"""The keys of DeepSpeed's JSON, which silently ignores any other key, also one that is misspelt."""
 
 from __future__ import annotations
 
