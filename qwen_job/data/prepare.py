@@ -23,7 +23,6 @@ from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.lock import FileLock
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.folder import RunFolder
 from qwen_job.run.sections import DataSpec, plain
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ _ELSEWHERE = "choose another folder (--output; a job's is data.cache_dir)"
 
 def ready_rows(config: TrainConfig, model: Path, log: Callable[[str], None]) -> Path:
     """Return the folder of a run's packed rows, tokenized for ``model``; see :func:`prepare_data`."""
-    folder = prepare_data(config.data, model, config.data.cache_dir or RunFolder(config.output_dir).prepared)
+    folder = prepare_data(config.data, model, config.data.cache_dir or config.folder.prepared)
     for line in describe(open_prepared(folder).stats):
         log(f"data: {line}")
     return folder

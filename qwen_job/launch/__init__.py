@@ -2,5 +2,6 @@
 
 - ``backend``: the interface of a target; ``slurm``, ``kubernetes``, ``local``: its implementations
 - ``index``: the user's own list of submissions; ``queues``: the queues of all targets; ``find``: jobs by name or id
-- ``outcomes``: the runs of a sweep; ``outputs``: written bundles and logs; ``host_lists``: hostfile.hosts from elsewhere
+- ``outcomes``: the runs of a sweep; ``outputs``: written bundles and logs
+- ``host_lists``: hostfile.hosts from elsewhere
 """

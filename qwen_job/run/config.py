@@ -77,6 +77,11 @@ class TrainConfig(Section):
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * self.world_size
 
     @property
+    def folder(self) -> RunFolder:
+        """The run's own folder, ``output_dir``."""
+        return RunFolder(self.output_dir)
+
+    @property
     def evaluates(self) -> bool:
         """Whether held-out rows are evaluated during training."""
         return self.data.held_out and (self.training.eval_strategy == "epoch" or self.training.eval_steps is not None)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from qwen_job.report.closing import write_pages
 from qwen_job.report.summary import against_plan
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
-from qwen_job.run.folder import RunFolder
 from qwen_job.run.metrics import read_metrics
 from qwen_job.run.signals import StopRequest
 from qwen_job.text import duration
@@ -56,7 +55,7 @@ def train(
         resumed = beginning.resume
         if resumed is not None and resumed.universal:
             deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
-        seconds, folder = config.guards.hang_seconds, RunFolder(config.output_dir).logs
+        seconds, folder = config.guards.hang_seconds, config.folder.logs
         watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
         watchdog.loading()
         attempt = Attempt(config, deepspeed, place, stop_request, log)
@@ -88,7 +87,7 @@ def finish(trainer: Trainer, deepspeed: DeepSpeedConfig, model_folder: Path, sta
     trainer.take_best_weights()
     saved = trainer.saver.saved == state.global_step
     with trainer.parts.stop_request.interrupting(_WHILE_EXPORTING) if saved else contextlib.nullcontext():
-        export(trainer, deepspeed, model_folder, RunFolder(config.output_dir).model)
+        export(trainer, deepspeed, model_folder, config.folder.model)
     step, seconds = state.global_step, time.time() - started
     log.write("end", step, train_seconds=seconds, **(against_plan(config.output_dir) if log.active else {}))
     if log.active:
@@ -107,9 +106,9 @@ def finish(trainer: Trainer, deepspeed: DeepSpeedConfig, model_folder: Path, sta
             "settings": json.loads(settings_text(config)),
             "finished": time.time(),
         }
-        write_done(RunFolder(config.output_dir).done, done)
+        write_done(config.folder.done, done)
     log.heartbeat("done", step)
-    log.say(f"done: {step} steps in {duration(seconds)}, the model is in {RunFolder(config.output_dir).model}")
+    log.say(f"done: {step} steps in {duration(seconds)}, the model is in {config.folder.model}")
 
 
 def _report_to(config: TrainConfig, log: RunLog) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from qwen_job.data import open_prepared
 from qwen_job.errors import JobError, NoProgress
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.folder import RunFolder
 from qwen_job.run.manifest import newest, wrong_hash
 from qwen_job.run.metrics import read_metrics
 from qwen_job.train.course import Course
@@ -86,10 +85,10 @@ def choose_checkpoint(
     Raises:
         JobError: the checkpoint was saved with another ZeRO stage, or belongs to other data or another model.
     """
-    refused = refuse_corrupt(RunFolder(config.output_dir).checkpoints, place, store)
+    refused = refuse_corrupt(config.folder.checkpoints, place, store)
 
     def choose() -> str:
-        found, passed_over = newest(RunFolder(config.output_dir).checkpoints, hashes=False, refused=refused)
+        found, passed_over = newest(config.folder.checkpoints, hashes=False, refused=refused)
         refuse_without_progress(config.output_dir, found.step if found else None)
         for line in passed_over:
             log.say(f"checkpoints: {line}")
@@ -99,7 +98,7 @@ def choose_checkpoint(
             return json.dumps([None, now])
         check_stage(found, stage)
         log.say(f"resuming from {found.path.name}: the newest checkpoint whose files match its manifest")
-        if RunFolder(config.output_dir).done.exists():
+        if config.folder.done.exists():
             log.say(f"train.resume: extend: the run was complete; training continues from step {found.step}")
         if changed := changes_since(found.path, config):
             log.say(f"changed since {found.path.name} was saved, and used from now on: {'; '.join(changed)}")
@@ -137,7 +136,7 @@ def refuse_without_progress(folder: Path, step: int | None) -> None:
 
 
 def _refuse_without_checkpoint(config: TrainConfig, log: RunLog) -> None:
-    if RunFolder(config.output_dir).done.exists():
+    if config.folder.done.exists():
         raise JobError(
             f"train.resume: extend: {config.output_dir} has no checkpoint, and so no optimizer state: start from its "
             "model/ with another output"

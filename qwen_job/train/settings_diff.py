@@ -9,7 +9,7 @@ from typing import Any
 from qwen_job import strict_json
 from qwen_job.errors import JobError
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.folder import SETTINGS, RunFolder
+from qwen_job.run.folder import SETTINGS
 from qwen_job.run.sections import plain
 
 # These change how the training runs, not its result.
@@ -84,7 +84,7 @@ def is_complete(config: TrainConfig) -> bool:
         JobError: it is complete with other settings, and ``resume: extend`` is not set.
     """
     try:
-        done = strict_json.loads(RunFolder(config.output_dir).done.read_text(encoding="utf-8"))
+        done = strict_json.loads(config.folder.done.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except ValueError:

@@ -122,9 +122,9 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         log.say(note)
     if place.is_first:
         # A run that is being extended is no longer complete. Every rank has looked for the file by now.
-        RunFolder(config.output_dir).done.unlink(missing_ok=True)
+        config.folder.done.unlink(missing_ok=True)
     checkpointer = Checkpointer(
-        RunFolder(config.output_dir).checkpoints,
+        config.folder.checkpoints,
         zero_stage=zero_stage(attempt.deepspeed),
         background=_has_room_aside(config, attempt.deepspeed),
     )
