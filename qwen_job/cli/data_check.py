@@ -1,0 +1,115 @@
+"""``qwen-job data check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qwen_job.cli.data_options import FILE, examiner_of, reading_options
+from qwen_job.errors import DataError
+from qwen_job.text import json_text, visible
+
+if TYPE_CHECKING:
+    from qwen_job.data.check import Report
+
+_BAR = 40
+
+
+@click.command(short_help="Report problems in data files, rule by rule.")
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@reading_options
+@click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="Rows to show per rule.")
+@click.option("--all", "show_all", is_flag=True, help="Show every row.")
+@click.option("--strict", is_flag=True, help="Count warnings as errors.")
+@click.option("--svg", metavar="FILE", type=FILE, help="Also draw the sample lengths as SVG.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def check(
+    files: tuple[Path, ...],
+    layout: str,
+    tokenizer: Path | None,
+    max_turn_tokens: int,
+    max_length: int,
+    turn_order: str,
+    ignore_keys: tuple[str, ...],
+    limit: int,
+    show_all: bool,
+    strict: bool,
+    svg: Path | None,
+    as_json: bool,
+) -> None:
+    """Report problems in FILES, rule by rule and with row numbers.
+
+    Exits with 4 if there are errors.
+    """
+    from qwen_job.data.check import check as run
+
+    examiner = examiner_of(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
+    report = run(files, examiner, exact=tokenizer is not None, limit=None if show_all else limit)
+    if as_json:
+        click.echo(json_text(report.to_dict(), indent=2))
+    else:
+        _print_report(report)
+    if svg is not None:
+        _draw_lengths(report, svg, max_length)
+    if report.errors:
+        raise DataError(f"{report.bad_rows} of {report.rows} rows cannot be used for training; correct them, "
+                        "or use 'qwen-job data clean' to write a copy without them")  # fmt: skip
+    if strict and report.counts.total():
+        raise DataError(f"{report.counts.total()} warnings, and --strict counts them as errors")
+
+
+def _print_report(report: Report) -> None:
+    from qwen_job.data.rules import RULES
+
+    for rule, (is_error, meaning) in RULES.items():
+        count = report.counts[rule]
+        if not count:
+            continue
+        colour = "red" if is_error else "yellow"
+        kind = "error" if is_error else "warning"
+        click.echo(f"{click.style(f'{kind} {rule}', fg=colour, bold=True)} {count}: {meaning}")
+        shown = [finding for finding in report.findings if finding.rule == rule]
+        for finding in shown:
+            click.echo(f"  {visible(finding)}")
+        if count > len(shown):
+            click.echo(f"  ... and {count - len(shown)} more (--all shows them)")
+    _print_counts(report)
+    _print_lengths(report)
+
+
+def _print_counts(report: Report) -> None:
+    from qwen_job.data.arrange import COUNTED
+
+    for count, what in ((report.arranged[name], what) for name, what in COUNTED.items()):
+        if count:
+            click.echo(f"{count} {what}")
+    for title, found in (
+        ("keys not used in training, with the number of rows", report.unused_keys),
+        ("added tokens, with the number of conversations that contain them", report.added_tokens),
+    ):
+        if found:
+            click.echo(f"{title}: {', '.join(f'{visible(name, 40)} {count}' for name, count in found.items())}")
+
+
+def _print_lengths(report: Report) -> None:
+    values = report.to_dict()
+    about = "" if report.exact else " (estimated; use --tokenizer for an exact count)"
+    click.echo(f"{report.rows} conversations, {report.turns} turns, {report.tokens} tokens{about}, "
+               f"longest {report.longest}")  # fmt: skip
+    filled = [number for number, count in enumerate(report.histogram) if count]
+    most = max(report.histogram, default=0)
+    for number, (edge, count) in enumerate(values["token_histogram"].items()):
+        if filled and filled[0] <= number <= filled[-1]:
+            bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
+            click.echo(f"{edge:>8} tokens {count:>9} {count / report.rows:6.1%} {bar}")
+
+
+def _draw_lengths(report: Report, path: Path, max_length: int) -> None:
+    from qwen_job.data.histogram import svg
+    from qwen_job.picture import write_svg
+
+    about = "" if report.exact else " (estimated)"
+    title = f"{report.rows} conversations, tokens each{about}; longest {report.longest}, max_length {max_length}"
+    write_svg(path, svg(report.to_dict()["token_histogram"], title=title, max_length=max_length))

@@ -1,0 +1,60 @@
+"""``qwen-job data clean``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qwen_job.cli.data_options import FILE, examiner_of, reading_options
+from qwen_job.errors import UsageError
+from qwen_job.text import show_path
+
+
+@click.command(short_help="Write a cleaned copy and a list of the dropped rows.")
+@click.argument("source", type=FILE)
+@click.argument("target", type=FILE)
+@reading_options
+@click.option("--drop", multiple=True, metavar="RULE", help="Also drop rows that break this rule (repeatable).")
+@click.option("--keep", multiple=True, metavar="RULE", help="Keep rows that break this rule (repeatable).")
+@click.option("--force", is_flag=True, help="Replace TARGET if it exists. SOURCE is never changed.")
+def clean(
+    source: Path,
+    target: Path,
+    layout: str,
+    tokenizer: Path | None,
+    max_turn_tokens: int,
+    max_length: int,
+    turn_order: str,
+    ignore_keys: tuple[str, ...],
+    drop: tuple[str, ...],
+    keep: tuple[str, ...],
+    force: bool,
+) -> None:
+    """Copy the good rows of SOURCE to TARGET, and list the others with reasons in TARGET.dropped.jsonl.
+
+    The extension of TARGET sets the format: .json for a list, .jsonl for lines, plus .gz or .zst to compress.
+    Rows with errors, duplicates, likely secrets or personal data are dropped; change this with --drop and --keep.
+    Control characters are removed from the remaining rows, which are otherwise unchanged: pass the same --turn-order
+    and --ignore-key settings to training.
+    """
+    from qwen_job.data.clean import DROPPED_BY_DEFAULT
+    from qwen_job.data.clean import clean as run
+
+    rules = (set(DROPPED_BY_DEFAULT) | _known(drop)) - _known(keep)
+    examiner = examiner_of(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
+    result = run(source, target, examiner, drop=rules, force=force)
+    reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
+    click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
+    click.echo(f"dropped rows are listed in {result.dropped_list}", err=True)
+    show_path(target)
+
+
+def _known(rules: tuple[str, ...]) -> set[str]:
+    from qwen_job.data.rules import RULES
+    from qwen_job.text import did_you_mean
+
+    for rule in rules:
+        if rule not in RULES:
+            raise UsageError(f"no such rule: {rule!r} (rules: {', '.join(RULES)}){did_you_mean(rule, RULES)}")
+    return set(rules)

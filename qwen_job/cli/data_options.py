@@ -1,0 +1,87 @@
+"""Options that the commands of ``qwen-job data`` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from qwen_job.facts import choices
+from qwen_job.limits import MAX_LENGTH
+
+if TYPE_CHECKING:
+    from qwen_job.data.check import Examiner
+
+FILE = click.Path(path_type=Path)
+
+
+def layout_options(command: Any) -> Any:
+    """Add the options that say how rows are read."""
+    for option in (
+        click.option(
+            "--format",
+            "layout",
+            type=click.Choice(get_args(choices.Format)),
+            default="auto",
+            help="Format of the rows.",
+        ),
+        click.option(
+            "--turn-order",
+            type=click.Choice(get_args(choices.TurnOrder)),
+            default="strict",
+            show_default=True,
+            help="What to do with turns that do not alternate: reject them, treat them as finetune.py does, or join "
+            "them (data.turn_order).",
+        ),
+        click.option(
+            "--ignore-key",
+            "ignore_keys",
+            multiple=True,
+            metavar="KEY",
+            help="Ignore this key in rows and turns (repeatable; data.ignore_keys).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def reading_options(command: Any) -> Any:
+    """Add the options that say how rows are read and measured."""
+    for option in (
+        layout_options,
+        click.option("--tokenizer", type=FILE, help="Folder with tokenizer.json, to count tokens exactly."),
+        click.option(
+            "--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True, help="Maximum tokens per turn."
+        ),
+        click.option(
+            "--max-length",
+            type=click.IntRange(1),
+            default=MAX_LENGTH,
+            show_default=True,
+            help="Maximum tokens per row.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def examiner_of(
+    layout: str,
+    tokenizer: Path | None,
+    max_turn_tokens: int,
+    max_length: int,
+    turn_order: str,
+    ignore_keys: tuple[str, ...],
+) -> Examiner:
+    """Return the examiner that the reading options describe."""
+    from qwen_job.data.check import Examiner
+    from qwen_job.data.rules import Limits
+
+    loaded = None
+    if tokenizer is not None:
+        from qwen_job.data.encoder import load_encoder
+
+        loaded = load_encoder(tokenizer)
+    limits = Limits(max_turn_tokens, max_length)
+    return Examiner(layout, limits, loaded, turn_order=turn_order, ignore_keys=ignore_keys)
