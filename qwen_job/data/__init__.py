@@ -2,6 +2,7 @@
 
 rows      JSON, JSON Lines, .gz, .zst, Parquet -> rows, streaming (arrays, compress, parquet)
 formats   one row of any known layout -> Conversation (keys: what is ignored and refused; arrange: turn order)
+conversation  what that is
 encode    Conversation -> token IDs, and which of them are trained (vocabulary)
 encoder   the same, faster (characters, embedding)
 fit       samples that are too long;  choose: repeated and held-out samples;  pack: lengths -> rows of max_length

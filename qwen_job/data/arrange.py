@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
-from qwen_job.data.formats import Conversation, Turn, is_invisible
+from qwen_job.data.conversation import Conversation, Turn
+from qwen_job.data.formats import is_invisible
 
 # What is counted -> its description in reports.
 COUNTED = {

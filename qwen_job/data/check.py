@@ -12,8 +12,8 @@ from typing import Any
 
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.data.arrange import COUNTED
+from qwen_job.data.conversation import Conversation
 from qwen_job.data.encode import ChatTokenizer, texts_of
-from qwen_job.data.formats import Conversation
 from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, Limits, RowFinding, inspect, lengths, read
 from qwen_job.data.vocabulary import token_finder
@@ -118,7 +118,10 @@ class Examiner:
             yield [next(counts) + frame for _ in sample]
 
     def _duplicate(self, conversation: Conversation, file: str, row: int) -> Iterator[tuple[str, str, str]]:
-        parts = [conversation.system or "", *(part.strip() for turn in conversation.turns for part in turn)]
+        parts = [
+            conversation.system or "",
+            *(part.strip() for turn in conversation.turns for part in (turn.role, turn.text)),
+        ]
         digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=12).digest()
         first_file, first_row = self._seen.setdefault(digest, (file, row))
         if (first_file, first_row) != (file, row):

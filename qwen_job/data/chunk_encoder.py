@@ -12,9 +12,10 @@ import numpy as np
 from qwen_job.chatml import ROLES
 from qwen_job.data.arrange import arrange
 from qwen_job.data.choose import copies, copies_of, held_out
+from qwen_job.data.conversation import Conversation
 from qwen_job.data.encode import ChatTokenizer, Flat, Segment, signed_ids, texts_of
 from qwen_job.data.fit import fit
-from qwen_job.data.formats import Conversation, RecordError, order_problems, parse_record
+from qwen_job.data.formats import RecordError, order_problems, parse_record
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.rows import Chunk, Malformed, parse_chunk
 from qwen_job.errors import DataError

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.chatml import IGNORE, ROLES, SPECIAL_TOKENS
-from qwen_job.data.formats import Conversation, Turn
+from qwen_job.data.conversation import Conversation, Turn
 from qwen_job.data.vocabulary import is_control, mark_control_tokens
 from qwen_job.errors import EnvironmentFault, ModelError
 
@@ -138,7 +138,7 @@ def encode_prompt(turns: Iterable[tuple[str, str]], tokenizer: ChatTokenizer, *,
 def texts_of(conversation: Conversation, system_prompt: str) -> list[tuple[str, str]]:
     """Return (role, text) of every segment, the system prompt, if any, first."""
     system = system_prompt if conversation.system is None else conversation.system
-    return [*([("system", system)] if system else []), *conversation.turns]
+    return [*([("system", system)] if system else []), *[(turn.role, turn.text) for turn in conversation.turns]]
 
 
 def segments(conversation: Conversation, tokenizer: ChatTokenizer, system_prompt: str) -> list[Segment]:

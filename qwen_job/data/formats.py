@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from qwen_job.data.conversation import Conversation, Turn
 from qwen_job.data.keys import RecordError as RecordError
 from qwen_job.data.keys import advice_for, refuse_depth, role_advice, unused_keys
 
@@ -31,26 +32,6 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
-
-
-class Turn(NamedTuple):
-    """One turn; ``role`` is user or assistant."""
-
-    role: str
-    text: str
-
-
-class Conversation(NamedTuple):
-    """A system prompt and turns in order. ``system`` None: the data has none; empty: the data asks for none.
-
-    ``unused``: keys of the row and its turns that training ignores.
-    """
-
-    id: str
-    system: str | None
-    turns: tuple[Turn, ...]
-    unused: tuple[str, ...] = ()
-
 
 _NONE: frozenset[str] = frozenset()
 # The keys of a row that are read, layout by layout.

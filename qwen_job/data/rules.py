@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qwen_job.data.arrange import arrange
-from qwen_job.data.formats import CONTROL, Conversation, RecordError, order_problems, parse_record
+from qwen_job.data.conversation import Conversation
+from qwen_job.data.formats import CONTROL, RecordError, order_problems, parse_record
 from qwen_job.data.privacy import find_personal_data, find_secrets
 from qwen_job.data.rows import Malformed
 from qwen_job.limits import MAX_LENGTH

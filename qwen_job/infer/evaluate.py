@@ -18,8 +18,9 @@ from qwen_job.atomic import sha256_of
 from qwen_job.chatml import IGNORE
 from qwen_job.data import open_prepared, prepare_data
 from qwen_job.data.chunk_encoder import read_row
+from qwen_job.data.conversation import Conversation
 from qwen_job.data.encode import encode_prompt
-from qwen_job.data.formats import Conversation, RecordError
+from qwen_job.data.formats import RecordError
 from qwen_job.data.rows import read_rows
 from qwen_job.data.sample import sample_texts
 from qwen_job.errors import DataError, QwenJobError

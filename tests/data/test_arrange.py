@@ -15,7 +15,8 @@ from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
 from qwen_job.data.arrange import COUNTED, arrange
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
-from qwen_job.data.formats import Conversation, Turn, order_problems
+from qwen_job.data.conversation import Conversation, Turn
+from qwen_job.data.formats import order_problems
 from qwen_job.errors import DataError
 from qwen_job.run.sections import DataFile, DataSpec
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_job.data.chunk_encoder import Frames
+from qwen_job.data.conversation import Conversation, Turn
 from qwen_job.data.encode import ChatTokenizer, encode_conversation, encode_prompt
-from qwen_job.data.formats import Conversation, Turn
 from qwen_job.errors import ModelError
 
 SYSTEM = "You are a helpful assistant."

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen_job.data.formats import RecordError, Turn, detect_format, order_problems, parse_record
+from qwen_job.data.conversation import Turn
+from qwen_job.data.formats import RecordError, detect_format, order_problems, parse_record
 from qwen_job.resources import resource
 
 TURNS = (Turn("user", "q"), Turn("assistant", "a"))
