@@ -47,13 +47,15 @@ def node_settings(plan: Plan, runtime: str) -> dict[str, Any]:
 
 
 def batch_settings(plan: Plan) -> dict[str, Any]:
-    """Return what the batch script must do before and after pyxis starts the step."""
-    if plan.job.container.runtime != "pyxis":
-        return {"pyxis": False}
+    """Return what the batch script must do around a step that runs in containers."""
+    runtime = plan.job.container.runtime
+    if runtime != "pyxis":
+        return {"pyxis": False, "outlives_step": runtime in ("docker", "podman")}
     image = _image(plan)
     plans = [plan, *(run.plan for run in plan.sweep)]
     return {
         "pyxis": True,
+        "outlives_step": False,
         "image": image,
         "image_is_file": image.startswith("/"),
         "image_field": ".".join(map(str, _image_field(plan))),

@@ -181,6 +181,7 @@ QWEN_JOB_END
 put "$run/launch/node.sh" << 'QWEN_JOB_NODE_END'
 #!/bin/bash
 # Runs on every node of the job: node.sh NODE_RANK MASTER_ADDR MASTER_PORT RDZV_ID [STARTED_AT [LIMIT_SECONDS]]
+# NODE_RANK clean_up: only removes the containers that the job left on this node.
 # Writes the node's exit code and name to launch/exit.RDZV_ID.NODE_RANK in the run folder, for the script that started it.
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
