@@ -1,0 +1,56 @@
+"""What every reader of data returns and every renderer takes: a conversation, its turns, and calls of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class ToolCall(NamedTuple):
+    """One call of a tool by the assistant. ``arguments`` is parsed, also where the data holds a JSON string."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation. Consecutive tool turns answer the calls of the assistant turn before them.
+
+    Attributes:
+        role: user, assistant or tool; system only for a system turn behind the first turn.
+        text: its words; empty is right where there is reasoning or a call.
+        reasoning: the assistant's thoughts before its text; None: the data has none.
+        calls: the tools that the assistant calls after its text.
+        learn: whether the data wants this turn learnt; None: the data does not say.
+        name: the tool whose result a tool turn is.
+        call_id: the ID of the call that a tool turn answers.
+    """
+
+    role: str
+    text: str
+    reasoning: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    learn: bool | None = None
+    name: str = ""
+    call_id: str = ""
+
+
+class Conversation(NamedTuple):
+    """A system prompt and turns in order.
+
+    Attributes:
+        id: the row's own name, empty if it has none.
+        system: None: the data has none; empty: the data asks for none.
+        turns: at least one.
+        unused: keys of the row and its turns that training ignores.
+        tools: the tools that may be called, each {"type": "function", "function": {...}} as OpenAI's API has it.
+        options: the row's own arguments for the chat template, ``enable_thinking`` among them.
+    """
+
+    id: str
+    system: str | None
+    turns: tuple[Turn, ...]
+    unused: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = {}
