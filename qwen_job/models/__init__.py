@@ -2,7 +2,6 @@
 
 resolve         ModelSpec (qwen_job/run) -> a local folder that transformers loads without remote code
 fetch           a hub's model -> the shared cache: one process, verified, repaired
-hub             what fetching needs of a hub, by its own library: hub_modelscope, hub_huggingface
 random_init     random weights, and a tokenizer trained on the job's data
 completeness    is this model folder complete? (config_json: its config.json; tokens: its tokenizer)
 convert         Qwen-1 <-> Qwen2ForCausalLM, bit for bit: qwen1 (weights), tokenizer (qwen.tiktoken), legacy (pickles)
@@ -10,7 +9,6 @@ loading         a native folder -> a model of transformers
 generation      what a trained model's generation_config.json says
 tokenizer_files tokenizer.json and its companions for a ChatML model
 tensors         safetensors files as raw bytes
-storage         files and folders that are complete or absent, and the lock around making them
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from qwen_job.models.qwen1 import (
     to_qwen2,
     write_shards,
 )
-from qwen_job.models.storage import Notify, exclusive, new_folder, write_json
 from qwen_job.models.tensors import NewTensor, Tensor, read_folder, read_header, shards
 from qwen_job.models.tokenizer import (
     FILE,
@@ -38,6 +37,7 @@ from qwen_job.models.tokenizer import (
     write_generation_config,
     write_tiktoken,
 )
+from qwen_job.storage import Notify, exclusive, new_folder, write_json
 
 _SMALL_FILES = ("LICENSE*", "NOTICE*")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

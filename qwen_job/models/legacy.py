@@ -18,8 +18,8 @@ from qwen_job.atomic import open_regular
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_files import exists, member
 from qwen_job.models.qwen1 import is_computed
-from qwen_job.models.storage import CHUNK
 from qwen_job.models.tensors import NewTensor, indexed, write_tensors
+from qwen_job.storage import CHUNK
 
 _DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 INDEX = "pytorch_model.bin.index.json"

@@ -20,8 +20,8 @@ from pathlib import Path
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import refused_fields
 from qwen_job.facts.weights import Shapes, rope_theta, size
-from qwen_job.models.storage import Notify, write_json
 from qwen_job.models.tensors import FLOATS, INDEX, NewTensor, Tensor, write_tensors
+from qwen_job.storage import Notify, write_json
 
 _GLOBAL = {
     "transformer.wte.weight": "model.embed_tokens.weight",

@@ -18,9 +18,9 @@ from qwen_job.errors import ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.weights import Shapes, expected_shapes, size
 from qwen_job.models.config_json import check_config
-from qwen_job.models.storage import write_json
 from qwen_job.models.tensors import NewTensor, write_tensors
 from qwen_job.models.tokenizer_files import generation_config, tokenizer_config, tokenizer_json
+from qwen_job.storage import write_json
 
 if TYPE_CHECKING:
     import numpy

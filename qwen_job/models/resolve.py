@@ -10,11 +10,12 @@ from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import exists, member, read_json
 from qwen_job.models.completeness import check_folder, needs_conversion
 from qwen_job.models.convert import conversion_key, convert
-from qwen_job.models.fetch import damaged, fetch_model
+from qwen_job.models.fetch import fetch_model
 from qwen_job.models.random_init import initial_key, load_config, write_random_model
-from qwen_job.models.storage import Notify, cache_folder, exclusive, new_folder, write_json
+from qwen_job.remote.download import damaged
 from qwen_job.run.config import TrainConfig
 from qwen_job.run.sections import ModelSpec
+from qwen_job.storage import Notify, cache_folder, exclusive, new_folder, write_json
 
 RECORD = ".made.json"
 

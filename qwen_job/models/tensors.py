@@ -19,7 +19,7 @@ from qwen_job.atomic import open_regular
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_files import exists, member, read_json
 from qwen_job.facts.weights import shown
-from qwen_job.models.storage import chunks
+from qwen_job.storage import chunks
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,

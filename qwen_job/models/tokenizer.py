@@ -16,8 +16,8 @@ from qwen_job.atomic import sha256_of
 from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import read_json
-from qwen_job.models.storage import write_bytes, write_json
 from qwen_job.models.tokenizer_files import generation_config, tokenizer_config, tokenizer_json
+from qwen_job.storage import write_bytes, write_json
 
 FILE = "qwen.tiktoken"
 SHA256 = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"

@@ -25,9 +25,9 @@ from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import read_json
 from qwen_job.models.generation import exported, pad_of, stops_of
 from qwen_job.models.loading import load_native
-from qwen_job.models.storage import write_json
 from qwen_job.report.model_card import original_folder
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.storage import write_json
 from qwen_job.train.deepspeed_engine import whole_weights
 from qwen_job.train.kernels import stock_kernels
 

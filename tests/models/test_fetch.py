@@ -16,12 +16,14 @@ import pytest
 from qwen_job.cli import main
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.choices import Source
-from qwen_job.models import fetch
-from qwen_job.models.fetch import MARKER, fetch_model, wanted
-from qwen_job.models.hub import RemoteFile
+from qwen_job.models.fetch import fetch_model, wanted
 from qwen_job.models.random_init import load_config, write_random_model
 from qwen_job.models.resolve import ensure_model
+from qwen_job.remote import download
+from qwen_job.remote.download import MARKER
+from qwen_job.remote.hub import RemoteFile
 from qwen_job.run.sections import ModelSpec
+from qwen_job.storage import exclusive
 
 from .hub_server import HubServer, serving
 
@@ -56,7 +58,7 @@ def hub(
     files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[HubServer]:
     home = tmp_path_factory.mktemp("home")
-    monkeypatch.setattr(fetch, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0.01)
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS", 0.01)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -148,7 +150,7 @@ def test_a_busy_hub_is_asked_again(
 def test_progress_comes_in_lines_and_no_bar_is_drawn(
     hub: HubServer, tmp_path: Path, source: Source, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(download, "REPORT_SECONDS", 0.05)
     hub.stall_after[WEIGHTS] = 100_000
     threading.Timer(0.5, hub.cut.set).start()
     lines: list[str] = []
@@ -199,7 +201,7 @@ def test_no_room_is_said_before_the_first_byte(tmp_path: Path, monkeypatch: pyte
     class Full:
         f_bavail, f_frsize = 1, 512
 
-    monkeypatch.setattr(fetch.os, "statvfs", lambda _: Full)
+    monkeypatch.setattr(download.os, "statvfs", lambda _: Full)
     with pytest.raises(EnvironmentFault, match="free space or fix rights, or choose"):
         fetch_model(spec(tmp_path))
     assert not list(tmp_path.rglob("*.part"))
@@ -217,7 +219,7 @@ def test_many_processes_download_once(hub: HubServer, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("hub")
 def test_those_who_wait_are_told_for_whom(tmp_path: Path) -> None:
     lines: list[str] = []
-    with fetch.exclusive(tmp_path / "models" / "modelscope" / "owner--tiny@master.lock"):
+    with exclusive(tmp_path / "models" / "modelscope" / "owner--tiny@master.lock"):
         thread = threading.Thread(target=fetch_model, args=[spec(tmp_path)], kwargs={"progress": lines.append})
         thread.start()
         while not lines:
@@ -269,7 +271,7 @@ def test_a_listing_that_continues_elsewhere_is_not_followed(
 def test_a_listing_that_is_none_is_no_internal_error(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    monkeypatch.setattr(fetch, "ATTEMPTS", 1)
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
     hub.listing = answer.encode()
     with pytest.raises((EnvironmentFault, ModelError), match=r"not a list of files|no files"):
         fetch_model(spec(tmp_path))

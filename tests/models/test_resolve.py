@@ -17,8 +17,8 @@ from qwen_job.facts.weights import count_parameters, expected_shapes
 from qwen_job.models import ensure_model
 from qwen_job.models.completeness import check_folder, stop_ids
 from qwen_job.models.random_init import initial_key, load_config, train_tokenizer, write_random_model
-from qwen_job.models.storage import cache_folder
 from qwen_job.run.sections import ModelSpec
+from qwen_job.storage import cache_folder
 
 CONVERSATIONS = [
     {"conversations": [{"from": "user", "value": "你好"}, {"from": "assistant", "value": "你好！我是小助手。"}]},

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from qwen_job.atomic import open_regular, sync_file, sync_folder, write_atomically
 from qwen_job.errors import EnvironmentFault, ModelError
-from qwen_job.facts.model_files import exists
 from qwen_job.lock import FileLock
 from qwen_job.resources import user_cache
 
-ELSEWHERE = "free space or fix rights, or choose another folder (a job's is model.cache_dir, a download's --cache)"
+ELSEWHERE = (
+    "free space or fix rights, or choose another folder (a job's are model.cache_dir and data.cache_dir, a download's "
+    "--cache)"
+)
 CHUNK = 8 * 1024 * 1024  # bytes read at a time: bounds memory for files of any size
 
 Notify = Callable[[str], None]  # called with a line of text from time to time
@@ -91,7 +93,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
                 sync_file(path)
         sync_folder(aside)
         old = target.with_name(f".{target.name}.old")
-        if replace and exists(target):
+        if replace and target.exists():
             shutil.rmtree(old, ignore_errors=True)
             target.rename(old)
         aside.replace(target)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_job.models.hub import SCRATCH, WORKERS, Hub, RemoteFile, TransferError, WrongBytesError
+from qwen_job.remote.hub import SCRATCH, WORKERS, Hub, RemoteFile, TransferError, WrongBytesError
 
 if TYPE_CHECKING:
     from modelscope_hub import HubApi
@@ -32,20 +32,20 @@ class ModelScope(Hub):
 
         return HubApi(HubConfig())  # reads the environment now, unlike the library's default
 
-    def _files(self, model: str, revision: str) -> Iterator[RemoteFile]:
-        for file in self._api().list_repo_files(model, "model", revision=revision):
+    def _files(self, repository: str, revision: str) -> Iterator[RemoteFile]:
+        for file in self._api().list_repo_files(repository, self.kind.api, revision=revision):
             if file.type != "tree":
                 yield RemoteFile(file.path, file.size, file.sha256 or None)
 
-    def _download(self, model: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None:
+    def _download(self, repository: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None:
         from modelscope_hub.errors import FileDownloadError
 
         listed = [{"Path": file.path, "Size": file.size, "Sha256": file.sha256, "Type": "blob"} for file in files]
         _draw_no_bars()
         try:
             self._api().download_repo(
-                model, "model", revision=revision, local_dir=folder, cache_dir=folder / SCRATCH, max_workers=WORKERS,
-                file_list=listed,
+                repository, self.kind.api, revision=revision, local_dir=folder, cache_dir=folder / SCRATCH,
+                max_workers=WORKERS, file_list=listed,
             )  # fmt: skip
         except FileDownloadError as error:
             path, reason = next(iter(error.failed_files.items()))
@@ -60,8 +60,8 @@ class ModelScope(Hub):
             return reason
         return TransferError(f"{path}: {reason}")
 
-    def _cached(self, model: str, revision: str) -> Path:
-        folder = self._api().download_repo(model, "model", revision=revision, local_files_only=True)
+    def _cached(self, repository: str, revision: str) -> Path:
+        folder = self._api().download_repo(repository, self.kind.api, revision=revision, local_files_only=True)
         if folder.parent.name != "snapshots" and revision != self.default_revision:
             raise FileNotFoundError(f"{folder}: a cache of an old modelscope, which does not record the revision")
         return folder

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import EnvironmentFault
-from qwen_job.models.storage import exclusive
+from qwen_job.storage import exclusive
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from qwen_job.models.storage import exclusive\n"
+    "import sys, time; from pathlib import Path; from qwen_job.storage import exclusive\n"
     "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 )
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen_job.models.hub import SCRATCH, WORKERS, Hub, RemoteFile
+from qwen_job.remote.hub import SCRATCH, WORKERS, Hub, RemoteFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -39,39 +39,47 @@ class HuggingFace(Hub):
 
         return HfApi(endpoint=self.endpoint, library_name="qwen-job")
 
-    def _files(self, model: str, revision: str) -> Iterator[RemoteFile]:
+    def _files(self, repository: str, revision: str) -> Iterator[RemoteFile]:
         from huggingface_hub.hf_api import RepoFile
 
-        for entry in self._api().list_repo_tree(model, revision=revision, recursive=True):
+        for entry in self._api().list_repo_tree(repository, revision=revision, recursive=True, repo_type=self.kind.api):
             if isinstance(entry, RepoFile):
                 # The blob of a file in LFS is its pointer.
                 sha256 = entry.lfs.sha256 if entry.lfs else None
                 yield RemoteFile(entry.path, entry.size, sha256, None if sha256 else entry.blob_id)
 
-    def _download(self, model: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None:
+    def _download(self, repository: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None:
         (folder / SCRATCH).mkdir(exist_ok=True)
         with _no_bars(), ThreadPoolExecutor(WORKERS) as workers:
-            jobs = [workers.submit(self._download_file, model, revision, file, folder) for file in files]
+            jobs = [workers.submit(self._download_file, repository, revision, file, folder) for file in files]
             for job in jobs:
                 job.result()
 
-    def _download_file(self, model: str, revision: str, file: RemoteFile, folder: Path) -> None:
-        from huggingface_hub import hf_hub_url
+    def _download_file(self, repository: str, revision: str, file: RemoteFile, folder: Path) -> None:
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils._headers import build_hf_headers
 
         part = folder / SCRATCH / f"{file.path}.part"
         if part.exists() and part.stat().st_size > file.size:
             part.unlink()
+        part.parent.mkdir(parents=True, exist_ok=True)
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as stream:
             http_get(
-                hf_hub_url(model, file.path, revision=revision, endpoint=self.endpoint), stream,
+                self._address(repository, file.path, revision), stream,
                 resume_size=stream.tell(), expected_size=file.size, headers=build_hf_headers(library_name="qwen-job"),
             )  # fmt: skip
         part.replace(folder / file.path)
 
-    def _cached(self, model: str, revision: str) -> Path:
-        return Path(self._api().snapshot_download(model, revision=revision, local_files_only=True))
+    def _address(self, repository: str, path: str, revision: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(repository, path, repo_type=self.kind.api, revision=revision, endpoint=self.endpoint)
+
+    def _cached(self, repository: str, revision: str) -> Path:
+        return Path(
+            self._api().snapshot_download(repository, revision=revision, local_files_only=True, repo_type=self.kind.api)
+        )
 
     def _status(self, error: Exception) -> int | None:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError

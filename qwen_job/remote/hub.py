@@ -1,5 +1,7 @@
 """What fetching needs of a hub: its files with their hashes, those files downloaded, and the copy in the user's cache.
 
+A hub has repositories of models and of data sets; one object speaks of one kind.
+
 modelscope-hub and huggingface_hub speak the protocols, retry, resume partial files and find the user's token. Mirrors:
 MODELSCOPE_ENDPOINT, HF_ENDPOINT. Tokens: MODELSCOPE_API_TOKEN, HF_TOKEN, or the library's own login. Proxies: the usual
 variables. QWEN_JOB_OFFLINE=1 forbids downloads, HF_HUB_OFFLINE=1 those from Hugging Face.
@@ -17,22 +19,35 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from qwen_job.errors import EnvironmentFault, ModelError, QwenJobError
+from qwen_job.errors import DataError, EnvironmentFault, ModelError, QwenJobError
 
 WORKERS = 4
 SCRATCH = ".cache"  # of a model's folder: where the libraries keep locks, metadata and partial files
-INSTALL = "pip install 'qwen-job[hub]'"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a model on a hub, with its SHA-256 or the SHA-1 of its git blob where the hub states them."""
+    """One file of a repository, with its SHA-256 or the SHA-1 of its git blob where the hub states them."""
 
     path: str
     size: int
     sha256: str | None
     git_sha1: str | None = None
+
+
+class Kind(NamedTuple):
+    """What is fetched: its name in the hubs' APIs and in messages, the error where it cannot be had, our command."""
+
+    api: Literal["model", "dataset"]
+    word: str
+    error: type[QwenJobError]
+    command: str
+
+
+MODEL = Kind("model", "model", ModelError, "qwen-job model fetch")
+DATA_SET = Kind("dataset", "data set", DataError, "qwen-job data fetch")
 
 
 class TransferError(Exception):
@@ -44,7 +59,7 @@ class WrongBytesError(TransferError):
 
 
 class Hub(ABC):
-    """One hub. Its methods raise TransferError if another attempt may help, ModelError if none will."""
+    """One hub. Its methods raise TransferError if another attempt may help, ``kind.error`` if none will."""
 
     name: str
     package: str  # what to import
@@ -52,6 +67,10 @@ class Hub(ABC):
     token_variable: str
     default_revision: str
     offline_variables: tuple[str, ...] = ("QWEN_JOB_OFFLINE",)
+    install = "pip install 'qwen-job[hub]'"
+
+    def __init__(self, kind: Kind = MODEL) -> None:
+        self.kind = kind
 
     @property
     @abstractmethod
@@ -59,29 +78,34 @@ class Hub(ABC):
         """The address of the hub: the official one, or the mirror that the environment names."""
 
     @abstractmethod
-    def _files(self, model: str, revision: str) -> Iterator[RemoteFile]: ...
+    def _files(self, repository: str, revision: str) -> Iterator[RemoteFile]: ...
 
     @abstractmethod
-    def _download(self, model: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None: ...
+    def _download(self, repository: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None: ...
 
     @abstractmethod
-    def _cached(self, model: str, revision: str) -> Path: ...
+    def _cached(self, repository: str, revision: str) -> Path: ...
 
     @abstractmethod
     def _status(self, error: Exception) -> int | None:
         """Return the HTTP status with which the hub refused a request, None if it was something else."""
 
-    def list_files(self, model: str, revision: str, progress: Callable[[str], None] | None = None) -> list[RemoteFile]:
-        """Return every file of a model at a revision. ``progress`` gets the library's warnings, such as its retries."""
-        with self._faults(model, revision), _warnings_to(self.package, progress):
-            files = list(self._files(model, revision))
+    def list_files(
+        self, repository: str, revision: str, progress: Callable[[str], None] | None = None
+    ) -> list[RemoteFile]:
+        """Return every file of a repository at a revision.
+
+        ``progress`` gets the library's warnings, such as its retries.
+        """
+        with self._faults(repository, revision), _warnings_to(self.package, progress):
+            files = list(self._files(repository, revision))
         if not files:
-            raise ModelError(f"{model}: has no files at revision {revision} on {self.endpoint}")
+            raise self.kind.error(f"{repository}: has no files at revision {revision} on {self.endpoint}")
         return files
 
     def download(
         self,
-        model: str,
+        repository: str,
         revision: str,
         files: Sequence[RemoteFile],
         folder: Path,
@@ -91,18 +115,18 @@ class Hub(ABC):
 
         The caller verifies them: Hugging Face's library checks sizes only. ``progress`` gets the library's warnings.
         """
-        with self._faults(model, revision), _warnings_to(self.package, progress):
-            self._download(model, revision, files, folder)
+        with self._faults(repository, revision), _warnings_to(self.package, progress):
+            self._download(repository, revision, files, folder)
 
-    def cached(self, model: str, revision: str) -> Path | None:
-        """Return the folder with the model in the cache of the hub's own library, if it is there; no network is used.
+    def cached(self, repository: str, revision: str) -> Path | None:
+        """Return the folder with the repository in the cache of the hub's own library, if it is there.
 
-        It may be incomplete.
+        It may be incomplete. No network is used.
         """
         if not self.installed:
             return None
         with contextlib.suppress(Exception), _warnings_to(self.package, None):
-            return self._cached(model, revision)
+            return self._cached(repository, revision)
         return None
 
     @property
@@ -124,34 +148,35 @@ class Hub(ABC):
         """Return the error for a hub that cannot be reached, with what to do instead."""
         return EnvironmentFault(
             f"{self.endpoint} cannot be reached ({reason}); set {self.endpoint_variable} or HTTPS_PROXY, or run "
-            "'qwen-job model fetch' on a machine with internet access, with the same cache"
+            f"'{self.kind.command}' on a machine with internet access, with the same cache"
         )
 
+    def _access(self) -> str:
+        """Return what a user does who is denied access."""
+        return f"accept the {self.kind.word}'s licence there and set {self.token_variable}"
+
     @contextlib.contextmanager
-    def _faults(self, model: str, revision: str) -> Iterator[None]:
+    def _faults(self, repository: str, revision: str) -> Iterator[None]:
         """Translate the errors of the library and of its HTTP client, whose classes differ between versions."""
         if not self.installed:
-            raise EnvironmentFault(f"downloading from {self.name} needs the package {self.package}: {INSTALL}")
+            raise EnvironmentFault(f"downloading from {self.name} needs the package {self.package}: {self.install}")
         try:
             yield
         except (QwenJobError, TransferError):
             raise
         except Exception as error:
-            raise self._translated(error, model, revision) from error
+            raise self._translated(error, repository, revision) from error
 
-    def _translated(self, error: Exception, model: str, revision: str) -> Exception:
+    def _translated(self, error: Exception, repository: str, revision: str) -> Exception:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             return error  # the folder's own fault, not the hub's
-        status = self._status(error)
+        status, word = self._status(error), self.kind.word
         if status in (401, 403):
-            return ModelError(
-                f"{model}: {self.endpoint} denied access ({status}); accept the model's licence there and set "
-                f"{self.token_variable}"
-            )
+            return self.kind.error(f"{repository}: {self.endpoint} denied access ({status}); {self._access()}")
         if status is not None and 400 <= status < 500 and status not in (408, 416, 429):
-            return ModelError(
-                f"{model}: not found ({status}) on {self.endpoint} at revision {revision}; check the model's ID, its "
-                f"revision and the source ({self.name})"
+            return self.kind.error(
+                f"{repository}: not found ({status}) on {self.endpoint} at revision {revision}; check the {word}'s ID, "
+                f"its revision and the source ({self.name})"
             )
         if status is not None:
             return TransferError(f"it answered {status}")
