@@ -36,6 +36,8 @@ SLOW = {
     "numpy",
     "tokenizers",
     "gigatoken",
+    "jsonschema",
+    "referencing",
     "psutil",
     "huggingface_hub",
     "modelscope_hub",

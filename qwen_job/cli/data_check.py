@@ -82,6 +82,8 @@ def _print_report(report: Report) -> None:
 def _print_counts(report: Report) -> None:
     from qwen_job.data.arrange import COUNTED
 
+    for line in report.contents.lines():
+        click.echo(visible(line))
     for count, what in ((report.arranged[name], what) for name, what in COUNTED.items()):
         if count:
             click.echo(f"{count} {what}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +14,18 @@ from typing import Any
 
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.data.arrange import COUNTED
+from qwen_job.data.contents import Contents
 from qwen_job.data.conversation import Conversation
 from qwen_job.data.encode import ChatTokenizer, texts_of
 from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, Limits, RowFinding, inspect, lengths, read
+from qwen_job.data.schemas import ToolSchemas
+from qwen_job.data.tool_rules import has_tools, tool_findings
 from qwen_job.data.vocabulary import token_finder
 
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _BATCH = 256
+_WIDE = re.compile("[\u2e80-\U0010ffff]+")
 
 
 @dataclass
@@ -29,7 +35,8 @@ class Report:
     ``counts`` has every rule, ``findings`` the first of each rule (see ``check``). ``histogram`` counts samples by
     tokens, up to each of BUCKETS and above; ``exact``: a tokenizer counted the tokens, they are not estimated.
     ``unused_keys``: for each key that training ignores, the rows that have it; ``added_tokens``: for each token added
-    to the tokenizer, the conversations that have it; ``arranged``: what ``turn_order`` changed.
+    to the tokenizer, the conversations that have it; ``arranged``: what ``turn_order`` changed; ``contents``: reasoning
+    and tools.
     """
 
     rows: int = 0
@@ -42,6 +49,7 @@ class Report:
     unused_keys: Counter[str] = field(default_factory=Counter)
     added_tokens: Counter[str] = field(default_factory=Counter)
     arranged: Counter[str] = field(default_factory=Counter)
+    contents: Contents = field(default_factory=Contents)
     findings: list[RowFinding] = field(default_factory=list)
     histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
 
@@ -65,6 +73,7 @@ class Report:
             "unused_keys": dict(self.unused_keys),
             "added_tokens": dict(self.added_tokens),
             "arranged": {name: self.arranged[name] for name in COUNTED},
+            "contents": self.contents.to_dict(),
             "token_histogram": dict(zip(edges, self.histogram, strict=True)),
             "findings": [finding._asdict() for finding in self.findings],
         }
@@ -88,6 +97,7 @@ class Examiner:
         self.ignore_keys = tuple(ignore_keys)
         self.own_tokens = tokenizer.text_tokens if tokenizer else ()
         self.arranged: Counter[str] = Counter()
+        self.schemas = ToolSchemas()
 
     def examine(
         self, file: Path, rows: Sequence[tuple[int, Any]]
@@ -101,6 +111,8 @@ class Examiner:
             if conversation:
                 tokens = next(counted)
                 found += inspect(conversation, self.own_tokens)
+                if has_tools(conversation):
+                    found += tool_findings(conversation, self.schemas)
                 found += lengths(conversation, tokens, self._limits)
                 found += self._duplicate(conversation, str(file), row)
             yield row, conversation, tokens, [RowFinding(str(file), row, *parts) for parts in found]
@@ -121,12 +133,22 @@ class Examiner:
         parts = [
             conversation.system or "",
             *(part.strip() for turn in conversation.turns for part in (turn.role, turn.text)),
+            *_beside_text(conversation),
         ]
         digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=12).digest()
         first_file, first_row = self._seen.setdefault(digest, (file, row))
         if (first_file, first_row) != (file, row):
             where = f"row {first_row}" if first_file == file else f"{first_file}:{first_row}"
             yield "duplicate", "conversation", f"is the same as {where}; keep one, or use weight to repeat a file"
+
+
+def _beside_text(conversation: Conversation) -> Iterator[str]:
+    """Yield what else makes two conversations different; nothing for a plain one."""
+    if conversation.tools or conversation.options:
+        yield json.dumps([conversation.tools, conversation.options], sort_keys=True)
+    for number, turn in enumerate(conversation.turns):
+        if turn.reasoning or turn.calls:
+            yield json.dumps([number, turn.reasoning, [call[:2] for call in turn.calls]], sort_keys=True)
 
 
 def check(files: Sequence[Path], examiner: Examiner, *, exact: bool = False, limit: int | None = 10) -> Report:
@@ -159,10 +181,11 @@ def _add(
         report.turns += len(conversation.turns)
         report.tokens += total
         report.longest = max(report.longest, total)
+        report.contents.add(conversation)
         report.histogram[sum(total > edge for edge in BUCKETS)] += 1
 
 
 def _estimate(text: str) -> int:
     """Estimate tokens without a tokenizer: 1.5 Chinese characters or 4 others each, plus ChatML's frame."""
-    wide = 0 if text.isascii() else sum(char > "\u2e7f" for char in text)
+    wide = 0 if text.isascii() else sum(map(len, _WIDE.findall(text)))
     return 5 + round(wide / 1.5 + (len(text) - wide) / 4)

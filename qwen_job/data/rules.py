@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from qwen_job.data.arrange import arrange
-from qwen_job.data.conversation import Conversation
-from qwen_job.data.formats import CONTROL, RecordError, order_problems, parse_record
+from qwen_job.data.conversation import Conversation, Turn
+from qwen_job.data.formats import CONTROL, RecordError, is_invisible, order_problems, parse_record
 from qwen_job.data.privacy import find_personal_data, find_secrets
 from qwen_job.data.rows import Malformed
+from qwen_job.data.tool_rules import TOOL_RULES
 from qwen_job.limits import MAX_LENGTH
 
 # rule -> (is it an error, what it means). A row with an error cannot be trained on.
@@ -21,7 +22,7 @@ RULES: dict[str, tuple[bool, str]] = {
     "unused_key": (True, "a key with content that training would lose"),
     "order": (True, "roles out of order, empty turns, or no answer to learn from"),
     "encoding": (True, "half of a surrogate pair: text that cannot be written as UTF-8"),
-    "special_token": (False, "text such as <|im_end|> inside a value (trained as plain characters)"),
+    "special_token": (False, "text such as <|im_end|> or <tool_call> inside a value (trained as plain characters)"),
     "without_system": (False, "an empty system prompt: no system turn is trained, not even the default one"),
     "control_character": (False, "control, invisible or replacement characters"),
     "long_turn": (False, "a turn longer than --max-turn-tokens"),
@@ -31,11 +32,18 @@ RULES: dict[str, tuple[bool, str]] = {
     "personal": (False, "likely e-mail addresses, phone, ID card and bank card numbers"),
     "unrelated": (False, "an answer that repeats its question or is in another language"),
     "truncated": (False, "an answer that seems to break off"),
+    "no_answer": (False, "a last turn of reasoning without an answer or a call"),
+    "nothing_learnt": (False, "no answer is trained, because the row switches all of them off"),
+    **TOOL_RULES,
 }
 
-_SPECIAL = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>")
-_CHINESE = re.compile("[\u4e00-\u9fff]")
-_LATIN = re.compile("[A-Za-z]")
+# Control tokens, and the marks that templates put around reasoning, calls and results.
+_SPECIAL = re.compile(r"<\|[A-Za-z0-9_]{1,40}\|>|</?(?:think|tools|tool_call|tool_response)>")
+_MARKS = frozenset(
+    f"<{slash}{name}>" for name in ("think", "tools", "tool_call", "tool_response") for slash in ("", "/")
+)
+_CHINESE = re.compile("[\u4e00-\u9fff]+")
+_LATIN = re.compile("[A-Za-z]+")
 _OTHER_LANGUAGE = re.compile(
     r"英文|英语|翻译|中文|汉语|日语|法语|代码|程序|函数|公式|translat|chinese|english|mandarin|code|python|sql|regex",
     re.IGNORECASE,
@@ -94,16 +102,52 @@ def inspect(conversation: Conversation, own: Container[str] = ()) -> Iterator[tu
     """
     if conversation.system == "":
         yield "without_system", "system", "is empty: no system turn is trained; remove it for data.system_prompt"
-    texts = [("system", conversation.system or "")]
-    texts += [(f"turn {number} ({turn.role})", turn.text) for number, turn in enumerate(conversation.turns, 1)]
-    for field, text in texts:
-        for rule, message in _of_text(text, own):
-            yield rule, field, message
-    for number in range(1, len(conversation.turns)):
-        question, answer = conversation.turns[number - 1], conversation.turns[number]
-        if question.role == "user" and answer.role == "assistant":
-            for rule, message in _of_answer(question.text, answer.text):
-                yield rule, f"turn {number + 1} (assistant)", message
+    for rule, message in _of_text(conversation.system or "", own):
+        yield rule, "system", message
+    before: Turn | None = None
+    for number, turn in enumerate(conversation.turns, 1):
+        for rule, message in _of_text(turn.text, own):
+            yield rule, f"turn {number} ({turn.role})", message
+        if turn.reasoning or turn.calls:
+            yield from _of_parts(turn, f"turn {number} ({turn.role})", own)
+        if before and before.role == "user" and turn.role == "assistant" and not turn.calls:
+            for rule, message in _of_answer(before.text, turn.text):
+                yield rule, f"turn {number} (assistant)", message
+        before = turn
+    yield from _of_learning(conversation.turns)
+
+
+def _of_parts(turn: Turn, field: str, own: Container[str]) -> Iterator[tuple[str, str, str]]:
+    """Look into the reasoning and the calls of an answer."""
+    for rule, message in _of_text(turn.reasoning or "", own):
+        yield rule, f"{field}.reasoning", message
+    for place, call in enumerate(turn.calls):
+        found = dict(each for text in _strings(call.arguments) for each in _of_text(text, own))
+        for rule, message in found.items():
+            yield rule, f"{field}.calls[{place}].arguments", message
+
+
+def _of_learning(turns: Sequence[Turn]) -> Iterator[tuple[str, str, str]]:
+    answers = [turn for turn in turns if turn.role == "assistant"]
+    if answers and all(turn.learn is False for turn in answers):
+        message = "switches off the training of every answer; switch one on, or remove the conversation"
+        yield "nothing_learnt", "turns", message
+    if turns[-1].reasoning and not turns[-1].calls and is_invisible(turns[-1].text):
+        message = "has reasoning, and neither an answer nor a call; complete it or remove the conversation"
+        yield "no_answer", f"turn {len(turns)} (assistant)", message
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a value of JSON, keys of objects included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield str(key)
+            yield from _strings(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _strings(part)
 
 
 def lengths(conversation: Conversation, tokens: list[int], limits: Limits) -> Iterator[tuple[str, str, str]]:
@@ -120,7 +164,9 @@ def lengths(conversation: Conversation, tokens: list[int], limits: Limits) -> It
 
 
 def _of_text(text: str, own: Container[str]) -> Iterator[tuple[str, str]]:
-    special = next((each for each in _SPECIAL.findall(text) if each not in own), None) if "<|" in text else None
+    special = None
+    if "<" in text:
+        special = next((each for each in _SPECIAL.findall(text) if each in _MARKS or each not in own), None)
     if special:
         yield "special_token", f"holds {special}; remove it unless the text is about it"
     if control := CONTROL.search(text):
@@ -155,7 +201,7 @@ def _ends_in_a_word(answer: str) -> bool:
 
 def _language(text: str) -> str:
     """Name the script of a text: Chinese or Latin-script, or an empty text if it is mixed or short."""
-    chinese, latin = len(_CHINESE.findall(text)), len(_LATIN.findall(text))
+    chinese, latin = (sum(map(len, script.findall(text))) for script in (_CHINESE, _LATIN))
     if chinese >= 6 and chinese * 4 > latin:
         return "Chinese"
     return "Latin-script" if latin >= 20 and not chinese else ""
