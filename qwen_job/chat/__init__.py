@@ -3,4 +3,8 @@
 conversation  what readers return and renderers take: a conversation, its turns, calls of tools
 sandbox       Jinja as transformers compiles it, with bounded loops
 template      a model folder's chat template: find it, render it
+traits        what a template can do, found by rendering probes
+settings      the settings of a job that decide what is rendered and learnt
+messages      a conversation as a template takes it, lookalikes of control tokens marked
+samples       a conversation as sequences of pieces, learnt or not: what is trained
 """

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from qwen_job.chat.conversation import Conversation, ToolCall, Turn
+from qwen_job.chat.messages import Controls
+from qwen_job.chat.samples import Sample, SampleMaker
+from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.template import ChatTemplate
 
 HERE = Path(__file__).parent
@@ -61,3 +66,51 @@ def example(name: str) -> dict[str, Any]:
     """Return a worked example: messages, tools, kwargs, and what the template makes of them."""
     loaded: dict[str, Any] = json.loads((HERE / "examples" / f"{name}.json").read_text("utf-8"))
     return loaded
+
+
+CONTROLS = Controls(
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+)
+
+
+def maker(name: str, **settings: Any) -> SampleMaker:
+    """Return a maker of samples with a template."""
+    return SampleMaker(template(name), ChatSettings(**settings), CONTROLS)
+
+
+def conversation_of(case: dict[str, Any]) -> Conversation:
+    """Return a worked example as a conversation."""
+    messages = case["messages"]
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    turns = tuple(map(_turn, messages[1 if system is not None else 0 :]))
+    return Conversation("", system, turns, (), tuple(case["tools"] or ()), case["template_kwargs"])
+
+
+def _turn(message: dict[str, Any]) -> Turn:
+    functions = [call["function"] for call in message.get("tool_calls", ())]
+    calls = tuple(ToolCall(function["name"], function["arguments"]) for function in functions)
+    return Turn(message["role"], message["content"], message.get("reasoning_content"), calls)
+
+
+def talk(*texts: str | Turn, system: str | None = None, **more: Any) -> Conversation:
+    """Return a conversation; texts are of user and assistant in turns."""
+    turns = [
+        text if isinstance(text, Turn) else Turn(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)
+    ]
+    return Conversation("", system, tuple(turns), **more)
+
+
+def answer(text: str, reasoning: str | None = None, *calls: ToolCall, learn: bool | None = None) -> Turn:
+    """Return a turn of the assistant."""
+    return Turn("assistant", text, reasoning, calls, learn)
+
+
+def learnt(samples: list[Sample]) -> list[str]:
+    """Return what is learnt of each sample, its stretches joined by a bar."""
+    return ["|".join(_stretches(sample)) for sample in samples]
+
+
+def _stretches(sample: Sample) -> list[str]:
+    groups = groupby(sample.pieces, lambda piece: piece.learnt)
+    return ["".join(piece.text for piece in group) for is_learnt, group in groups if is_learnt]

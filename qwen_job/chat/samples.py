@@ -1,0 +1,333 @@
+"""Conversation -> samples: the text that is trained, and which of it is learnt.
+
+For every learnt turn, the prompt is what a server builds from the turns before it (``add_generation_prompt``), and
+what is learnt is what the model then has to emit: reasoning, text, calls, and ``<|im_end|>``. Turns share a sample
+where each prompt continues the sample so far, character by character and, at safe borders, token by token. Where a
+template writes earlier turns otherwise (it drops their reasoning), a new sample begins with the new prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.chat.messages import Controls, Messages, marked_messages, plain_messages
+from qwen_job.chat.settings import ChatSettings, resolved_empty_think
+from qwen_job.chat.template import RESERVED, ChatTemplate, Unrenderable
+from qwen_job.chat.traits import opening_of, traits_of
+from qwen_job.chatml import IM_END
+
+Kind = Literal["prompt", "reasoning", "call", "answer"]
+_OPEN, _CLOSE = "<think>\n", "\n</think>\n\n"
+_BLOCK = re.compile(r"<think>\s*</think>\s*")
+_SWITCH = "enable_thinking"
+
+
+class Piece(NamedTuple):
+    """A part of a sample: one ``control`` token, or the text between two, whole or cut where learning begins."""
+
+    text: str
+    kind: Kind
+    learnt: bool
+    control: bool
+
+
+class Sample(NamedTuple):
+    """One sequence; ``turns`` are the indices of its learnt turns."""
+
+    pieces: tuple[Piece, ...]
+    turns: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole text, control tokens written out."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+class Part(NamedTuple):
+    """One learnt turn: the prompt for it, what is only ``shown`` after that, what is learnt, and what follows it.
+
+    ``ends``: how many ends of turns the prompt has up to the learnt turn before this one.
+    """
+
+    turn: int
+    prompt: str
+    shown: str
+    learnt: str
+    after: str
+    ends: int = 0
+
+    @property
+    def whole(self) -> str:
+        """The text up to the end of the turn."""
+        return self.prompt + self.shown + self.learnt
+
+
+class SampleMaker:
+    """Makes samples with one template and the settings of a job.
+
+    Attributes:
+        counts: rows by what was done to them, for the summary of a preparation.
+    """
+
+    def __init__(self, template: ChatTemplate, settings: ChatSettings, controls: Controls) -> None:
+        self.template, self.settings, self.controls = template, settings, controls
+        self.traits = traits_of(template)
+        self.empty_think, self.why = resolved_empty_think(settings.empty_think, self.traits)
+        self._pattern = controls.pattern
+
+    def samples(self, conversation: Conversation, counts: Counter[str]) -> list[Sample]:
+        """Return the samples of a conversation, none if no turn is learnt; add to ``counts`` what was done.
+
+        Raises:
+            Unrenderable: the template cannot render it; names the turn, and what to do.
+        """
+        conversation = self.settled(conversation, counts)
+        learnt = [number for number, turn in enumerate(conversation.turns) if turn.learn]
+        if not learnt:
+            counts["nothing_learnt"] += 1
+            return []
+        messages, parts = self._parts(conversation, learnt, counts)
+        return [self._sample(group, messages.mark) for group in self._groups(parts, counts)]
+
+    def settled(self, conversation: Conversation, counts: Counter[str]) -> Conversation:
+        """Return a conversation in which the settings have had their effect: every ``learn`` is known.
+
+        Raises:
+            Unrenderable: the template has no place for a part of it.
+        """
+        self._refuse_unknown(conversation, counts)
+        turns = [self._thinking(number, turn, counts) for number, turn in enumerate(conversation.turns)]
+        last = max((number for number, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+        everything = self.settings.learn == "all"
+        learns = [
+            turn.role == "assistant" and (turn.learn if turn.learn is not None else everything or number == last)
+            for number, turn in enumerate(turns)
+        ]
+        turns = [turn._replace(learn=learn) for turn, learn in zip(turns, learns, strict=True)]
+        return conversation._replace(system=self.system_of(conversation), turns=tuple(turns))
+
+    def system_of(self, conversation: Conversation) -> str | None:
+        """Return the system turn to render; None: no such turn, so that the template's default applies."""
+        system = self.settings.system_prompt if conversation.system is None else conversation.system
+        # "None wanted" is an empty turn only where the template would else add one.
+        return system if system or self.traits.adds_system else None
+
+    def _refuse_unknown(self, conversation: Conversation, counts: Counter[str]) -> None:
+        calling = next((n for n, turn in enumerate(conversation.turns) if turn.calls or turn.role == "tool"), None)
+        if (conversation.tools or calling is not None) and not self.traits.knows_tools:
+            where = "tools" if calling is None else _field(calling, conversation.turns[calling])
+            raise Unrenderable(where, f"this template knows no tools ({self.template.source}); choose another model or "
+                               "data.template, or remove them")  # fmt: skip
+        if not conversation.options:
+            return
+        for name in RESERVED & set(conversation.options):
+            raise Unrenderable(f"chat_template_kwargs.{name}", "is not for a row to set; remove it")
+        switch = conversation.options.get(_SWITCH)
+        if switch is not None and not isinstance(switch, bool):
+            raise Unrenderable(_SWITCH, f"is {switch!r:.40}; write true or false")
+        if set(conversation.options) - self.traits.variables:
+            counts["options_unknown_to_the_template"] += 1
+
+    def _thinking(self, number: int, turn: Turn, counts: Counter[str]) -> Turn:
+        if turn.role != "assistant":
+            return turn
+        if self.settings.thinking == "as_written" and self.traits.thinks:
+            turn = _read_inline(turn)
+        if turn.reasoning is None or not turn.reasoning.strip():
+            return turn._replace(reasoning=None)
+        if self.settings.thinking == "strip":
+            counts["thoughts_stripped"] += 1
+            return turn._replace(reasoning=None)
+        if self.traits.thinks:
+            return turn
+        if self.settings.thinking == "as_written":
+            return turn._replace(reasoning=None, text=f"{_OPEN}{turn.reasoning}{_CLOSE}{turn.text}")
+        raise Unrenderable(f"{_field(number, turn)}.reasoning", f"this template has no place for reasoning ("
+                           f"{self.template.source}); write data.thinking: strip to train without it, or as_written to "
+                           "train it as text before the answer")  # fmt: skip
+
+    def _parts(
+        self, conversation: Conversation, learnt: list[int], counts: Counter[str]
+    ) -> tuple[Messages, list[Part]]:
+        """Render prompts and turns; with marks, check that the template read the text as it reads the plain one."""
+        messages = marked_messages(conversation, conversation.system, self.controls)
+        parts = self._rendered(conversation, messages, learnt)
+        if not messages.mark:
+            return messages, parts
+        plain = self._rendered(conversation, plain_messages(conversation, conversation.system), learnt)
+        if _unmarked(parts, messages.mark) != plain:
+            # Such as a user's <tool_response>, by which Qwen3's template knows the results of tools.
+            messages = marked_messages(conversation, conversation.system, self.controls, words=False)
+            parts = self._rendered(conversation, messages, learnt)
+            if _unmarked(parts, messages.mark) != plain:
+                raise Unrenderable("row", f"holds text that looks like a control token, which this template reads ("
+                                   f"{self.template.source}); remove it")  # fmt: skip
+            counts["words_read_by_the_template"] += 1
+        if messages.mark:
+            counts["looks_like_control_tokens"] += 1
+        return messages, parts
+
+    def _rendered(self, conversation: Conversation, messages: Messages, learnt: list[int]) -> list[Part]:
+        first = len(messages.messages) - len(conversation.turns)
+        parts = [self._part(number, first + number, conversation.turns[number], messages) for number in learnt]
+        if self.settings.several_thoughts == "split":
+            return parts
+        for at, part in enumerate(parts[1:], 1):
+            _, options = self._switched(part.turn, conversation.turns[part.turn], messages.options)
+            until = messages.messages[: first + parts[at - 1].turn + 1]
+            ends = self.template.render(until, messages.tools, **options).count(IM_END)
+            parts[at] = part._replace(ends=ends)
+        return parts
+
+    def _part(self, number: int, at: int, turn: Turn, messages: Messages) -> Part:
+        """Return what a server asks before turn ``number``, the message ``at``, and what the model should answer."""
+        thinks, options = self._switched(number, turn, messages.options)
+        before, tools = messages.messages[:at], messages.tools
+        asked = self.template.render(before, tools, True, **options)
+        whole = self.template.render([*before, messages.messages[at]], tools, **options)
+        opening = opening_of(asked)
+        header = asked.removesuffix(opening) if opening else asked
+        body, end, after = whole[len(header) :].rpartition(IM_END)
+        if not whole.startswith(header) or not end:
+            raise Unrenderable(_field(number, turn), f"the chat template writes it otherwise than it asks for it ("
+                               f"{self.template.source}); choose another data.template")  # fmt: skip
+        if thinks:
+            shown, learnt = "", _after_opening(body, opening, messages.messages[at]["reasoning_content"])
+        else:
+            block = _BLOCK.match(body)
+            asked, shown, learnt = self._without_thoughts(header, opening, body[block.end() if block else 0 :])
+        _refuse_loss(number, turn, learnt, messages.mark)
+        return Part(number, asked, shown, learnt + end, after)
+
+    def _switched(self, number: int, turn: Turn, options: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+        """Return whether a turn has reasoning, and the options of its prompt: thinking on or off as it has."""
+        thinks = turn.reasoning is not None
+        if options.get(_SWITCH) is False and thinks and self.traits.has_switch:
+            raise Unrenderable(f"{_field(number, turn)}.reasoning", "is given although enable_thinking is false; "
+                               "remove one of them, or write data.thinking: strip")  # fmt: skip
+        if not self.traits.has_switch or _SWITCH in options:
+            return thinks, dict(options)
+        return thinks, {**options, _SWITCH: thinks or self.empty_think != "mask"}
+
+    def _without_thoughts(self, header: str, opening: str, answer: str) -> tuple[str, str, str]:
+        """Return prompt, what is shown, and what is learnt, of a turn without reasoning."""
+        if not self.traits.thinks:
+            return header + opening, "", answer
+        if self.empty_think == "omit":
+            return header, "", answer
+        rest = "" if "</think>" in opening else (_OPEN + _CLOSE).removeprefix(opening)
+        shown, learnt = (rest, "") if self.empty_think == "mask" else ("", rest)
+        return header + opening, shown, learnt + answer
+
+    def _groups(self, parts: list[Part], counts: Counter[str]) -> Iterator[list[Part]]:
+        """Group the turns that share a sample."""
+        groups: list[list[Part]] = []
+        whole, broken = "", False
+        for part in parts:
+            continues = bool(groups) and part.prompt.startswith(whole) and _is_safe(groups[-1][-1])
+            if groups and not continues and self.settings.several_thoughts == "join":
+                broken = True
+                part = part._replace(prompt=whole + _behind(part.prompt, part.ends))
+                continues = True
+            if continues:
+                groups[-1].append(part)
+            else:
+                groups.append([part])
+            whole = part.whole
+        if len(groups) > 1:
+            counts["split_at_turns"] += 1
+            counts["samples_of_split"] += len(groups)
+        if broken:
+            counts["joined_thoughts"] += 1
+        return iter(groups)
+
+    def _sample(self, group: list[Part], mark: str) -> Sample:
+        pieces: list[Piece] = []
+        done = 0
+        for part in group:
+            pieces += self._pieces(part.prompt[done:] + part.shown, learnt=False)
+            pieces += self._learnt_pieces(part)
+            done = len(part.whole)
+        pieces += self._pieces(group[-1].after, learnt=False)
+        if mark:
+            pieces = [piece if piece.control else piece._replace(text=piece.text.replace(mark, "")) for piece in pieces]
+        return Sample(tuple(pieces), tuple(part.turn for part in group))
+
+    def _pieces(self, text: str, learnt: bool, kind: Kind = "prompt") -> Iterator[Piece]:
+        at = 0
+        for found in self._pattern.finditer(text):
+            if found.start() > at:
+                yield Piece(text[at : found.start()], kind, learnt, False)
+            yield Piece(found[0], kind, learnt, True)
+            at = found.end()
+        if at < len(text):
+            yield Piece(text[at:], kind, learnt, False)
+
+    def _learnt_pieces(self, part: Part) -> Iterator[Piece]:
+        kind: Kind = "reasoning" if part.prompt.endswith(_OPEN) and not part.shown else "answer"
+        for piece in self._pieces(part.learnt, learnt=True):
+            kind = _BEGINS.get(piece.text, kind) if piece.control else kind
+            yield piece._replace(kind=kind)
+            if piece.control and piece.text in _ENDS:
+                kind = "answer"
+
+
+_BEGINS: dict[str, Kind] = {"<think>": "reasoning", "<tool_call>": "call", IM_END: "answer"}
+_ENDS = ("</think>", "</tool_call>")
+
+
+def _field(number: int, turn: Turn) -> str:
+    return f"turn {number + 1} ({turn.role})"
+
+
+def _read_inline(turn: Turn) -> Turn:
+    found = re.match(r"\s*<think>(.*?)</think>\s*", turn.text, re.DOTALL) if turn.reasoning is None else None
+    return turn._replace(reasoning=found[1].strip("\n"), text=turn.text[found.end() :]) if found else turn
+
+
+def _after_opening(body: str, opening: str, reasoning: str) -> str:
+    """Return what the model emits after ``opening``, with its reasoning, also where the template leaves that out."""
+    if not body.startswith("<think>"):
+        body = _OPEN + reasoning.strip("\n") + _CLOSE + body
+    return body.removeprefix(opening)
+
+
+def _is_safe(part: Part) -> bool:
+    """Tell whether the tokens up to a learnt text and those of it are also the tokens of both together.
+
+    Qwen's pattern splits after a line end unless white space follows, and control tokens always split.
+    """
+    return (part.prompt + part.shown).endswith("\n") and not part.learnt[:1].isspace()
+
+
+def _behind(prompt: str, ends: int) -> str:
+    """Return what a prompt has behind its first ``ends`` ends of turns."""
+    return IM_END.join(prompt.split(IM_END)[ends:])
+
+
+def _refuse_loss(number: int, turn: Turn, learnt: str, mark: str) -> None:
+    """Refuse a turn of which the template leaves out words, such as what is before a ``</think>`` in its text."""
+    learnt = learnt.replace(mark, "") if mark else learnt
+    for text in (turn.text, turn.reasoning or "", *(call.name for call in turn.calls)):
+        if text.strip() not in learnt:
+            raise Unrenderable(_field(number, turn), "the chat template leaves out a part of it; remove <think> and "
+                               "</think> from its text, or choose another data.template")  # fmt: skip
+
+
+def _unmarked(parts: list[Part], mark: str) -> list[Part]:
+    def without(text: str) -> str:
+        return text.replace(mark, "") if mark else text
+
+    return [
+        part._replace(
+            prompt=without(part.prompt),
+            shown=without(part.shown),
+            learnt=without(part.learnt),
+            after=without(part.after),
+        )
+        for part in parts
+    ]

@@ -1,0 +1,93 @@
+"""What a chat template can do, found by rendering probes: a template is a program, its text says little."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2 import meta
+
+from qwen_job.chat.template import ChatTemplate, Unrenderable
+
+# What may follow the header of a generation prompt: an open or an empty block of thoughts.
+OPENING = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
+_USER = {"role": "user", "content": "probe-of-a-question"}
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "probe_of_a_tool",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string", "description": "d"}}},
+    },
+}
+_CALL = {"type": "function", "function": {"name": "probe_of_a_call", "arguments": {"key": "v"}}}
+_RESULT = {"role": "tool", "content": "probe-of-a-result", "name": "probe_of_a_call"}
+
+
+class Traits(NamedTuple):
+    """What a template does.
+
+    Attributes:
+        knows_tools: it lists tools, writes calls and shows results.
+        keeps_reasoning: the reasoning of a last turn is in its rendering.
+        opening: what a generation prompt with thinking on has after its header: nothing or an open block.
+        has_switch: ``enable_thinking`` changes the generation prompt.
+        adds_system: a chat without a system turn gets one.
+        variables: the names that it looks up; other options have no effect.
+    """
+
+    knows_tools: bool
+    keeps_reasoning: bool
+    opening: str
+    has_switch: bool
+    adds_system: bool
+    variables: frozenset[str]
+
+    @property
+    def thinks(self) -> bool:
+        """Whether turns of this template have a place for reasoning."""
+        return self.keeps_reasoning or bool(self.opening) or self.has_switch
+
+
+def traits_of(template: ChatTemplate) -> Traits:
+    """Probe a template."""
+    thinking = {"role": "assistant", "content": "a", "reasoning_content": "probe-of-a-thought"}
+    on, off = (_rendered(template, [_USER], True, enable_thinking=switch) for switch in (True, False))
+    bare = _rendered(template, [_USER])
+    return Traits(
+        knows_tools=_knows_tools(template),
+        keeps_reasoning="probe-of-a-thought" in _rendered(template, [_USER, thinking]),
+        opening=opening_of(on),
+        has_switch=opening_of(on) != opening_of(off),
+        adds_system="system" in bare.partition(_USER["content"])[0],
+        variables=frozenset().union(*map(_variables, template.texts.values())),
+    )
+
+
+def opening_of(prompt: str) -> str:
+    """Return the block of thoughts, open or empty, with which a generation prompt ends; empty if there is none."""
+    found = OPENING.search(prompt)
+    return found.group(0) if found else ""
+
+
+def _knows_tools(template: ChatTemplate) -> bool:
+    calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+    text = _rendered(template, [_USER, calling, _RESULT], tools=[_TOOL])
+    return all(name in text for name in ("probe_of_a_tool", "probe_of_a_call", "probe-of-a-result"))
+
+
+def _rendered(template: ChatTemplate, messages: list[dict[str, Any]], asks: bool = False, **more: Any) -> str:
+    tools = more.pop("tools", None)
+    try:
+        return template.render(messages, tools, asks, **more)
+    except Unrenderable:
+        return ""  # it can do what was probed not at all
+
+
+def _variables(text: str) -> frozenset[str]:
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", "qwen_job.chat.sandbox.GenerationTag"])
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(text)))
+    except jinja2.TemplateError:
+        return frozenset()
