@@ -1,4 +1,4 @@
-"""``qwen-job data``: its commands are in data_check, data_clean and data_prepare; data_options has what they share."""
+"""``qwen-job data``: data_check, data_clean, data_prepare, data_show; data_options has what they share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import click
 from qwen_job.cli.data_check import check
 from qwen_job.cli.data_clean import clean
 from qwen_job.cli.data_prepare import prepare
+from qwen_job.cli.data_show import show
 
 
 @click.group(short_help="Check, clean and prepare conversations.")
@@ -18,5 +19,5 @@ def data() -> None:
     """
 
 
-for _command in (check, clean, prepare):
+for _command in (check, clean, prepare, show):
     data.add_command(_command)

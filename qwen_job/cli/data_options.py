@@ -85,3 +85,47 @@ def examiner_of(
         loaded = load_encoder(tokenizer)
     limits = Limits(max_turn_tokens, max_length)
     return Examiner(layout, limits, loaded, turn_order=turn_order, ignore_keys=ignore_keys)
+
+
+def chat_options(command: Any) -> Any:
+    """Add the options that say how conversations are rendered and what of them is learnt."""
+    for option in (
+        click.option(
+            "--several-thoughts",
+            type=click.Choice(get_args(choices.SeveralThoughts)),
+            default="split",
+            show_default=True,
+            help="Where the template drops earlier reasoning: split the row, or train it as one.",
+        ),
+        click.option(
+            "--empty-think",
+            type=click.Choice(get_args(choices.EmptyThink)),
+            default="auto",
+            show_default=True,
+            help="Answers without reasoning, on a model that thinks: learn, mask or omit the empty block.",
+        ),
+        click.option(
+            "--thinking",
+            type=click.Choice(get_args(choices.Thinking)),
+            default="keep",
+            show_default=True,
+            help="What to do with reasoning.",
+        ),
+        click.option(
+            "--learn",
+            type=click.Choice(get_args(choices.Learn)),
+            default="all",
+            show_default=True,
+            help="Which answers are learnt.",
+        ),
+        click.option("--system-prompt", help="System prompt for rows without one [default: the template's]."),
+        click.option(
+            "--template",
+            default="auto",
+            show_default=True,
+            metavar="auto|chatml|FILE",
+            help="Chat template: the model's own, ChatML, or a Jinja file.",
+        ),
+    ):
+        command = option(command)
+    return command
