@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from qwen_job.data.check import Report
 
 _BAR = 40
+# Glyph and colour of each kind of tokens.
+_BARS = (("░", None), ("▒", "magenta"), ("▓", "yellow"), ("█", "green"))
 
 
 @click.command(short_help="Report problems in data files, rule by rule.")
@@ -96,22 +98,35 @@ def _print_counts(report: Report) -> None:
 
 
 def _print_lengths(report: Report) -> None:
+    from qwen_job.data.histogram import segments, shown_ranges
+
     values = report.to_dict()
     about = "" if report.exact else " (estimated; use --tokenizer for an exact count)"
     click.echo(f"{report.rows} conversations, {report.turns} turns, {report.tokens} tokens{about}, "
                f"longest {report.longest}")  # fmt: skip
-    filled = [number for number, count in enumerate(report.histogram) if count]
-    most = max(report.histogram, default=0)
-    for number, (edge, count) in enumerate(values["token_histogram"].items()):
-        if filled and filled[0] <= number <= filled[-1]:
-            bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
-            click.echo(f"{edge:>8} tokens {count:>9} {count / report.rows:6.1%} {bar}")
+    _print_kinds(report)
+    counts, kinds = values["token_histogram"], values["kind_histogram"]
+    most, samples = max(counts.values()), sum(counts.values())
+    for edge in shown_ranges(counts) if samples else ():
+        count, held = counts[edge], list(kinds[edge].values())
+        parts = segments(round(_BAR * count / most), held)
+        bar = "".join(click.style(glyph * part, fg=colour) for part, (glyph, colour) in zip(parts, _BARS, strict=True))
+        click.echo(f"{edge:>8} tokens {count:>9} {count / samples:6.1%} {bar or '▏' * (count > 0)}")
+
+
+def _print_kinds(report: Report) -> None:
+    kinds = {kind: (size, *bar) for (kind, size), bar in zip(report.by_kind.items(), _BARS, strict=True)}
+    if report.tokens:
+        shown = [f"{click.style(glyph, fg=colour)} {kind} {size} ({size / report.tokens:.1%})"
+                 for kind, (size, glyph, colour) in kinds.items() if size]  # fmt: skip
+        learnt = report.tokens - report.by_kind["prompt"]
+        click.echo(f"tokens by kind: {', '.join(shown)}; learnt {learnt} ({learnt / report.tokens:.1%})")
 
 
 def _draw_lengths(report: Report, path: Path, max_length: int) -> None:
     from qwen_job.data.histogram import svg
     from qwen_job.picture import write_svg
 
-    about = "" if report.exact else " (estimated)"
+    values, about = report.to_dict(), "" if report.exact else " (estimated)"
     title = f"{report.rows} conversations, tokens each{about}; longest {report.longest}, max_length {max_length}"
-    write_svg(path, svg(report.to_dict()["token_histogram"], title=title, max_length=max_length))
+    write_svg(path, svg(values["token_histogram"], values["kind_histogram"], title=title, max_length=max_length))

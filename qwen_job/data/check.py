@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from qwen_job.chatml import SYSTEM_PROMPT
+from qwen_job.chat.conversation import Conversation
 from qwen_job.data.arrange import COUNTED
 from qwen_job.data.contents import Contents
-from qwen_job.data.conversation import Conversation
 from qwen_job.data.encode import ChatTokenizer, texts_of
 from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, Limits, RowFinding, inspect, lengths, read
 from qwen_job.data.schemas import ToolSchemas
+from qwen_job.data.sizes import KINDS, Sizes, TextSizer
 from qwen_job.data.tool_rules import has_tools, tool_findings
 from qwen_job.data.vocabulary import token_finder
 
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _BATCH = 256
-_WIDE = re.compile("[\u2e80-\U0010ffff]+")
 
 
 @dataclass
@@ -33,10 +32,10 @@ class Report:
     """What was found in some files.
 
     ``counts`` has every rule, ``findings`` the first of each rule (see ``check``). ``histogram`` counts samples by
-    tokens, up to each of BUCKETS and above; ``exact``: a tokenizer counted the tokens, they are not estimated.
-    ``unused_keys``: for each key that training ignores, the rows that have it; ``added_tokens``: for each token added
-    to the tokenizer, the conversations that have it; ``arranged``: what ``turn_order`` changed; ``contents``: reasoning
-    and tools.
+    tokens, up to each of BUCKETS and above, and ``kinds`` their tokens of each of KINDS; ``exact``: a tokenizer counted
+    the tokens, they are not estimated. ``unused_keys``: for each key that training ignores, the rows that have it;
+    ``added_tokens``: for each token added to the tokenizer, the conversations that have it; ``arranged``: what
+    ``turn_order`` changed; ``contents``: reasoning, tools and so on.
     """
 
     rows: int = 0
@@ -52,11 +51,17 @@ class Report:
     contents: Contents = field(default_factory=Contents)
     findings: list[RowFinding] = field(default_factory=list)
     histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    kinds: list[list[int]] = field(default_factory=lambda: [[0] * len(KINDS) for _ in range(len(BUCKETS) + 1)])
 
     @property
     def errors(self) -> int:
         """Number of findings that keep their row from being trained on."""
         return sum(self.counts[rule] for rule, (is_error, _) in RULES.items() if is_error)
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Return the tokens of each of KINDS; all but the prompt are learnt."""
+        return {kind: sum(bucket[number] for bucket in self.kinds) for number, kind in enumerate(KINDS)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -75,6 +80,10 @@ class Report:
             "arranged": {name: self.arranged[name] for name in COUNTED},
             "contents": self.contents.to_dict(),
             "token_histogram": dict(zip(edges, self.histogram, strict=True)),
+            "tokens_by_kind": self.by_kind,
+            "kind_histogram": {
+                edge: dict(zip(KINDS, kinds, strict=True)) for edge, kinds in zip(edges, self.kinds, strict=True)
+            },
             "findings": [finding._asdict() for finding in self.findings],
         }
 
@@ -91,7 +100,7 @@ class Examiner:
         turn_order: str = "strict",
         ignore_keys: Sequence[str] = (),
     ):
-        self._layout, self._limits, self._tokenizer = layout, limits or Limits(), tokenizer
+        self._layout, self._limits, self._sizer = layout, limits or Limits(), TextSizer(tokenizer)
         self._turn_order, self._ignored = turn_order, frozenset(ignore_keys)
         self._seen: dict[bytes, tuple[str, int]] = {}
         self.ignore_keys = tuple(ignore_keys)
@@ -101,33 +110,20 @@ class Examiner:
 
     def examine(
         self, file: Path, rows: Sequence[tuple[int, Any]]
-    ) -> Iterator[tuple[int, Conversation | None, list[int], list[RowFinding]]]:
-        """Yield (row, conversation or None, tokens of each segment, findings) for rows of one file."""
+    ) -> Iterator[tuple[int, Conversation | None, Sizes | None, list[RowFinding]]]:
+        """Yield (row, conversation or None, its sizes, findings) for rows of one file."""
         how = (self._layout, self._turn_order, self._ignored, self.arranged)
         parsed = [(row, *read(value, *how)) for row, value in rows]
-        counted = iter(self._count([conversation for _, conversation, _ in parsed if conversation]))
+        measured = self._sizer.measure([conversation for _, conversation, _ in parsed if conversation])
         for row, conversation, found in parsed:
-            tokens: list[int] = []
-            if conversation:
-                tokens = next(counted)
+            sizes = next(measured) if conversation else None
+            if conversation and sizes:
                 found += inspect(conversation, self.own_tokens)
                 if has_tools(conversation):
                     found += tool_findings(conversation, self.schemas)
-                found += lengths(conversation, tokens, self._limits)
+                found += lengths(conversation, sizes, self._limits)
                 found += self._duplicate(conversation, str(file), row)
-            yield row, conversation, tokens, [RowFinding(str(file), row, *parts) for parts in found]
-
-    def _count(self, conversations: list[Conversation]) -> Iterator[list[int]]:
-        """Yield the tokens of the system prompt and of each turn, frame included."""
-        samples = [[text for _, text in texts_of(each, SYSTEM_PROMPT)] for each in conversations]
-        if self._tokenizer is None:
-            yield from ([_estimate(text) for text in sample] for sample in samples)
-            return
-        frame = len(self._tokenizer.frame("user")) + len(self._tokenizer.tail)
-        texts = [text.encode("utf-8", "replace").decode() for sample in samples for text in sample]
-        counts = iter(self._tokenizer.encode_flat(texts).lengths.tolist())
-        for sample in samples:
-            yield [next(counts) + frame for _ in sample]
+            yield row, conversation, sizes, [RowFinding(str(file), row, *parts) for parts in found]
 
     def _duplicate(self, conversation: Conversation, file: str, row: int) -> Iterator[tuple[str, str, str]]:
         parts = [
@@ -159,8 +155,8 @@ def check(files: Sequence[Path], examiner: Examiner, *, exact: bool = False, lim
     for file in files:
         rows = read_rows(file)
         while batch := list(islice(rows, _BATCH)):
-            for _, conversation, tokens, findings in examiner.examine(file, batch):
-                _add(report, conversation, tokens, findings, limit)
+            for _, conversation, sizes, findings in examiner.examine(file, batch):
+                _add(report, conversation, sizes, findings, limit)
                 if conversation:
                     report.unused_keys.update(set(conversation.unused))
                     report.added_tokens.update(find_tokens(text for _, text in texts_of(conversation, "")))
@@ -168,7 +164,11 @@ def check(files: Sequence[Path], examiner: Examiner, *, exact: bool = False, lim
 
 
 def _add(
-    report: Report, conversation: Conversation | None, tokens: list[int], findings: list[RowFinding], limit: int | None
+    report: Report,
+    conversation: Conversation | None,
+    sizes: Sizes | None,
+    findings: list[RowFinding],
+    limit: int | None,
 ) -> None:
     report.rows += 1
     report.bad_rows += any(finding.is_error for finding in findings)
@@ -176,16 +176,19 @@ def _add(
         report.counts[finding.rule] += 1
         if limit is None or report.counts[finding.rule] <= limit:
             report.findings.append(finding)
-    if conversation:
-        total = sum(tokens)
+    if conversation and sizes:
         report.turns += len(conversation.turns)
-        report.tokens += total
-        report.longest = max(report.longest, total)
         report.contents.add(conversation)
-        report.histogram[sum(total > edge for edge in BUCKETS)] += 1
+        for kinds in sizes.samples:
+            _add_sample(report, kinds)
 
 
-def _estimate(text: str) -> int:
-    """Estimate tokens without a tokenizer: 1.5 Chinese characters or 4 others each, plus ChatML's frame."""
-    wide = 0 if text.isascii() else sum(map(len, _WIDE.findall(text)))
-    return 5 + round(wide / 1.5 + (len(text) - wide) / 4)
+def _add_sample(report: Report, kinds: Sequence[int]) -> None:
+    total = sum(kinds)
+    report.tokens += total
+    report.longest = max(report.longest, total)
+    bucket = bisect_left(BUCKETS, total)
+    report.histogram[bucket] += 1
+    held = report.kinds[bucket]
+    for kind, tokens in enumerate(kinds):
+        held[kind] += tokens

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_job.data.conversation import Conversation, Turn
+from qwen_job.chat.conversation import Conversation, Turn
 
 MOST = 1000  # different system prompts, sets of tools, names and options counted separately
 _SHOWN = 8

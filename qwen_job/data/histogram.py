@@ -1,22 +1,41 @@
-"""How long the samples are, drawn as SVG. Imports nothing heavy."""
+"""How long the samples are and what they hold, as bars of text and drawn as SVG. Imports nothing heavy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
-_WIDTH, _ROW, _LABEL, _TOP = 720, 24, 90, 44
-_BLUE, _ORANGE = "#0072B2", "#E69F00"
+from qwen_job.data.sizes import KINDS
+
+_WIDTH, _ROW, _LABEL, _TOP = 720, 24, 90, 66
+_COLOURS = {"prompt": "#999999", "reasoning": "#CC79A7", "call": "#E69F00", "answer": "#009E73"}
+_TOO_LONG = "#D55E00"
+
+Kinds = Mapping[str, Mapping[str, int]]
 
 
-def svg(counts: Mapping[str, int], *, title: str, max_length: int) -> str:
-    """Return a bar for each range of ``counts`` (``<=512`` -> samples), from the first to the last that holds any.
-
-    Ranges in which every sample is longer than ``max_length`` tokens are orange.
-    """
+def shown_ranges(counts: Mapping[str, int]) -> list[str]:
+    """Return the ranges of ``counts`` (``<=512`` -> samples) from the first to the last that holds any."""
     names = list(counts)
     filled = [at for at, name in enumerate(names) if counts[name]] or [0]
-    shown = range(filled[0], filled[-1] + 1)
+    return names[filled[0] : filled[-1] + 1]
+
+
+def segments(length: int, kinds: Sequence[int]) -> list[int]:
+    """Divide a bar of ``length`` characters in proportion to ``kinds``; they add up to ``length``."""
+    total, ends, before = sum(kinds) or 1, list[int](), 0
+    for size in kinds:
+        before += size
+        ends.append(round(length * before / total))
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def svg(counts: Mapping[str, int], kinds: Kinds, *, title: str, max_length: int) -> str:
+    """Return a bar for each range of ``counts``, divided by the tokens of each of KINDS in its samples.
+
+    The names of ranges in which every sample is longer than ``max_length`` tokens are orange.
+    """
+    names, shown = list(counts), shown_ranges(counts)
     total, most = sum(counts.values()) or 1, max(*counts.values(), 1)
     height = _TOP + _ROW * len(shown) + 10
     parts = [
@@ -24,15 +43,35 @@ def svg(counts: Mapping[str, int], *, title: str, max_length: int) -> str:
         'role="img" font-family="sans-serif" font-size="13" fill="currentColor">',
         f"<title>{escape(title)}</title>",
         f'<text x="10" y="20" font-weight="bold">{escape(title)}</text>',
+        *_legend([kind for kind in KINDS if any(held[kind] for held in kinds.values())]),
     ]
-    for row, at in enumerate(shown):
-        y, count = _TOP + _ROW * row, counts[names[at]]
-        below = int(names[at - 1][2:]) if at else 0
-        colour = _ORANGE if below >= max_length else _BLUE
+    for row, name in enumerate(shown):
+        at, y, count = names.index(name), _TOP + _ROW * row, counts[name]
+        too_long = at > 0 and int(names[at - 1][2:]) >= max_length
+        fill = f' fill="{_TOO_LONG}"' if too_long else ""
         wide = count / most * (_WIDTH - _LABEL - 150)
         parts += [
-            f'<text x="{_LABEL - 8}" y="{y + 14}" text-anchor="end">{escape(names[at])}</text>',
-            f'<rect x="{_LABEL}" y="{y}" width="{wide:.1f}" height="{_ROW - 6}" fill="{colour}"/>',
+            f'<text x="{_LABEL - 8}" y="{y + 14}" text-anchor="end"{fill}>{escape(name)}</text>',
+            *_bar(y, wide, kinds[name]),
             f'<text x="{_LABEL + wide + 6:.1f}" y="{y + 14}">{count} ({count / total:.1%})</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _bar(y: int, wide: float, held: Mapping[str, int]) -> list[str]:
+    total, x, parts = sum(held.values()) or 1, float(_LABEL), list[str]()
+    for kind in KINDS:
+        part = wide * held[kind] / total
+        if part:
+            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{part:.1f}" height="{_ROW - 6}" fill="{_COLOURS[kind]}"/>')
+        x += part
+    return parts
+
+
+def _legend(kinds: Sequence[str]) -> list[str]:
+    parts = []
+    for number, kind in enumerate(kinds):
+        x = 10 + 100 * number
+        parts.append(f'<rect x="{x}" y="34" width="12" height="12" fill="{_COLOURS[kind]}"/>')
+        parts.append(f'<text x="{x + 18}" y="45">{kind}</text>')
+    return parts

@@ -8,11 +8,12 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.data.arrange import arrange
-from qwen_job.data.conversation import Conversation, Turn
 from qwen_job.data.formats import CONTROL, RecordError, is_invisible, order_problems, parse_record
 from qwen_job.data.privacy import find_personal_data, find_secrets
 from qwen_job.data.rows import Malformed
+from qwen_job.data.sizes import Sizes
 from qwen_job.data.tool_rules import TOOL_RULES
 from qwen_job.limits import MAX_LENGTH
 
@@ -150,16 +151,18 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def lengths(conversation: Conversation, tokens: list[int], limits: Limits) -> Iterator[tuple[str, str, str]]:
-    """Yield (rule, field, message) for turns and samples that are too long; ``tokens`` of all segments."""
-    # From the end, because the first count may be that of a system prompt.
-    last = len(conversation.turns)
-    for back, (turn, count) in enumerate(zip(reversed(conversation.turns), reversed(tokens), strict=False)):
-        if count > limits.max_turn_tokens:
-            message = f"has {count} tokens, more than {limits.max_turn_tokens}; shorten or split it"
-            yield "long_turn", f"turn {last - back} ({turn.role})", message
-    if sum(tokens) > limits.max_length:
-        message = f"has {sum(tokens)} tokens, more than {limits.max_length}; see data.long_samples"
+def lengths(conversation: Conversation, sizes: Sizes, limits: Limits) -> Iterator[tuple[str, str, str]]:
+    """Yield (rule, field, message) for turns and samples that are too long."""
+    if max(sizes.turns) > limits.max_turn_tokens:
+        # From the end, because the first may be a system prompt.
+        last = len(conversation.turns)
+        for back, (turn, count) in enumerate(zip(reversed(conversation.turns), reversed(sizes.turns), strict=False)):
+            if count > limits.max_turn_tokens:
+                message = f"has {count} tokens, more than {limits.max_turn_tokens}; shorten or split it"
+                yield "long_turn", f"turn {last - back} ({turn.role})", message
+    longest = max(map(sum, sizes.samples), default=0)
+    if longest > limits.max_length:
+        message = f"has {longest} tokens, more than {limits.max_length}; see data.long_samples"
         yield "long_sample", "conversation", message
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qwen_job.data.conversation import Conversation, ToolCall, Turn
+from qwen_job.chat.conversation import Conversation, ToolCall, Turn
 from qwen_job.data.schemas import ToolSchemas
 from qwen_job.text import did_you_mean
 

@@ -42,6 +42,7 @@ def test_check_of_good_data(run: Run) -> None:
     code, out, err = run("check", DEMO, "--strict")
     assert (code, err) == (0, "")
     assert "72 conversations, 172 turns" in out and "█" in out
+    assert "tokens by kind: ░ prompt 2026 (70.0%), █ answer 867 (30.0%); learnt 867 (30.0%)" in out
 
 
 def test_check_of_bad_data(run: Run, write: Callable[..., Path]) -> None:
@@ -79,6 +80,7 @@ def test_check_draws_the_lengths(run: Run, tmp_path: Path) -> None:
     assert run("check", DEMO, "--svg", picture)[0] == 0
     drawn = [text.text or "" for text in ElementTree.parse(picture).getroot().iter(f"{SVG}text")]
     assert drawn[0].startswith("72 conversations, tokens each (estimated)")
+    assert drawn[1:3] == ["prompt", "answer"]
     assert sum(int(text.split()[0]) for text in drawn[1:] if "(" in text) == 72
     picture.write_text("mine")
     assert run("check", DEMO, "--svg", picture)[0] != 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from qwen_job.chat.conversation import Conversation, ToolCall, Turn
 from qwen_job.data.contents import MOST, Contents
-from qwen_job.data.conversation import Conversation, ToolCall, Turn
 
 ASK = Turn("user", "q")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_job.data.conversation import Conversation, ToolCall, Turn
+from qwen_job.chat.conversation import Conversation, ToolCall, Turn
 from qwen_job.data.schemas import ToolSchemas
 from qwen_job.data.tool_rules import has_tools, tool_findings
 
