@@ -35,17 +35,21 @@ def clean(
 
     The extension of TARGET sets the format: .json for a list, .jsonl for lines, plus .gz or .zst to compress.
     Rows with errors, duplicates, likely secrets or personal data are dropped; change this with --drop and --keep.
-    Control characters are removed from the remaining rows, which are otherwise unchanged: pass the same --turn-order
-    and --ignore-key settings to training.
+    In the remaining rows, control characters are removed, numbers that are not finite become null, arguments of calls
+    that were converted to JSON twice are converted back, and results of tools are put in the order of their calls. They
+    are otherwise unchanged: pass the same --turn-order and --ignore-key settings to training.
     """
     from qwen_job.data.clean import DROPPED_BY_DEFAULT
     from qwen_job.data.clean import clean as run
+    from qwen_job.data.repair import REPAIRS
 
     rules = (set(DROPPED_BY_DEFAULT) | _known(drop)) - _known(keep)
     examiner = examiner_of(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
     result = run(source, target, examiner, drop=rules, force=force)
     reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
     click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
+    for name, count in sorted(result.by_repair.items()):
+        click.echo(f"{count} {'row' if count == 1 else 'rows'}: {REPAIRS[name]}", err=True)
     click.echo(f"dropped rows are listed in {result.dropped_list}", err=True)
     show_path(target)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import uuid
@@ -15,25 +14,29 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from qwen_job.chat.conversation import Conversation
 from qwen_job.data.check import Examiner
 from qwen_job.data.compress import ZSTD, packed_into, zstd_module
-from qwen_job.data.formats import CONTROL
+from qwen_job.data.repair import repair
 from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, RowFinding
 from qwen_job.errors import DataError, EnvironmentFault, UsageError
 
 DROPPED_BY_DEFAULT = ("malformed", "order", "encoding", "duplicate", "secret", "personal")
+# Rows with these findings may be right once they are repaired.
+_REPAIRABLE = frozenset({"malformed", "result_order"})
 _BATCH = 256
 _FORMAT = re.compile(r"\.(jsonl?)(\.(gz|zst|zstd))?$")
 
 
 @dataclass
 class Cleaned:
-    """How many rows were kept, repaired (control characters, numbers that are not finite) and dropped."""
+    """How many rows were kept, repaired (see REPAIRS) and dropped, with counts by repair and by rule."""
 
     kept: int = 0
     repaired: int = 0
     dropped: int = 0
+    by_repair: Counter[str] = field(default_factory=Counter)
     by_rule: Counter[str] = field(default_factory=Counter)
     dropped_list: Path = Path()
 
@@ -43,9 +46,9 @@ def clean(
 ) -> Cleaned:
     """Copy the good rows of ``source`` to ``target``: .json a list, .jsonl lines; .gz and .zst compress them.
 
-    Rows with a finding of a rule in ``drop`` are left out and listed in ``TARGET.dropped.jsonl``. In the others,
-    control characters are removed and numbers that are not finite become null. Rows that cannot be trained on are
-    always left out. Both files appear complete or not at all; the source is never written.
+    Rows with a finding of a rule in ``drop`` are left out and listed in ``TARGET.dropped.jsonl``; the others are
+    repaired (see REPAIRS). Rows that cannot be trained on are always left out. Both files appear complete or not at
+    all; the source is never written.
 
     Raises:
         UsageError: ``target`` exists (unless ``force``), or cannot be written as its suffix says.
@@ -63,26 +66,34 @@ def clean(
         rows = read_rows(source)
         while batch := list(islice(rows, _BATCH)):
             for (row, value), (_, conversation, _, found) in zip(batch, examiner.examine(source, batch), strict=True):
-                bad = [finding for finding in found if finding.rule in drop]
-                if conversation is None and not bad:  # left out by turn_order
-                    bad = [RowFinding(str(source), row, "order", "turns", "hold no assistant answer to learn from")]
-                fixed = value if bad else _repair(value)
-                repaired = not bad and fixed != value
-                if repaired:
+                bad = _against(source, row, conversation, found, drop)
+                fixed, done = repair(value) if {finding.rule for finding in bad} <= _REPAIRABLE else (value, set[str]())
+                if done:
                     # Without those characters it may be empty, a duplicate, or show a secret.
-                    bad = [each for *_, again in examiner.examine(source, [(row, fixed)]) for each in again]
-                    bad = [finding for finding in bad if finding.rule in drop]
+                    [(_, conversation, _, found)] = examiner.examine(source, [(row, fixed)])
+                    bad = _against(source, row, conversation, found, drop)
                 if bad:
                     _list(list_out, bad, result)
                 else:
                     result.kept += 1
-                    result.repaired += repaired
+                    result.repaired += bool(done)
+                    result.by_repair.update(done)
                     write_row(fixed)
         if _is_array(target):
             rows_out.write(b"\n]\n" if result.kept else b"[]\n")
         if not result.kept:
             raise DataError(f"{source}: no row is left after cleaning; see 'qwen-job data check {source}'")
     return result
+
+
+def _against(
+    source: Path, row: int, conversation: Conversation | None, found: list[RowFinding], drop: set[str]
+) -> list[RowFinding]:
+    """Return the findings for which a row is left out."""
+    bad = [finding for finding in found if finding.rule in drop]
+    if conversation is None and not bad:  # left out by turn_order
+        bad = [RowFinding(str(source), row, "order", "turns", "hold no assistant answer to learn from")]
+    return bad
 
 
 def _refuse_overwriting(source: Path, target: Path, listed: Path, force: bool) -> None:
@@ -148,14 +159,3 @@ def _list(stream: IO[bytes], bad: list[RowFinding], result: Cleaned) -> None:
     result.by_rule.update({finding.rule for finding in bad})
     for finding in bad:
         stream.write(_json(finding._asdict()) + b"\n")
-
-
-def _repair(value: Any) -> Any:
-    """Remove control characters from the strings of a row; replace numbers that are not finite by null."""
-    if isinstance(value, str):
-        return CONTROL.sub("", value)
-    if isinstance(value, list):
-        return [_repair(part) for part in value]
-    if isinstance(value, dict):
-        return {key: _repair(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

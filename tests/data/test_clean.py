@@ -39,6 +39,7 @@ def test_keeps_repairs_drops_and_lists(write: Callable[..., Path], tmp_path: Pat
     result = clean(source, target, Examiner())
     assert json.loads(target.read_text(encoding="utf-8")) == [ROWS[0], conversation("q", "ab"), ROWS[5]]
     assert (result.kept, result.repaired, result.dropped) == (3, 1, 3)
+    assert result.by_repair == {"control_character": 1}
     assert _list_of(result.dropped_list) == [(2, "duplicate"), (3, "malformed"), (5, "personal")]
     assert source.read_bytes() == before
     again = check([target], Examiner())
@@ -51,6 +52,12 @@ def test_a_repaired_row_is_judged_again(write: Callable[..., Path], tmp_path: Pa
     result = clean(write(rows), tmp_path / "out.json", Examiner())
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == [rows[0], conversation("q", "b")]
     assert _list_of(result.dropped_list) == [(2, "duplicate"), (3, "personal"), (4, "order")]
+
+
+def test_a_repaired_row_that_turn_order_leaves_out_is_listed(write: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [conversation("q", "a"), {"conversations": [{"from": "user", "value": "q\u200b"}]}]
+    result = clean(write(rows), tmp_path / "out.json", Examiner(turn_order="join"))
+    assert _list_of(result.dropped_list) == [(2, "order")]
 
 
 def test_rules_are_chosen_but_errors_always_go(write: Callable[..., Path], tmp_path: Path) -> None:

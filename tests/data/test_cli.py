@@ -108,6 +108,9 @@ def test_clean(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:
     code, out, err = run("clean", path, target)
     assert (code, out) == (0, f"{target}\n")
     assert "kept 1 (repaired 0), dropped 1: order 1" in err
+    _, _, err = run("clean", write([conversation("q", "a\x07")]), tmp_path / "one.jsonl")
+    assert "1 row: control or invisible characters removed" in err
+    write([conversation("q", "a"), conversation("q", "")])
     code, _, err = run("clean", path, target)
     assert code == 2
     assert "already exists" in err
