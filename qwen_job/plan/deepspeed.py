@@ -32,6 +32,8 @@ def deepspeed_config(job: Job, choice: Choice, precision: str, batch: Batch) -> 
     base["fp16"] = {"enabled": precision == "fp16"}
     if precision == "fp16":
         base["fp16"] |= {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
+    if batch.world_size == 1 and "overlap_comm" in base["zero_optimization"]:
+        base["zero_optimization"]["overlap_comm"] = False  # nothing to overlap; it would wait and keep a second bucket
     if choice.offload_optimizer:
         base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     merged: dict[str, Any] = overlay(base, job.deepspeed.config)

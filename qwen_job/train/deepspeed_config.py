@@ -35,6 +35,8 @@ def resolve(config: TrainConfig, given: DeepSpeedConfig, source: str) -> tuple[D
     if "zero_optimization" not in result:
         notes.append(f"{source}: has no zero_optimization: every GPU holds the whole optimizer (ZeRO stage 0)")
     result.setdefault("zero_optimization", {"stage": 0})
+    # DeepSpeed's own measurement makes the host wait for the GPU in every forward pass; ours is in metrics.jsonl.
+    result.setdefault("timers", {"throughput": {"enabled": False}})
     _fill_known(result, config, source)
     _fill_zero(result["zero_optimization"])
     left = _find_auto(result)

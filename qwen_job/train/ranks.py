@@ -19,9 +19,9 @@ class Ranks(NamedTuple):
 
     def gather_numbers(self, numbers: list[int]) -> torch.Tensor:
         """Return every rank's numbers: [world_size, len(numbers)], int64 on the CPU."""
-        mine = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         if self.world_size == 1:
-            return mine.unsqueeze(0).cpu()
+            return torch.tensor([numbers], dtype=torch.int64)
+        mine = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(everyone, mine)
         return torch.stack(everyone).cpu()

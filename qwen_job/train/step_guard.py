@@ -1,4 +1,4 @@
-"""Judges every step: its mean loss before the last backward, its gradients after the update, its weights before a save.
+"""Judges every step: its mean loss before the update, its gradients after the update, its weights before a save.
 
 What is broken ends the run with a message that names rows and checkpoint, or is left out and counted (on_nan: skip).
 """
@@ -100,7 +100,7 @@ class StepGuard:
         return nothing if broken.item() else loss
 
     def judge_loss(self) -> None:
-        """Agree on the step's mean loss, before its last backward.
+        """Agree on the step's mean loss, before its update.
 
         Raises:
             TrainingDiverged: it is not finite, has jumped and stayed there, or nothing was left to train on.

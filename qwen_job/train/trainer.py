@@ -127,11 +127,9 @@ class Trainer:
         for number, batch in enumerate(batches, 1):
             parts.watchdog.moved(step, "computing")
             loss = guard.take(batch, self._loss(batch), partial(self._loss_of_nothing, batch))
-            last = number == micro_batches
-            if last:
-                guard.judge_loss()
-            engine.set_gradient_accumulation_boundary(last)
+            engine.set_gradient_accumulation_boundary(number == micro_batches)
             engine.backward(loss * share, scale_wrt_gas=False)
+        guard.judge_loss()  # waits for the GPU, as does the norm in step(): nothing else in a step does
         engine.step()
 
         gradient_norm, rate = engines.gradient_norm_of(engine), parts.schedule.rate

@@ -1,0 +1,122 @@
+"""DeepSpeed's ZeRO-1 and ZeRO-2 with fewer passes over the gradients, and one wait of the host in a step.
+
+- ``use_lean_zero``: makes both changes to an optimizer that DeepSpeed has built
+- ``OneNorm``: on any number of ranks, one pass measures the gradients and finds what is not finite in them
+- ``InPlace``: on one rank, gradients add up where autograd leaves them, and become float32 and clipped in one pass
+
+Weights, optimizer state and checkpoints are DeepSpeed's own. What differs from it is the norm on a GPU: summed up in
+float32 over the gradients as they are, where DeepSpeed first converts each of them to float64. Gradients whose norm
+exceeds 1.8e19, the root of float32's largest number, count as not finite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen_job.train.gradients import squared_norm
+
+
+def use_lean_zero(optimizer: Any) -> None:
+    """Change DeepSpeed's ``optimizer``, if it is that of ZeRO-1 or ZeRO-2 on the GPU; leave any other as it is."""
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    if type(optimizer) is not DeepSpeedZeroOptimizer or optimizer.cpu_offload or not optimizer.compute_grad_norm:
+        return
+    norm = OneNorm(optimizer)
+    padded = any(any(paddings) for paddings in optimizer.round_robin_bit16_padding)
+    same = optimizer.gradient_accumulation_dtype == optimizer.dtype
+    wide = optimizer.master_weights_and_grads_dtype == torch.float32
+    alone = torch.distributed.get_world_size(optimizer.dp_process_group) == 1
+    if alone and same and wide and not padded:
+        InPlace(optimizer, norm)
+
+
+class OneNorm:
+    """Measures the gradients of a step once: DeepSpeed would read them twice more to look for what is not finite."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._norm = 0.0
+        optimizer.check_overflow = _left_to_the_norm
+        optimizer.scaled_global_norm = self._measure
+        optimizer.unscale_and_clip_grads = self._unscale
+
+    def factor(self) -> float:
+        """Return what the step's gradients are to be multiplied with: one over loss scale and clipping."""
+        optimizer = self._optimizer
+        if not optimizer.clip_grad:
+            return float(1.0 / torch.tensor(optimizer.loss_scale, dtype=torch.float32))
+        # In float32, as DeepSpeed computes it on the device.
+        norm = torch.tensor(self._norm, dtype=torch.float32)
+        clip = torch.clamp((norm / optimizer.loss_scale + 1e-6) / optimizer.clip_grad, min=1.0)
+        return float(1.0 / (clip * optimizer.loss_scale))
+
+    def _measure(self, norm_type: int = 2) -> float:
+        """Return the norm of all ranks' gradients, infinite where one is not finite. The step's only wait for it."""
+        optimizer = self._optimizer
+        slopes = [slope for group in optimizer.averaged_gradients.values() for slope in group]
+        squares = squared_norm(slopes)
+        torch.distributed.all_reduce(squares, group=optimizer.dp_process_group)
+        norm = squares.sqrt().item()
+        self._norm = norm if norm < float("inf") else float("inf")
+        return self._norm
+
+    def _unscale(self, slopes: list[Tensor], _norm: float) -> None:
+        if (factor := self.factor()) != 1.0:
+            torch._foreach_mul_(slopes, factor)
+
+
+def _left_to_the_norm(*, partition_gradients: bool) -> None:
+    """Replace the search for what is not finite: DeepSpeed's step() also looks at the norm."""
+
+
+class InPlace:
+    """Leaves a lone rank's gradients on the parameters, where autograd adds up those of a step's micro-batches.
+
+    DeepSpeed copies every gradient into a bucket, divides it by a world size of one, copies it into a partition and
+    adds that to what it has: the same sums, in the same precision, with four times the memory traffic.
+    """
+
+    def __init__(self, optimizer: Any, norm: OneNorm) -> None:
+        self._optimizer, self._norm = optimizer, norm
+        for hook in optimizer._grad_acc_hooks:
+            hook.remove()
+        optimizer._grad_acc_hooks.clear()
+        optimizer.overlapping_partition_gradients_reduce_epilogue = self._collect  # ZeRO-2
+        optimizer.reduce_gradients = self._collect  # ZeRO-1
+        optimizer._get_preflattened_grad_partition = self._flatten
+        optimizer.unscale_and_clip_grads = _done_by_flatten
+
+    def _collect(self, pipeline_parallel: bool = False) -> None:
+        """Hand a step's gradients to DeepSpeed after its last micro-batch."""
+        optimizer = self._optimizer
+        if optimizer.is_gradient_accumulation_boundary():
+            for index, group in enumerate(optimizer.bit16_groups):
+                optimizer.averaged_gradients[index] = [
+                    torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in group
+                ]
+
+    def _flatten(self, index: int) -> Tensor:
+        """Return a group's gradients as DeepSpeed's optimizer takes them: flat, float32, unscaled and clipped."""
+        optimizer, factor = self._optimizer, self._norm.factor()
+        master = optimizer.single_partition_of_fp32_groups[index]
+        flat = torch.empty_like(master, requires_grad=False)
+        slopes = optimizer.averaged_gradients[index]
+        sizes = [slope.numel() for slope in slopes]
+        *parts, rest = flat.split([*sizes, len(flat) - sum(sizes)])
+        rest.zero_()
+        if factor == 1.0:
+            torch._foreach_copy_(parts, [slope.reshape(-1) for slope in slopes])
+        else:
+            # A tensor with a dimension makes the product a float32 one; a number would leave it in 16 bits.
+            scale = torch.full((1,), factor, dtype=torch.float32, device=flat.device)
+            for part, slope in zip(parts, slopes, strict=True):
+                torch.mul(slope.reshape(-1), scale, out=part)
+        return flat
+
+
+def _done_by_flatten(_slopes: list[Tensor], _norm: float) -> None:
+    """Replace the clipping, which ``_flatten`` has done."""
