@@ -114,15 +114,17 @@ class _Chunked(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if wanted else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        grad_weight: Tensor | None = None
         for start in range(0, len(hidden), _CHUNK_ROWS):
             part = slice(start, start + _CHUNK_ROWS)
             loss, slope = _chunk_step(F.linear(hidden[part], weight), targets[part, None])
             total += loss
-            if grad_hidden is not None and grad_weight is not None:
-                grad_hidden[part] = slope @ weight
-                _add_product(grad_weight, slope.T, hidden[part])
+            if grad_hidden is not None:
+                torch.mm(slope, weight, out=grad_hidden[part])
+                grad_weight = _add_product(grad_weight, slope.T, hidden[part])
             del slope  # before the next chunk's logits
+        if wanted and grad_weight is None:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.grads, ctx.dtype = (grad_hidden, grad_weight), weight.dtype
         return total
 
@@ -130,17 +132,28 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden, grad_weight = ctx.grads
         ctx.grads = None
-        slope = slopes[0]
-        # In place and in float32: in fp16 the sum over many tokens could be infinite before it is divided.
-        return grad_hidden.mul_(slope.to(grad_hidden.dtype)), grad_weight.mul_(slope).to(ctx.dtype), None
+        # Of one dimension, so that products are taken in float32 and rounded once: the factor itself would be off by
+        # up to 0.4% in 16 bits, and in fp16 the sum over many tokens could be infinite before it is divided.
+        slope = slopes[0].reshape(1)
+        weight_slope = grad_weight if grad_weight.dtype == ctx.dtype else torch.empty_like(grad_weight, dtype=ctx.dtype)
+        return (
+            torch.mul(grad_hidden, slope, out=grad_hidden),
+            torch.mul(grad_weight, slope, out=weight_slope),
+            None,
+        )
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add ``left @ right`` to the float32 ``total``; on a GPU inside the product, which is kept in float32 there."""
-    if total.is_cuda and left.dtype != total.dtype and _WIDE_PRODUCTS:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:
-        total += left @ right
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``total``, if there is one, plus ``left @ right``, in float32.
+
+    On a GPU the sum is taken inside the product, which stays in float32 there.
+    """
+    wide = left.is_cuda and left.dtype != torch.float32 and _WIDE_PRODUCTS
+    if total is None:
+        return torch.mm(left, right, out_dtype=torch.float32) if wide else (left @ right).float()
+    if wide:
+        return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    return total.add_(left @ right)
 
 
 def _softmax_step(logits: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:

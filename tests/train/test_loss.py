@@ -37,6 +37,23 @@ def test_fused_losses_agree_with_the_plain_one(kind: str, tokens: int, monkeypat
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_in_16_bits_are_scaled_in_float32_and_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_CHUNK_ROWS", 16)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 8, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(50, 8, generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(0, 50, (40,), generator=generator)
+    share = 1 / 28_123  # of which bfloat16 has lost 0.3%
+
+    def slopes(factor: float) -> tuple[Any, ...]:
+        return torch.autograd.grad(losses.chunked(hidden, weight, targets) * factor, (hidden, weight))
+
+    whole, scaled = slopes(1.0), slopes(share)
+    assert torch.equal(scaled[0], (whole[0].float() * share).bfloat16())
+    # The weight's gradient is a float32 sum until then: it is rounded after the product alone.
+    assert (scaled[1].float() / (whole[1].float() * share) - 1).abs().max() < 2**-7
+
+
 @pytest.mark.parametrize(("kind", "limit"), [("none", 2e-4), ("chunked", 2e-4)])
 def test_the_loss_is_exact_in_16_bits(kind: str, limit: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -158,6 +175,66 @@ def test_a_packed_loss_is_that_of_stock_transformers_whatever_the_config_says(
         inputs = inputs_for(batch, attention, torch.float32, window_of(model.config))
         total = head.loss(model, inputs, batch["targets"], batch["chosen"])
         assert float(total.detach()) == pytest.approx(expected, rel=2e-6)
+
+
+class MemoryEfficient:
+    """The kernel of GPUs below 8.0 on a CPU, by its own arguments; counts the pairs of tokens that it looks at."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+
+    def __call__(self, *given: Any, scale: float, window_size: int | None = None) -> tuple[Any, ...]:
+        """Return [1, T, heads, D], as the first of several results."""
+        query, key, value, bias, ends, _, longest, _, dropout, mask_type, keeps_sums = given
+        assert query.shape == key.shape == value.shape and query.shape[0] == 1
+        assert bias is None and dropout == 0.0 and mask_type == 1 and keeps_sums and ends.dtype == torch.int32
+        lengths = ends.diff()
+        assert ends[-1] == query.shape[1] and longest >= lengths.max() and longest % 128 == 0
+        self.pairs += int((lengths.long() ** 2).sum())
+        left = -1 if window_size is None else window_size - 1
+        return (flash(query[0], key[0], value[0], ends, scale=scale, window_size=(left, 0))[None],)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, FIELDS["window in the last layer"], FIELDS["qwen3"]], ids=["plain", "near", "qwen3"]
+)
+def test_an_older_gpu_attends_within_documents_and_for_their_lengths_alone(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = MemoryEfficient()
+    monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward", kernel)
+    takes = frozenset({"scale", "enable_gqa", "window_size"})
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernels.Kernel(kernels.memory_efficient, takes))
+    masked = tiny_model("sdpa", num_key_value_heads=2, **fields)
+    ours = tiny_model(kernels.implementation("varlen"), num_key_value_heads=2, **fields)
+    batch = collate(list(enumerate([row(11, 6, 9), row(20, 4)])), pad_id=0)
+    slopes = []
+    for model, kind in ((masked, "sdpa"), (ours, "varlen")):
+        inputs = inputs_for(batch, kind, torch.float32, window_of(model.config))
+        total = losses.LossHead(model, "none").loss(model, inputs, batch["targets"], batch["chosen"])
+        slopes.append([total.detach(), *torch.autograd.grad(total, list(model.parameters()))])
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=2e-5, atol=2e-6)
+    # Of two layers; the pads of the second row are part of its last document.
+    assert kernel.pairs == 2 * (11**2 + 6**2 + 9**2 + 20**2 + 6**2)
+    assert kernel.pairs < 2 * 2 * 26**2 / 1.9
+
+
+def test_an_older_gpu_gets_the_memory_efficient_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, efficient in (((7, 0), True), ((7, 5), True), ((8, 0), False), ((9, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda found=capability: found)
+        kernels.varlen_kernel.cache_clear()
+        kernel = kernels.varlen_kernel()
+        assert (kernel.call is kernels.memory_efficient) is efficient
+        assert {"scale", "window_size", "enable_gqa"} <= kernel.takes
+    kernels.varlen_kernel.cache_clear()
+
+
+def test_the_kernel_is_told_the_longest_document_of_the_batch() -> None:
+    batch = collate(list(enumerate([row(150, 40), row(130, 60)])), pad_id=0)
+    inputs = inputs_for(batch, "varlen", torch.float32)
+    assert inputs["max_length_q"] == 256
+    assert inputs["cu_seq_lens_q"].tolist() == [0, 150, 190, 320, 380]
 
 
 def test_varlen_without_boundaries_keeps_the_window() -> None:
