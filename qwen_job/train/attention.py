@@ -2,7 +2,8 @@
 
 - ``window_of``: the sliding window of a loaded model
 - ``inputs_for``: a batch as the arguments of the model's forward
-- ``varlen``: torch's variable-length FlashAttention, registered with transformers (CUDA, sm_80 and newer)
+- ``varlen``: torch's kernels that take boundaries, registered with transformers: FlashAttention from compute capability
+  8.0 on, the memory-efficient kernel below, whose cost follows the documents' lengths, too
 - ``block_mask``: the same boundaries as a mask, for sdpa and eager
 """
 
@@ -19,6 +20,9 @@ from qwen_job.errors import ModelError
 from qwen_job.train.batches import Batch
 
 VARLEN = "qwen_job_varlen"
+# Kernels start a block of threads for every this many queries that a document could have.
+_BLOCK = 128
+_CAUSAL = 1  # custom_mask_type of torch's memory-efficient kernel: causal from each document's first token
 
 
 def implementation(kind: str) -> str:
@@ -40,10 +44,40 @@ class Kernel(NamedTuple):
 
 @cache
 def varlen_kernel() -> Kernel:
-    """Return torch's kernel; torch 2.10 and later have it."""
+    """Return torch's kernel for this GPU; torch 2.10 and later have both."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        names = {argument.name for argument in torch.ops.aten._efficient_attention_forward.default._schema.arguments}
+        return Kernel(memory_efficient, frozenset({"scale", "enable_gqa", *names & {"window_size"}}))
     from torch.nn.attention.varlen import varlen_attn  # a second: it imports the compiler
 
     return Kernel(varlen_attn, frozenset(inspect.signature(varlen_attn).parameters))
+
+
+def memory_efficient(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    _ends_of_keys: torch.Tensor,
+    longest: int,
+    _longest_key: int,
+    *,
+    scale: float | None,
+    enable_gqa: bool,
+    window_size: tuple[int, int] = (-1, 0),
+) -> torch.Tensor:
+    """Attend as torch's ``varlen_attn`` does, with the kernel of GPUs without FlashAttention: [T, heads, D] each.
+
+    It is the call that scaled_dot_product_attention makes for nested tensors, and knows its own gradient.
+    ``window_size``: keys to the left and right of a query, -1 for all of them.
+    """
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    near = {} if window_size[0] < 0 else {"window_size": window_size[0] + 1}
+    out: torch.Tensor = torch.ops.aten._efficient_attention_forward(
+        query[None], key[None], value[None], None, ends, ends, longest, longest, 0.0, _CAUSAL, True, scale=scale, **near
+    )[0]
+    return out[0]
 
 
 def window_of(config: Any) -> int | None:
@@ -152,11 +186,9 @@ def _last_queries(queries: int, keys: int, window: int, like: torch.Tensor) -> t
 
 
 def _boundaries(batch: Batch) -> dict[str, object]:
-    lengths = [length for row in batch["document_lengths"] for length in row]
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    device = batch["input_ids"].device
-    # The row length bounds every document's, and stays the same from batch to batch for a compiled layer.
-    return {"cu_seq_lens_q": ends.to(device, non_blocking=True), "max_length_q": batch["input_ids"].shape[1]}
+    longest = max(length for row in batch["document_lengths"] for length in row)
+    # Rounded up, so that there are few of them: a compiled layer is compiled for the first two.
+    return {"cu_seq_lens_q": batch["boundaries"], "max_length_q": -(-longest // _BLOCK) * _BLOCK}
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -28,6 +28,7 @@ class Batch(TypedDict):
     position_ids: torch.Tensor  # [B, S], int64
     document_ids: torch.Tensor  # [B, S], int64
     chosen: torch.Tensor  # [T], the flat positions that have a target
+    boundaries: torch.Tensor  # [D + 1], int32, where the D documents of all rows begin and end in [B S]
     document_lengths: list[list[int]]  # of each row, pads counted to the last document
     rows: list[int]  # the numbers of the prepared rows
     tokens: int  # pads not counted
@@ -170,12 +171,15 @@ def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1) -> B
         "position_ids": torch.zeros(shape, dtype=torch.int64),
         "document_ids": torch.zeros(shape, dtype=torch.int64),
         "chosen": torch.empty(0, dtype=torch.int64),
+        "boundaries": torch.zeros(1, dtype=torch.int32),
         "document_lengths": [],
         "rows": [index for index, _ in items if index != EMPTY],
         "tokens": sum(len(row.input_ids) for row in rows),
         "pairs": sum(int(length) ** 2 for row in rows for length in row.document_lengths),
     }
     batch["document_lengths"] = [_fill(batch, number, row, size) for number, (_, row) in enumerate(items)]
+    lengths = [length for documents in batch["document_lengths"] for length in documents]
+    batch["boundaries"] = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     batch["chosen"] = (batch["targets"].view(-1) != IGNORE).nonzero().view(-1)
     return batch
 

@@ -40,6 +40,8 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
     check_kernel(model.config, config.attention)
     model.config.use_cache = False
     if config.device == "cuda":
+        # Its backward gives NaN on Hopper for an explicit mask and some lengths: pytorch issue 196678.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         use_lean_kernels(model, compiled=config.torch_compile)
     if config.torch_compile:
         # Layer by layer: one compilation serves all, and DeepSpeed's hooks stay outside.

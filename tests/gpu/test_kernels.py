@@ -10,6 +10,7 @@ import pytest
 pytestmark = [pytest.mark.gpu, pytest.mark.train]
 
 torch = pytest.importorskip("torch")
+from qwen_job.train import attention as kernels  # noqa: E402
 from qwen_job.train import loss as losses  # noqa: E402
 from qwen_job.train.attention import block_mask, implementation, inputs_for, varlen  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
@@ -25,9 +26,18 @@ def error(ours: Any, exact: Any) -> float:
     return float((ours.float() - exact).norm() / exact.norm())
 
 
+@pytest.mark.parametrize("window", [None, 17])
+@pytest.mark.parametrize("kind", ["for this GPU", "memory-efficient"])
 @pytest.mark.parametrize("kv_heads", [8, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_varlen_attention_keeps_documents_apart(dtype: Any, kv_heads: int) -> None:
+def test_varlen_attention_keeps_documents_apart(
+    dtype: Any, kv_heads: int, kind: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "memory-efficient":
+        takes = frozenset({"scale", "enable_gqa", "window_size"})
+        monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernels.Kernel(kernels.memory_efficient, takes))
+    if window is not None and "window_size" not in kernels.varlen_kernel().takes:
+        pytest.skip("this torch's kernel takes no window")
     total, heads, width = sum(LENGTHS), 8, 64
     torch.manual_seed(0)
     parts = [torch.randn(1, n, total, width, device="cuda") for n in (heads, kv_heads, kv_heads)]
@@ -35,12 +45,16 @@ def test_varlen_attention_keeps_documents_apart(dtype: Any, kv_heads: int) -> No
     ids = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[None].cuda()
     exact = [part.clone().requires_grad_() for part in parts]
     repeated = [exact[0], *(part.repeat_interleave(heads // kv_heads, 1) for part in exact[1:])]
-    scores = (repeated[0] @ repeated[1].transpose(-1, -2) * width**-0.5).masked_fill(~block_mask(ids), float("-inf"))
+    seen = block_mask(ids)
+    if window is not None:
+        seen &= torch.ones_like(seen).triu(1 - window)
+    scores = (repeated[0] @ repeated[1].transpose(-1, -2) * width**-0.5).masked_fill(~seen, float("-inf"))
     expected = (scores.softmax(-1) @ repeated[2]).transpose(1, 2)
     (expected * slope).sum().backward()
     ours = [part.to(dtype).requires_grad_() for part in parts]
     ends = torch.tensor([0, *LENGTHS], dtype=torch.int32).cumsum(0, dtype=torch.int32).cuda()
-    out, _ = varlen(torch.nn.Module(), *ours, None, scaling=width**-0.5, cu_seq_lens_q=ends, max_length_q=total)
+    packed: dict[str, Any] = {"cu_seq_lens_q": ends, "max_length_q": 256, "sliding_window": window}
+    out, _ = varlen(torch.nn.Module(), *ours, None, scaling=width**-0.5, **packed)
     (out * slope).sum().backward()
     limit = 1e-2 if dtype == torch.bfloat16 else 2e-3
     assert error(out, expected) < limit

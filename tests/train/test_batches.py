@@ -94,7 +94,7 @@ def test_single_documents_need_no_mask_and_varlen_gets_boundaries() -> None:
     single = collate([(0, row(3)), (1, row(2))], pad_id=0)
     assert "attention_mask" not in inputs_for(single, "sdpa", torch.float32)
     inputs = inputs_for(collate([(0, row(3, 2)), (1, row(4))], pad_id=0), "varlen", torch.float32)
-    assert inputs["cu_seq_lens_q"].tolist() == [0, 3, 5, 10] and inputs["max_length_q"] == 5
+    assert inputs["cu_seq_lens_q"].tolist() == [0, 3, 5, 10] and inputs["max_length_q"] == 128
     assert inputs["input_ids"].shape == (1, 10)
 
 
