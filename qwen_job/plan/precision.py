@@ -62,21 +62,21 @@ def decide_attention(job: Job, gpu: Gpu, precision: str, ledger: Ledger, dropout
         JobError: varlen was written, but the device or the model does not support it.
     """
     written = None if job.train.attention == "auto" else job.train.attention
-    possible = not gpu.is_cpu and gpu.compute_capability >= BF16_FROM and precision != "fp32"
+    possible = not gpu.is_cpu and precision != "fp32"
+    kernel = "FlashAttention" if gpu.compute_capability >= BF16_FROM else "torch's memory-efficient attention"
     if written == "varlen" and not possible:
-        needs = "varlen is FlashAttention: half precision and compute capability 8.0 or more"
-        message = f"{needs}, not {gpu.name} in {precision}; write sdpa"
+        message = f"varlen needs a GPU and half precision, not {gpu.name} in {precision}; write sdpa"
         raise JobError([job.problem(("train", "attention"), message)])
     if written == "varlen" and dropout:
         message = f"varlen has no dropout, and the model's attention_dropout is {dropout:g}; write sdpa"
         raise JobError([job.problem(("train", "attention"), message)])
     if possible and dropout:
-        reason = f"the model's attention_dropout is {dropout:g}, which FlashAttention over packed rows does not offer"
+        reason = f"the model's attention_dropout is {dropout:g}, which {kernel} over packed rows does not offer"
         return str(ledger.decide("train.attention", written, "sdpa", reason))
     if possible:
-        reason = f"FlashAttention over packed rows runs on {gpu.name}"
+        reason = f"{kernel} over packed rows runs on {gpu.name}"
         return str(ledger.decide("train.attention", written, "varlen", reason))
-    reason = "a block mask keeps packed conversations apart where FlashAttention does not run"
+    reason = "a block mask keeps packed conversations apart in fp32 and on a CPU"
     return str(ledger.decide("train.attention", written, "sdpa", reason))
 
 

@@ -28,6 +28,7 @@ def hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, object
         raise UsageError("--bf16 and --fp16 exclude each other: choose one")
     on_gpu = hardware.device == "cuda" and not own.get("use_cpu")
     modern = on_gpu and hardware.capability is not None and hardware.capability >= (8, 0)
+    varlen = on_gpu and hardware.has_varlen and bool(own.get("bf16") or own.get("fp16"))
     if own.get("fp16") and not on_gpu:
         raise UsageError("--fp16 True: DeepSpeed has fp16 on GPUs only; on a CPU leave it out, or use --bf16 True")
     if own.get("bf16") and on_gpu and not modern:
@@ -35,7 +36,7 @@ def hardware_values(own: dict[str, Any], hardware: Hardware) -> dict[str, object
     return {
         "device": "cuda" if on_gpu else "cpu",
         "precision": "bf16" if own.get("bf16") else "fp16" if own.get("fp16") else "fp32",
-        "attention": own.get("attention") or ("varlen" if modern and hardware.has_varlen else "sdpa"),
+        "attention": own.get("attention") or ("varlen" if varlen else "sdpa"),
         "fused_loss": own.get("fused_loss") or ("chunked" if on_gpu else "none"),
     }
 

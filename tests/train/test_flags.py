@@ -12,7 +12,7 @@ from qwen_job.train.flag_sections import Hardware
 from qwen_job.train.flags import config_from_flags, parse_flags
 
 A100 = Hardware("cuda", (8, 0), True)
-V100 = Hardware("cuda", (7, 0), False)
+V100 = Hardware("cuda", (7, 0), True)
 CPU = Hardware("cpu", None, False)
 BASE = shlex.split("--model_name_or_path Qwen/Qwen-1_8B-Chat/ --data_path d.json --output_dir out")
 
@@ -32,7 +32,8 @@ def test_the_reference_job_of_the_readme() -> None:
 
 def test_an_older_gpu_gets_what_it_can_do() -> None:
     config, _, _ = config_from_flags([*BASE, "--fp16", "True"], V100, 1)
-    assert (config.precision, config.attention, config.fused_loss) == ("fp16", "sdpa", "chunked")
+    assert (config.precision, config.attention, config.fused_loss) == ("fp16", "varlen", "chunked")
+    assert config_from_flags(BASE, V100, 1)[0].attention == "sdpa"  # fp32
     with pytest.raises(UsageError, match="use --fp16 True"):
         config_from_flags([*BASE, "--bf16", "True"], V100, 1)
 

@@ -19,15 +19,16 @@ def layer_activation_bytes(layout: Layout) -> int:
 
     Per token, with e bytes per element: two norms (an fp32 input, the normalized value, the output, 1/rms; fused: the
     input unchanged, the output, 1/rms), q, k, v and the attention's output with its log-sum-exp, and four values of the
-    FFN's width (gate, silu, up, product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask repeats k and v for
-    every query head; ``eager`` also saves the probabilities, in fp32 and in the working type: quadratic in the
-    sequence length.
+    FFN's width (gate, silu, up, product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask, and ``varlen``
+    below compute capability 8.0, repeat k and v for every query head; ``eager`` also saves the probabilities, in fp32
+    and in the working type: quadratic in the sequence length.
     """
     shape, e = layout.shape, layout.element
     half = e < 4  # in fp32 the norm's input is the residual stream itself, so it is saved only once
     heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
     norms = 2 * (_norm_bytes(layout) * shape.hidden_size + 4)
-    kept_kv = kv if layout.attention == "varlen" else q
+    older = layout.gpu is not None and not layout.gpu.is_cpu and layout.gpu.compute_capability < 8.0
+    kept_kv = kv if layout.attention == "varlen" and not older else q
     attended = e * (2 * q + 2 * kept_kv) + 4 * heads
     if layout.attention == "eager":
         attended += heads * (layout.sequence_length * (4 + e if half else 4) - 4)

@@ -108,6 +108,6 @@ def refuse_contradictions(job: Job, on_cpu: bool) -> None:
 
 def able_gpus(question: Question) -> list[Gpu]:
     """Return the known GPUs that support the question's precision and kernels."""
-    modern = question.precision == "bf16" or question.attention == "varlen" or question.fused_loss == "liger"
+    modern = question.precision == "bf16" or question.fused_loss == "liger"
     known = (load_gpu(name) for name in gpu_names())
     return [gpu for gpu in known if not gpu.is_cpu and (not modern or gpu.compute_capability >= BF16_FROM)]
