@@ -167,6 +167,11 @@ put "$run"/deepspeed.json << 'QWEN_JOB_END'
   "gradient_clipping": 1.0,
   "steps_per_print": 1000000000,
   "wall_clock_breakdown": false,
+  "timers": {
+    "throughput": {
+      "enabled": false
+    }
+  },
   "zero_allow_untested_optimizer": true,
   "zero_optimization": {
     "stage": 2,
