@@ -73,3 +73,10 @@ def test_a_misspelt_key_is_refused_at_its_line(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, "deepspeed: {config: {zero_optimisation: {overlap_comm: false}}}\n")
     assert "deepspeed.config.zero_optimisation: " in found
     assert "zero_optimization" in found
+
+
+@pytest.mark.parametrize(("gpus", "overlaps"), [(1, False), (2, True)])
+def test_a_lone_gpu_has_no_communication_to_overlap(tmp_path: Path, gpus: int, overlaps: bool) -> None:
+    config = plan(tmp_path, "", f"cluster.gpus_per_node={gpus}", "model=Qwen/Qwen1.5-0.5B-Chat").deepspeed_config
+    assert config["zero_optimization"]["overlap_comm"] is overlaps
+    assert config["timers"] == {"throughput": {"enabled": False}}
