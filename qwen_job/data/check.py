@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.chat.conversation import Conversation
+from qwen_job.chat.samples import SampleMaker
 from qwen_job.data.arrange import COUNTED
 from qwen_job.data.contents import Contents
 from qwen_job.data.encode import ChatTokenizer, texts_of
 from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, Limits, RowFinding, inspect, lengths, read
+from qwen_job.data.sample_sizes import SampleSizer
 from qwen_job.data.schemas import ToolSchemas
 from qwen_job.data.sizes import KINDS, Sizes, TextSizer
 from qwen_job.data.tool_rules import has_tools, tool_findings
@@ -89,18 +91,23 @@ class Report:
 
 
 class Examiner:
-    """Examines row after row; remembers a fingerprint of each conversation to find duplicates."""
+    """Examines row after row; remembers a fingerprint of each conversation to find duplicates.
+
+    With ``maker``, rows that its chat template refuses have an error, and samples are measured as it makes them.
+    """
 
     def __init__(
         self,
         layout: str = "auto",
         limits: Limits | None = None,
         tokenizer: ChatTokenizer | None = None,
+        maker: SampleMaker | None = None,
         *,
         turn_order: str = "strict",
         ignore_keys: Sequence[str] = (),
     ):
-        self._layout, self._limits, self._sizer = layout, limits or Limits(), TextSizer(tokenizer)
+        self._layout, self._limits = layout, limits or Limits()
+        self._sizer = SampleSizer(maker, tokenizer) if maker else TextSizer(tokenizer)
         self._turn_order, self._ignored = turn_order, frozenset(ignore_keys)
         self._seen: dict[bytes, tuple[str, int]] = {}
         self.ignore_keys = tuple(ignore_keys)
@@ -121,6 +128,8 @@ class Examiner:
                 found += inspect(conversation, self.own_tokens)
                 if has_tools(conversation):
                     found += tool_findings(conversation, self.schemas)
+                if sizes.refused:
+                    found.append(("template", *sizes.refused))
                 found += lengths(conversation, sizes, self._limits)
                 found += self._duplicate(conversation, str(file), row)
             yield row, conversation, sizes, [RowFinding(str(file), row, *parts) for parts in found]

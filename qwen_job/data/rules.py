@@ -22,6 +22,7 @@ RULES: dict[str, tuple[bool, str]] = {
     "malformed": (True, "not JSON, no known layout, or a field of the wrong type"),
     "unused_key": (True, "a key with content that training would lose"),
     "order": (True, "roles out of order, empty turns, or no answer to learn from"),
+    "template": (True, "a conversation that the model's chat template refuses"),
     "encoding": (True, "half of a surrogate pair: text that cannot be written as UTF-8"),
     "special_token": (False, "text such as <|im_end|> or <tool_call> inside a value (trained as plain characters)"),
     "without_system": (False, "an empty system prompt: no system turn is trained, not even the default one"),

@@ -19,10 +19,14 @@ _WIDE = re.compile("[\u2e80-\U0010ffff]+")
 
 
 class Sizes(NamedTuple):
-    """Tokens of a conversation: of each turn, the system prompt first if there is one; of each sample, by KINDS."""
+    """Tokens of a conversation: of each turn, the system prompt first if there is one; of each sample, by KINDS.
+
+    ``refused``: the field and the message with which the chat template refuses it.
+    """
 
     turns: list[int]
-    samples: list[tuple[int, int, int, int]]
+    samples: list[tuple[int, ...]]
+    refused: tuple[str, str] | None = None
 
 
 class _Part(NamedTuple):
@@ -37,31 +41,32 @@ class TextSizer:
 
     def __init__(self, tokenizer: ChatTokenizer | None = None) -> None:
         self._tokenizer = tokenizer
-        self._frame = len(tokenizer.frame("user")) + len(tokenizer.tail) if tokenizer else _FRAME
+        self.frame = len(tokenizer.frame("user")) + len(tokenizer.tail) if tokenizer else _FRAME
 
     def measure(self, conversations: Sequence[Conversation]) -> Iterator[Sizes]:
         """Yield the sizes of each conversation; all of it is one sample."""
         parts = [list(_parts(conversation)) for conversation in conversations]
-        counts = iter(self._count([part[2] for sample in parts for part in sample]))
+        counts = iter(self.count([part[2] for sample in parts for part in sample]))
         for sample in parts:
             yield self._sized(sample, counts)
 
-    def _count(self, texts: list[str]) -> Iterable[int]:
+    def count(self, texts: list[str]) -> Iterable[int]:
+        """Return the tokens of each text."""
         if self._tokenizer is None:
             return map(estimate, texts)
         counts: list[int] = self._tokenizer.encode_flat(list(map(_writable, texts))).lengths.tolist()
         return counts
 
     def _sized(self, parts: list[_Part], counts: Iterator[int]) -> Sizes:
-        turns = [self._frame] * (parts[-1][0] + 1)
-        kinds = [self._frame * len(turns), 0, 0, 0]
+        turns = [self.frame] * (parts[-1][0] + 1)
+        kinds = [self.frame * len(turns), 0, 0, 0]
         for (turn, kind, _, around), count in zip(parts, counts, strict=False):
             turns[turn] += count + around
             kinds[kind] += count + around
             if kind == _ANSWER:  # the end of a turn is learnt
                 kinds[_ANSWER] += 1
                 kinds[_PROMPT] -= 1
-        return Sizes(turns, [(kinds[0], kinds[1], kinds[2], kinds[3])])
+        return Sizes(turns, [tuple(kinds)])
 
 
 def estimate(text: str) -> int:
