@@ -31,7 +31,7 @@ def check(
     files: tuple[Path, ...],
     layout: str,
     tokenizer: Path | None,
-    max_turn_tokens: int,
+    max_turn_tokens: int | None,
     max_length: int,
     turn_order: str,
     ignore_keys: tuple[str, ...],

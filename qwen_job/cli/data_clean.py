@@ -11,19 +11,39 @@ from qwen_job.errors import UsageError
 from qwen_job.text import show_path
 
 
-@click.command(short_help="Write a cleaned copy and a list of the dropped rows.")
+class _WithRules(click.Command):
+    """Lists the rules at the end of its help."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a table of the rules: what breaks each, and whether such rows are dropped."""
+        from qwen_job.data.clean import DROPPED_BY_DEFAULT
+        from qwen_job.data.rules import RULES
+
+        rows = []
+        for rule, (is_error, meaning) in RULES.items():
+            fate = "always dropped" if is_error else "dropped" if rule in DROPPED_BY_DEFAULT else ""
+            rows.append((rule, f"{meaning} [{fate}]" if fate else meaning))
+        with formatter.section("Rules"):
+            formatter.write_dl(rows)
+
+
+@click.command(cls=_WithRules, short_help="Write a cleaned copy and a list of the dropped rows.")
 @click.argument("source", type=FILE)
 @click.argument("target", type=FILE)
 @reading_options
-@click.option("--drop", multiple=True, metavar="RULE", help="Also drop rows that break this rule (repeatable).")
-@click.option("--keep", multiple=True, metavar="RULE", help="Keep rows that break this rule (repeatable).")
+@click.option(
+    "--drop", multiple=True, metavar="RULE", help="Also drop rows with this finding (repeatable; rules below)."
+)
+@click.option(
+    "--keep", multiple=True, metavar="RULE", help="Keep rows with this finding, unless it is an error (repeatable)."
+)
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists. SOURCE is never changed.")
 def clean(
     source: Path,
     target: Path,
     layout: str,
     tokenizer: Path | None,
-    max_turn_tokens: int,
+    max_turn_tokens: int | None,
     max_length: int,
     turn_order: str,
     ignore_keys: tuple[str, ...],

@@ -52,7 +52,9 @@ def reading_options(command: Any) -> Any:
         layout_options,
         click.option("--tokenizer", type=FILE, help="Folder with tokenizer.json, to count tokens exactly."),
         click.option(
-            "--max-turn-tokens", type=click.IntRange(1), default=512, show_default=True, help="Maximum tokens per turn."
+            "--max-turn-tokens",
+            type=click.IntRange(1),
+            help="Tokens from which a turn is reported [default: --max-length].",
         ),
         click.option(
             "--max-length",
@@ -69,7 +71,7 @@ def reading_options(command: Any) -> Any:
 def examiner_of(
     layout: str,
     tokenizer: Path | None,
-    max_turn_tokens: int,
+    max_turn_tokens: int | None,
     max_length: int,
     turn_order: str,
     ignore_keys: tuple[str, ...],
@@ -83,7 +85,7 @@ def examiner_of(
         from qwen_job.data.encoder import load_encoder
 
         loaded = load_encoder(tokenizer)
-    limits = Limits(max_turn_tokens, max_length)
+    limits = Limits(max_turn_tokens or max_length, max_length)
     return Examiner(layout, limits, loaded, turn_order=turn_order, ignore_keys=ignore_keys)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from qwen_job.cli import main
 from qwen_job.data import open_prepared, prepare_data
+from qwen_job.data.rules import RULES
 from qwen_job.resources import resource
 from qwen_job.run.sections import DataFile, DataSpec
 
@@ -117,6 +118,22 @@ def test_clean(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:
     assert run("clean", path, target, "--force", "--keep", "duplicate")[0] == 0
     code, _, err = run("clean", path, tmp_path / "new.jsonl", "--drop", "duplicates")
     assert code == 2 and "did you mean 'duplicate'" in err
+
+
+def test_the_help_of_clean_lists_the_rules(run: Run) -> None:
+    out = " ".join(run("clean", "--help")[1].split())
+    assert all(f"{rule} {meaning}" in out for rule, (_, meaning) in RULES.items())
+    assert "earlier row [dropped]" in out and "UTF-8 [always dropped]" in out
+
+
+def test_a_turn_may_be_as_long_as_a_row(run: Run, write: Callable[..., Path]) -> None:
+    path = write([conversation("word " * 600, "a")])
+    for options, found in (
+        ((), 1),
+        (("--max-length", "4096"), 0),
+        (("--max-length", "4096", "--max-turn-tokens", "9"), 1),
+    ):
+        assert json.loads(run("check", path, "--json", *options)[1])["counts"]["long_turn"] == found
 
 
 def test_halves_of_surrogate_pairs_are_escaped(run: Run, tiny: Path, tmp_path: Path) -> None:
