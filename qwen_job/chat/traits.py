@@ -35,6 +35,8 @@ class Traits(NamedTuple):
         has_switch: ``enable_thinking`` changes the generation prompt.
         adds_system: a chat without a system turn gets one.
         variables: the names that it looks up; other options have no effect.
+        off_unasked: without ``enable_thinking``, the generation prompt is that of thinking off.
+        calls_in_xml: it writes a call as ``<function=...>``, not as JSON.
     """
 
     knows_tools: bool
@@ -43,6 +45,8 @@ class Traits(NamedTuple):
     has_switch: bool
     adds_system: bool
     variables: frozenset[str]
+    off_unasked: bool = False
+    calls_in_xml: bool = False
 
     @property
     def thinks(self) -> bool:
@@ -53,13 +57,17 @@ class Traits(NamedTuple):
 def traits_of(template: ChatTemplate) -> Traits:
     """Probe a template."""
     thinking = {"role": "assistant", "content": "a", "reasoning_content": "probe-of-a-thought"}
-    on, off = (_rendered(template, [_USER], True, enable_thinking=switch) for switch in (True, False))
+    ways: tuple[dict[str, Any], ...] = ({"enable_thinking": True}, {"enable_thinking": False}, {})
+    on, off, unasked = (_rendered(template, [_USER], True, **way) for way in ways)
+    tools = _with_tools(template)
     bare = _rendered(template, [_USER])
     return Traits(
-        knows_tools=_knows_tools(template),
+        knows_tools=all(name in tools for name in ("probe_of_a_tool", "probe_of_a_call", "probe-of-a-result")),
         keeps_reasoning="probe-of-a-thought" in _rendered(template, [_USER, thinking]),
         opening=opening_of(on),
         has_switch=opening_of(on) != opening_of(off),
+        off_unasked=opening_of(unasked) == opening_of(off) != opening_of(on),
+        calls_in_xml="<function=probe_of_a_call>" in tools,
         adds_system="system" in bare.partition(_USER["content"])[0],
         variables=frozenset().union(*map(_variables, template.texts.values())),
     )
@@ -71,10 +79,9 @@ def opening_of(prompt: str) -> str:
     return found.group(0) if found else ""
 
 
-def _knows_tools(template: ChatTemplate) -> bool:
+def _with_tools(template: ChatTemplate) -> str:
     calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-    text = _rendered(template, [_USER, calling, _RESULT], tools=[_TOOL])
-    return all(name in text for name in ("probe_of_a_tool", "probe_of_a_call", "probe-of-a-result"))
+    return _rendered(template, [_USER, calling, _RESULT], tools=[_TOOL])
 
 
 def _rendered(template: ChatTemplate, messages: list[dict[str, Any]], asks: bool = False, **more: Any) -> str:
