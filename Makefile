@@ -1,6 +1,7 @@
 # Every command sets up its own environment the first time; `make help` lists them.
 #   PYTEST_ARGS="tests/job -x"   more words for pytest         PYTHON=3.14   the interpreter (uv downloads a version)
 #   SET=cpu|ampere|v100          the image's set               TIMES=20      how many times the inputs of `make test`
+#   DAY_ARGS="--only tests"      more words for gpu-day (--help lists them)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -10,6 +11,7 @@ MAKEFLAGS += --no-print-directory
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 GPU_PYTHON = $(or $(PYTHON),python3)
 PYTEST_ARGS ?=
+DAY_ARGS ?=
 SET ?= ampere
 IMAGE ?= localhost/qwen-job:$(SET)
 TIMES ?= 20
@@ -37,11 +39,10 @@ golden: test-tools ## rewrite the committed schemas, slurm/*.sbatch and golden f
 	@.venv/bin/python scripts/golden.py
 bench: test-tools ## measure the launcher against its peers
 	@for name in cli scale kubernetes; do .venv/bin/python benchmarks/bench_$$name.py || exit; done
-test-gpu: ## on a machine with a GPU: kernels, training in bf16 and fp16, faults, what fits (5 minutes)
-	@$(GPU_PYTHON) -m pytest tests/gpu -m gpu -p no:cacheprovider $(PYTEST_ARGS)
-bench-gpu: ## on a machine with a GPU: speed, memory and checkpoint pauses of Qwen-1.8B beside stock ways (15 minutes)
-	@for name in kernels train_speed checkpoint_pause train_memory; do $(GPU_PYTHON) benchmarks/bench_$$name.py || exit; done
-	@$(GPU_PYTHON) benchmarks/bench_memory.py --gpu
+gpu-day: ## on a machine with a GPU: tests, speed beside stock ways, saves, memory, a profile; resumes (12 minutes)
+	@$(GPU_PYTHON) -m benchmarks.gpu_day $(DAY_ARGS)
+gpu-wheels: run ## before that, for a machine with torch but no network: pack what it lacks into .gpu-wheels
+	@.venv/bin/python -m benchmarks.gpu_day --pack $(DAY_ARGS)
 test-trackers: ## train with wandb, swanlab and mlflow, offline, and read back what they logged (2 minutes)
 	@scripts/setup.sh trackers
 	@.venv-trackers/bin/python -m pytest tests/trackers -m trackers -p no:cacheprovider $(PYTEST_ARGS)

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_memory.py            published peaks: each row, its error, the medians
     python benchmarks/bench_memory.py --cpu      tensors counted on this machine: ZeRO-0 to 3, two processes
-    python benchmarks/bench_memory.py --gpu      peak allocated by Qwen-1.8B on this machine's GPU
 
+Peaks on a GPU, for a dozen settings: `make gpu-day` (benchmarks/gpu_day/peaks.py).
 The published rows are in published_memory.yaml; constants were fitted on its "fit" rows only.
 """
 
@@ -14,7 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,28 +117,25 @@ def fit() -> None:
     print(f"best on {len(rows)} fit rows: context {best.context_bytes / 1e9} GB, fragmentation {best.fragmentation}")
 
 
-def worker(mode: str, command: Sequence[str]) -> int:
-    """Run memory_worker.py in ``mode`` under ``command`` and pass its output through."""
+def count() -> int:
+    """Run memory_worker.py on two processes and pass its output through."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if mode == "cpu":
-        environment.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    environment.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
-    return subprocess.run([*command, str(WORKER), mode], env=environment, check=False).returncode
+    return subprocess.run([*command, str(WORKER)], env=environment, check=False).returncode
 
 
 def main() -> int:
     """Run the part that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group()
-    for flag in ("cpu", "gpu", "fit"):
+    for flag in ("cpu", "fit"):
         group.add_argument(f"--{flag}", action="store_true")
     arguments = parser.parse_args()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     if arguments.cpu:
-        return worker("cpu", [*torchrun, "2"])
-    if arguments.gpu:
-        return worker("gpu", [*torchrun, "1"])
+        return count()
     action: Callable[[], None] = fit if arguments.fit else published
     action()
     return 0

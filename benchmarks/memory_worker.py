@@ -1,4 +1,4 @@
-"""One rank of bench_memory.py --cpu and --gpu: trains a few steps under DeepSpeed and counts bytes.
+"""One rank of bench_memory.py --cpu: trains a few steps under DeepSpeed and counts bytes.
 
 Nothing is traced: tensors are counted by their storages, activations by what autograd saves (saved-tensor hooks) and,
 under checkpointing, by what the checkpoint's closures keep alive.
@@ -19,7 +19,7 @@ import deepspeed  # noqa: E402
 import torch  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
-from qwen_job.facts.model_shapes import ModelShape, load_model_shape, model_shape_from_config  # noqa: E402
+from qwen_job.facts.model_shapes import ModelShape, model_shape_from_config  # noqa: E402
 from qwen_job.plan.estimate.activations import activation_bytes  # noqa: E402
 from qwen_job.plan.estimate.layout import Layout  # noqa: E402
 from qwen_job.plan.estimate.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402
@@ -66,7 +66,7 @@ def report(name: str, predicted: float, measured: float) -> None:
         print(f"{name:66} {predicted / 1e6:12.3f} MB {measured / 1e6:12.3f} MB {error:+7.1%}", flush=True)
 
 
-def build(shape: ModelShape, dtype: torch.dtype, attention: str, device: str = "cpu") -> Qwen2ForCausalLM:
+def build(shape: ModelShape, dtype: torch.dtype, attention: str) -> Qwen2ForCausalLM:
     """Return a randomly initialised Qwen2 model of this shape."""
     config = Qwen2Config(
         hidden_size=shape.hidden_size,
@@ -80,8 +80,7 @@ def build(shape: ModelShape, dtype: torch.dtype, attention: str, device: str = "
         use_cache=False,
         attn_implementation=attention,
     )
-    with torch.device(device):
-        return Qwen2ForCausalLM(config).to(dtype).train()
+    return Qwen2ForCausalLM(config).to(dtype).train()
 
 
 def engine_for(model: Qwen2ForCausalLM, stage: int, dtype: torch.dtype, zero: dict[str, Any], steps: int) -> Any:
@@ -98,10 +97,7 @@ def engine_for(model: Qwen2ForCausalLM, stage: int, dtype: torch.dtype, zero: di
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    fused = next(model.parameters()).is_cuda
-    return deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=1e-4, fused=fused), config=config)[
-        0
-    ]
+    return deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=1e-4), config=config)[0]
 
 
 def gradients(engine: Any, stage: int) -> dict[int, int]:
@@ -214,7 +210,7 @@ def count_activations(shape: ModelShape, dtype: torch.dtype, attention: str, che
     report(name, planned, measured)
 
 
-def on_cpu() -> None:
+def main() -> None:
     """Compare states and activations of a tiny model on the CPU."""
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
     shape = model_shape_from_config(TINY, "tiny")
@@ -231,48 +227,6 @@ def on_cpu() -> None:
                 count_activations(shape, dtype, attention, checkpointing)
 
 
-def on_gpu() -> None:
-    """Compare the peak that torch allocates for Qwen-1.8B under ZeRO-2 on one GPU."""
-    deepspeed.init_distributed("nccl", auto_mpi_discovery=False)
-    shape = load_model_shape("Qwen/Qwen-1_8B-Chat")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, deepspeed {deepspeed.__version__}")
-    for checkpointing in (True, False):
-        model = build(shape, torch.bfloat16, "sdpa", "cuda")
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        engine = engine_for(model, 2, torch.bfloat16, {}, steps=2)
-        for length in (512, 2048, 8192):
-            measured = peak_of(engine, shape, length)
-            layout = Layout(
-                shape,
-                1,
-                1,
-                zero_stage=2,
-                gradient_accumulation_steps=2,
-                sequence_length=length,
-                gradient_checkpointing=checkpointing,
-                fused_loss="none",
-            )
-            planned = estimate_memory(layout)
-            name = f"Qwen-1.8B ZeRO-2, {length} tokens{', checkpointed' if checkpointing else ''}: {planned.peak}"
-            report(name, planned.moments[planned.peak], measured)
-        engine.destroy()
-        del engine, model
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def peak_of(engine: Any, shape: ModelShape, length: int) -> int:
-    """Train two steps of two micro-batches; return the second's peak of allocated bytes."""
-    tokens = torch.randint(0, shape.vocab_size, (1, length), device="cuda")
-    for micro in range(4):
-        if micro == 2:
-            torch.cuda.reset_peak_memory_stats()
-        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
-        engine.step()
-    return int(torch.cuda.max_memory_allocated())
-
-
 if __name__ == "__main__":
-    on_gpu() if sys.argv[1] == "gpu" else on_cpu()
+    main()
     torch.distributed.destroy_process_group()

@@ -1,0 +1,54 @@
+"""`make gpu-day` rehearsed on a CPU with tiny shapes: every process that a GPU will run is run here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_day import __main__ as command
+from benchmarks.gpu_day import product
+from benchmarks.gpu_day.day import ROOT
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+
+def rehearse(folder: Path, *tasks: str) -> dict[str, Any]:
+    """Run these tasks of a day; returns their figures."""
+    home = folder / "home"
+    words = ["--tiny", "--out", str(folder / "out"), "--home", str(home), "--only", ",".join(tasks)]
+    code = command.main(words)
+    found: dict[str, Any] = json.loads((folder / "out" / "results.json").read_text())["tasks"]
+    assert code == 0, [task["reason"] for task in found.values()]
+    assert {name: task["state"] for name, task in found.items()} == dict.fromkeys(tasks, "done")
+    return {name: task["figures"] for name, task in found.items()}
+
+
+def test_a_run_of_the_plan_is_timed_profiled_saved_and_started_again(tmp_path: Path) -> None:
+    found = rehearse(tmp_path, "default", "restart", "liger")
+    ours = found["default"]
+    assert len(ours["step_seconds"]) >= 8 and ours["tokens_per_second"] > 0
+    assert ours["planned_bytes"] > 0 and ours["planned_step_seconds"] > 0
+    assert [save["step"] for save in ours["saves"]] == [4, 8] and ours["saves"][0]["bytes"] > 50e6
+    assert ours["profile"]["cpu_ms"] > 0
+    assert found["restart"]["resumed_from"] == 8 and found["restart"]["first_step_after"] > 0
+    assert found["liger"]["tokens_per_second"] > 0
+    table = (tmp_path / "out" / "tables.md").read_text()
+    assert "| ours, as the plan chooses | 2 |" in table and "Ours over stock Trainer + Liger" in table
+
+
+def test_a_worker_measures_peaks_variants_kernels_and_ceilings(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks.gpu_day.worker", "machine", "peaks", "variants", "kernels"]
+    words += ["--sizes", json.dumps(product.TINY._asdict()), "--home", str(tmp_path)]
+    subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert found["machine"]["copy"]["gb_per_second"] > 0
+    assert all(row["planned"] > 0 and row["loss"] > 5 for row in found["peaks"].values())
+    base, other = found["variants"].values()
+    assert base["losses"] == pytest.approx(other["losses"], abs=1e-3) and len(base["losses"]) == 2
+    assert all(row.get("error", 0) == pytest.approx(0, abs=1e-5) for row in found["kernels"].values())
