@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu_day import tables, trace
+from benchmarks.gpu_day import tables, trace, wheels
 from benchmarks.gpu_day.day import Failed, OutOfTime, Results, Task, code_id, run_day
 
 
@@ -92,6 +92,14 @@ def test_the_code_has_a_name_that_does_not_depend_on_git() -> None:
     assert code_id() == code_id() and len(code_id()) == 12
 
 
+def test_wheels_for_another_python_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(wheels.ACTIVE, raising=False)
+    assert wheels.activate(tmp_path) is None
+    (tmp_path / "some-1.0-py3-none-any.whl").touch()
+    (tmp_path / "python").write_text("2.7")
+    assert "is for Python 2.7, and this is 3." in str(wheels.activate(tmp_path))
+
+
 def event(name: str, start: float, length: float, category: str = "kernel") -> dict[str, Any]:
     return {"ph": "X", "name": name, "ts": start, "dur": length, "cat": category}
 
@@ -161,11 +169,12 @@ def test_what_failed_or_is_unfinished_is_named_at_the_top() -> None:
 
 
 def test_variants_tell_whether_they_compute_the_same() -> None:
-    row = {"ms": 100.0, "spread_ms": 1.0, "first_step_seconds": 2.0, "allocated": 2**30, "losses": [1.0, 2.0]}
+    row = {"ms": 100.0, "spread_ms": 1.0, "first_step_seconds": 2.0, "losses": [1.0, 2.0]}
+    row |= {"allocated": 2**30, "reserved": 2**31, "graphs": 1}
     other = {**row, "ms": 90.0, "losses": [1.0, 2.5]}
     text = report(variants=done(**{"the plan's choice": row, "same": row, "other": other, "bad": {"error": "boom"}}))
-    assert "| same | 100.0 | +0.0 | 1.0 | 1.0 GiB | 2.0 s | equal |" in text
-    assert "| other | 90.0 | -10.0 | 1.0 | 1.0 GiB | 2.0 s | within 5.0e-01 |" in text
+    assert "| same | 100.0 | +0.0 | 1.0 | 1.0 GiB | 2.0 GiB | 1 | 2.0 s | equal |" in text
+    assert "| other | 90.0 | -10.0 | 1.0 | 1.0 GiB | 2.0 GiB | 1 | 2.0 s | within 5.0e-01 |" in text
     assert "| bad | boom |" in text
 
 

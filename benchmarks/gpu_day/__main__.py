@@ -40,7 +40,8 @@ def main(words: list[str]) -> int:
         print("\n".join(wheels.pack(options.python)))
         return 0
     began = time.monotonic()
-    wheels.activate()
+    if told := wheels.activate():
+        say(told)
     return day(options, began)
 
 

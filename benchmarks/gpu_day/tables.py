@@ -152,13 +152,15 @@ def _variants(tasks: dict[str, dict[str, Any]]) -> str:
     base = found.get("the plan's choice", {})
     for name, row in found.items():
         if "ms" not in row:
-            rows.append((name, row.get("error", "")[:120], *[""] * 5))
+            rows.append((name, row.get("error", "")[:120], *[""] * 7))
             continue
         gain = f"{row['ms'] - base['ms']:+.1f}" if "ms" in base else ""
         same = _sameness(base.get("losses", []), row["losses"])
         first = f"{row['first_step_seconds']:.1f} s"
-        rows.append((name, row["ms"], gain, row["spread_ms"], gib(row["allocated"]), first, same))
-    return table("variant | ms per step | difference | spread | allocated | first step | losses", rows) if rows else ""
+        memory = gib(row["allocated"]), gib(row["reserved"])
+        rows.append((name, row["ms"], gain, row["spread_ms"], *memory, row["graphs"], first, same))
+    head = "variant | ms per step | difference | spread | allocated | reserved | graphs | first step | losses"
+    return table(head, rows) if rows else ""
 
 
 def _sameness(base: list[float], mine: list[float]) -> str:

@@ -47,6 +47,8 @@ def variants(sizes: Sizes) -> dict[str, Variant]:
         "16 rows at once": Variant(rows_at_once(16, sizes)),
         "DeepSpeed's own way with gradients": Variant({}, "DeepSpeed's gradients"),
         "attention launched for whole rows": Variant({}, "whole rows"),
+        "loss in chunks of 8,192": Variant({}, "large chunks"),
+        "compiled, gate and up in one product": Variant({"torch_compile": True}, "gate and up"),
         "communication as on several GPUs": Variant(config(zero_optimization=overlapped)),
         "DeepSpeed's timers on": Variant(config(timers={"throughput": {"enabled": True, "synchronized": True}})),
         "ZeRO-1": Variant({"deepspeed": {"zero_stage": 1}}),
@@ -82,7 +84,33 @@ def whole_rows() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def large_chunks() -> Iterator[None]:
+    """Take the loss of up to 8,192 positions at once."""
+    from qwen_job.train import loss
+
+    with mock.patch.object(loss, "_CHUNK_ROWS", 8192):
+        yield
+
+
+@contextmanager
+def merged_gate_and_up() -> Iterator[None]:
+    """Multiply by gate's and up's weights in one product of a copy of both, which costs a pass over the weights."""
+    import torch
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+
+    def forward(self: Any, hidden: Any) -> Any:
+        both = torch.nn.functional.linear(hidden, torch.cat([self.gate_proj.weight, self.up_proj.weight]))
+        gate, up = both.chunk(2, dim=-1)
+        return self.down_proj(self.act_fn(gate) * up)
+
+    with mock.patch.object(Qwen2MLP, "forward", forward):
+        yield
+
+
 AROUND: dict[str, Any] = {
+    "large chunks": large_chunks,
+    "gate and up": merged_gate_and_up,
     "": nullcontext,
     "coordinate descent": coordinate_descent,
     "DeepSpeed's gradients": own_gradients,
@@ -105,5 +133,7 @@ def measure(bench: Any, sizes: Sizes, home: Path, variant: Variant) -> dict[str,
         "first_step_seconds": round(found.seconds[0], 2),
         "losses": [round(loss, 6) for loss in found.losses],
         "allocated": found.allocated,
+        "reserved": found.reserved,
+        "graphs": found.graphs,
         "micro_batch": plan.batch.micro_batch_size,
     }

@@ -15,6 +15,7 @@ from benchmarks.gpu_day.day import ROOT
 
 FOLDER = ROOT / ".gpu-wheels"
 SITE = Path("/tmp/qwen-job-gpu-site")  # outside the checkout: a copy of it need not be writable
+ACTIVE = "QWEN_JOB_GPU_SITE"  # set in a process that uses the wheels
 LIMIT = 60 * 2**20
 # What the trainer and the peers import and a machine made for torch may lack or have in another version.
 NAMES = (
@@ -44,6 +45,7 @@ def pack(python: str = "3.12", folder: Path = FOLDER) -> list[str]:
     common = ["--no-deps", "--only-binary=:all:", "--python-version", python, "--implementation", "cp", *platforms]
     _pip("download", *common, "--dest", str(folder), *wanted)
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), f"deepspeed=={lowered['deepspeed']}")
+    (folder / "python").write_text(python)
     size = sum(wheel.stat().st_size for wheel in folder.glob("*.whl"))
     if size > LIMIT:
         raise SystemExit(f"{folder}: {size / 2**20:.0f} MiB of wheels; {LIMIT / 2**20:.0f} can be carried")
@@ -57,13 +59,19 @@ def _pip(*words: str) -> None:
         raise SystemExit(f"pip {words[0]} failed")
 
 
-def activate(folder: Path = FOLDER, site: Path = SITE) -> None:
-    """Where there are wheels, install them beside the machine's packages and start this process again with them."""
+def activate(folder: Path = FOLDER, site: Path = SITE) -> str | None:
+    """Where there are wheels, install them beside the machine's packages and start this process again with them.
+
+    Returns why wheels are not used. Where they are, it does not return.
+    """
     wheels = sorted(folder.glob("*.whl"))
-    if not wheels or os.environ.get("QWEN_GPU_SITE"):
-        return
+    if not wheels or os.environ.get(ACTIVE):
+        return None
+    mine, theirs = f"{sys.version_info.major}.{sys.version_info.minor}", (folder / "python").read_text()
+    if mine != theirs:
+        return f"{folder} is for Python {theirs}, and this is {mine}: using the packages of this environment"
     words = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--quiet", "--target", str(site)]
     _pip("install", *words, *map(str, wheels))
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
-    os.environ.update(PYTHONPATH=path, QWEN_GPU_SITE=str(site))
-    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu_day", *sys.argv[1:]])
+    os.environ.update({"PYTHONPATH": path, ACTIVE: str(site)})
+    return os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu_day", *sys.argv[1:]])

@@ -37,7 +37,8 @@ from qwen_job.train.watchdog import Watchdog
 class Measured(NamedTuple):
     """``seconds`` and ``losses`` of every step; peaks in bytes: of tensors, of what the allocator held, of the device.
 
-    ``before``: what was allocated before the model was made; more than nothing means that a model was not forgotten.
+    ``graphs``: how many torch.compile made. ``before``: what was allocated before the model was made; more than nothing
+    means that a model was not forgotten.
     """
 
     seconds: list[float]
@@ -46,6 +47,7 @@ class Measured(NamedTuple):
     reserved: int
     device: int
     before: int
+    graphs: int
 
 
 class Rows:
@@ -94,7 +96,7 @@ class Workbench:
             finally:
                 clean(self.device)
         peaks = recorder.allocated, recorder.reserved, recorder.device
-        return Measured(recorder.seconds, recorder.losses, *peaks, before)
+        return Measured(recorder.seconds, recorder.losses, *peaks, before, recorder.graphs)
 
     def _train(self, config: TrainConfig, plan: Plan, recorder: _Recorder) -> None:
         from qwen_job.train import modeling, setup  # after DeepSpeed was made quiet
@@ -137,11 +139,12 @@ class _Recorder:
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.losses: list[float] = []
-        self.allocated = self.reserved = self.device = 0
+        self.allocated = self.reserved = self.device = self.graphs = 0
 
     def step(self, _step: int, values: dict[str, Any]) -> None:
         self.seconds.append(values["step_seconds"])
         self.losses.append(values["loss"])
+        self.graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             self.allocated, self.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
@@ -193,6 +196,7 @@ def _unchanged_kernels() -> Iterator[None]:
     finally:
         loss._chunk_step = step
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
 
 
 def _held(device: str) -> int:

@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_day import __main__ as command
-from benchmarks.gpu_day import product
+from benchmarks.gpu_day import product, wheels
 from benchmarks.gpu_day.day import ROOT
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(wheels.ACTIVE, "this environment")  # whatever was packed for a GPU
 
 
 def rehearse(folder: Path, *tasks: str) -> dict[str, Any]:
