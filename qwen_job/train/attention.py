@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qwen_job.errors import ModelError
+from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.train.batches import Batch
 
 VARLEN = "qwen_job_varlen"
 # Kernels start a block of threads for every this many queries that a document could have.
 _BLOCK = 128
+_ROUNDING = 0.02  # relative error of 16-bit attention and its gradients: about 0.001 in fp16, 0.005 in bf16
 _CAUSAL = 1  # custom_mask_type of torch's memory-efficient kernel: causal from each document's first token
 
 
@@ -107,6 +108,45 @@ def check_kernel(config: Any, kind: str) -> None:
             f"config.json: use_sliding_window: varlen of torch {torch.__version__} takes no window; "
             "write train.attention: sdpa"
         )
+
+
+def try_kernel(device: torch.device, dtype: torch.dtype, window: int | None = None) -> None:
+    """Compare the memory-efficient kernel, which torch gives no promise for, with plain attention: milliseconds.
+
+    ``window``: of the model's sliding layers.
+
+    Raises:
+        EnvironmentFault: it does not run here, or is off by more than rounding explains.
+    """
+    if varlen_kernel().call is not memory_efficient:
+        return
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(67, 2, 64, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
+    ours = [part.detach().clone().requires_grad_() for part in exact]
+    ends = torch.tensor([0, 5, 67], dtype=torch.int32, device=device)
+    ids = torch.repeat_interleave(ends[1:] - ends[:-1])[None]
+    q, k, v = (part.float().transpose(0, 1) for part in exact)
+    near = len(ids[0]) if window is None else max(2, min(window, 9))
+    seen = block_mask(ids)[0] & _near(len(ids[0]), near, device)
+    scores = (q @ k.transpose(1, 2) / 8).masked_fill(~seen, float("-inf"))
+    left = -1 if window is None else near - 1
+    expected = (scores.softmax(-1) @ v).transpose(0, 1)
+    try:
+        options: dict[str, Any] = {"scale": 1 / 8, "enable_gqa": False, "window_size": (left, 0)}
+        out = memory_efficient(ours[0], ours[1], ours[2], ends, ends, _BLOCK, _BLOCK, **options)
+        slopes = [torch.autograd.grad(one.float().square().sum(), of) for one, of in ((expected, exact), (out, ours))]
+        pairs = [(expected.detach(), out.detach()), *zip(*slopes, strict=True)]
+        # torch's max(), unlike Python's, is NaN if one of them is.
+        off = float(torch.stack([(mine.float() - true.float()).norm() / true.norm() for true, mine in pairs]).max())
+    except RuntimeError as error:
+        raise EnvironmentFault(_unusable(str(error).splitlines()[0])) from None
+    if not off < _ROUNDING:
+        raise EnvironmentFault(_unusable(f"it is off by {off:.1%}"))
+
+
+def _unusable(reason: str) -> str:
+    kernel = f"torch {torch.__version__}'s memory-efficient attention cannot be used on this GPU"
+    return f"train.attention: varlen: {kernel}: {reason}; write train.attention: sdpa"
 
 
 def inputs_for(batch: Batch, kind: str, dtype: torch.dtype, window: int | None = None) -> dict[str, object]:

@@ -25,7 +25,7 @@ from qwen_job.train.ranks import Ranks
 
 
 class Engine(Protocol):
-    """DeepSpeed's engine around ``module``; ``step`` takes the optimizer's step, clipping included."""
+    """DeepSpeed's engine around ``module``; ``step`` clips, takes the optimizer's step and drops the gradients."""
 
     module: Any
     optimizer: Any
@@ -43,8 +43,6 @@ class Engine(Protocol):
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
 
     def step(self) -> None: ...
-
-    def zero_grad(self) -> None: ...
 
     def get_global_grad_norm(self) -> Any: ...
 

@@ -66,7 +66,8 @@ class LossHead:
         if self._targets is None:
             return self._plain(hidden)
         targets, chosen = self._targets
-        wanted = hidden.reshape(-1, hidden.shape[-1])[chosen]
+        # Not by [chosen], whose gradient sorts the positions first.
+        wanted = hidden.reshape(-1, hidden.shape[-1]).index_select(0, chosen)
         return self._loss(wanted, self._module.weight, targets)
 
 

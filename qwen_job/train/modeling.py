@@ -15,7 +15,7 @@ from qwen_job.facts.config_fields import check_fields, longest_row, too_long
 from qwen_job.models.completeness import read_config
 from qwen_job.models.loading import load_native
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
-from qwen_job.train.attention import check_kernel, implementation
+from qwen_job.train.attention import check_kernel, implementation, try_kernel, window_of
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.flops import Shape
 from qwen_job.train.kernels import use_lean_kernels
@@ -30,6 +30,7 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
     Raises:
         ModelError: transformers cannot load the folder, weights are missing in it, or its config.json asks for what
             would not be honoured.
+        EnvironmentFault: this GPU's attention kernel does not do what it should.
     """
     _check_config(config, folder)
     with _partitioned(deepspeed):
@@ -43,6 +44,8 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
         # Its backward gives NaN on Hopper for an explicit mask and some lengths: pytorch issue 196678.
         torch.backends.cuda.enable_cudnn_sdp(False)
         use_lean_kernels(model, compiled=config.torch_compile)
+        if config.attention == "varlen":
+            try_kernel(torch.device("cuda"), DTYPES[config.precision], window_of(model.config))
     if config.torch_compile:
         # Layer by layer: one compilation serves all, and DeepSpeed's hooks stay outside.
         wanted = config.training.extra()

@@ -135,7 +135,6 @@ class Trainer:
         gradient_norm, rate = engines.gradient_norm_of(engine), parts.schedule.rate
         if not engines.was_skipped(engine):
             parts.schedule.step()
-        engine.zero_grad()
         self.state.global_step = step
         self.state.epoch = parts.track.epochs_done(step)
         self._record(gradient_norm, rate)

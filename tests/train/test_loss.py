@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.train
 
 torch = pytest.importorskip("torch")
-from qwen_job.errors import ModelError  # noqa: E402
+from qwen_job.errors import EnvironmentFault, ModelError  # noqa: E402
 from qwen_job.train import attention as kernels  # noqa: E402
 from qwen_job.train import loss as losses  # noqa: E402
 from qwen_job.train.attention import check_kernel, inputs_for, varlen, window_of  # noqa: E402
@@ -177,6 +177,18 @@ def test_a_packed_loss_is_that_of_stock_transformers_whatever_the_config_says(
         assert float(total.detach()) == pytest.approx(expected, rel=2e-6)
 
 
+class NanBehind(torch.autograd.Function):
+    """The identity, with a gradient that is not finite."""
+
+    @staticmethod
+    def forward(_ctx: Any, out: Any) -> Any:
+        return out.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *slopes: Any) -> Any:
+        return slopes[0] * float("nan")
+
+
 class MemoryEfficient:
     """The kernel of GPUs below 8.0 on a CPU, by its own arguments; counts the pairs of tokens that it looks at."""
 
@@ -217,6 +229,45 @@ def test_an_older_gpu_attends_within_documents_and_for_their_lengths_alone(
     # Of two layers; the pads of the second row are part of its last document.
     assert kernel.pairs == 2 * (11**2 + 6**2 + 9**2 + 20**2 + 6**2)
     assert kernel.pairs < 2 * 2 * 26**2 / 1.9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((lambda out: out), None),
+        ((lambda out: out.roll(1, 1)), "it is off by 1"),
+        ((lambda out: out * float("nan")), "it is off by nan"),
+        ((lambda out: NanBehind.apply(out)), "it is off by nan"),
+        (None, "cannot be used on this GPU: Could not run 'aten::_efficient_attention_forward'"),
+    ],
+)
+def test_an_older_gpu_s_kernel_is_tried_before_it_is_used(
+    change: Any, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    takes = frozenset({"scale", "enable_gqa"})
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernels.Kernel(kernels.memory_efficient, takes))
+    kernel = MemoryEfficient()
+    if change is not None:
+        changed = lambda *given, **options: (change(kernel(*given, **options)[0]),)  # noqa: E731
+        monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward", changed)
+    if message is None:
+        for window in (None, 1, 40):
+            kernels.try_kernel(torch.device("cpu"), torch.bfloat16, window)
+        return
+    with pytest.raises(EnvironmentFault, match=r"write train\.attention: sdpa") as raised:
+        kernels.try_kernel(torch.device("cpu"), torch.bfloat16)
+    assert message in str(raised.value)
+
+
+def test_the_call_for_older_gpus_is_one_that_torch_knows_and_differentiates() -> None:
+    options = {"device": "meta", "dtype": torch.float16, "requires_grad": True}
+    query, key, value = (torch.empty(20, heads, 8, **options) for heads in (4, 2, 2))
+    ends = torch.zeros(4, dtype=torch.int32, device="meta")
+    out = kernels.memory_efficient(
+        query, key, value, ends, ends, 128, 128, scale=0.5, enable_gqa=True, window_size=(3, 0)
+    )
+    assert out.shape == query.shape and out.dtype == query.dtype
+    assert "EfficientAttention" in out.grad_fn.next_functions[0][0].name()
 
 
 def test_an_older_gpu_gets_the_memory_efficient_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
