@@ -30,10 +30,10 @@ def cached_folder(spec: ModelSpec) -> Path:
     Raises:
         ModelError: the model's name is not a hub ID.
     """
-    return _place(spec)[3]
+    return place(spec)[3]
 
 
-def _place(spec: ModelSpec) -> tuple[Hub, str, str, Path]:
+def place(spec: ModelSpec) -> tuple[Hub, str, str, Path]:
     """Return the hub, the model's ID, its revision and its folder in the cache."""
     hub: Hub = HuggingFace() if spec.source == "huggingface" else ModelScope()
     revision = spec.revision or hub.default_revision
@@ -58,7 +58,7 @@ def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Notify | Non
         EnvironmentFault: the hub is unreachable, its library is not installed, the disk is full, or downloads are
             forbidden and the model is not cached.
     """
-    hub, model, revision, folder = _place(spec)
+    hub, model, revision, folder = place(spec)
     damage = damaged(folder, hashes=verify)
     if not damage:
         return folder

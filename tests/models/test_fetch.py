@@ -16,6 +16,7 @@ import pytest
 from qwen_job.cli import main
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.choices import Source
+from qwen_job.models.chat_files import chat_files, fetch_chat_files
 from qwen_job.models.fetch import fetch_model, wanted
 from qwen_job.models.random_init import load_config, write_random_model
 from qwen_job.models.resolve import ensure_model
@@ -455,3 +456,35 @@ def test_a_token_is_written_nowhere(
     assert f"Bearer {secret}" in hub.tokens
     written = [*tmp_path.rglob("*"), *Path(os.environ["MODELSCOPE_HOME"]).parent.rglob("*")]
     assert not [path for path in written if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+@BOTH
+def test_data_needs_no_weights(hub: HubServer, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files |= {"chat_template.jinja": b"{{ messages }}"}
+    folder = fetch_chat_files(spec(tmp_path, source))
+    found = {path.name for path in folder.iterdir()} - {MARKER}
+    assert {"tokenizer.json", "chat_template.jinja"} <= found <= set(hub.files)
+    assert not hub.asked[WEIGHTS]
+    monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
+    assert fetch_chat_files(spec(tmp_path, source)) == folder
+
+
+def test_a_complete_copy_serves_data_too(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fetch_model(spec(tmp_path))
+    asked = dict(hub.asked)
+    assert fetch_chat_files(spec(tmp_path)) == whole
+    assert hub.asked == asked
+    monkeypatch.setenv("QWEN_JOB_CACHE", str(tmp_path))
+    assert chat_files("owner/tiny") == whole
+    monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
+    with pytest.raises(EnvironmentFault, match="is not cached"):
+        fetch_chat_files(spec(tmp_path / "other"))
+
+
+def test_what_has_no_tokenizer_is_refused(hub: HubServer, tmp_path: Path) -> None:
+    del hub.files["tokenizer.json"]
+    with pytest.raises(ModelError, match=r"owner/tiny: has no tokenizer\.json$"):
+        fetch_chat_files(spec(tmp_path))
+    with pytest.raises(ModelError, match=r"tiny: is no folder, and 'tiny' is not a hub ID"):
+        chat_files("tiny")
+    assert chat_files(str(tmp_path)) == tmp_path and chat_files("./no") == Path("no")
