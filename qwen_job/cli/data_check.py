@@ -86,6 +86,8 @@ def _print_counts(report: Report) -> None:
 
     for line in report.contents.lines():
         click.echo(visible(line))
+    if not report.schemas_compared:
+        click.echo("calls were not compared with the schemas of their tools; to do that: pip install 'qwen-job[data]'")
     for count, what in ((report.arranged[name], what) for name, what in COUNTED.items()):
         if count:
             click.echo(f"{count} {what}")

@@ -37,7 +37,8 @@ class Report:
     tokens, up to each of BUCKETS and above, and ``kinds`` their tokens of each of KINDS; ``exact``: a tokenizer counted
     the tokens, they are not estimated. ``unused_keys``: for each key that training ignores, the rows that have it;
     ``added_tokens``: for each token added to the tokenizer, the conversations that have it; ``arranged``: what
-    ``turn_order`` changed; ``contents``: reasoning, tools and so on.
+    ``turn_order`` changed; ``contents``: reasoning, tools and so on; ``schemas_compared``: false if tools were
+    not compared with their schemas, for want of a package.
     """
 
     rows: int = 0
@@ -46,6 +47,7 @@ class Report:
     tokens: int = 0
     longest: int = 0
     exact: bool = False
+    schemas_compared: bool = True
     counts: Counter[str] = field(default_factory=Counter)
     unused_keys: Counter[str] = field(default_factory=Counter)
     added_tokens: Counter[str] = field(default_factory=Counter)
@@ -80,6 +82,7 @@ class Report:
             "unused_keys": dict(self.unused_keys),
             "added_tokens": dict(self.added_tokens),
             "arranged": {name: self.arranged[name] for name in COUNTED},
+            "schemas_compared": self.schemas_compared,
             "contents": self.contents.to_dict(),
             "token_histogram": dict(zip(edges, self.histogram, strict=True)),
             "tokens_by_kind": self.by_kind,
@@ -169,6 +172,7 @@ def check(files: Sequence[Path], examiner: Examiner, *, exact: bool = False, lim
                 if conversation:
                     report.unused_keys.update(set(conversation.unused))
                     report.added_tokens.update(find_tokens(text for _, text in texts_of(conversation, "")))
+    report.schemas_compared = not report.contents.with_tools or examiner.schemas.available
     return report
 
 

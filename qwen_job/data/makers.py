@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+from qwen_job.chat.conversation import Conversation
 from qwen_job.chat.messages import Controls
-from qwen_job.chat.samples import SampleMaker
+from qwen_job.chat.samples import Kind, Piece, Sample, SampleMaker
 from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.template import ChatTemplate, find_texts, read_template
 from qwen_job.chatml import IM_END, IM_START, SYSTEM_PROMPT, chat_template
-from qwen_job.data.encode import ChatTokenizer
+from qwen_job.data.encode import ChatTokenizer, texts_of
 
 # What Qwen's templates write around reasoning, calls and results: one token each where the tokenizer has it.
 _WORDS = tuple(f"<{slash}{name}>" for name in ("think", "tool_call", "tool_response") for slash in ("", "/"))
+
+_CHATML, _NO_MODEL = "ChatML", "ChatML, as no model is given"
+
+
+class ChatmlMaker(SampleMaker):
+    """Makes samples in ChatML, turn after turn, so that a conversation may have any number of them."""
+
+    def samples(self, conversation: Conversation, counts: Counter[str]) -> list[Sample]:
+        """Return the one sample of a conversation, none if no turn is learnt; see :meth:`SampleMaker.samples`."""
+        settled = self.settled(conversation, counts)._replace(system=conversation.system)
+        learnt = tuple(number for number, turn in enumerate(settled.turns) if turn.learn)
+        if not learnt:
+            counts["nothing_learnt"] += 1
+            return []
+        system = SYSTEM_PROMPT if self.settings.system_prompt is None else self.settings.system_prompt
+        texts = texts_of(settled, system)
+        first = len(texts) - len(settled.turns)
+        pieces: list[Piece] = []
+        for number, (role, text) in enumerate(texts, -first):
+            learns = number >= 0 and bool(settled.turns[number].learn)
+            kind: Kind = "answer" if learns else "prompt"
+            pieces += [Piece(IM_START, "prompt", False, True), Piece(f"{role}\n", "prompt", False, False)]
+            pieces += [Piece(text, kind, learns, False), Piece(IM_END, kind, learns, True)]
+            pieces.append(Piece("\n", "prompt", False, False))
+        return [Sample(tuple(pieces), learnt)]
 
 
 def sample_maker(
@@ -24,7 +51,9 @@ def sample_maker(
         ModelError: a template cannot be read.
     """
     words = _WORDS if tokenizer is None else tuple(word for word in _WORDS if word in tokenizer.text_tokens)
-    return SampleMaker(_template(template, settings, folder), settings, Controls((IM_START, IM_END), words))
+    chosen = _template(template, settings, folder)
+    kind = ChatmlMaker if chosen.source in (_CHATML, _NO_MODEL) else SampleMaker
+    return kind(chosen, settings, Controls((IM_START, IM_END), words))
 
 
 def _template(choice: str, settings: ChatSettings, folder: Path | None) -> ChatTemplate:
@@ -34,4 +63,4 @@ def _template(choice: str, settings: ChatSettings, folder: Path | None) -> ChatT
     if found:
         return ChatTemplate(found.texts, str(folder), tokens=found.tokens)
     system = SYSTEM_PROMPT if settings.system_prompt is None else settings.system_prompt
-    return ChatTemplate({"default": chat_template(system)}, "ChatML")
+    return ChatTemplate({"default": chat_template(system)}, _CHATML if folder or choice != "auto" else _NO_MODEL)

@@ -16,6 +16,8 @@ from qwen_job.data.sizes import KINDS, Sizes, TextSizer
 # A text's place in a shape; all that a turn of a plain conversation has besides its role and text.
 _PLACE = re.compile("\ue000([0-9]+)\ue001")
 _PLAIN = Turn("", "")[2:]
+# Each turn is rendered with all turns before it. Longer conversations are measured as one sample of their text.
+_MOST_TURNS = 1000
 # What templates look for in the text of a turn.
 _READ_BY_TEMPLATES = ("<think>", "</think>", "<tool_response>")
 
@@ -43,12 +45,16 @@ class SampleSizer:
         pieces = [piece for one in made if isinstance(one, list) for sample in one for piece in _pieces(sample)]
         counts = iter(self._text.count([piece.text for piece in pieces if not piece.control]))
         for by_text, one in zip(self._text.measure(conversations), made, strict=True):
-            if isinstance(one, Unrenderable):
+            if one is None:
+                yield by_text
+            elif isinstance(one, Unrenderable):
                 yield by_text._replace(samples=[], refused=(one.field, one.message))
             else:
                 yield by_text._replace(samples=[self._sized(sample, by_text, counts) for sample in one])
 
-    def _made(self, conversation: Conversation) -> list[_SampleShape] | list[Sample] | Unrenderable:
+    def _made(self, conversation: Conversation) -> list[_SampleShape] | list[Sample] | Unrenderable | None:
+        if len(conversation.turns) > _MOST_TURNS:
+            return None
         if not _is_plain(conversation):
             return self._samples(conversation)
         key = (conversation.system if not conversation.system else True, *(turn.role for turn in conversation.turns))

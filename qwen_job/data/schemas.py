@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 _KEPT = 1024  # schemas whose validators are kept
@@ -28,13 +29,16 @@ class ToolSchemas:
     """Checks schemas and arguments; builds the validator of a schema only once."""
 
     def __init__(self) -> None:
-        self._make = _validator_maker()
         self._checks: dict[str, tuple[SchemaProblem | None, Check]] = {}
 
     @property
     def available(self) -> bool:
         """Tell whether the package jsonschema is installed; without it, no problem is found."""
         return self._make is not None
+
+    @cached_property
+    def _make(self) -> Callable[[Any], tuple[SchemaProblem | None, Check]] | None:
+        return _validator_maker()  # takes a quarter of a second, and most data has no tools
 
     def of_schema(self, schema: Any) -> SchemaProblem | None:
         """Return the first problem of the schema itself."""

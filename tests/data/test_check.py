@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from qwen_job.data import ChatTokenizer
 from qwen_job.data.check import Examiner, check
+from qwen_job.data.contents import Contents
 from qwen_job.data.rules import RULES, Limits
 from qwen_job.resources import resource
 
@@ -90,3 +92,12 @@ def test_counts_tokens_exactly_and_draws_them(tokenizer: ChatTokenizer) -> None:
 def test_findings_are_limited_but_counted(write: Callable[..., Path]) -> None:
     report = check([write([conversation("same", "same")] * 30)], Examiner(), limit=3)
     assert report.counts["duplicate"] == 29 and len(report.findings) == 3
+
+
+def test_tools_that_could_not_be_compared_are_reported(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[..., Path]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    assert check([write([conversation("q", "a")])], Examiner()).schemas_compared
+    monkeypatch.setattr(Contents, "add", lambda contents, _: setattr(contents, "with_tools", 1))
+    assert not check([write([conversation("q", "a")])], Examiner()).schemas_compared

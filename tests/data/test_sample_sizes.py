@@ -13,7 +13,7 @@ from qwen_job.data.check import Examiner, check
 from qwen_job.data.encode import ChatTokenizer
 from qwen_job.data.sample_sizes import SampleSizer
 from qwen_job.data.show import SizedSample, sizes
-from qwen_job.data.sizes import KINDS
+from qwen_job.data.sizes import KINDS, TextSizer
 from tests.chat import cases
 
 from .conftest import conversation
@@ -74,3 +74,9 @@ def test_a_row_that_is_split_counts_as_several_samples(write: Callable[..., Path
     whole, split = (check([path], Examiner(maker=cases.maker(name))) for name in ("qwen3_instruct_2507", "qwen3"))
     assert (sum(whole.histogram), sum(split.histogram)) == (1, 2)
     assert whole.by_kind["answer"] == split.by_kind["answer"] and whole.by_kind["prompt"] < split.by_kind["prompt"]
+
+
+def test_a_very_long_conversation_is_measured_by_its_text() -> None:
+    talk = Conversation("", None, (ASK, ANSWER) * 20_000)
+    [found], [by_text] = (list(each.measure([talk])) for each in (SampleSizer(cases.maker("qwen3"), None), TextSizer()))
+    assert found == by_text

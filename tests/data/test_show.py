@@ -39,7 +39,7 @@ def test_learnt_text_is_in_brackets(run: Run, write: Callable[..., Path]) -> Non
     code, out, err = run("show", path, 2)
     assert (code, err) == (0, "")
     assert body(out) == BRIEF
-    assert out.startswith(f"{path}:2 · 4 turns · template: ChatML\n")
+    assert out.startswith(f"{path}:2 · 4 turns · template: ChatML, as no model is given\n")
     total, learnt = len(BRIEF) - 4, len(f"Me.{IM_END}So.{IM_END}")
     assert f"── {total} characters: prompt {total - learnt}, answer {learnt}; learnt {learnt} (15%) ──" in out
 

@@ -1,6 +1,6 @@
 """Data files of every format under the rule of the fuzz suite: rows that nobody meant, damage, and traps for memory.
 
-Each case runs ``data check``, ``clean`` or ``prepare`` as a person types it; see :mod:`tests.fuzz.harness`.
+Each case runs ``data check``, ``show``, ``clean`` or ``prepare`` as a person types it; see :mod:`tests.fuzz.harness`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PAIR = '{"query": "q", "response": "a"}'
 def _commands(path: Path, tokenizer: Path, folder: Path, number: int) -> dict[str, tuple[str, ...]]:
     return {
         "check": ("data", "check", str(path)),
+        "show": ("data", "show", str(path), "1"),
         "clean": ("data", "clean", str(path), str(folder / f"out{number}.json")),
         "prepare": ("data", "prepare", str(path), "--tokenizer", str(tokenizer), "--output", str(folder / "cache"),
                     "--workers", "1"),
@@ -277,10 +278,10 @@ def _damaged(choose: random.Random, text: bytes) -> bytes:
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize(("command", "count"), [("check", 1500), ("clean", 600), ("prepare", 400)])
+@pytest.mark.parametrize(("command", "count"), [("check", 1500), ("show", 400), ("clean", 600), ("prepare", 400)])
 def test_files(box: Box, tiny: Path, tmp_path: Path, command: str, count: int) -> None:
     choose = random.Random(f"{command}{amount(1)}")
-    options = {"check": ["--json"], "clean": ["--force"], "prepare": []}
+    options = {"check": ["--json"], "show": [], "clean": ["--force"], "prepare": []}
     for number in range(amount(count)):
         path = _file(choose, tmp_path)
         words = (*_commands(path, tiny, tmp_path, 1)[command], *options[command])

@@ -117,7 +117,7 @@ def _evil_lines(folder: Path) -> Iterator[list[str]]:
     (folder / "model" / "config.json").write_text(json.dumps({"model_type": EVIL, EVIL: EVIL}))
     paths = [str(job), str(run), str(data), EVIL, str(folder / "model"), str(folder)]
     for words in (["plan"], ["render", "-t", "slurm"], ["render", "-t", "kubernetes"], ["submit", "-t", "local"], ["sweep"],
-                  ["report"], ["data", "check"], ["data", "clean"], ["status"], ["logs"], ["cancel"], ["train"],
+                  ["report"], ["data", "check"], ["data", "show"], ["data", "clean"], ["status"], ["logs"], ["cancel"], ["train"],
                   ["model", "check"], ["model", "convert"], ["model", "fetch"], ["plan", "--fit"], ["chat"], ["evaluate"],
                   ["init"], ["templates", "export"], ["completion"], ["doctor", "-t"], ["node", "check", "--gpus"],
                   ["schema"], ["watch"], ["exit-codes"], []):  # fmt: skip
