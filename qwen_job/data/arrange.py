@@ -3,18 +3,20 @@
 reference  as in QwenLM's finetune.py: a first turn that is not the user's is skipped; the others are kept unchanged,
            each in its own frame
 join       turns before the first question are skipped, adjacent turns of one role are joined with a newline, and a
-           last question without an answer is dropped
+           last question (or result of a tool) without an answer is dropped
 
-Either way a conversation without an answer is left out. Everything is counted.
+Results of tools are never joined; nor are answers of which only one is to be learnt, or the second of which has
+reasoning. Either way a conversation without an answer is left out. Everything is counted.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
-from qwen_job.data.conversation import Conversation, Turn
-from qwen_job.data.formats import is_invisible
+from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.data.order import is_invisible, misplaced_turn
 
 # What is counted -> its description in reports.
 COUNTED = {
@@ -38,12 +40,11 @@ def arrange(conversation: Conversation, turn_order: str, counts: Counter[str]) -
     kept = list(turns[skipped:])
     if turn_order == "join":
         kept = _joined(kept)
-        unanswered = bool(kept) and kept[-1].role == "user"
+        counts["turns_joined"] += len(turns) - skipped - len(kept)
+        unanswered = _unanswered(kept)
         kept = kept[: len(kept) - unanswered]
         counts["turns_unanswered"] += unanswered
-        counts["turns_joined"] += len(turns) - skipped - unanswered - len(kept)
-    else:
-        counts["turns_out_of_order"] += sum(one.role == other.role for one, other in pairwise(kept))
+    counts["turns_out_of_order"] += sum(one.role == other.role != "tool" for one, other in pairwise(kept))
     counts["turns_skipped"] += skipped
     if "assistant" not in [turn.role for turn in kept]:
         counts["without_answer"] += 1
@@ -52,30 +53,41 @@ def arrange(conversation: Conversation, turn_order: str, counts: Counter[str]) -
 
 
 def _is_regular(turns: tuple[Turn, ...]) -> bool:
-    """Tell whether user and assistant alternate, or a system turn is among them, which is an error anyway."""
-    roles = [turn.role for turn in turns]
-    return "system" in roles or (
-        len(roles) % 2 == 0 and roles[::2].count("user") == roles[1::2].count("assistant") == len(roles) // 2
-    )
+    """Tell whether user and assistant alternate, calls of tools and their results included, up to an answer."""
+    return turns[-1].role == "assistant" and misplaced_turn(turns) is None
 
 
 def _skipped(turns: tuple[Turn, ...], turn_order: str) -> int:
     if turn_order == "reference":
-        return int(turns[0].role != "user")
-    return next((number for number, turn in enumerate(turns) if turn.role == "user"), len(turns))
+        return int(turns[0].role not in ("user", "system"))
+    return next((number for number, turn in enumerate(turns) if turn.role in ("user", "system")), len(turns))
+
+
+def _unanswered(turns: list[Turn]) -> int:
+    """Return how many turns at the end have no answer: a question, or results of tools."""
+    return next((back for back, turn in enumerate(reversed(turns)) if turn.role not in ("user", "tool")), len(turns))
 
 
 def _joined(turns: list[Turn]) -> list[Turn]:
     """Join adjacent turns of one role; an empty turn stays separate, and is reported as an error."""
     runs: list[list[Turn]] = []
     for turn in turns:
-        if (
-            runs
-            and runs[-1][0].role == turn.role
-            and not is_invisible(turn.text)
-            and not is_invisible(runs[-1][-1].text)
-        ):
+        if runs and _joins(runs[-1][-1], turn):
             runs[-1].append(turn)
         else:
             runs.append([turn])
-    return [Turn(run[0].role, "\n".join(turn.text for turn in run)) for run in runs]
+    return [_one_turn(run) if len(run) > 1 else run[0] for run in runs]
+
+
+def _joins(before: Turn, turn: Turn) -> bool:
+    if before.role != turn.role or turn.role == "tool" or before.calls or turn.reasoning:
+        return False
+    if (before.learn is False) != (turn.learn is False):
+        return False
+    return not is_invisible(before.text) and (bool(turn.calls) or not is_invisible(turn.text))
+
+
+def _one_turn(run: list[Turn]) -> Turn:
+    text = "\n".join(turn.text for turn in run if turn.text)
+    last: dict[str, Any] = {"calls": run[-1].calls, "learn": next((t.learn for t in run if t.learn is not None), None)}
+    return run[0]._replace(text=text, **last)

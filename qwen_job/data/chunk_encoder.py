@@ -13,9 +13,10 @@ from qwen_job.chatml import ROLES
 from qwen_job.data.arrange import arrange
 from qwen_job.data.choose import copies, copies_of, held_out
 from qwen_job.data.conversation import Conversation
-from qwen_job.data.encode import ChatTokenizer, Flat, Segment, signed_ids, texts_of
+from qwen_job.data.encode import ChatTokenizer, Flat, Segment, refuse_more_than_text, signed_ids, texts_of
 from qwen_job.data.fit import fit
-from qwen_job.data.formats import RecordError, order_problems, parse_record
+from qwen_job.data.formats import RecordError, parse_record
+from qwen_job.data.order import order_problems
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.rows import Chunk, Malformed, parse_chunk
 from qwen_job.errors import DataError
@@ -217,7 +218,8 @@ def read_row(
     """
     if isinstance(value, Malformed):
         raise RecordError("row", value.message)
-    conversation = parse_record(value, layout, ignored)
+    conversation = parse_record(value, layout, ignored, "as_written")
+    refuse_more_than_text(conversation)
     if turn_order != "strict":
         arranged = arrange(conversation, turn_order, Counter() if counts is None else counts)
         if arranged is None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.chatml import IGNORE, ROLES, SPECIAL_TOKENS
 from qwen_job.data.conversation import Conversation, Turn
+from qwen_job.data.keys import RecordError
 from qwen_job.data.vocabulary import is_control, mark_control_tokens
 from qwen_job.errors import EnvironmentFault, ModelError
 
@@ -141,8 +142,34 @@ def texts_of(conversation: Conversation, system_prompt: str) -> list[tuple[str, 
     return [*([("system", system)] if system else []), *[(turn.role, turn.text) for turn in conversation.turns]]
 
 
+def refuse_more_than_text(conversation: Conversation) -> None:
+    """Refuse a conversation with content for which ChatML has no place.
+
+    Raises:
+        RecordError: it has tools, calls, results, reasoning, switches of what is learnt, or options of a template.
+    """
+    turns = conversation.turns
+    beside = "tools" if conversation.tools else "chat_template_kwargs" if conversation.options else ""
+    number = next((number for number, turn in enumerate(turns, 1) if _is_more_than_text(turn)), 0)
+    if beside or number:
+        where = beside or f"turn {number} ({turns[number - 1].role})"
+        message = ("holds reasoning, tool calls, a result, a system text or a switch, which are not trained yet; leave "
+                   "the conversation out")  # fmt: skip
+        raise RecordError(where, message, "unused_key")
+
+
+def _is_more_than_text(turn: Turn) -> bool:
+    more = turn.reasoning is not None or turn.calls or turn.learn is False
+    return bool(more) or turn.role not in ("user", "assistant")
+
+
 def segments(conversation: Conversation, tokenizer: ChatTokenizer, system_prompt: str) -> list[Segment]:
-    """Encode every text of a conversation."""
+    """Encode every text of a conversation.
+
+    Raises:
+        RecordError: it is more than texts.
+    """
+    refuse_more_than_text(conversation)
     texts = texts_of(conversation, system_prompt)
     ids = tokenizer.encode_batch([text for _, text in texts])
     return [Segment(role, tokens) for (role, _), tokens in zip(texts, ids, strict=True)]

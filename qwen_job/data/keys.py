@@ -1,6 +1,7 @@
 """What training does with a key of a row or turn: use it, ignore it (listed once), or refuse to lose its content.
 
-``UNTRAINABLE`` is the one table of content that cannot be trained on yet; a new ability removes its entry.
+``UNTRAINABLE`` is the one table of content that cannot be trained on, or not where it is; a new ability removes its
+entry.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class RecordError(ValueError):
 
 
 class Untrainable(NamedTuple):
-    """A kind of content that cannot be trained on yet: its keys, its roles, and what to do today."""
+    """A kind of content that cannot be trained on, or not where it is: its keys, its roles, and what to do."""
 
     keys: frozenset[str]
     roles: frozenset[str]
@@ -46,16 +47,17 @@ UNTRAINABLE: dict[str, Untrainable] = {
             "reasoning_content reasoning reasoning_text thinking thinking_content thought thoughts think cot rationale"
         ),
         _words("reasoning thinking thought"),
-        "holds reasoning, which is not trained yet; write it into the answer as <think>...</think>, or remove it",
+        "holds reasoning where it is not read; name it reasoning_content in the assistant's turn that it belongs to, "
+        "or write <think>...</think> before the answer",
     ),
     "tools": Untrainable(
         _words(
-            "tools tool_calls tool_call tool_call_id tool_choice tool_response tool_responses tool_name functions "
+            "tool_calls tool_call tool_call_id tool_choice tool_response tool_responses tool_name "
             "function_call function_calls plugins apis"
         ),
-        _words("tool tool_call tool_response function function_call function_response observation ipython"),
-        "belongs to tool calls, which are not trained yet; write calls and results into the text of the turns as the "
-        "model should see and write them, or leave the conversation out",
+        frozenset(),
+        "belongs to tool calls, which are not read here; write tools beside the turns, tool_calls in the assistant's "
+        "turns, and each result as a turn with the role tool",
     ),
     "media": Untrainable(
         _words("image images image_url image_urls video videos audio audios speech files attachments objects bbox"),
@@ -65,8 +67,8 @@ UNTRAINABLE: dict[str, Untrainable] = {
     "switches": Untrainable(
         _words("weight loss train training trainable loss_weight loss_scale loss_mask mask masked learn"),
         frozenset(),
-        "chooses what is trained, which is not possible for single turns yet: every answer is trained, questions are "
-        "not; leave the conversation out, or end it before this turn",
+        "chooses what is learnt, and is read in turns only, as loss or weight with 1 or 0; to repeat or leave out "
+        "rows, give their file a weight",
     ),
     "preferences": Untrainable(
         _words("chosen rejected rejected_response rejected_responses rejected_messages kto_tag preferred dispreferred"),
@@ -76,8 +78,8 @@ UNTRAINABLE: dict[str, Untrainable] = {
 }
 _ADVICE = {key: kind.advice for kind in UNTRAINABLE.values() for key in kind.keys}
 _ROLE_ADVICE = {role: kind.advice for kind in UNTRAINABLE.values() for role in kind.roles}
-# For these, a value that asks for what happens anyway is accepted: 1 or true on an answer, 0 or false elsewhere.
-_SWITCHES = _words("weight loss train training trainable loss_weight loss_scale learn")
+# Read in turns. For a row, a value that asks for what happens anyway is accepted: 1 or true.
+SWITCHES = _words("weight loss train training trainable loss_weight loss_scale learn")
 
 # Names of a row's origin, order and description. None of them is text to learn.
 NEUTRAL = _words(
@@ -89,10 +91,13 @@ NEUTRAL = _words(
     "type kind category categories task tasks task_type task_name topic topics domain subject field tag tags title "
     "lang language locale country difficulty level quality score scores rating ratings reward rewards votes upvotes "
     "model model_name model_id generator engine usage tokens num_tokens token_count length num_turns turn_count "
-    "n_turns redacted toxic toxicity moderation openai_moderation detoxify_moderation meta metadata meta_data "
-    "extra_info info comment comments note notes remark remarks"
+    "n_turns parallel_tool_calls redacted toxic toxicity moderation openai_moderation detoxify_moderation meta "
+    "metadata meta_data extra_info info comment comments note notes remark remarks"
 )
-_NEUTRAL_IN_A_TURN = NEUTRAL | _words("turn turn_id round round_id index markdown truncated end_turn status")
+# Added to the rows of a table where nulls were left out of the arguments of calls.
+NULL_ARGUMENTS = "null_arguments"
+NEUTRAL |= {NULL_ARGUMENTS}
+_NEUTRAL_IN_A_TURN = NEUTRAL | _words("turn turn_id round round_id index markdown truncated end_turn status extra")
 
 
 class _Plan(NamedTuple):
@@ -143,7 +148,7 @@ def unused_keys(
     lost = [key for key in others if _is_lost(key, record[key], role, said)]
     if lost:
         raise _lost(sorted(lost, key=lambda key: _plain(key) not in _ADVICE), used, where)
-    return neutral + tuple(key for key in others if _carries(record[key]))
+    return neutral + tuple(key for key in others if carries(record[key]))
 
 
 def refuse_depth(value: object, field: str) -> None:
@@ -162,19 +167,19 @@ def refuse_depth(value: object, field: str) -> None:
 
 
 def role_advice(role: str) -> str | None:
-    """Return what to do about a role that cannot be trained on yet, None if it is not such a role."""
+    """Return what to do about a role that cannot be trained on, None if it is not such a role."""
     return _ROLE_ADVICE.get(_plain(role))
 
 
 def advice_for(keys: Collection[str]) -> str:
-    """Return what to do about the first of ``keys`` with content that cannot be trained on yet, or an empty text."""
+    """Return what to do about the first of ``keys`` with content that cannot be trained on, or an empty text."""
     return next((f"; {str(key)[:40]} {_ADVICE[_plain(key)]}" for key in keys if _plain(key) in _ADVICE), "")
 
 
 def _is_lost(key: str, value: object, role: str, said: Container[object]) -> bool:
-    if not _carries(value) or (isinstance(value, str) and value in said):
+    if not carries(value) or (isinstance(value, str) and value in said):
         return False
-    if _plain(key) in _SWITCHES and isinstance(value, (bool, int, float)):
+    if _plain(key) in SWITCHES and isinstance(value, (bool, int, float)):
         return value != (1 if role in ("", "assistant") else 0)
     return True
 
@@ -192,7 +197,7 @@ def _lost(keys: list[str], used: frozenset[str], where: str) -> RecordError:
     return RecordError(f"{where}{first}", message, "unused_key")
 
 
-def _carries(value: object) -> bool:
+def carries(value: object) -> bool:
     """Tell whether a value has content: it is not null, blank, or a list or object of such values only."""
     pending = [value]
     while pending:

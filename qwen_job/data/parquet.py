@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.data.arrays import LARGEST_ROW, TABLE_FAULT, Chunk
+from qwen_job.data.columns import Columns
 from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.text import visible
 
@@ -60,12 +61,13 @@ def _lines(path: Path, parquet: Any, size: int) -> Iterator[bytes]:
         raise DataError(
             f"{path}: has {Counter(table.schema_arrow.names)[twice[0]]} columns named {twice[0]!r}; keep one"
         )
+    columns = Columns(table.schema_arrow)
     for group in range(table.num_row_groups):
         # Equal values are stored once, so rows may be longer than the file suggests: read few at a time.
         most = _row_bytes(path, parquet, table, group)
         rows = max(1, min(_ROWS, size // max(most, 1)))
         for batch in table.iter_batches(batch_size=rows, row_groups=[group]):
-            for value in _values(batch):
+            for value in columns.rows(batch):
                 yield _line(value)
 
 
@@ -115,40 +117,6 @@ def _dictionaries(arrays: list[Any]) -> Iterator[Any]:
         elif hasattr(array, "flatten") and array.type.num_fields:
             inner = array.flatten()
             yield from _dictionaries(inner if isinstance(inner, list) else [inner])
-
-
-def _values(batch: Any) -> list[Any]:
-    try:
-        return list(batch.to_pylist())
-    except (ValueError, OverflowError, ArithmeticError, LookupError, TypeError, ImportError):
-        # Some value has no Python counterpart: convert values one by one to find it.
-        columns = list(zip(batch.schema.names, batch.columns, strict=True))
-        return [_row(columns, number) for number in range(batch.num_rows)]
-
-
-def _row(columns: list[tuple[str, Any]], number: int) -> Any:
-    values = {}
-    for name, column in columns:
-        try:
-            values[name] = _value(column[number])
-        except (ValueError, OverflowError, ArithmeticError, LookupError, TypeError, ImportError) as error:
-            return TABLE_FAULT + visible(f"column {name}: cannot be read ({' '.join(str(error).split())})", 200)
-    return values
-
-
-def _value(scalar: Any) -> Any:
-    """Return a value as a Python object, or as text if there is none for it (a date in the year 20000)."""
-    try:
-        return scalar.as_py()
-    except (ValueError, OverflowError, ArithmeticError, ImportError):
-        pyarrow = importlib.import_module("pyarrow")
-        if isinstance(scalar, pyarrow.StructScalar):
-            return {name: _value(scalar[name]) for name in scalar}
-        if isinstance(scalar, pyarrow.ListScalar):
-            return [_value(each) for each in scalar.values]
-        if pyarrow.types.is_string(scalar.type) or pyarrow.types.is_large_string(scalar.type):
-            return scalar.cast(pyarrow.large_binary()).as_py()
-        return scalar.cast(pyarrow.string()).as_py()
 
 
 def _line(value: Any) -> bytes:

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from qwen_job.data.formats import CONTROL
+from qwen_job.data.order import CONTROL
 
 # What is repaired -> its description in reports.
 REPAIRS = {

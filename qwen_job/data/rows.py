@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -17,6 +16,7 @@ from qwen_job.data.arrays import LARGEST_ROW, TABLE_FAULT, array_chunks, refuse_
 from qwen_job.data.arrays import Chunk as Chunk
 from qwen_job.data.compress import DAMAGE, open_plain
 from qwen_job.data.parquet import parquet_chunks
+from qwen_job.data.values import RepeatedKey, unique_keys
 from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.text import visible
 
@@ -34,13 +34,6 @@ class Malformed(NamedTuple):
     """A row that is not JSON."""
 
     message: str
-
-
-class RepeatedKey(ValueError):
-    """An object has the same key more than once; all but one of its values would be lost."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"has the key '{visible(key, 40)}' more than once in one object; keep one of them")
 
 
 def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
@@ -135,15 +128,7 @@ def _loads(text: bytes) -> Any:
     return _DECODER.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise RepeatedKey(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
-    return made
-
-
-# By default, Python keeps the last of equal keys and drops the others.
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def _skip_mark(head: bytes) -> bytes:

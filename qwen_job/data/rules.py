@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.data.arrange import arrange
-from qwen_job.data.formats import CONTROL, RecordError, is_invisible, order_problems, parse_record
+from qwen_job.data.formats import RecordError, parse_record
+from qwen_job.data.order import CONTROL, is_invisible, order_problems
 from qwen_job.data.privacy import find_personal_data, find_secrets
 from qwen_job.data.rows import Malformed
 from qwen_job.data.sizes import Sizes

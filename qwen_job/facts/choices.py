@@ -6,7 +6,7 @@
 from typing import Literal
 
 Source = Literal["modelscope", "huggingface", "local", "random"]
-Format = Literal["auto", "reference", "sharegpt", "messages", "alpaca", "query_response"]
+Format = Literal["auto", "reference", "sharegpt", "messages", "alpaca", "query_response", "prompt_completion"]
 LongSamples = Literal["truncate", "drop", "split"]
 Mask = Literal["assistant", "reference"]
 TurnOrder = Literal["strict", "reference", "join"]

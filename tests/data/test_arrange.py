@@ -15,8 +15,8 @@ from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
 from qwen_job.data.arrange import COUNTED, arrange
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
-from qwen_job.data.conversation import Conversation, Turn
-from qwen_job.data.formats import order_problems
+from qwen_job.data.conversation import Conversation, ToolCall, Turn
+from qwen_job.data.order import order_problems
 from qwen_job.errors import DataError
 from qwen_job.run.sections import DataFile, DataSpec
 
@@ -69,6 +69,38 @@ def test_whatever_is_taken_can_be_trained_on_and_no_text_is_lost(roles: str, ord
     skipped = counts["turns_skipped"]
     assert texts == [turn.text for turn in _talk(roles).turns][skipped : skipped + len(texts)]
     assert order == "reference" or not list(order_problems(arranged))
+
+
+CALL = Turn("assistant", "look", calls=(ToolCall("f", {}),))
+RESULT, ASK, ANSWER = Turn("tool", "4"), Turn("user", "u"), Turn("assistant", "a")
+
+
+@pytest.mark.parametrize(
+    ("turns", "joined", "counts"),
+    [
+        ((ASK, CALL, RESULT, RESULT, ANSWER), None, {}),
+        ((ASK, CALL), None, {}),
+        ((ASK, ANSWER, Turn("system", "s"), ASK, ANSWER), None, {}),
+        ((ASK, CALL, RESULT, RESULT), (ASK, CALL), {"turns_unanswered": 2}),
+        (
+            (ASK, ANSWER, CALL, RESULT, ANSWER),
+            (ASK, CALL._replace(text="a\nlook"), RESULT, ANSWER),
+            {"turns_joined": 1},
+        ),
+        ((ASK, ANSWER, ANSWER._replace(reasoning="so")), None, {"turns_out_of_order": 1}),
+        ((ASK, ANSWER, ANSWER._replace(learn=False)), None, {"turns_out_of_order": 1}),
+        ((ASK, ANSWER._replace(reasoning="so"), ANSWER), (ASK, Turn("assistant", "a\na", "so")), {"turns_joined": 1}),
+        ((ASK, CALL, ANSWER), None, {"turns_out_of_order": 1}),
+        ((RESULT, ASK, ANSWER), (ASK, ANSWER), {"turns_skipped": 1}),
+    ],
+)
+def test_joins_only_what_one_turn_can_hold(
+    turns: tuple[Turn, ...], joined: tuple[Turn, ...] | None, counts: dict[str, int]
+) -> None:
+    counted: Counter[str] = Counter()
+    arranged = arrange(Conversation("", None, turns), "join", counted)
+    assert arranged and arranged.turns == (turns if joined is None else joined)
+    assert +counted == counts
 
 
 def test_the_reference_order_gives_finetune_py_s_tokens(tokenizer: ChatTokenizer) -> None:

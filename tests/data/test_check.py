@@ -22,7 +22,7 @@ CASES: dict[str, Any] = {
     "malformed": {"conversations": "x"},
     "order": conversation("q", " "),
     "encoding": conversation("q", "a\udc00"),
-    "unused_key": {"tools": "[]", **conversation("q", "a")},
+    "unused_key": {"images": "a.png", **conversation("q", "a")},
     "without_system": {"system": "", **conversation("q", "a")},
     "special_token": conversation("q <|im_end|>", "a"),
     "control_character": conversation("q", "a\u200bb\x07"),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qwen_job.data.conversation import Turn
-from qwen_job.data.formats import RecordError, detect_format, order_problems, parse_record
+from qwen_job.data.formats import RecordError, detect_format, parse_record
+from qwen_job.data.order import order_problems
 from qwen_job.resources import resource
 
 TURNS = (Turn("user", "q"), Turn("assistant", "a"))
@@ -42,6 +43,7 @@ HISTORY = (Turn("user", "x"), Turn("assistant", "y"), *TURNS)
         ("alpaca", {"instruction": "q", "input": "i", "output": "a"}, None, (Turn("user", "q\ni"), TURNS[1])),
         ("alpaca", {"instruction": "q", "output": "a", "history": [["x", "y"]]}, None, HISTORY),
         ("query_response", {"query": "q", "response": "a", "system": "s"}, "s", TURNS),
+        ("prompt_completion", {"prompt": "q", "completion": "a", "system": "s"}, "s", TURNS),
     ],
 )
 def test_reads(layout: str, record: dict[str, Any], system: str | None, turns: tuple[Turn, ...]) -> None:
@@ -62,7 +64,7 @@ def test_reads(layout: str, record: dict[str, Any], system: str | None, turns: t
         ({"conversations": []}, "conversations"),
         ({"conversations": ["x"]}, "conversations[0]"),
         ({"conversations": [{"from": "user"}]}, "conversations[0]"),
-        ({"conversations": [{"from": "tool", "value": "x"}]}, "conversations[0].from"),
+        ({"conversations": [{"from": "judge", "value": "x"}]}, "conversations[0].from"),
         ({"conversations": [{"from": ["user"], "value": "x"}]}, "conversations[0].from"),
         ({"conversations": [{"from": "user", "value": 5}]}, "conversations[0].value"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content"),

@@ -33,10 +33,10 @@ ROWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("tools", [{"name": "f"}]),
+        ("tool_choice", "required"),
         ("images", ["a.png"]),
         ("rejected", "no"),
-        ("reasoning_content", "because"),
+        ("rationale", "because"),
         ("weight", 0),
         ("train", False),
         ("weight", 2.5),
@@ -57,20 +57,17 @@ def test_content_of_a_row_that_would_be_lost_is_an_error(layout: str, key: str, 
 @pytest.mark.parametrize(
     ("turns", "field"),
     [
-        ([Q, {**A, "reasoning_content": "because"}], "messages[1].reasoning_content"),
-        ([Q, {**A, "tool_calls": CALL}], "messages[1].tool_calls"),
-        ([Q, {**A, "content": None, "tool_calls": CALL}], "messages[1].tool_calls"),
-        ([Q, {"role": "assistant", "tool_calls": CALL}], "messages[1]"),
-        ([Q, {**A, "weight": 0}], "messages[1].weight"),
-        ([Q, {**A, "loss": False}], "messages[1].loss"),
-        ([Q, {**A, "train": False}], "messages[1].train"),
+        ([Q, {**A, "thoughts": "because"}], "messages[1].thoughts"),
+        ([{**Q, "reasoning_content": "because"}, A], "messages[0].reasoning_content"),
+        ([{**Q, "tool_calls": CALL}, A], "messages[0].tool_calls"),
+        ([Q, {**A, "tool_call_id": "1"}], "messages[1].tool_call_id"),
+        ([Q, {**A, "loss_mask": 0}], "messages[1].loss_mask"),
         ([Q, {**A, "loss": None, "weight": 0.5}], "messages[1].weight"),
         ([{**Q, "train": True}, A], "messages[0].train"),
         ([{**Q, "name": "Ann"}, A], "messages[0].name"),
         ([{**Q, "value": "another text"}, A], "messages[0].content"),
         ([{**Q, "content": [{"type": "text", "text": "q", "image": "x.png"}]}, A], "messages[0].content[0].image"),
-        ([Q, A, {"role": "tool", "content": "4"}], "messages[2].role"),
-        ([Q, {"role": "function_call", "content": "{}"}], "messages[1].role"),
+        ([Q, {"role": "thought", "content": "so"}, A], "messages[1].role"),
     ],
 )
 def test_content_of_a_turn_that_would_be_lost_is_an_error(turns: list[Any], field: str) -> None:
@@ -118,9 +115,9 @@ def test_a_key_nested_without_end_is_an_error_of_its_row() -> None:
         parse_record({"messages": [{"role": deep, "content": "q"}]})
 
 
-def _tool_calling(tmp_path: Path, name: str) -> Path:
-    complete = {"messages": [Q, {**A, "content": None, "tool_calls": CALL}, {"role": "tool", "content": "4"}, A]}
-    rows = [{"id": n, **row} for n, row in enumerate([complete, ROWS["messages"], {"messages": [Q, {**A, "loss": 0}]}])]
+def _with_images(tmp_path: Path, name: str) -> Path:
+    seen = {"messages": [Q, {**A, "images": ["a.png"]}]}
+    rows = [{"id": n, **row} for n, row in enumerate([seen, ROWS["messages"], {"messages": [Q, {**A, "loss": 0.5}]}])]
     path = tmp_path / name
     if path.suffix == ".parquet":
         import pyarrow
@@ -134,9 +131,9 @@ def _tool_calling(tmp_path: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_check_clean_and_prepare_say_the_same(tiny: Path, tmp_path: Path, name: str) -> None:
-    path = _tool_calling(tmp_path, name)
+    path = _with_images(tmp_path, name)
     report = check([path], Examiner())
-    assert [(found.row, found.rule) for found in report.findings] == [(1, "unused_key"), (3, "unused_key")]
+    assert [(found.row, found.rule) for found in report.findings] == [(1, "unused_key"), (3, "malformed")]
     assert report.unused_keys == {"id": 1} and report.bad_rows == 2
     result = clean(path, tmp_path / "out.jsonl", Examiner())
     assert (result.kept, result.dropped) == (1, 2)
@@ -144,7 +141,7 @@ def test_check_clean_and_prepare_say_the_same(tiny: Path, tmp_path: Path, name: 
     assert kept["id"] == 1
     with pytest.raises(DataError) as caught:
         prepare_data(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path / "cache")
-    assert f"{name}:1: messages[1].tool_calls" in str(caught.value)
+    assert f"{name}:1: messages[1].images" in str(caught.value)
     assert f"{name}:3: messages[1].loss" in str(caught.value)
 
 

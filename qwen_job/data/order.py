@@ -1,0 +1,106 @@
+"""Tell why the turns of a conversation cannot be trained on: their order, calls and results, and what they lack."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.data.keys import RecordError
+
+# C0 and C1 but tab and line ends; zero-width and bidirectional controls; BOM; the replacement character.
+_CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffd"
+CONTROL = re.compile(f"[{_CONTROL}]")
+# Those, white space, and what only joins or shapes the characters around it.
+_INVISIBLE = re.compile(rf"[\s{_CONTROL}\u00ad\u200c\u200d\u2061-\u2064\ufe00-\ufe0f]*")
+_FIX = "; data.turn_order: reference or join (--turn-order) accepts such conversations"
+
+
+def order_problems(conversation: Conversation, turn_order: str = "strict") -> Iterator[RecordError]:
+    """Yield why a conversation cannot be trained on: order of roles, empty turns, no answer.
+
+    Unless ``turn_order`` is strict, user and assistant need not alternate. A system turn may be anywhere: the chat
+    template decides whether it can be rendered.
+    """
+    turns = conversation.turns
+    roles = [turn.role for turn in turns]
+    alternate = roles[::2].count("user") + roles[1::2].count("assistant") == len(roles)
+    misplaced = None if alternate or turn_order != "strict" else misplaced_turn(turns)
+    for number, turn in enumerate(turns):
+        if misplaced and number == misplaced[0]:
+            yield RecordError(f"turn {number + 1} ({turn.role})", misplaced[1] + _FIX, "order")
+            break
+        if not turn.text[:1].isalnum() and is_invisible(turn.text) and _lacks_text(turn):
+            what = "holds only invisible characters" if turn.text.strip() else "is empty"
+            message = f"{what}; give it text or remove the conversation"
+            yield RecordError(f"turn {number + 1} ({turn.role})", message, "order")
+    if "assistant" not in roles:
+        message = f"hold no assistant answer to learn from; add one or remove the conversation{_FIX}"
+        yield RecordError("turns", message, "order")
+    yield from _surrogates(conversation)
+
+
+def _lacks_text(turn: Turn) -> bool:
+    return not (turn.calls or turn.reasoning or turn.role == "tool")
+
+
+def misplaced_turn(turns: Sequence[Turn]) -> tuple[int, str] | None:
+    """Return the index of the first turn that is out of order and what is wrong with it, None if all are in order.
+
+    The user's turn is first; the assistant's follows it, or the results of tools; results follow calls. A system turn
+    is in order anywhere.
+    """
+    expected, called = "user", False
+    for number, turn in enumerate(turns):
+        role = turn.role
+        if role == expected:
+            expected, called = "assistant" if role == "user" else "user", bool(turn.calls)
+        elif role == "tool":
+            if not called:
+                return number, "is a result without a call before it; write tool_calls in the assistant's turn before"
+            expected = "assistant"
+        elif role != "system":
+            return number, f"should be the {expected}'s; user and assistant must alternate, user first"
+    return None
+
+
+def is_invisible(text: str) -> bool:
+    """Tell whether a text is empty or has only invisible characters."""
+    return _INVISIBLE.fullmatch(text) is not None
+
+
+def _surrogates(conversation: Conversation) -> Iterator[RecordError]:
+    texts = [conversation.system or "", *[turn.text for turn in conversation.turns]]
+    # Most turns have nothing besides their text.
+    for number, turn in enumerate(conversation.turns, 1):
+        if turn.reasoning or turn.calls or turn.call_id or turn.name:
+            texts[number] = _everything_in(turn)
+    beside = [*conversation.tools, conversation.options]
+    texts.append(_json(beside) if any(beside) else "")
+    if not _has_lone_surrogate("".join(texts)):
+        return
+    for number, text in enumerate(texts):
+        if _has_lone_surrogate(text):
+            where = "system" if not number else "tools" if number > len(conversation.turns) else f"turn {number}"
+            message = r"holds half of a surrogate pair (\ud800-\udfff); re-export the text as UTF-8"
+            yield RecordError(where, message, "encoding")
+
+
+def _everything_in(turn: Turn) -> str:
+    calls = [part for call in turn.calls for part in (call.name, call.id, _json(call.arguments))]
+    return "".join([turn.text, turn.reasoning or "", turn.name, turn.call_id, *calls])
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
