@@ -4,9 +4,9 @@
 - ``OneNorm``: on any number of ranks, one pass measures the gradients and finds what is not finite in them
 - ``InPlace``: on one rank, gradients add up where autograd leaves them, and become float32 and clipped in one pass
 
-Weights, optimizer state and checkpoints are DeepSpeed's own. What differs from it is the norm on a GPU: summed up in
-float32 over the gradients as they are, where DeepSpeed first converts each of them to float64. Gradients whose norm
-exceeds 1.8e19, the root of float32's largest number, count as not finite.
+Weights, optimizer state and checkpoints are DeepSpeed's own. What differs are the last digits of the norm, and so of
+clipped gradients: it is one sum, on a GPU in float32 over the gradients as they are, where DeepSpeed first converts
+each of them to float64. Gradients whose norm exceeds 1.8e19, the root of float32's largest number, count as not finite.
 """
 
 from __future__ import annotations
