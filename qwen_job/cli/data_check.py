@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.data_options import FILE, examiner_of, reading_options
+from qwen_job.cli.data_job import reading_of
+from qwen_job.cli.data_options import FILE, reading_options
 from qwen_job.errors import DataError
 from qwen_job.text import json_text, visible
 
@@ -29,32 +30,30 @@ _BARS = (("░", None), ("▒", "magenta"), ("▓", "yellow"), ("█", "green"))
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def check(
     files: tuple[Path, ...],
-    layout: str,
-    tokenizer: Path | None,
-    max_turn_tokens: int | None,
-    max_length: int,
-    turn_order: str,
-    ignore_keys: tuple[str, ...],
     limit: int,
     show_all: bool,
     strict: bool,
     svg: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Report problems in FILES, rule by rule and with row numbers.
 
-    Exits with 4 if there are errors.
+    FILES are data files, or one job.yaml: its files are then read as the job would read them. Exits with 4 if there are
+    errors. Without --model, tokens are estimated, and rows are not compared with a chat template.
     """
     from qwen_job.data.check import check as run
 
-    examiner = examiner_of(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
-    report = run(files, examiner, exact=tokenizer is not None, limit=None if show_all else limit)
+    reading = reading_of(files, options)
+    examiner = reading.examiner()
+    reading.show_notes()
+    report = run(reading.files, examiner, exact=reading.tokenizer is not None, limit=None if show_all else limit)
     if as_json:
         click.echo(json_text(report.to_dict(), indent=2))
     else:
         _print_report(report)
     if svg is not None:
-        _draw_lengths(report, svg, max_length)
+        _draw_lengths(report, svg, reading.options["max_length"])
     if report.errors:
         raise DataError(f"{report.bad_rows} of {report.rows} rows cannot be used for training; correct them, "
                         "or use 'qwen-job data clean' to write a copy without them")  # fmt: skip
@@ -103,7 +102,7 @@ def _print_lengths(report: Report) -> None:
     from qwen_job.data.histogram import segments, shown_ranges
 
     values = report.to_dict()
-    about = "" if report.exact else " (estimated; use --tokenizer for an exact count)"
+    about = "" if report.exact else " (estimated; use --model for an exact count)"
     click.echo(f"{report.rows} conversations, {report.turns} turns, {report.tokens} tokens{about}, "
                f"longest {report.longest}")  # fmt: skip
     _print_kinds(report)

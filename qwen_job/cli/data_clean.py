@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from qwen_job.cli.data_options import FILE, examiner_of, reading_options
+from qwen_job.cli.data_job import Reading
+from qwen_job.cli.data_options import FILE, reading_options
 from qwen_job.errors import UsageError
 from qwen_job.text import show_path
 
@@ -39,17 +41,7 @@ class _WithRules(click.Command):
 )
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists. SOURCE is never changed.")
 def clean(
-    source: Path,
-    target: Path,
-    layout: str,
-    tokenizer: Path | None,
-    max_turn_tokens: int | None,
-    max_length: int,
-    turn_order: str,
-    ignore_keys: tuple[str, ...],
-    drop: tuple[str, ...],
-    keep: tuple[str, ...],
-    force: bool,
+    source: Path, target: Path, drop: tuple[str, ...], keep: tuple[str, ...], force: bool, **options: Any
 ) -> None:
     """Copy the good rows of SOURCE to TARGET, and list the others with reasons in TARGET.dropped.jsonl.
 
@@ -64,8 +56,7 @@ def clean(
     from qwen_job.data.repair import REPAIRS
 
     rules = (set(DROPPED_BY_DEFAULT) | _known(drop)) - _known(keep)
-    examiner = examiner_of(layout, tokenizer, max_turn_tokens, max_length, turn_order, ignore_keys)
-    result = run(source, target, examiner, drop=rules, force=force)
+    result = run(source, target, Reading([source], options).examiner(), drop=rules, force=force)
     reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
     click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
     for name, count in sorted(result.by_repair.items()):

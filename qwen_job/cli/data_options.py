@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
 from qwen_job.facts import choices
 from qwen_job.limits import MAX_LENGTH
-
-if TYPE_CHECKING:
-    from qwen_job.data.check import Examiner
 
 FILE = click.Path(path_type=Path)
 
@@ -47,10 +44,11 @@ def layout_options(command: Any) -> Any:
 
 
 def reading_options(command: Any) -> Any:
-    """Add the options that say how rows are read and measured."""
+    """Add the options that say how rows are read, rendered and measured."""
     for option in (
         layout_options,
-        click.option("--tokenizer", type=FILE, help="Folder with tokenizer.json, to count tokens exactly."),
+        chat_options,
+        model_option,
         click.option(
             "--max-turn-tokens",
             type=click.IntRange(1),
@@ -68,25 +66,15 @@ def reading_options(command: Any) -> Any:
     return command
 
 
-def examiner_of(
-    layout: str,
-    tokenizer: Path | None,
-    max_turn_tokens: int | None,
-    max_length: int,
-    turn_order: str,
-    ignore_keys: tuple[str, ...],
-) -> Examiner:
-    """Return the examiner that the reading options describe."""
-    from qwen_job.data.check import Examiner
-    from qwen_job.data.rules import Limits
-
-    loaded = None
-    if tokenizer is not None:
-        from qwen_job.data.encoder import load_encoder
-
-        loaded = load_encoder(tokenizer)
-    limits = Limits(max_turn_tokens or max_length, max_length)
-    return Examiner(layout, limits, loaded, turn_order=turn_order, ignore_keys=ignore_keys)
+def model_option(command: Any) -> Any:
+    """Add the option that names a model."""
+    return click.option(
+        "--model",
+        "--tokenizer",
+        "model",
+        metavar="FOLDER|ID",
+        help="Model folder, or hub ID, for its chat template and exact counts of tokens.",
+    )(command)
 
 
 def chat_options(command: Any) -> Any:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.data_options import FILE, chat_options, layout_options
+from qwen_job.cli.data_job import reading_of
+from qwen_job.cli.data_options import FILE, chat_options, layout_options, model_option
+from qwen_job.errors import UsageError
 from qwen_job.text import json_text, visible, visible_lines
 
 if TYPE_CHECKING:
@@ -28,42 +30,30 @@ _WIDEST = 100
 @click.command(short_help="Show one row as the model sees it, with what is learnt.")
 @click.argument("file", type=FILE)
 @click.argument("row", type=click.IntRange(1), default=1)
-@click.option("--model", "--tokenizer", "model", type=FILE, help="Model folder, for its chat template and tokens.")
+@click.option("--file", "number", type=click.IntRange(1), default=1, help="Which file of a job  [default: its first].")
+@model_option
 @chat_options
 @layout_options
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as JSON.")
-def show(
-    file: Path,
-    row: int,
-    model: Path | None,
-    layout: str,
-    turn_order: str,
-    ignore_keys: tuple[str, ...],
-    as_json: bool,
-    **chat: Any,
-) -> None:
+def show(file: Path, row: int, number: int, as_json: bool, **options: Any) -> None:
     """Show row ROW of FILE (counted from 1) as the model sees it, with what is learnt of it.
 
-    Learnt text is coloured by its kind; without colour (in a pipe, or with NO_COLOR), it is in brackets. Without
-    --model the text has ChatML's frame, and sizes are in characters. A row that cannot be trained on ends with 4.
+    FILE is a data file, or a job.yaml, whose model and settings are then used. Learnt text is coloured by its kind;
+    without colour (in a pipe, or with NO_COLOR), it is in brackets. Without a model, the text has ChatML's frame, and
+    sizes are in characters. A row that cannot be trained on ends with 4.
     """
-    from qwen_job.chat.settings import ChatSettings
-    from qwen_job.data.check import Examiner
-    from qwen_job.data.encode import ChatTokenizer
-    from qwen_job.data.makers import sample_maker
-    from qwen_job.data.rules import Limits
     from qwen_job.data.show import show_row
 
-    tokenizer = ChatTokenizer.load(model) if model else None
-    examiner = Examiner(
-        layout, Limits(sys.maxsize, sys.maxsize), tokenizer, turn_order=turn_order, ignore_keys=ignore_keys
-    )
-    maker = sample_maker(chat.pop("template"), ChatSettings(**chat), model, tokenizer)
-    shown = show_row(file, row, examiner, maker, tokenizer)
+    reading = reading_of([file], options)
+    if number > len(reading.files):
+        raise UsageError(f"--file: {file} has {len(reading.files)} data files, not {number}")
+    path, tokenizer = reading.files[number - 1], reading.tokenizer
+    shown = show_row(path, row, reading.examiner(), reading.any_maker, tokenizer)
+    reading.show_notes()
     if as_json:
-        click.echo(json_text(_as_json(file, row, shown, tokenizer is not None), indent=2))
+        click.echo(json_text(_as_json(path, row, shown, tokenizer is not None), indent=2))
         return
-    _print_row(shown, _heading(file, row, shown, maker), "tokens" if tokenizer else "characters")
+    _print_row(shown, _heading(path, row, shown, reading.any_maker), "tokens" if tokenizer else "characters")
 
 
 def _heading(file: Path, row: int, shown: ShownRow, maker: SampleMaker) -> str:

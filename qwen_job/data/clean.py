@@ -22,7 +22,7 @@ from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, RowFinding
 from qwen_job.errors import DataError, EnvironmentFault, UsageError
 
-DROPPED_BY_DEFAULT = ("malformed", "order", "encoding", "duplicate", "secret", "personal")
+DROPPED_BY_DEFAULT = ("malformed", "order", "encoding", "duplicate", "secret", "personal", "result_without_call")
 # Rows with these findings may be right once they are repaired.
 _REPAIRABLE = frozenset({"malformed", "result_order"})
 _BATCH = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,27 @@ from qwen_job.data.rules import RULES, Limits
 from qwen_job.resources import resource
 
 from .conftest import conversation
+
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}}}}
+]
+
+
+def calling(name: str = "weather", city: Any = "Paris", tools: Any = TOOLS) -> dict[str, Any]:
+    """Return a row with a call of a tool, in OpenAI's form."""
+    call = {"type": "function", "function": {"name": name, "arguments": json.dumps({"city": city})}}
+    messages = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    return {"messages": messages, "tools": tools}
+
+
+def answered(*names: str) -> dict[str, Any]:
+    """Return a row with two calls that have these results, and an answer."""
+    row = calling()
+    row["messages"][1]["tool_calls"] *= 2
+    row["messages"] += [{"role": "tool", "name": name, "content": "11"} for name in names]
+    row["messages"].append({"role": "assistant", "content": "It rains."})
+    return row
+
 
 LONG = "The ship sailed across the quiet sea towards an island that nobody on board had ever seen before, and "
 CASES: dict[str, Any] = {
@@ -32,13 +54,20 @@ CASES: dict[str, Any] = {
     "personal": conversation("q", "13812345678"),
     "unrelated": conversation("Please tell me about the history of ships", "今天天气很好我们去公园玩"),
     "truncated": conversation("q", LONG * 5 + "then it"),
+    "no_answer": conversation("q", "<think>\nwhat?\n</think>\n\n"),
+    "nothing_learnt": {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "loss": 0}]
+    },
+    "unknown_tool": calling("wether"),
+    "arguments": calling(city=3),
+    "tool_schema": calling(tools=[{"name": "weather", "parameters": {"type": "dict"}}]),
+    "call_without_result": answered("weather"),
+    "result_without_call": answered("weather", "weather", "weather"),
 }
 
 
 @pytest.mark.parametrize("rule", list(CASES))
 def test_finds(rule: str, tmp_path: Path) -> None:
-    import json
-
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([conversation("good", "fine"), CASES[rule]]), encoding="utf-8")
     report = check([path], Examiner(limits=Limits(512, 2048)))

@@ -13,8 +13,10 @@ import zstandard
 
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
+from qwen_job.data.formats import parse_record
 from qwen_job.data.rows import read_rows
 from qwen_job.errors import DataError, UsageError
+from tests.support.tool_rows import FORMS, conversations
 
 from .conftest import conversation
 
@@ -108,3 +110,15 @@ def test_a_failure_leaves_no_file(tmp_path: Path, rows: list[Any]) -> None:
     with pytest.raises(DataError):
         clean(source, tmp_path / "out.json", Examiner())
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["out.json", "out.jsonl.gz"])
+def test_rows_with_tools_and_reasoning_read_back_the_same(
+    write: Callable[..., Path], tmp_path: Path, form: str, name: str
+) -> None:
+    rows = [FORMS[form].write(each) for each in conversations(60)]
+    result = clean(write(rows, "rows.jsonl"), tmp_path / name, Examiner())
+    kept = [value for _, value in read_rows(tmp_path / name)]
+    assert (result.kept, result.repaired, result.dropped) == (60, 0, 0)
+    assert [parse_record(row) for row in kept] == [parse_record(row) for row in rows]

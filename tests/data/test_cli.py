@@ -189,3 +189,44 @@ def test_prepare_with_weights_is_what_a_job_with_weights_finds(
 def test_help_loads_nothing_heavy() -> None:
     script = "import sys; from qwen_job.cli import data; assert not {'numpy', 'tokenizers', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny: Path, write: Callable[..., Path]) -> Path:
+    """A job with two data files, whose model is the tiny tokenizer's folder."""
+    write([conversation("q", "a"), {"topic_of_it": "x", **conversation("word " * 50, "a")}])
+    write([conversation("held", "out")], "eval.jsonl")
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"name: j\nmodel: {tiny}\noutput: out\ncluster: {{gpu: A100-80G, gpus_per_node: 8}}\n"
+        "data: {train: [rows.json], eval: [eval.jsonl], ignore_keys: [topic_of_it]}\ntrain: {model_max_length: 64}\n"
+    )
+    return path
+
+
+def test_a_job_says_what_to_check_and_how(run: Run, job: Path) -> None:
+    code, out, err = run("check", job, "--json")
+    report = json.loads(out)
+    assert (code, err, report["rows"], report["tokens_exact"]) == (0, "", 3, True)
+    assert report["unused_keys"] == {"topic_of_it": 1} and report["counts"]["long_sample"] == 1
+    report = json.loads(run("check", job, "--json", "--max-length", 4096)[1])
+    assert report["counts"]["long_sample"] == 0
+    code, _, err = run("check", job, "--ignore-key", "other")
+    assert code == 4
+
+
+def test_a_job_says_what_to_show_and_how(run: Run, job: Path) -> None:
+    code, out, _ = run("show", job)
+    assert code == 0 and f"{job.parent / 'rows.json'}:1 " in out and " tokens: " in out
+    assert "held" in run("show", job, 1, "--file", 2)[1]
+    code, _, err = run("show", job, 1, "--file", 3)
+    assert code == 2 and "has 2 data files, not 3" in err
+
+
+def test_a_job_is_checked_alone(run: Run, job: Path) -> None:
+    code, _, err = run("check", job, job.parent / "rows.json")
+    assert code == 2 and "job.yaml: give a job alone" in err
+    job.write_text("name: [")
+    code, _, err = run("check", job)
+    assert code == 3 and "job.yaml:2:1: invalid YAML" in err
+    assert run("check", job.parent / "no.yaml")[0] == 5

@@ -15,6 +15,7 @@ import pytest
 from qwen_job.chatml import IM_END, IM_START
 from qwen_job.data.encode import ChatTokenizer, encode_conversation
 from qwen_job.data.formats import parse_record
+from tests.chat import cases
 
 from .conftest import conversation
 from .test_cli import Run, run
@@ -64,6 +65,19 @@ def test_tokens_are_those_that_training_counts(run: Run, write: Callable[..., Pa
     assert code == 0 and shown["unit"] == "tokens"
     assert amounts["total"] == len(encoded.input_ids)
     assert amounts["learnt"] == amounts["answer"] == sum(label >= 0 for label in encoded.labels)
+
+
+def test_a_template_splits_the_row_and_the_kinds_are_counted(
+    run: Run, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "qwen3.jinja").write_text(cases.text_of("qwen3"), "utf-8")
+    case = cases.example("3-qwen3-thinking-tools")
+    path = write([{"messages": case["messages"], "tools": case["tools"]}])
+    code, out, _ = run("show", path, 1, "--template", tmp_path / "qwen3.jinja")
+    assert code == 0
+    assert out.count("── sample ") == 2 and "so the row is split there" in out
+    assert "sample 1 of 2: 1,137 characters: prompt 849, reasoning 62, call 170, answer 56; learnt 288 (25%)" in out
+    assert f"{IM_START}assistant\n⟦<think>\nI need two calls.\n</think>\n\nLet me look.\n<tool_call>" in out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""What the commands of ``qwen-job data`` read: data files with options, or a job.yaml that has both."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from qwen_job.cli.job_options import show_words
+from qwen_job.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from qwen_job.chat.samples import SampleMaker
+    from qwen_job.data.check import Examiner
+    from qwen_job.data.encode import ChatTokenizer
+    from qwen_job.job import Job
+
+_SUFFIXES = (".yaml", ".yml")
+_CHAT = ("system_prompt", "learn", "thinking", "empty_think", "several_thoughts")
+
+
+@dataclass
+class Reading:
+    """Data files, and how they are read.
+
+    Attributes:
+        files: the data files, those of a job's data.train and data.eval in place of the job.
+        options: the parameters of the command that say how rows are read; a job's settings where the user gave none.
+        job: the job, if one is given.
+        notes: what the user should know about the model of the job.
+    """
+
+    files: list[Path]
+    options: dict[str, Any]
+    job: Job | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def model(self) -> Path | None:
+        """The folder with the tokenizer and the chat template, None if no model is given."""
+        from qwen_job.models.chat_files import chat_files
+
+        name = self.options["model"]
+        if name is not None:
+            return chat_files(name, _say)
+        return self._model_of_job(self.job) if self.job else None
+
+    @cached_property
+    def tokenizer(self) -> ChatTokenizer | None:
+        """The model's tokenizer, None if no model is given."""
+        if self.model is None:
+            return None
+        from qwen_job.data.encoder import load_encoder
+
+        return load_encoder(self.model)
+
+    @cached_property
+    def maker(self) -> SampleMaker | None:
+        """What makes samples with the chat template; None without a model or a template: any text is fine then."""
+        random = self.job is not None and self.job.model.resolved_source == "random"
+        if self.model is None and self.options["template"] == "auto" and not random:
+            return None
+        return self.any_maker
+
+    @cached_property
+    def any_maker(self) -> SampleMaker:
+        """The same, with ChatML for want of a model."""
+        from qwen_job.chat.settings import ChatSettings
+        from qwen_job.data.makers import sample_maker
+
+        settings = ChatSettings(**{name: self.options[name] for name in _CHAT})
+        return sample_maker(self.options["template"], settings, self.model, self.tokenizer)
+
+    def examiner(self) -> Examiner:
+        """Return what examines rows."""
+        from qwen_job.data.check import Examiner
+        from qwen_job.data.rules import Limits
+
+        longest = self.options.get("max_length", sys.maxsize)
+        return Examiner(
+            self.options["layout"],
+            Limits(self.options.get("max_turn_tokens") or longest, longest),
+            self.tokenizer,
+            self.maker,
+            turn_order=self.options["turn_order"],
+            ignore_keys=self.options["ignore_keys"],
+        )
+
+    def show_notes(self) -> None:
+        """Print the notes to stderr."""
+        show_words(tuple(self.notes))
+
+    def _model_of_job(self, job: Job) -> Path | None:
+        from qwen_job.models.chat_files import fetch_chat_files
+        from qwen_job.run.sections import ModelSpec
+
+        source = job.model.resolved_source
+        if source == "random":
+            return None
+        if source == "local":
+            return Path(job.model.name)
+        cache = Path(job.model.cache_dir) if job.model.cache_dir else None
+        values = {"name": job.model.name, "source": source, "revision": job.model.revision, "cache_dir": cache}
+        try:
+            return fetch_chat_files(ModelSpec.read(values), _say)
+        except EnvironmentFault as error:
+            self.notes.append(f"without the model's tokenizer and chat template, because {error}")
+            return None
+
+
+def reading_of(named: Sequence[Path], options: dict[str, Any]) -> Reading:
+    """Return what to read; ``named``: data files, or one job.yaml.
+
+    Raises:
+        UsageError: a job.yaml is given with other files.
+        JobError: the job is invalid.
+    """
+    jobs = [path for path in named if path.suffix in _SUFFIXES]
+    if not jobs:
+        return Reading(list(named), options)
+    if len(named) > 1:
+        raise UsageError(f"{jobs[0]}: give a job alone: its files and settings are read from it")
+    from qwen_job.job import load_job
+
+    job = load_job(jobs)
+    files = [Path(file.path) for file in (*job.data.train, *job.data.eval)]
+    return Reading(files, options | _unless_given(_settings(job), options), job)
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    data = job.data
+    settings = {name: getattr(data, name) for name in ("template", *_CHAT) if name in type(data).model_fields}
+    return settings | {
+        "layout": data.format,
+        "turn_order": data.turn_order,
+        "ignore_keys": tuple(data.ignore_keys),
+        "max_length": job.train.model_max_length,
+    }
+
+
+def _unless_given(settings: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that this command has as options, without those that the user gave on the command line."""
+    source = click.get_current_context().get_parameter_source
+    return {name: value for name, value in settings.items()
+            if name in options and source(name) == ParameterSource.DEFAULT}  # fmt: skip
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
