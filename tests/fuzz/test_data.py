@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
+from qwen_job.data.formats import RecordError, parse_record
+from qwen_job.data.order import order_problems
 from tests.data.conftest import tiny as tiny
 from tests.fuzz.harness import Box, amount, judge
+from tests.support.tool_rows import FORMS, conversations
 
 GOOD = {"conversations": [{"from": "user", "value": "你好"}, {"from": "assistant", "value": "hello"}]}
 PAIR = '{"query": "q", "response": "a"}'
@@ -172,21 +175,13 @@ def test_traps(box: Box, tiny: Path, tmp_path: Path, name: str) -> None:
 # --- rows that nobody meant ---
 
 KEYS = [
-    *(
-        "id",
-        "conversations",
-        "messages",
-        "from",
-        "value",
-        "role",
-        "content",
-        "system",
-        "instruction",
-        "input",
-        "output",
-    ),
-    *("history", "query", "response", "tools", "weight", "loss", "\x1b[2J", "\u202e", "", "type", "text"),
-]
+    *("id", "conversations", "messages", "from", "value", "role", "content", "system", "instruction"),
+    *("input", "output", "history", "query", "response", "tools", "weight", "loss", "type", "text"),
+    *("prompt", "completion", "tool_calls", "function_call", "function", "name", "arguments"),
+    *("parameters", "tool_call_id", "reasoning_content", "thinking", "functions", "enable_thinking"),
+    *("chat_template_kwargs", "loss_scale"),
+    *("\x1b[2J", "\u202e", ""),
+]  # fmt: skip
 LEAVES: list[Any] = [
     *(
         None,
@@ -207,6 +202,8 @@ LEAVES: list[Any] = [
         "system",
         "tool",
     ),
+    *("developer", "function_call", "observation", "{", "[]", '{"name": "f"}', '[{"name": "f", "arguments": "{}"}]'),
+    *("<think>\n", "</think>", "<tool_call>{}</tool_call>", "<tool_response>", '{"x": NaN}', "[" * 200, "f"),
     *("q", "\ud800", "\x00", "\x1b]0;title\x07", "\u200b", "<|im_end|>", "a" * 5000, "text"),
 ]
 
@@ -218,6 +215,25 @@ def _value(choose: random.Random, depth: int = 0) -> Any:
     if kind < 0.65:
         return [_value(choose, depth + 1) for _ in range(choose.randrange(4))]
     return {choose.choice(KEYS): _value(choose, depth + 1) for _ in range(choose.randrange(5))}
+
+
+def _calling(choose: random.Random) -> Any:
+    """Return a row with calls in some form."""
+    form = choose.choice(list(FORMS.values()))
+    return form.write(conversations(1, choose.randrange(1000))[0])
+
+
+def _replace_somewhere(choose: random.Random, part: Any) -> None:
+    """Put a value that nobody meant somewhere into a row."""
+    while isinstance(part, (dict, list)) and part:
+        places = list(part) if isinstance(part, dict) else list(range(len(part)))
+        place = choose.choice(places)
+        if choose.random() < 0.3 or not (isinstance(part[place], (dict, list)) and part[place]):
+            if isinstance(part, dict) and choose.random() < 0.3:
+                place = choose.choice(KEYS)
+            part[place] = _value(choose)
+            return
+        part = part[place]
 
 
 def _rows(choose: random.Random) -> list[Any]:
@@ -234,6 +250,9 @@ def _rows(choose: random.Random) -> list[Any]:
             row[choose.choice(KEYS)] = _value(choose)
         elif kind < 0.8 and "conversations" in row:
             choose.choice(row["conversations"])[choose.choice(KEYS)] = _value(choose)
+        elif kind < 0.95:
+            row = json.loads(json.dumps(_calling(choose)))
+            _replace_somewhere(choose, row)
         rows.append(row)
     return rows
 
@@ -288,3 +307,20 @@ def test_files(box: Box, tiny: Path, tmp_path: Path, command: str, count: int) -
         if choose.random() < 0.5:
             words = (*words, "--turn-order", choose.choice(["reference", "join"]), "--ignore-key", choose.choice(KEYS))
         judge(box.command(*words), (number, path.read_bytes()[:1500]), places=["rows."])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_with_calls_is_read_or_refused(form: str) -> None:
+    """Nothing but RecordError may leave the reader, whatever a row has in place of what it should."""
+    choose = random.Random(f"{form}{amount(1)}")
+    for number, made in enumerate(conversations(amount(1000), seed=choose.randrange(10**6))):
+        row = json.loads(json.dumps(FORMS[form].write(made)))
+        for _ in range(choose.randint(1, 3)):
+            _replace_somewhere(choose, row)
+        text = json.dumps(row)
+        try:
+            list(order_problems(parse_record(row, thinking=choose.choice(["keep", "as_written"]))))
+        except RecordError as error:
+            assert error.message, text
+        except Exception:
+            pytest.fail(f"{number}: {text}")
