@@ -16,14 +16,13 @@ from typing import Any, Literal, NamedTuple
 from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.chat.messages import Controls, Messages, marked_messages, plain_messages
 from qwen_job.chat.settings import ChatSettings, resolved_empty_think
-from qwen_job.chat.template import RESERVED, ChatTemplate, Unrenderable
+from qwen_job.chat.settle import CLOSE, OPEN, SWITCH, Settler, field
+from qwen_job.chat.template import ChatTemplate, Unrenderable
 from qwen_job.chat.traits import opening_of, traits_of
 from qwen_job.chatml import IM_END
 
 Kind = Literal["prompt", "reasoning", "call", "answer"]
-_OPEN, _CLOSE = "<think>\n", "\n</think>\n\n"
 _BLOCK = re.compile(r"<think>\s*</think>\s*")
-_SWITCH = "enable_thinking"
 
 
 class Piece(NamedTuple):
@@ -70,12 +69,14 @@ class SampleMaker:
     """Makes samples with one template and the settings of a job.
 
     Attributes:
-        counts: rows by what was done to them, for the summary of a preparation.
+        traits: what the template can do.
+        empty_think: what to do with turns without reasoning: learn, mask or omit; ``why`` is the reason.
     """
 
     def __init__(self, template: ChatTemplate, settings: ChatSettings, controls: Controls) -> None:
         self.template, self.settings, self.controls = template, settings, controls
         self.traits = traits_of(template)
+        self.settler = Settler(settings, self.traits, template.source)
         self.empty_think, self.why = resolved_empty_think(settings.empty_think, self.traits)
         self._pattern = controls.pattern
 
@@ -85,70 +86,20 @@ class SampleMaker:
         Raises:
             Unrenderable: the template cannot render it; names the turn, and what to do.
         """
-        conversation = self.settled(conversation, counts)
+        return self.render(self.settler.settled(conversation, counts), counts)
+
+    def render(self, conversation: Conversation, counts: Counter[str]) -> list[Sample]:
+        """Return the samples of a settled conversation (see :class:`~qwen_job.chat.settle.Settler`).
+
+        Raises:
+            Unrenderable: the template cannot render it.
+        """
         learnt = [number for number, turn in enumerate(conversation.turns) if turn.learn]
         if not learnt:
             counts["nothing_learnt"] += 1
             return []
         messages, parts = self._parts(conversation, learnt, counts)
         return [self._sample(group, messages.mark) for group in self._groups(parts, counts)]
-
-    def settled(self, conversation: Conversation, counts: Counter[str]) -> Conversation:
-        """Return a conversation in which the settings have had their effect: every ``learn`` is known.
-
-        Raises:
-            Unrenderable: the template has no place for a part of it.
-        """
-        self._refuse_unknown(conversation, counts)
-        turns = [self._thinking(number, turn, counts) for number, turn in enumerate(conversation.turns)]
-        last = max((number for number, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
-        everything = self.settings.learn == "all"
-        learns = [
-            turn.role == "assistant" and (turn.learn if turn.learn is not None else everything or number == last)
-            for number, turn in enumerate(turns)
-        ]
-        turns = [turn._replace(learn=learn) for turn, learn in zip(turns, learns, strict=True)]
-        return conversation._replace(system=self.system_of(conversation), turns=tuple(turns))
-
-    def system_of(self, conversation: Conversation) -> str | None:
-        """Return the system turn to render; None: no such turn, so that the template's default applies."""
-        system = self.settings.system_prompt if conversation.system is None else conversation.system
-        # "None wanted" is an empty turn only where the template would else add one.
-        return system if system or self.traits.adds_system else None
-
-    def _refuse_unknown(self, conversation: Conversation, counts: Counter[str]) -> None:
-        calling = next((n for n, turn in enumerate(conversation.turns) if turn.calls or turn.role == "tool"), None)
-        if (conversation.tools or calling is not None) and not self.traits.knows_tools:
-            where = "tools" if calling is None else _field(calling, conversation.turns[calling])
-            raise Unrenderable(where, f"this template knows no tools ({self.template.source}); choose another model or "
-                               "data.template, or remove them")  # fmt: skip
-        if not conversation.options:
-            return
-        for name in RESERVED & set(conversation.options):
-            raise Unrenderable(f"chat_template_kwargs.{name}", "is not for a row to set; remove it")
-        switch = conversation.options.get(_SWITCH)
-        if switch is not None and not isinstance(switch, bool):
-            raise Unrenderable(_SWITCH, f"is {switch!r:.40}; write true or false")
-        if set(conversation.options) - self.traits.variables:
-            counts["options_unknown_to_the_template"] += 1
-
-    def _thinking(self, number: int, turn: Turn, counts: Counter[str]) -> Turn:
-        if turn.role != "assistant":
-            return turn
-        if self.settings.thinking == "as_written" and self.traits.thinks:
-            turn = _read_inline(turn)
-        if turn.reasoning is None or not turn.reasoning.strip():
-            return turn._replace(reasoning=None)
-        if self.settings.thinking == "strip":
-            counts["thoughts_stripped"] += 1
-            return turn._replace(reasoning=None)
-        if self.traits.thinks:
-            return turn
-        if self.settings.thinking == "as_written":
-            return turn._replace(reasoning=None, text=f"{_OPEN}{turn.reasoning}{_CLOSE}{turn.text}")
-        raise Unrenderable(f"{_field(number, turn)}.reasoning", f"this template has no place for reasoning ("
-                           f"{self.template.source}); write data.thinking: strip to train without it, or as_written to "
-                           "train it as text before the answer")  # fmt: skip
 
     def _parts(
         self, conversation: Conversation, learnt: list[int], counts: Counter[str]
@@ -193,7 +144,7 @@ class SampleMaker:
         header = asked.removesuffix(opening) if opening else asked
         body, end, after = whole[len(header) :].rpartition(IM_END)
         if not whole.startswith(header) or not end:
-            raise Unrenderable(_field(number, turn), f"the chat template writes it otherwise than it asks for it ("
+            raise Unrenderable(field(number, turn), f"the chat template writes it otherwise than it asks for it ("
                                f"{self.template.source}); choose another data.template")  # fmt: skip
         if thinks:
             shown, learnt = "", _after_opening(body, opening, messages.messages[at]["reasoning_content"])
@@ -206,12 +157,12 @@ class SampleMaker:
     def _switched(self, number: int, turn: Turn, options: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
         """Return whether a turn has reasoning, and the options of its prompt: thinking on or off as it has."""
         thinks = turn.reasoning is not None
-        if options.get(_SWITCH) is False and thinks and self.traits.has_switch:
-            raise Unrenderable(f"{_field(number, turn)}.reasoning", "is given although enable_thinking is false; "
+        if options.get(SWITCH) is False and thinks and self.traits.has_switch:
+            raise Unrenderable(f"{field(number, turn)}.reasoning", "is given although enable_thinking is false; "
                                "remove one of them, or write data.thinking: strip")  # fmt: skip
-        if not self.traits.has_switch or _SWITCH in options:
+        if not self.traits.has_switch or SWITCH in options:
             return thinks, dict(options)
-        return thinks, {**options, _SWITCH: thinks or self.empty_think != "mask"}
+        return thinks, {**options, SWITCH: thinks or self.empty_think != "mask"}
 
     def _without_thoughts(self, header: str, opening: str, answer: str) -> tuple[str, str, str]:
         """Return prompt, what is shown, and what is learnt, of a turn without reasoning."""
@@ -219,7 +170,7 @@ class SampleMaker:
             return header + opening, "", answer
         if self.empty_think == "omit":
             return header, "", answer
-        rest = "" if "</think>" in opening else (_OPEN + _CLOSE).removeprefix(opening)
+        rest = "" if "</think>" in opening else (OPEN + CLOSE).removeprefix(opening)
         shown, learnt = (rest, "") if self.empty_think == "mask" else ("", rest)
         return header + opening, shown, learnt + answer
 
@@ -268,7 +219,7 @@ class SampleMaker:
             yield Piece(text[at:], kind, learnt, False)
 
     def _learnt_pieces(self, part: Part) -> Iterator[Piece]:
-        kind: Kind = "reasoning" if part.prompt.endswith(_OPEN) and not part.shown else "answer"
+        kind: Kind = "reasoning" if part.prompt.endswith(OPEN) and not part.shown else "answer"
         for piece in self._pieces(part.learnt, learnt=True):
             kind = _BEGINS.get(piece.text, kind) if piece.control else kind
             yield piece._replace(kind=kind)
@@ -280,19 +231,10 @@ _BEGINS: dict[str, Kind] = {"<think>": "reasoning", "<tool_call>": "call", IM_EN
 _ENDS = ("</think>", "</tool_call>")
 
 
-def _field(number: int, turn: Turn) -> str:
-    return f"turn {number + 1} ({turn.role})"
-
-
-def _read_inline(turn: Turn) -> Turn:
-    found = re.match(r"\s*<think>(.*?)</think>\s*", turn.text, re.DOTALL) if turn.reasoning is None else None
-    return turn._replace(reasoning=found[1].strip("\n"), text=turn.text[found.end() :]) if found else turn
-
-
 def _after_opening(body: str, opening: str, reasoning: str) -> str:
     """Return what the model emits after ``opening``, with its reasoning, also where the template leaves that out."""
     if not body.startswith("<think>"):
-        body = _OPEN + reasoning.strip("\n") + _CLOSE + body
+        body = OPEN + reasoning.strip("\n") + CLOSE + body
     return body.removeprefix(opening)
 
 
@@ -314,7 +256,7 @@ def _refuse_loss(number: int, turn: Turn, learnt: str, mark: str) -> None:
     learnt = learnt.replace(mark, "") if mark else learnt
     for text in (turn.text, turn.reasoning or "", *(call.name for call in turn.calls)):
         if text.strip() not in learnt:
-            raise Unrenderable(_field(number, turn), "the chat template leaves out a part of it; remove <think> and "
+            raise Unrenderable(field(number, turn), "the chat template leaves out a part of it; remove <think> and "
                                "</think> from its text, or choose another data.template")  # fmt: skip
 
 

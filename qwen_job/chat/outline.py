@@ -1,0 +1,169 @@
+"""Samples by structure: a template is rendered once for all conversations that differ only in what it copies.
+
+The samples of placeholders are an :class:`Outline`; filled with the values of another conversation of the same
+structure it is that one's samples. This is checked: the conversation that makes an outline, and one in thousands after
+it, is rendered itself as well. At a difference, tools and arguments are taken apart more finely, or the structure is
+rendered each time. A structure is outlined when it is seen a second time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from qwen_job.chat.conversation import Conversation
+from qwen_job.chat.placeholders import LEVELS, SLOT, Odd, Outlined, Structure
+from qwen_job.chat.samples import Sample, SampleMaker
+from qwen_job.chat.template import Unrenderable
+
+_LOG = logging.getLogger(__name__)
+_CHECK_EVERY = 4096
+_MOST_KNOWN = 4096
+_MARKS = re.compile("[\ue000\ue001]")
+
+
+class Slot(NamedTuple):
+    """The place of a value: its number, and whether it is ``escaped`` as inside a JSON string."""
+
+    number: int
+    escaped: bool
+
+
+class Section(NamedTuple):
+    """A piece of an outline; see :class:`~qwen_job.chat.samples.Piece`."""
+
+    text: tuple[str | Slot, ...]
+    learnt: bool
+    control: bool
+
+
+class Outline(NamedTuple):
+    """The samples of one structure: their pieces and learnt turns; ``counts``: what was done to each conversation."""
+
+    samples: tuple[tuple[tuple[Section, ...], tuple[int, ...]], ...]
+    counts: Counter[str]
+
+
+class _Known:
+    """What is known of one structure."""
+
+    __slots__ = ("outline", "uses")
+
+    def __init__(self) -> None:
+        self.outline: Outline | None = None
+        self.uses = 0
+
+
+class Outlines:
+    """Finds or makes the outline of a settled conversation."""
+
+    def __init__(self, maker: SampleMaker) -> None:
+        self._maker = maker
+        tags = {tag for text in maker.template.texts.values() for tag in re.findall(r"</?[a-z_]+>", text)}
+        words = {*tags, *maker.controls.frame, *maker.controls.words}
+        self._odd = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
+        self._structures = [Structure(self._odd, level) for level in range(LEVELS)]
+        self._level = 0
+        self._known: dict[tuple[object, ...], _Known] = {}
+
+    def find(self, conversation: Conversation) -> tuple[Outline, list[str]] | None:
+        """Return an outline and the values to fill it with; None: the conversation must be rendered itself."""
+        try:
+            structure = self._structures[self._level].outlined(conversation)
+        except Odd:
+            return None
+        known = self._known.get(structure.key)
+        if known is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()  # so many structures that few conversations share one
+            self._known[structure.key] = _Known()
+            return None
+        known.uses += 1
+        if known.uses == 1:
+            known.outline = self._checked(self._made(conversation), conversation, structure)
+        elif known.uses % _CHECK_EVERY == 0 and known.outline is not None:
+            known.outline = self._checked(known.outline, conversation, structure, said=True)
+        return (known.outline, structure.values) if known.outline is not None else None
+
+    def _made(self, conversation: Conversation) -> Outline | None:
+        placeholders, kinds = self._structures[self._level].placeholders(conversation)
+        counts: Counter[str] = Counter()
+        try:
+            samples = self._maker.render(placeholders, counts)
+            return Outline(tuple(_sections(sample, kinds) for sample in samples), counts)
+        except (Unrenderable, Odd):
+            return None
+
+    def _checked(
+        self, outline: Outline | None, conversation: Conversation, structure: Outlined, said: bool = False
+    ) -> Outline | None:
+        counts: Counter[str] = Counter()
+        try:
+            samples = self._maker.render(conversation, counts)
+        except Unrenderable:
+            return None  # the caller renders it and reports why
+        if outline is not None and counts == outline.counts and filled(outline, structure.values) == _plain(samples):
+            return outline
+        calls = bool(conversation.tools) or any(turn.calls for turn in conversation.turns)
+        if calls and self._level < LEVELS - 1:
+            self._level += 1
+            self._known.clear()
+        elif said:
+            _LOG.warning(
+                "%s: some conversations are rendered one by one: their text has an effect", self._maker.template
+            )
+        return None
+
+
+def filled(outline: Outline, values: list[str]) -> list[list[tuple[str, bool, bool]]]:
+    """Return the pieces of each sample, (text, learnt, control), with ``values`` in their places."""
+    return [
+        [("".join(fill(part, values) for part in text), learnt, control) for text, learnt, control in sections]
+        for sections, _ in outline.samples
+    ]
+
+
+def fill(part: str | Slot, values: list[str]) -> str:
+    """Return the text of a part of an outline."""
+    if isinstance(part, str):
+        return part
+    value = values[part.number]
+    return json.dumps(value, ensure_ascii=False)[1:-1] if part.escaped else value
+
+
+def _plain(samples: list[Sample]) -> list[list[tuple[str, bool, bool]]]:
+    return [[(piece.text, piece.learnt, piece.control) for piece in sample.pieces] for sample in samples]
+
+
+def _sections(sample: Sample, kinds: list[str]) -> tuple[tuple[Section, ...], tuple[int, ...]]:
+    pieces = sample.pieces
+    return tuple(Section(tuple(_parts(one.text, kinds)), one.learnt, one.control) for one in pieces), sample.turns
+
+
+def _parts(text: str, kinds: list[str]) -> list[str | Slot]:
+    parts: list[str | Slot] = []
+    at = 0
+    for found in SLOT.finditer(text):
+        parts += [text[at : found.start()], *_slot(found, kinds)]
+        at = found.end()
+    parts.append(text[at:])
+    if any(isinstance(part, str) and _MARKS.search(part) for part in parts):
+        raise Odd  # the template changed a placeholder
+    return [part for part in parts if part != ""]
+
+
+def _slot(found: re.Match[str], kinds: list[str]) -> list[str | Slot]:
+    form = str(found.lastgroup)
+    number = int(found[form])
+    kind = kinds[number] if number < len(kinds) else ""
+    if form == "number" and kind != form:
+        return [found[0]]
+    slot = Slot(number, False)
+    if kind == form or (kind, form) in (("json", "raw"), ("text", "raw")):
+        return [slot]
+    if (kind, form) == ("text", "json"):
+        return ['"', Slot(number, True), '"']
+    raise Odd

@@ -1,0 +1,95 @@
+"""Documents as constant tokens around texts, and how their tokens are joined: no Python object for each token.
+
+A document is ``constant text constant text ... constant``. Constants (control tokens, role names) are encoded once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from qwen_job.data.encode import Flat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class Document(NamedTuple):
+    """One sequence before its texts are encoded.
+
+    Attributes:
+        constants: one more than texts, numbers in a :class:`Constants`.
+        texts: what is between the constants.
+        learnt: for each text, whether it is learnt.
+        turns: the indices of the learnt turns of its conversation.
+    """
+
+    constants: list[int]
+    texts: list[str]
+    learnt: list[bool]
+    turns: tuple[int, ...] = ()
+
+
+class Constants:
+    """Signed tokens (an ID, or ``~ID`` where it is not learnt) by number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, ...], int] = {}
+        self._tokens: list[int] = []
+        self._starts = [0]
+        self._arrays: tuple[NDArray[np.int32], NDArray[np.int64]] | None = None
+
+    def number(self, signed: tuple[int, ...]) -> int:
+        """Return the number of these tokens; equal tokens have the same one."""
+        known = self._numbers.get(signed)
+        if known is None:
+            known = self._numbers[signed] = len(self._numbers)
+            self._tokens += signed
+            self._starts.append(len(self._tokens))
+            self._arrays = None
+        return known
+
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return all tokens, int32[n], and where each constant starts in them, int64[constants + 1]."""
+        if self._arrays is None:
+            self._arrays = np.array(self._tokens, np.int32), np.array(self._starts, np.int64)
+        return self._arrays
+
+
+def join(
+    documents: Sequence[Document], flat: Flat, constants: Constants
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the signed tokens of all documents, int32[n], and the length of each, int64[documents].
+
+    ``flat`` holds the tokens of all their texts, one after the other.
+    """
+    tokens, starts = constants.arrays()
+    used = np.fromiter((number for document in documents for number in document.constants), np.int64)
+    learnt = np.fromiter((one for document in documents for one in document.learnt), np.bool_, flat.lengths.size)
+    texts = np.fromiter((len(document.texts) for document in documents), np.int64, len(documents))
+    # Parts in order: constant, text, constant, ... of each document; the same place counted in texts and constants.
+    firsts = np.cumsum(2 * texts + 1) - (2 * texts + 1)
+    of_constants = np.arange(used.size) * 2 - np.repeat(np.arange(texts.size), texts + 1)
+    of_texts = np.arange(learnt.size) * 2 + 1 + np.repeat(np.arange(texts.size), texts)
+    lengths = np.empty(used.size + learnt.size, np.int64)
+    lengths[of_constants] = starts[used + 1] - starts[used]
+    lengths[of_texts] = flat.lengths
+    begins = np.cumsum(lengths) - lengths
+    signed = np.empty(int(lengths.sum()), np.int32)
+    masks = np.where(learnt, 0, -1).astype(np.int32)
+    signed[_places(begins[of_texts], flat.lengths)] = flat.ids ^ np.repeat(masks, flat.lengths)
+    sizes = lengths[of_constants]
+    signed[_places(begins[of_constants], sizes)] = tokens[_places(starts[used], sizes)]
+    return signed, np.add.reduceat(lengths, firsts)
+
+
+def _places(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places of runs of ``lengths`` that begin at ``begins``."""
+    ends = np.cumsum(lengths)
+    places: NDArray[np.int64] = np.arange(int(ends[-1]) if ends.size else 0) + np.repeat(
+        begins - ends + lengths, lengths
+    )
+    return places
