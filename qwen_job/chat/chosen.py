@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from qwen_job.chat.template import ChatTemplate, find_texts, read_template
 from qwen_job.chatml import SYSTEM_PROMPT, chat_template
+from qwen_job.facts import choices
 
-AUTO, CHATML = "auto", "chatml"
+AUTO, CHATML = choices.NAMED_TEMPLATES
 _OPENING = re.compile(r"'<\|im_start\|>system\\n' \+ (\"(?:[^\"\\]|\\.)*\") \+")
 
 

@@ -99,6 +99,11 @@ class SampleMaker:
             counts["nothing_learnt"] += 1
             return []
         messages, parts = self._parts(conversation, learnt, counts)
+        if self.traits.thinks:
+            thinking = sum(conversation.turns[number].reasoning is not None for number in learnt)
+            for name, turns in (("with", thinking), ("without", len(learnt) - thinking)):
+                if turns:
+                    counts[f"turns_{name}_reasoning"] += turns
         return [self._sample(group, messages.mark) for group in self._groups(parts, counts)]
 
     def _parts(

@@ -9,8 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from qwen_job.chatml import SYSTEM_PROMPT
-from qwen_job.cli.data_options import FILE, layout_options
+from qwen_job.cli.data_options import FILE, chat_options, layout_options
 from qwen_job.cli.job_options import FiniteRange
 from qwen_job.errors import UsageError
 from qwen_job.facts import choices
@@ -34,9 +33,7 @@ from qwen_job.text import json_text, show_path, visible
     "--eval-split", type=float, default=0.0, help="Hold out this fraction of the data instead of using a file."
 )
 @layout_options
-@click.option(
-    "--system-prompt", default=SYSTEM_PROMPT, show_default=True, help="System prompt for conversations without one."
-)
+@chat_options
 @click.option("--max-length", type=int, default=MAX_LENGTH, show_default=True, help="Maximum tokens per row.")
 @click.option(
     "--long-samples",
@@ -67,7 +64,12 @@ def prepare(
     layout: str,
     turn_order: str,
     ignore_keys: tuple[str, ...],
-    system_prompt: str,
+    template: str,
+    system_prompt: str | None,
+    learn: str,
+    thinking: str,
+    empty_think: str,
+    several_thoughts: str,
     max_length: int,
     long_samples: str,
     mask: str,
@@ -82,7 +84,7 @@ def prepare(
     """
     from qwen_job.data import open_prepared
     from qwen_job.data import prepare_data as run
-    from qwen_job.data.prepared import describe
+    from qwen_job.data.prepared import describe, describe_template, read_index
 
     if weights and len(weights) != len(files):
         raise UsageError(
@@ -98,7 +100,12 @@ def prepare(
         "eval": [path.absolute() for path in eval_files],
         "eval_split": eval_split,
         "format": layout,
+        "template": template if template in choices.NAMED_TEMPLATES else str(Path(template).absolute()),
         "system_prompt": system_prompt,
+        "learn": learn,
+        "thinking": thinking,
+        "empty_think": empty_think,
+        "several_thoughts": several_thoughts,
         "max_length": max_length,
         "long_samples": long_samples,
         "packing": packing,
@@ -118,7 +125,8 @@ def prepare(
         if figures["samples"]:
             click.echo(f"{split}: {figures['samples']} samples, {figures['tokens']} tokens in {figures['rows']} rows "
                        f"({figures['filled']:.1%} full), {figures['trained_tokens']} trained", err=True)  # fmt: skip
-    for line in describe(stats):
+    index = read_index(folder)
+    for line in [*(describe_template(index) if index else []), *describe(stats)]:
         click.echo(visible(line), err=True)
     show_path(folder)
 

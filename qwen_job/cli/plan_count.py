@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.data.arrange import arrange
 from qwen_job.data.encode import texts_of
 from qwen_job.data.formats import RecordError, parse_record
@@ -85,7 +86,7 @@ def _lengths(job: Job, value: object) -> Iterator[float]:
     if conversation is None:
         return
     most = job.train.model_max_length
-    tokens = sum(_tokens(text) for _, text in texts_of(conversation, job.data.system_prompt))
+    tokens = sum(_tokens(text) for _, text in texts_of(conversation, _system(job)))
     if tokens <= most:
         yield tokens
     elif job.data.long_samples == "truncate":
@@ -94,6 +95,10 @@ def _lengths(job: Job, value: object) -> Iterator[float]:
         pieces = -(-tokens // most)
         for _ in range(int(pieces)):
             yield tokens / pieces
+
+
+def _system(job: Job) -> str:
+    return SYSTEM_PROMPT if job.data.system_prompt is None else job.data.system_prompt
 
 
 def _tokens(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from qwen_job.atomic import sync_file, write_atomically
 from qwen_job.data.arrange import COUNTED
 from qwen_job.data.choose import copies_of
 from qwen_job.data.pack import WINDOW, pack
-from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS, TOKENIZER_SIZE, UNUSED_KEY
+from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS, TEMPLATE, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.errors import DataError
 from qwen_job.run.sections import DataSpec, plain
 
@@ -26,8 +27,8 @@ _PARTS = ("tokens", "docs", "members", "rows")
 class Assembler:
     """Appends chunks that arrive in any order; memory does not grow with the data."""
 
-    def __init__(self, spec: DataSpec, folder: Path) -> None:
-        self._spec, self._folder, self._tokenizer_size = spec, folder, 0
+    def __init__(self, spec: DataSpec, folder: Path, template: Mapping[str, Any]) -> None:
+        self._spec, self._folder, self._template, self._tokenizer_size = spec, folder, dict(template), 0
         self._counts: Counter[str] = Counter()
         self._waiting: dict[int, dict[str, int]] = {}
         self._next = 0
@@ -66,6 +67,7 @@ class Assembler:
         index: dict[str, Any] = {
             "layout": LAYOUT,
             "spec": plain(self._spec),
+            TEMPLATE: self._template,
             "stats": stats,
             "files": files,
         }
@@ -92,7 +94,7 @@ class Assembler:
             files = ", ".join(str(file.path) for file in self._spec.train)
             raise DataError(
                 f"data.train: {files}: no sample is left to train on; "
-                "see long_samples, turn_order, weights and 'qwen-job data check'"
+                "see long_samples, turn_order, learn, weights and 'qwen-job data check'"
             )
         if self._spec.eval and not self._counts["eval_documents"]:
             files = ", ".join(str(file.path) for file in self._spec.eval)
@@ -159,5 +161,15 @@ _COUNTED = (
     "pieces_without_answer",
     "left_out_by_weight",
     "without_system",
+    "nothing_learnt",
+    "thoughts_stripped",
+    "turns_with_reasoning",
+    "turns_without_reasoning",
+    "split_at_turns",
+    "samples_of_split",
+    "joined_thoughts",
+    "looks_like_control_tokens",
+    "words_read_by_the_template",
+    "options_unknown_to_the_template",
     *COUNTED,
 )

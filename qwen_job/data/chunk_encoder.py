@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qwen_job.chatml import ROLES
+from qwen_job.chat.template import Unrenderable
 from qwen_job.data.arrange import arrange
 from qwen_job.data.choose import copies, copies_of, held_out
 from qwen_job.data.conversation import Conversation
-from qwen_job.data.encode import ChatTokenizer, Flat, Segment, refuse_more_than_text, signed_ids, texts_of
+from qwen_job.data.documents import Document
 from qwen_job.data.fit import fit
+from qwen_job.data.fit_rendered import fit_rendered
 from qwen_job.data.formats import RecordError, parse_record
 from qwen_job.data.order import order_problems
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.rows import Chunk, Malformed, parse_chunk
+from qwen_job.data.writers import ChatmlWriter, TemplateWriter
 from qwen_job.errors import DataError
 from qwen_job.run.sections import DataFile, DataSpec
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 _BATCH = 1024
-_ROLE = {role: number for number, role in enumerate(ROLES)}
 
 
 class Task(NamedTuple):
@@ -42,9 +43,9 @@ class Task(NamedTuple):
 class ChunkEncoder:
     """Encodes chunks into ``folder/NUMBER.SPLIT.{tokens,docs}``."""
 
-    def __init__(self, spec: DataSpec, tokenizer: ChatTokenizer, folder: Path) -> None:
-        self._spec, self._tokenizer, self._folder = spec, tokenizer, folder
-        self._frames = Frames(tokenizer, spec.mask)
+    def __init__(self, spec: DataSpec, writer: ChatmlWriter | TemplateWriter, folder: Path) -> None:
+        self._spec, self._writer, self._folder = spec, writer, folder
+        self._tokenizer = writer.tokenizer
         self._ignored = frozenset(spec.ignore_keys)
 
     def encode(self, task: Task) -> dict[str, int]:
@@ -66,34 +67,58 @@ class ChunkEncoder:
     def _encode_batch(
         self, rows: list[tuple[int, Conversation]], task: Task, out: dict[str, _Documents], counts: Counter[str]
     ) -> None:
-        samples = [texts_of(conversation, self._spec.system_prompt) for _, conversation in rows]
-        numbers = [row for row, _ in rows]
-        parts = [part for sample in samples for part in sample]
-        flat = self._tokenizer.encode_flat([text for _, text in parts])
-        roles = np.fromiter((_ROLE[role] for role, _ in parts), np.intp, len(parts))
-        signed, segment_lengths = self._frames.join(flat, roles)
-        segments = np.fromiter(map(len, samples), np.intp, len(samples))
-        lengths = np.add.reduceat(segment_lengths, np.cumsum(segments) - segments)
-        splits = [self._split_of(task, row) for row in numbers]
+        written = self._written(rows, task, counts)
+        documents = [document for _, found in written for document in found]
+        splits = [self._split_of(task, rows[at][0]) for at, _ in written]
         for split in set(splits):
             counts[f"{split}_samples"] += splits.count(split)
-        if len(set(splits)) == 1 and int(lengths.max()) <= self._spec.max_length:
-            out[splits[0]].add(signed, lengths, numbers)
+        if not documents:
             return
-        ids = iter(np.split(flat.ids, np.cumsum(flat.lengths[:-1])))
-        framed = np.split(signed, np.cumsum(lengths[:-1]))
-        for split, row, sample, whole in zip(splits, numbers, samples, framed, strict=True):
-            texts = [(role, next(ids)) for role, _ in sample]
-            for document in self._fit(texts, whole, counts):
-                out[split].add(document, [document.size], [row])
+        signed, lengths = self._writer.encode(documents)
+        numbers = [rows[at][0] for at, found in written for _ in found]
+        if len(set(splits)) == 1 and int(lengths.max()) <= self._spec.max_length:
+            out[splits[0]].add(signed, lengths.tolist(), numbers)
+            return
+        encoded = iter(np.split(signed, np.cumsum(lengths[:-1])))
+        for split, (at, found) in zip(splits, written, strict=True):
+            row, conversation = rows[at]
+            for document in found:
+                for fitted in self._fit(conversation, document, next(encoded), counts):
+                    out[split].add(fitted, [fitted.size], [row])
+
+    def _written(
+        self, rows: list[tuple[int, Conversation]], task: Task, counts: Counter[str]
+    ) -> list[tuple[int, list[Document]]]:
+        """Return the places in ``rows`` of those that have documents, and these."""
+        found, problems, bad = [], list[str](), 0
+        for at, (row, conversation) in enumerate(rows):
+            try:
+                documents = self._writer.documents(conversation, counts)
+            except Unrenderable as error:
+                bad += 1
+                if bad <= _SHOWN:
+                    problems.append(f"{self._path(task)}:{row}: {error}")
+                continue
+            if documents:
+                found.append((at, documents))
+        if bad:
+            raise DataError("\n".join([*problems, _hint(self._path(task), bad)]))
+        return found
+
+    def _path(self, task: Task) -> Path:
+        file: DataFile = getattr(self._spec, task.split)[task.file]
+        return file.path
 
     def _fit(
-        self, parts: list[tuple[str, NDArray[np.int32]]], whole: NDArray[np.int32], counts: Counter[str]
+        self, conversation: Conversation, document: Document, whole: NDArray[np.int32], counts: Counter[str]
     ) -> list[NDArray[np.int32]]:
         if whole.size <= self._spec.max_length:
             return [whole]
-        segments = [Segment(role, ids.tolist()) for role, ids in parts]
-        return [np.array(document, np.int32) for document in fit(segments, self._tokenizer, self._spec, counts)]
+        if isinstance(self._writer, TemplateWriter):
+            settled = self._writer.maker.settler.settled(conversation, Counter())
+            return fit_rendered(settled, document.turns, self._writer, self._spec, counts)
+        segments = self._writer.segments(conversation, Counter())
+        return [np.array(fitted, np.int32) for fitted in fit(segments, self._tokenizer, self._spec, counts)]
 
     def _split_of(self, task: Task, row: int) -> str:
         split_off = task.split == "train" and not self._spec.eval
@@ -114,7 +139,7 @@ class ChunkEncoder:
             if conversation is None:
                 continue
             unused[conversation.unused] += 1
-            if conversation.system == "" and spec.system_prompt:
+            if conversation.system == "" and self._writer.adds_system:
                 counts["without_system"] += 1
             if copies(file.weight, task.file, row):
                 good.append((row, conversation))
@@ -142,42 +167,6 @@ class ChunkEncoder:
         weights = [file.weight for file in getattr(self._spec, split) or self._spec.train]
         each = np.add.reduceat(signed >= 0, records["offset"], dtype=np.int64)
         return int(each @ copies_of(weights, records["file"], records["row"]))
-
-
-class Frames:
-    """:func:`~qwen_job.data.encode.signed_ids` on arrays: the same tokens without a Python object for each."""
-
-    def __init__(self, tokenizer: ChatTokenizer, mask: str) -> None:
-        self._before, self._after = [], []
-        for role in ROLES:
-            marked = np.array(signed_ids([Segment(role, [])], tokenizer, mask), np.int32)
-            length = len(tokenizer.masked_frames[role])
-            self._before.append(marked[:length])
-            self._after.append(marked[length:])
-        self._before_lengths, self._after_lengths = (
-            np.array([frame.size for frame in frames]) for frames in (self._before, self._after)
-        )
-
-    def join(self, flat: Flat, roles: NDArray[np.intp]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return (signed ids int32[n], length of each segment int64[segments]); ``roles``: indices in ROLES."""
-        before = self._before_lengths[roles]
-        lengths = before + flat.lengths + self._after_lengths[roles]
-        starts = np.cumsum(lengths) - lengths
-        text_starts = starts + before
-        signed = np.empty(int(lengths.sum()), np.int32)
-        shift = text_starts - (np.cumsum(flat.lengths) - flat.lengths)
-        masked = np.repeat(np.where(roles == _ROLE["assistant"], 0, -1).astype(np.int32), flat.lengths)
-        signed[np.arange(flat.ids.size) + np.repeat(shift, flat.lengths)] = flat.ids ^ masked
-        for number in range(len(ROLES)):
-            here = roles == number
-            text_ends = (text_starts + flat.lengths)[here]
-            _place(signed, starts[here], self._before[number])
-            _place(signed, text_ends, self._after[number])
-        return signed, lengths
-
-
-def _place(signed: NDArray[np.int32], at: NDArray[np.int64], frame: NDArray[np.int32]) -> None:
-    signed[at[:, None] + np.arange(frame.size)] = frame
 
 
 class _Documents:

@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 
 
 class Segment(NamedTuple):
-    """One ``<|im_start|>role\\ntext<|im_end|>\\n``: the ids of its text, without the frame."""
+    """One ``<|im_start|>role\\ntext<|im_end|>\\n``: the ids of its text, without the frame.
+
+    ``learnt`` false: an answer that is not learnt.
+    """
 
     role: str
     text: list[int]
     closed: bool = True
+    learnt: bool = True
 
 
 class Encoded(NamedTuple):
@@ -54,16 +58,18 @@ class Flat(NamedTuple):
 class ChatTokenizer:
     """A tokenizer.json with the three ChatML tokens, which never produces control tokens from text."""
 
-    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, name: str, words: frozenset[str] = frozenset()) -> None:
         ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
         found = [number for number in ids.values() if number is not None]
         missing = [token for token, number in ids.items() if number is None]
         if missing:
             raise ModelError(f"{name}: has no {' or '.join(missing)}; this is not the tokenizer of a Qwen-Chat model")
-        self.tokenizer, self.name = tokenizer, name
-        added = tokenizer.get_added_tokens_decoder().values()
-        self.text_tokens = tuple(sorted(token.content for token in added if not is_control(token.content)))
+        self.tokenizer, self.name, self.words = tokenizer, name, words
+        added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+        self.control_tokens = tuple(sorted(filter(is_control, added)))
+        self.text_tokens = tuple(sorted(token for token in added if not is_control(token) and token not in words))
         self.size = 0  # largest id plus one, where load_encoder has looked
+        self.splits_at_lines = False  # whether a line end and a word behind it are encoded apart, if it has looked
         self.endoftext, self.im_start, self.im_end = found
         self.newline = self.encode("\n")
         self.roles = {role: self.encode(role) for role in ROLES}
@@ -73,8 +79,8 @@ class ChatTokenizer:
         self.answer_tail = [self.im_end, *self.masked_tail[1:]]
 
     @classmethod
-    def load(cls, folder: Path) -> ChatTokenizer:
-        """Read ``folder/tokenizer.json``.
+    def load(cls, folder: Path, words: frozenset[str] = frozenset()) -> ChatTokenizer:
+        """Read ``folder/tokenizer.json``; text never becomes one of ``words``, tokens that a chat template writes.
 
         Raises:
             ModelError: it is missing or not a ChatML tokenizer.
@@ -86,7 +92,7 @@ class ChatTokenizer:
             raise ModelError(f"{path}: does not exist; 'qwen-job model fetch' or 'convert' writes it") from None
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot be read ({error}); fetch the model again") from error
-        return ChatTokenizer(_plain_text_tokenizer(content, path), str(path))
+        return ChatTokenizer(_plain_text_tokenizer(content, path, words), str(path), words)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text; ``<|im_end|>`` in it becomes ordinary tokens."""
@@ -104,6 +110,12 @@ class ChatTokenizer:
         ids = [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         return Flat(np.concatenate([np.empty(0, np.int32), *ids]), lengths)
+
+    def id_of(self, token: str) -> int:
+        """Return the ID of a token that exists."""
+        number = self.tokenizer.token_to_id(token)
+        assert number is not None
+        return number
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, control tokens written out."""
@@ -192,7 +204,7 @@ def signed_ids(parts: Iterable[Segment], tokenizer: ChatTokenizer, mask: str = "
     signed: list[int] = []
     for part in parts:
         frame, tail = tokenizer.masked_frames[part.role], tokenizer.masked_tail
-        answer = part.role == "assistant"
+        answer = part.role == "assistant" and part.learnt
         if mask == "reference":
             signed.append(tokenizer.im_start)
             frame, tail = frame[1:], tokenizer.tail
@@ -205,7 +217,7 @@ def signed_ids(parts: Iterable[Segment], tokenizer: ChatTokenizer, mask: str = "
     return signed
 
 
-def _plain_text_tokenizer(content: str, path: Path) -> Tokenizer:
+def _plain_text_tokenizer(content: str, path: Path, words: frozenset[str]) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
@@ -213,7 +225,7 @@ def _plain_text_tokenizer(content: str, path: Path) -> Tokenizer:
     try:
         # Only special tokens are kept out of text below. Some Qwen files mark <|fim_prefix|> and the like as ordinary
         # words; and a token that a user added is recognised in text even if it was added as special.
-        tokenizer = Tokenizer.from_str(mark_control_tokens(content))
+        tokenizer = Tokenizer.from_str(mark_control_tokens(content, words))
     except Exception as error:  # the Rust side raises plain Exception
         raise ModelError(f"{path}: is not a tokenizer ({error}); fetch the model again") from error
     tokenizer.no_padding()

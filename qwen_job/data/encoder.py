@@ -37,17 +37,20 @@ _CHECK_EVERY = 16
 _KNOWN_BYTES = 128 << 20
 
 
-def load_encoder(folder: Path) -> ChatTokenizer:
+def load_encoder(folder: Path, words: frozenset[str] = frozenset()) -> ChatTokenizer:
     """Read ``folder/tokenizer.json``, with the fast path if it gives the same IDs.
+
+    ``words``: see :meth:`ChatTokenizer.load`.
 
     Raises:
         ModelError: it is not a ChatML tokenizer, or larger than the embedding of the model beside it.
     """
-    plain = ChatTokenizer.load(folder)
+    plain = ChatTokenizer.load(folder, words)
     content = json.loads((folder / "tokenizer.json").read_bytes())
     plain.size = tokenizer_size(content)
     refuse_larger(folder, plain.size)
-    return (_fast(plain, content) if is_qwen(content) else None) or plain
+    plain.splits_at_lines = is_qwen(content)
+    return (_fast(plain, content) if plain.splits_at_lines else None) or plain
 
 
 def _fast(plain: ChatTokenizer, content: dict[str, Any]) -> FastTokenizer | None:
@@ -87,8 +90,8 @@ class FastTokenizer(ChatTokenizer):
         cuts: HanCuts,
         slow_words: tuple[str, ...],
     ) -> None:
-        super().__init__(plain.tokenizer, plain.name)
-        self.size = plain.size
+        super().__init__(plain.tokenizer, plain.name, plain.words)
+        self.size, self.splits_at_lines = plain.size, plain.splits_at_lines
         self._load, self._marks, self._cuts = load, marks, cuts
         # By their first characters: hundreds of absent words (<|extra_0|> ...) cost no more than one.
         self._slow_words: dict[str, set[str]] = {}

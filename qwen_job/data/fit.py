@@ -24,8 +24,8 @@ def fit(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: 
         counts["split"] += 1
         return _split(parts, tokenizer, spec, counts)
     kept = signed_ids(_truncate(parts, tokenizer, spec.max_length, counts), tokenizer, spec.mask)
-    if len(kept) > spec.max_length:
-        # The frame alone is too long (a tokenizer that spells out role names): nothing of the answer would be left.
+    if len(kept) > spec.max_length or max(kept) < 0:
+        # The frame alone is too long (a tokenizer that spells out role names), or what is learnt was cut.
         counts["dropped"] += 1
         return []
     counts["truncated"] += 1
@@ -80,7 +80,7 @@ def _truncate(parts: list[Segment], tokenizer: ChatTokenizer, max_length: int, c
         answer = rest[-1]
         # Without its end token the segment is already shorter: the text may use that space.
         kept = max(1, len(answer.text) - excess + len(tokenizer.tail))
-        rest[-1] = Segment(answer.role, answer.text[:kept], closed=False)
+        rest[-1] = answer._replace(text=answer.text[:kept], closed=False)
     return rest
 
 
@@ -89,7 +89,7 @@ def _cut_middle(part: Segment, excess: int, least: int) -> Segment:
     if excess <= 0 or kept >= len(part.text):
         return part
     head = (kept + 1) // 2
-    return Segment(part.role, part.text[:head] + part.text[len(part.text) - (kept - head) :])
+    return part._replace(text=part.text[:head] + part.text[len(part.text) - (kept - head) :])
 
 
 def _split(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: Counter[str]) -> list[list[int]]:

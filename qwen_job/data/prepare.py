@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -14,10 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.atomic import sha256_of
+from qwen_job.chat.chosen import AUTO, CHATML, choose
+from qwen_job.chat.settings import resolved_empty_think
+from qwen_job.chat.traits import traits_of
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.embedding import refuse_larger
-from qwen_job.data.prepared import LAYOUT, SPLITS, TOKENIZER_SIZE, describe, open_prepared, read_index
+from qwen_job.data.prepared import (
+    LAYOUT,
+    SPLITS,
+    TOKENIZER_SIZE,
+    describe,
+    describe_template,
+    open_prepared,
+    read_index,
+)
 from qwen_job.data.rows import CHUNK_BYTES, assert_file, read_chunks
 from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault
@@ -36,7 +48,8 @@ _ELSEWHERE = "choose another folder (--output; a job's is data.cache_dir)"
 def ready_rows(config: TrainConfig, model: Path, log: Callable[[str], None]) -> Path:
     """Return the folder of a run's packed rows, tokenized for ``model``; see :func:`prepare_data`."""
     folder = prepare_data(config.data, model, config.data.cache_dir or config.folder.prepared)
-    for line in describe(open_prepared(folder).stats):
+    index = read_index(folder)
+    for line in [*(describe_template(index) if index else []), *describe(open_prepared(folder).stats)]:
         log(f"data: {line}")
     return folder
 
@@ -81,6 +94,9 @@ def fingerprint(spec: DataSpec, tokenizer_dir: Path) -> str:
     settings = plain(spec)
     for key in ("cache_dir", "num_workers"):
         settings.pop(key)
+    chosen = choose(spec.template, tokenizer_dir)
+    # Not its place: a template of the same text makes the same tokens.
+    settings["template"] = chosen.template.sha256 if chosen.template else [CHATML, chosen.system_prompt]
     for split in SPLITS:
         entries = getattr(spec, split)
         settings[split] = [[_identity(file.path), file.path.suffix, file.weight] for file in entries]
@@ -130,8 +146,9 @@ def _prepare_here(
     try:
         partial.mkdir()
         before = [_identity(file.path) for file in (*spec.train, *spec.eval)]
-        assembler = Assembler(spec, partial)
-        _encode(spec, make_setup(spec, tokenizer_dir, partial), workers, assembler, progress)
+        date = datetime.date.today()
+        assembler = Assembler(spec, partial, template_record(spec, tokenizer_dir, date))
+        _encode(spec, make_setup(spec, tokenizer_dir, partial, date), workers, assembler, progress)
         if before != [_identity(file.path) for file in (*spec.train, *spec.eval)]:
             raise DataError("a data file changed while it was being read; run again when it is complete")
         assembler.finish()
@@ -142,6 +159,35 @@ def _prepare_here(
                                f"free space, or {_ELSEWHERE}") from error  # fmt: skip
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def template_record(spec: DataSpec, tokenizer_dir: Path, date: datetime.date) -> dict[str, Any]:
+    """Return what index.json keeps of the chat template: its texts, and what it does with thinking.
+
+    Keys: words (for people), texts (by name; none for ChatML), sha256, date (its today), system_prompt (of ChatML),
+    empty_think and why, has_switch.
+    """
+    template, system_prompt = choose(spec.template, tokenizer_dir, date)
+    if template is None:
+        told = system_prompt if spec.system_prompt is None else spec.system_prompt
+        return _NO_TEMPLATE | {"date": date.isoformat(), "system_prompt": told}
+    traits = traits_of(template)
+    empty_think, why = resolved_empty_think(spec.empty_think, traits)
+    where = "the model's own" if spec.template == AUTO else template.source
+    return {
+        "words": f"{where} (sha256 {template.sha256[:12]})",
+        "texts": template.texts,
+        "sha256": template.sha256,
+        "date": date.isoformat(),
+        "system_prompt": spec.system_prompt,
+        "empty_think": empty_think,
+        "why": why if traits.thinks else "",
+        "has_switch": traits.has_switch,
+    }
+
+
+_NO_TEMPLATE: dict[str, Any] = {"words": "ChatML", "texts": {}, "sha256": "", "empty_think": "omit", "why": "",
+                                "has_switch": False}  # fmt: skip
 
 
 def _tasks(spec: DataSpec) -> Iterator[Task]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 LAYOUT = 2
+# The entry of index.json with the chat template: see prepare.template_record.
+TEMPLATE = "chat_template"
 SPLITS = ("train", "eval")
 # Prefix of the counters of rows for each key that training ignores.
 UNUSED_KEY = "unused_key/"
@@ -133,6 +135,28 @@ def describe(stats: Mapping[str, Any]) -> list[str]:
     keys = [f"{name} {count}" for name, count in stats["unused_keys"].items()]
     lines = [", ".join(changed)] if changed else []
     return [*lines, f"keys that training ignores, and their rows: {', '.join(keys)}"] if keys else lines
+
+
+def describe_template(index: Mapping[str, Any]) -> list[str]:
+    """Describe the chat template of prepared data, what it did to conversations, and which mode of thinking they train.
+
+    ``index`` is that of :func:`read_index`.
+    """
+    record, stats = index[TEMPLATE], index["stats"]
+    lines = [f"chat template: {record['words']}"]
+    if record["why"] and stats["turns_without_reasoning"]:
+        lines.append(f"empty_think: {record['empty_think']}: {record['why']}")
+    if record["has_switch"] and not stats["turns_with_reasoning"]:
+        lines.append(
+            "no turn has reasoning: the model is trained with thinking off; serve it with enable_thinking: false"
+        )
+    if stats["split_at_turns"]:
+        lines.append(
+            f"{stats['split_at_turns']} conversations became {stats['samples_of_split']} samples, because the template "
+            "writes earlier turns otherwise than they were answered, such as without their reasoning; "
+            "data.several_thoughts: join trains each as one"
+        )
+    return lines
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:

@@ -82,7 +82,7 @@ def sizes(pieces: Sequence[Piece], tokenizer: ChatTokenizer | None) -> tuple[int
 
 def _unlearnt(conversation: Conversation, maker: SampleMaker) -> Sample:
     """Return a conversation of which nothing is learnt as one sample."""
-    settled = maker.settled(conversation, Counter())
+    settled = maker.settler.settled(conversation, Counter())
     messages = plain_messages(settled, settled.system)
     text = maker.template.render(messages.messages, messages.tools, **messages.options)
     return Sample((Piece(text, "prompt", False, False),), ())

@@ -38,8 +38,19 @@ def is_control(token: str) -> bool:
     return re.fullmatch(_CONTROL, token) is not None
 
 
-def mark_control_tokens(content: str) -> str:
-    """Return a tokenizer.json in which Qwen's control tokens are special and no other token is.
+def added_tokens(content: str) -> list[str]:
+    """Return the added tokens of a tokenizer.json.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    found = _ADDED.search(content)
+    tokens = json.JSONDecoder().raw_decode(content, found.end() - 1)[0] if found else []
+    return [str(token["content"]) for token in tokens]
+
+
+def mark_control_tokens(content: str, words: Collection[str] = ()) -> str:
+    """Return a tokenizer.json in which Qwen's control tokens and ``words`` are special and no other token is.
 
     Raises:
         ValueError: it is not JSON.
@@ -50,7 +61,7 @@ def mark_control_tokens(content: str) -> str:
         return content
     tokens, end = json.JSONDecoder().raw_decode(content, found.end() - 1)
     for token in tokens:
-        token["special"] = is_control(token["content"])
+        token["special"] = is_control(token["content"]) or token["content"] in words
     return content[: found.end() - 1] + json.dumps(tokens) + content[end:]
 
 

@@ -15,6 +15,7 @@ and exit.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import gc
 import json
 import os
@@ -28,8 +29,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from qwen_job import errors
+from qwen_job.chat.chosen import choose
 from qwen_job.data.chunk_encoder import ChunkEncoder, Task
 from qwen_job.data.rows import Chunk
+from qwen_job.data.writers import load_writer
 from qwen_job.errors import EnvironmentFault, QwenJobError
 from qwen_job.run.sections import DataSpec, plain
 
@@ -134,15 +137,19 @@ def serve(source: IO[bytes], sink: IO[bytes], encoder: ChunkEncoder | QwenJobErr
 
 def make_encoder(setup: dict[str, Any]) -> ChunkEncoder:
     """Build the encoder that ``setup`` (see :func:`make_setup`) describes."""
-    from qwen_job.data.encoder import load_encoder
+    spec, tokenizer = DataSpec.model_validate(setup["spec"]), Path(setup["tokenizer"])
+    chosen = choose(spec.template, tokenizer, datetime.date.fromisoformat(setup["date"]))
+    return ChunkEncoder(spec, load_writer(spec, chosen, tokenizer), Path(setup["folder"]))
 
-    spec = DataSpec.model_validate(setup["spec"])
-    return ChunkEncoder(spec, load_encoder(Path(setup["tokenizer"])), Path(setup["folder"]))
 
-
-def make_setup(spec: DataSpec, tokenizer_dir: Path, folder: Path) -> dict[str, Any]:
-    """Return what a worker needs to know, as plain JSON."""
-    return {"spec": plain(spec), "tokenizer": str(tokenizer_dir), "folder": str(folder)}
+def make_setup(spec: DataSpec, tokenizer_dir: Path, folder: Path, date: datetime.date) -> dict[str, Any]:
+    """Return what a worker needs to know, as plain JSON; ``date`` is what a chat template takes for today."""
+    return {
+        "spec": plain(spec),
+        "tokenizer": str(tokenizer_dir),
+        "folder": str(folder),
+        "date": date.isoformat(),
+    }
 
 
 def main(deaths: IO[bytes]) -> None:

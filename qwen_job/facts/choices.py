@@ -11,6 +11,9 @@ LongSamples = Literal["truncate", "drop", "split"]
 Mask = Literal["assistant", "reference"]
 TurnOrder = Literal["strict", "reference", "join"]
 Learn = Literal["all", "last"]
+# Any other value of data.template is a file.
+TEMPLATE: Literal["auto"] = "auto"
+NAMED_TEMPLATES = ("auto", "chatml")
 Thinking = Literal["keep", "strip", "as_written"]
 EmptyThink = Literal["auto", "learn", "mask", "omit"]
 SeveralThoughts = Literal["split", "join"]

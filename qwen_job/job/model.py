@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
-from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.facts import choices
 from qwen_job.facts.model_names import resolve_source
 from qwen_job.job.types import (
@@ -117,7 +116,31 @@ class Data(Strict):
         0.0, description="Fraction of the training conversations to hold out if eval is empty"
     )
     format: choices.Format = Field("auto", description="auto detects the format by its keys")
-    system_prompt: FreeText = Field(SYSTEM_PROMPT, description="System prompt for conversations without one")
+    template: Text = Field(
+        choices.TEMPLATE,
+        description="Chat template: the model's own (auto; ChatML for models without one), chatml, or a Jinja file",
+    )
+    system_prompt: FreeText | None = Field(
+        None, description="System prompt for conversations without one; default: the template's"
+    )
+    learn: choices.Learn = Field(
+        "all", description="Answers to learn where the data does not say: all, or each conversation's last"
+    )
+    thinking: choices.Thinking = Field(
+        "keep",
+        description="The data's reasoning: keep trains it where the template has it, strip removes it, as_written also "
+        "trains it as text where the template has no place for it",
+    )
+    empty_think: choices.EmptyThink = Field(
+        "auto",
+        description="Answers without reasoning on a model that thinks: learn, mask or omit the empty thought. auto "
+        "masks it, so that the model still thinks when asked to",
+    )
+    several_thoughts: choices.SeveralThoughts = Field(
+        "split",
+        description="Conversations of which the template drops earlier reasoning: split makes a sample for each prompt "
+        "that a server would build, join trains one sequence",
+    )
     long_samples: choices.LongSamples = Field(
         "truncate",
         description="What to do with conversations over train.model_max_length; truncate keeps the answer",

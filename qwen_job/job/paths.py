@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError
+from qwen_job.facts import choices
 from qwen_job.job.document import Document
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job
@@ -41,6 +42,8 @@ def paths_of(job: Job) -> list[JobPath]:
         found.append(JobPath(("model", "name"), job.model.name))
     if job.data.cache_dir:
         found.append(JobPath(("data", "cache_dir"), job.data.cache_dir, writes=True))
+    if job.data.template not in choices.NAMED_TEMPLATES:
+        found.append(JobPath(("data", "template"), job.data.template, is_file=True))
     for name in ("train", "eval"):
         for index, file in enumerate(getattr(job.data, name)):
             found.append(JobPath(("data", name, index, "path"), file.path, is_file=True))

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import DataError, ModelError, QwenJobError
 from qwen_job.facts import choices
 from qwen_job.facts.model_names import clean_name
@@ -79,6 +78,7 @@ class DataFile(Fixed):
 class DataSpec(Fixed):
     """Every setting that affects which tokens are trained. ``max_length``: tokens per packed row.
 
+    ``template`` is auto (the model's own), chatml or a file; ``system_prompt`` None leaves it to the template.
     ``eval_split`` holds out that fraction of the training samples when ``eval`` is empty.
     """
 
@@ -86,7 +86,12 @@ class DataSpec(Fixed):
     eval: tuple[DataFile, ...] = ()
     eval_split: float = Field(default=0.0, ge=0, lt=1)
     format: choices.Format = "auto"
-    system_prompt: str = SYSTEM_PROMPT
+    template: str = Field(default=choices.TEMPLATE, min_length=1)
+    system_prompt: str | None = None
+    learn: choices.Learn = "all"
+    thinking: choices.Thinking = "keep"
+    empty_think: choices.EmptyThink = "auto"
+    several_thoughts: choices.SeveralThoughts = "split"
     long_samples: choices.LongSamples = "truncate"
     packing: bool = True
     mask: choices.Mask = "assistant"

@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_job.atomic import sync_file, sync_folder, write_atomically
+from qwen_job.chat.chosen import choose
+from qwen_job.chat.template import TEMPLATE_FILE
 from qwen_job.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, chat_template
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import read_json
@@ -171,7 +173,12 @@ def _write_settings(model: Any, source: Path, folder: Path, config: TrainConfig)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    _frame_as_trained(folder / "tokenizer_config.json", config.data.system_prompt)
+    template, system_prompt = choose(config.data.template, source)
+    if template is None:
+        told = system_prompt if config.data.system_prompt is None else config.data.system_prompt
+        _frame_as_trained(folder / "tokenizer_config.json", told)
+    else:
+        (folder / TEMPLATE_FILE).write_text(template.text, encoding="utf-8")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         _end_as_trained(folder / name, control_tokens(source))
     return notes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import UsageError
 from qwen_job.facts.model_names import clean_name, resolve_source
 
@@ -74,7 +73,7 @@ def data_values(own: dict[str, Any]) -> dict[str, object]:
         "eval": files(own.get("eval_data_path")),
         "eval_split": 0.0,
         "format": "auto",
-        "system_prompt": own.get("system_prompt", SYSTEM_PROMPT),
+        "system_prompt": own.get("system_prompt"),
         "max_length": own.get("model_max_length", 8192),
         "long_samples": own.get("long_samples", "truncate"),
         "packing": own.get("packing", False),

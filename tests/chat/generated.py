@@ -25,7 +25,9 @@ def texts(draw: Any, lookalikes: bool = False) -> str:
     visible = draw(st.sampled_from(("ok", "好", "7", "yes.")))
     before: str = draw(st.sampled_from(_BORDERS))
     behind: str = draw(st.sampled_from(_BORDERS))
-    return before + visible + "".join(parts) + behind
+    inside: str = "".join(parts)
+    visible_text: str = visible
+    return before + visible_text + inside + behind
 
 
 _SCALARS = st.none() | st.booleans() | st.integers(-9, 10**6) | st.floats(-1e6, 1e6) | texts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_job.data.chunk_encoder import Frames
+from qwen_job.chat.settings import ChatSettings
+from qwen_job.chat.settle import Settler
 from qwen_job.data.conversation import Conversation, Turn
 from qwen_job.data.encode import ChatTokenizer, encode_conversation, encode_prompt
+from qwen_job.data.writers import PLAIN_TRAITS, ChatmlWriter
 from qwen_job.errors import ModelError
 
 SYSTEM = "You are a helpful assistant."
@@ -83,11 +86,14 @@ def test_hostile_text_comes_back_and_makes_no_control_token(
 @given(texts=st.lists(HOSTILE, min_size=2, max_size=4), mask=st.sampled_from(["assistant", "reference"]))
 def test_the_way_by_arrays_gives_the_same(tokenizer: ChatTokenizer, texts: list[str], mask: str) -> None:
     ids, labels = encode_conversation(_talk(*texts), tokenizer, system_prompt=SYSTEM, mask=mask)
-    roles = np.array([0, 1, 2, 1, 2][: len(texts) + 1])
-    signed, lengths = Frames(tokenizer, mask).join(tokenizer.encode_flat([SYSTEM, *texts]), roles)
+    settler = Settler(ChatSettings(), PLAIN_TRAITS, "ChatML")
+    writer = ChatmlWriter(tokenizer, settler, SYSTEM, mask)
+    one, other = (writer.documents(talk, Counter()) for talk in (_talk(*texts), _talk("q", "a")))
+    signed, lengths = writer.encode([*one, *other])
+    signed = signed[: int(lengths[0])]
     assert np.where(signed >= 0, signed, ~signed).tolist() == ids
     assert np.where(signed >= 0, signed, -100).tolist() == labels
-    assert lengths.size == roles.size and lengths.sum() == len(ids)
+    assert lengths.tolist() == [len(ids), writer.encode(other)[0].size]
 
 
 def test_frames_marked_as_words_are_control_tokens_too_but_think_is_text(tiny: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
 from qwen_job.data import prepare as build
 from qwen_job.data.encode import encode_conversation
@@ -51,7 +52,7 @@ def test_every_token_and_label_arrives(tiny: Path, tmp_path: Path, packing: bool
     data = open_prepared(prepare_data(spec, tiny, tmp_path))
     tokenizer = ChatTokenizer.load(tiny)
     expected = {
-        (0, number): encode_conversation(parse_record(record), tokenizer, system_prompt=spec.system_prompt, mask=mask)
+        (0, number): encode_conversation(parse_record(record), tokenizer, system_prompt=SYSTEM_PROMPT, mask=mask)
         for number, record in enumerate(json.loads(DEMO.read_text(encoding="utf-8")), 1)
     }
     for row in (data.train[number] for number in range(len(data.train))):

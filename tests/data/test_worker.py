@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.run.sections import DataFile, DataSpec
 from tests.data.conftest import conversation
 
+TODAY = datetime.date(2026, 1, 1)
+
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -25,7 +28,7 @@ def test_a_killed_worker_is_named_and_the_other_goes_on(tiny: Path, tmp_path: Pa
     path = write([conversation("q", "a")], "rows.jsonl")
     chunk = Chunk(1, "lines", path.read_bytes())
     before = _children(os.getpid())
-    with Workers(make_setup(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path), 2) as (one, other):
+    with Workers(make_setup(DataSpec(train=(DataFile(path=path),)), tiny, tmp_path, TODAY), 2) as (one, other):
         assert one.encode(Task(0, "train", 0, chunk))["train_samples"] == 1
         (first,) = set(_children(os.getpid())) - set(before)
         os.kill(min(_children(first)), signal.SIGKILL)
@@ -39,7 +42,7 @@ def test_a_killed_worker_is_named_and_the_other_goes_on(tiny: Path, tmp_path: Pa
 def test_no_tokenizer(tmp_path: Path, write: Callable[..., Path]) -> None:
     path = write([conversation("q", "a")])
     with (
-        Workers(make_setup(DataSpec(train=(DataFile(path=path),)), tmp_path, tmp_path), 1) as (worker,),
+        Workers(make_setup(DataSpec(train=(DataFile(path=path),)), tmp_path, tmp_path, TODAY), 1) as (worker,),
         pytest.raises(ModelError, match=r"tokenizer\.json: does not exist"),
     ):
         worker.encode(Task(0, "train", 0, Chunk(1, "lines", b"{}")))

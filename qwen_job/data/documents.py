@@ -59,7 +59,7 @@ class Constants:
         return self._arrays
 
 
-def join(
+def join_documents(
     documents: Sequence[Document], flat: Flat, constants: Constants
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the signed tokens of all documents, int32[n], and the length of each, int64[documents].
