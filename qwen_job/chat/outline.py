@@ -78,7 +78,7 @@ class Outlines:
         known = self._known.get(structure.key)
         if known is None:
             if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()  # so many structures that few conversations share one
+                self._known.clear()  # there are more structures than conversations that share one
             self._known[structure.key] = _Known()
             return None
         known.uses += 1

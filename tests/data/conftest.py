@@ -15,6 +15,7 @@ from qwen_job.models.random_init import train_tokenizer
 from qwen_job.models.tokenizer import read_ranks, write_fast_tokenizer
 from qwen_job.models.tokenizer_files import tokenizer_json
 from qwen_job.resources import resource
+from tests.chat.cases import text_of
 from tests.models.conftest import qwen_tiktoken
 
 __all__ = ["qwen_tiktoken"]
@@ -63,3 +64,32 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+# The tokens that Qwen3's tokenizer has besides Qwen-1's; ``special`` as there.
+_ADDED = {"<tool_call>": False, "</tool_call>": False, "<tool_response>": False, "</tool_response>": False,
+          "<think>": False, "</think>": False, "<obs>": False}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def modern(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a template's name to a model folder with it and with a tokenizer as Qwen3 has it.
+
+    ``<obs>`` is a token that a user added.
+    """
+    content = json.loads((qwen / "tokenizer.json").read_text(encoding="utf-8"))
+    kept = [token for token in content["added_tokens"] if token["content"] in SPECIAL_TOKENS]
+    added = [{**kept[0], "id": 151657 + n, "content": word, "special": special}
+             for n, (word, special) in enumerate(_ADDED.items())]  # fmt: skip
+    text = json.dumps({**content, "added_tokens": [*kept, *added]})
+    root = tmp_path_factory.mktemp("modern")
+
+    def folder(name: str) -> Path:
+        path = root / name
+        if not path.exists():
+            path.mkdir()
+            (path / "tokenizer.json").write_text(text, encoding="utf-8")
+            (path / "chat_template.jinja").write_text(text_of(name), encoding="utf-8")
+        return path
+
+    return folder

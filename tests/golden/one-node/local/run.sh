@@ -105,7 +105,12 @@ data:
   eval: []
   eval_split: 0.0
   format: auto
-  system_prompt: "You are a helpful assistant."
+  template: auto
+  system_prompt: null
+  learn: all
+  thinking: keep
+  empty_think: auto
+  several_thoughts: split
   long_samples: truncate
   packing: true
   mask: assistant
