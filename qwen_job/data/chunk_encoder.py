@@ -130,7 +130,7 @@ class ChunkEncoder:
         unused: Counter[tuple[str, ...]] = Counter()
         for row, value in parse_chunk(task.chunk):
             try:
-                conversation = read_row(value, spec.format, spec.turn_order, self._ignored, counts)
+                conversation = read_row(value, spec.format, spec.turn_order, self._ignored, counts, self._writer.reads)
             except RecordError as error:
                 bad += 1
                 if bad <= _SHOWN:
@@ -199,16 +199,18 @@ def read_row(
     turn_order: str = "strict",
     ignored: frozenset[str] = frozenset(),
     counts: Counter[str] | None = None,
+    thinking: str = "keep",
 ) -> Conversation | None:
     """Read one row; None if ``turn_order`` leaves it out, which is added to ``counts``.
+
+    ``thinking`` as in :func:`~qwen_job.data.formats.parse_record`.
 
     Raises:
         RecordError: the first reason why the row cannot be trained on.
     """
     if isinstance(value, Malformed):
         raise RecordError("row", value.message)
-    conversation = parse_record(value, layout, ignored, "as_written")
-    refuse_more_than_text(conversation)
+    conversation = parse_record(value, layout, ignored, thinking)
     if turn_order != "strict":
         arranged = arrange(conversation, turn_order, Counter() if counts is None else counts)
         if arranged is None:

@@ -165,8 +165,8 @@ def refuse_more_than_text(conversation: Conversation) -> None:
     number = next((number for number, turn in enumerate(turns, 1) if _is_more_than_text(turn)), 0)
     if beside or number:
         where = beside or f"turn {number} ({turns[number - 1].role})"
-        message = ("holds reasoning, tool calls, a result, a system text or a switch, which are not trained yet; leave "
-                   "the conversation out")  # fmt: skip
+        message = ("holds reasoning, tool calls, a result, a system text or a switch, for which ChatML has no place; "
+                   "leave it out")  # fmt: skip
         raise RecordError(where, message, "unused_key")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from qwen_job.chat.chosen import AUTO, CHATML, choose
 from qwen_job.chat.conversation import Conversation
 from qwen_job.chat.messages import Controls
 from qwen_job.chat.samples import Kind, Piece, Sample, SampleMaker
 from qwen_job.chat.settings import ChatSettings
-from qwen_job.chat.template import ChatTemplate, find_texts, read_template
+from qwen_job.chat.template import ChatTemplate
 from qwen_job.chatml import IM_END, IM_START, SYSTEM_PROMPT, chat_template
 from qwen_job.data.encode import ChatTokenizer, texts_of
 
@@ -24,7 +25,7 @@ class ChatmlMaker(SampleMaker):
 
     def samples(self, conversation: Conversation, counts: Counter[str]) -> list[Sample]:
         """Return the one sample of a conversation, none if no turn is learnt; see :meth:`SampleMaker.samples`."""
-        settled = self.settled(conversation, counts)._replace(system=conversation.system)
+        settled = self.settler.settled(conversation, counts)._replace(system=conversation.system)
         learnt = tuple(number for number, turn in enumerate(settled.turns) if turn.learn)
         if not learnt:
             counts["nothing_learnt"] += 1
@@ -57,10 +58,7 @@ def sample_maker(
 
 
 def _template(choice: str, settings: ChatSettings, folder: Path | None) -> ChatTemplate:
-    if choice not in ("auto", "chatml"):
-        return read_template(Path(choice))
-    found = find_texts(folder) if choice == "auto" and folder else None
-    if found:
-        return ChatTemplate(found.texts, str(folder), tokens=found.tokens)
-    system = SYSTEM_PROMPT if settings.system_prompt is None else settings.system_prompt
-    return ChatTemplate({"default": chat_template(system)}, _CHATML if folder or choice != "auto" else _NO_MODEL)
+    chosen = choose(CHATML if choice == AUTO and folder is None else choice, folder or Path())
+    system = chosen.system_prompt if settings.system_prompt is None else settings.system_prompt
+    name = _CHATML if folder or choice != AUTO else _NO_MODEL
+    return chosen.template or ChatTemplate({"default": chat_template(system)}, name)

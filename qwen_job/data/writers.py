@@ -54,6 +54,19 @@ class Writer(ABC):
 
     @property
     @abstractmethod
+    def settler(self) -> Settler:
+        """What applies the settings."""
+
+    @property
+    def reads(self) -> str:
+        """How rows are read (see :func:`~qwen_job.data.formats.parse_record`): where the template has no place for
+        reasoning and it is not stripped, ``<think>`` in a text stays text, as it is in the data.
+        """
+        thinking = self.settler.settings.thinking
+        return "as_written" if thinking == "keep" and not self.settler.traits.thinks else thinking
+
+    @property
+    @abstractmethod
     def adds_system(self) -> bool:
         """Whether a conversation that says nothing about it gets a system prompt."""
 
@@ -63,7 +76,7 @@ class ChatmlWriter(Writer):
 
     def __init__(self, tokenizer: ChatTokenizer, settler: Settler, system_prompt: str, mask: str) -> None:
         super().__init__(tokenizer)
-        self.settler, self.system_prompt, self.mask = settler, system_prompt, mask
+        self._settler, self.system_prompt, self.mask = settler, system_prompt, mask
         self._frames: dict[tuple[str, bool], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._between: dict[tuple[str, bool, str, bool], int] = {}
 
@@ -75,6 +88,11 @@ class ChatmlWriter(Writer):
             return []
         constants = [self._number(before, after) for before, after in zip([None, *parts], [*parts, None], strict=True)]
         return [Document(constants, [text for _, text, _ in parts], [learnt for _, _, learnt in parts])]
+
+    @property
+    def settler(self) -> Settler:
+        """What applies the settings; for ChatML, which has plain turns only."""
+        return self._settler
 
     @property
     def adds_system(self) -> bool:
@@ -152,6 +170,11 @@ class TemplateWriter(Writer):
         if outline.counts:
             counts.update(outline.counts)
         return [sample.document(values) for sample in self._samples(outline)]
+
+    @property
+    def settler(self) -> Settler:
+        """What applies the settings."""
+        return self.maker.settler
 
     @property
     def adds_system(self) -> bool:
