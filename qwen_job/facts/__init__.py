@@ -8,6 +8,7 @@ In reading order:
 - ``model_files``: reading the files of a model folder
 - ``model_names``: how a model is named
 - ``train_settings``: the settings allowed under ``train``
+- ``compiling``: when layers are compiled by default
 - ``deepspeed_keys``: the keys of DeepSpeed's JSON
 """
 

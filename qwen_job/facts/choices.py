@@ -1,6 +1,7 @@
 """Choices and defaults that job.yaml and train.yaml share: both sides import them, so that they cannot disagree.
 
-``auto`` is not among them: a job may leave a choice to the plan, train.yaml holds what was chosen.
+``auto`` is not among them: a job may leave a choice to the plan, train.yaml holds what was chosen. The one exception is
+``TorchCompile``: only the node knows whether it has a compiler.
 """
 
 from typing import Literal
@@ -23,6 +24,7 @@ Attention = Literal["varlen", "sdpa", "eager"]
 FusedLoss = Literal["torch", "chunked", "liger", "none"]
 OnNan = Literal["stop", "skip"]
 Resume = Literal["auto", "extend", "changed"]
+TorchCompile = Literal["auto"] | bool
 
 # numpy's generator takes 32 bits.
 SEED_LIMIT = 2**32

@@ -112,7 +112,7 @@ def _lacks(name: str, values: Mapping[str, Any], given: Circumstances) -> str:
     met = {
         "evaluation": given.evaluates,
         "workers": bool(values.get("dataloader_num_workers", 1)),
-        "torch_compile": bool(values.get("torch_compile")),
+        "torch_compile": values.get("torch_compile") is True,
         "gpu": not given.on_cpu,
         "ampere": given.ampere is not False,
         "trackio": any(tracker in (values.get("report_to") or []) for tracker in ("trackio", "all")),

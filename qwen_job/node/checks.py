@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault
 from qwen_job.node.image import installed_image
 from qwen_job.node.quick_check import require
+from qwen_job.toolchain import REMEDY, missing_tool
 
 
 def check_start(command: Sequence[str]) -> None:
@@ -61,22 +58,8 @@ def needs_compiler(torch_compile: bool, fused_loss: str) -> str | None:
 def require_compiler(setting: str, device: str) -> None:
     """Check for the compiler and the headers that ``setting`` needs.
 
-    On a GPU, Triton compiles C; on a CPU, Inductor compiles C++. ``CC`` and ``CXX`` override the compiler.
-
     Raises:
         EnvironmentFault: one of them is missing.
     """
-    names = ("gcc", "clang", "cc") if device == "cuda" else ("g++", "clang++", "c++")
-    own = os.environ.get("CC" if device == "cuda" else "CXX", "")
-    command = shlex.split(own)[0] if own.strip() else None
-    if not any(map(shutil.which, [command] if command else names)):
-        raise EnvironmentFault(f"{setting} compiles kernels during training, {_remedy(f'{names[0]} is missing')}")
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        raise EnvironmentFault(f"{setting} compiles kernels during training, {_remedy('Python.h is missing')}")
-
-
-def _remedy(what: str) -> str:
-    return (
-        f"but {what}: use an image built with 'make image WITH_COMPILER=1' (elsewhere install g++ and "
-        "libpython3-dev), or remove the setting"
-    )
+    if what := missing_tool(device):
+        raise EnvironmentFault(f"{setting} compiles kernels during training, but {what}: {REMEDY}, or remove the line")

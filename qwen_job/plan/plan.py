@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError, ModelError, Problem
+from qwen_job.facts.choices import TorchCompile
 from qwen_job.facts.config_fields import too_long
 from qwen_job.facts.hardware import Gpu, load_gpu
 from qwen_job.facts.lookup import UnknownName
@@ -20,7 +21,13 @@ from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
 from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.estimate.speed import SpeedEstimate
-from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision, refuse_settings
+from qwen_job.plan.precision import (
+    decide_attention,
+    decide_fused_loss,
+    decide_precision,
+    decide_torch_compile,
+    refuse_settings,
+)
 from qwen_job.plan.schedule import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search.choice import Answer, Choice, Question, Runner
 from qwen_job.plan.search.sharding import (
@@ -53,6 +60,7 @@ class Plan:
     precision: str
     attention: str
     fused_loss: str
+    torch_compile: TorchCompile
     choice: Choice
     batch: Batch
     deepspeed_config: dict[str, Any]
@@ -124,8 +132,10 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         )
         choice, answer = choose_for(job, question)
         reason = reason_of(question, answer)
-        run = plan_run(job, question, choice, data or data_of(job))
     _note_choice(job, choice, reason, ledger)
+    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger)
+    if question is not None:
+        run = plan_run(job, question, choice, data or data_of(job), compiles=torch_compile is not False)
     batch = decide_batch(job, ledger, rows, choice.micro_batch_size, reason)
     if question is not None and run is not None:
         warnings += _warnings(job, question, choice, run, disk_free_bytes)
@@ -139,6 +149,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         precision=precision,
         attention=attention,
         fused_loss=fused_loss,
+        torch_compile=torch_compile,
         choice=choice,
         batch=batch,
         deepspeed_config=deepspeed_config(job, choice, precision, batch),

@@ -1,8 +1,10 @@
-"""Precision, attention kernel and loss by GPU: decided by compute capability, never by what torch emulates."""
+"""Precision, attention, loss and compilation by GPU: decided by compute capability, never by what torch emulates."""
 
 from __future__ import annotations
 
 from qwen_job.errors import JobError
+from qwen_job.facts.choices import TorchCompile
+from qwen_job.facts.compiling import why_eager
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.train_settings import Circumstances, conflicts
 from qwen_job.job import Job
@@ -94,3 +96,21 @@ def decide_fused_loss(job: Job, gpu: Gpu, precision: str, ledger: Ledger) -> str
     # torch 2.13's linear_cross_entropy adds the loss up in the weights' type: 0.9% off in bf16 (LOG.md).
     chosen = "torch" if precision == "fp32" else "chunked"
     return str(ledger.decide("train.fused_loss", written, chosen, "never holds all logits; sums in fp32"))
+
+
+def decide_torch_compile(job: Job, gpu: Gpu, zero_stage: int, ledger: Ledger) -> TorchCompile:
+    """Return the job's word, false, or auto: each node looks for a compiler, which the plan cannot see."""
+    written = None if job.train.torch_compile == "auto" else job.train.torch_compile
+    capability = None if gpu.is_cpu else capability_of(gpu)
+    why = why_eager(capability, packed=job.data.packing, zero_stage=zero_stage)
+    reason = (
+        why or f"{gpu.name}: where the node has a C compiler, as the image of set ampere does; its log has the answer"
+    )
+    decided: TorchCompile = ledger.decide("train.torch_compile", written, False if why else "auto", reason)
+    return decided
+
+
+def capability_of(gpu: Gpu) -> tuple[int, int]:
+    """Return the compute capability of a GPU as (major, minor)."""
+    major, _, minor = f"{gpu.compute_capability:.1f}".partition(".")
+    return int(major), int(minor)

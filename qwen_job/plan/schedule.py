@@ -9,6 +9,7 @@ from typing import NamedTuple
 from qwen_job.job import Job
 from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.estimate.speed import (
+    COMPILE_SECONDS,
     CPU_START_SECONDS,
     DEFAULT_STORAGE_GBS,
     START_SECONDS,
@@ -63,8 +64,8 @@ def data_of(job: Job) -> DataSize | None:
     return DataSize(kept, None if mean is None else mean * kept, mean)
 
 
-def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None) -> RunPlan:
-    """Return the run that the choice gives with this data."""
+def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None, *, compiles: bool = False) -> RunPlan:
+    """Return the run that the choice gives with this data; ``compiles``: layers are compiled before the first step."""
     train = job.train
     rows, fill = _rows(job, data)
     batch = choice.micro_batch_size * choice.gradient_accumulation_steps * question.world_size
@@ -85,7 +86,8 @@ def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None
             checkpoint_bytes=choice.needs.disk["checkpoints"] // (question.save_total_limit + 1),
             save_steps=train.save_steps,
             storage_gbs=job.cluster.storage_gbs or DEFAULT_STORAGE_GBS,
-            start_seconds=CPU_START_SECONDS if question.gpu.is_cpu else START_SECONDS,
+            start_seconds=(CPU_START_SECONDS if question.gpu.is_cpu else START_SECONDS)
+            + (COMPILE_SECONDS if compiles else 0.0),
             price_per_gpu_hour=job.cluster.price_per_gpu_hour,
         )
     return RunPlan(data, rows, per_epoch, steps, speed, estimate, choice.needs.with_data(_prepared_bytes(data)))

@@ -41,7 +41,7 @@ def train_config(plan: Plan) -> TrainConfig:
         precision=plan.precision,
         attention=plan.attention,
         fused_loss=plan.fused_loss,
-        torch_compile=train.torch_compile,
+        torch_compile=plan.torch_compile,
         gradient_checkpointing=plan.choice.gradient_checkpointing,
         # A CPU's peak is assumed: precise enough for a rough time, not for an MFU.
         peak_tflops=None if gpu.is_cpu else gpu.peak_tflops.get(plan.precision),

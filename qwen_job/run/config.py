@@ -61,7 +61,7 @@ class TrainConfig(Section):
     precision: choices.Precision = "bf16"
     attention: choices.Attention = "sdpa"
     fused_loss: choices.FusedLoss = "none"
-    torch_compile: bool = False
+    torch_compile: choices.TorchCompile = "auto"
     gradient_checkpointing: bool = True
     peak_tflops: float | None = Field(default=None, gt=0)
     model: ModelSpec

@@ -4,6 +4,7 @@ job.yaml train.yaml deepspeed.json    what ran, exactly
 checkpoints/step-N/manifest.json      sharded state; without its manifest, a checkpoint does not exist
 prepared/                             the packed rows, where no other cache is named
 metrics.jsonl heartbeat               a line per step; the time and step last seen
+kernels.zip                           compiled kernels, so that a restart compiles nothing
 launch/ logs/                         what the launchers of the nodes write
 model/                                the trained model
 report.html evaluation.json done.json pages and scores; done.json, written last: the run is complete
@@ -20,7 +21,7 @@ from pathlib import Path
 JOB, TRAIN, DEEPSPEED = "job.yaml", "train.yaml", "deepspeed.json"
 METRICS, HEARTBEAT, DONE = "metrics.jsonl", "heartbeat", "done.json"
 REPORT, EVALUATION, SWEEP = "report.html", "evaluation.json", "sweep.json"
-CHECKPOINTS, PREPARED, MODEL = "checkpoints", "prepared", "model"
+CHECKPOINTS, PREPARED, MODEL, KERNELS = "checkpoints", "prepared", "model", "kernels.zip"
 LAUNCH, LOGS = "launch", "logs"
 # In a checkpoint.
 MANIFEST, IDENTITY, STATE = "manifest.json", "identity.json", "trainer_state.json"
@@ -96,6 +97,11 @@ class RunFolder:
     def model(self) -> Path:
         """The trained model."""
         return self.path / MODEL
+
+    @property
+    def kernels(self) -> Path:
+        """The archive of compiled kernels."""
+        return self.path / KERNELS
 
     @property
     def logs(self) -> Path:

@@ -6,6 +6,7 @@ attempt           prepare, train, export;  failures, oom_advice: what ended it, 
 rendezvous        how ranks meet and wait for one another;  ranks: what they exchange
 resume            the checkpoint and identity to resume from;  identity, settings_diff, universal
 setup             builds the trainer;  modeling, kernels, attention, loss: the model and what is minimised
+compiling         whether layers are compiled, and that before the first step;  kernel_cache: what is kept of it
 trainer           the loop: one step from top to bottom, and its boundary
   batches, course   which rows a step has, on any number of ranks
   deepspeed_engine, gradients

@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
             log.say(note)
         if config.device == "cpu":
             # DeepSpeed compiles functions that are never called here; importing the compiler takes seconds.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile else "1")
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile is True else "1")
         with stop_request.interrupting():
             store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
             tell(store, "stay", place.is_first, stop_request.leave_if_heard)

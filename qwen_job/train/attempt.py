@@ -58,7 +58,7 @@ def train(
         seconds, folder = config.guards.hang_seconds, config.folder.logs
         watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
         watchdog.loading()
-        attempt = Attempt(config, deepspeed, place, stop_request, log)
+        attempt = Attempt(config, deepspeed, place, store, stop_request, log)
         loaded = load(attempt, model_folder, prepared)
         step = resumed.step if resumed else None
         log.write(

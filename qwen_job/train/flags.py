@@ -168,7 +168,7 @@ def config_from_flags(
         "resume": own.get("resume", "auto"),
         "world_size": world_size,
         **on_device,
-        "torch_compile": own.get("torch_compile", False),
+        "torch_compile": own.get("torch_compile", "auto" if on_device["device"] == "cuda" else False),
         "gradient_checkpointing": own.get("gradient_checkpointing", False),
         "model": model_values(own),
         "data": data_values(own),
@@ -219,6 +219,8 @@ def _store(flags: Flags, name: str, text: str | None) -> None:
 def _own_value(name: str, text: str | None) -> Any:
     if name == "resume_from_checkpoint":
         return "true" if text is None else text
+    if name == "torch_compile" and (text or "").lower() == "auto":
+        return "auto"
     kind: Callable[[str], Any] = _OWN[name]
     return _boolean(name, text) if kind is bool else _typed(name, text, kind)
 

@@ -1,6 +1,6 @@
 """Two of transformers' formulas with fewer passes over memory, for GPUs, as a compiler would do it.
 
-- ``use_lean_kernels``: gives a loaded model both
+- ``use_lean_kernels``: gives a loaded model both;  ``use_lean_rotation``: the rotation alone, or takes it away
 - ``stock_kernels``: transformers' own again, within a block
 - ``rotate``: the rotary embedding, in place of transformers' ``apply_rotary_pos_emb``
 """
@@ -27,10 +27,17 @@ def use_lean_kernels(model: Any, *, compiled: bool = False) -> None:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(_rms_norm, module)
+    use_lean_rotation(model, wanted=not compiled)
+
+
+def use_lean_rotation(model: Any, *, wanted: bool = True) -> None:
+    """Give a model our rotation, or transformers' own again: a compiler fuses that, and cannot look into ours."""
     home = sys.modules[type(model).__module__]
-    if not compiled and hasattr(home, _ROTATION):
+    if wanted and hasattr(home, _ROTATION):
         _stock.setdefault(home, getattr(home, _ROTATION))
         setattr(home, _ROTATION, rotate)
+    elif home in _stock:
+        setattr(home, _ROTATION, _stock.pop(home))
 
 
 @contextmanager

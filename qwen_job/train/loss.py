@@ -171,7 +171,7 @@ def _softmax_step(logits: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:
 _chunk_step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _softmax_step
 
 
-def compile_chunks() -> None:
+def compile_chunks(*, wanted: bool = True) -> None:
     """Fuse the passes over a chunk's logits into one kernel: they cost more memory traffic than the products."""
     global _chunk_step
-    _chunk_step = torch.compile(_softmax_step, dynamic=True)
+    _chunk_step = torch.compile(_softmax_step, dynamic=True) if wanted else _softmax_step

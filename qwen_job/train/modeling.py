@@ -43,16 +43,9 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
     if config.device == "cuda":
         # Its backward gives NaN on Hopper for an explicit mask and some lengths: pytorch issue 196678.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        use_lean_kernels(model, compiled=config.torch_compile)
+        use_lean_kernels(model)
         if config.attention == "varlen":
             try_kernel(torch.device("cuda"), DTYPES[config.precision], window_of(model.config))
-    if config.torch_compile:
-        # Layer by layer: one compilation serves all, and DeepSpeed's hooks stay outside.
-        wanted = config.training.extra()
-        names = {"torch_compile_backend": "backend", "torch_compile_mode": "mode"}
-        compiler = {names[name]: wanted[name] for name in names if wanted.get(name)}
-        for layer in model.model.layers:
-            layer.compile(**compiler)
     return model
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +24,15 @@ from qwen_job.run.signals import StopRequest
 from qwen_job.train import deepspeed_engine as engines
 from qwen_job.train.arguments import Arguments, read_arguments
 from qwen_job.train.attention import window_of
-from qwen_job.train.batches import Loader, Rows, StepSampler
+from qwen_job.train.batches import Batch, Loader, Rows, StepSampler, collate, on_device
 from qwen_job.train.checkpoints import Checkpointer
+from qwen_job.train.compiling import Setting, compile_layers, refuse_without_compiler
 from qwen_job.train.course import Course, Track
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens, rehearse
 from qwen_job.train.guards import source_of
 from qwen_job.train.intervals import Intervals
-from qwen_job.train.loss import LossHead, Objective, compile_chunks, exact_kind
+from qwen_job.train.loss import LossHead, Objective, exact_kind
 from qwen_job.train.modeling import DTYPES, build_model, build_optimizer, shape_of
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rate_schedule import Schedule, check_schedule
@@ -44,6 +46,9 @@ from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.trainer import Parts, Trainer
 from qwen_job.train.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
@@ -53,6 +58,7 @@ class Attempt(NamedTuple):
     config: TrainConfig
     deepspeed: DeepSpeedConfig
     place: Place
+    store: Store
     stop_request: StopRequest
     log: RunLog
 
@@ -73,8 +79,10 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
         JobError: a setting of the training cannot be used.
         DataError: there is no row to train on.
         ModelError: the model cannot be loaded, or not exported after training.
+        EnvironmentFault: torch_compile is true, and this node has no compiler.
     """
     config, log = attempt.config, attempt.log
+    refuse_without_compiler(config)
     transformers_logging.disable_progress_bar()
     arguments, notes = read_arguments(config)
     if arguments.tf32 is not None:
@@ -114,6 +122,10 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     state.max_steps = log.total_steps = _total_steps(config, track, resume.step if resume else None)
     check_schedule(config, arguments, state.max_steps)
     engine = _engine(attempt, model, arguments)
+    setting = Setting(config, attempt.deepspeed, place, attempt.store, ranks, log)
+    rehearsals = _rehearsals(config, arguments, data, partial(objective, engine.module), device, pad_id)
+    compiled = compile_layers(setting, engine.module, loaded.model_folder, rehearsals, resume.step if resume else 0)
+    length = config.data.max_length if compiled else 1  # compiled layers want one shape
     schedule = Schedule(config, arguments, engines.torch_optimizer(engine), state.max_steps)
     if resume:
         engines.load_checkpoint(engine, resume.path, config)
@@ -139,8 +151,8 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         objective=objective,
         shape=shape,
         pad_id=pad_id,
-        train_rows=training_rows(config, arguments, data.train, ranks, pad_id),
-        held_out_rows=partial(held_out_rows, config, arguments, data.eval, ranks, pad_id),
+        train_rows=training_rows(config, arguments, data.train, ranks, pad_id, length),
+        held_out_rows=partial(held_out_rows, config, arguments, data.eval, ranks, pad_id, length),
         track=track,
         state=state,
         schedule=schedule,
@@ -156,25 +168,52 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     return Trainer(parts)
 
 
-def training_rows(config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int) -> Loader:
-    """Return this rank's micro-batches: one permutation of the rows an epoch, dealt to steps whatever the ranks."""
+def _rehearsals(
+    config: TrainConfig,
+    arguments: Arguments,
+    data: PreparedData,
+    loss: Callable[[Batch], torch.Tensor],
+    device: torch.device,
+    pad_id: int,
+) -> list[Callable[[], torch.Tensor]]:
+    """Return what computes the loss of a training batch and, if the run evaluates, of a held-out one."""
+
+    def of(rows: PackedRows, size: int) -> torch.Tensor:
+        items = [(number % len(rows), rows[number % len(rows)]) for number in range(size)]
+        return loss(on_device(collate(items, pad_id, config.data.max_length), device))
+
+    found = [partial(of, data.train, config.training.per_device_train_batch_size)]
+    if config.evaluates and len(data.eval):
+        found.append(partial(of, data.eval, arguments.per_device_eval_batch_size))
+    return [*found]
+
+
+def training_rows(
+    config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int, length: int = 1
+) -> Loader:
+    """Return this rank's micro-batches: one permutation of the rows an epoch, dealt to steps whatever the ranks.
+
+    ``length``: tokens that a row has at least, pads counted.
+    """
     training = config.training
     seed = config.seed if arguments.data_seed is None else arguments.data_seed
     micro, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     sampler = StepSampler(len(rows), micro, accumulation, ranks.rank, ranks.world_size, seed)
     sampler.leave_out(config.guards.skip_rows)
-    return _loader(config, arguments, rows, sampler, pad_id, training.dataloader_num_workers)
+    return _loader(config, arguments, rows, sampler, pad_id, length, training.dataloader_num_workers)
 
 
-def held_out_rows(config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int) -> Loader:
+def held_out_rows(
+    config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int, length: int = 1
+) -> Loader:
     """Return this rank's held-out micro-batches, in the rows' own order."""
     micro = arguments.per_device_eval_batch_size
     sampler = StepSampler(len(rows), micro, 1, ranks.rank, ranks.world_size, None)
-    return _loader(config, arguments, rows, sampler, pad_id, 0)
+    return _loader(config, arguments, rows, sampler, pad_id, length, 0)
 
 
 def _loader(
-    config: TrainConfig, arguments: Arguments, rows: Rows, sampler: StepSampler, pad_id: int, workers: int
+    config: TrainConfig, arguments: Arguments, rows: Rows, sampler: StepSampler, pad_id: int, length: int, workers: int
 ) -> Loader:
     return Loader(
         rows,
@@ -182,7 +221,7 @@ def _loader(
         pad_id,
         workers,
         config.device == "cuda" and arguments.dataloader_pin_memory,
-        config.data.max_length if config.torch_compile else 1,  # compiled layers want one shape
+        length,
         prefetch=arguments.dataloader_prefetch_factor,
         persistent=arguments.dataloader_persistent_workers,
     )
@@ -265,8 +304,6 @@ def _fused_loss(config: TrainConfig, log: RunLog) -> str:
     kind = exact_kind(config.fused_loss, config.precision)
     if kind != config.fused_loss:
         log.say(f"fused_loss: {kind} instead of {config.fused_loss}, whose loss has only 16 bits in {config.precision}")
-    if kind == "chunked" and config.torch_compile:
-        compile_chunks()
     return kind
 
 

@@ -80,3 +80,27 @@ def test_a_model_folder_has_a_say_in_the_kernel(
         assert plan(tmp_path, text, *sets).attention == expected
     else:
         assert any(expected in problem for problem in problems(tmp_path, text, *sets))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "text", "expected", "reason"),
+    [
+        ("H100-80G", "", "auto", "where the node has a C compiler"),
+        ("A100-80G", "train: {torch_compile: auto}\n", "auto", "where the node has a C compiler"),
+        ("A100-80G", "train: {torch_compile: false}\n", False, "written in the job"),
+        ("V100-32G", "train: {torch_compile: true}\n", True, "written in the job"),
+        ("V100-32G", "", False, "compute capability 7.0 < 8.0"),
+        ("CPU", "", False, "no GPU"),
+        ("H100-80G", "deepspeed: {zero_stage: 3}\n", False, "ZeRO-3 gathers weights inside a layer"),
+    ],
+)
+def test_layers_are_compiled_where_it_pays(tmp_path: Path, gpu: str, text: str, expected: object, reason: str) -> None:
+    made = plan(tmp_path, text, f"cluster.gpu={gpu}", "model=Qwen/Qwen1.5-0.5B-Chat")
+    (decision,) = [one for one in made.decisions if one.field == "train.torch_compile"]
+    assert made.torch_compile == decision.value == expected
+    assert reason in decision.reason
+
+
+def test_rows_that_are_not_packed_are_not_compiled_by_default(tmp_path: Path) -> None:
+    made = plan(tmp_path, "", "cluster.gpu=H100-80G", "model=Qwen/Qwen1.5-0.5B-Chat", "data.packing=false")
+    assert made.torch_compile is False

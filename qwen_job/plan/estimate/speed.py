@@ -60,6 +60,8 @@ LOSS_TRAFFIC = 24
 ADAM_TRAFFIC = 40
 # Shared file systems: 1 GB/s for one job is modest; imports, NCCL and loading the weights take minutes.
 DEFAULT_STORAGE_GBS, START_SECONDS, CPU_START_SECONDS = 1.0, 180.0, 10.0
+# Compiling the layers before the first step without a cache: 35 s of Qwen-1.8B on an H200 (BENCHMARKS.md).
+COMPILE_SECONDS = 35.0
 # Without a figure, one 100 Gb/s link a node: the least that is common in GPU clusters.
 DEFAULT_NETWORK_GBS = 12.5
 # Processes without GPUs exchange through gloo: about this, inside one machine.

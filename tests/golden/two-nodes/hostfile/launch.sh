@@ -118,7 +118,7 @@ device: cuda
 precision: bf16
 attention: varlen
 fused_loss: chunked
-torch_compile: false
+torch_compile: auto
 gradient_checkpointing: true
 peak_tflops: null
 model:

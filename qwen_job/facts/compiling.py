@@ -1,0 +1,25 @@
+"""When ``torch_compile: auto`` compiles the model's layers: the rule of the plan, the flags and the trainer.
+
+Measured on an H200: 17% more tokens/s (BENCHMARKS.md).
+"""
+
+from __future__ import annotations
+
+# Triton, which makes the kernels, has no tensor-core path for older GPUs since 3.2 (its pull request 5066).
+COMPILES_FROM = (8, 0)
+
+
+def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: int) -> str:
+    """Return why layers are not compiled by default; empty: they are.
+
+    ``capability``: the GPU's compute capability, None on a CPU.
+    """
+    if capability is None:
+        return "no GPU"
+    if capability < COMPILES_FROM:
+        return f"compute capability {'.'.join(map(str, capability))} < {'.'.join(map(str, COMPILES_FROM))}"
+    if not packed:
+        return "rows that are not packed have many lengths, and each would be padded to the longest"
+    if zero_stage == 3:
+        return "ZeRO-3 gathers weights inside a layer, which leaves little to compile"
+    return ""
