@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -43,9 +42,20 @@ class Kernel(NamedTuple):
     takes: frozenset[str]
 
 
-@cache
+_kernels: list[Kernel] = []
+
+
 def varlen_kernel() -> Kernel:
-    """Return torch's kernel for this GPU; torch 2.10 and later have both."""
+    """Return torch's kernel for this GPU; torch 2.10 and later have both.
+
+    It is looked up once, before layers are compiled; behind functools.cache, Dynamo would look it up again.
+    """
+    if not _kernels:
+        _kernels.append(_find_kernel())
+    return _kernels[0]
+
+
+def _find_kernel() -> Kernel:
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         names = {argument.name for argument in torch.ops.aten._efficient_attention_forward.default._schema.arguments}
         return Kernel(memory_efficient, frozenset({"scale", "enable_gqa", *names & {"window_size"}}))

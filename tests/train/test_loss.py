@@ -274,11 +274,10 @@ def test_an_older_gpu_gets_the_memory_efficient_kernel(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for capability, efficient in (((7, 0), True), ((7, 5), True), ((8, 0), False), ((9, 0), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda found=capability: found)
-        kernels.varlen_kernel.cache_clear()
+        monkeypatch.setattr(kernels, "_kernels", [])
         kernel = kernels.varlen_kernel()
         assert (kernel.call is kernels.memory_efficient) is efficient
         assert {"scale", "window_size", "enable_gqa"} <= kernel.takes
-    kernels.varlen_kernel.cache_clear()
 
 
 def test_the_kernel_is_told_the_longest_document_of_the_batch() -> None:
