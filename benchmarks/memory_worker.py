@@ -10,7 +10,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 warnings.filterwarnings("ignore")
@@ -23,6 +23,7 @@ from qwen_job.facts.model_shapes import ModelShape, model_shape_from_config  # n
 from qwen_job.plan.estimate.activations import activation_bytes  # noqa: E402
 from qwen_job.plan.estimate.layout import Layout  # noqa: E402
 from qwen_job.plan.estimate.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402
+from qwen_job.train.kernels import use_lean_kernels  # noqa: E402
 
 # The shared-memory collective would be compiled for minutes; gloo itself is enough to count tensors.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
@@ -48,7 +49,8 @@ def storages(tensors: Iterable[Any]) -> dict[int, int]:
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
             storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            with suppress(RuntimeError):  # a compiler's stand-ins have no memory
+                found[storage.data_ptr()] = storage.nbytes()
     found.pop(0, None)
     return found
 
@@ -182,9 +184,18 @@ def saved_tensors(model: torch.nn.Module) -> Iterator[dict[int, torch.Tensor]]:
         yield saved
 
 
-def count_activations(shape: ModelShape, dtype: torch.dtype, attention: str, checkpointing: bool) -> None:
-    """Compare what the decoder keeps between forward and backward, without the head."""
+def count_activations(
+    shape: ModelShape, dtype: torch.dtype, attention: str, checkpointing: bool = False, compiled: bool = False
+) -> None:
+    """Compare what the decoder keeps between forward and backward, without the head.
+
+    ``compiled``: as our trainer compiles it for a GPU, up to the graphs; their kernels keep nothing else.
+    """
     model = build(shape, dtype, attention)
+    if compiled:
+        use_lean_kernels(model, compiled=True)
+        for layer in model.model.layers:
+            layer.compile(backend="aot_eager_decomp_partition")
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     length = 256
@@ -203,10 +214,13 @@ def count_activations(shape: ModelShape, dtype: torch.dtype, attention: str, che
         precision=PRECISION[dtype],
         attention="varlen" if attention == "sdpa" else attention,
         gradient_checkpointing=checkpointing,
+        fused_norms=compiled,
+        compiled=compiled,
     )
     planned = activation_bytes(layout)["saved"]
     del output
-    name = f"activations {PRECISION[dtype]} {attention}{' checkpointed' if checkpointing else ''}"
+    how = " checkpointed" if checkpointing else " compiled" if compiled else ""
+    name = f"activations {PRECISION[dtype]} {attention}{how}"
     report(name, planned, measured)
 
 
@@ -225,6 +239,7 @@ def main() -> None:
         for attention in ("sdpa", "eager"):
             for checkpointing in (False, True):
                 count_activations(shape, dtype, attention, checkpointing)
+        count_activations(shape, dtype, "sdpa", compiled=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 ANSI = (34, 33, 32, 35, 36, 31, 93, 90)
 OVER, MEASURED = "#B00020", "#667085"
 # Not allocated by torch, so not part of its measured peak: drawn last, so that the rest compares with the peak.
-NOT_ALLOCATED = ("fragmentation", "CUDA context", "NCCL")
+NOT_ALLOCATED = ("fragmentation", "held by the allocator", "CUDA context", "NCCL")
 _WITHOUT_CARD = {
     "GPU": "a GPU, whose memory is not known",
     "node": "of host memory on a node",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qwen_job.facts.hardware import Gpu
 from qwen_job.job import Job
 
@@ -28,6 +30,12 @@ def environment(job: Job, gpu: Gpu, interconnect: str) -> dict[str, str]:
         # The nodes put the interface's own name in its place (sockets.py).
         env["GLOO_SOCKET_IFNAME"] = job.cluster.socket_interface
     return dict(sorted((env | job.env).items()))
+
+
+def segments_grow(env: Mapping[str, str]) -> bool:
+    """Tell whether the segments of torch's allocator can grow: by the presets, unless a job's ``env`` replaces them."""
+    written = env.get("PYTORCH_ALLOC_CONF") or env.get("PYTORCH_CUDA_ALLOC_CONF")
+    return written is None or "expandable_segments:true" in written.replace(" ", "").lower()
 
 
 def _network(job: Job, interconnect: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ ITEMS = {
     "activations": "values saved for the backward pass of every layer; with checkpointing, only each layer's input",
     "one layer's backward": "one layer's activations (computed again with checkpointing) and gradients",
     "logits and loss": "vocabulary x tokens for the plain loss, one chunk of that for a fused loss",
+    "held by the allocator": "freed blocks that fit no other use: env overrides expandable_segments, which avoids them",
     "fragmentation": "memory that the allocator cannot use, a share of the allocated bytes (plan.fragmentation)",
     "CUDA context": "CUDA itself, cuBLAS and kernels (plan.context_bytes)",
     "NCCL": "buffers of the collectives (plan.nccl_bytes)",

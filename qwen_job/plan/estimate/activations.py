@@ -19,9 +19,9 @@ def layer_activation_bytes(layout: Layout) -> int:
 
     Per token, with e bytes per element: two norms (an fp32 input, the normalized value, the output, 1/rms; fused: the
     input unchanged, the output, 1/rms), q, k, v and the attention's output with its log-sum-exp, and four values of the
-    FFN's width (gate, silu, up, product). Qwen3 adds a norm of q and k. ``sdpa`` with a block mask, and ``varlen``
-    below compute capability 8.0, repeat k and v for every query head; ``eager`` also saves the probabilities, in fp32
-    and in the working type: quadratic in the sequence length.
+    FFN's width (gate, silu, up, product; compiled, silu is computed again). Qwen3 adds a norm of q and k. ``sdpa`` with
+    a block mask, and ``varlen`` below compute capability 8.0, repeat k and v for every query head; ``eager`` also saves
+    the probabilities, in fp32 and in the working type: quadratic in the sequence length.
     """
     shape, e = layout.shape, layout.element
     half = e < 4  # in fp32 the norm's input is the residual stream itself, so it is saved only once
@@ -34,7 +34,8 @@ def layer_activation_bytes(layout: Layout) -> int:
         attended += heads * (layout.sequence_length * (4 + e if half else 4) - 4)
     if shape.qk_norm:
         attended += (_norm_bytes(layout) - e) * (q + kv) + 4 * (heads + shape.num_key_value_heads)
-    return layout.tokens * (norms + attended + 4 * e * shape.intermediate_size)
+    wide = 3 if layout.compiled else 4
+    return layout.tokens * (norms + attended + wide * e * shape.intermediate_size)
 
 
 def _norm_bytes(layout: Layout) -> int:
@@ -65,8 +66,8 @@ def loss_bytes(layout: Layout) -> int:
 
     ``none`` holds all logits: 12 bytes each. ``torch`` and ``liger`` hold a chunk that is about as large as the hidden
     states (torch's ``aspect_ratio:2``: half of that) in fp32, its softmax and its half-precision gradient; ``chunked``
-    holds 2048 rows, once more in fp32 and their log-probabilities, and the head's gradient in fp32. All three keep the
-    gradient of the hidden states.
+    holds 2048 rows, once more in fp32 and their log-probabilities (compiled: only their gradient), and the head's
+    gradient in fp32. All three keep the gradient of the hidden states.
     """
     tokens, fused_loss, e = layout.tokens, layout.fused_loss, layout.element
     hidden, vocabulary = layout.shape.hidden_size, layout.shape.vocab_size
@@ -74,7 +75,8 @@ def loss_bytes(layout: Layout) -> int:
         return PLAIN_LOSS_BYTES * tokens * vocabulary
     if fused_loss == "chunked":
         widened = 4 if e < 4 else 0
-        return (4 + widened + e) * min(tokens, CHUNKED_ROWS) * vocabulary + hidden * (4 * vocabulary + e * tokens)
+        logit = 2 * e if layout.compiled else 4 + widened + e
+        return logit * min(tokens, CHUNKED_ROWS) * vocabulary + hidden * (4 * vocabulary + e * tokens)
     gradients = e * hidden * (tokens + vocabulary)
     rows = _power_of_two(-(-tokens // -(-vocabulary // hidden)))
     return (8 + e) * max(1, rows // 2 if fused_loss == "torch" else rows) * vocabulary + gradients

@@ -141,6 +141,8 @@ def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | 
         attention=train.attention,
         fused_loss=train.fused_loss,
         fused_norms=train.device == "cuda",
+        lean_zero=True,
+        compiled=train.torch_compile is True,
     )
 
 

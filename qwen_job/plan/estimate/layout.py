@@ -14,7 +14,9 @@ class Layout(NamedTuple):
     """A model, the GPUs, and how one step is computed on them.
 
     ``world_size`` counts processes, one per GPU; ``gpu`` is None for an unknown device; ``fused_norms``: norms as our
-    trainer computes them on a GPU (train/kernels.py), otherwise as transformers does.
+    trainer computes them on a GPU (train/kernels.py), otherwise as transformers does; ``lean_zero``: a lone rank's
+    gradients as our trainer keeps them (train/lean_zero.py), otherwise as DeepSpeed does; ``compiled``: layers and loss
+    under torch.compile; ``expandable_segments``: of torch's allocator, as environment.py sets them.
     """
 
     shape: ModelShape
@@ -31,6 +33,9 @@ class Layout(NamedTuple):
     attention: str = "varlen"
     fused_loss: str = "torch"
     fused_norms: bool = False
+    lean_zero: bool = False
+    compiled: bool = False
+    expandable_segments: bool = True
 
     @property
     def on_cpu(self) -> bool:
@@ -56,6 +61,12 @@ class Layout(NamedTuple):
     def nodes(self) -> int:
         """Number of nodes."""
         return -(-self.world_size // self.gpus_per_node)
+
+    @property
+    def gradients_stay(self) -> bool:
+        """Whether gradients stay where autograd leaves them: no buckets, no flat copy in 16 bits."""
+        alone = self.world_size == 1 and self.zero_stage in (1, 2) and not self.offload_optimizer
+        return self.lean_zero and alone
 
     @property
     def shard(self) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MASTER_BYTES, ADAM_BYTES = 4, 8
 CHECKPOINT_COPY = "checkpoint copy"
+HELD = "held by the allocator"
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ def estimate_memory(
         device = {}
     else:
         device["fragmentation"] = int(constants.fragmentation * totals[peak])
+        device[HELD] = 0 if layout.expandable_segments else _held_bytes(totals, sum(states.values()))
         device["CUDA context"] = constants.context_bytes
         device["NCCL"] = constants.nccl_bytes if layout.world_size > 1 else 0
     return MemoryEstimate(
@@ -199,6 +201,16 @@ def estimate_memory(
         moments=totals,
         capacity=None if layout.gpu is None else layout.gpu.memory_bytes,
     )
+
+
+def _held_bytes(totals: Mapping[str, int], states: int) -> int:
+    """Return what torch's allocator holds at most besides the peak, where its segments cannot grow.
+
+    Blocks freed after backward may be of no use to the optimizer's large copies, and the other way round: then it holds
+    both. It gives them back before it fails, but until then they count. No formula gives how much of it a run will hold
+    (LOG.md).
+    """
+    return min(totals["optimizer"] - states, max(totals["loss"], totals["backward"]) - states)
 
 
 def _moments(
@@ -234,7 +246,7 @@ def _buffers(layout: Layout, zero: Mapping[str, Any]) -> dict[str, int]:
     including prefetched ones; it never shards norms and biases. Offload stages the largest gradient.
     """
     shape, stage, element = layout.shape, layout.zero_stage, layout.element
-    if stage == 0:
+    if stage == 0 or layout.gradients_stay:
         return {}
     total = shape.num_parameters
     bucket, largest = int(zero["reduce_bucket_size"]), _largest_gradient(layout)
@@ -260,8 +272,8 @@ def _step_bytes(layout: Layout, zero: Mapping[str, Any], master_weights: bool, f
     """Return the temporaries of the optimizer step on the GPU, in addition to the gradients.
 
     ZeRO makes a flat copy of this rank's gradients and its fp32 version, ZeRO-3 one ``sub_group_size`` at a time; in
-    fp32 the flat copy is the only one, without ZeRO the fp32 version is. An unfused AdamW needs one more
-    temporary of the moments' size; the flat copy has been freed by then.
+    fp32 the flat copy is the only one, without ZeRO and where gradients stay in place the fp32 version is. An unfused
+    AdamW needs one more temporary of the moments' size; the flat copy has been freed by then.
     """
     element, total = layout.element, layout.shape.num_parameters
     if not master_weights:
@@ -271,7 +283,7 @@ def _step_bytes(layout: Layout, zero: Mapping[str, Any], master_weights: bool, f
     shard = layout.shard
     if layout.zero_stage == 3:
         shard = min(shard, int(zero["sub_group_size"]))
-    flat = element if element < 4 else 0
+    flat = element if element < 4 and not layout.gradients_stay else 0
     return (4 + max(flat, 0 if fused_optimizer else 4)) * shard
 
 

@@ -61,6 +61,7 @@ class Question:
     margin: float = MARGIN
     constants: Constants | None = None
     speed_constants: SpeedConstants | None = None
+    expandable_segments: bool = True
 
     @property
     def world_size(self) -> int:
@@ -195,6 +196,8 @@ def layout_of(question: Question, choice: Choice) -> Layout:
         attention=question.attention,
         fused_loss=question.fused_loss,
         fused_norms=question.gpu is None or not question.gpu.is_cpu,
+        lean_zero=True,
+        expandable_segments=question.expandable_segments,
     )
 
 

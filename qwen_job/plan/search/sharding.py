@@ -11,6 +11,7 @@ from qwen_job.errors import JobError
 from qwen_job.facts.hardware import Gpu, gpu_names, load_gpu
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
+from qwen_job.plan.environment import segments_grow
 from qwen_job.plan.estimate.constants import constants_from
 from qwen_job.plan.estimate.memory import Constants
 from qwen_job.plan.estimate.speed import SpeedConstants
@@ -51,6 +52,7 @@ def question_of(
         margin=MARGIN if job.plan.margin is None else job.plan.margin,
         constants=constants,
         speed_constants=speed_constants,
+        expandable_segments=segments_grow(job.env),
     )
 
 
