@@ -114,6 +114,8 @@ def _listed(record: dict[Any, Any], key: str, reading: Reading) -> Conversation:
     system = None
     if "system" in record or turns[0].role == "system":
         system, turns = _system_first(record, key, turns)
+    if not turns:
+        raise RecordError(key, "holds a system turn and nothing else; write at least one question and one answer")
     return _conversation(record, key, system, turns, reading, unused)
 
 

@@ -61,8 +61,19 @@ def misplaced_turn(turns: Sequence[Turn]) -> tuple[int, str] | None:
                 return number, "is a result without a call before it; write tool_calls in the assistant's turn before"
             expected = "assistant"
         elif role != "system":
-            return number, f"should be the {expected}'s; user and assistant must alternate, user first"
+            return number, _misplacement(turns, number, expected)
     return None
+
+
+def _misplacement(turns: Sequence[Turn], number: int, expected: str) -> str:
+    before = turns[number - 1] if number else None
+    if before and before.calls:
+        return "follows a call without a result; add a turn with the role tool, or remove the call"
+    if before and before.role == "tool":
+        return (
+            "follows a result; the assistant's answer to it is missing: add it, or end the conversation before the call"
+        )
+    return f"should be the {expected}'s; user and assistant must alternate, user first"
 
 
 def is_invisible(text: str) -> bool:

@@ -18,6 +18,7 @@ from qwen_job.chat.conversation import Turn
 from qwen_job.data.calls import inline_calls, inline_results, read_calls
 from qwen_job.data.keys import SWITCHES, RecordError, carries, refuse_depth, role_advice, unused_keys
 from qwen_job.data.values import kind, short, text_of
+from qwen_job.text import did_you_mean
 
 # Roles that most data has, and the others: each with the role that it becomes.
 PLAIN_ROLES = {
@@ -149,6 +150,8 @@ def _read_turn(entry: object, field: str, reading: Reading, unused: list[str]) -
     if name in _CALL_ROLES:
         turn = _call_turn(text, f"{field}.{text_key}", reading, unused)
         return turn._replace(learn=_learn(values, role, field)), True
+    if role == "tool" and isinstance(text, dict):
+        raise RecordError(f"{field}.{text_key}", "is an object; write the result as a string, such as its JSON")
     words = "" if textless and text in (None, []) else text_of(text, f"{field}.{text_key}", reading.ignored)
     turn = Turn(role, words, learn=_learn(values, role, field))
     if role == "assistant":
@@ -166,7 +169,8 @@ def _role(entry: dict[Any, Any], role_key: str, field: str) -> str | None:
         return role
     refuse_depth(name, f"{field}.{role_key}")
     advice = role_advice(name) if isinstance(name, str) else None
-    message = f"is {short(name)}; {advice or 'write system, user, assistant or tool'}"
+    meant = did_you_mean(name.lower(), ROLES) if isinstance(name, str) and name else ""
+    message = f"is {short(name)}{meant}; {advice or 'write system, user, assistant or tool'}"
     raise RecordError(f"{field}.{role_key}", message, "unused_key" if advice else "malformed")
 
 

@@ -20,6 +20,12 @@ _KINDS = {
     bool: "true/false",
     type(None): "missing or null",
 }
+# Parts of Anthropic's API.
+_INSTEAD = {
+    "tool_use": "write the call as tool_calls of the turn",
+    "tool_result": "write the result as a turn with the role tool",
+    "thinking": "write it as reasoning_content of the turn",
+}
 
 
 class RepeatedKey(ValueError):
@@ -72,7 +78,8 @@ def text_of(value: object, field: str, ignored: frozenset[str] = _NONE) -> str:
         if part_type != "text":
             refuse_depth(part_type, field)
             what = f"a part of type {short(part_type)}" if isinstance(part, dict) else f"{kind(part)} in a list"
-            raise RecordError(field, f"holds {what}, and only text is trained; write a string")
+            instead = _INSTEAD.get(part_type, "write a string") if isinstance(part_type, str) else "write a string"
+            raise RecordError(field, f"holds {what}, and only text is trained; {instead}")
         if not isinstance(part.get("text"), str):
             raise RecordError(field, f"holds a part whose text is {kind(part.get('text'))}; write a string")
         if len(part) > 1:

@@ -63,6 +63,7 @@ def test_reads(layout: str, record: dict[str, Any], system: str | None, turns: t
         ({"conversations": None}, "conversations"),
         ({"conversations": []}, "conversations"),
         ({"conversations": ["x"]}, "conversations[0]"),
+        ({"messages": [{"role": "system", "content": "s"}]}, "messages"),
         ({"conversations": [{"from": "user"}]}, "conversations[0]"),
         ({"conversations": [{"from": "judge", "value": "x"}]}, "conversations[0].from"),
         ({"conversations": [{"from": ["user"], "value": "x"}]}, "conversations[0].from"),

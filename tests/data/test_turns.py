@@ -178,10 +178,7 @@ def test_a_result_has_many_roles(role: str) -> None:
     result = {"role": role, "content": "4", "tool_call_id": "c1", "name": "f"}
     assert read(Q, call(id="c1"), result).turns[2] == Turn("tool", "4", name="f", call_id="c1")
     assert refused(Q, call(), {**result, "tool_call_id": 1})[0] == "messages[2].tool_call_id"
-    assert refused(Q, call(), {**result, "content": {"t": 4}}) == (
-        "messages[2].content",
-        "is an object; write a string",
-    )
+    assert refused(Q, call(), {**result, "content": {"t": 4}})[0] == "messages[2].content"
 
 
 @pytest.mark.parametrize(("role", "expected"), [("developer", "s"), ("system", "s")])
@@ -316,3 +313,34 @@ def test_only_the_completion_of_a_prompt_is_learnt() -> None:
 )
 def test_order_with_tools(messages: list[dict[str, Any]], expected: list[str]) -> None:
     assert [problem.field for problem in order_problems(read(*messages))] == expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([Q, {"role": "Assistant", "content": "a"}], "did you mean 'assistant'"),
+        ([Q, call(), {"role": "tools", "content": "4"}], "did you mean 'tool'"),
+        ([Q, call(), {"role": "tool", "content": {"t": 4}}], "such as its JSON"),
+        ([Q, {"role": "assistant", "content": [{"type": "tool_use", "name": "f"}]}], "as tool_calls"),
+        ([{"role": "user", "content": [{"type": "tool_result", "content": "4"}]}], "the role tool"),
+        ([Q, {"role": "assistant", "content": [{"type": "thinking", "thinking": "so"}]}], "as reasoning_content"),
+        ([Q, {"role": "tool_call", "content": "f(4)"}], "write a call"),
+        ([{**Q, "reasoning": "so"}, A], "in the assistant's turn"),
+        ([Q, {**A, "tool_call": {"name": "f"}}], "tool_calls in the assistant's turns"),
+    ],
+)
+def test_a_common_mistake_is_answered_with_what_to_write(messages: list[dict[str, Any]], said: str) -> None:
+    assert said in refused(*messages)[1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([Q, call(), A], "follows a call without a result"),
+        ([Q, call(), {"role": "tool", "content": "4"}, Q, A], "the assistant's answer to it is missing"),
+        ([Q, {"role": "tool", "content": "4"}, A], "a result without a call"),
+        ([Q, Q, A], "should be the assistant's"),
+    ],
+)
+def test_an_order_that_cannot_be_says_what_is_missing(messages: list[dict[str, Any]], said: str) -> None:
+    assert said in next(order_problems(read(*messages))).message
