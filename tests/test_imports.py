@@ -41,6 +41,8 @@ SLOW = {
     "psutil",
     "huggingface_hub",
     "modelscope_hub",
+    "fsspec",
+    "aiohttp",
 }
 # Any other import inside a function of a room, with the reason. cli/ needs none: a command imports what it runs.
 LATE = {
@@ -54,6 +56,7 @@ LATE = {
     ("qwen_job.text", "difflib"): "6 ms of start-up, needed after a mistake only",
     ("qwen_job.train.attempt", "qwen_job.data.prepare"): "numpy and tokenizers, on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.data.sample"): "on rank 0 only",
+    ("qwen_job.train.attempt", "qwen_job.data.sources"): "on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.models.resolve"): "on rank 0 only",
     ("qwen_job.train.attempt", "qwen_job.train.export"): "torch: a wrong setting should not cost its seconds",
     ("qwen_job.train.attempt", "qwen_job.train.resume"): "torch: a wrong setting should not cost its seconds",

@@ -1,4 +1,4 @@
-"""``qwen-job data``: data_check, data_clean, data_prepare, data_show; data_options has what they share."""
+"""``qwen-job data``: data_check, data_clean, data_fetch, data_prepare, data_show; data_options has what they share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import click
 
 from qwen_job.cli.data_check import check
 from qwen_job.cli.data_clean import clean
+from qwen_job.cli.data_fetch import fetch
 from qwen_job.cli.data_prepare import prepare
 from qwen_job.cli.data_show import show
 
@@ -19,5 +20,5 @@ def data() -> None:
     """
 
 
-for _command in (check, clean, prepare, show):
+for _command in (check, clean, fetch, prepare, show):
     data.add_command(_command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_job.cli.data_job import reading_of
-from qwen_job.cli.data_options import FILE, reading_options
+from qwen_job.cli.data_options import DATA, FILE, reading_options
 from qwen_job.errors import DataError
 from qwen_job.text import json_text, visible
 
@@ -21,7 +21,7 @@ _BARS = (("░", None), ("▒", "magenta"), ("▓", "yellow"), ("█", "green"))
 
 
 @click.command(short_help="Report problems in data files, rule by rule.")
-@click.argument("files", nargs=-1, required=True, type=FILE)
+@click.argument("files", nargs=-1, required=True, type=DATA)
 @reading_options
 @click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="Rows to show per rule.")
 @click.option("--all", "show_all", is_flag=True, help="Show every row.")
@@ -29,7 +29,7 @@ _BARS = (("░", None), ("▒", "magenta"), ("▓", "yellow"), ("█", "green"))
 @click.option("--svg", metavar="FILE", type=FILE, help="Also draw the sample lengths as SVG.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def check(
-    files: tuple[Path, ...],
+    files: tuple[str | Path, ...],
     limit: int,
     show_all: bool,
     strict: bool,

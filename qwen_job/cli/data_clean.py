@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qwen_job.cli.data_job import Reading
-from qwen_job.cli.data_options import FILE, reading_options
+from qwen_job.cli.data_options import DATA, FILE, file_of, reading_options
 from qwen_job.errors import UsageError
 from qwen_job.text import show_path
 
@@ -30,7 +30,7 @@ class _WithRules(click.Command):
 
 
 @click.command(cls=_WithRules, short_help="Write a cleaned copy and a list of the dropped rows.")
-@click.argument("source", type=FILE)
+@click.argument("source", type=DATA)
 @click.argument("target", type=FILE)
 @reading_options
 @click.option(
@@ -41,7 +41,7 @@ class _WithRules(click.Command):
 )
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists. SOURCE is never changed.")
 def clean(
-    source: Path, target: Path, drop: tuple[str, ...], keep: tuple[str, ...], force: bool, **options: Any
+    source: str | Path, target: Path, drop: tuple[str, ...], keep: tuple[str, ...], force: bool, **options: Any
 ) -> None:
     """Copy the good rows of SOURCE to TARGET, and list the others with reasons in TARGET.dropped.jsonl.
 
@@ -56,7 +56,8 @@ def clean(
     from qwen_job.data.repair import REPAIRS
 
     rules = (set(DROPPED_BY_DEFAULT) | _known(drop)) - _known(keep)
-    result = run(source, target, Reading([source], options).examiner(), drop=rules, force=force)
+    file = file_of(source)
+    result = run(file, target, Reading([file], options).examiner(), drop=rules, force=force)
     reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
     click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
     for name, count in sorted(result.by_repair.items()):

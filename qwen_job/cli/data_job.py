@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from qwen_job.cli.data_options import files_of
 from qwen_job.cli.job_options import show_words
 from qwen_job.errors import EnvironmentFault, UsageError
+from qwen_job.facts.data_names import is_name
 
 if TYPE_CHECKING:
     from qwen_job.chat.samples import SampleMaker
     from qwen_job.data.check import Examiner
     from qwen_job.data.encode import ChatTokenizer
     from qwen_job.job import Job
+    from qwen_job.job.model import DataFile
 
 _SUFFIXES = (".yaml", ".yml")
 _CHAT = ("system_prompt", "learn", "thinking", "empty_think", "several_thoughts")
@@ -114,23 +117,32 @@ class Reading:
             return None
 
 
-def reading_of(named: Sequence[Path], options: dict[str, Any]) -> Reading:
-    """Return what to read; ``named``: data files, or one job.yaml.
+def reading_of(named: Sequence[str | Path], options: dict[str, Any]) -> Reading:
+    """Return what to read; ``named``: data files or names of data, or one job.yaml.
 
     Raises:
         UsageError: a job.yaml is given with other files.
         JobError: the job is invalid.
     """
-    jobs = [path for path in named if path.suffix in _SUFFIXES]
+    jobs = [path for path in named if isinstance(path, Path) and path.suffix in _SUFFIXES]
     if not jobs:
-        return Reading(list(named), options)
+        return Reading(files_of(named), options)
     if len(named) > 1:
         raise UsageError(f"{jobs[0]}: give a job alone: its files and settings are read from it")
     from qwen_job.job import load_job
 
     job = load_job(jobs)
-    files = [Path(file.path) for file in (*job.data.train, *job.data.eval)]
+    files = [path for file in (*job.data.train, *job.data.eval) for path in _files(job, file)]
     return Reading(files, options | _unless_given(_settings(job), options), job)
+
+
+def _files(job: Job, file: DataFile) -> list[Path]:
+    if not is_name(file.path):
+        return [Path(file.path)]
+    from qwen_job.data.sources import Source, fetch_data
+    from qwen_job.job.paths import source_cache
+
+    return fetch_data(Source(file.path, file.revision, source_cache(job)), _say).files
 
 
 def _settings(job: Job) -> dict[str, Any]:

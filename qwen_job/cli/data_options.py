@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from qwen_job.errors import DataError, UsageError
 from qwen_job.facts import choices
+from qwen_job.facts.data_names import is_name, parse
 from qwen_job.limits import MAX_LENGTH
 
 FILE = click.Path(path_type=Path)
+
+
+class DataFiles(click.Path):
+    """A path, or a name of data: hf:OWNER/NAME[:SPLIT], ms:OWNER/NAME[:SPLIT], an address."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a name as text, because a path would lose one of its slashes; anything else as a path."""
+        if isinstance(value, str) and is_name(value):
+            try:
+                parse(value)
+            except ValueError as error:
+                raise DataError(str(error)) from None
+            return value
+        return super().convert(value, param, ctx)
+
+
+DATA = DataFiles(path_type=Path)
+
+
+def files_of(named: Iterable[str | Path]) -> list[Path]:
+    """Return paths as they are and, in place of names, their files, which are fetched into the user's cache."""
+    listed = list(named)
+    if not any(isinstance(one, str) for one in listed):
+        return [Path(one) for one in listed]
+    from qwen_job.data.sources import local_files
+
+    return local_files(listed, None, lambda line: click.echo(line, err=True))
+
+
+def file_of(named: str | Path) -> Path:
+    """Return the one file of a path or name.
+
+    Raises:
+        UsageError: a name has several.
+    """
+    files = files_of([named])
+    if len(files) > 1:
+        paths = "\n".join(map(str, files))
+        raise UsageError(f"{named}: has {len(files)} files; give one of them:\n{paths}")
+    return files[0]
 
 
 def layout_options(command: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from qwen_job.cli.data_options import FILE, chat_options, layout_options
+from qwen_job.cli.data_options import DATA, FILE, chat_options, layout_options
 from qwen_job.cli.job_options import FiniteRange
 from qwen_job.errors import UsageError
 from qwen_job.facts import choices
@@ -18,7 +18,7 @@ from qwen_job.text import json_text, show_path, visible
 
 
 @click.command(short_help="Tokenize and pack data once, for all ranks and later runs.")
-@click.argument("files", nargs=-1, required=True, type=FILE)
+@click.argument("files", nargs=-1, required=True, type=DATA)
 @click.option("--tokenizer", type=FILE, required=True, help="Folder with the model's tokenizer.json.")
 @click.option("--output", type=FILE, required=True, help="Cache folder (data.cache_dir).")
 @click.option(
@@ -28,7 +28,7 @@ from qwen_job.text import json_text, show_path, visible
     type=FiniteRange(0, MAX_WEIGHT, min_open=True),
     help="Times each conversation of a file appears per epoch; give once per file, in the same order.  [default: 1]",
 )
-@click.option("--eval", "eval_files", multiple=True, type=FILE, help="Held-out file (repeatable).")
+@click.option("--eval", "eval_files", multiple=True, type=DATA, help="Held-out file (repeatable).")
 @click.option(
     "--eval-split", type=float, default=0.0, help="Hold out this fraction of the data instead of using a file."
 )
@@ -55,11 +55,11 @@ from qwen_job.text import json_text, show_path, visible
 @click.option("--workers", type=click.IntRange(1), help="Number of processes (default: the cores of this machine).")
 @click.option("--json", "as_json", is_flag=True, help="Print the folder and statistics as JSON.")
 def prepare(
-    files: tuple[Path, ...],
+    files: tuple[str | Path, ...],
     tokenizer: Path,
     output: Path,
     weights: tuple[float, ...],
-    eval_files: tuple[Path, ...],
+    eval_files: tuple[str | Path, ...],
     eval_split: float,
     layout: str,
     turn_order: str,
@@ -85,6 +85,7 @@ def prepare(
     from qwen_job.data import open_prepared
     from qwen_job.data import prepare_data as run
     from qwen_job.data.prepared import describe, describe_template, read_index
+    from qwen_job.data.sources import local_spec
 
     if weights and len(weights) != len(files):
         raise UsageError(
@@ -94,10 +95,10 @@ def prepare(
 
     values: dict[str, Any] = {
         "train": tuple(
-            {"path": path.absolute(), "weight": weight}
+            {"path": _named(path), "weight": weight}
             for path, weight in zip(files, weights or repeat(1.0), strict=False)
         ),
-        "eval": [path.absolute() for path in eval_files],
+        "eval": [_named(path) for path in eval_files],
         "eval_split": eval_split,
         "format": layout,
         "template": template if template in choices.NAMED_TEMPLATES else str(Path(template).absolute()),
@@ -113,7 +114,8 @@ def prepare(
         "turn_order": turn_order,
         "ignore_keys": ignore_keys,
     }
-    folder = run(DataSpec.read(values), tokenizer, output, workers=workers, progress=_progress())
+    spec, _ = local_spec(DataSpec.read(values), output, lambda line: click.echo(line, err=True))
+    folder = run(spec, tokenizer, output, workers=workers, progress=_progress())
     stats = open_prepared(folder).stats
     if sys.stderr.isatty():
         click.echo(err=True)
@@ -129,6 +131,10 @@ def prepare(
     for line in [*(describe_template(index) if index else []), *describe(stats)]:
         click.echo(visible(line), err=True)
     show_path(folder)
+
+
+def _named(data: str | Path) -> str | Path:
+    return data.absolute() if isinstance(data, Path) else data
 
 
 def _progress() -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_job.cli.data_job import reading_of
-from qwen_job.cli.data_options import FILE, chat_options, layout_options, model_option
+from qwen_job.cli.data_options import DATA, chat_options, layout_options, model_option
 from qwen_job.errors import UsageError
 from qwen_job.text import json_text, visible, visible_lines
 
@@ -28,14 +28,14 @@ _WIDEST = 100
 
 
 @click.command(short_help="Show one row as the model sees it, with what is learnt.")
-@click.argument("file", type=FILE)
+@click.argument("named", metavar="FILE", type=DATA)
 @click.argument("row", type=click.IntRange(1), default=1)
 @click.option("--file", "number", type=click.IntRange(1), default=1, help="Which file of a job  [default: its first].")
 @model_option
 @chat_options
 @layout_options
 @click.option("--json", "as_json", is_flag=True, help="Print the samples as JSON.")
-def show(file: Path, row: int, number: int, as_json: bool, **options: Any) -> None:
+def show(named: str | Path, row: int, number: int, as_json: bool, **options: Any) -> None:
     """Show row ROW of FILE (counted from 1) as the model sees it, with what is learnt of it.
 
     FILE is a data file, or a job.yaml, whose model and settings are then used. Learnt text is coloured by its kind;
@@ -44,9 +44,9 @@ def show(file: Path, row: int, number: int, as_json: bool, **options: Any) -> No
     """
     from qwen_job.data.show import show_row
 
-    reading = reading_of([file], options)
+    reading = reading_of([named], options)
     if number > len(reading.files):
-        raise UsageError(f"--file: {file} has {len(reading.files)} data files, not {number}")
+        raise UsageError(f"--file: {named} has {len(reading.files)} data files, not {number}")
     path, tokenizer = reading.files[number - 1], reading.tokenizer
     shown = show_row(path, row, reading.examiner(), reading.any_maker, tokenizer)
     reading.show_notes()

@@ -7,24 +7,25 @@ from pathlib import Path
 
 import click
 
+from qwen_job.cli.data_options import DATA
 from qwen_job.text import json_text
 
 
 @click.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Conversations that were not used in training."
-)
+@click.option("--data", required=True, type=DATA, help="Conversations that were not used in training.")
 @click.option("--samples", type=click.IntRange(min=0), default=5, show_default=True, help="Number of sample questions.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Maximum answer length."
 )
 @click.option("--before/--no-before", default=True, help="Also measure the model before training.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(run_or_model: Path, data: Path, samples: int, max_new_tokens: int, before: bool, as_json: bool) -> None:
+def evaluate(
+    run_or_model: Path, data: str | Path, samples: int, max_new_tokens: int, before: bool, as_json: bool
+) -> None:
     """Measure held-out loss and perplexity, and print sample answers.
 
-    Compares the model before training with the trained one, on the answers in the file. For a run, the result is
+    Compares the model before training with the trained one, on the answers in the data. For a run, the result is
     saved in its evaluation.json and appears in 'qwen-job report'.
     """
     from qwen_job.atomic import write_atomically

@@ -10,6 +10,7 @@ import click
 
 from qwen_job.cli.job_options import layers, show_words
 from qwen_job.errors import EnvironmentFault, OutOfMemory, UsageError
+from qwen_job.facts.data_names import is_name
 from qwen_job.text import json_text
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _data(job: Job) -> tuple[DataSize | None, str]:
     if job.data.samples is not None:
         return None, ""
     # Check this first: importing the readers takes as long as planning.
-    if absent := [file.path for file in job.data.train if not Path(file.path).is_file()]:
+    if absent := [one.path for one in job.data.train if not is_name(one.path) and not Path(one.path).is_file()]:
         return None, f"{absent[0]} is not on this machine; use --samples N to give the number of conversations"
     from qwen_job.cli.plan_count import data_size
 

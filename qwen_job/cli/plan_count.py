@@ -13,8 +13,12 @@ from qwen_job.data.arrange import arrange
 from qwen_job.data.encode import texts_of
 from qwen_job.data.formats import RecordError, parse_record
 from qwen_job.data.rows import CHUNK_BYTES, Malformed, parse_chunk, read_chunks
-from qwen_job.errors import QwenJobError
+from qwen_job.data.sources import Source, cached_data
+from qwen_job.errors import DataError, QwenJobError
+from qwen_job.facts.data_names import is_name, shown
 from qwen_job.job import Job
+from qwen_job.job.model import DataFile
+from qwen_job.job.paths import source_cache
 from qwen_job.plan.schedule import DataSize
 
 # Text to read from all files together (about a second). Anything longer is estimated from its beginning.
@@ -39,17 +43,36 @@ class _Sum:
         self.squares += scale * other.squares
 
 
+def _paths(job: Job, file: DataFile) -> list[Path]:
+    """Return the files of an entry of data.train; a plan fetches none.
+
+    Raises:
+        DataError: it names data that is not in the job's cache.
+    """
+    if not is_name(file.path):
+        return [Path(file.path)]
+    cache = source_cache(job)
+    found = cached_data(Source(file.path, file.revision, cache))
+    if found is None:
+        raise DataError(
+            f"{shown(file.path)} is not in the cache {cache}, and the run will fetch it; use --samples N to give the "
+            f"number of conversations, or fetch it now: 'qwen-job data fetch {shown(file.path)} --cache {cache}'"
+        )
+    return found.files
+
+
 def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]:
     """Count the conversations and estimate their tokens, or return None and the reason why that failed."""
     total, whole = _Sum(), True
     for file in job.data.train:
-        path = Path(file.path)
         try:
-            found, scale = _count(job, path, limit // len(job.data.train))
+            paths = _paths(job, file)
+            for path in paths:
+                found, scale = _count(job, path, limit // len(job.data.train) // len(paths))
+                whole &= scale == 1.0
+                total.add_scaled(found, scale * file.weight)
         except (QwenJobError, OSError) as error:
             return None, str(error)
-        whole &= scale == 1.0
-        total.add_scaled(found, scale * file.weight)
     if not total.samples:
         return None, "no readable conversation in data.train; run 'qwen-job data check' to see why"
     held_out = 0.0 if job.data.eval else job.data.eval_split

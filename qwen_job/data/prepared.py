@@ -103,12 +103,16 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A folder of prepared data; ``stats`` is index.json's: see :func:`qwen_job.data.prepare_data`."""
+    """A folder of prepared data; ``stats`` is index.json's: see :func:`qwen_job.data.prepare_data`.
+
+    ``files``: those that the training rows were prepared from; ``Row.source_rows`` has indices in it.
+    """
 
     folder: Path
     train: PackedRows
     eval: PackedRows
     stats: dict[str, Any]
+    files: list[Path]
 
 
 def open_prepared(folder: Path) -> PreparedData:
@@ -126,7 +130,8 @@ def open_prepared(folder: Path) -> PreparedData:
         if actual != size:
             found = f"has {actual} bytes instead of {size}" if actual >= 0 else "is missing"
             raise DataError(f"{path}: {found}; remove {folder} and prepare the data again")
-    return PreparedData(folder, PackedRows(folder, "train"), PackedRows(folder, "eval"), index["stats"])
+    files = [Path(file["path"]) for file in index["spec"]["train"]]
+    return PreparedData(folder, PackedRows(folder, "train"), PackedRows(folder, "eval"), index["stats"], files)
 
 
 def describe(stats: Mapping[str, Any]) -> list[str]:

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,14 @@ from qwen_job.data.encode import encode_prompt
 from qwen_job.data.formats import RecordError
 from qwen_job.data.rows import read_rows
 from qwen_job.data.sample import sample_texts
+from qwen_job.data.sources import local_files
 from qwen_job.errors import DataError, QwenJobError
+from qwen_job.facts.data_names import shown
 from qwen_job.infer.chat import quiet
 from qwen_job.infer.columns import side_by_side
 from qwen_job.infer.source import ChosenModel, Sampling, find_model
 from qwen_job.models import ensure_model
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.sections import DataFile, DataSpec, ModelSpec
 from qwen_job.text import visible_lines
 
@@ -77,9 +81,11 @@ class Evaluation:
 
 
 def evaluate(
-    path: Path, data: Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Notify
+    path: Path, data: str | Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Notify
 ) -> Evaluation:
-    """Measure the model of a run folder or a model folder on a file of conversations in any supported format.
+    """Measure the model of a run folder or a model folder on conversations in any supported format.
+
+    ``data``: a file, or a name of data, whose files are fetched; a name of the run's own data means the run's version.
 
     With ``before``, the model that the run started from is measured as well; if it is not available any more, a line
     reports it and its column is omitted.
@@ -89,8 +95,9 @@ def evaluate(
         DataError: the file has no conversations with an answer.
     """
     target = find_model(path)
-    spec = _spec(target, data)
-    questions = [_question(conversation) for conversation in _conversations(data, spec, samples)]
+    files = _files(target, [data], progress)
+    spec = _spec(target, files)
+    questions = [_question(conversation) for conversation in _conversations(files, spec, samples)]
     first = _first_model(target, progress) if before else None
     quiet()
     results = [_measure(folder, spec, target, questions, max_new_tokens, progress) for folder in (first, target.model)]
@@ -99,8 +106,8 @@ def evaluate(
     pairs = zip(questions, old.answers if old else [None] * len(questions), new.answers, strict=True)
     return Evaluation(
         model=str(target.model),
-        data=str(data),
-        sha256=sha256_of(data),
+        data=shown(data),
+        sha256=_sha256(files),
         conversations=new.conversations,
         tokens=new.tokens,
         before=old.loss if old else None,
@@ -117,20 +124,31 @@ class _Measured:
     answers: list[str]
 
 
-def _spec(target: ChosenModel, data: Path) -> DataSpec:
-    """Return the run's data settings for this file: the same prompt, mask and length give comparable losses."""
-    section = target.settings.get("data")
-    own = (
-        DataSpec.read(section) if isinstance(section, dict) else DataSpec(train=(DataFile(path=data),), max_length=2048)
-    )
-    changed = {"train": (DataFile(path=data),), "eval": (), "eval_split": 0.0, "packing": False, "cache_dir": None}
+def _files(target: ChosenModel, named: Sequence[str | Path], progress: Notify) -> list[Path]:
+    """Return files in place of names, from the cache of the run."""
+    caches = [target.section(section).get("cache_dir") for section in ("data", "model")]
+    cache = next((Path(str(one)) for one in caches if one), None)
+    return local_files(named, cache, progress, target.run and RunFolder(target.run).sources)
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """Return the hash of a file; of several, that of their hashes, one a line."""
+    hashes = [sha256_of(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _spec(target: ChosenModel, files: Sequence[Path]) -> DataSpec:
+    """Return the run's data settings for these files: the same prompt, mask and length give comparable losses."""
+    section, rows = target.settings.get("data"), tuple(DataFile(path=path) for path in files)
+    own = DataSpec.read(section) if isinstance(section, dict) else DataSpec(train=rows, max_length=2048)
+    changed = {"train": rows, "eval": (), "eval_split": 0.0, "packing": False, "cache_dir": None}
     return own.model_copy(update=changed)
 
 
-def _conversations(data: Path, spec: DataSpec, count: int) -> list[Conversation]:
+def _conversations(files: Sequence[Path], spec: DataSpec, count: int) -> list[Conversation]:
     found: list[Conversation] = []
     ignored = frozenset(spec.ignore_keys)
-    for row, value in read_rows(data):
+    for data, row, value in ((path, *read) for path in files for read in read_rows(path)):
         if len(found) == count:
             break
         try:
@@ -154,10 +172,14 @@ def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
     section, rows = target.section("model"), target.section("data").get("train")
     if target.run is None or not section:
         return None
-    listed = rows if isinstance(rows, list) else []
-    files = [Path(str(entry["path"])) for entry in listed if isinstance(entry, dict) and "path" in entry]
+    listed = [entry for entry in rows if isinstance(entry, dict)] if isinstance(rows, list) else []
+    names = [str(entry.get("source") or entry["path"]) for entry in listed if "source" in entry or "path" in entry]
     try:
-        return ensure_model(ModelSpec.read(section), output_dir=target.run, texts=lambda: sample_texts(files))
+        return ensure_model(
+            ModelSpec.read(section),
+            output_dir=target.run,
+            texts=lambda: sample_texts(_files(target, names, progress)),
+        )
     except QwenJobError as error:
         progress(f"the model before training is not available: {error}")
         return None

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from qwen_job.facts import choices
+from qwen_job.facts.data_names import is_name, parse
 from qwen_job.facts.model_names import resolve_source
 from qwen_job.job.types import (
     BelowOne,
     Count,
+    DataPath,
     Fraction,
     FreeText,
     Interfaces,
@@ -92,15 +94,28 @@ class Model(Strict):
 class DataFile(Strict):
     """A file of conversations and its weight."""
 
-    path: Text = Field(description="JSON, JSONL (also .gz, .zst) or Parquet")
+    path: DataPath = Field(
+        description="JSON, JSONL (also .gz, .zst) or Parquet: a path, hf:OWNER/NAME[:SPLIT], ms:OWNER/NAME[:SPLIT], or "
+        "an https://, s3:// or oss:// address"
+    )
     weight: Annotated[float, Field(gt=0, le=MAX_WEIGHT)] = Field(
         1.0, description="Times each conversation appears per epoch"
+    )
+    revision: Text | None = Field(
+        None,
+        description="Branch, tag or commit of an hf: or ms: data set; a run stays at the commit that it began with",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _revision_of_a_hub(self) -> "DataFile":
+        if self.revision and not (is_name(self.path) and parse(self.path).on_hub):
+            raise ValueError("revision: only a data set of a hub (hf:, ms:) has one; remove it")
+        return self
 
 
 def _as_list(value: Any) -> Any:
@@ -356,7 +371,9 @@ class Retry(Strict):
 class Evaluate(Strict):
     """An evaluation job on one GPU after training: held-out loss, perplexity, sample answers. ``{}`` is enough."""
 
-    data: Text | None = Field(None, description="Held-out conversations; default: the first file of data.eval")
+    data: DataPath | None = Field(
+        None, description="Held-out conversations, named as in data.train; default: the first entry of data.eval"
+    )
     samples: Count = Field(5, description="Number of sample questions")
     max_new_tokens: Positive = Field(128, description="Maximum answer length")
     before: bool = Field(True, description="Also measure the model before training")

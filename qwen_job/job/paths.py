@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError
 from qwen_job.facts import choices
+from qwen_job.facts.data_names import is_name
 from qwen_job.job.document import Document
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job
+from qwen_job.resources import cache_beside
 
 STDIN = "job.yaml (stdin)"
 # Linux's own limits, minus room for the paths that we create below a folder.
@@ -46,10 +48,16 @@ def paths_of(job: Job) -> list[JobPath]:
         found.append(JobPath(("data", "template"), job.data.template, is_file=True))
     for name in ("train", "eval"):
         for index, file in enumerate(getattr(job.data, name)):
-            found.append(JobPath(("data", name, index, "path"), file.path, is_file=True))
-    if job.evaluate and job.evaluate.data:
+            if not is_name(file.path):
+                found.append(JobPath(("data", name, index, "path"), file.path, is_file=True))
+    if job.evaluate and job.evaluate.data and not is_name(job.evaluate.data):
         found.append(JobPath(("evaluate", "data"), job.evaluate.data, is_file=True))
     return found
+
+
+def source_cache(job: Job) -> Path:
+    """Return the folder that the data sets of a job, where it names some, are fetched into."""
+    return Path(job.data.cache_dir or job.model.cache_dir or cache_beside(job.output))
 
 
 def resolve_paths(job: Job, document: Document) -> Job:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from qwen_job.facts.data_names import is_name, parse
 from qwen_job.job.slurm_time import slurm_seconds
 
 # Patterns are text: re compiles and caches each one when a job first needs it.
@@ -130,7 +131,14 @@ def _interfaces(text: str) -> str:
     return text
 
 
+def _data_name(text: str) -> str:
+    if is_name(text):
+        parse(text)
+    return text
+
+
 Text = Annotated[str, AfterValidator(_one_line), AfterValidator(_not_empty)]
+DataPath = Annotated[Text, AfterValidator(_data_name)]
 FreeText = Annotated[str, AfterValidator(_storable)]
 Interfaces = Annotated[str, AfterValidator(_interfaces)]
 EnvName = Annotated[str, AfterValidator(_env_name)]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qwen_job.data.prepare import ready_rows
 from qwen_job.data.sample import sample_texts
+from qwen_job.data.sources import local_data
 from qwen_job.errors import QwenJobError
 from qwen_job.models.resolve import ready_model
 from qwen_job.node.release import release
@@ -44,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare_job(config_file: Path) -> None:
-    """Do the first steps of training: fetch the model and prepare the data.
+    """Do the first steps of training: fetch the model and the data, and prepare the data.
 
     Raises:
         ModelError: the model is invalid or cannot be fetched.
         DataError: the data is invalid.
     """
     config, _ = load_config(config_file)
+    config = local_data(config, say)
     model = ready_model(config, sample_texts, say)
     say(f"the model is in {model}")
     say(f"the data is in {ready_rows(config, model, say)}")

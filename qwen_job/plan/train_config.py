@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen_job.facts.data_names import is_name
 from qwen_job.job import Job
 from qwen_job.job.model import DataFile as JobFile
 from qwen_job.plan.schedule import PACKED_FILL
@@ -102,6 +103,8 @@ def _data(job: Job) -> DataSpec:
 
 
 def _file(file: JobFile) -> DataFile:
+    if is_name(file.path):
+        return DataFile.model_construct(source=file.path, weight=file.weight, revision=file.revision)
     return DataFile.model_construct(path=Path(file.path), weight=file.weight)
 
 

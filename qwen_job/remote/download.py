@@ -12,13 +12,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from qwen_job.atomic import sha256_of, sync_file, sync_folder
 from qwen_job.errors import EnvironmentFault, ModelError
+from qwen_job.facts.data_names import shown
 from qwen_job.facts.model_files import member, read_json
 from qwen_job.remote.hub import WORKERS, Hub, RemoteFile, TransferError, WrongBytesError, clear_scratch
 from qwen_job.storage import ELSEWHERE, Notify, git_sha1_of, write_json
@@ -40,7 +41,7 @@ def damaged(folder: Path, *, hashes: bool = False) -> str:
         if not isinstance(listed, dict) or not listed:
             return f"{MARKER} lists no files"
         for name, facts in listed.items():
-            if fault := _fault(member(folder, name), facts if isinstance(facts, dict) else {}, hashes):
+            if fault := file_fault(member(folder, name), facts if isinstance(facts, dict) else {}, hashes):
                 return f"{name} {fault}"
     except ModelError as error:
         return str(error)
@@ -49,7 +50,8 @@ def damaged(folder: Path, *, hashes: bool = False) -> str:
     return ""
 
 
-def _fault(path: Path, facts: dict[str, object], hashes: bool) -> str:
+def file_fault(path: Path, facts: Mapping[str, object], hashes: bool) -> str:
+    """Return what is wrong with a file by the size, with ``hashes`` also by the hash, in ``facts``; "" if sound."""
     size = path.stat().st_size if path.is_file() else None
     if size is None:
         return "is missing"
@@ -72,8 +74,8 @@ class Download:
 
     def run(
         self, files: Sequence[RemoteFile], *, first: Sequence[str] = (), check: Callable[[], None] = lambda: None
-    ) -> None:
-        """Leave ``files`` verified in the folder, and their record.
+    ) -> dict[str, dict[str, object]]:
+        """Leave ``files`` verified in the folder, and their record, which is returned: name -> size and hashes.
 
         ``first``: names of small files that come before the others; ``check`` then refuses the rest by an error.
 
@@ -81,11 +83,22 @@ class Download:
             EnvironmentFault: the hub is unreachable, or the folder cannot be written.
         """
         try:
-            self._run(files, first, check)
+            return self._run(files, first, check)
         except OSError as error:
             raise EnvironmentFault(f"{self._folder}: cannot be written ({error}); {ELSEWHERE}") from error
 
-    def _run(self, files: Sequence[RemoteFile], first: Sequence[str], check: Callable[[], None]) -> None:
+    def fetch(self, files: Sequence[RemoteFile]) -> list[Path]:
+        """Return the paths of ``files``, downloaded and verified before the others are known; nothing is recorded."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._fetch(files)
+        except OSError as error:
+            raise EnvironmentFault(f"{self._folder}: cannot be written ({error}); {ELSEWHERE}") from error
+        return [self._folder / file.path for file in files]
+
+    def _run(
+        self, files: Sequence[RemoteFile], first: Sequence[str], check: Callable[[], None]
+    ) -> dict[str, dict[str, object]]:
         self._folder.mkdir(parents=True, exist_ok=True)
         missing = self._linked(self._unsound(files))
         self._assert_space(missing)
@@ -100,8 +113,13 @@ class Download:
         for folder in {self._folder, *(path.parent for path in paths)}:
             sync_folder(folder)
         listed = {file.path: _recorded(file, path) for file, path in zip(files, paths, strict=True)}
-        origin = {self._hub.kind.api: self._repository, "revision": self._revision, "endpoint": self._hub.endpoint}
+        origin = {
+            self._hub.kind.api: shown(self._repository),
+            "revision": self._revision,
+            "endpoint": self._hub.endpoint,
+        }
         write_json(self._folder / MARKER, {"version": 1, **origin, "files": listed})
+        return listed
 
     def _unsound(self, files: Sequence[RemoteFile]) -> list[RemoteFile]:
         """Return the files that are missing; remove those whose size or hash is wrong."""
@@ -164,10 +182,10 @@ class Download:
         def report() -> None:
             while not done.wait(REPORT_SECONDS):
                 here = max(0, self._bytes() - before)
-                self._progress(f"{self._repository}: {here / 1e9:.1f} of {total / 1e9:.1f} GB downloaded")
+                self._progress(f"{shown(self._repository)}: {here / 1e9:.1f} of {total / 1e9:.1f} GB downloaded")
 
         if files:
-            self._progress(f"downloading {self._repository}: {len(files)} files, {total / 1e6:.1f} MB")
+            self._progress(f"downloading {shown(self._repository)}: {len(files)} files, {total / 1e6:.1f} MB")
         reporter = threading.Thread(target=report, daemon=True)
         reporter.start()
         try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from qwen_job.errors import DataError, EnvironmentFault, ModelError, QwenJobError
+from qwen_job.facts.data_names import shown
 
 WORKERS = 4
 SCRATCH = ".cache"  # of a model's folder: where the libraries keep locks, metadata and partial files
@@ -35,6 +36,8 @@ class RemoteFile:
     size: int
     sha256: str | None
     git_sha1: str | None = None
+    address: str = ""  # of a file that is not on a hub
+    etag: str = ""  # what changes with its content, empty where the server says nothing
 
 
 class Kind(NamedTuple):
@@ -90,6 +93,15 @@ class Hub(ABC):
     def _status(self, error: Exception) -> int | None:
         """Return the HTTP status with which the hub refused a request, None if it was something else."""
 
+    def _commit(self, repository: str, revision: str) -> str | None:
+        """Return the commit that a revision means now, None where there are no commits."""
+        return None
+
+    def commit(self, repository: str, revision: str, progress: Callable[[str], None] | None = None) -> str | None:
+        """Return the commit that a branch or tag means now, None where the hub does not say."""
+        with self._faults(repository, revision), _warnings_to(self.package, progress):
+            return self._commit(repository, revision)
+
     def list_files(
         self, repository: str, revision: str, progress: Callable[[str], None] | None = None
     ) -> list[RemoteFile]:
@@ -100,7 +112,7 @@ class Hub(ABC):
         with self._faults(repository, revision), _warnings_to(self.package, progress):
             files = list(self._files(repository, revision))
         if not files:
-            raise self.kind.error(f"{repository}: has no files at revision {revision} on {self.endpoint}")
+            raise self.kind.error(f"{shown(repository)}: has no files at revision {revision} on {self.endpoint}")
         return files
 
     def download(
@@ -151,9 +163,20 @@ class Hub(ABC):
             f"'{self.kind.command}' on a machine with internet access, with the same cache"
         )
 
+    def _words(self, error: Exception) -> str:
+        """Return what an error says."""
+        return str(error)
+
     def _access(self) -> str:
         """Return what a user does who is denied access."""
-        return f"accept the {self.kind.word}'s licence there and set {self.token_variable}"
+        return f"check the ID, accept the {self.kind.word}'s licence there and set {self.token_variable}"
+
+    def _where(self, revision: str) -> str:
+        """Return where a repository was looked for, and what a user checks."""
+        return (
+            f"on {self.endpoint} at revision {revision}; check the {self.kind.word}'s ID, its revision and the source "
+            f"({self.name})"
+        )
 
     @contextlib.contextmanager
     def _faults(self, repository: str, revision: str) -> Iterator[None]:
@@ -170,18 +193,17 @@ class Hub(ABC):
     def _translated(self, error: Exception, repository: str, revision: str) -> Exception:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             return error  # the folder's own fault, not the hub's
-        status, word = self._status(error), self.kind.word
+        status = self._status(error)
         if status in (401, 403):
-            return self.kind.error(f"{repository}: {self.endpoint} denied access ({status}); {self._access()}")
+            return self.kind.error(f"{shown(repository)}: {self.endpoint} denied access ({status}); {self._access()}")
         if status is not None and 400 <= status < 500 and status not in (408, 416, 429):
-            return self.kind.error(
-                f"{repository}: not found ({status}) on {self.endpoint} at revision {revision}; check the {word}'s ID, "
-                f"its revision and the source ({self.name})"
-            )
+            return self.kind.error(f"{shown(repository)}: not found ({status}) {self._where(revision)}")
         if status is not None:
             return TransferError(f"it answered {status}")
         known = isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in ("builtins", "json")
-        return TransferError(str(error) if known else f"its answer is not a list of files: {error!r}")
+        return TransferError(
+            shown(self._words(error)) if known else f"its answer is not a list of files: {shown(repr(error))}"
+        )
 
 
 def clear_scratch(folder: Path) -> None:

@@ -48,6 +48,9 @@ class HuggingFace(Hub):
                 sha256 = entry.lfs.sha256 if entry.lfs else None
                 yield RemoteFile(entry.path, entry.size, sha256, None if sha256 else entry.blob_id)
 
+    def _commit(self, repository: str, revision: str) -> str | None:
+        return self._api().repo_info(repository, repo_type=self.kind.api, revision=revision).sha
+
     def _download(self, repository: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None:
         (folder / SCRATCH).mkdir(exist_ok=True)
         with _no_bars(), ThreadPoolExecutor(WORKERS) as workers:

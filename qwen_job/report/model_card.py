@@ -89,7 +89,7 @@ def card(summary: Summary) -> str:
         _USE.strip().replace("SYSTEM", turn, 1).replace("OLDEST", _oldest(summary.folder), 1),
         *_old_chat(summary),
         "## Data",
-        _table(("file", "sha256", "weight"), _files(data)),
+        _table(("file", "sha256", "weight"), _files(data, summary.folder)),
         "## Settings",
         _table(("setting", "value"), _settings(summary)),
         "## Figures",
@@ -112,14 +112,34 @@ def _old_chat(summary: Summary) -> Iterator[str]:
         yield _QWEN1.strip().replace("EXPORT", export_command("path/to/model", original), 1)
 
 
-def _files(data: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _files(data: Mapping[str, Any], run: Path) -> Iterator[tuple[str, ...]]:
+    pins = read_object(RunFolder(run).sources).get("sources")
     for split in ("train", "eval"):
         entries = data.get(split)
         for entry in entries if isinstance(entries, list) else []:
-            if isinstance(entry, dict) and entry.get("path"):
+            if isinstance(entry, dict) and isinstance(source := entry.get("source"), str):
+                yield from _fetched(split, source, entry, pins if isinstance(pins, dict) else {})
+            elif isinstance(entry, dict) and entry.get("path"):
                 path = Path(str(entry["path"]))
                 digest = sha256_of(path) if path.is_file() else "file not found when this was written"
                 yield f"{split}: {path.name}", digest, str(entry.get("weight", 1.0))
+
+
+def _fetched(
+    split: str, source: str, entry: Mapping[str, Any], pins: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield a data set of a hub by its name, and a file by that of the file: an address may disclose too much."""
+    revision = entry.get("revision")
+    pin = pins.get(f"{source} @ {revision}" if revision else source)
+    files = pin.get("files") if isinstance(pin, dict) else None
+    on_hub = source.startswith(("hf:", "ms:"))
+    for file in files if isinstance(files, list) else []:
+        path, digest = str(file.get("path")), str(file.get("sha256") or f"git {file.get('git_sha1')}")
+        at = f"{source} at {pin['version']}: " if on_hub and pin else ""
+        yield f"{split}: {at}{path}", digest, str(entry.get("weight", 1.0))
+    if not files:
+        name = source if on_hub else "an address"
+        yield f"{split}: {name}", "not known when this was written", str(entry.get("weight", 1.0))
 
 
 def _settings(summary: Summary) -> Iterator[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 job.yaml train.yaml deepspeed.json    what ran, exactly
 checkpoints/step-N/manifest.json      sharded state; without its manifest, a checkpoint does not exist
 prepared/                             the packed rows, where no other cache is named
+sources.json                          which version of each data set by name the run trains on
 metrics.jsonl heartbeat               a line per step; the time and step last seen
 kernels.zip                           compiled kernels, so that a restart compiles nothing
 launch/ logs/                         what the launchers of the nodes write
@@ -22,6 +23,7 @@ JOB, TRAIN, DEEPSPEED = "job.yaml", "train.yaml", "deepspeed.json"
 METRICS, HEARTBEAT, DONE = "metrics.jsonl", "heartbeat", "done.json"
 REPORT, EVALUATION, SWEEP = "report.html", "evaluation.json", "sweep.json"
 CHECKPOINTS, PREPARED, MODEL, KERNELS = "checkpoints", "prepared", "model", "kernels.zip"
+SOURCES = "sources.json"
 LAUNCH, LOGS = "launch", "logs"
 # In a checkpoint.
 MANIFEST, IDENTITY, STATE = "manifest.json", "identity.json", "trainer_state.json"
@@ -92,6 +94,11 @@ class RunFolder:
     def prepared(self) -> Path:
         """The packed rows, where ``data.cache_dir`` names no other folder."""
         return self.path / PREPARED
+
+    @property
+    def sources(self) -> Path:
+        """The versions and files of the data that job.yaml names: of hubs and addresses."""
+        return self.path / SOURCES
 
     @property
     def model(self) -> Path:

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from qwen_job.errors import DataError, ModelError, QwenJobError
 from qwen_job.facts import choices
+from qwen_job.facts.data_names import is_name, parse
 from qwen_job.facts.model_names import clean_name
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT, MIN_LENGTH
 
@@ -48,7 +49,7 @@ class ModelSpec(Fixed):
         try:
             return {**value, "name": clean_name(value["name"], value["source"])}
         except ValueError as error:
-            fault = PydanticCustomError("model_name", "{text}", {"text": str(error)})
+            fault = PydanticCustomError("name", "{text}", {"text": str(error)})
             raise ValidationError.from_exception_data(
                 cls.__name__, [{"type": fault, "loc": ("name",), "input": value["name"]}]
             ) from None
@@ -64,15 +65,42 @@ class ModelSpec(Fixed):
 
 
 class DataFile(Fixed):
-    """One file of conversations. ``weight`` 2.0 uses each sample twice per epoch, 0.5 every other sample."""
+    """One file of conversations. ``weight`` 2.0 uses each sample twice per epoch, 0.5 every other sample.
 
-    path: Path
+    Or, in place of a ``path``, a ``source``: a name of facts/data_names, whose files data/sources fetches.
+    ``revision``: of a hub's data set, as the user wrote it.
+    """
+
+    path: Path = Path()
     weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
+    source: str | None = None
+    revision: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, (str, Path)) else value
+        entry = {"path": value} if isinstance(value, (str, Path)) else value
+        if not isinstance(entry, dict):
+            return entry
+        if isinstance(path := entry.get("path"), str) and is_name(path):
+            entry = {**{key: item for key, item in entry.items() if key != "path"}, "source": path}
+        text = None
+        if isinstance(source := entry.get("source"), str):
+            text = _name_fault(source)
+        elif entry.get("path") is None:
+            text = "is missing"
+        if text:
+            fault = PydanticCustomError("name", "{text}", {"text": text})
+            raise ValidationError.from_exception_data(cls.__name__, [{"type": fault, "loc": ("path",), "input": None}])
+        return entry
+
+
+def _name_fault(source: str) -> str:
+    try:
+        parse(source)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 class DataSpec(Fixed):
@@ -225,7 +253,7 @@ def fault_text(item: Any) -> str:
     """Return the message of one pydantic error, with the offending value if it is short."""
     if text := _WORDS.get(item["type"]):
         return text
-    if item["type"] == "model_name":
+    if item["type"] == "name":
         return str(item["msg"])
     found = item.get("input")
     shown = f" (found {found!r})" if isinstance(found, (str, int, float)) and len(repr(found)) <= 40 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -42,8 +43,9 @@ def train(
         # Trackers, model and data are made by one process while the others poll.
         log.heartbeat("preparing")
         tell(store, "trackers", place.is_first, lambda: _report_to(config, log))
-        model_folder = once(place, store, "model", lambda: _model(config, log))
-        prepared = once(place, store, "data", lambda: _data(config, model_folder, log))
+        local = functools.cache(lambda: _local(config, log))
+        model_folder = once(place, store, "model", lambda: _model(local(), log))
+        prepared = once(place, store, "data", lambda: _data(local(), model_folder, log))
 
         # Imported late: a wrong setting should not cost these seconds.
         from qwen_job.train.resume import choose_checkpoint, identify
@@ -114,6 +116,12 @@ def finish(trainer: Trainer, deepspeed: DeepSpeedConfig, model_folder: Path, sta
 def _report_to(config: TrainConfig, log: RunLog) -> str:
     config.training.report_to = start_trackers(config, log.say)
     return ""
+
+
+def _local(config: TrainConfig, log: RunLog) -> TrainConfig:
+    from qwen_job.data.sources import local_data
+
+    return local_data(config, log.say)
 
 
 def _model(config: TrainConfig, log: RunLog) -> Path:

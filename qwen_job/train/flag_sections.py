@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_job.errors import UsageError
+from qwen_job.facts.data_names import is_name
 from qwen_job.facts.model_names import clean_name, resolve_source
 
 
@@ -66,6 +67,8 @@ def data_values(own: dict[str, Any]) -> dict[str, object]:
     """Return the ``data`` section."""
 
     def files(text: str | None) -> list[dict[str, object]]:
+        if text and is_name(text):
+            return [{"source": text, "weight": 1.0}]
         return [{"path": str(Path(text).absolute()), "weight": 1.0}] if text else []
 
     return {

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
-
-from qwen_job.run.sections import DataFile
 
 # A spike is judged against the smoothed loss of about the last fifty steps, once there are ten. Where little is left to
 # learn the loss jumps by large factors and means nothing by it, so it must rise by a nat too.
@@ -114,10 +113,10 @@ def _leave_out(suspects: Sequence[Suspect]) -> str:
     return f", and train.skip_rows: {rows} resumes without the rows that are named" if rows else ""
 
 
-def source_of(rows: Any, row: int, files: Sequence[DataFile]) -> str:
+def source_of(rows: Any, row: int, files: Sequence[Path]) -> str:
     """Name the user's rows that were packed into a prepared one: file:row, file:row."""
     members = rows[row].source_rows[:4]
-    return ", ".join(f"{files[file].path.name}:{number}" for file, number in members)
+    return ", ".join(f"{files[file].name}:{number}" for file, number in members)
 
 
 def _short(items: Sequence[Any]) -> str:

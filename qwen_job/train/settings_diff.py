@@ -10,7 +10,7 @@ from qwen_job import strict_json
 from qwen_job.errors import JobError
 from qwen_job.run.config import TrainConfig
 from qwen_job.run.folder import SETTINGS
-from qwen_job.run.sections import plain
+from qwen_job.run.sections import DataFile, plain
 
 # These change how the training runs, not its result.
 _OF_THE_MACHINE = frozenset(
@@ -55,12 +55,19 @@ def settings_text(config: TrainConfig) -> str:
     values: dict[str, Any] = {"model.name": config.model.name, "seed": config.seed}
     values |= {"precision": config.precision, "global_batch_size": config.global_batch_size}
     data = plain(config.data)
+    data |= {split: [_entry(file) for file in getattr(config.data, split)] for split in ("train", "eval")}
     values |= {f"data.{name}": data[name] for name in _OF_THE_DATA}
     if config.guards.skip_rows:
         values["skip_rows"] = config.guards.skip_rows
     training = config.training.model_dump(mode="json")
     values |= {f"training.{name}": value for name, value in training.items() if name not in _OF_THE_MACHINE}
     return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _entry(file: DataFile) -> dict[str, Any]:
+    """Return what an entry says; a name's files in the cache are not settings."""
+    entry = {"path": file.source or str(file.path), "weight": file.weight}
+    return {**entry, "revision": file.revision} if file.revision else entry
 
 
 def changes_since(checkpoint: Path, config: TrainConfig) -> list[str]:

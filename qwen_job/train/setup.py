@@ -90,7 +90,7 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
     data = open_prepared(prepared)
     if len(data.train) == 0:
         raise DataError(f"{prepared}: no rows to train on are left after preparation; run qwen-job data check")
-    notes += _report_left_out(config, data.train, log)
+    notes += _report_left_out(config, data, log)
     model = build_model(config, attempt.deepspeed, model_folder)
     if unknown := unknown_fields(read_config(model_folder)):
         notes.append(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
@@ -142,7 +142,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     )
     saved = resume.step if resume else None
     saver = Saver(config, checkpointer, engine, schedule, state, identity, ranks, log, saved)
-    named = partial(source_of, data.train, files=config.data.train)
+    named = partial(source_of, data.train, files=data.files)
     parts = Parts(
         config=config,
         arguments=arguments,
@@ -289,13 +289,13 @@ def _set_log_level(arguments: Arguments, place: Place) -> None:
     logger.setLevel(level)
 
 
-def _report_left_out(config: TrainConfig, rows: PackedRows, log: RunLog) -> list[str]:
-    notes = []
+def _report_left_out(config: TrainConfig, data: PreparedData, log: RunLog) -> list[str]:
+    notes, rows = [], data.train
     for row in config.guards.skip_rows:
         if row >= len(rows):
             raise JobError(f"train.skip_rows: {row}: there are {len(rows)} rows, from 0 to {len(rows) - 1}")
         log.write("guard", 0, action="leave out", rows=[row])
-        source = source_of(rows, row, config.data.train)
+        source = source_of(rows, row, data.files)
         notes.append(f"train.skip_rows: row {row} ({source}) is skipped in every epoch")
     return notes
 

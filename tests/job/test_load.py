@@ -210,7 +210,7 @@ def test_scalars_stand_for_text_in_env_and_options(tmp_path: Path) -> None:
     assert job.slurm.memory == "0" and job.slurm.sbatch == {"nice": "10", "contiguous": True, "plugin": None}
 
 
-@pytest.mark.parametrize("field", ["data.train", "output", "data.cache_dir", "model.cache_dir"])
+@pytest.mark.parametrize("field", ["output", "data.cache_dir", "model.cache_dir"])
 def test_an_address_is_no_path(tmp_path: Path, field: str) -> None:
     (found,) = problems(tmp_path, "", f"{field}=s3://me:secret@bucket/x")
     assert found.startswith(f"--set: {field}")

@@ -25,8 +25,7 @@ from qwen_job.remote.download import MARKER
 from qwen_job.remote.hub import RemoteFile
 from qwen_job.run.sections import ModelSpec
 from qwen_job.storage import exclusive
-
-from .hub_server import HubServer, serving
+from tests.support.hub_server import HubServer, serving
 
 modelscope_hub = pytest.importorskip("modelscope_hub", reason="needs the extra hub")
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs the extra hub")

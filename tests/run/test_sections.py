@@ -18,8 +18,8 @@ from qwen_job.run.sections import DataFile, DataSpec, ModelSpec, plain
 
 def test_reads_the_whole_section_and_writes_it_back() -> None:
     section = {
-        "train": [{"path": "/a.json", "weight": 2}],
-        "eval": [{"path": "/b.json", "weight": 1.0}],
+        "train": [{"path": "/a.json", "weight": 2, "source": None, "revision": None}],
+        "eval": [{"path": ".", "weight": 1.0, "source": "hf:owner/name:test", "revision": "v1"}],
         "eval_split": 0.0,
         "format": "sharegpt",
         "template": "/chat.jinja",

@@ -26,6 +26,7 @@ PACKAGES = {
     "training": "accelerate deepspeed gigatoken numpy psutil safetensors tokenizers torch transformers",
     "tools": "yamllint",  # and hadolint, a program
     "formats": "pyarrow tiktoken zstandard",
+    "remote": "aiohttp boto3 moto ossfs s3fs",
     "kubernetes": "kubeflow kubeflow_trainer_api kubernetes kubernetes_validate",
 }
 NEEDS = (*PACKAGES, "slurm", "containers", "root", "compiler", "crds", "pythons")
