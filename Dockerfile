@@ -1,7 +1,8 @@
 # The training image. SET names a folder of qwen_job/facts/image/: cpu, ampere (A100 and H100) or v100.
 # Four stages: base (Debian packages), build (compilers, wheels, DeepSpeed's ops), package (our wheel), and the image:
 # base plus what build and package made, our own code last, so that a change of it rebuilds only two small layers.
-# WITH_COMPILER=1 adds gcc and Python's headers for jobs that compile kernels as they run (torch_compile, Liger).
+# A set whose set.yaml has "compiler: true" (ampere) gets gcc and Python's headers, for kernels that are compiled as a job
+# runs (torch_compile, Liger); WITH_COMPILER=1 or 0 decides otherwise.
 # PACKAGES adds Python packages that no lock names ("wandb"); what computes stays at the lock's versions.
 # Debian's own image of one day; what is older in it than in the set's debian.lock is brought to the lock's versions.
 ARG BASE_IMAGE=docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
@@ -37,11 +38,13 @@ RUN if [ -n "$PACKAGES" ]; then \
             /opt/build/installed.txt >/opt/build/kept.txt \
         && $pip install --no-cache-dir --no-compile --constraint /opt/build/kept.txt $PACKAGES; \
     fi
-COPY scripts/image/slim.py scripts/image/describe.py qwen_job/facts/image/${SET}/debian-compiler.lock /opt/build/
+COPY scripts/image/slim.py scripts/image/describe.py scripts/image/has-compiler \
+    qwen_job/facts/image/${SET}/debian-compiler.lock /opt/build/
 COPY scripts/image/site/ /opt/venv/lib/python3.11/site-packages/
-ARG WITH_COMPILER=0
-RUN if [ "$WITH_COMPILER" = 1 ]; then sed -n '/^#/d; s/=.*//p' /opt/build/debian-compiler.lock >>/opt/image/debian.txt; fi \
-    && /opt/venv/bin/python /opt/build/slim.py /opt/venv "$WITH_COMPILER" \
+ARG WITH_COMPILER=
+RUN compiler=$(/opt/build/has-compiler /opt/build/set.yaml "$WITH_COMPILER") \
+    && if [ "$compiler" = 1 ]; then sed -n '/^#/d; s/=.*//p' /opt/build/debian-compiler.lock >>/opt/image/debian.txt; fi \
+    && /opt/venv/bin/python /opt/build/slim.py /opt/venv "$compiler" \
     && /opt/venv/bin/python -m compileall -q -j 0 -x /py31[2-9]_ --invalidation-mode unchecked-hash /opt/venv/lib \
     && /opt/venv/bin/python /opt/build/describe.py /opt/build /opt/image
 
@@ -73,9 +76,12 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ARG SET
-ARG WITH_COMPILER=0
-COPY qwen_job/facts/image/${SET}/debian-compiler.lock /opt/image/
-RUN if [ "$WITH_COMPILER" = 1 ]; then /opt/image/apt-install /opt/image/debian-compiler.lock; fi
+ARG WITH_COMPILER=
+COPY scripts/image/has-compiler qwen_job/facts/image/${SET}/debian-compiler.lock qwen_job/facts/image/${SET}/set.yaml /opt/image/
+RUN if [ "$(/opt/image/has-compiler /opt/image/set.yaml "$WITH_COMPILER")" = 1 ]; then \
+        /opt/image/apt-install /opt/image/debian-compiler.lock \
+        && rm -rf /usr/lib/python3.11/config-3.11-*; \
+    fi
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/image /opt/image
 COPY scripts/image/qwen-job-sshd /usr/local/bin/

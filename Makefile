@@ -49,7 +49,7 @@ test-trackers: ## train with wandb, swanlab and mlflow, offline, and read back w
 test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (8 minutes)
 	@[ -n "$${VLLM_PYTHON:-}" ] || scripts/setup.sh vllm
 	@.venv/bin/python -m pytest tests/serving -m vllm $(PYTEST_ARGS)
-image: ## build the training image (SET=, IMAGE=name:tag, WITH_COMPILER=1, PACKAGES="wandb")
+image: ## build the training image (SET=, IMAGE=name:tag, WITH_COMPILER=0, PACKAGES="wandb", WARM=runs/mine)
 	scripts/image/build $(SET) $(IMAGE)
 image-test: ## build the CPU set and run the demo in it: any uid, read-only root, no network (minutes)
 	scripts/image/test

@@ -123,7 +123,8 @@ def _first(setting: Setting, mine: str) -> str:
 
 
 def _wrap(config: TrainConfig, model: Any) -> None:
-    torch.compiler.config.dynamic_sources = _VARYING
+    if hasattr(torch.compiler.config, "dynamic_sources"):  # torch 2.8 and later
+        torch.compiler.config.dynamic_sources = _VARYING
     # Two sizes that happen to be equal in the first batch are not the same.
     torch.fx.experimental._config.use_duck_shape = False
     torch._dynamo.config.suppress_errors = False

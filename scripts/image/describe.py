@@ -26,7 +26,7 @@ def torch_architectures() -> list[str]:
     return flags.split() if flags else []
 
 
-def describe(settings: dict[str, Any], name: str) -> dict[str, Any]:
+def describe(settings: dict[str, Any], name: str, *, compiler: bool) -> dict[str, Any]:
     """Return image.json's content; an architecture that torch does not carry ends the build."""
     carried = torch_architectures()
     wanted = [arch for arch in settings["architectures"] if arch.startswith("sm_")]
@@ -42,6 +42,7 @@ def describe(settings: dict[str, Any], name: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "deepspeed": version("deepspeed"),
         "torch_architectures": carried,
+        "compiler": compiler,
         **{key: settings[key] for key in kept},
     }
 
@@ -84,8 +85,10 @@ def licence(component: dict[str, Any]) -> str:
 
 def main(build: Path, target: Path) -> None:
     settings = yaml.safe_load((build / "set.yaml").read_text())
-    (target / "image.json").write_text(json.dumps(describe(settings, settings["name"]), indent=1) + "\n")
-    bom = bill_of_materials(set((target / "debian.txt").read_text().split()))
+    debian = set((target / "debian.txt").read_text().split())
+    image = describe(settings, settings["name"], compiler="gcc" in debian)
+    (target / "image.json").write_text(json.dumps(image, indent=1) + "\n")
+    bom = bill_of_materials(debian)
     (target / "sbom.cdx.json").write_text(json.dumps(bom, separators=(",", ":")) + "\n")
     rows = sorted(f"{c['name']} {c.get('version', '')}\t{licence(c)}" for c in bom["components"])
     (target / "licenses.txt").write_text("\n".join(rows) + "\n")

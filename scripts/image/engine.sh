@@ -65,3 +65,22 @@ pip_mounts() {  # SET; prints HOST:CONTAINER lines
         case $path in /*) [ ! -d "$path" ] || echo "$path:$path" ;; esac
     done
 }
+
+# A folder with the kernels of some runs, for WARM: each a run's folder or its kernels.zip. Prints the folder.
+image_kernels() {  # "RUN ..."
+    local folder run file number=0
+    folder=$(mktemp -d)
+    for run in $1; do
+        file=$run
+        [ ! -d "$run" ] || file=$run/kernels.zip
+        if [ ! -f "$file" ]; then
+            echo "image: WARM: $file does not exist: name the folder of a run that compiled its layers" >&2
+            rm -rf "$folder"
+            return 2
+        fi
+        number=$((number + 1))
+        install -m 0644 "$file" "$folder/$number.zip"
+    done
+    chmod 0755 "$folder"
+    echo "$folder"
+}

@@ -1,6 +1,8 @@
 """Remove what no job uses from the image's environment: test suites, C++ test programs, static libraries, headers.
 
-    slim.py ENVIRONMENT WITH_COMPILER       WITH_COMPILER is 1 where jobs compile: then headers stay
+    slim.py ENVIRONMENT COMPILER        COMPILER is 1 where jobs compile
+
+torch's headers stay where Inductor compiles C++ for a CPU. For a GPU, Triton compiles C with headers of its own.
 
 ``torch.testing`` stays (torch imports it), and so does ``torch/bin/torch_shm_manager`` (shared-memory tensors).
 """
@@ -51,8 +53,9 @@ def strip_debug(site_packages: Path) -> None:
 
 
 def main(environment: Path, with_compiler: bool) -> None:
-    patterns = ALWAYS if with_compiler else ALWAYS + HEADERS
     for site_packages in environment.glob("lib/python3*/site-packages"):
+        keeps_headers = with_compiler and not (site_packages / "triton").is_dir()
+        patterns = ALWAYS if keeps_headers else ALWAYS + HEADERS
         strip_debug(site_packages)
         print(f"slim: {remove(site_packages, patterns) / 1e6:.0f} MB removed from {site_packages}")
 

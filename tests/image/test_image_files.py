@@ -85,7 +85,7 @@ def test_an_unknown_set_names_the_known_ones() -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_says_everything_that_the_build_reads(name: str) -> None:
     values = yaml.safe_load((ROOT / "qwen_job" / "facts" / "image" / name / "set.yaml").read_text())
-    keys = {"name", "description", "cuda", "minimum_driver", "architectures", "gpus", "ops"}
+    keys = {"name", "description", "cuda", "minimum_driver", "architectures", "gpus", "ops", "compiler"}
     assert set(values) == keys
     assert values["name"] == name
     assert (values["cuda"] is None) == (values["architectures"] == []) == (values["minimum_driver"] is None)
@@ -119,3 +119,41 @@ def test_one_variable_moves_every_cache() -> None:
         [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "/mine /scratch/me/triton\n"
+
+
+@pytest.mark.parametrize(("name", "asked", "has"), [("ampere", "", "1"), ("cpu", "", "0"), ("v100", "", "0"),
+                                                    ("ampere", "0", "0"), ("cpu", "1", "1")])  # fmt: skip
+def test_the_set_decides_whether_an_image_has_a_compiler_unless_asked(name: str, asked: str, has: str) -> None:
+    done = run(SCRIPTS / "has-compiler", f"qwen_job/facts/image/{name}/set.yaml", asked)
+    assert done.stdout == f"{has}\n"
+
+
+def test_another_word_for_the_compiler_is_refused() -> None:
+    done = run(SCRIPTS / "has-compiler", "qwen_job/facts/image/cpu/set.yaml", "yes")
+    assert done.returncode == 2
+    assert done.stderr == "image: WITH_COMPILER=yes: write 1 or 0, or leave it out\n"
+
+
+def test_the_kernels_of_runs_become_a_layer_of_the_image(tmp_path: Path) -> None:
+    engine = tmp_path / "bin" / "buildah"
+    engine.parent.mkdir()
+    engine.write_text(
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/calls\n'
+        f'case "$*" in *" -f - "*) cat > {tmp_path}/dockerfile; ls "${{@: -1}}" > {tmp_path}/context ;; esac\n'
+    )
+    engine.chmod(0o755)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kernels.zip").write_text(name)
+    settings = {"PATH": f"{engine.parent}:{os.environ['PATH']}", "IMAGE_ENGINE": "buildah", "HOME": str(tmp_path)}
+    done = run(SCRIPTS / "build", "cpu", "me:cpu", WARM=f"{tmp_path}/a {tmp_path}/b/kernels.zip", **settings)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dockerfile").read_text() == "FROM me:cpu\nCOPY . /opt/image/kernels\n"
+    assert (tmp_path / "context").read_text() == "1.zip\n2.zip\n"
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+
+
+def test_a_run_without_kernels_is_refused_before_the_build(tmp_path: Path) -> None:
+    done = run(SCRIPTS / "build", "cpu", "me:cpu", WARM=str(tmp_path), IMAGE_ENGINE="buildah")
+    assert done.returncode == 2
+    assert f"image: WARM: {tmp_path}/kernels.zip does not exist" in done.stderr
