@@ -78,7 +78,8 @@ class Reading:
         from qwen_job.data.makers import sample_maker
 
         settings = ChatSettings(**{name: self.options[name] for name in _CHAT})
-        return sample_maker(self.options["template"], settings, self.model, self.tokenizer)
+        mask = self.job.data.mask if self.job else "assistant"
+        return sample_maker(self.options["template"], settings, self.model, self.tokenizer, mask)
 
     def examiner(self) -> Examiner:
         """Return what examines rows."""

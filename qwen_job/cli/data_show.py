@@ -20,6 +20,7 @@ from qwen_job.text import json_text, visible, visible_lines
 if TYPE_CHECKING:
     from qwen_job.chat.samples import Piece, SampleMaker
     from qwen_job.data.show import ShownRow, SizedSample
+    from qwen_job.job import Job
 
 # How learnt text looks by its kind, and everything else.
 _LEARNT = {"reasoning": "magenta", "call": "yellow", "answer": "green"}
@@ -49,11 +50,22 @@ def show(named: str | Path, row: int, number: int, as_json: bool, **options: Any
         raise UsageError(f"--file: {named} has {len(reading.files)} data files, not {number}")
     path, tokenizer = reading.files[number - 1], reading.tokenizer
     shown = show_row(path, row, reading.examiner(), reading.any_maker, tokenizer)
+    if reading.job and tokenizer:
+        shown = shown._replace(notes=(*shown.notes, *_too_long(shown, reading.job)))
     reading.show_notes()
     if as_json:
         click.echo(json_text(_as_json(path, row, shown, tokenizer is not None), indent=2))
         return
     _print_row(shown, _heading(path, row, shown, reading.any_maker), "tokens" if tokenizer else "characters")
+
+
+def _too_long(shown: ShownRow, job: Job) -> Iterator[str]:
+    longest = job.train.model_max_length
+    for number, sample in enumerate(shown.samples, 1):
+        total = sample.amounts()["total"]
+        if total > longest:
+            yield (f"sample {number} has {total:,} tokens, more than train.model_max_length {longest:,}: "
+                   f"data.long_samples: {job.data.long_samples} decides what is trained of it")  # fmt: skip
 
 
 def _heading(file: Path, row: int, shown: ShownRow, maker: SampleMaker) -> str:

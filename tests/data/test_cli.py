@@ -218,7 +218,14 @@ def test_a_job_says_what_to_check_and_how(run: Run, job: Path) -> None:
 def test_a_job_says_what_to_show_and_how(run: Run, job: Path) -> None:
     code, out, _ = run("show", job)
     assert code == 0 and f"{job.parent / 'rows.json'}:1 " in out and " tokens: " in out
-    assert "held" in run("show", job, 1, "--file", 2)[1]
+    assert "held" in run("show", job, 1, "--file", 2)[1] and "data.long_samples" not in out
+    assert "more than train.model_max_length 64: data.long_samples: truncate decides" in run("show", job, 2)[1]
+    text = job.read_text()
+    job.write_text(text.replace("ignore_keys", "mask: reference, ignore_keys"))
+    _, framed, _ = run("show", job, "--json")
+    pieces = json.loads(framed)["samples"][0]["pieces"]
+    learnt = "".join(piece["text"] for piece in pieces if piece["learnt"])
+    assert learnt == "<|im_start|><|im_end|>\n" * 2 + "<|im_start|>a<|im_end|>\n"
     code, _, err = run("show", job, 1, "--file", 3)
     assert code == 2 and "has 2 data files, not 3" in err
 
