@@ -18,6 +18,7 @@ from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.facts.data_names import is_name
 
 if TYPE_CHECKING:
+    from qwen_job.chat.chosen import Chosen
     from qwen_job.chat.samples import SampleMaker
     from qwen_job.data.check import Examiner
     from qwen_job.data.encode import ChatTokenizer
@@ -36,12 +37,14 @@ class Reading:
         files: the data files, those of a job's data.train and data.eval in place of the job.
         options: the parameters of the command that say how rows are read; a job's settings where the user gave none.
         job: the job, if one is given.
+        quick: load the tokenizer in the way that is fastest for one row.
         notes: what the user should know about the model of the job.
     """
 
     files: list[Path]
     options: dict[str, Any]
     job: Job | None = None
+    quick: bool = False
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -55,31 +58,55 @@ class Reading:
         return self._model_of_job(self.job) if self.job else None
 
     @cached_property
+    def chosen(self) -> Chosen:
+        """The chat template."""
+        from qwen_job.chat.chosen import AUTO, CHATML, choose
+
+        template = self.options["template"]
+        return choose(CHATML if template == AUTO and self.model is None else template, self.model or Path())
+
+    @cached_property
     def tokenizer(self) -> ChatTokenizer | None:
         """The model's tokenizer, None if no model is given."""
         if self.model is None:
             return None
+        from qwen_job.data.encode import ChatTokenizer
         from qwen_job.data.encoder import load_encoder
 
-        return load_encoder(self.model)
+        return ChatTokenizer.load(self.model, self._words) if self.quick else load_encoder(self.model, self._words)
 
     @cached_property
     def maker(self) -> SampleMaker | None:
-        """What makes samples with the chat template; None without a model or a template: any text is fine then."""
-        random = self.job is not None and self.job.model.resolved_source == "random"
-        if self.model is None and self.options["template"] == "auto" and not random:
-            return None
-        return self.any_maker
+        """What makes samples with the chat template; None if neither model nor template is known: any text is fine."""
+        return self.any_maker if self._knows_template else None
 
     @cached_property
     def any_maker(self) -> SampleMaker:
         """The same, with ChatML for want of a model."""
         from qwen_job.chat.settings import ChatSettings
-        from qwen_job.data.makers import sample_maker
+        from qwen_job.data.makers import CHATML_SOURCE, WORDS, sample_maker
 
-        settings = ChatSettings(**{name: self.options[name] for name in _CHAT})
-        mask = self.job.data.mask if self.job else "assistant"
-        return sample_maker(self.options["template"], settings, self.model, self.tokenizer, mask)
+        return sample_maker(
+            self.chosen,
+            ChatSettings(**{name: self.options[name] for name in _CHAT}),
+            self.tokenizer,
+            WORDS if self.model is None else self._words,
+            source=CHATML_SOURCE if self._knows_template else f"{CHATML_SOURCE}, as no model is given",
+            mask=self.job.data.mask if self.job else "assistant",
+        )
+
+    @property
+    def _knows_template(self) -> bool:
+        random = self.job is not None and self.job.model.resolved_source == "random"
+        return self.model is not None or self.options["template"] != "auto" or random
+
+    @property
+    def _words(self) -> frozenset[str]:
+        """The tokens that the model has for words of its template."""
+        from qwen_job.data.writers import template_words
+
+        template = self.chosen.template
+        return template_words(template, self.model) if template and self.model else frozenset()
 
     def examiner(self) -> Examiner:
         """Return what examines rows."""
@@ -148,7 +175,7 @@ def _files(job: Job, file: DataFile) -> list[Path]:
 
 def _settings(job: Job) -> dict[str, Any]:
     data = job.data
-    settings = {name: getattr(data, name) for name in ("template", *_CHAT) if name in type(data).model_fields}
+    settings = {name: getattr(data, name) for name in ("template", *_CHAT)}
     return settings | {
         "layout": data.format,
         "turn_order": data.turn_order,

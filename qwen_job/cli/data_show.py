@@ -46,6 +46,7 @@ def show(named: str | Path, row: int, number: int, as_json: bool, **options: Any
     from qwen_job.data.show import show_row
 
     reading = reading_of([named], options)
+    reading.quick = True
     if number > len(reading.files):
         raise UsageError(f"--file: {named} has {len(reading.files)} data files, not {number}")
     path, tokenizer = reading.files[number - 1], reading.tokenizer

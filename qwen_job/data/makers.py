@@ -1,24 +1,24 @@
-"""Make the sample maker of a job's data: its chat template, its settings, and the control tokens of its tokenizer."""
+"""Sample makers for the template that a job chooses, ChatML among them. Imports no numpy."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Collection
 
-from qwen_job.chat.chosen import AUTO, CHATML, choose
+from qwen_job.chat.chosen import Chosen
 from qwen_job.chat.conversation import Conversation
 from qwen_job.chat.messages import Controls
 from qwen_job.chat.samples import Kind, Piece, Sample, SampleMaker
 from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.template import ChatTemplate
-from qwen_job.chatml import IM_END, IM_START, SYSTEM_PROMPT, chat_template
+from qwen_job.chatml import IM_END, IM_START, chat_template
 from qwen_job.data.encode import ChatTokenizer, texts_of
+from qwen_job.errors import DataError
 from qwen_job.facts import choices
 
-# What Qwen's templates write around reasoning, calls and results: one token each where the tokenizer has it.
-_WORDS = tuple(f"<{slash}{name}>" for name in ("think", "tool_call", "tool_response") for slash in ("", "/"))
-
-_CHATML, _NO_MODEL = "ChatML", "ChatML, as no model is given"
+CHATML_SOURCE = "ChatML"
+# What Qwen's templates write around reasoning, calls and results: one token each in the newer tokenizers.
+WORDS = tuple(f"<{slash}{name}>" for name in ("think", "tool_call", "tool_response") for slash in ("", "/"))
 
 
 class ChatmlMaker(SampleMaker):
@@ -27,7 +27,9 @@ class ChatmlMaker(SampleMaker):
     ``mask``: that of the job's data; reference also trains what :func:`~qwen_job.data.encode.signed_ids` says.
     """
 
-    mask: choices.Mask = "assistant"
+    def __init__(self, template: ChatTemplate, settings: ChatSettings, controls: Controls, mask: choices.Mask) -> None:
+        super().__init__(template, settings, controls)
+        self._mask = mask
 
     def samples(self, conversation: Conversation, counts: Counter[str]) -> list[Sample]:
         """Return the one sample of a conversation, none if no turn is learnt; see :meth:`SampleMaker.samples`."""
@@ -36,9 +38,8 @@ class ChatmlMaker(SampleMaker):
         if not learnt:
             counts["nothing_learnt"] += 1
             return []
-        system = SYSTEM_PROMPT if self.settings.system_prompt is None else self.settings.system_prompt
-        texts = texts_of(settled, system)
-        first, framed = len(texts) - len(settled.turns), self.mask == "reference"
+        texts = texts_of(settled, self.settings.system_prompt or "")
+        first, framed = len(texts) - len(settled.turns), self._mask == "reference"
         pieces: list[Piece] = []
         for number, (role, text) in enumerate(texts, -first):
             learns = number >= 0 and bool(settled.turns[number].learn)
@@ -50,31 +51,43 @@ class ChatmlMaker(SampleMaker):
 
 
 def sample_maker(
-    template: str,
+    chosen: Chosen,
     settings: ChatSettings,
-    folder: Path | None,
-    tokenizer: ChatTokenizer | None,
+    tokenizer: ChatTokenizer | None = None,
+    words: Collection[str] = WORDS,
+    *,
+    source: str = CHATML_SOURCE,
     mask: choices.Mask = "assistant",
 ) -> SampleMaker:
-    """Return the sample maker for ``template`` (auto, chatml or a file) and the model in ``folder``, if there is one.
+    """Return what makes samples with the chosen template.
 
-    ``mask`` has an effect on ChatML only.
+    Args:
+        chosen: see :func:`qwen_job.chat.chosen.choose`.
+        settings: those of the job.
+        tokenizer: that of the model; its control tokens are kept out of text.
+        words: words of the template that are one token each.
+        source: how messages name ChatML.
+        mask: data.mask; reference needs ChatML.
 
     Raises:
-        ModelError: a template cannot be read.
+        DataError: the mask does not fit the template.
     """
-    words = _WORDS if tokenizer is None else tuple(word for word in _WORDS if word in tokenizer.text_tokens)
-    chosen = _template(template, settings, folder)
-    controls = Controls((IM_START, IM_END), words)
-    if chosen.source not in (_CHATML, _NO_MODEL):
-        return SampleMaker(chosen, settings, controls)
-    maker = ChatmlMaker(chosen, settings, controls)
-    maker.mask = mask
-    return maker
-
-
-def _template(choice: str, settings: ChatSettings, folder: Path | None) -> ChatTemplate:
-    chosen = choose(CHATML if choice == AUTO and folder is None else choice, folder or Path())
+    refuse_mask(chosen, mask)
+    frame = tokenizer.control_tokens if tokenizer else (IM_START, IM_END)
+    controls = Controls(frame, tuple(sorted(words)))
+    if chosen.template:
+        return SampleMaker(chosen.template, settings, controls)
     system = chosen.system_prompt if settings.system_prompt is None else settings.system_prompt
-    name = _CHATML if folder or choice != AUTO else _NO_MODEL
-    return chosen.template or ChatTemplate({"default": chat_template(system)}, name)
+    template = ChatTemplate({"default": chat_template(system)}, source)
+    return ChatmlMaker(template, settings._replace(system_prompt=system), controls, mask)
+
+
+def refuse_mask(chosen: Chosen, mask: choices.Mask) -> None:
+    """Refuse to train the frame of a template other than ChatML.
+
+    Raises:
+        DataError: the mask is reference, and the template is not ChatML.
+    """
+    if chosen.template and mask == "reference":
+        raise DataError("data.mask: reference trains the frame of ChatML, and the model has its own template; write "
+                        "data.template: chatml, or assistant")  # fmt: skip

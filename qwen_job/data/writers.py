@@ -20,8 +20,9 @@ from qwen_job.chat.traits import Traits
 from qwen_job.data.documents import Constants, Document, join_documents
 from qwen_job.data.encode import ChatTokenizer, Segment, signed_ids, texts_of
 from qwen_job.data.encoder import load_encoder
+from qwen_job.data.makers import refuse_mask
 from qwen_job.data.vocabulary import added_tokens, is_control
-from qwen_job.errors import DataError, ModelError
+from qwen_job.errors import ModelError
 from qwen_job.run.sections import DataSpec
 
 if TYPE_CHECKING:
@@ -264,9 +265,7 @@ def load_writer(spec: DataSpec, chosen: Chosen, folder: Path) -> ChatmlWriter | 
     if chosen.template is None:
         system = chosen.system_prompt if spec.system_prompt is None else spec.system_prompt
         return ChatmlWriter(load_encoder(folder), Settler(settings, PLAIN_TRAITS, "ChatML"), system, spec.mask)
-    if spec.mask == "reference":
-        raise DataError("data.mask: reference trains the frame of ChatML, and the model has its own template; write "
-                        "data.template: chatml, or assistant")  # fmt: skip
+    refuse_mask(chosen, spec.mask)
     words = template_words(chosen.template, folder)
     tokenizer = load_encoder(folder, words)
     controls = Controls(tokenizer.control_tokens, tuple(sorted(words)))
