@@ -23,7 +23,7 @@ from .test_cli import Run, run
 __all__ = ["run"]
 
 
-@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "qwen3_6"])
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6"])
 def test_what_is_shown_is_what_is_trained(
     run: Run, write: Callable[..., Path], modern: Callable[[str], Path], name: str
 ) -> None:
