@@ -163,6 +163,14 @@ def test_a_peak_shows_the_plan_beside_what_was_allocated_and_what_the_device_hel
     assert "| 7B | needs 140 GiB |" in text
 
 
+def test_starts_tell_whether_layers_were_compiled_or_loaded() -> None:
+    line = {"compiled": True, "seconds": 31.0, "graphs": 2, "found": 0, "reason": ""}
+    warm = {"resumed_from": 28, "first_step_after": 12.0, "compile": {**line, "seconds": 4.0, "graphs": 0, "found": 2}}
+    text = report(default=done(first_step_after=80.0, compile=line), restart=done(**warm))
+    assert "nothing cached | compiled in 31.0 s | 80.0 s |" in text
+    assert "caches warm (goal: 15 s) | loaded in 4.0 s | 12.0 s |" in text
+
+
 def test_what_failed_or_is_unfinished_is_named_at_the_top() -> None:
     late: dict[str, Any] = {"state": "partial", "seconds": 9.0, "reason": "out of time", "figures": {}}
     assert "- peaks: partial: out of time" in report(peaks=late, tests=done(first={"seconds": 1.0}))

@@ -205,6 +205,10 @@ def figures_of(folder: Path, sizes: Sizes, launched: float) -> dict[str, Any]:
         for name in ("tokens_per_second", "mfu"):
             values = [line[name] for line in counted if line[name] is not None]
             found[name] = statistics.median(values) if values else None
+    compilations = [line for line in lines if line["type"] == "compile"]
+    if compilations:
+        names = ("compiled", "seconds", "graphs", "found", "reason")
+        found["compile"] = {name: compilations[-1][name] for name in names}
     return found | _saves(lines, steps) | _observed(folder)
 
 

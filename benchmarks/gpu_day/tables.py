@@ -81,11 +81,19 @@ def _starts(tasks: dict[str, dict[str, Any]]) -> str:
     cold, warm = _rows(tasks, "default"), _rows(tasks, "restart")
     rows: list[tuple[object, ...]] = []
     if "first_step_after" in cold:
-        rows.append(("a new run: model, data and first step, nothing cached", f"{cold['first_step_after']:.1f} s"))
+        what = "a new run: model, data and first step, nothing cached"
+        rows.append((what, _compiling(cold), f"{cold['first_step_after']:.1f} s"))
     if "first_step_after" in warm:
         what = f"a restart from step {warm['resumed_from']}, caches warm (goal: 15 s)"
-        rows.append((what, f"{warm['first_step_after']:.1f} s"))
-    return table("from the launch to the end of the first step | time", rows) if rows else ""
+        rows.append((what, _compiling(warm), f"{warm['first_step_after']:.1f} s"))
+    return table("from the launch to the end of the first step | layers | time", rows) if rows else ""
+
+
+def _compiling(figures: dict[str, Any]) -> str:
+    line = figures.get("compile", {})
+    if not line.get("compiled"):
+        return f"not compiled: {line['reason']}" if line.get("reason") else "not compiled"
+    return f"{'compiled' if line['graphs'] else 'loaded'} in {line['seconds']:.1f} s"
 
 
 def _saves(tasks: dict[str, dict[str, Any]]) -> str:
@@ -112,7 +120,8 @@ def _peaks(tasks: dict[str, dict[str, Any]]) -> str:
             rows.append((name, row.get("error") or row.get("skipped"), gib(row.get("planned")), *[""] * 5))
             continue
         inside, whole = (_pair(row[what], row[planned]) for what, planned in _PLANNED.items())
-        rows.append((name, *inside, gib(row["reserved"]), *whole))
+        compiled = " (compiled)" if row.get("graphs") else ""
+        rows.append((name + compiled, *inside, gib(row["reserved"]), *whole))
     head = "setting | allocated | planned | error | reserved | device | planned | error"
     return table(head, rows) if rows else ""
 

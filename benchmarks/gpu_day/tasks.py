@@ -188,6 +188,7 @@ def restart(place: Place, deadline: float) -> dict[str, Any]:
         "resumed_from": next(line["resumed_from"] for line in lines if line["type"] == "start"),
         "first_step_after": round(steps[0]["time"] - launched, 2),
         "step_seconds": [line["step_seconds"] for line in steps],
+        "compile": next((line for line in lines if line["type"] == "compile"), {}),
     }
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from qwen_job.facts.data_names import is_name
 from qwen_job.job import Job
 from qwen_job.job.model import DataFile as JobFile
+from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.plan.schedule import PACKED_FILL
+from qwen_job.plan.search.choice import layout_of
 from qwen_job.run.config import TrainConfig
 from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Planned, Stop, Training
 
@@ -79,10 +81,17 @@ def _planned(plan: Plan) -> Planned:
 
 
 def _measurable_bytes(plan: Plan) -> int | None:
-    """Return the bytes that a run measures: what torch allocates on a GPU, or one whole process on a CPU."""
+    """Return the bytes that a run measures: what torch allocates on a GPU, or one whole process on a CPU.
+
+    It counts on compiled layers where they may be: what must fit is more, because a node can lack a compiler.
+    """
     memory = plan.memory
     if memory is None:
         return None
+    if plan.torch_compile is not False and plan.question is not None and memory.gpu:
+        memory = estimate_memory(
+            layout_of(plan.question, plan.choice)._replace(compiled=True), constants=plan.question.constants
+        )
     return memory.moments[memory.peak] if memory.gpu else sum((_memory_items(plan) or {}).values())
 
 

@@ -54,6 +54,7 @@ def test_a_worker_measures_peaks_variants_kernels_and_ceilings(tmp_path: Path) -
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert found["machine"]["copy"]["gb_per_second"] > 0
     assert all(row["planned"] > 0 and row["loss"] > 5 for row in found["peaks"].values())
+    assert [row["graphs"] > 0 for row in found["peaks"].values()] == [True, False]
     base, other = found["variants"].values()
     assert base["losses"] == pytest.approx(other["losses"], abs=1e-3) and len(base["losses"]) == 2
     assert all(row.get("error", 0) == pytest.approx(0, abs=1e-5) for row in found["kernels"].values())

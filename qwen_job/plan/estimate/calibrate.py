@@ -142,7 +142,6 @@ def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | 
         fused_loss=train.fused_loss,
         fused_norms=train.device == "cuda",
         lean_zero=True,
-        compiled=train.torch_compile is True,
     )
 
 
@@ -157,14 +156,16 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
     except QwenJobError as error:
         raise EnvironmentFault(f"{error}; name a run's folder") from error
     zero = deepspeed["zero_optimization"]
-    steps = [line for line in _metrics(folder) if line.get("type") == "step"][WARMUP_STEPS:]
+    lines = _metrics(folder)
+    steps = [line for line in lines if line.get("type") == "step"][WARMUP_STEPS:]
     if len(steps) < LEAST_STEPS:
         raise EnvironmentFault(
             f"{RunFolder(folder).metrics}: fewer than {WARMUP_STEPS + LEAST_STEPS} steps; let it run on"
         )
     tokens = statistics.median(float(step["tokens"]) for step in steps)
     measured = [float(step["memory_bytes"]) for step in steps if step.get("memory_bytes")]
-    layout = layout_of(train, zero, gpus_per_node)
+    compiled = [bool(line.get("compiled")) for line in lines if line.get("type") == "compile"]
+    layout = layout_of(train, zero, gpus_per_node)._replace(compiled=compiled[-1:] == [True])
     return Run(
         folder=str(folder),
         layout=layout,
