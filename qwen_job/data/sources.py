@@ -230,7 +230,8 @@ def _download(
 def _commit_in_cache(source: Source, hub: Hub) -> str | None:
     """Return the commit of another part of the same data set: its test rows may be among those of a later train."""
     base = _base(source)
-    for path in sorted(base.parent.glob(f"{glob.escape(base.name)}.*.json")):
+    found = base.parent.glob(f"{glob.escape(base.name)}.*.json")
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         record = _valid(_read(path))
         if record and record.get("revision") == (source.revision or hub.default_revision):
             return record.get("commit")
@@ -345,7 +346,8 @@ def _valid(record: object) -> Mapping[str, Any] | None:
     if not isinstance(record, dict) or not isinstance(version := record.get("version"), str):
         return None
     files = record.get("files")
-    if not version.isalnum() or not isinstance(files, list) or not files:
+    commit = record.get("commit")
+    if not version.isalnum() or not isinstance(files, list) or not files or commit not in (None, version):
         return None
     for file in files:
         if not isinstance(file, dict) or not isinstance(path := file.get("path"), str):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from typing import Literal, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
 
 Kind = Literal["huggingface", "modelscope", "https", "s3", "oss"]
 SPLIT = "train"
@@ -105,6 +104,8 @@ def _data_set(text: str, prefix: str, rest: str) -> DataName:
 
 
 def _address(text: str, scheme: str) -> DataName:
+    from urllib.parse import parse_qsl, urlsplit
+
     hidden = shown(text)
     if scheme == "file":
         raise ValueError(f"{hidden!r}: write the path itself: {text[len('file://') :]}")

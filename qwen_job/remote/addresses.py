@@ -62,15 +62,12 @@ class Addresses(Hub):
         system = self._system()
         several = "*" in urlsplit(repository).path
         found = [str(path) for path in system.glob(repository)] if several else [repository]
-        if not found:
-            raise FileNotFoundError(repository)
         fixed = _plain(repository).partition("*")[0].rpartition("/")[0] + "/" if several else ""
-        for address in sorted(found):
-            info = system.info(address)
-            if info.get("type") == "directory":
-                if several:
-                    continue
-                raise FileNotFoundError(repository)
+        listed = [(address, system.info(address)) for address in sorted(found)]
+        files = [(address, info) for address, info in listed if info.get("type") != "directory"]
+        if not files:
+            raise FileNotFoundError(repository)
+        for address, info in files:
             if info.get("size") is None:
                 raise self.kind.error(
                     f"{self.endpoint}: does not say how long {_file_name(address)} is, so that a file cut off would "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,6 +80,8 @@ def card(summary: Summary) -> str:
     head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["qwen", "chat"]}
     head["base_model"] = name if from_hub else "local"
     data = summary.section("data")
+    if published := _published(data):
+        head["datasets"] = published
     system = SYSTEM_PROMPT if data.get("system_prompt") is None else str(data["system_prompt"])
     turn = f'{{"role": "system", "content": {system!r}}}, ' if system else ""
     parts = [
@@ -110,6 +113,14 @@ def _old_chat(summary: Summary) -> Iterator[str]:
     if original is not None:
         yield "### `model.chat`"
         yield _QWEN1.strip().replace("EXPORT", export_command("path/to/model", original), 1)
+
+
+def _published(data: Mapping[str, Any]) -> list[str]:
+    """Return the data sets on Hugging Face that were trained on, as a model card there lists them."""
+    entries = data.get("train")
+    sources = [str(one.get("source")) for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    found = (re.match(r"hf:([^/:]+/[^/:]+)", source) for source in sources)
+    return list(dict.fromkeys(one[1] for one in found if one))
 
 
 def _files(data: Mapping[str, Any], run: Path) -> Iterator[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,15 @@ def test_a_missing_package_is_named_with_the_command(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
     with pytest.raises(EnvironmentFault, match=r"needs the package aiohttp: pip install 'qwen-job\[remote\]'"):
+        fetch(tmp_path, f"{server.address}/files/a.jsonl")
+
+
+def test_a_disk_that_fills_up_is_named(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(addresses, "_append", full)
+    with pytest.raises(EnvironmentFault, match=r"cannot be written .*No space left.* free space .*data\.cache_dir"):
         fetch(tmp_path, f"{server.address}/files/a.jsonl")
 
 

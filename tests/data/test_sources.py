@@ -23,8 +23,8 @@ from qwen_job.run.config import TrainConfig, parse_config
 from tests.data.conftest import conversation
 from tests.support.hub_server import COMMIT, HubServer, serving
 
-pytest.importorskip("modelscope_hub", reason="needs the extra hub")
-pytest.importorskip("huggingface_hub", reason="needs the extra hub")
+modelscope_hub = pytest.importorskip("modelscope_hub", reason="needs the extra hub")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs the extra hub")
 
 pytestmark = pytest.mark.usefixtures("server")
 BOTH = pytest.mark.parametrize("hub", ["hf", "ms"])
@@ -105,7 +105,6 @@ def test_another_split_is_fetched_beside_it(server: HubServer, tmp_path: Path, h
 def test_another_split_is_of_the_same_commit(server: HubServer, tmp_path: Path) -> None:
     fetch(tmp_path, "hf:owner/chats")
     server.push({"test.jsonl": rows(3, "newer")})
-    server.files = server.commits[COMMIT]  # what /resolve/ sends
     (test,) = fetch(tmp_path, "hf:owner/chats:test")
     assert len(list(read_rows(test))) == 5
 
@@ -155,7 +154,6 @@ def test_a_run_whose_cache_is_gone_fetches_its_commit_again(server: HubServer, t
     before = local_data(settings, print).data.train
     server.push({"train.jsonl": rows(3, "newer")})
     (tmp_path / "cache").rename(tmp_path / "lost")
-    server.files = server.commits[COMMIT]  # what /resolve/ sends
     assert local_data(settings, print).data.train == before
 
 
@@ -216,6 +214,17 @@ def test_a_revision_is_fetched_and_pinned(server: HubServer, tmp_path: Path) -> 
     server.files = server.commits[COMMIT]
     files = fetch(tmp_path, "hf:owner/chats:test", revision=COMMIT)
     assert [path.read_bytes() for path in files] == [FILES["data/test-00000-of-00001.jsonl"]]
+
+
+@BOTH
+def test_what_the_users_own_cache_holds_is_not_downloaded(server: HubServer, tmp_path: Path, hub: str) -> None:
+    if hub == "ms":
+        modelscope_hub.HubApi(modelscope_hub.HubConfig()).download_repo("owner/chats", "dataset")
+    else:
+        huggingface_hub.snapshot_download("owner/chats", repo_type="dataset", endpoint=server.address)
+    server.asked.clear()
+    assert fetch(tmp_path, f"{hub}:owner/chats")[0].read_bytes() == FILES[BIG]
+    assert set(server.asked) <= {"README.md"}
 
 
 @BOTH
@@ -334,6 +343,31 @@ def test_commands_read_data_by_name(
         main(["data", "clean", "hf:owner/chats", str(tmp_path / "out.jsonl")])
     assert end.value.code == 2
     assert "has 2 files; give one of them" in capsys.readouterr().err
+
+
+def test_prepare_fetches_into_its_output_which_a_job_then_uses(
+    server: HubServer, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data", "prepare", "hf:owner/chats:test", "--tokenizer", str(tiny), "--output", str(tmp_path), "--json"]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out)["stats"]["train"]["samples"] == 5
+    assert fetch(tmp_path, "hf:owner/chats:test")[0].is_relative_to(tmp_path / "data" / "huggingface")
+    assert server.asked["data/test-00000-of-00001.jsonl"] == 1
+
+
+def test_check_reads_the_names_of_a_job_at_their_revisions(
+    server: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.push({"test.jsonl": rows(3, "newer")})
+    job = tmp_path / "job.yaml"
+    job.write_text("name: x\nmodel: {name: qwen2-tiny, source: random}\noutput: runs/x\ncluster: {gpu: CPU}\n"
+                   f"data: {{train: [{{path: 'hf:owner/chats:test', revision: {COMMIT}}}]}}\n")  # fmt: skip
+    with pytest.raises(SystemExit) as end:
+        main(["data", "check", str(job)])
+    assert end.value.code == 0
+    assert "5 conversations" in capsys.readouterr().out
 
 
 def test_a_plan_downloads_nothing_and_counts_what_is_in_the_cache(

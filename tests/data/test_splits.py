@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_job.data.splits import choose, subsets_of
 from qwen_job.errors import DataError
-from qwen_job.facts.data_names import parse
+from qwen_job.facts.data_names import DataName, parse
 
 
 def files(paths: str, name: str = "hf:o/n", card: str = "") -> list[str]:
@@ -115,3 +119,35 @@ def test_what_cannot_be_chosen_is_refused_with_what_there_is(paths: str, name: s
 )
 def test_a_readme_without_configs_declares_nothing(text: str) -> None:
     assert subsets_of(text) == []
+
+
+PATHS = st.lists(
+    st.from_regex(
+        r"([a-z]{1,5}/){0,2}(train|test|dev|x|\[a\*)[-_0-9]{0,3}\.(jsonl|parquet|json\.gz|csv)", fullmatch=True
+    )
+)
+GLOBS = st.from_regex(r"[a-z*?/\[\]!.-]{1,12}", fullmatch=True)
+CARDS = st.text(max_size=60) | st.builds(
+    lambda values: f"---\n{json.dumps({'configs': values})}\n---\n",
+    st.recursive(
+        st.none() | st.text(max_size=4) | st.integers(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["config_name", "data_files", "split", "path", "data_dir", "default"]), inner
+            )
+        ),
+        max_leaves=12,
+    ),
+)
+
+
+@given(paths=PATHS, files=st.just("") | GLOBS, card=CARDS)
+def test_any_listing_gives_readable_files_of_it_or_is_refused(paths: list[str], files: str, card: str) -> None:
+    try:
+        chosen = choose(paths, DataName("huggingface", "o/n", files), card).files
+    except DataError as error:
+        assert str(error)
+    else:
+        assert chosen and set(chosen) <= set(paths)
+        assert not [path for path in chosen if path.endswith(".csv")]

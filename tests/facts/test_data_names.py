@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwen_job.facts.data_names import DataName, is_name, parse, shown
 
@@ -95,3 +97,13 @@ def test_queries_are_left_out_of_messages() -> None:
     assert shown("GET https://u:p@host/a?key=x failed, url='s3://b/c?d'") == (
         "GET https://...@host/a?... failed, url='s3://b/c?...'"
     )
+
+
+@given(
+    name=st.text(max_size=40) | st.from_regex(r"(hf|ms|https?|s3|oss):/{0,2}[a-z/:*@?#\[\].-]{0,30}", fullmatch=True)
+)
+def test_any_text_is_a_path_a_name_or_refused(name: str) -> None:
+    try:
+        assert not is_name(name) or parse(name).name
+    except ValueError as error:
+        assert str(error)

@@ -146,7 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
             elif found[1] == "tree":
                 self._answer(_entries(hub.commits[commit], sorted(hub.commits[commit])), body=hub.listing)
             else:
-                self._send(unquote(found[3]))
+                name = unquote(found[3])
+                data = hub.commits[commit][name]
+                facts = {"X-Repo-Commit": commit, "X-Linked-Size": str(len(data))}
+                self._send(name, data, {**facts, "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"'})
         else:
             return False
         return True
@@ -166,8 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _send(self, path: str) -> None:
-        hub, data = self.server, self.server.files[path]
+    def _send(self, path: str, content: bytes | None = None, headers: dict[str, str] | None = None) -> None:
+        hub, data = self.server, self.server.files[path] if content is None else content
         hub.asked[path] += self.command == "GET"
         start, end = 0, len(data)
         asked = self.headers.get("Range") if hub.ranges_taken else None
@@ -179,6 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         else:
             self.send_response(200)
+        for name, text in (headers or {}).items():
+            self.send_header(name, text)
         self.send_header("Last-Modified", "Fri, 02 Jan 2026 03:04:05 GMT")
         self.send_header("ETag", f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"')
         if hub.lengths_sent:

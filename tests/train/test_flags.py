@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_job.errors import UsageError
+from qwen_job.errors import DataError, UsageError
 from qwen_job.train.flag_sections import Hardware
 from qwen_job.train.flags import config_from_flags, parse_flags
 
@@ -85,6 +85,15 @@ def test_what_is_missing_is_named(missing: str) -> None:
 def test_equals_signs_and_bare_flags() -> None:
     flags = parse_flags(["--learning_rate=2e-5", "--gradient_checkpointing"])
     assert flags.training["learning_rate"] == 2e-5 and flags.own["gradient_checkpointing"] is True
+
+
+def test_data_may_be_a_name() -> None:
+    words = shlex.split("--model_name_or_path Qwen/Qwen-1_8B-Chat/ --data_path hf:owner/name --output_dir out")
+    config, _, _ = config_from_flags(words, CPU, 1)
+    assert [file.source for file in config.data.train] == ["hf:owner/name"]
+    words[3] = "hf:name"
+    with pytest.raises(DataError, match=r"data\.train\[0\]\.path: 'hf:name' names no data set"):
+        config_from_flags(words, CPU, 1)
 
 
 def test_evaluation_and_saving_strategies() -> None:

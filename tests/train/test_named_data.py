@@ -44,6 +44,8 @@ def test_a_run_trains_on_a_name_and_resumes_without_a_network(
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert re.search(rf"train: hf:owner/chats at {COMMIT}: train-1.json \| git [0-9a-f]{{40}} \| 1.0", card)
 
+    assert "datasets:\n- owner/chats\n" in card
+
     with pytest.raises(SystemExit) as end:  # the rows of the run, from its cache
         main(["evaluate", str(tmp_path / "run"), "--data", "hf:owner/chats", "--samples", "0", "--json"])
     assert end.value.code == 0
