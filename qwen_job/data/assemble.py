@@ -15,6 +15,7 @@ from qwen_job.data.arrange import COUNTED
 from qwen_job.data.choose import copies_of
 from qwen_job.data.pack import WINDOW, pack
 from qwen_job.data.prepared import DOCUMENT, INDEX, LAYOUT, MEMBER, SPLITS, TEMPLATE, TOKENIZER_SIZE, UNUSED_KEY
+from qwen_job.data.understood import is_read_count, read_counts
 from qwen_job.errors import DataError
 from qwen_job.run.sections import DataSpec, plain
 
@@ -57,7 +58,8 @@ class Assembler:
         own = {f"{split}_{name}" for split in SPLITS for name in ("samples", "documents", "tokens", "trained_tokens")}
         stats |= {name: self._counts[name] for name in _COUNTED}
         keys = {name: count for name, count in self._counts.items() if name.startswith(UNUSED_KEY)}
-        assert set(self._counts) <= own | set(_COUNTED) | set(keys)
+        stats["read"] = read_counts(self._counts)
+        assert {name for name in self._counts if not is_read_count(name)} <= own | set(_COUNTED) | set(keys)
         named = dict.fromkeys(self._spec.ignore_keys, 0)
         stats["unused_keys"] = named | {name.removeprefix(UNUSED_KEY): keys[name] for name in sorted(keys)}
         files = {}

@@ -16,10 +16,11 @@ from qwen_job.data.conversation import Conversation
 from qwen_job.data.documents import Document
 from qwen_job.data.fit import fit
 from qwen_job.data.fit_rendered import fit_rendered
-from qwen_job.data.formats import RecordError, parse_record
+from qwen_job.data.formats import RecordError, detect_format, parse_record
 from qwen_job.data.order import order_problems
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.rows import Chunk, Malformed, parse_chunk
+from qwen_job.data.understood import FORMAT, HOLDS, understood
 from qwen_job.data.writers import ChatmlWriter, TemplateWriter
 from qwen_job.errors import DataError
 from qwen_job.run.sections import DataFile, DataSpec
@@ -139,6 +140,9 @@ class ChunkEncoder:
             if conversation is None:
                 continue
             unused[conversation.unused] += 1
+            counts[FORMAT + (detect_format(value) if spec.format == "auto" else spec.format)] += 1
+            for held in understood(conversation):
+                counts[HOLDS + held] += 1
             if conversation.system == "" and self._writer.adds_system:
                 counts["without_system"] += 1
             if copies(file.weight, task.file, row):

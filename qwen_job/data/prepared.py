@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen_job.chatml import IGNORE
+from qwen_job.data.understood import describe_read
 from qwen_job.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INDEX = "index.json"
-LAYOUT = 2
+LAYOUT = 3
 # The entry of index.json with the chat template: see prepare.template_record.
 TEMPLATE = "chat_template"
 SPLITS = ("train", "eval")
@@ -135,10 +136,10 @@ def open_prepared(folder: Path) -> PreparedData:
 
 
 def describe(stats: Mapping[str, Any]) -> list[str]:
-    """Describe what was changed, left out or ignored; ``stats`` is that of :class:`PreparedData`."""
+    """Describe what was read, and what was changed, left out or ignored; ``stats`` is that of :class:`PreparedData`."""
     changed = [f"{name} {count}" for name, count in stats.items() if isinstance(count, int) and count]
     keys = [f"{name} {count}" for name, count in stats["unused_keys"].items()]
-    lines = [", ".join(changed)] if changed else []
+    lines = [describe_read(stats["read"]), *([", ".join(changed)] if changed else [])]
     return [*lines, f"keys that training ignores, and their rows: {', '.join(keys)}"] if keys else lines
 
 

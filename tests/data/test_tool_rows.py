@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwen_job.chat.conversation import Conversation
+from qwen_job.chat.messages import plain_messages
 from qwen_job.data.formats import parse_record
 from qwen_job.data.order import order_problems
 from qwen_job.data.rows import read_rows
@@ -26,6 +27,13 @@ def test_each_form_reads_to_the_same_conversation(name: str) -> None:
         expected = made if form.ids else without_ids(made)
         assert (read if form.ids else without_ids(read))._replace(unused=()) == expected
         assert set(read.unused) <= {"id"} and not list(order_problems(read))
+
+
+def test_the_messages_that_a_template_takes_read_to_the_conversation() -> None:
+    for made in MADE:
+        messages = plain_messages(made, made.system)
+        row = {"id": made.id, "messages": messages.messages, "tools": messages.tools}
+        assert parse_record(json.loads(json.dumps(row)))._replace(unused=()) == made
 
 
 @pytest.mark.parametrize("name", OF_TABLES)
