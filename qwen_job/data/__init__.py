@@ -1,5 +1,6 @@
 """Conversations in, memory-mapped packed rows out. Needs numpy and tokenizers when used, never torch.
 
+sources   data by name: fetched into a cache, pinned to a run (splits: which files belong to a split)
 rows      JSON, JSON Lines, .gz, .zst, Parquet -> rows, streaming (arrays, compress, parquet)
 formats   one row of any known layout -> Conversation (keys: what is ignored and refused; arrange: turn order)
 conversation  what that is

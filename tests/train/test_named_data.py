@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,6 @@ def test_a_run_trains_on_a_name_and_resumes_without_a_network(
     assert [line["step"] for line in tiny.metrics(tmp_path / "run", "step")] == [1, 2, 3, 4]
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert re.search(rf"train: hf:owner/chats at {COMMIT}: train-1.json \| git [0-9a-f]{{40}} \| 1.0", card)
-
     assert "datasets:\n- owner/chats\n" in card
 
     with pytest.raises(SystemExit) as end:  # the rows of the run, from its cache
@@ -53,16 +54,20 @@ def test_a_run_trains_on_a_name_and_resumes_without_a_network(
     assert (measured["data"], measured["conversations"]) == ("hf:owner/chats", 49)
 
 
-def test_another_revision_with_other_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_train_on_what_was_prepared_and_refuse_a_revision_with_other_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with serving({"train.json": rows(tmp_path, 40)}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
-        named = {"data__train": [{"source": "hf:owner/chats", "weight": 1.0}]}
-        train_yaml = tiny.write_run(tmp_path / "run", 0, **{**SHORT, **named})
-        code, output = tiny.run(train_yaml, 1, HF_HUB_OFFLINE="0")
+        changes = {**SHORT, "world_size": 2, "data__train": [{"source": "hf:owner/chats", "weight": 1.0}]}
+        train_yaml = tiny.write_run(tmp_path / "run", 0, **changes)
+        command = [sys.executable, "-m", "qwen_job.node.prepare_job", "--config", str(train_yaml)]
+        subprocess.run(command, env=tiny.environment(HF_HUB_OFFLINE="0"), check=True)
+        code, output = tiny.run(train_yaml, 2)  # offline
         assert code == 0, output
         (tmp_path / "run" / "done.json").unlink()
         commit = hub.push({"train.json": rows(tmp_path, 30)})
-        named = {"data__train": [{"source": "hf:owner/chats", "weight": 1.0, "revision": commit}]}
-        code, output = tiny.run(tiny.write_run(tmp_path / "run", 0, **{**SHORT, **named}), 1, HF_HUB_OFFLINE="0")
+        changes["data__train"] = [{"source": "hf:owner/chats", "weight": 1.0, "revision": commit}]
+        code, output = tiny.run(tiny.write_run(tmp_path / "run", 0, **changes), 2, HF_HUB_OFFLINE="0")
     assert code == 3 and "data.train: the rows to train on differ" in output, output
