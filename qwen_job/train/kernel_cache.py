@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import tempfile
@@ -35,6 +36,7 @@ _KEY = "key.json"
 # A run of Qwen-1.8B needs some ten MB; with less than this, torch would fail in the middle.
 _ROOM_BYTES = GIB // 4
 _MOST_BYTES = GIB // 2
+_OURS = re.compile("[0-9a-f]{16}")
 _FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "triton"}
 
 
@@ -137,7 +139,13 @@ def _candidates(name: str) -> list[Path]:
     What the image derives from QWEN_JOB_CACHE comes second: that may be a folder which nodes share, where the locks of
     torch and Triton can hang.
     """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # imports the compiler
+
     given, shared = os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.environ.get("QWEN_JOB_CACHE")
+    if given and _OURS.fullmatch(Path(given).name):
+        given = str(Path(given).parent)  # set here for an earlier training of this process
+    if given == default_cache_dir():
+        given = None  # set by torch itself as it is imported
     found = [Path(parent, name) for parent in (_temporary(), "/dev/shm") if parent]
     if given:
         found.insert(1 if shared and given == str(Path(shared, "inductor")) else 0, Path(given))

@@ -91,6 +91,21 @@ def test_kernels_of_another_torch_or_gpu_are_ignored_with_one_line(
     assert "kernels.zip: ignored" in said and named in said
 
 
+def test_the_folder_that_torch_names_itself_is_not_taken_for_the_users(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_cache, "_temporary", lambda: str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    cache_dir()  # sets the variable
+    assert run.open().folder.parent == tmp_path / f"qwen-job-kernels-{os.geteuid()}"
+
+
+def test_two_trainings_in_one_process_have_folders_beside_each_other(run: Run) -> None:
+    assert run.open().folder.parent == run.open(device="NVIDIA A100").folder.parent
+
+
 def test_kernels_of_another_gpu_on_the_same_node_are_separate(run: Run) -> None:
     run.compile()
     run.node("first")
