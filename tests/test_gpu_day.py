@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_day import tables, trace, wheels
-from benchmarks.gpu_day.day import Failed, OutOfTime, Results, Task, code_id, run_day
+from benchmarks.gpu_day.day import LEAST_SECONDS, Failed, OutOfTime, Results, Task, code_id, run_day
 
 
 class Clock:
@@ -65,6 +65,18 @@ def test_a_task_that_fails_or_runs_out_of_time_keeps_its_figures_and_the_rest_go
     assert states(found) == {"broken": "failed", "surprised": "failed", "late": "partial", "last": "done"}
     assert found.tasks["broken"]["figures"] == {"half": 1} and found.tasks["late"]["figures"] == {"rows": 2}
     assert found.tasks["surprised"]["reason"] == "ZeroDivisionError: by nothing"
+
+
+def test_a_task_is_cut_off_at_its_limit_or_at_the_end_of_the_day(tmp_path: Path, clock: Clock) -> None:
+    told: list[float] = []
+
+    def work(deadline: float) -> dict[str, Any]:
+        told.append(deadline)
+        clock.now += 10
+        return {}
+
+    run_day([Task("short", 1, work, limit=30), Task("long", 1, work)], results(tmp_path), 100, print, clock)
+    assert told == [30 - LEAST_SECONDS, 100 - LEAST_SECONDS]
 
 
 def test_another_day_continues_with_what_is_missing_and_tries_failures_last(tmp_path: Path, clock: Clock) -> None:
@@ -173,7 +185,7 @@ def test_starts_tell_whether_layers_were_compiled_or_loaded() -> None:
 
 def test_what_failed_or_is_unfinished_is_named_at_the_top() -> None:
     late: dict[str, Any] = {"state": "partial", "seconds": 9.0, "reason": "out of time", "figures": {}}
-    assert "- peaks: partial: out of time" in report(peaks=late, tests=done(first={"seconds": 1.0}))
+    assert "- peaks: partial: out of time" in report(peaks=late, tests=done(first="passed"))
 
 
 def test_variants_tell_whether_they_compute_the_same() -> None:
@@ -187,5 +199,5 @@ def test_variants_tell_whether_they_compute_the_same() -> None:
 
 
 def test_failed_tests_are_named() -> None:
-    text = report(tests=done(one={"seconds": 1.0}, two={"seconds": 1.0, "failed": "assert"}))
-    assert "1 of 2 passed." in text and "- two: " in text
+    text = report(tests=done(one="passed", two="failed"))
+    assert "1 of 2 passed." in text and "- two: failed" in text

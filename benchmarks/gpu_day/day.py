@@ -38,11 +38,15 @@ class Failed(Exception):
 
 
 class Task(NamedTuple):
-    """``seconds``: what it is expected to take; it is not begun with less. ``work(deadline)`` returns its figures."""
+    """``seconds``: what it is expected to take; it is not begun with less. ``work(deadline)`` returns its figures.
+
+    ``limit``: the seconds after which it is cut off, so that the others get their time.
+    """
 
     name: str
     seconds: float
     work: Callable[[float], dict[str, Any]]
+    limit: float = float("inf")
 
 
 class Results:
@@ -87,7 +91,7 @@ def run_day(
             continue
         say(f"{task.name}: about {task.seconds:.0f} s of {left:.0f}")
         began = clock()
-        state, figures, reason = _attempt(task, deadline)
+        state, figures, reason = _attempt(task, min(deadline, began + task.limit))
         results.note(task.name, state, clock() - began, figures, reason)
         say(f"{task.name}: {state} after {clock() - began:.0f} s{': ' if reason else ''}{reason}")
 

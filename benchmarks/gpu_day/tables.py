@@ -204,9 +204,8 @@ def _tests(tasks: dict[str, dict[str, Any]]) -> str:
     rows = _rows(tasks, "tests")
     if not rows:
         return ""
-    bad = {name: row for name, row in rows.items() if isinstance(row, dict) and {"failed", "skipped"} & set(row)}
-    counted = f"{len(rows) - len(bad)} of {len(rows)} passed."
-    return "\n".join([counted, *(f"- {name}: {row}" for name, row in bad.items())])
+    others = [f"- {name}: {word}" for name, word in rows.items() if word != "passed"]
+    return "\n".join([f"{len(rows) - len(others)} of {len(rows)} passed.", *others])
 
 
 SECTIONS: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_day import __main__ as command
-from benchmarks.gpu_day import product, wheels
+from benchmarks.gpu_day import product, tasks, wheels
 from benchmarks.gpu_day.day import ROOT
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -23,14 +23,14 @@ def _this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(wheels.ACTIVE, "this environment")  # whatever was packed for a GPU
 
 
-def rehearse(folder: Path, *tasks: str) -> dict[str, Any]:
+def rehearse(folder: Path, *names: str) -> dict[str, Any]:
     """Run these tasks of a day; returns their figures."""
     home = folder / "home"
-    words = ["--tiny", "--out", str(folder / "out"), "--home", str(home), "--only", ",".join(tasks)]
+    words = ["--tiny", "--out", str(folder / "out"), "--home", str(home), "--only", ",".join(names)]
     code = command.main(words)
     found: dict[str, Any] = json.loads((folder / "out" / "results.json").read_text())["tasks"]
     assert code == 0, [task["reason"] for task in found.values()]
-    assert {name: task["state"] for name, task in found.items()} == dict.fromkeys(tasks, "done")
+    assert {name: task["state"] for name, task in found.items()} == dict.fromkeys(names, "done")
     return {name: task["figures"] for name, task in found.items()}
 
 
@@ -45,6 +45,23 @@ def test_a_run_of_the_plan_is_timed_profiled_saved_and_started_again(tmp_path: P
     assert found["liger"]["tokens_per_second"] > 0
     table = (tmp_path / "out" / "tables.md").read_text()
     assert "| ours, as the plan chooses | 2 |" in table and "Ours over stock Trainer + Liger" in table
+
+
+def test_outcomes_are_read_while_tests_run_side_by_side_or_one_after_the_other() -> None:
+    printed = """
+[gw1] [  4%] PASSED tests/gpu/test_kernels.py::test_varlen[dtype0-8]
+tests/gpu/test_training.py::test_it_trains[bf16-zero3]
+[gw0] [  8%] FAILED tests/gpu/test_training.py::test_it_trains[bf16-zero3]
+tests/gpu/test_kernels.py::test_liger SKIPPED (could not import 'liger_kernel') [ 50%]
+tests/gpu/test_kernels.py::test_chunked PASSED                           [ 54%]
+tests/gpu/test_kernels.py::test_that_still_runs
+"""
+    assert tasks.cases(printed) == {
+        "test_kernels.py::test_varlen[dtype0-8]": "passed",
+        "test_training.py::test_it_trains[bf16-zero3]": "failed",
+        "test_kernels.py::test_liger": "skipped",
+        "test_kernels.py::test_chunked": "passed",
+    }
 
 
 def test_a_worker_measures_peaks_variants_kernels_and_ceilings(tmp_path: Path) -> None:
