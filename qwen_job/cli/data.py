@@ -15,8 +15,9 @@ from qwen_job.cli.data_show import show
 def data() -> None:
     """Check, clean and prepare conversations.
 
-    Reads the format of Qwen's finetune.py ([{"id", "conversations": [{"from", "value"}]}]), ShareGPT, messages, Alpaca
-    and query/response, as JSON, JSON Lines (also .gz and .zst) or Parquet.
+    Reads the format of Qwen's finetune.py ([{"id", "conversations": [{"from", "value"}]}]), ShareGPT, messages,
+    Alpaca, query/response and prompt/completion, with tools, calls and reasoning, as JSON, JSON Lines (also .gz and
+    .zst) or Parquet.
     """
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_job.chat.conversation import Conversation
 from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.data.arrange import arrange
 from qwen_job.data.encode import texts_of
@@ -109,7 +111,8 @@ def _lengths(job: Job, value: object) -> Iterator[float]:
     if conversation is None:
         return
     most = job.train.model_max_length
-    tokens = sum(_tokens(text) for _, text in texts_of(conversation, _system(job)))
+    texts = [text for _, text in texts_of(conversation, _system(job))]
+    tokens = sum(map(_tokens, [*texts, *_beside_texts(conversation)]))
     if tokens <= most:
         yield tokens
     elif job.data.long_samples == "truncate":
@@ -118,6 +121,17 @@ def _lengths(job: Job, value: object) -> Iterator[float]:
         pieces = -(-tokens // most)
         for _ in range(int(pieces)):
             yield tokens / pieces
+
+
+def _beside_texts(conversation: Conversation) -> Iterator[str]:
+    """Yield reasoning, and tools and calls as a chat template writes them."""
+    for turn in conversation.turns:
+        if turn.reasoning:
+            yield turn.reasoning
+        for call in turn.calls:
+            yield json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+    for tool in conversation.tools:
+        yield json.dumps(tool, ensure_ascii=False)
 
 
 def _system(job: Job) -> str:

@@ -64,6 +64,23 @@ def test_long_data_is_estimated_from_its_beginning(job: Path) -> None:
     assert size.samples == pytest.approx(640, rel=0.05) and "estimated from the first" in size.source
 
 
+def test_tools_calls_and_reasoning_count_too(job: Path) -> None:
+    from qwen_job.cli.plan_count import data_size
+    from qwen_job.job import load_job
+
+    question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    calls = [{"name": "f", "arguments": {"x": "y" * 400}}]
+    full = {**answer, "reasoning_content": "z" * 400, "tool_calls": calls}
+    tools = [{"name": "f", "description": "w" * 400}]
+    sizes = []
+    for row in ({"messages": [question, answer]}, {"messages": [question, full], "tools": tools}):
+        (job.parent / "chats.json").write_text(json.dumps([row]), encoding="utf-8")
+        size, _ = data_size(load_job([job]))
+        assert size is not None
+        sizes.append(size.tokens)
+    assert sizes[1] - sizes[0] == pytest.approx(1200 / 4, abs=50)
+
+
 def test_data_that_is_elsewhere_is_said_to_be(job: Path) -> None:
     (job.parent / "chats.json").unlink()
     assert "chats.json is not on this machine; use --samples N" in run(job)
