@@ -4,6 +4,7 @@
     python -m benchmarks.gpu_day --pack               here, with a network: wheels for a machine that has none
     python -m benchmarks.gpu_day --only default,liger
     python -m benchmarks.gpu_day --tiny               rehearse on a CPU
+    python -m benchmarks.gpu_day --fit                the plan's memory constants, from the peaks in --out
 
 Results are in results.json and tables.md below --out; running it again there continues with what is missing. On a
 machine that starts empty, copy results.json back into --out first.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -35,7 +37,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU: shows that everything runs")
     parser.add_argument("--pack", action="store_true", help="download what a machine without a network needs")
     parser.add_argument("--python", default="3.12", help="that machine's Python (with --pack)")
+    parser.add_argument("--fit", action="store_true", help="fit the plan's memory constants to the peaks in --out")
     options = parser.parse_args(words)
+    if options.fit:
+        print(fit_of(options.out))
+        return 0
     if options.pack:
         print("\n".join(wheels.pack(options.python)))
         return 0
@@ -65,6 +71,24 @@ def day(options: argparse.Namespace, began: float) -> int:
     return int(any(task["state"] == "failed" for task in results.tasks.values()))
 
 
+def fit_of(out: Path) -> str:
+    """Return the fit to the results in ``out``, of whatever GPU and code.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    from benchmarks.gpu_day import fit
+    from benchmarks.gpu_day.product import full_sizes
+
+    path = out / "results.json"
+    if not path.exists():
+        raise SystemExit(f"{path}: does not exist; run a day first")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    machine, rows = found["machine"], found["tasks"].get("peaks", {}).get("figures", {})
+    sizes = full_sizes(machine["gpu"], machine["memory_gib"], machine["capability"])
+    return fit.report(fit.measured(rows, sizes, out))
+
+
 def probe() -> tuple[Any, dict[str, Any]]:
     """Return the sizes for this GPU, and what it is.
 
@@ -79,7 +103,8 @@ def probe() -> tuple[Any, dict[str, Any]]:
         name, mebibytes, capability, driver = (word.strip() for word in line.split(","))
     except (OSError, subprocess.CalledProcessError, IndexError, ValueError):
         raise SystemExit("nvidia-smi shows no GPU; --tiny rehearses on a CPU") from None
-    return full_sizes(name, float(mebibytes) / 1024, float(capability)), {"gpu": name, "driver": driver}
+    known = {"memory_gib": float(mebibytes) / 1024, "capability": float(capability)}
+    return full_sizes(name, **known), {"gpu": name, "driver": driver, **known}
 
 
 def say(text: str) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_day import __main__ as command
-from benchmarks.gpu_day import product, tasks, wheels
+from benchmarks.gpu_day import peaks, product, tasks, wheels
 from benchmarks.gpu_day.day import ROOT
+from qwen_job.plan.estimate.memory import Constants, estimate_memory
+from qwen_job.plan.search.choice import layout_of
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
@@ -45,6 +47,29 @@ def test_a_run_of_the_plan_is_timed_profiled_saved_and_started_again(tmp_path: P
     assert found["liger"]["tokens_per_second"] > 0
     table = (tmp_path / "out" / "tables.md").read_text()
     assert "| ours, as the plan chooses | 2 |" in table and "Ours over stock Trainer + Liger" in table
+
+
+def test_constants_are_fitted_to_every_second_peak_and_judged_on_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = Constants(activation_factor=1.1, context_bytes=1_200_000_000, fragmentation=0.02)
+    sizes = product.full_sizes("NVIDIA H200", 139.7, 9.0)
+    rows = {}
+    for name, changes in peaks.settings(sizes).items():
+        plan = product.plan_for(sizes, tmp_path, "fit", **changes)
+        assert plan.question is not None
+        estimate = estimate_memory(layout_of(plan.question, plan.choice), constants=true)
+        rows[name] = {"allocated": estimate.moments[estimate.peak], "device": estimate.gpu_bytes, "graphs": 0}
+    rows["1.8B, 8 x 2048"] = {"error": "OutOfMemoryError"}
+    machine = {"gpu": "NVIDIA H200", "memory_gib": 139.7, "capability": 9.0}
+    results = {"machine": machine, "tasks": {"peaks": {"figures": rows}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert command.main(["--fit", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "activation_factor 1.1, context_bytes 1,200,000,000, fragmentation 0.02: fitted to 7 rows" in printed
+    assert "fitted, device: median error of 7 test rows 0.0%" in printed
+    with pytest.raises(SystemExit, match="does not exist"):
+        command.main(["--fit", "--out", str(tmp_path / "none")])
 
 
 def test_outcomes_are_read_while_tests_run_side_by_side_or_one_after_the_other() -> None:
