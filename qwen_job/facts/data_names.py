@@ -107,18 +107,7 @@ def _address(text: str, scheme: str) -> DataName:
     from urllib.parse import parse_qsl, urlsplit
 
     hidden = shown(text)
-    if scheme == "file":
-        raise ValueError(f"{hidden!r}: write the path itself: {text[len('file://') :]}")
-    if scheme in ("hf", "ms"):
-        raise ValueError(f"{hidden!r}: write {scheme}:owner/name, without slashes before the owner")
-    if scheme not in _ADDRESSES:
-        raise ValueError(
-            f"{scheme}:// is not supported; use https://, s3://, oss://, hf: or ms:, or copy the file to storage that "
-            "the job can read, and write that path"
-        )
-    if page := re.fullmatch(_PAGE, text):
-        short = f"{'hf' if page['hf'] else 'ms'}:{page['id']}" + (f"/{page['file']}" if page["file"] else "")
-        raise ValueError(f"{hidden!r} is the page of a data set, not its data; write {short!r}")
+    _refuse_scheme(text, scheme)
     try:
         parts = urlsplit(text)
         host = parts.hostname
@@ -140,6 +129,23 @@ def _address(text: str, scheme: str) -> DataName:
     if parts.fragment:
         raise ValueError(f"{hidden!r} has a part after #; remove it, or write # in a file's name as %23")
     return DataName(_ADDRESSES[scheme], text)
+
+
+def _refuse_scheme(text: str, scheme: str) -> None:
+    """Refuse what is written like an address and should be something else."""
+    hidden = shown(text)
+    if scheme == "file":
+        raise ValueError(f"{hidden!r}: write the path itself: {text[len('file://') :]}")
+    if scheme in _HUBS:
+        raise ValueError(f"{hidden!r}: write {scheme}:owner/name, without slashes before the owner")
+    if scheme not in _ADDRESSES:
+        raise ValueError(
+            f"{scheme}:// is not supported; use https://, s3://, oss://, hf: or ms:, or copy the file to storage that "
+            "the job can read, and write that path"
+        )
+    if page := re.fullmatch(_PAGE, text):
+        short = f"{'hf' if page['hf'] else 'ms'}:{page['id']}" + (f"/{page['file']}" if page["file"] else "")
+        raise ValueError(f"{hidden!r} is the page of a data set, not its data; write {short!r}")
 
 
 _NETRC = "credentials belong into ~/.netrc, or the file that NETRC names"
