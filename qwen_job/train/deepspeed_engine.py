@@ -2,6 +2,7 @@
 
 - ``Engine``: the part of DeepSpeed's engine that the trainer uses
 - ``build_engine``, ``load_checkpoint``: before the first step
+- ``averages_gradients``: what the loss of a step is to be divided by
 - ``was_skipped``, ``weights_are_finite``: after every update, and before a save
 - ``whole_weights``: every weight in one place, for the export
 """
@@ -116,6 +117,13 @@ def gradient_norm_of(engine: Engine) -> float | None:
     """Return the norm of the last step's gradients before clipping; None where DeepSpeed measured none."""
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
+
+
+def averages_gradients(engine: Any) -> bool:
+    """Tell whether gradients become the mean over ranks, and not their sum."""
+    if engine.zero_optimization_partition_weights():
+        return True  # ZeRO-3, whatever gradient_allreduce_op says
+    return bool(getattr(engine.optimizer, "gradient_average", engine.gradient_average))
 
 
 def weights_are_finite(engine: Engine, ranks: Ranks) -> bool:

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO-1 and ZeRO-2 with fewer passes over the gradients, and one wait of the host in a step.
 
-- ``use_lean_zero``: makes both changes to an optimizer that DeepSpeed has built
+- ``use_lean_zero``: changes an optimizer that DeepSpeed has built; its gradients are sums over ranks from then on
 - ``OneNorm``: on any number of ranks, one pass measures the gradients and finds what is not finite in them
 - ``InPlace``: on one rank, gradients add up where autograd leaves them, and become float32 and clipped in one pass
 
@@ -20,10 +20,15 @@ from qwen_job.train.gradients import squared_norm
 
 
 def use_lean_zero(optimizer: Any) -> None:
-    """Change DeepSpeed's ``optimizer``, if it is that of ZeRO-1 or ZeRO-2 on the GPU; leave any other as it is."""
+    """Change DeepSpeed's ``optimizer``, if it is that of ZeRO-1 or ZeRO-2; leave any other as it is."""
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-    if type(optimizer) is not DeepSpeedZeroOptimizer or optimizer.cpu_offload or not optimizer.compute_grad_norm:
+    if type(optimizer) is not DeepSpeedZeroOptimizer:
+        return
+    if optimizer.gradient_predivide_factor == 1.0:
+        optimizer.gradient_average = False  # the loss is divided instead: one number, not every gradient
+    scales_itself = optimizer.torch_autocast_gradscaler is not None
+    if optimizer.cpu_offload or scales_itself or not optimizer.compute_grad_norm:
         return
     norm = OneNorm(optimizer)
     padded = any(any(paddings) for paddings in optimizer.round_robin_bit16_padding)
@@ -76,8 +81,8 @@ def _left_to_the_norm(*, partition_gradients: bool) -> None:
 class InPlace:
     """Leaves a lone rank's gradients on the parameters, where autograd adds up those of a step's micro-batches.
 
-    DeepSpeed copies every gradient into a bucket, divides it by a world size of one, copies it into a partition and
-    adds that to what it has: the same sums, in the same precision, with four times the memory traffic.
+    DeepSpeed copies every gradient into a bucket, copies that into a partition and adds it to what it has: the same
+    sums, in the same precision, with three times the memory traffic.
     """
 
     def __init__(self, optimizer: Any, norm: OneNorm) -> None:

@@ -122,8 +122,8 @@ class Trainer:
 
         engine.train()
         guard.begin(step, self._totals.targets)
-        # DeepSpeed averages gradients over ranks, hence the factor of the world size.
-        share = self.ranks.world_size / max(1, self._totals.targets)
+        ranks = self.ranks.world_size if engines.averages_gradients(engine) else 1
+        share = ranks / max(1, self._totals.targets)
         for number, batch in enumerate(batches, 1):
             parts.watchdog.moved(step, "computing")
             loss = guard.take(batch, self._loss(batch), partial(self._loss_of_nothing, batch))

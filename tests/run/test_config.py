@@ -67,6 +67,12 @@ def test_auto_is_resolved_and_foreign_blocks_go_with_a_reason() -> None:
     assert len(notes) == 2 and "WarmupLR" in notes[0]
 
 
+@pytest.mark.parametrize(("given", "enabled"), [({}, False), ({"timers": {"throughput": {"enabled": True}}}, True)])
+def test_deepspeed_waits_for_the_gpu_to_time_it_only_if_asked_to(given: dict[str, Any], enabled: bool) -> None:
+    result, _ = resolve(config(), given, "ds.json")
+    assert result["timers"] == {"throughput": {"enabled": enabled}}
+
+
 def test_a_contradiction_is_named() -> None:
     given = {"train_batch_size": 5, "fp16": {"enabled": True}}
     with pytest.raises(JobError) as caught:

@@ -53,6 +53,7 @@ def train(stage: int, precision: str, clip: float) -> dict[str, Any]:
     }
     engine: Any = deepspeed_engine.build_engine(model, optimizer, settings)
     generator = torch.Generator().manual_seed(2 + rank)
+    factor = ranks if deepspeed_engine.averages_gradients(engine) else 1
     norms, applied, hooks = [], [], len(engine.optimizer._grad_acc_hooks)
     for step, count in enumerate(MICRO_BATCHES, 1):
         for number in range(count):
@@ -60,7 +61,7 @@ def train(stage: int, precision: str, clip: float) -> dict[str, Any]:
             loss = torch.nn.functional.cross_entropy(engine(tokens).float(), targets)
             engine.set_gradient_accumulation_boundary(number == count - 1)
             broken = step == len(MICRO_BATCHES) and number == 0 and rank == ranks - 1
-            engine.backward(loss * (float("nan") if broken else 1.0), scale_wrt_gas=False)
+            engine.backward(loss * (float("nan") if broken else factor), scale_wrt_gas=False)
         engine.step()
         norms.append(deepspeed_engine.gradient_norm_of(engine))
         applied.append(bool(engine.was_step_applied()))
