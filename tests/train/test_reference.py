@@ -1,11 +1,10 @@
-"""Our loop beside transformers' Trainer on the same batches: the same loss at every step."""
+"""Our loop beside transformers' Trainer on the same batches: the same loss at every step, but for rounding."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -59,23 +58,47 @@ print(json.dumps([line for line in trainer.state.log_history if "loss" in line])
 """
 
 
-def test_every_step_has_the_loss_rate_and_gradient_norm_of_the_stock_trainer(tmp_path: Path) -> None:
-    train_yaml = tiny.write_run(tmp_path / "run", 0, **SETTINGS)
-    code, output = tiny.run(train_yaml, 1)
-    assert code == 0, output
-    ours = tiny.metrics(train_yaml.parent, "step")
-    prepared = next(path.parent for path in (tmp_path / "prepared").rglob("index.json"))
-    model = next(path.parent for path in (tmp_path / "cache").rglob("config.json"))
+# What the loop may choose, and how far each figure may be from float32's: rounding alone in float32; in bfloat16, whose
+# numbers have 8 bits, 2 ** -8 a number, less for the mean of many.
+WAYS: dict[str, tuple[dict[str, str], dict[str, float]]] = {
+    "float32": ({}, {"loss": 1e-5, "learning_rate": 1e-9, "grad_norm": 1e-3}),
+    "bfloat16": (
+        {"precision": "bf16", "fused_loss": "chunked"},
+        {"loss": 1e-3, "learning_rate": 1e-9, "grad_norm": 2e-2},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
+    """Return the figures of every step, by way, and of the stock Trainer in float32."""
+    home = tmp_path_factory.mktemp("reference")
+    found = {}
+    for way, (changes, _) in WAYS.items():
+        train_yaml = tiny.write_run(home / way, 0 if way == "float32" else 2, **SETTINGS, **changes)
+        code, output = tiny.run(train_yaml, 1)
+        assert code == 0, output
+        found[way] = tiny.metrics(train_yaml.parent, "step")
+    prepared = next(path.parent for path in (home / "prepared").rglob("index.json"))
+    model = next(path.parent for path in (home / "cache").rglob("config.json"))
     done = subprocess.run(
-        [sys.executable, "-c", THEIRS, str(prepared), str(model), str(tmp_path / "theirs")],
+        [sys.executable, "-c", THEIRS, str(prepared), str(model), str(home / "theirs")],
         env=tiny.environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    theirs = json.loads(done.stdout.strip().splitlines()[-1])
+    found["stock"] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_step_has_the_loss_rate_and_gradient_norm_of_the_stock_trainer(
+    figures: dict[str, list[dict[str, float]]], way: str
+) -> None:
+    ours, theirs = figures[way], figures["stock"]
     assert len(ours) == len(theirs) > 5
-    for name, tolerance in (("loss", 1e-5), ("learning_rate", 1e-9), ("grad_norm", 1e-3)):
+    for name, tolerance in WAYS[way][1].items():
         expected = [line[name] for line in theirs]
         assert [line[name] for line in ours] == pytest.approx(expected, rel=tolerance), name
