@@ -46,7 +46,7 @@ gpu-wheels: run ## before that, for a machine with torch but no network: pack wh
 test-trackers: ## train with wandb, swanlab and mlflow, offline, and read back what they logged (2 minutes)
 	@scripts/setup.sh trackers
 	@.venv-trackers/bin/python -m pytest tests/trackers -m trackers -p no:cacheprovider $(PYTEST_ARGS)
-test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (8 minutes)
+test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (15 minutes)
 	@[ -n "$${VLLM_PYTHON:-}" ] || scripts/setup.sh vllm
 	@.venv/bin/python -m pytest tests/serving -m vllm $(PYTEST_ARGS)
 image: ## build the training image (SET=, IMAGE=name:tag, WITH_COMPILER=0, PACKAGES="wandb", WARM=runs/mine)

@@ -14,6 +14,7 @@ from hypothesis import settings
 from tests.slurmlab import Lab, missing
 from tests.support import optional
 from tests.support.taught import taught as taught
+from tests.support.templated import taught_tools as taught_tools
 
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 _OF_A_JOB = ("SLURM_", "SBATCH_", "PET_", "QWEN_JOB_", "RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -47,7 +47,7 @@ SLOW = {
 # Any other import inside a function of a room, with the reason. cli/ needs none: a command imports what it runs.
 LATE = {
     ("qwen_job.facts.data_names", "urllib.parse"): "1 ms of start-up, needed for an address only",
-    ("qwen_job.infer.chat", "readline"): "changes how input() works, and is missing in some Python builds",
+    ("qwen_job.infer.terminal", "readline"): "changes how input() works, and is missing in some Python builds",
     ("qwen_job.infer.chat", "qwen_job.infer.answer"): "torch: a wrong path should not cost its seconds",
     ("qwen_job.infer.evaluate", "qwen_job.infer.answer"): "torch: a wrong path should not cost its seconds",
     ("qwen_job.models", "qwen_job.models.resolve"): "the hubs' packages; the launcher imports this package",

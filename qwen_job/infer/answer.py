@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from qwen_job.chat.chosen import Chosen
 from qwen_job.data.encode import ChatTokenizer
+from qwen_job.infer.prompting import Prompter
 from qwen_job.infer.source import Sampling
 from qwen_job.models.completeness import check_folder, stop_ids
 from qwen_job.models.loading import load_native
@@ -21,8 +23,9 @@ from qwen_job.models.loading import load_native
 class Answerer:
     """A loaded model that continues prompts, and reuses the KV cache of the last prompt."""
 
-    def __init__(self, model: Any, tokenizer: ChatTokenizer, stops: Sequence[int]) -> None:
-        self.model, self.tokenizer, self.stops = model, tokenizer, frozenset(stops)
+    def __init__(self, model: Any, prompter: Prompter, stops: Sequence[int]) -> None:
+        self.model, self.prompter, self.stops = model, prompter, frozenset(stops)
+        self.tokenizer = prompter.tokenizer
         self.limit = int(model.config.max_position_embeddings)
         self._seen: list[int] = []
         self._cache: Any = None
@@ -107,8 +110,10 @@ class _Decoder:
         return self._tokenizer.decode(self._ids)[self._shown :]
 
 
-def load_answerer(folder: Path) -> Answerer:
+def load_answerer(folder: Path, chosen: Chosen | None = None) -> Answerer:
     """Load a native model folder without remote code; bfloat16 or float16 on a GPU, float32 on a CPU.
+
+    ``chosen``: another chat template than the folder's.
 
     Raises:
         ModelError: the folder is incomplete, or transformers cannot load it.
@@ -120,7 +125,7 @@ def load_answerer(folder: Path) -> Answerer:
     check_folder(folder)
     device, dtype = device_and_dtype()
     model, _ = load_native(folder, dtype, "sdpa")
-    return Answerer(model.to(device).eval(), ChatTokenizer.load(folder), stop_ids(folder))
+    return Answerer(model.to(device).eval(), Prompter.load(folder, chosen), stop_ids(folder))
 
 
 def device_and_dtype() -> tuple[str, torch.dtype]:

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_job.atomic import sha256_of
+from qwen_job.chat.chosen import AUTO, CHATML, choose
+from qwen_job.chat.conversation import Conversation
+from qwen_job.chat.template import TEMPLATE_FILE, Unrenderable
 from qwen_job.chatml import IGNORE
 from qwen_job.data import open_prepared, prepare_data
 from qwen_job.data.chunk_encoder import read_row
-from qwen_job.data.conversation import Conversation
-from qwen_job.data.encode import encode_prompt
 from qwen_job.data.formats import RecordError
 from qwen_job.data.rows import read_rows
 from qwen_job.data.sample import sample_texts
 from qwen_job.data.sources import local_files
+from qwen_job.data.writers import settings_of
 from qwen_job.errors import DataError, QwenJobError
 from qwen_job.facts.data_names import shown
 from qwen_job.infer.chat import quiet
@@ -97,13 +99,14 @@ def evaluate(
     target = find_model(path)
     files = _files(target, [data], progress)
     spec = _spec(target, files)
-    questions = [_question(conversation) for conversation in _conversations(files, spec, samples)]
+    questions = [_question(conversation, spec) for conversation in _conversations(files, spec, samples)]
     first = _first_model(target, progress) if before else None
     quiet()
     results = [_measure(folder, spec, target, questions, max_new_tokens, progress) for folder in (first, target.model)]
     old, new = results
     assert new is not None
-    pairs = zip(questions, old.answers if old else [None] * len(questions), new.answers, strict=True)
+    befores = [answer for _, answer in old.answers] if old else [None] * len(questions)
+    answers = zip(questions, befores, new.answers, strict=True)
     return Evaluation(
         model=str(target.model),
         data=shown(data),
@@ -112,7 +115,7 @@ def evaluate(
         tokens=new.tokens,
         before=old.loss if old else None,
         after=new.loss,
-        answers=[SampleAnswer(turns[-2][1], turns[-1][1], was, now) for turns, was, now in pairs],
+        answers=[SampleAnswer(_asked(one), reference, was, now) for one, was, (reference, now) in answers],
     )
 
 
@@ -121,7 +124,7 @@ class _Measured:
     loss: Loss
     tokens: int
     conversations: int
-    answers: list[str]
+    answers: list[tuple[str, str]]  # the data's, the model's
 
 
 def _files(target: ChosenModel, named: Sequence[str | Path], progress: Notify) -> list[Path]:
@@ -142,6 +145,8 @@ def _spec(target: ChosenModel, files: Sequence[Path]) -> DataSpec:
     section, rows = target.settings.get("data"), tuple(DataFile(path=path) for path in files)
     own = DataSpec.read(section) if isinstance(section, dict) else DataSpec(train=rows, max_length=2048)
     changed = {"train": rows, "eval": (), "eval_split": 0.0, "packing": False, "cache_dir": None}
+    if own.template not in (AUTO, CHATML):  # the file may be on another machine, and the model's folder has it
+        changed["template"] = str(target.model / TEMPLATE_FILE)
     return own.model_copy(update=changed)
 
 
@@ -160,11 +165,16 @@ def _conversations(files: Sequence[Path], spec: DataSpec, count: int) -> list[Co
     return found
 
 
-def _question(conversation: Conversation) -> list[tuple[str, str]]:
-    """Return the turns up to the first answer, after the system prompt if the data has one."""
-    system = [("system", conversation.system)] if conversation.system is not None else []
-    ends = next(index for index, turn in enumerate(conversation.turns) if turn.role == "assistant")
-    return [*system, *((turn.role, turn.text) for turn in conversation.turns[: ends + 1])]
+def _question(conversation: Conversation, spec: DataSpec) -> Conversation:
+    """Return the turns up to the first answer that is learnt."""
+    answers = [at for at, turn in enumerate(conversation.turns) if turn.role == "assistant"]
+    learnt = [at for at in answers if conversation.turns[at].learn is not False] or answers
+    return conversation._replace(turns=conversation.turns[: learnt[-1 if spec.learn == "last" else 0] + 1])
+
+
+def _asked(conversation: Conversation) -> str:
+    """Return the last question before the answer."""
+    return next((turn.text for turn in reversed(conversation.turns) if turn.role == "user"), "")
 
 
 def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
@@ -189,7 +199,7 @@ def _measure(
     folder: Path | None,
     spec: DataSpec,
     target: ChosenModel,
-    questions: list[Any],
+    questions: list[Conversation],
     max_new_tokens: int,
     progress: Notify,
 ) -> _Measured | None:
@@ -198,22 +208,23 @@ def _measure(
     from qwen_job.infer.answer import load_answerer
 
     progress(f"evaluating {folder}")
-    answerer = load_answerer(folder)
+    answerer = load_answerer(folder, choose(AUTO, target.model))
     with tempfile.TemporaryDirectory() as scratch:
         rows = open_prepared(prepare_data(spec, folder, Path(scratch), workers=1)).train
         loss, tokens = held_out_loss(answerer, rows)
         count = len(rows)
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    answers = [_answer(answerer, turns, target.system_prompt, sampling) for turns in questions]
+    answers = [_answer(answerer, question, spec, sampling) for question in questions]
     return _Measured(Loss(loss, math.exp(min(loss, 700.0))), tokens, count, answers)
 
 
-def _answer(answerer: Answerer, turns: list[tuple[str, str]], system: str, sampling: Sampling) -> str:
-
-    own = [text for role, text in turns if role == "system"]
-    asked = [(role, text) for role, text in turns[:-1] if role != "system"]
-    prompt = encode_prompt(asked, answerer.tokenizer, system_prompt=own[0] if own else system)
-    return "".join(answerer.stream(prompt[-answerer.limit + 1 :], sampling))
+def _answer(answerer: Answerer, question: Conversation, spec: DataSpec, sampling: Sampling) -> tuple[str, str]:
+    """Return the data's answer and the model's, reasoning and calls written out."""
+    try:
+        ids, reference = answerer.prompter.question(question, settings_of(spec))
+    except Unrenderable as error:
+        raise DataError(f"{spec.train[0].path}: {error}; 'qwen-job data check' lists all invalid rows") from None
+    return reference, "".join(answerer.stream(ids[-answerer.limit + 1 :], sampling))
 
 
 def held_out_loss(answerer: Answerer, rows: PackedRows) -> tuple[float, int]:

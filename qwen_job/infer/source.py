@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import ADAPTER, read_config
 from qwen_job.models import ensure_model
@@ -32,6 +31,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
+_WITH_REASONING = 4096  # new tokens
 # No sampling setting is as large; infinity is not a number of tokens.
 _MOST = 1e9
 # Logits divided by less overflow.
@@ -46,8 +46,11 @@ class SamplingOptions(NamedTuple):
     top_p: float | None = None
     seed: int | None = None
 
-    def for_model(self, model: Path) -> Sampling:
-        """Return the settings: the user's override those of ``model``, which override our defaults."""
+    def for_model(self, model: Path, thinks: bool = False) -> Sampling:
+        """Return the settings: the user's override those of ``model``, which override our defaults.
+
+        ``thinks``: the answers begin with reasoning, and get more room.
+        """
         saved = read_object(model / "generation_config.json")
         numbers = {
             key: value
@@ -61,7 +64,7 @@ class SamplingOptions(NamedTuple):
         return Sampling(
             max_new_tokens=self.max_new_tokens
             or max(0, int(numbers.get("max_new_tokens", 0)))
-            or Sampling.max_new_tokens,
+            or (_WITH_REASONING if thinks else Sampling.max_new_tokens),
             temperature=temperature if temperature >= _LEAST else 0.0,
             top_p=(top_p if 0 < top_p <= 1 else Sampling.top_p) if self.top_p is None else self.top_p,
             seed=self.seed,
@@ -77,12 +80,6 @@ class ChosenModel(NamedTuple):
     model: Path
     run: Path | None
     settings: Mapping[str, Any]
-
-    @property
-    def system_prompt(self) -> str:
-        """The system prompt that the model was trained with, empty if there was none."""
-        written = self.section("data").get("system_prompt")
-        return SYSTEM_PROMPT if written is None else str(written)
 
     def section(self, name: str) -> Mapping[str, Any]:
         """Return a section of the run's settings, empty if it is missing or not a mapping."""

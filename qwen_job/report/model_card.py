@@ -12,11 +12,11 @@ import yaml
 
 from qwen_job import __version__
 from qwen_job.atomic import sha256_of, write_atomically
-from qwen_job.chatml import SYSTEM_PROMPT
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_files import is_qwen1, read_config
 from qwen_job.facts.model_names import is_qwen1_id
 from qwen_job.models.fetch import cached_folder
+from qwen_job.report.serving import Serving, serving_of
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import read_object
@@ -25,23 +25,35 @@ from qwen_job.run.sections import ModelSpec
 # The first release of transformers with the architecture; tested for Qwen2.
 OLDEST = {"Qwen2ForCausalLM": "4.37.0", "Qwen3ForCausalLM": "4.51.0"}
 _SETTINGS = ("world_size", "device", "precision", "attention", "seed")
-_DATA = ("format", "max_length", "packing", "long_samples", "turn_order", "mask", "system_prompt")
+_DATA = ("format", "template", "max_length", "packing", "long_samples", "turn_order", "mask", "learn", "thinking",
+         "empty_think", "several_thoughts", "system_prompt")  # fmt: skip
 _USE = """
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/model")
 model = AutoModelForCausalLM.from_pretrained("path/to/model", torch_dtype="auto")
-chat = [SYSTEM{"role": "user", "content": "你好"}]
-prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+chat = [{"role": "user", "content": "你好"}]
+prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=TrueOPTIONS)
 inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
 answer = model.generate(**inputs, max_new_tokens=512)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
 It loads with transformers OLDEST or newer, without remote code (`trust_remote_code=True` has no effect).
-Serve it with `vllm serve path/to/model`, or chat with it: `qwen-job chat path/to/model`. vLLM reads the sampling
-settings from `generation_config.json`, except `do_sample: false`: for greedy answers, send `temperature: 0`.
+TEMPLATE
+"""
+_SERVE = """
+```sh
+COMMAND
+```
+
+```python
+CLIENT
+```
+
+REASONINGvLLM reads the sampling settings from `generation_config.json`, except `do_sample: false`: for greedy answers,
+send `temperature: 0`. To chat on a terminal: `qwen-job chat path/to/model`.
 """
 _QWEN1 = """
 `model.chat` is part of the first generation's code, which is not in this folder. To write a copy in its layout, for
@@ -82,14 +94,15 @@ def card(summary: Summary) -> str:
     data = summary.section("data")
     if published := _published(data):
         head["datasets"] = published
-    system = SYSTEM_PROMPT if data.get("system_prompt") is None else str(data["system_prompt"])
-    turn = f'{{"role": "system", "content": {system!r}}}, ' if system else ""
+    serving = serving_of(RunFolder(summary.folder).model)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {_cell(summary.name)}",
         f"All weights of `{_cell(base)}`, fine-tuned on conversations with qwen-job {__version__}.",
         "## Use",
-        _USE.strip().replace("SYSTEM", turn, 1).replace("OLDEST", _oldest(summary.folder), 1),
+        _use(summary, serving),
+        "## Serve",
+        _serve(serving),
         *_old_chat(summary),
         "## Data",
         _table(("file", "sha256", "weight"), _files(data, summary.folder)),
@@ -99,6 +112,34 @@ def card(summary: Summary) -> str:
         _table(("figure", "value"), _figures(summary)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _use(summary: Summary, serving: Serving) -> str:
+    options = ", enable_thinking=False" if serving.switch else ""
+    text = _USE.strip().replace("OPTIONS", options, 1).replace("OLDEST", _oldest(summary.folder), 1)
+    return text.replace("TEMPLATE", _template(summary.section("data"), serving), 1)
+
+
+def _serve(serving: Serving) -> str:
+    """Return how to serve it, and how a request turns reasoning on and off."""
+    reasoning = ""
+    if serving.switch:
+        unasked = "off" if serving.traits and serving.traits.off_unasked else "on"
+        reasoning = f"Reasoning is {unasked} unless a request sets `enable_thinking`.\n"
+    text = _SERVE.strip().replace("COMMAND", serving.command("path/to/model"), 1)
+    return text.replace("CLIENT", serving.client(), 1).replace("REASONING", reasoning, 1)
+
+
+def _template(data: Mapping[str, Any], serving: Serving) -> str:
+    """Return a sentence on the chat template."""
+    written, system = str(data.get("template") or "auto"), data.get("system_prompt")
+    if serving.traits is None:
+        return "The chat template is ChatML with the system prompt of the training."
+    own = "the base model's own" if written == "auto" else f"the file `{_cell(Path(written).name)}`"
+    if system is None:
+        return f"The chat template is {own}, byte for byte."
+    added = "a chat without a system turn gets the system prompt of the training"
+    return f"The chat template is {own}, with a line before it: {added}."
 
 
 def _oldest(run: Path) -> str:
@@ -189,7 +230,7 @@ def use_lines(run: Path, settings: Mapping[str, Any]) -> list[str]:
     lines = [
         f"transformers: AutoModelForCausalLM.from_pretrained({str(model)!r}), without trust_remote_code; see the "
         "example in its README.md",
-        f"vLLM: vllm serve {shlex.quote(str(model))}",
+        f"vLLM: {serving_of(model).command(str(model))}",
         f"chat: qwen-job chat {shlex.quote(str(run))}",
     ]
     original = original_of(settings)

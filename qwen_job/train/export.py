@@ -20,13 +20,12 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_job.atomic import sync_file, sync_folder, write_atomically
-from qwen_job.chat.chosen import choose
-from qwen_job.chat.template import TEMPLATE_FILE
-from qwen_job.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS, chat_template
+from qwen_job.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import read_json
 from qwen_job.models.generation import exported, pad_of, stops_of
 from qwen_job.models.loading import load_native
+from qwen_job.models.template_files import write_template
 from qwen_job.report.model_card import original_folder
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.storage import write_json
@@ -173,12 +172,7 @@ def _write_settings(model: Any, source: Path, folder: Path, config: TrainConfig)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    template, system_prompt = choose(config.data.template, source)
-    if template is None:
-        told = system_prompt if config.data.system_prompt is None else config.data.system_prompt
-        _frame_as_trained(folder / "tokenizer_config.json", told)
-    else:
-        (folder / TEMPLATE_FILE).write_text(template.text, encoding="utf-8")
+    notes += write_template(source, folder, config.data.template, config.data.system_prompt)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         _end_as_trained(folder / name, control_tokens(source))
     return notes
@@ -197,12 +191,6 @@ def _end_as_trained(path: Path, ids: dict[str, int]) -> None:
     values |= {"eos_token": IM_END} if IM_END in ids else {}
     values |= {"pad_token": END_OF_TEXT} if END_OF_TEXT in ids else {}
     write_json(path, values)
-
-
-def _frame_as_trained(path: Path, system_prompt: str) -> None:
-    """Write the chat template that training used: Qwen2.5's own has another system prompt, Qwen3's none."""
-    config = read_json(path) if path.is_file() else {}
-    write_json(path, {**config, "chat_template": chat_template(system_prompt)})
 
 
 def _name_the_old_way(config: dict[str, Any]) -> None:

@@ -15,8 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qwen_job.chat.conversation import ToolCall
 from qwen_job.cli import COMMANDS
-from qwen_job.infer.chat import Chat, answer_all
+from qwen_job.infer.chat import Chat
+from qwen_job.infer.reply import Piece, Reply
+from qwen_job.infer.terminal import Screen, answer_all
+from qwen_job.text import visible
 from tests.fuzz.harness import Box, Outcome, judge
 from tests.jobs import PINNED
 from tests.support.run_folders import run_folder
@@ -169,13 +173,21 @@ def test_a_terminal_shows_a_path_and_a_script_escaped(place: Path) -> None:
 
 
 class _Mouthy:
-    def ask(self, prompt: str) -> Iterator[str]:
-        yield from ("one\n\ttwo ", EVIL, "\x1b", "[31m好")
+    """A model that writes control sequences wherever it can."""
+
+    reply = Reply(EVIL, EVIL, (ToolCall(EVIL, {EVIL: [EVIL]}),), (EVIL,))
+    pending = reply.calls[0]
+
+    def take(self, text: str) -> Iterator[Piece]:
+        yield from (Piece(EVIL, reasoning=True), *map(Piece, ("one\n\ttwo ", EVIL, "\x1b", "[31m好")))
 
 
 def test_a_model_s_answer_is_only_shown() -> None:
     chat: Chat = _Mouthy()  # type: ignore[assignment]
-    out = io.StringIO()
-    answer_all(chat, ["?"], out)
-    assert out.getvalue().startswith("one\n\ttwo a\\x1b]0;pwned\\x07") and out.getvalue().endswith("\\x1b[31m好\n")
-    assert not any(sign in out.getvalue() for sign in "\x1b\x07\x9b\u202e\u2066\r")
+    out, aside = io.StringIO(), io.StringIO()
+    answer_all(chat, ["?"], Screen(out, aside))
+    text, *calls = out.getvalue().split("好\n")
+    assert text == "one\n\ttwo " + visible(EVIL, None, keep="\n\t") + "\\x1b[31m"
+    assert json.loads(calls[0]) == {"name": EVIL, "arguments": {EVIL: [EVIL]}}
+    shown = out.getvalue() + aside.getvalue()
+    assert not any(sign in shown for sign in "\x1b\x07\x9b\u202e\u2066\r")

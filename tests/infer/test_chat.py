@@ -13,21 +13,27 @@ from pathlib import Path
 import pytest
 
 from qwen_job.errors import ModelError, UsageError
+from qwen_job.infer.chat import Chat, Frame
 from qwen_job.infer.source import Sampling, SamplingOptions, find_model
 from tests.support.taught import ANSWER, QUESTION, REPLY, SECOND
 
 pytestmark = pytest.mark.train
 
 
+def said(chat: Chat, text: str) -> str:
+    """Return the text that answers ``text``."""
+    return "".join(piece.text for piece in chat.take(text) or ())
+
+
 def test_the_taught_answer_streams_in_whole_characters_and_stops(taught: Path) -> None:
     from qwen_job.infer.chat import open_chat
 
-    chat = open_chat(taught, None, Sampling(max_new_tokens=100))
-    pieces = list(chat.ask(QUESTION))
+    chat = open_chat(taught, Frame(), Sampling(max_new_tokens=100))
+    pieces = [piece.text for piece in chat.take(QUESTION) or ()]
     assert "".join(pieces) == ANSWER
     assert len(pieces) > 3 and not any("\ufffd" in piece for piece in pieces)
-    assert "".join(chat.ask(SECOND)) == REPLY
-    assert [text for _, text in chat.turns] == [QUESTION, ANSWER, SECOND, REPLY]
+    assert said(chat, SECOND) == REPLY
+    assert [turn.text for turn in chat.turns] == [QUESTION, ANSWER, SECOND, REPLY]
 
 
 def test_greedy_equals_transformers_own_generate(taught: Path) -> None:
@@ -121,12 +127,12 @@ def test_answers_are_drawn_as_transformers_draws_them(taught: Path) -> None:
 def test_the_oldest_turns_go_when_there_is_no_room(taught: Path) -> None:
     from qwen_job.infer.chat import open_chat
 
-    chat = open_chat(taught, "", Sampling(max_new_tokens=8))
+    chat = open_chat(taught, Frame(""), Sampling(max_new_tokens=8))
     for number in range(12):
-        "".join(chat.ask(f"question {number} " + "x" * 20))
-    assert len(chat.turns) < 24 and chat.turns[-2][1].startswith("question 11")
+        said(chat, f"question {number} " + "x" * 20)
+    assert len(chat.turns) < 24 and chat.turns[-2].text.startswith("question 11")
     with pytest.raises(UsageError, match="shorten it"):
-        list(chat.ask("y z " * 300))
+        chat.take("y z " * 300)
 
 
 def _run(arguments: list[str], **options: object) -> subprocess.CompletedProcess[str]:

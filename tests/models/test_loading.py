@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qwen_job.errors import ModelError
+from qwen_job.infer.chat import Chat, Frame, open_chat
 from qwen_job.infer.source import Sampling
 from qwen_job.models.completeness import check_folder
 from tests.support.taught import ANSWER, QUESTION
@@ -43,6 +44,10 @@ WISHES: dict[str, Any] = {
 }
 
 
+def _said(chat: Chat) -> str:
+    return "".join(piece.text for piece in chat.take(QUESTION) or ())
+
+
 @pytest.fixture
 def wishing(taught: Path, tmp_path: Path) -> Path:
     """The taught model, its config full of wishes."""
@@ -57,13 +62,12 @@ def test_chat_evaluate_and_the_exports_check_load_what_was_checked(wishing: Path
     import torch
 
     from qwen_job.infer.answer import load_answerer
-    from qwen_job.infer.chat import Chat
     from qwen_job.train.export import probe, verify
 
     check_folder(wishing)
     answerer = load_answerer(wishing)
     assert answerer.model.config._attn_implementation == "sdpa"
-    assert "".join(Chat(answerer, "You are a helpful assistant.", Sampling()).ask(QUESTION)) == ANSWER
+    assert _said(Chat(answerer, Frame("You are a helpful assistant."), Sampling())) == ANSWER
     written = answerer.model.config.to_dict()
     assert not {"auto_map", "attn_implementation", "kernel_config", "use_kernels"} & written.keys()
     tokens = torch.arange(16).unsqueeze(0)
@@ -89,13 +93,12 @@ def test_what_would_load_other_weights_is_refused(wishing: Path, name: str) -> N
 
 @pytest.mark.parametrize("settings", ["data: [1]\nmodel: 7\n", "[]", "data: {train: [3, {}]}\nmodel: {name: x}\n"])
 def test_a_run_with_strange_settings_still_answers(taught: Path, tmp_path: Path, settings: str) -> None:
-    from qwen_job.infer.chat import open_chat
     from qwen_job.infer.evaluate import _first_model
     from qwen_job.infer.source import find_model
 
     (tmp_path / "train.yaml").write_text(settings)
     (tmp_path / "model").symlink_to(taught / "model")
-    assert "".join(open_chat(tmp_path, None, Sampling()).ask(QUESTION)) == ANSWER
+    assert _said(open_chat(tmp_path, Frame(), Sampling())) == ANSWER
     assert _first_model(find_model(tmp_path), print) is None
 
 

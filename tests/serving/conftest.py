@@ -20,12 +20,17 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from qwen_job.report.serving import serving_of
 from tests.models.conftest import qwen_tiktoken as qwen_tiktoken
 from tests.models.qwen1_checkpoint import write_qwen1
 from tests.support.ports import free_port
+from tests.support.templated import templated_model
 from tests.train import tiny
 
+from .chats import TEXTS
+
 OWN_PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
+PYTHON = os.environ.get("VLLM_PYTHON") or str(OWN_PYTHON)
 SECONDS_TO_START = 300
 QWEN2 = {"hidden_size": 128, "intermediate_size": 256, "rope_theta": 1000000.0, "max_position_embeddings": 256}
 QWEN3 = {
@@ -90,21 +95,36 @@ def converted(folder: Path, tiktoken: Path) -> Path:
     return folder / "model"
 
 
+def quiet(scratch: Path) -> dict[str, str]:
+    """Return the environment of a vLLM that asks no network, and leaves nothing outside ``scratch``."""
+    own = {"VLLM_CACHE_ROOT": str(scratch), "VLLM_CONFIG_ROOT": str(scratch), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    own |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own
+
+
+def answered(script: str, work: Any, scratch: Path) -> Any:
+    """Run a script of this folder in vLLM's environment; returns its answers to ``work``."""
+    (scratch / "work.json").write_text(json.dumps(work), encoding="utf-8")
+    command = [PYTHON, str(Path(__file__).with_name(script)), "work.json", "answers.json"]
+    done = subprocess.run(command, cwd=scratch, env=quiet(scratch), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return json.loads((scratch / "answers.json").read_text(encoding="utf-8"))
+
+
 @contextmanager
 def serve(folder: Path, scratch: Path) -> Iterator[str]:
-    """Start vLLM on ``folder``, without remote code; yields its address and ends it with all it started."""
+    """Start vLLM on ``folder``, without remote code and with the options that the model card gives.
+
+    Yields its address, and ends it with all it started.
+    """
     port = free_port()
-    python = os.environ.get("VLLM_PYTHON") or str(OWN_PYTHON)
     # Not the command vllm: that of the package vllm-cpu 0.32 asks for the version of a package vllm, and ends.
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
-    own = {"VLLM_CACHE_ROOT": str(scratch), "VLLM_CONFIG_ROOT": str(scratch), "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | quiet | own
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager", *serving_of(folder).flags]
     log = scratch / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=scratch, env=environment, start_new_session=True
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=scratch, env=quiet(scratch), start_new_session=True
         )
     try:
         address = f"http://127.0.0.1:{port}"
@@ -136,15 +156,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-@pytest.fixture(scope="session", params=["qwen2", "qwen3", "qwen1", "converted"])
+@pytest.fixture(scope="session", params=["qwen2", "qwen3", "template", "qwen1", "converted"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of a trained Qwen2, of a Qwen3 with tied weights, of a Qwen-1, and of a converted Qwen-1."""
+    """A server of a trained Qwen2, of a Qwen3 with tied weights, of one with its own template, and of Qwen-1s.
+
+    The last two are trained from Qwen-1, and converted without training.
+    """
     scratch, kind = tmp_path_factory.mktemp(request.param), request.param
-    system_prompt = {"qwen2": "你是小助手。", "qwen3": ""}.get(kind, "You are a helpful assistant.")
+    system_prompt = {"qwen2": "你是小助手。", "qwen3": "", "template": "请简短。"}.get(
+        kind, "You are a helpful assistant."
+    )
     if kind == "converted":
         folder = converted(scratch, request.getfixturevalue("qwen_tiktoken"))
     elif kind == "qwen1":
         start = str(qwen1(scratch, request.getfixturevalue("qwen_tiktoken")))
+        folder = trained(scratch, system_prompt, model__name=start, model__source="local")
+    elif kind == "template":
+        tiny.conversations(scratch / "data.json", 12)
+        texts = [(scratch / "data.json").read_text("utf-8"), *TEXTS]
+        start = str(templated_model(scratch / "own", "qwen3", texts * 2, **QWEN3 | {"max_position_embeddings": 1024}))
         folder = trained(scratch, system_prompt, model__name=start, model__source="local")
     else:
         folder = trained(scratch, system_prompt, shape={"qwen2": QWEN2, "qwen3": QWEN3}[kind])

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import subprocess
 import urllib.error
 from typing import Any
 
 import pytest
 
+from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.chatml import END_OF_TEXT, IM_END, IM_START
-from qwen_job.data.encode import encode_prompt
 from qwen_job.infer.source import Sampling
 from qwen_job.models.completeness import read_config, stop_ids
+from qwen_job.report.model_card import write_model_card
+from tests.support.pages import blocks
+from tests.support.templated import WEATHER
 
-from .conftest import Server
+from .conftest import PYTHON, Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train, pytest.mark.timeout(900)]
 
@@ -43,8 +47,9 @@ def messages(chat: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 def framed(chat: list[tuple[str, str]], server: Server, answerer: Any) -> list[int]:
     """Return the ids to answer ``chat`` from, as training frames them."""
-    opening = [] if chat[0][0] == "system" or not server.system_prompt else [("system", server.system_prompt)]
-    return encode_prompt([*opening, *chat], answerer.tokenizer, system_prompt="")
+    system = chat[0][1] if chat[0][0] == "system" else server.system_prompt
+    turns = tuple(Turn(role, text) for role, text in chat if role != "system")
+    return answerer.prompter.prompt(Conversation("", system, turns)).ids  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -74,6 +79,29 @@ def test_a_trained_answer_ends_at_im_end(server: Server, answerer: Any) -> None:
     found = server.ask("/v1/chat/completions", **asked)["choices"][0]
     assert (found["finish_reason"], found["token_ids"][-1]) == ("stop", answerer.tokenizer.im_end)
     assert found["message"]["content"] == "Here: b0 c1 d2. 好的 1."
+
+
+@pytest.mark.parametrize("server", ["template"], indirect=True)
+def test_the_cards_request_gets_the_trained_answer(server: Server) -> None:
+    """Thinking off and a tool offered, as the card's example asks, with the words of the training."""
+    _, code = blocks(write_model_card(server.folder.parent), "python")
+    assert "get_weather" in code and '"enable_thinking": False' in code
+    code = code.replace("http://localhost:8000", server.address).replace("path/to/model", str(server.folder))
+    code = code.replace("How warm is it in Paris?", CHATS[3][0][1]).replace("    tools=[weather],\n", "")
+    code = code.replace("answer.choices[0].message", "answer.choices[0].message.content")
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("Here: b0 c1 d2. 好的 1.\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("server", ["template"], indirect=True)
+def test_a_tool_and_reasoning_are_framed_as_in_training(server: Server, answerer: Any) -> None:
+    asked = messages(CHATS[3])
+    turns = tuple(Turn(role, text) for role, text in CHATS[3])
+    for thinking in (True, False):
+        options = {"enable_thinking": thinking}
+        found = server.ask("/tokenize", messages=asked, tools=[WEATHER], chat_template_kwargs=options)
+        chat = Conversation("", server.system_prompt, turns, tools=(WEATHER,), options=options)
+        assert found["tokens"] == answerer.prompter.prompt(chat).ids
 
 
 @pytest.mark.parametrize("stop", [IM_END, IM_START, END_OF_TEXT])

@@ -138,14 +138,14 @@ def test_a_server_frames_a_chat_as_training_did(finished: Path, tmp_path: Path) 
     from transformers import AutoTokenizer
 
     from qwen_job.data.encode import ChatTokenizer, encode_prompt
-    from qwen_job.train.export import _frame_as_trained
+    from qwen_job.models.template_files import write_template
 
     shutil.copytree(finished / "model", tmp_path / "model")
     turns = [("user", "Count {{ 1 }}"), ("assistant", "one"), ("user", "好 {% x %}")]
     chat = [{"role": role, "content": text} for role, text in turns]
     for prompt in (None, "", 'Say "no" to {{ x }} and }} {% raw %}\n两行\\ end'):
         if prompt is not None:
-            _frame_as_trained(tmp_path / "model" / "tokenizer_config.json", prompt)
+            write_template(tmp_path / "model", tmp_path / "model", "chatml", prompt)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
         asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         trained = "You are a helpful assistant." if prompt is None else prompt
