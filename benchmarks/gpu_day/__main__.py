@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ def main(words: list[str]) -> int:
     if options.pack:
         print("\n".join(wheels.pack(options.python)))
         return 0
-    began = time.monotonic()
+    began = float(os.environ.get(wheels.ACTIVE) or time.monotonic())
     if told := wheels.activate():
         say(told)
     return day(options, began)

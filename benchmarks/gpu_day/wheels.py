@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.gpu_day.day import ROOT
 
 FOLDER = ROOT / ".gpu-wheels"
 SITE = Path("/tmp/qwen-job-gpu-site")  # outside the checkout: a copy of it need not be writable
-ACTIVE = "QWEN_JOB_GPU_SITE"  # set in a process that uses the wheels
+ACTIVE = "QWEN_JOB_GPU_BEGAN"  # set in a process that uses the wheels: when the one before it began (monotonic)
 LIMIT = 60 * 2**20
 # What the trainer and the peers import and a machine made for torch may lack or have in another version.
 NAMES = (
@@ -70,8 +71,9 @@ def activate(folder: Path = FOLDER, site: Path = SITE) -> str | None:
     mine, theirs = f"{sys.version_info.major}.{sys.version_info.minor}", (folder / "python").read_text()
     if mine != theirs:
         return f"{folder} is for Python {theirs}, and this is {mine}: using the packages of this environment"
+    began = time.monotonic()
     words = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--quiet", "--target", str(site)]
     _pip("install", *words, *map(str, wheels))
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
-    os.environ.update({"PYTHONPATH": path, ACTIVE: str(site)})
+    os.environ.update({"PYTHONPATH": path, ACTIVE: str(began)})
     return os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu_day", *sys.argv[1:]])
