@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 venv=$(scripts/setup.sh check)
 export PATH="$PWD/$venv/bin:$PATH"
 [ $# -gt 0 ] || scripts/lint.sh "$venv"
-echo "== left out: tests marked train (the training stack), slurm (root), slow (tens of seconds): make test" >&2
+export FUZZ_TIMES=${FUZZ_TIMES:-0.2}
+echo "== left out: tests marked train (the training stack), slurm (root), slow (tens of seconds), four fifths of the hostile inputs: make test" >&2
 exec python -m pytest -q -m "not train and not slurm and not slow" -p no:cacheprovider -n 2 --dist worksteal "$@"

@@ -24,6 +24,7 @@ from tests.support.tool_rows import FORMS, conversations
 
 GOOD = {"conversations": [{"from": "user", "value": "你好"}, {"from": "assistant", "value": "hello"}]}
 PAIR = '{"query": "q", "response": "a"}'
+LONG_PAIR = json.dumps({"query": "q" * 2000, "response": "a"})
 
 
 def _commands(path: Path, tokenizer: Path, folder: Path, number: int) -> dict[str, tuple[str, ...]]:
@@ -132,7 +133,7 @@ TRAPS: dict[str, tuple[bytes | Callable[[Path], None], int]] = {
     "one-string.jsonl.gz": (_gz(b'{"query": "' + b"a" * (100 << 20)), 4),
     "one-string.json.gz": (_gz(b'[{"query": "' + b"a" * (100 << 20)), 4),
     "one-string.jsonl.zst": (_zst_of(b'{"query": "' + b"a" * (1 << 20), 2000), 4),
-    "one-row-again.jsonl.zst": (_zst_of((PAIR + "\n").encode() * 10_000, 1000), 4),
+    "one-row-again.jsonl.zst": (_zst_of((LONG_PAIR + "\n").encode() * 100, 1000), 4),
     "empty-objects.json": (b'[{"conversations": [' + b"{}," * 1_000_000 + b"{}]}]", 4),
     "a-value-of-150-mib.parquet": (_parquet(_once, dictionary_pagesize_limit=1 << 30), 4),
     "values-of-150-mib.parquet": (_parquet(lambda _: {"query": ["x" * (150 << 20), "y"]}, use_dictionary=False), 4),
@@ -150,7 +151,7 @@ TRAPS: dict[str, tuple[bytes | Callable[[Path], None], int]] = {
     "not-a-number.json": (_key("score", "NaN"), 0),
     **{f"deep-{n}.{kind}": ((f"[{_deep(n)}, {PAIR}]" if kind == "json" else f"{_deep(n)}\n{PAIR}").encode(), 4)
        for n in (150, 480, 900, 960, 990, 5000, 200_000) for kind in ("json", "jsonl")},
-    "turns.jsonl": (json.dumps({"conversations": GOOD["conversations"] * 50_000}).encode(), 0),
+    "turns.jsonl": (json.dumps({"conversations": GOOD["conversations"] * 10_000}).encode(), 0),
     "like-secrets.json": (f'[{{"query": "{JWT}", "response": "{PASSWORD}{MAIL}"}}]'.encode(), 0),
 }  # fmt: skip
 
