@@ -20,7 +20,9 @@ from qwen_job.train.rendezvous import quiet_deepspeed
 MICRO_BATCHES = (3, 1, 2, 2)  # of each step; the last step's gradients are not finite
 CLIPPED = 0.01  # a norm far below the gradients' own
 # ZeRO stage, precision, and a norm to clip to: none, that one, or one far above the gradients' own.
-WAYS = [*itertools.product((1, 2), ("fp32", "bf16", "fp16"), (0.0, CLIPPED, 100.0))]
+WAYS: list[tuple[Any, ...]] = [*itertools.product((1, 2), ("fp32", "bf16", "fp16"), (0.0, CLIPPED, 100.0))]
+# With the optimizer in host memory, too: torch's own, which needs no compiler.
+WAYS += [(2, "bf16", clip, "offload") for clip in (0.0, CLIPPED)]
 
 
 class Model(torch.nn.Module):
@@ -38,7 +40,7 @@ class Model(torch.nn.Module):
         return logits
 
 
-def train(stage: int, precision: str, clip: float) -> dict[str, Any]:
+def train(stage: int, precision: str, clip: float, offload: str = "") -> dict[str, Any]:
     """Train a few steps; returns what came of it."""
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     model = Model().to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision])
@@ -51,6 +53,9 @@ def train(stage: int, precision: str, clip: float) -> dict[str, Any]:
         "zero_optimization": {"stage": stage, "overlap_comm": False},
         precision: {"enabled": True, **({"initial_scale_power": 4} if precision == "fp16" else {})},
     }
+    if offload:
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+        settings["zero_force_ds_cpu_optimizer"] = False
     engine: Any = deepspeed_engine.build_engine(model, optimizer, settings)
     generator = torch.Generator().manual_seed(2 + rank)
     factor = ranks if deepspeed_engine.averages_gradients(engine) else 1
