@@ -39,14 +39,26 @@ class Columns:
             # Some value has no Python counterpart: convert values one by one to find it.
             columns = list(zip(batch.schema.names, batch.columns, strict=True))
             rows = [_row(columns, number) for number in range(batch.num_rows)]
-        for row in rows if self._converts else ():
+        # A table of plain turns has no nulls inside: most need no second look.
+        converts = {name: each for name, each in self._converts.items() if self._holds_nulls(batch.column(name))}
+        for row in rows if converts else ():
             if isinstance(row, dict):
-                self._without_nulls(row)
+                self._without_nulls(row, converts)
         return rows
 
-    def _without_nulls(self, row: dict[str, Any]) -> None:
+    def _holds_nulls(self, array: Any) -> bool:
+        """Tell whether a column may have nulls in its structs, or maps."""
+        types, kind = self._types, array.type
+        if types.is_struct(kind):
+            fields = (array.field(number) for number in range(kind.num_fields))
+            return any(field.null_count or self._holds_nulls(field) for field in fields)
+        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            return self._holds_nulls(array.values)
+        return bool(types.is_map(kind))
+
+    def _without_nulls(self, row: dict[str, Any], converts: dict[str, Convert]) -> None:
         self._null_arguments = 0
-        for name, convert in self._converts.items():
+        for name, convert in converts.items():
             row[name] = convert(row[name])
         if self._null_arguments:
             row.setdefault(NULL_ARGUMENTS, self._null_arguments)
