@@ -25,6 +25,7 @@ from qwen_job.data.values import from_json, is_list, kind, refuse_not_finite, te
 
 _NONE: frozenset[str] = frozenset()
 _PLAIN = Reading()
+_new = tuple.__new__
 _REASONING = frozenset(REASONING)
 # Keys of a row that are read in every layout.
 _TOOLS = ("tools", "functions")
@@ -110,7 +111,8 @@ def parse_record(
 
 def _listed(record: dict[Any, Any], key: str, reading: Reading) -> Conversation:
     unused: list[str] = []
-    turns = read_turns(_entries(record, key), key, reading, unused)
+    entries = record.get(key)
+    turns = read_turns(entries if type(entries) is list and entries else _entries(record, key), key, reading, unused)
     system = None
     if "system" in record or turns[0].role == "system":
         system, turns = _system_first(record, key, turns)
@@ -145,12 +147,12 @@ def _conversation(
 ) -> Conversation:
     """Return the conversation of ``turns``, with what the row has beside them."""
     if len(record) == 1:
-        return Conversation("", system, tuple(turns), tuple(unused))
+        return _plain("", system, turns, unused)
     used = _USED[layout] - reading.ignored if reading.ignored else _USED[layout]
     unused += unused_keys(record, used, reading.ignored, said=_Said(turns))
     name = str(record.get("id", ""))
     if _BESIDE.isdisjoint(record):
-        return Conversation(name, system, tuple(turns), tuple(unused))
+        return _plain(name, system, turns, unused)
     tools = _tools(record, used)
     if tools:
         turns = read_inline(turns, layout)
@@ -159,6 +161,11 @@ def _conversation(
                    "remove the list from this text, or add tools to data.ignore_keys")  # fmt: skip
         raise RecordError("system", message)
     return Conversation(name, system, tuple(turns), tuple(unused), tools, _options(record, used))
+
+
+def _plain(name: str, system: str | None, turns: list[Turn], unused: list[str]) -> Conversation:
+    # The constructor takes twice as long.
+    return _new(Conversation, (name, system, tuple(turns), tuple(unused), (), {}))
 
 
 def _tools(record: dict[Any, Any], used: frozenset[str]) -> tuple[Mapping[str, Any], ...]:
@@ -213,14 +220,17 @@ def _pair(record: dict[Any, Any], question: str, answer: str, reading: Reading) 
     asked = "" if extra and record[question] is None else text_of(record[question], question, reading.ignored)
     if extra and extra.strip():
         asked = f"{asked}\n{extra}" if asked.strip() else extra
-    turns = [*_history(record, reading), Turn("user", asked), _answer(record, answer, reading)]
+    turns = [Turn("user", asked), _answer(record, answer, reading)]
+    if "history" in record:
+        turns = [*_history(record, reading), *turns]
     layout = "alpaca" if question == "instruction" else "query_response"
     return _conversation(record, layout, _optional_text(record, "system"), turns, reading, [])
 
 
 def _answer(record: dict[Any, Any], key: str, reading: Reading) -> Turn:
     """Read an answer that is a text; its reasoning is in the text, or beside it in the row."""
-    turn = _spoken(text_of(record[key], key, reading.ignored), reading)
+    text = record[key]
+    turn = _spoken(text if isinstance(text, str) else text_of(text, key, reading.ignored), reading)
     if _REASONING.isdisjoint(record):
         return turn
     for name in REASONING:
