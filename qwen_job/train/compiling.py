@@ -4,8 +4,9 @@
 - ``compile_layers``: decides for all ranks alike, compiles on rows of the run, and falls back where that fails
 
 Layer by layer: one compilation serves all layers, and DeepSpeed's hooks stay outside. The first rank of a node compiles
-while the others wait; they then find its kernels in the node's folder. Every rank takes the gradients of a batch as
-large as those to come, but of the embedding only, so that no weight and no gradient of the model is touched.
+while the others wait; they then find its kernels in the node's folder (graphs name their GPU, so each rank makes its
+own). Every rank takes the gradients of a batch as large as those to come, but of the embedding only, so that no weight
+and no gradient of the model is touched.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def compile_layers(
     # What is compiled from now on is a rare shape: a failure there is torch's to warn about, not the end of a run.
     torch._dynamo.config.suppress_errors = True
     seconds = time.monotonic() - began
-    if cache is not None and setting.place.is_first and (count.compiled or not setting.config.folder.kernels.exists()):
+    anything = sum(setting.ranks.gather(count.compiled)) > 0
+    if cache is not None and setting.place.is_first and (anything or not setting.config.folder.kernels.exists()):
         kernel_cache.keep_cache(cache, setting.config.folder, setting.log.say)
     return _record(setting, step, compiled=True, seconds=seconds, count=count, source=cache.source if cache else "")
 
@@ -117,9 +119,10 @@ def _why_not(setting: Setting) -> str:
 
 
 def _first(setting: Setting, mine: str) -> str:
-    """Return what the lowest rank says that says something, with its host; all ranks get the same."""
-    everyone = setting.ranks.gather(f"{mine} (rank {setting.place.rank} on {socket.gethostname()})" if mine else "")
-    return next(filter(None, everyone), "")
+    """Return what the lowest rank says that says something; with its host, unless all ranks say that."""
+    everyone = setting.ranks.gather((mine, f" (rank {setting.place.rank} on {socket.gethostname()})"))
+    words, where = next((found for found in everyone if found[0]), ("", ""))
+    return words if all(said == words for said, _ in everyone) else words + where
 
 
 def _wrap(config: TrainConfig, model: Any) -> None:

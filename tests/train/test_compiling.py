@@ -19,6 +19,7 @@ from torch._dynamo.utils import counters  # noqa: E402
 
 from qwen_job.errors import EnvironmentFault  # noqa: E402
 from qwen_job.run.config import TrainConfig, parse_config  # noqa: E402
+from qwen_job.toolchain import missing_tool  # noqa: E402
 from qwen_job.train import attention as kernels  # noqa: E402
 from qwen_job.train import kernel_cache  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
@@ -27,6 +28,7 @@ from qwen_job.train.loss import LossHead, Objective  # noqa: E402
 from qwen_job.train.ranks import Ranks  # noqa: E402
 from qwen_job.train.rendezvous import Place  # noqa: E402
 from qwen_job.train.runlog import RunLog  # noqa: E402
+from tests.support import optional  # noqa: E402
 from tests.train import tiny  # noqa: E402
 from tests.train.test_batches import row  # noqa: E402
 from tests.train.test_loss import tiny_model  # noqa: E402
@@ -206,3 +208,28 @@ def test_one_rank_that_cannot_compile_stops_all_of_them(tmp_path: Path) -> None:
     assert results[0]["loss"] == results[0]["expected"] and results[1]["loss"] == results[1]["expected"]
     assert done.stderr.count("layers are not compiled: BackendCompilerFailed") == 1
     assert "(rank 1 on " in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_restart_on_another_node_compiles_nothing(tmp_path: Path) -> None:
+    # Inductor's C++, compiled for real on two ranks: a minute.
+    if missing_tool("cpu"):
+        optional.skip("compiler", "apt-get install g++ libpython3-dev")
+    run, outputs = tmp_path / "run", []
+    for node, steps in enumerate((2, 4)):
+        resume = "extend" if node else "auto"
+        train = tiny.write_run(run, torch_compile=True, training__max_steps=steps, resume=resume)
+        code, output = tiny.run(train, timeout=800, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / f"node-{node}"))
+        assert code == 0, output
+        outputs.append(output)
+    first, second = tiny.metrics(run, "compile")
+    assert first["graphs"] > 0 and first["compiled"]
+    assert second["graphs"] == 0 and second["found"] == first["graphs"] and second["compiled"]
+    assert second["seconds"] < first["seconds"]
+    assert "layers were compiled in " in outputs[0]
+    assert f"compiled layers were loaded in {second['seconds']:.1f} s from {run}/kernels.zip" in outputs[1]
+    eager = tmp_path / "eager"
+    assert tiny.run(tiny.write_run(eager, training__max_steps=2))[0] == 0
+    for compiled, plain in zip(tiny.metrics(run, "step"), tiny.metrics(eager, "step"), strict=False):
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)
