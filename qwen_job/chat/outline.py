@@ -69,8 +69,11 @@ class Outlines:
         self._level = 0
         self._known: dict[tuple[object, ...], _Known] = {}
 
-    def find(self, conversation: Conversation) -> tuple[Outline, list[str]] | None:
-        """Return an outline and the values to fill it with; None: the conversation must be rendered itself."""
+    def find(self, conversation: Conversation, plain: bool = False) -> tuple[Outline, list[str]] | None:
+        """Return an outline and the values to fill it with; None: the conversation must be rendered itself.
+
+        ``plain``: the conversation is not settled, and the settings leave it as it is (``Settler.is_settled``).
+        """
         try:
             structure = self._structures[self._level].outlined(conversation)
         except Odd:
@@ -83,26 +86,30 @@ class Outlines:
             return None
         known.uses += 1
         if known.uses == 1:
-            known.outline = self._checked(self._made(conversation), conversation, structure)
+            known.outline = self._checked(self._made(conversation, plain), conversation, structure, plain)
         elif known.uses % _CHECK_EVERY == 0 and known.outline is not None:
-            known.outline = self._checked(known.outline, conversation, structure, said=True)
+            known.outline = self._checked(known.outline, conversation, structure, plain, said=True)
         return (known.outline, structure.values) if known.outline is not None else None
 
-    def _made(self, conversation: Conversation) -> Outline | None:
+    def _rendered(self, conversation: Conversation, plain: bool, counts: Counter[str]) -> list[Sample]:
+        settled = self._maker.settler.settled(conversation, counts) if plain else conversation
+        return self._maker.render(settled, counts)
+
+    def _made(self, conversation: Conversation, plain: bool) -> Outline | None:
         placeholders, kinds = self._structures[self._level].placeholders(conversation)
         counts: Counter[str] = Counter()
         try:
-            samples = self._maker.render(placeholders, counts)
+            samples = self._rendered(placeholders, plain, counts)
             return Outline(tuple(_sections(sample, kinds) for sample in samples), counts)
         except (Unrenderable, Odd):
             return None
 
     def _checked(
-        self, outline: Outline | None, conversation: Conversation, structure: Outlined, said: bool = False
+        self, outline: Outline | None, conversation: Conversation, structure: Outlined, plain: bool, said: bool = False
     ) -> Outline | None:
         counts: Counter[str] = Counter()
         try:
-            samples = self._maker.render(conversation, counts)
+            samples = self._rendered(conversation, plain, counts)
         except Unrenderable:
             return None  # the caller renders it and reports why
         if outline is not None and counts == outline.counts and filled(outline, structure.values) == _plain(samples):

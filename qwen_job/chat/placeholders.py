@@ -30,6 +30,9 @@ SLOT = re.compile(
 )
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
 class Odd(Exception):
     """A conversation that has to be rendered itself: its text may mean something to the template."""
 
@@ -64,12 +67,17 @@ class Structure:
             key.append("system")
             self._text(conversation.system, key, values)
         for turn in conversation.turns:
-            key.append((turn.role, turn.learn))
-            self._text(turn.text, key, values)
-            if turn.reasoning is not None:
+            role, text, reasoning, calls, learn, name, call_id = turn
+            key += role, learn
+            if text and "<" not in text and not text[0].isspace() and not text[-1].isspace():
+                key.append(True)
+                values.append(text)
+            else:
+                self._text(text, key, values)
+            if reasoning is not None:
                 key.append("reasoning")
-                self._text(turn.reasoning, key, values)
-            if turn.calls or turn.name or turn.call_id:
+                self._text(reasoning, key, values)
+            if calls or name or call_id:
                 self._rest(turn, key, values)
         for tool in conversation.tools:
             key.append("tool")
@@ -126,7 +134,7 @@ class Structure:
         if not value:
             key.append(repr(value))
             return
-        text = json.dumps(value, ensure_ascii=False)
+        text = _ENCODER.encode(value)
         if "<" in text and self._odd.search(text):
             raise Odd
         key.append("mapping" if isinstance(value, Mapping) else "list")

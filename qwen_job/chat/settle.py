@@ -22,6 +22,7 @@ class Settler:
 
     def __init__(self, settings: ChatSettings, traits: Traits, source: str) -> None:
         self.settings, self.traits, self._source = settings, traits, source
+        self._parses = settings.thinking == "as_written" and traits.thinks
 
     def settled(self, conversation: Conversation, counts: Counter[str]) -> Conversation:
         """Return a conversation in which the settings have had their effect: every ``learn`` is known.
@@ -43,12 +44,12 @@ class Settler:
 
     def is_settled(self, conversation: Conversation) -> bool:
         """Tell whether the settings have no effect, and every answer is learnt: a plain conversation."""
-        return (
-            self.settings.learn == "all"
-            and not conversation.tools
-            and not conversation.options
-            and all(turn[2:] == _PLAIN and turn.role != "tool" for turn in conversation.turns)
-        )
+        if self.settings.learn != "all" or conversation.tools or conversation.options:
+            return False
+        for turn in conversation.turns:
+            if turn[2:] != _PLAIN or turn[0] == "tool" or (self._parses and "<think>" in turn[1]):
+                return False
+        return True
 
     def _system(self, conversation: Conversation) -> str | None:
         system = self.settings.system_prompt if conversation.system is None else conversation.system
@@ -74,7 +75,7 @@ class Settler:
     def _thinking(self, number: int, turn: Turn, counts: Counter[str]) -> Turn:
         if turn.role != "assistant":
             return turn
-        if self.settings.thinking == "as_written" and self.traits.thinks:
+        if self._parses:
             turn = _read_inline(turn)
         if turn.reasoning is None or not turn.reasoning.strip():
             return turn._replace(reasoning=None)

@@ -47,7 +47,7 @@ class ChunkEncoder:
     def __init__(self, spec: DataSpec, writer: ChatmlWriter | TemplateWriter, folder: Path) -> None:
         self._spec, self._writer, self._folder = spec, writer, folder
         self._tokenizer = writer.tokenizer
-        self._ignored = frozenset(spec.ignore_keys)
+        self._ignored, self._reads = frozenset(spec.ignore_keys), writer.reads
 
     def encode(self, task: Task) -> dict[str, int]:
         """Write the chunk's files and return its counts.
@@ -131,7 +131,7 @@ class ChunkEncoder:
         unused: Counter[tuple[str, ...]] = Counter()
         for row, value in parse_chunk(task.chunk):
             try:
-                conversation = read_row(value, spec.format, spec.turn_order, self._ignored, counts, self._writer.reads)
+                conversation = read_row(value, spec.format, spec.turn_order, self._ignored, counts, self._reads)
             except RecordError as error:
                 bad += 1
                 if bad <= _SHOWN:

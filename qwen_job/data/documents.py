@@ -5,6 +5,7 @@ A document is ``constant text constant text ... constant``. Constants (control t
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -67,9 +68,9 @@ def join_documents(
     ``flat`` holds the tokens of all their texts, one after the other.
     """
     tokens, starts = constants.arrays()
-    used = np.fromiter((number for document in documents for number in document.constants), np.int64)
-    learnt = np.fromiter((one for document in documents for one in document.learnt), np.bool_, flat.lengths.size)
-    texts = np.fromiter((len(document.texts) for document in documents), np.int64, len(documents))
+    used = np.fromiter(chain.from_iterable([document.constants for document in documents]), np.int64)
+    learnt = np.fromiter(chain.from_iterable([document.learnt for document in documents]), np.bool_)
+    texts = np.fromiter([len(document.texts) for document in documents], np.int64)
     # Parts in order: constant, text, constant, ... of each document; the same place counted in texts and constants.
     firsts = np.cumsum(2 * texts + 1) - (2 * texts + 1)
     of_constants = np.arange(used.size) * 2 - np.repeat(np.arange(texts.size), texts + 1)

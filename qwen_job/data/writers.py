@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,7 +51,7 @@ class Writer(ABC):
 
     def encode(self, documents: Sequence[Document]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return what :func:`~qwen_job.data.documents.join_documents` does."""
-        flat = self.tokenizer.encode_flat([text for document in documents for text in document.texts])
+        flat = self.tokenizer.encode_flat(list(chain.from_iterable([document.texts for document in documents])))
         return join_documents(documents, flat, self.constants)
 
     @property
@@ -78,17 +79,21 @@ class ChatmlWriter(Writer):
     def __init__(self, tokenizer: ChatTokenizer, settler: Settler, system_prompt: str, mask: str) -> None:
         super().__init__(tokenizer)
         self._settler, self.system_prompt, self.mask = settler, system_prompt, mask
-        self._frames: dict[tuple[str, bool], tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        self._between: dict[tuple[str, bool, str, bool], int] = {}
+        self._between: dict[tuple[str, str], int] = {}
 
     def documents(self, conversation: Conversation, counts: Counter[str]) -> list[Document]:
         """Return the one document of a conversation."""
-        parts = self.parts(conversation, counts)
-        if not any(learnt for _, _, learnt in parts):
+        constants, texts, learnt, before = list[int](), list[str](), list[bool](), ""
+        for label, text in self.labelled(conversation, counts):
+            constants.append(self._number(before, label))
+            texts.append(text)
+            learnt.append(label == "assistant")
+            before = label
+        if not any(learnt):
             counts["nothing_learnt"] += 1
             return []
-        constants = [self._number(before, after) for before, after in zip([None, *parts], [*parts, None], strict=True)]
-        return [Document(constants, [text for _, text, _ in parts], [learnt for _, _, learnt in parts])]
+        constants.append(self._number(before, ""))
+        return [Document(constants, texts, learnt)]
 
     @property
     def settler(self) -> Settler:
@@ -100,39 +105,46 @@ class ChatmlWriter(Writer):
         """Whether there is a default system prompt."""
         return bool(self.system_prompt)
 
-    def parts(self, conversation: Conversation, counts: Counter[str]) -> list[tuple[str, str, bool]]:
-        """Return role, text and whether it is learnt, of the system prompt, if any, and every turn."""
-        if not self.settler.is_settled(conversation):
-            # An empty system prompt is none at all here.
-            conversation = self.settler.settled(conversation, counts)._replace(system=conversation.system)
-        texts = texts_of(conversation, self.system_prompt)
-        unlearnt = {len(texts) - len(conversation.turns) + number for number, turn in enumerate(conversation.turns)
-                    if turn.learn is False}  # fmt: skip
-        return [(role, text, role == "assistant" and n not in unlearnt) for n, (role, text) in enumerate(texts)]
+    def labelled(self, conversation: Conversation, counts: Counter[str]) -> list[tuple[str, str]]:
+        """Return label and text of the system prompt, if any, and every turn: its role, or that it is unlearnt."""
+        if self._settler.is_settled(conversation):
+            return texts_of(conversation, self.system_prompt)
+        # An empty system prompt is none at all here.
+        settled = self._settler.settled(conversation, counts)._replace(system=conversation.system)
+        texts = texts_of(settled, self.system_prompt)
+        first = len(texts) - len(settled.turns)
+        for number, turn in enumerate(settled.turns, first):
+            if turn.role == "assistant" and not turn.learn:
+                texts[number] = (_UNLEARNT, turn.text)
+        return texts
 
     def segments(self, conversation: Conversation, counts: Counter[str]) -> list[Segment]:
         """Return the texts of a conversation, encoded."""
-        parts = self.parts(conversation, counts)
-        ids = self.tokenizer.encode_batch([text for _, text, _ in parts])
-        return [Segment(role, text, learnt=learnt) for (role, _, learnt), text in zip(parts, ids, strict=True)]
+        parts = self.labelled(conversation, counts)
+        ids = self.tokenizer.encode_batch([text for _, text in parts])
+        return [_segment(label, text) for (label, _), text in zip(parts, ids, strict=True)]
 
-    def _number(self, before: tuple[str, str, bool] | None, after: tuple[str, str, bool] | None) -> int:
-        key = (*(before or ("", "", False))[::2], *(after or ("", "", False))[::2])
-        number = self._between.get(key)
+    def _number(self, before: str, after: str) -> int:
+        """Return the number of the constant between two labels; an empty one is the start or the end."""
+        number = self._between.get((before, after))
         if number is None:
             end = self._frame(before)[1] if before else ()
             start = self._frame(after)[0] if after else ()
-            number = self._between[key] = self.constants.number(end + start)
+            number = self._between[before, after] = self.constants.number(end + start)
         return number
 
-    def _frame(self, part: tuple[str, str, bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        role, _, learnt = part
-        known = self._frames.get((role, learnt))
-        if known is None:
-            signed = tuple(signed_ids([Segment(role, [], learnt=learnt)], self.tokenizer, self.mask))
-            length = len(self.tokenizer.masked_frames[role])
-            known = self._frames[role, learnt] = signed[:length], signed[length:]
-        return known
+    def _frame(self, label: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        part = _segment(label, [])
+        signed = tuple(signed_ids([part], self.tokenizer, self.mask))
+        length = len(self.tokenizer.masked_frames[part.role])
+        return signed[:length], signed[length:]
+
+
+_UNLEARNT = "unlearnt"
+
+
+def _segment(label: str, text: list[int]) -> Segment:
+    return Segment("assistant", text, learnt=False) if label == _UNLEARNT else Segment(label, text)
 
 
 class _Compiled(NamedTuple):
@@ -163,9 +175,11 @@ class TemplateWriter(Writer):
 
     def documents(self, conversation: Conversation, counts: Counter[str]) -> list[Document]:
         """Return one document for each sample of a conversation."""
-        settled = self.maker.settler.settled(conversation, counts)
-        found = self._outlines.find(settled)
+        plain = self.maker.settler.is_settled(conversation)
+        settled = conversation if plain else self.maker.settler.settled(conversation, counts)
+        found = self._outlines.find(settled, plain)
         if found is None:
+            settled = self.maker.settler.settled(conversation, Counter()) if plain else settled
             return [self.document(sample) for sample in self.maker.render(settled, counts)]
         outline, values = found
         if outline.counts:
