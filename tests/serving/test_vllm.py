@@ -110,7 +110,8 @@ def test_it_stops_at_every_stop_of_the_folder(server: Server, answerer: Any, sto
     assert number in stop_ids(server.folder)
     forced = {"logit_bias": {str(number): 100}, "temperature": 0, "max_tokens": 5, "return_token_ids": True}
     found = server.ask("/v1/chat/completions", messages=messages(CHATS[0]), **forced)["choices"][0]
-    assert (found["finish_reason"], found["token_ids"], found["message"]["content"]) == ("stop", [number], "")
+    assert (found["finish_reason"], found["token_ids"]) == ("stop", [number])
+    assert not found["message"]["content"]  # null where a parser of reasoning looked for it
 
 
 @pytest.mark.parametrize("server", ["qwen1", "converted"], indirect=True)
