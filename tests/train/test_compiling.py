@@ -185,6 +185,31 @@ def test_no_room_for_kernels_trains_uncompiled(
     assert case.loss([20, 12], [32]).isfinite()
 
 
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize(
+    ("capability", "compiler", "why"),
+    [
+        ((9, 0), "no-such-compiler", "no-such-compiler is missing"),
+        ((7, 0), "gcc", "compute capability 7.0 < 8.0"),
+    ],
+)
+def test_auto_trains_uncompiled_where_the_node_cannot_compile(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    capability: tuple[int, int],
+    compiler: str,
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setenv("CC", compiler)
+    case = Case(tmp_path, "aot_eager")
+    case.config = case.config.model_copy(update={"torch_compile": "auto", "device": "cuda"})
+    refuse_without_compiler(case.config)
+    assert not case.compile(lambda: case.loss([20, 12], [32]))
+    assert capsys.readouterr().err == f"train.torch_compile: auto: layers are not compiled: {why}\n"
+
+
 def test_true_without_a_compiler_is_refused_before_the_model_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
