@@ -2,14 +2,17 @@
 
 sources   data by name: fetched into a cache, pinned to a run (splits: which files belong to a split)
 rows      JSON, JSON Lines, .gz, .zst, Parquet -> rows, streaming (arrays, compress, parquet)
-formats   one row of any known layout -> Conversation (keys: what is ignored and refused; arrange: turn order)
-conversation  what that is
+formats   one row of any known layout -> Conversation of chat/ (turns, calls, columns, values; keys: what is ignored and
+          refused; order: what cannot be trained on; arrange: turn order; understood: what was read, for messages)
 encode    Conversation -> token IDs, and which of them are trained (vocabulary)
 encoder   the same, faster (characters, embedding)
-fit       samples that are too long;  choose: repeated and held-out samples;  pack: lengths -> rows of max_length
+writers   Conversation -> documents, in ChatML or the model's own template (documents; makers: its samples)
+fit       samples that are too long (fit_rendered);  choose: repeated and held-out samples
+pack      lengths -> rows of max_length
 prepare   files -> a folder of memory-mapped rows, once for all ranks (worker, chunk_encoder, assemble)
 prepared  reading that folder
-check     what is wrong with the data (rules, privacy, histogram);  clean: a copy without it
+check     what is wrong with the data, and what it holds (rules, tool_rules, schemas, privacy; contents; sizes,
+          sample_sizes, histogram);  clean: a copy without it (repair);  show: one row as the model sees it (one_row)
 sample    text for the tokenizer of a random model
 """
 

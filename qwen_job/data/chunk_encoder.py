@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from qwen_job.chat.conversation import Conversation
 from qwen_job.chat.template import Unrenderable
 from qwen_job.data.arrange import arrange
 from qwen_job.data.choose import copies, copies_of, held_out
-from qwen_job.data.conversation import Conversation
 from qwen_job.data.documents import Document
 from qwen_job.data.fit import fit
 from qwen_job.data.fit_rendered import fit_rendered

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.chatml import IGNORE, ROLES, SPECIAL_TOKENS
-from qwen_job.data.conversation import Conversation, Turn
 from qwen_job.data.keys import RecordError
 from qwen_job.data.vocabulary import is_control, mark_control_tokens
 from qwen_job.errors import EnvironmentFault, ModelError

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_job.chat.conversation import Conversation, ToolCall, Turn
 from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
 from qwen_job.data.arrange import COUNTED, arrange
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.clean import clean
-from qwen_job.data.conversation import Conversation, ToolCall, Turn
 from qwen_job.data.order import order_problems
 from qwen_job.errors import DataError
 from qwen_job.run.sections import DataFile, DataSpec

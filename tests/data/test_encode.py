@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.settle import Settler
-from qwen_job.data.conversation import Conversation, Turn
 from qwen_job.data.encode import ChatTokenizer, encode_conversation, encode_prompt
 from qwen_job.data.writers import PLAIN_TRAITS, ChatmlWriter
 from qwen_job.errors import ModelError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen_job.data.conversation import Turn
+from qwen_job.chat.conversation import Turn
 from qwen_job.data.formats import RecordError, detect_format, parse_record
 from qwen_job.data.order import order_problems
 from qwen_job.resources import resource
