@@ -6,5 +6,9 @@ template      a model folder's chat template: find it, render it
 traits        what a template can do, found by rendering probes
 settings      the settings of a job that decide what is rendered and learnt
 messages      a conversation as a template takes it, lookalikes of control tokens marked
+settle        what the settings make of a conversation before it is rendered
+chosen        the template of a job: the model's own, ChatML or a file
+placeholders  what conversations of one structure share, and what differs (outline)
+outline       samples by structure: a template is rendered once for many conversations
 samples       a conversation as sequences of pieces, learnt or not: what is trained
 """

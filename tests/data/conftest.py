@@ -71,18 +71,13 @@ _ADDED = {"<tool_call>": False, "</tool_call>": False, "<tool_response>": False,
           "<think>": False, "</think>": False, "<obs>": False}  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def modern(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function from a template's name to a model folder with it and with a tokenizer as Qwen3 has it.
-
-    ``<obs>`` is a token that a user added.
-    """
-    content = json.loads((qwen / "tokenizer.json").read_text(encoding="utf-8"))
+def _with_templates(base: Path, root: Path) -> Callable[[str], Path]:
+    content = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
     kept = [token for token in content["added_tokens"] if token["content"] in SPECIAL_TOKENS]
-    added = [{**kept[0], "id": 151657 + n, "content": word, "special": special}
+    first = max(token["id"] for token in kept) + 1
+    added = [{**kept[0], "id": first + n, "content": word, "special": special}
              for n, (word, special) in enumerate(_ADDED.items())]  # fmt: skip
     text = json.dumps({**content, "added_tokens": [*kept, *added]})
-    root = tmp_path_factory.mktemp("modern")
 
     def folder(name: str) -> Path:
         path = root / name
@@ -93,3 +88,18 @@ def modern(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         return path
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def modern(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a template's name to a model folder with it and with a tokenizer as Qwen3 has it.
+
+    ``<obs>`` is a token that a user added.
+    """
+    return _with_templates(qwen, tmp_path_factory.mktemp("modern"))
+
+
+@pytest.fixture(scope="session")
+def small(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The same as ``modern`` with the tokens of the tiny tokenizer, which loads at once."""
+    return _with_templates(tiny, tmp_path_factory.mktemp("small"))
