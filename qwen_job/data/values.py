@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from qwen_job.data.keys import RecordError, refuse_depth, unused_keys
@@ -111,19 +110,16 @@ def refuse_not_finite(value: object, field: str) -> None:
     Raises:
         RecordError: it has one.
     """
-    if any(isinstance(part, float) and not math.isfinite(part) for part in _parts(value)):
-        raise RecordError(field, "holds a number that is not finite; write a number, null or a string")
-
-
-def _parts(value: object) -> Iterator[object]:
-    yield value
-    if isinstance(value, dict):
-        for part in value.values():
-            yield from _parts(part)
-    elif is_list(value):
-        assert isinstance(value, (list, tuple))
-        for part in value:
-            yield from _parts(part)
+    level = [value]
+    while level:
+        part = level.pop()
+        if isinstance(part, dict):
+            level += part.values()
+        elif is_list(part):
+            assert isinstance(part, (list, tuple))
+            level += part
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise RecordError(field, "holds a number that is not finite; write a number, null or a string")
 
 
 def _finite(text: str) -> float:
