@@ -19,10 +19,11 @@ from qwen_job.chat.settings import ChatSettings, resolved_empty_think
 from qwen_job.chat.settle import CLOSE, OPEN, SWITCH, Settler, field
 from qwen_job.chat.template import ChatTemplate, Unrenderable
 from qwen_job.chat.traits import opening_of, traits_of
-from qwen_job.chatml import IM_END
+from qwen_job.chatml import IM_END, IM_START
 
 Kind = Literal["prompt", "reasoning", "call", "answer"]
-_BLOCK = re.compile(r"<think>\s*</think>\s*")
+# Only the two newlines behind it are the template's: spaces there are the answer's, such as the indentation of code.
+_BLOCK = re.compile(r"<think>\s*</think>\n{0,2}")
 
 
 class Piece(NamedTuple):
@@ -123,7 +124,7 @@ class SampleMaker:
                 raise Unrenderable("row", f"holds text that looks like a control token, which this template reads ("
                                    f"{self.template.source}); remove it")  # fmt: skip
             counts["words_read_by_the_template"] += 1
-        if messages.mark:
+        if messages.mark and any(messages.mark in part.whole for part in parts):
             counts["looks_like_control_tokens"] += 1
         return messages, parts
 
@@ -151,6 +152,9 @@ class SampleMaker:
         if not whole.startswith(header) or not end:
             raise Unrenderable(field(number, turn), f"the chat template writes it otherwise than it asks for it ("
                                f"{self.template.source}); choose another data.template")  # fmt: skip
+        if body.startswith(IM_START) and IM_START not in turn.text:
+            message = f"{self.template.source}: has no prompt for an answer; write one for add_generation_prompt"
+            raise Unrenderable("data.template", message)
         if thinks:
             shown, learnt = "", _after_opening(body, opening, messages.messages[at]["reasoning_content"])
         else:

@@ -14,7 +14,7 @@ SWITCH = "enable_thinking"
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 # All that a turn of a plain conversation has beside its role and text.
 _PLAIN = Turn("", "")[2:]
-_INLINE = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_INLINE = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
 
 class Settler:

@@ -138,6 +138,14 @@ def _of_learning(turns: Sequence[Turn]) -> Iterator[tuple[str, str, str]]:
     if turns[-1].reasoning and not turns[-1].calls and is_invisible(turns[-1].text):
         message = "has reasoning, and neither an answer nor a call; complete it or remove the conversation"
         yield "no_answer", f"turn {len(turns)} (assistant)", message
+    if _stays_in_thought(turns[-1]):
+        message = "begins with <think> and never ends it, so that it is learnt as an answer; complete or remove it"
+        yield "no_answer", f"turn {len(turns)} (assistant)", message
+
+
+def _stays_in_thought(turn: Turn) -> bool:
+    """Tell whether an answer was cut off while the model still thought."""
+    return turn.role == "assistant" and turn.text.lstrip().startswith("<think>") and "</think>" not in turn.text
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from qwen_job.chat.conversation import Conversation, ToolCall, Turn
-from qwen_job.chat.samples import Sample
+from qwen_job.chat.samples import Sample, SampleMaker
+from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.template import ChatTemplate, Unrenderable
-from tests.chat.cases import EXAMPLES, SHIPPED, answer, conversation_of, example, learnt, maker, talk
+from tests.chat.cases import CONTROLS, EXAMPLES, SHIPPED, answer, conversation_of, example, learnt, maker, talk
 
 CALL = ToolCall("look", {"where": "x"})
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
@@ -242,3 +243,30 @@ def test_a_system_turn_is_the_templates_the_rows_or_none(system: str | None, tex
 def test_a_job_may_set_the_system_prompt() -> None:
     assert "system\nBe odd.<" in samples("qwen3", talk("a", "b"), system_prompt="Be odd.")[0].text
     assert "system" not in samples("qwen3", talk("a", "b", system=""), system_prompt="Be odd.")[0].text
+
+
+@pytest.mark.parametrize("empty_think", ["mask", "learn", "omit"])
+def test_the_indentation_of_an_answer_without_reasoning_is_learnt(empty_think: str) -> None:
+    # Qwen3's template removes newlines before an answer, never spaces; a server shows it the same later.
+    found = samples("qwen3", talk("q", "    x = 1"), empty_think=empty_think)
+    assert learnt(found)[-1].endswith("    x = 1<|im_end|>")
+
+
+def test_reasoning_as_written_keeps_the_indentation_of_the_answer() -> None:
+    found = samples("qwen3", talk("q", "<think>\nWhy.\n</think>\n\n    x = 1"), thinking="as_written")
+    assert learnt(found) == ["<think>\nWhy.\n</think>\n\n    x = 1<|im_end|>"]
+
+
+@pytest.mark.parametrize(("question", "count"), [("q", 0), ("q <think>", 1)])
+def test_marks_of_reasoning_are_plain_characters_in_a_question_only(question: str, count: int) -> None:
+    conversation = talk(question, "ok <think>")
+    assert counted("qwen3", conversation)["looks_like_control_tokens"] == count
+    pieces = [piece for sample in samples("qwen3", conversation) for piece in sample.pieces]
+    assert sum(piece.control and piece.learnt and piece.text == "<think>" for piece in pieces) == 1
+
+
+def test_a_template_that_asks_for_no_answer_is_refused() -> None:
+    text = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    made = SampleMaker(ChatTemplate({"default": text}, "mine"), ChatSettings(), CONTROLS)
+    with pytest.raises(Unrenderable, match="add_generation_prompt"):
+        made.samples(talk("q", "a"), Counter())

@@ -130,3 +130,9 @@ def test_tools_that_could_not_be_compared_are_reported(
     assert check([write([conversation("q", "a")])], Examiner()).schemas_compared
     monkeypatch.setattr(Contents, "add", lambda contents, _: setattr(contents, "with_tools", 1))
     assert not check([write([conversation("q", "a")])], Examiner()).schemas_compared
+
+
+def test_a_thought_that_never_ends_is_reported(write: Callable[..., Path]) -> None:
+    rows = [conversation("q", "<think>\nLet me see"), conversation("q", "ok <think> x")]
+    report = check([write(rows)], Examiner())
+    assert [finding.row for finding in report.findings if finding.rule == "no_answer"] == [1]
