@@ -24,6 +24,14 @@ class Settler:
         self.settings, self.traits, self._source = settings, traits, source
         self._parses = settings.thinking == "as_written" and traits.thinks
 
+    @property
+    def reads(self) -> str:
+        """How rows are read, as ``thinking`` of ``qwen_job.data.formats.parse_record``: where the template has no place
+        for reasoning and it is not stripped, ``<think>`` in a text stays text, as it is in the data.
+        """
+        thinking = self.settings.thinking
+        return "as_written" if thinking == "keep" and not self.traits.thinks else thinking
+
     def settled(self, conversation: Conversation, counts: Counter[str]) -> Conversation:
         """Return a conversation in which the settings have had their effect: every ``learn`` is known.
 

@@ -121,6 +121,7 @@ class Reading:
             self.maker,
             turn_order=self.options["turn_order"],
             ignore_keys=self.options["ignore_keys"],
+            thinking=self.options["thinking"],
         )
 
     def show_notes(self) -> None:

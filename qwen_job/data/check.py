@@ -97,6 +97,7 @@ class Examiner:
     """Examines row after row; remembers a fingerprint of each conversation to find duplicates.
 
     With ``maker``, rows that its chat template refuses have an error, and samples are measured as it makes them.
+    It also decides, in place of ``thinking`` (data.thinking), whether ``<think>`` in a text is read as reasoning.
     """
 
     def __init__(
@@ -108,10 +109,12 @@ class Examiner:
         *,
         turn_order: str = "strict",
         ignore_keys: Sequence[str] = (),
+        thinking: str = "keep",
     ):
         self._layout, self._limits = layout, limits or Limits()
         self._sizer = SampleSizer(maker, tokenizer) if maker else TextSizer(tokenizer)
         self._turn_order, self._ignored = turn_order, frozenset(ignore_keys)
+        self._thinking = maker.settler.reads if maker else thinking
         self._seen: dict[bytes, tuple[str, int]] = {}
         self.ignore_keys = tuple(ignore_keys)
         self.own_tokens = tokenizer.text_tokens if tokenizer else ()
@@ -122,13 +125,13 @@ class Examiner:
         self, file: Path, rows: Sequence[tuple[int, Any]]
     ) -> Iterator[tuple[int, Conversation | None, Sizes | None, list[RowFinding]]]:
         """Yield (row, conversation or None, its sizes, findings) for rows of one file."""
-        how = (self._layout, self._turn_order, self._ignored, self.arranged)
+        how = (self._layout, self._turn_order, self._ignored, self.arranged, self._thinking)
         parsed = [(row, *read(value, *how)) for row, value in rows]
         measured = self._sizer.measure([conversation for _, conversation, _ in parsed if conversation])
         for row, conversation, found in parsed:
             sizes = next(measured) if conversation else None
             if conversation and sizes:
-                found += inspect(conversation, self.own_tokens)
+                found += inspect(conversation, self.own_tokens, self._thinking == "as_written")
                 if has_tools(conversation):
                     found += tool_findings(conversation, self.schemas)
                 if sizes.refused:

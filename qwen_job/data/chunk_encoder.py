@@ -47,7 +47,7 @@ class ChunkEncoder:
     def __init__(self, spec: DataSpec, writer: ChatmlWriter | TemplateWriter, folder: Path) -> None:
         self._spec, self._writer, self._folder = spec, writer, folder
         self._tokenizer = writer.tokenizer
-        self._ignored, self._reads = frozenset(spec.ignore_keys), writer.reads
+        self._ignored, self._reads = frozenset(spec.ignore_keys), writer.settler.reads
 
     def encode(self, task: Task) -> dict[str, int]:
         """Write the chunk's files and return its counts.

@@ -16,6 +16,7 @@ from qwen_job.data.privacy import find_personal_data, find_secrets
 from qwen_job.data.rows import Malformed
 from qwen_job.data.sizes import Sizes
 from qwen_job.data.tool_rules import TOOL_RULES
+from qwen_job.data.turns import split_thought
 from qwen_job.limits import MAX_LENGTH
 
 # rule -> (is it an error, what it means). A row with an error cannot be trained on.
@@ -82,26 +83,30 @@ class Limits:
 
 
 def read(
-    value: Any, layout: str, turn_order: str, ignored: frozenset[str], counts: Counter[str]
+    value: Any, layout: str, turn_order: str, ignored: frozenset[str], counts: Counter[str], thinking: str = "keep"
 ) -> tuple[Conversation | None, list[tuple[str, str, str]]]:
     """Parse one row; return it (None if that failed, or ``turn_order`` leaves it out) and its errors.
 
-    Errors are (rule, field, message); what ``turn_order`` changed is added to ``counts``.
+    Errors are (rule, field, message); what ``turn_order`` changed is added to ``counts``. ``thinking`` as in
+    :func:`~qwen_job.data.formats.parse_record`.
     """
     if isinstance(value, Malformed):
         return None, [("malformed", "row", value.message)]
     try:
-        conversation = arrange(parse_record(value, layout, ignored), turn_order, counts)
+        conversation = arrange(parse_record(value, layout, ignored, thinking), turn_order, counts)
     except RecordError as error:
         return None, [(error.rule, error.field, error.message)]
     problems = order_problems(conversation, turn_order) if conversation else ()
     return conversation, [(problem.rule, problem.field, problem.message) for problem in problems]
 
 
-def inspect(conversation: Conversation, own: Container[str] = ()) -> Iterator[tuple[str, str, str]]:
+def inspect(
+    conversation: Conversation, own: Container[str] = (), as_written: bool = False
+) -> Iterator[tuple[str, str, str]]:
     """Yield (rule, field, message) for everything found in the text of a readable conversation.
 
-    ``own``: tokens that the user added to the tokenizer, which are intended in text.
+    ``own``: tokens that the user added to the tokenizer, which are intended in text. ``as_written``: reasoning was left
+    in the texts of answers, so that the marks around it are intended as well.
     """
     if conversation.system == "":
         yield "without_system", "system", "is empty: no system turn is trained; remove it for data.system_prompt"
@@ -109,7 +114,8 @@ def inspect(conversation: Conversation, own: Container[str] = ()) -> Iterator[tu
         yield rule, "system", message
     before: Turn | None = None
     for number, turn in enumerate(conversation.turns, 1):
-        for rule, message in _of_text(turn.text, own):
+        thought, text = split_thought(turn.text) if as_written and turn.role == "assistant" else (None, turn.text)
+        for rule, message in (*_of_text(thought or "", own), *_of_text(text, own)):
             yield rule, f"turn {number} ({turn.role})", message
         if turn.reasoning or turn.calls:
             yield from _of_parts(turn, f"turn {number} ({turn.role})", own)

@@ -60,14 +60,6 @@ class Writer(ABC):
         """What applies the settings."""
 
     @property
-    def reads(self) -> str:
-        """How rows are read (see :func:`~qwen_job.data.formats.parse_record`): where the template has no place for
-        reasoning and it is not stripped, ``<think>`` in a text stays text, as it is in the data.
-        """
-        thinking = self.settler.settings.thinking
-        return "as_written" if thinking == "keep" and not self.settler.traits.thinks else thinking
-
-    @property
     @abstractmethod
     def adds_system(self) -> bool:
         """Whether a conversation that says nothing about it gets a system prompt."""

@@ -11,6 +11,7 @@ import pytest
 from qwen_job.chat.conversation import Conversation, ToolCall, Turn
 from qwen_job.data.check import Examiner, check
 from qwen_job.data.encode import ChatTokenizer
+from qwen_job.data.formats import parse_record
 from qwen_job.data.sample_sizes import SampleSizer
 from qwen_job.data.show import SizedSample, sizes
 from qwen_job.data.sizes import KINDS, TextSizer
@@ -80,3 +81,32 @@ def test_a_very_long_conversation_is_measured_by_its_text() -> None:
     talk = Conversation("", None, (ASK, ANSWER) * 20_000)
     [found], [by_text] = (list(each.measure([talk])) for each in (SampleSizer(cases.maker("qwen3"), None), TextSizer()))
     assert found == by_text
+
+
+THOUGHT = conversation("q", "<think>\nI see.\n</think>\n\na")
+
+
+@pytest.mark.parametrize(
+    ("name", "thinking", "reasoned"),
+    [
+        ("qwen3", "keep", 1),
+        ("qwen3", "as_written", 0),
+        ("qwen2_5", "keep", 0),
+        ("qwen2_5", "strip", 1),
+        ("qwen2_5", "as_written", 0),
+    ],
+)
+def test_reasoning_in_a_text_is_read_as_preparation_reads_it(
+    write: Callable[..., Path], tokenizer: ChatTokenizer, name: str, thinking: str, reasoned: int
+) -> None:
+    maker = cases.maker(name, thinking=thinking)
+    report = check([write([THOUGHT])], Examiner(tokenizer=tokenizer, maker=maker))
+    assert (report.errors, report.counts.total(), report.contents.reasoned) == (0, 0, reasoned)
+    samples = maker.samples(parse_record(THOUGHT, thinking=maker.settler.reads), Counter())
+    assert report.tokens == sum(map(sum, (sizes(sample.pieces, tokenizer) for sample in samples)))
+
+
+def test_without_a_template_the_setting_alone_says_it(write: Callable[..., Path]) -> None:
+    path = write([THOUGHT])
+    read = [check([path], Examiner(thinking=thinking)).contents.reasoned for thinking in ("keep", "as_written")]
+    assert read == [1, 0]
