@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_names import clean_name, is_qwen1_id, resolve_source
-from qwen_job.models.fetch import place
+from qwen_job.models.fetch import is_named_template, place
 from qwen_job.remote.download import Download, damaged, retried
 from qwen_job.remote.hub import RemoteFile
 from qwen_job.run.sections import ModelSpec
@@ -56,7 +56,7 @@ def fetch_chat_files(spec: ModelSpec, progress: Notify | None = None) -> Path:
 
 
 def _wanted(model: str, files: list[RemoteFile]) -> list[RemoteFile]:
-    found = [file for file in files if file.path in _FILES]
+    found = [file for file in files if file.path in _FILES or is_named_template(file)]
     if "tokenizer.json" not in [file.path for file in found]:
         advice = (
             f"; 'qwen-job model fetch {model}' writes one: give the folder that it prints" if is_qwen1_id(model) else ""

@@ -10,6 +10,7 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from qwen_job.chat.template import MORE_TEMPLATES
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_files import QUANTIZED_FILES, exists, read_json, refuse_quantized
 from qwen_job.facts.model_names import clean_name
@@ -97,6 +98,12 @@ def _in_place(hub: Hub, model: str, revision: str, fault: EnvironmentFault, prog
     return found
 
 
+def is_named_template(file: RemoteFile) -> bool:
+    """Tell whether a file is one of a model's further chat templates, the only ones in a folder that training needs."""
+    path = PurePosixPath(file.path)
+    return str(path.parent) == MORE_TEMPLATES and path.suffix == ".jinja"
+
+
 def wanted(files: Sequence[RemoteFile]) -> list[RemoteFile]:
     """Return the files of a model that training needs: no pictures, no other formats, pickles only as a last resort."""
     safe = any(file.path.endswith(".safetensors") for file in files)
@@ -106,7 +113,8 @@ def wanted(files: Sequence[RemoteFile]) -> list[RemoteFile]:
         parts = PurePosixPath(file.path).parts
         if file.path.startswith("/") or ".." in parts:
             raise ModelError(f"{file.path}: the hub lists a file outside the model's folder; do not use this model")
-        if len(parts) == 1 and not any(fnmatch.fnmatch(parts[0].lower(), pattern) for pattern in unwanted):
+        named = len(parts) == 1 and not any(fnmatch.fnmatch(parts[0].lower(), pattern) for pattern in unwanted)
+        if named or is_named_template(file):
             chosen.append(file)
     if not chosen:
         raise ModelError("the hub lists no files of a model; check the model's ID and revision")

@@ -41,13 +41,21 @@ def damaged(folder: Path, *, hashes: bool = False) -> str:
         if not isinstance(listed, dict) or not listed:
             return f"{MARKER} lists no files"
         for name, facts in listed.items():
-            if fault := file_fault(member(folder, name), facts if isinstance(facts, dict) else {}, hashes):
+            if fault := file_fault(_listed(folder, name), facts if isinstance(facts, dict) else {}, hashes):
                 return f"{name} {fault}"
     except ModelError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror}"
     return ""
+
+
+def _listed(folder: Path, name: str) -> Path:
+    """Return the path of a file that a record lists; its folders must be within the copy's."""
+    *above, last = name.split("/")
+    for part in above:
+        folder = member(folder, part)
+    return member(folder, last)
 
 
 def file_fault(path: Path, facts: Mapping[str, object], hashes: bool) -> str:

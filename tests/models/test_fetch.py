@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from qwen_job.chat.template import find_texts
 from qwen_job.cli import main
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.choices import Source
@@ -50,6 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "pytorch_model.bin": b"pickle",
         "README.md": b"# model",
         "assets/logo.png": b"picture",
+        "additional_chat_templates/README.md": b"# templates",
     }
 
 
@@ -83,12 +85,37 @@ def test_a_model_comes_once_without_pickles_and_pictures(
 ) -> None:
     folder = ensure_model(spec(tmp_path, source), output_dir=tmp_path)
     present = {path.name for path in folder.iterdir()} - {MARKER}
-    assert present == set(hub.files) - {"pytorch_model.bin", "README.md", "assets/logo.png"}
+    assert present == set(hub.files) - {"pytorch_model.bin", "README.md", *(name for name in hub.files if "/" in name)}
     assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     asked = dict(hub.asked)
     monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
     assert fetch_model(spec(tmp_path, source)) == folder
     assert hub.asked == asked
+
+
+@BOTH
+@pytest.mark.parametrize("fetch", [fetch_model, fetch_chat_files])
+def test_named_chat_templates_come_with_their_folder(
+    hub: HubServer, tmp_path: Path, source: Source, fetch: Callable[[ModelSpec], Path]
+) -> None:
+    hub.files |= {"chat_template.jinja": b"one", "additional_chat_templates/tool_use.jinja": b"two"}
+    folder = fetch(spec(tmp_path, source))
+    found = find_texts(folder)
+    assert found is not None and found.texts == {"default": "one", "tool_use": "two"}
+    assert [path.name for path in (folder / "additional_chat_templates").iterdir()] == ["tool_use.jinja"]
+    asked = dict(hub.asked)
+    assert fetch(spec(tmp_path, source)) == folder and hub.asked == asked
+    (folder / "additional_chat_templates" / "tool_use.jinja").unlink()
+    assert fetch(spec(tmp_path, source)) == folder and find_texts(folder) == found
+
+
+def test_a_record_that_lists_a_file_outside_is_no_sound_copy(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("../secret", "additional_chat_templates/../../secret", "/etc/passwd", "a//b", ""):
+        (folder / MARKER).write_text(json.dumps({"files": {name: {"size": 1}}}))
+        assert "not a plain file name" in download.damaged(folder)
 
 
 def test_a_transfer_that_breaks_off_goes_on_where_it_was(hub: HubServer, tmp_path: Path) -> None:
