@@ -15,11 +15,12 @@ from typing import Any, Literal, NamedTuple
 
 from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.chat.messages import Controls, Messages, marked_messages, plain_messages
-from qwen_job.chat.settings import ChatSettings, resolved_empty_think
+from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.settle import CLOSE, OPEN, SWITCH, Settler, field
 from qwen_job.chat.template import ChatTemplate, Unrenderable
 from qwen_job.chat.traits import opening_of, traits_of
 from qwen_job.chatml import IM_END, IM_START
+from qwen_job.facts.thinking import resolved_empty_think
 
 Kind = Literal["prompt", "reasoning", "call", "answer"]
 # Only the two newlines behind it are the template's: spaces there are the answer's, such as the indentation of code.
@@ -78,7 +79,7 @@ class SampleMaker:
         self.template, self.settings, self.controls = template, settings, controls
         self.traits = traits_of(template)
         self.settler = Settler(settings, self.traits, template.source)
-        self.empty_think, self.why = resolved_empty_think(settings.empty_think, self.traits)
+        self.empty_think, self.why = resolved_empty_think(settings.empty_think, self.traits.thinking)
         self._pattern = controls.pattern
 
     def samples(self, conversation: Conversation, counts: Counter[str]) -> list[Sample]:

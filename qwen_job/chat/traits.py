@@ -9,6 +9,7 @@ import jinja2
 from jinja2 import meta
 
 from qwen_job.chat.template import ChatTemplate, Unrenderable
+from qwen_job.facts.thinking import Thinking
 
 # What may follow the header of a generation prompt: an open or an empty block of thoughts.
 OPENING = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
@@ -52,6 +53,11 @@ class Traits(NamedTuple):
     def thinks(self) -> bool:
         """Whether turns of this template have a place for reasoning."""
         return self.keeps_reasoning or bool(self.opening) or self.has_switch
+
+    @property
+    def thinking(self) -> Thinking:
+        """Whether and when the template asks for reasoning."""
+        return "none" if not self.thinks else "switch" if self.has_switch else "always"
 
 
 def traits_of(template: ChatTemplate) -> Traits:

@@ -16,7 +16,6 @@ from typing import Any
 
 from qwen_job.atomic import sha256_of
 from qwen_job.chat.chosen import AUTO, CHATML, choose
-from qwen_job.chat.settings import resolved_empty_think
 from qwen_job.chat.traits import traits_of
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
@@ -33,6 +32,7 @@ from qwen_job.data.prepared import (
 from qwen_job.data.rows import CHUNK_BYTES, assert_file, read_chunks
 from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
 from qwen_job.errors import DataError, EnvironmentFault
+from qwen_job.facts.thinking import resolved_empty_think
 from qwen_job.lock import FileLock
 from qwen_job.run.config import TrainConfig
 from qwen_job.run.sections import DataSpec, plain
@@ -172,7 +172,7 @@ def template_record(spec: DataSpec, tokenizer_dir: Path, date: datetime.date) ->
         told = system_prompt if spec.system_prompt is None else spec.system_prompt
         return _NO_TEMPLATE | {"date": date.isoformat(), "system_prompt": told}
     traits = traits_of(template)
-    empty_think, why = resolved_empty_think(spec.empty_think, traits)
+    empty_think, why = resolved_empty_think(spec.empty_think, traits.thinking)
     where = "the model's own" if spec.template == AUTO else template.source
     return {
         "words": f"{where} (sha256 {template.sha256[:12]})",

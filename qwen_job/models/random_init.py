@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy
 
 SEED = 20240229
-_FACTS_ONLY = {"name", "aliases", "architecture", "source", "parameters"}
+_FACTS_ONLY = {"name", "aliases", "architecture", "source", "parameters", "thinking"}
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 # A sum of four 16-bit numbers has mean 4 * 65535 / 2 and variance 4 * (65536**2 - 1) / 12.
 _SUM_MEAN, _SUM_STD = 131070, 37837.22746

@@ -77,7 +77,7 @@ def test_the_template_is_pinned_and_described(small: Modern, write: Write, tmp_p
     assert (record["date"], record["empty_think"]) == (datetime.date.today().isoformat(), "mask")
     lines = "\n".join(describe_template(index))
     assert "the model's own (sha256 a55ee1b16601" in lines
-    assert "mask: turns without reasoning" in lines
+    assert "mask: as with thinking off" in lines
     assert "no turn has reasoning" in lines
     assert "1 conversations became 2 samples" in lines
 

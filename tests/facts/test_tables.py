@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -14,6 +14,7 @@ from qwen_job.facts import fact
 from qwen_job.facts.hardware import gpu_from_mapping, gpu_names, load_gpu
 from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_shapes import load_model_shape, model_shape_from_config
+from qwen_job.facts.thinking import Thinking, known_thinking
 
 MODELS = sorted(path for path in fact("models").glob("*.yaml") if "parameters" in yaml.safe_load(path.read_text()))
 QWEN2: dict[str, Any] = {
@@ -34,6 +35,7 @@ def test_parameters_are_exactly_the_published_total(path: Path) -> None:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert load_model_shape(config["name"]).num_parameters == config["parameters"]
     assert config["source"] == "random" or config["source"].startswith("https://")
+    assert config["source"] == "random" or known_thinking(config["name"]) in get_args(Thinking)
 
 
 def test_the_reference_model() -> None:
