@@ -18,7 +18,6 @@ from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
-from qwen_job.plan.empty_think import decide_empty_think
 from qwen_job.plan.environment import environment
 from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.estimate.speed import SpeedEstimate
@@ -29,6 +28,7 @@ from qwen_job.plan.precision import (
     decide_torch_compile,
     refuse_settings,
 )
+from qwen_job.plan.reasoning import decide_thinking
 from qwen_job.plan.schedule import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search.choice import Answer, Choice, Question, Runner
 from qwen_job.plan.search.sharding import (
@@ -121,7 +121,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     precision = decide_precision(job, gpu, ledger)
     attention = decide_attention(job, gpu, precision, ledger, shape.attention_dropout if shape else 0.0)
     fused_loss = decide_fused_loss(job, gpu, precision, ledger)
-    warnings += decide_empty_think(job, ledger)
+    warnings += decide_thinking(job, ledger)
     rows = rows_per_gpu(job)
     refuse_contradictions(job, gpu.is_cpu)
     question, answer, run = None, Answer(None), None

@@ -69,6 +69,20 @@ def test_a_setting_without_effect_is_told(tmp_path: Path) -> None:
         assert any("data.empty_think: mask has no effect" in warning for warning in warnings) == told
 
 
+@pytest.mark.parametrize(
+    ("sets", "value"),
+    [
+        (["model=Qwen/Qwen3-4B"], "split"),
+        (["model=Qwen/Qwen3-4B", "data.several_thoughts=join"], "join"),
+        (["model=Qwen/Qwen2.5-7B-Instruct"], None),
+    ],
+)
+def test_a_template_that_thinks_may_split_conversations(tmp_path: Path, sets: list[str], value: str | None) -> None:
+    found = {one.field: one for one in plan_of(tmp_path, *sets).decisions}.get("data.several_thoughts")
+    assert (found and found.value) == value
+    assert value != "split" or (found and "becomes several samples; the plan counts it as one" in found.reason)
+
+
 @pytest.mark.parametrize("text", ["{% if", "{{ 1 + }}"])
 def test_a_file_that_is_no_template_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "own.jinja").write_text(text)

@@ -1,4 +1,4 @@
-"""What the job trains for answers without reasoning: decided by the chat template, as far as this machine knows it."""
+"""What becomes of answers with and without reasoning: the chat template decides, as far as this machine knows it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from qwen_job.plan.decision import Ledger
 
 AUTO, CHATML = choices.NAMED_TEMPLATES
 _RULE = "the run reads the chat template and decides: mask if it has a place for reasoning, otherwise omit"
+_SPLIT = "where the template drops earlier reasoning, a conversation becomes several samples; the plan counts it as one"
 
 
-def decide_empty_think(job: Job, ledger: Ledger) -> list[str]:
-    """Note data.empty_think with its reason, and return the warnings about it. Nothing is downloaded.
+def decide_thinking(job: Job, ledger: Ledger) -> list[str]:
+    """Note data.empty_think and, for a template that thinks, data.several_thoughts; return the warnings about them.
+
+    Nothing is downloaded.
 
     Raises:
         JobError: the template cannot be read, or is no Jinja template.
@@ -28,6 +31,9 @@ def decide_empty_think(job: Job, ledger: Ledger) -> list[str]:
         return []
     chosen, why = resolved_empty_think("auto", thinking)
     ledger.decide("data.empty_think", written, chosen, why)
+    if thinking != "none":
+        several = job.data.several_thoughts if job.wrote("data", "several_thoughts") else None
+        ledger.decide("data.several_thoughts", several, "split", _SPLIT)
     if thinking == "none" and written in ("learn", "mask"):
         return [f"data.empty_think: {written} has no effect: {why}; remove the line"]
     return []
