@@ -178,7 +178,7 @@ def _config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({error}); fetch the model again") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: is not an object; fetch the model again")

@@ -53,7 +53,8 @@ def _thinking(job: Job) -> Thinking | None:
     return known_thinking(job.model.name)
 
 
-def _probed(job: Job, folder: Path) -> Thinking:
+def _probed(job: Job, folder: Path) -> Thinking | None:
+    """Return what a template on this machine does; None if it does not even render a question."""
     from qwen_job.chat.chosen import choose
     from qwen_job.chat.template import Unrenderable
     from qwen_job.chat.traits import traits_of
@@ -68,6 +69,7 @@ def _probed(job: Job, folder: Path) -> Thinking:
     try:
         template.render([{"role": "user", "content": "q"}])
     except Unrenderable as error:
-        if error.field == "data.template":  # no Jinja; what it has against this chat is no concern of the plan's
+        if error.field == "data.template":  # no Jinja
             raise JobError([job.problem(field, error.message)]) from None
+        return None
     return traits_of(template).thinking

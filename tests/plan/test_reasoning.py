@@ -83,6 +83,22 @@ def test_a_template_that_thinks_may_split_conversations(tmp_path: Path, sets: li
     assert value != "split" or (found and "becomes several samples; the plan counts it as one" in found.reason)
 
 
+@pytest.mark.parametrize(
+    "text", ["{% for i in range(10**12) %}x{% endfor %}", "{{ raise_exception('No tools, no question.') }}"]
+)
+def test_of_a_template_that_renders_no_question_nothing_is_claimed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "own.jinja").write_text(text)
+    assert decided(plan_of(tmp_path, f"data.template={tmp_path}/own.jinja"))[0] == "auto"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", '{"chat_template": 5}', "{"])
+def test_tokenizer_files_that_are_none_are_refused_with_the_field(tmp_path: Path, text: str) -> None:
+    folder = model_in(tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text(text)
+    with pytest.raises(JobError, match=r"model\.name: .*tokenizer_config\.json: .*; fetch the model again"):
+        plan_of(tmp_path, f"model={folder}")
+
+
 @pytest.mark.parametrize("text", ["{% if", "{{ 1 + }}"])
 def test_a_file_that_is_no_template_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "own.jinja").write_text(text)
