@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)
+
+
+class JsonObject(dict[str, Any]):
+    """A JSON object with its ``text``, which several steps need; nothing in it may be changed.
+
+    Raises:
+        RecursionError: it is nested without end.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, value: Mapping[str, Any]) -> None:
+        super().__init__(value)
+        self.text = _ENCODER.encode(value)
+
+
+def json_text(value: Any) -> str:
+    """Return a value as JSON, characters as they are."""
+    return value.text if type(value) is JsonObject else _ENCODER.encode(value)
 
 
 class ToolCall(NamedTuple):

@@ -8,10 +8,10 @@ rendered each time. A structure is outlined when it is seen a second time.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
+from json.encoder import encode_basestring
 from typing import NamedTuple
 
 from qwen_job.chat.conversation import Conversation
@@ -138,7 +138,7 @@ def fill(part: str | Slot, values: list[str]) -> str:
     if isinstance(part, str):
         return part
     value = values[part.number]
-    return json.dumps(value, ensure_ascii=False)[1:-1] if part.escaped else value
+    return encode_basestring(value)[1:-1] if part.escaped else value
 
 
 def _plain(samples: list[Sample]) -> list[list[tuple[str, bool, bool]]]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from qwen_job.chat.conversation import Conversation, ToolCall, Turn
+from qwen_job.chat.conversation import Conversation, ToolCall, Turn, json_text
 
 # 0: tools and arguments as JSON; 1: arguments by their keys and kinds; 2: tools as part of the key as well.
 LEVELS = 3
@@ -28,9 +28,6 @@ SLOT = re.compile(
     '|\ue000(?P<raw>\\d+)"\ue001'
     "|716(?P<number>\\d{10})(?:\\.5)?"
 )
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class Odd(Exception):
@@ -134,7 +131,7 @@ class Structure:
         if not value:
             key.append(repr(value))
             return
-        text = _ENCODER.encode(value)
+        text = json_text(value)
         if "<" in text and self._odd.search(text):
             raise Odd
         key.append("mapping" if isinstance(value, Mapping) else "list")

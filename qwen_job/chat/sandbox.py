@@ -143,7 +143,16 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    pair = None if separators is None else (separators[0], separators[1])
+    return _encoder(bool(ensure_ascii), indent, pair, bool(sort_keys)).encode(value)
+
+
+@lru_cache(maxsize=32)
+def _encoder(
+    ensure_ascii: bool, indent: int | str | None, separators: tuple[str, str] | None, sort_keys: bool
+) -> json.JSONEncoder:
+    # json.dumps makes a new one for each value.
+    return json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:

@@ -14,6 +14,7 @@ SWITCH = "enable_thinking"
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 # All that a turn of a plain conversation has beside its role and text.
 _PLAIN = Turn("", "")[2:]
+_new = tuple.__new__
 _INLINE = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
 
@@ -44,10 +45,13 @@ class Settler:
         turns = [self._thinking(number, turn, counts) for number, turn in enumerate(conversation.turns)]
         last = max((number for number, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
         everything = self.settings.learn == "all"
-        settled = []
+        settled: list[Turn] = []
         for number, turn in enumerate(turns):
             learn = (everything or number == last) if turn.learn is None else turn.learn
-            settled.append(turn._replace(learn=learn and turn.role == "assistant"))
+            role, text, reasoning, calls, _, name, call_id = turn
+            # The constructor and _replace take several times as long.
+            fields = (role, text, reasoning, calls, learn and role == "assistant", name, call_id)
+            settled.append(_new(Turn, fields))
         return conversation._replace(system=self._system(conversation), turns=tuple(settled))
 
     def is_settled(self, conversation: Conversation) -> bool:
@@ -86,7 +90,7 @@ class Settler:
         if self._parses:
             turn = _read_inline(turn)
         if turn.reasoning is None or not turn.reasoning.strip():
-            return turn._replace(reasoning=None)
+            return turn if turn.reasoning is None else turn._replace(reasoning=None)
         if self.settings.thinking == "strip":
             counts["thoughts_stripped"] += 1
             return turn._replace(reasoning=None)

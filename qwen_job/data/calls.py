@@ -16,7 +16,7 @@ from typing import Any
 
 from qwen_job.chat.conversation import ToolCall, Turn
 from qwen_job.data.keys import RecordError, refuse_depth, unused_keys
-from qwen_job.data.values import from_json, is_list, kind, refuse_not_finite, short
+from qwen_job.data.values import from_json, is_list, json_object, kind, short
 
 _CALL_KEYS = frozenset({"id", "type", "function", "name", "arguments"})
 _FUNCTION_KEYS = frozenset({"name", "arguments"})
@@ -37,8 +37,6 @@ def read_tools(value: object, field: str) -> tuple[Mapping[str, Any], ...]:
     if not is_list(value):
         raise RecordError(field, f"is {kind(value)}; write {_TOOLS}, or the same as JSON in a string")
     assert isinstance(value, (list, tuple))
-    refuse_depth(value, field)
-    refuse_not_finite(value, field)
     return tuple(_tool(tool, f"{field}[{number}]") for number, tool in enumerate(value))
 
 
@@ -55,6 +53,7 @@ def _tool(tool: object, field: str) -> Mapping[str, Any]:
         tool = from_json(tool, field, "a function")
     if not isinstance(tool, dict):
         raise RecordError(field, f'is {kind(tool)}; write {{"type": "function", "function": {{"name": ...}}}}')
+    whole = json_object(tool, field)
     if tool.get("type") not in (None, "function"):
         raise RecordError(f"{field}.type", f"is {short(tool['type'])}; only function tools have a form in a template")
     wrapped = tool.get("function") is not None
@@ -75,7 +74,8 @@ def _tool(tool: object, field: str) -> Mapping[str, Any]:
             f"{where}.parameters", f'is {kind(parameters)}; write a JSON schema: {{"type": "object", ...}}'
         )
     others = {key: value for key, value in tool.items() if key not in ("type", "function")} if wrapped else {}
-    return {"type": "function", "function": function, **others}
+    made = {"type": "function", "function": function, **others}
+    return whole if made == tool and list(made) == list(tool) else json_object(made, field)
 
 
 def read_calls(value: object, field: str, ignored: frozenset[str], unused: list[str]) -> tuple[ToolCall, ...]:
@@ -97,7 +97,6 @@ def read_calls(value: object, field: str, ignored: frozenset[str], unused: list[
 def _call(call: object, field: str, ignored: frozenset[str], unused: list[str]) -> ToolCall:
     if not isinstance(call, dict):
         raise RecordError(field, f"is {kind(call)}; write a call: {_CALL}")
-    refuse_depth(call, field)
     nested = call.get("function") is not None
     function, where = (call["function"], f"{field}.function") if nested else (call, field)
     if not isinstance(function, dict):
@@ -108,8 +107,10 @@ def _call(call: object, field: str, ignored: frozenset[str], unused: list[str]) 
     unused += unused_keys(function, used, ignored, where=f"{where}.", role="assistant")
     name, call_type, call_id = function.get("name"), call.get("type"), call.get("id")
     if not (isinstance(name, str) and name.strip()):
+        refuse_depth(name, f"{where}.name")
         raise RecordError(f"{where}.name", f"is {short(name)}; write the name of the tool that is called")
     if call_type not in (None, "", "function"):
+        refuse_depth(call_type, f"{field}.type")
         raise RecordError(f"{field}.type", f"is {short(call_type)}; write function, the only type that is trained")
     if not (call_id is None or isinstance(call_id, str)):
         raise RecordError(f"{field}.id", f"is {kind(call_id)}; write a string")
@@ -125,9 +126,7 @@ def _arguments(value: object, field: str) -> Mapping[str, Any]:
         where = "holds" if isinstance(value, str) else "is"
         advice = " (it was converted to JSON twice)" if isinstance(value, str) and isinstance(parsed, str) else ""
         raise RecordError(field, f'{where} {kind(parsed)}{advice}; write a JSON object: {{"city": "Paris"}}')
-    if parsed is value:
-        refuse_not_finite(parsed, field)
-    return parsed
+    return json_object(parsed, field)
 
 
 def inline_calls(turn: Turn, field: str) -> Turn:
@@ -136,7 +135,9 @@ def inline_calls(turn: Turn, field: str) -> Turn:
     Raises:
         RecordError: a block holds no call.
     """
-    text, blocks = (turn.text, list[str]()) if turn.calls else _blocks(turn.text, *_CALL_BLOCK)
+    if turn.calls or _CALL_BLOCK[0] not in turn.text:
+        return turn
+    text, blocks = _blocks(turn.text, *_CALL_BLOCK)
     calls: list[ToolCall] = []
     for block in blocks:
         calls += read_calls(block, f"{field}.<tool_call>", frozenset(), [])
@@ -145,6 +146,8 @@ def inline_calls(turn: Turn, field: str) -> Turn:
 
 def inline_results(turn: Turn) -> list[Turn]:
     """Return a tool turn without the <tool_response> blocks around its results, one turn for each of them."""
+    if _RESULT_BLOCK[0] not in turn.text:
+        return [turn]
     before, blocks = _blocks(turn.text, *_RESULT_BLOCK)
     if before.strip() or not blocks:
         return [turn]

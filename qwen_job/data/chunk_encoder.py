@@ -131,7 +131,8 @@ class ChunkEncoder:
         unused: Counter[tuple[str, ...]] = Counter()
         for row, value in parse_chunk(task.chunk):
             try:
-                conversation = read_row(value, spec.format, spec.turn_order, self._ignored, counts, self._reads)
+                layout = detect_format(value) if spec.format == "auto" and type(value) is dict else spec.format
+                conversation = read_row(value, layout, spec.turn_order, self._ignored, counts, self._reads)
             except RecordError as error:
                 bad += 1
                 if bad <= _SHOWN:
@@ -140,7 +141,7 @@ class ChunkEncoder:
             if conversation is None:
                 continue
             unused[conversation.unused] += 1
-            counts[FORMAT + (detect_format(value) if spec.format == "auto" else spec.format)] += 1
+            counts[FORMAT + layout] += 1
             for held in understood(conversation):
                 counts[HOLDS + held] += 1
             if conversation.system == "" and self._writer.adds_system:

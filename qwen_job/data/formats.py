@@ -50,7 +50,8 @@ def detect_format(record: object) -> str:
     """
     if not isinstance(record, dict):
         raise RecordError("row", f"is {kind(record)}, not an object; write one JSON object per conversation")
-    name = next((name for name in ("conversations", "messages") if record.get(name)), "") or _by_keys(record)
+    name = "conversations" if record.get("conversations") else "messages" if record.get("messages") else ""
+    name = name or _by_keys(record)
     if name == "conversations":
         turns = record["conversations"]
         first = turns[0] if is_list(turns) and turns else None
@@ -180,6 +181,8 @@ def _tools(record: dict[Any, Any], used: frozenset[str]) -> tuple[Mapping[str, A
 
 def _options(record: dict[Any, Any], used: frozenset[str]) -> Mapping[str, Any]:
     """Return what the row passes to the chat template."""
+    if "chat_template_kwargs" not in record and "enable_thinking" not in record:
+        return {}
     options = record.get("chat_template_kwargs") if "chat_template_kwargs" in used else None
     if isinstance(options, str) and options.strip():
         options = from_json(options, "chat_template_kwargs", "a JSON object")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 
-from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.chat.conversation import Conversation, Turn, json_text
 from qwen_job.data.keys import RecordError
 
 # C0 and C1 but tab and line ends; zero-width and bidirectional controls; BOM; the replacement character.
@@ -82,13 +81,13 @@ def is_invisible(text: str) -> bool:
 
 
 def _surrogates(conversation: Conversation) -> Iterator[RecordError]:
-    texts = [conversation.system or "", *[turn.text for turn in conversation.turns]]
-    # Most turns have nothing besides their text.
-    for number, turn in enumerate(conversation.turns, 1):
-        if turn.reasoning or turn.calls or turn.call_id or turn.name:
-            texts[number] = _everything_in(turn)
-    beside = [*conversation.tools, conversation.options]
-    texts.append(_json(beside) if any(beside) else "")
+    texts = [conversation.system or ""]
+    for turn in conversation.turns:
+        # Most turns have nothing besides their text.
+        _, text, reasoning, calls, _, name, call_id = turn
+        texts.append(_everything_in(turn) if reasoning or calls or name or call_id else text)
+    if conversation.tools or conversation.options:
+        texts.append("".join(map(json_text, [*conversation.tools, conversation.options])))
     if not _has_lone_surrogate("".join(texts)):
         return
     for number, text in enumerate(texts):
@@ -99,12 +98,8 @@ def _surrogates(conversation: Conversation) -> Iterator[RecordError]:
 
 
 def _everything_in(turn: Turn) -> str:
-    calls = [part for call in turn.calls for part in (call.name, call.id, _json(call.arguments))]
+    calls = [part for call in turn.calls for part in (call.name, call.id, json_text(call.arguments))]
     return "".join([turn.text, turn.reasoning or "", turn.name, turn.call_id, *calls])
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _has_lone_surrogate(text: str) -> bool:

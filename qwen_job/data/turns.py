@@ -12,6 +12,7 @@ A call may also be a turn with a role for itself (function_call, tool_call); it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from qwen_job.chat.conversation import Turn
@@ -38,6 +39,8 @@ ROLES = {
     **dict.fromkeys(_CALL_ROLES, "assistant"),
     **dict.fromkeys(_TOOL_ROLES, "tool"),
 }
+# Of turns that may be read as a role and a text.
+_BARE_ROLES = {**PLAIN_ROLES, **dict.fromkeys(_TOOL_ROLES, "tool")}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _new = tuple.__new__
 _INSTEAD_OF_TEXT = (*REASONING, "tool_calls", "function_call")
@@ -74,6 +77,8 @@ def read_turns(entries: Iterable[object], key: str, reading: Reading, unused: li
                 continuing.add(number)
             elif turn.reasoning is not None and not turn.text.strip() and not turn.calls:
                 continuing.add(number + 1)
+        elif turn[0] == "tool":
+            special = True
         turns.append(turn)
     if not special:
         return turns
@@ -123,7 +128,7 @@ def _plain_turn(entry: object, as_written: bool) -> Turn | None:
     # In a table, other turns may fill keys that are null in this one.
     if len(entry) != 2 and list(entry.values()).count(None) != len(entry) - 2:
         return None
-    role = PLAIN_ROLES.get(name) if isinstance(name, str) else None
+    role = _BARE_ROLES.get(name) if isinstance(name, str) else None
     if role is None or not isinstance(text, str):
         return None
     if role == "assistant" and "</think>" in text and not as_written:
@@ -140,7 +145,7 @@ def _read_turn(entry: object, field: str, reading: Reading, unused: list[str]) -
     role_key = "from" if "from" in entry else "role"
     text_key = "value" if "value" in entry else "content"
     name, text, role = entry.get(role_key), entry.get(text_key), _role(entry, role_key, field)
-    used = frozenset({role_key, text_key}) | (_READ[role or "user"] - reading.ignored)
+    used = _used(role_key, text_key, role or "user", reading.ignored)
     said = (text if isinstance(text, str) else "", str(name))
     unused += unused_keys(entry, used, reading.ignored, where=f"{field}.", role=role or "user", said=said)
     values = {key: value for key, value in entry.items() if key in used and key != text_key and carries(value)}
@@ -159,6 +164,11 @@ def _read_turn(entry: object, field: str, reading: Reading, unused: list[str]) -
     elif role == "tool":
         turn = turn._replace(name=_one_text(values, _NAMES, field) or "", call_id=_call_id(values, field))
     return turn, "function_call" in values and not words.strip() and turn.reasoning is None
+
+
+@lru_cache(maxsize=256)
+def _used(role_key: str, text_key: str, role: str, ignored: frozenset[str]) -> frozenset[str]:
+    return frozenset({role_key, text_key}) | (_READ[role] - ignored)
 
 
 def _role(entry: dict[Any, Any], role_key: str, field: str) -> str | None:

@@ -16,7 +16,7 @@ def understood(conversation: Conversation) -> Iterable[str]:
     """Return what a conversation holds besides plain turns, as a report names it."""
     turns = conversation.turns
     # Most conversations: roles and texts.
-    if not (conversation.tools or conversation.options or any(map(_is_more_than_text, turns))):
+    if not (conversation.tools or conversation.options or _are_more_than_texts(turns)):
         return ()
     held = (
         bool(conversation.tools),
@@ -29,8 +29,11 @@ def understood(conversation: Conversation) -> Iterable[str]:
     return [kind for kind, holds in zip(_KINDS, held, strict=True) if holds]
 
 
-def _is_more_than_text(turn: Turn) -> bool:
-    return turn.role == "tool" or turn.reasoning is not None or bool(turn.calls) or turn.learn is not None
+def _are_more_than_texts(turns: Iterable[Turn]) -> bool:
+    for role, _, reasoning, calls, learn, _, _ in turns:
+        if reasoning is not None or calls or learn is not None or role == "tool":
+            return True
+    return False
 
 
 def read_counts(counts: Counter[str]) -> dict[str, dict[str, int]]:

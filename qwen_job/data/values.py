@@ -7,7 +7,8 @@ import math
 from collections import Counter
 from typing import Any
 
-from qwen_job.data.keys import RecordError, refuse_depth, unused_keys
+from qwen_job.chat.conversation import JsonObject
+from qwen_job.data.keys import MAX_DEPTH, RecordError, refuse_depth, unused_keys
 from qwen_job.text import visible
 
 _NONE: frozenset[str] = frozenset()
@@ -100,8 +101,32 @@ def from_json(text: str, field: str, expected: str) -> Any:
         raise RecordError(field, str(error)) from None
     except ValueError as error:
         raise RecordError(field, f"is {short(text)}, which is not JSON ({error}); write {expected}") from None
-    refuse_depth(value, field)
+    if _may_be_deep(text):
+        refuse_depth(value, field)
     return value
+
+
+def json_object(value: dict[str, Any], field: str) -> JsonObject:
+    """Return an object with its JSON.
+
+    Raises:
+        RecordError: it is nested too deeply, or has NaN or infinity in it.
+    """
+    try:
+        made = JsonObject(value)
+    except RecursionError:
+        refuse_depth(value, field)
+        raise
+    # The text tells most of what a walk would; only a few values need one.
+    if _may_be_deep(made.text):
+        refuse_depth(value, field)
+    if "NaN" in made.text or "Infinity" in made.text:
+        refuse_not_finite(value, field)
+    return made
+
+
+def _may_be_deep(text: str) -> bool:
+    return text.count("{") + text.count("[") >= MAX_DEPTH
 
 
 def refuse_not_finite(value: object, field: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,21 +72,17 @@ class ChatmlWriter(Writer):
     def __init__(self, tokenizer: ChatTokenizer, settler: Settler, system_prompt: str, mask: str) -> None:
         super().__init__(tokenizer)
         self._settler, self.system_prompt, self.mask = settler, system_prompt, mask
-        self._between: dict[tuple[str, str], int] = {}
+        self._known: dict[tuple[str, ...], _Framed] = {}
 
     def documents(self, conversation: Conversation, counts: Counter[str]) -> list[Document]:
         """Return the one document of a conversation."""
-        constants, texts, learnt, before = list[int](), list[str](), list[bool](), ""
-        for label, text in self.labelled(conversation, counts):
-            constants.append(self._number(before, label))
-            texts.append(text)
-            learnt.append(label == "assistant")
-            before = label
-        if not any(learnt):
+        labelled = self.labelled(conversation, counts)
+        labels = tuple([label for label, _ in labelled])
+        frame = self._known.get(labels) or self._framed(labels)
+        if frame is _NOTHING_LEARNT:
             counts["nothing_learnt"] += 1
             return []
-        constants.append(self._number(before, ""))
-        return [Document(constants, texts, learnt)]
+        return [_new(Document, (frame[0], [text for _, text in labelled], frame[1], ()))]
 
     @property
     def settler(self) -> Settler:
@@ -116,14 +113,21 @@ class ChatmlWriter(Writer):
         ids = self.tokenizer.encode_batch([text for _, text in parts])
         return [_segment(label, text) for (label, _), text in zip(parts, ids, strict=True)]
 
-    def _number(self, before: str, after: str) -> int:
+    def _framed(self, labels: tuple[str, ...]) -> _Framed:
+        """Return what documents with these labels share: few conversations differ in their roles."""
+        if len(self._known) >= _MOST_COMPILED:
+            self._known.clear()
+        learnt = [label == "assistant" for label in labels]
+        pairs = zip(("", *labels), (*labels, ""), strict=True)
+        frame = ([self._between(*pair) for pair in pairs], learnt) if any(learnt) else _NOTHING_LEARNT
+        self._known[labels] = frame
+        return frame
+
+    def _between(self, before: str, after: str) -> int:
         """Return the number of the constant between two labels; an empty one is the start or the end."""
-        number = self._between.get((before, after))
-        if number is None:
-            end = self._frame(before)[1] if before else ()
-            start = self._frame(after)[0] if after else ()
-            number = self._between[before, after] = self.constants.number(end + start)
-        return number
+        end = self._frame(before)[1] if before else ()
+        start = self._frame(after)[0] if after else ()
+        return self.constants.number(end + start)
 
     def _frame(self, label: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         part = _segment(label, [])
@@ -133,6 +137,12 @@ class ChatmlWriter(Writer):
 
 
 _UNLEARNT = "unlearnt"
+_MOST_COMPILED = 4096
+# Constants, and which texts between them are learnt.
+_Framed = tuple[list[int], list[bool]]
+_NOTHING_LEARNT: _Framed = ([], [])
+_new = tuple.__new__
+_LONGEST_KNOWN = 256
 
 
 def _segment(label: str, text: list[int]) -> Segment:
@@ -163,6 +173,7 @@ class TemplateWriter(Writer):
         self.maker = maker
         self._outlines = Outlines(maker)
         self._compiled: dict[int, tuple[Outline, list[_Compiled]]] = {}
+        self._encode = lru_cache(maxsize=_MOST_COMPILED)(tokenizer.encode)
         self._ids = {token: tokenizer.id_of(token) for token in (*maker.controls.frame, *maker.controls.words)}
 
     def documents(self, conversation: Conversation, counts: Counter[str]) -> list[Document]:
@@ -215,10 +226,9 @@ class TemplateWriter(Writer):
 
     def ids(self, text: str, control: bool) -> list[int]:
         """Return the tokens of a control token or of a text."""
-        return [self._ids[text]] if control else self.tokenizer.encode(text)
-
-
-_MOST_COMPILED = 4096
+        if control:
+            return [self._ids[text]]
+        return self._encode(text) if len(text) <= _LONGEST_KNOWN else self.tokenizer.encode(text)
 
 
 class _Builder:

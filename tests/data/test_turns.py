@@ -344,3 +344,21 @@ def test_a_common_mistake_is_answered_with_what_to_write(messages: list[dict[str
 )
 def test_an_order_that_cannot_be_says_what_is_missing(messages: list[dict[str, Any]], said: str) -> None:
     assert said in next(order_problems(read(*messages))).message
+
+
+@pytest.mark.parametrize("levels", [101, 20_000])
+def test_objects_nested_without_end_are_refused(levels: int) -> None:
+    deep: Any = {"a": 1}
+    for _ in range(levels):
+        deep = {"a": deep}
+    asked = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": deep}]}
+    assert "nested too deeply" in refused(Q, asked, {"role": "tool", "content": "r"}, A)[1]
+    assert "nested too deeply" in refused(Q, {**asked, "tool_calls": [{"name": deep}]}, A)[1]
+    assert "nested too deeply" in refused(Q, A, tools=[{"name": "f", "parameters": deep}])[1]
+
+
+def test_many_brackets_are_not_deep_and_words_are_no_numbers() -> None:
+    wide = {"words": ["NaN", "Infinity"], "items": [{"a": []} for _ in range(200)]}
+    asked = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": wide}]}
+    assert read(Q, asked, {"role": "tool", "content": "r"}, A).turns[1].calls == (ToolCall("f", wide),)
+    assert "not finite" in refused(Q, A, tools=[{"name": "f", "parameters": {"most": float("inf")}}])[1]
