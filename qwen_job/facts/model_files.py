@@ -1,6 +1,6 @@
 """Read the files of a model folder; every refusal names the file.
 
-- ``member``, ``exists``, ``read_json``: one file; links out of the folder are refused
+- ``member``, ``listed``, ``exists``, ``read_json``: one file; links out of the folder are refused
 - ``read_config``: config.json; adapters and quantized models are refused
 """
 
@@ -63,6 +63,14 @@ def member(folder: Path, name: str, named_in: Path | None = None) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
         raise ModelError(f"{path}: cannot be followed ({error}); put the file itself there") from error
     return path
+
+
+def listed(folder: Path, name: str) -> Path:
+    """Return the path of a file that a record of the folder lists, perhaps in a folder below; see :func:`member`."""
+    *above, last = name.split("/")
+    for part in above:
+        folder = member(folder, part)
+    return member(folder, last)
 
 
 def _stays(target: Path, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from qwen_job.chat.template import MORE_TEMPLATES
 from qwen_job.errors import ModelError, UsageError
 from qwen_job.facts.model_files import exists, is_qwen1, member, read_config, read_json
 from qwen_job.facts.weights import expected_shapes, shown, size
@@ -100,6 +101,7 @@ def convert(folder: Path, aside: Path, progress: Notify | None = None) -> None:
             aside,
             (*_SMALL_FILES, "tokenizer*", "vocab.json", "merges.txt", "generation_config.json", "*.jinja"),
         )
+        _copy(folder / MORE_TEMPLATES, aside / MORE_TEMPLATES, ("*.jinja",))
 
 
 def _source(folder: Path, scratch: Path, progress: Notify | None) -> dict[str, Tensor]:
@@ -140,6 +142,7 @@ def _convert_tokenizer(folder: Path, aside: Path, config: Mapping[str, object], 
 def _copy(folder: Path, target: Path, patterns: tuple[str, ...]) -> list[str]:
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     for name in names:
+        target.mkdir(exist_ok=True)
         shutil.copyfile(member(folder, name), target / name)
     return names
 

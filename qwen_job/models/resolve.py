@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen_job.errors import ModelError
-from qwen_job.facts.model_files import exists, member, read_json
+from qwen_job.facts.model_files import exists, listed, read_json
 from qwen_job.models.completeness import check_folder, needs_conversion
 from qwen_job.models.convert import conversion_key, convert
 from qwen_job.models.fetch import fetch_model
@@ -103,7 +103,8 @@ def once(target: Path, work: Callable[[Path], None], progress: Notify | None = N
             with new_folder(target, replace=True) as aside:
                 work(aside)
                 check_folder(aside)
-                sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+                made = sorted(path for path in aside.rglob("*") if path.is_file())
+                sizes = {path.relative_to(aside).as_posix(): path.stat().st_size for path in made}
                 write_json(aside / RECORD, {"version": 1, "files": sizes})
     return target
 
@@ -115,7 +116,7 @@ def _fault(folder: Path) -> str:
     try:
         sizes = read_json(folder / RECORD).get("files") if exists(folder / RECORD) else {}
         for name, size in (sizes if isinstance(sizes, dict) else {RECORD: -1}).items():
-            path = member(folder, name)
+            path = listed(folder, name)
             if not path.is_file() or path.stat().st_size != size:
                 return f"{name} is not as it was written"
         check_folder(folder)

@@ -20,7 +20,7 @@ from typing import TypeVar
 from qwen_job.atomic import sha256_of, sync_file, sync_folder
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.data_names import shown
-from qwen_job.facts.model_files import member, read_json
+from qwen_job.facts.model_files import listed, read_json
 from qwen_job.remote.hub import WORKERS, Hub, RemoteFile, TransferError, WrongBytesError, clear_scratch
 from qwen_job.storage import ELSEWHERE, Notify, git_sha1_of, write_json
 
@@ -37,25 +37,17 @@ def damaged(folder: Path, *, hashes: bool = False) -> str:
     A copy without its record is incomplete, and a file without a recorded hash cannot be verified.
     """
     try:
-        listed = read_json(folder / MARKER).get("files")
-        if not isinstance(listed, dict) or not listed:
+        files = read_json(folder / MARKER).get("files")
+        if not isinstance(files, dict) or not files:
             return f"{MARKER} lists no files"
-        for name, facts in listed.items():
-            if fault := file_fault(_listed(folder, name), facts if isinstance(facts, dict) else {}, hashes):
+        for name, facts in files.items():
+            if fault := file_fault(listed(folder, name), facts if isinstance(facts, dict) else {}, hashes):
                 return f"{name} {fault}"
     except ModelError as error:
         return str(error)
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror}"
     return ""
-
-
-def _listed(folder: Path, name: str) -> Path:
-    """Return the path of a file that a record lists; its folders must be within the copy's."""
-    *above, last = name.split("/")
-    for part in above:
-        folder = member(folder, part)
-    return member(folder, last)
 
 
 def file_fault(path: Path, facts: Mapping[str, object], hashes: bool) -> str:
@@ -120,14 +112,14 @@ class Download:
             sync_file(path)
         for folder in {self._folder, *(path.parent for path in paths)}:
             sync_folder(folder)
-        listed = {file.path: _recorded(file, path) for file, path in zip(files, paths, strict=True)}
+        record = {file.path: _recorded(file, path) for file, path in zip(files, paths, strict=True)}
         origin = {
             self._hub.kind.api: shown(self._repository),
             "revision": self._revision,
             "endpoint": self._hub.endpoint,
         }
-        write_json(self._folder / MARKER, {"version": 1, **origin, "files": listed})
-        return listed
+        write_json(self._folder / MARKER, {"version": 1, **origin, "files": record})
+        return record
 
     def _unsound(self, files: Sequence[RemoteFile]) -> list[RemoteFile]:
         """Return the files that are missing; remove those whose size or hash is wrong."""

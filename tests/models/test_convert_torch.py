@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.chat.template import MORE_TEMPLATES
 from qwen_job.errors import ModelError
 from qwen_job.models.convert import convert_folder
 from qwen_job.models.random_init import load_config, write_random_model
@@ -121,6 +122,11 @@ def modern(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder and of those below."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def _as_bin(source: Path, folder: Path, shards: int, **layout: object) -> dict[str, object]:
     """Copy a model with its matrices in bfloat16 and its norms in float32, as torch saved them."""
     from safetensors.torch import load_file
@@ -151,21 +157,26 @@ def test_the_bin_files_of_a_newer_model_are_converted_where_it_is_used(
     from safetensors.torch import load_file
 
     whole = _as_bin(modern, tmp_path / "model", shards, _use_new_zipfile_serialization=not old)
+    (tmp_path / "model" / MORE_TEMPLATES).mkdir()
+    (tmp_path / "model" / MORE_TEMPLATES / "tool_use.jinja").write_bytes(b"two")
     spec = ModelSpec(name=str(tmp_path / "model"), source="local", cache_dir=tmp_path / "cache")
     folder = ensure_model(spec, output_dir=tmp_path)
     found = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
     assert found.keys() == whole.keys()
     assert all(found[name].dtype == value.dtype and torch.equal(found[name], value) for name, value in whole.items())
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
-    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    made = contents(folder)
+    assert made[f"{MORE_TEMPLATES}/tool_use.jinja"] == b"two"
     for name in sorted(made):
         (folder / name).write_bytes(made[name][: len(made[name]) // 2])
         lines: list[str] = []
         assert ensure_model(spec, output_dir=tmp_path, progress=lines.append) == folder
         assert lines[0].startswith(f"preparing {folder.name} again: "), name
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
+        assert contents(folder) == made
+    again: list[str] = []
+    assert ensure_model(spec, output_dir=tmp_path, progress=again.append) == folder and not again
     convert_folder(tmp_path / "model", tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in folder.iterdir()} - {RECORD}
+    assert contents(tmp_path / "out").keys() == made.keys() - {RECORD}
 
 
 @pytest.mark.parametrize("own", [True, False])
