@@ -59,10 +59,13 @@ def load_plan(
     job: str | None, files: tuple[str, ...], sets: tuple[str, ...], under: dict[str, Any] | None = None
 ) -> Plan:
     """Load the layers on top of ``under`` and plan the job; the default file is ./job.yaml."""
+    from qwen_job.cli.job_template import check_template
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
 
-    return make_plan(load_job(layers(job, files), sets=sets, under=under))
+    loaded = load_job(layers(job, files), sets=sets, under=under)
+    show_words(check_template(loaded))
+    return make_plan(loaded)
 
 
 def layers(job: str | None, files: tuple[str, ...]) -> list[str]:

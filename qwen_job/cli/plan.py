@@ -104,11 +104,13 @@ def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | 
 
 def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
     """Return the plan, with the data counted if it is on this machine, and why it could not be counted."""
+    from qwen_job.cli.job_template import check_template
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
     from qwen_job.run.space import held_by
 
     job = load_job(files, sets=sets)
+    show_words(check_template(job))
     data, missing = _data(job)
     folder = Path(job.output).parent
     # Count space used by an earlier attempt as free: it is resumed or replaced.

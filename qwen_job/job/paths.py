@@ -14,6 +14,7 @@ from qwen_job.job.document import Document
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job
 from qwen_job.resources import cache_beside
+from qwen_job.text import did_you_mean
 
 STDIN = "job.yaml (stdin)"
 # Linux's own limits, minus room for the paths that we create below a folder.
@@ -64,7 +65,7 @@ def resolve_paths(job: Job, document: Document) -> Job:
     """Return the job with absolute paths: relative ones start at the folder of the file that contains them.
 
     Raises:
-        JobError: a path is a URL, is too long or names an unknown user's home.
+        JobError: a path is a URL, is too long or names an unknown user's home; a relative data.template is missing.
     """
     # Listed even when empty, so that the job.yaml of every run shows whether it evaluates.
     job = _replaced(job, ("data", "eval"), list(job.data.eval))
@@ -72,7 +73,19 @@ def resolve_paths(job: Job, document: Document) -> Job:
     fields += [(("template_dirs", index), folder) for index, folder in enumerate(job.template_dirs)]
     for field, path in fields:
         job = _replaced(job, field, _absolute(path, field, document))
+    _refuse_missing_template(job, document)
     return job
+
+
+def _refuse_missing_template(job: Job, document: Document) -> None:
+    """Refuse a template that is missing where it must be: a relative path is one on this machine."""
+    written = str(document.value["data"].get("template", ""))
+    elsewhere = written in ("", *choices.NAMED_TEMPLATES) or written.startswith(("/", "~"))
+    if elsewhere or os.access(job.data.template, os.F_OK):
+        return
+    meant = did_you_mean(written, choices.NAMED_TEMPLATES)
+    message = f"{job.data.template}: no such file; write a Jinja file, auto or chatml{meant}"
+    raise JobError([document.problem(("data", "template"), message)])
 
 
 def _replaced(value: Any, field: FieldPath, new: Any) -> Any:
