@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,7 +53,11 @@ def submit(
         raise click.UsageError("--after, --chain and --then apply only to Slurm: add --target slurm")
     if chain:
         sets = (*sets, f"slurm.chain={chain}")
-    plan = load_plan(job, files, sets, {"evaluate": {}} if then else None)
+    under: dict[str, Any] = {"evaluate": {}} if then else {}
+    if target == "local" and sys.executable:
+        # This Python has qwen_job; python3 on the PATH may be another.
+        under["local"] = {"python": sys.executable.replace("${", "$${")}
+    plan = load_plan(job, files, sets, under)
     if then and plan.job.evaluate is None:
         raise JobError(
             [plan.job.problem(("evaluate",), "is null, which conflicts with --then evaluate: remove the line")]

@@ -383,4 +383,6 @@ class Evaluate(Strict):
 class Local(Strict):
     """Settings for running on this machine."""
 
-    python: Text = Field("python3", description="Python with the training stack")
+    python: Text = Field(
+        "python3", description="Python with the training stack; submit's default is the one that runs qwen-job"
+    )

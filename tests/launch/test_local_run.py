@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from qwen_job.cli import cli
 from qwen_job.render import Bundle
-from tests.jobs import bundle
+from tests.jobs import PINNED, bundle
 
 ROOT = Path(__file__).parents[2]
 # Answers the question for a free port, and notes how it was called for everything else.
@@ -97,6 +99,42 @@ def test_signals_reach_the_training(tmp_path: Path, number: signal.Signals) -> N
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == 160
+
+
+@pytest.mark.parametrize(("python", "why"), [("isolated", "No module named 'qwen_job'"), ("gone", "No such file")])
+def test_a_python_without_qwen_job_is_named_with_what_to_do(tmp_path: Path, python: str, why: str) -> None:
+    made = script(tmp_path)
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f'#!/bin/bash\nexec {sys.executable} -I -S "$@"\n')
+    if python == "gone":
+        stand_in.unlink()
+    process = submit(made, tmp_path)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 5
+    (line,) = (line for line in said.splitlines() if "ignored variables" not in line)
+    assert line.startswith(f"qwen-job: local.python: {stand_in} cannot run qwen_job (") and why in line
+    assert line.endswith("activate the environment that has it, or write the path of that environment's Python")
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_submit_runs_its_own_python_unless_the_job_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    for name in ("own", "other"):
+        (tmp_path / name).write_text(
+            f'#!/bin/bash\nif [ "$1" = -c ]; then echo 1; exit; fi\ntouch {tmp_path}/{name}.ran\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    job = (
+        PINNED | {"output": str(tmp_path / "run")} | ({"local": {"python": str(tmp_path / "other")}} if written else {})
+    )
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "own"))
+    result = CliRunner().invoke(cli, ["submit", str(tmp_path / "job.yaml"), "-t", "local"])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.glob("*.ran")] == ["other.ran" if written else "own.ran"]
+    shown = CliRunner().invoke(cli, ["render", str(tmp_path / "job.yaml"), "-t", "local"]).stdout
+    assert f"{tmp_path}/own" not in shown
 
 
 HOLDER = """

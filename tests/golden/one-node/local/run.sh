@@ -308,5 +308,9 @@ if [ -e "$run/done.json" ]; then
 fi
 
 # A free port for the rendezvous of the processes on this machine.
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+if ! port=$(python3 -c 'import socket, qwen_job; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' 2> /dev/null); then
+  why=$(python3 -c 'import socket, qwen_job' 2>&1) || true
+  echo "qwen-job: local.python:" python3 "cannot run qwen_job (${why##*$'\n'}); activate the environment that has it, or write the path of that environment's Python" >&2
+  exit 5
+fi
 exec bash "$run/launch/node.sh" 0 127.0.0.1 "$port" "local-$$"
