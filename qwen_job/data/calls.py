@@ -27,13 +27,17 @@ _RESULT_BLOCK = ("<tool_response>", "</tool_response>")
 
 
 def read_tools(value: object, field: str) -> tuple[Mapping[str, Any], ...]:
-    """Return the tools of a row in the OpenAI form; ``value``: a list of them, or JSON of one.
+    """Return tools in the OpenAI form; ``value``: one of them, a list of them, or JSON of either.
 
     Raises:
         RecordError: one is no function, or has no name.
     """
     if isinstance(value, str):
         return _tools_in(value, field)
+    if isinstance(value, dict):
+        refuse_depth(value, field)
+        refuse_not_finite(value, field)
+        return (_tool(value, field),)
     if not is_list(value):
         raise RecordError(field, f"is {kind(value)}; write {_TOOLS}, or the same as JSON in a string")
     assert isinstance(value, (list, tuple))
@@ -43,7 +47,7 @@ def read_tools(value: object, field: str) -> tuple[Mapping[str, Any], ...]:
 @lru_cache(maxsize=1024)
 def _tools_in(text: str, field: str) -> tuple[Mapping[str, Any], ...]:
     value = from_json(text, field, _TOOLS)
-    if not isinstance(value, list):
+    if not isinstance(value, (list, dict)):
         raise RecordError(field, f"holds {kind(value)} in a string; write {_TOOLS}")
     return read_tools(value, field)
 

@@ -23,7 +23,7 @@ def tools_in(path: Path) -> tuple[Mapping[str, Any], ...]:
     except (OSError, ValueError) as error:
         raise UsageError(f"--tools: {path}: {getattr(error, 'strerror', None) or error}") from None
     if isinstance(value, dict):
-        value = value.get("tools", [value])
+        value = value.get("tools", value)
     try:
         tools = read_tools(value, "tools")
     except RecordError as error:

@@ -187,6 +187,7 @@ def test_a_file_of_tools_may_have_several_forms(value: object, tmp_path: Path) -
     [
         ("[", "is not JSON"), ([], "holds no tool"), ([1], "tools"), ([{"type": "function"}], "name"),
         ('"x"', "tools"), ("null", "tools"), ({"tools": None}, "tools"),
+        ("{}", "tools.name"), ({"get_weather": {}}, "tools.name"),
     ],
 )  # fmt: skip
 def test_a_file_without_tools_is_refused(value: object, message: str, tmp_path: Path) -> None:
