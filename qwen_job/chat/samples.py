@@ -75,10 +75,10 @@ class SampleMaker:
         empty_think: what to do with turns without reasoning: learn, mask or omit; ``why`` is the reason.
     """
 
-    def __init__(self, template: ChatTemplate, settings: ChatSettings, controls: Controls) -> None:
+    def __init__(self, template: ChatTemplate, settings: ChatSettings, controls: Controls, another: str = "") -> None:
         self.template, self.settings, self.controls = template, settings, controls
         self.traits = traits_of(template)
-        self.settler = Settler(settings, self.traits, template.source)
+        self.settler = Settler(settings, self.traits, template.source, another)
         self.empty_think, self.why = resolved_empty_think(settings.empty_think, self.traits.thinking)
         self._pattern = controls.pattern
 

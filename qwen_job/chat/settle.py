@@ -19,10 +19,13 @@ _INLINE = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
 
 class Settler:
-    """Applies the settings for a template with these traits; ``source`` names it in messages."""
+    """Applies the settings for a template with these traits.
 
-    def __init__(self, settings: ChatSettings, traits: Traits, source: str) -> None:
-        self.settings, self.traits, self._source = settings, traits, source
+    In messages, ``source`` names the template, and ``another`` says how to choose one; empty: the fields of job.yaml.
+    """
+
+    def __init__(self, settings: ChatSettings, traits: Traits, source: str, another: str = "") -> None:
+        self.settings, self.traits, self._source, self._another = settings, traits, source, another
         self._parses = settings.thinking == "as_written" and traits.thinks
 
     @property
@@ -63,6 +66,10 @@ class Settler:
                 return False
         return True
 
+    def unknown_options(self, conversation: Conversation) -> list[str]:
+        """Return the names of the row's options that the template does not read."""
+        return [name for name in conversation.options if name not in self.traits.variables]
+
     def _system(self, conversation: Conversation) -> str | None:
         system = self.settings.system_prompt if conversation.system is None else conversation.system
         # "None wanted" is an empty turn only where the template would else add one.
@@ -72,8 +79,8 @@ class Settler:
         calling = next((n for n, turn in enumerate(conversation.turns) if turn.calls or turn.role == "tool"), None)
         if (conversation.tools or calling is not None) and not self.traits.knows_tools:
             where = "tools" if calling is None else field(calling, conversation.turns[calling])
-            raise Unrenderable(where, f"this template knows no tools ({self._source}); choose another model or "
-                               "data.template, or remove them")  # fmt: skip
+            another = self._another or "choose another model or data.template"
+            raise Unrenderable(where, f"this template knows no tools ({self._source}); {another}, or remove them")
         if not conversation.options:
             return
         for name in RESERVED & set(conversation.options):
@@ -81,7 +88,7 @@ class Settler:
         switch = conversation.options.get(SWITCH)
         if switch is not None and not isinstance(switch, bool):
             raise Unrenderable(SWITCH, f"is {switch!r:.40}; write true or false")
-        if set(conversation.options) - self.traits.variables:
+        if self.unknown_options(conversation):
             counts["options_unknown_to_the_template"] += 1
 
     def _thinking(self, number: int, turn: Turn, counts: Counter[str]) -> Turn:
@@ -98,9 +105,10 @@ class Settler:
             return turn
         if self.settings.thinking == "as_written":
             return turn._replace(reasoning=None, text=f"{OPEN}{turn.reasoning}{CLOSE}{turn.text}")
+        another = f"{self._another}, or " if self._another else ""
         raise Unrenderable(f"{field(number, turn)}.reasoning", f"this template has no place for reasoning ("
-                           f"{self._source}); write data.thinking: strip to train without it, or as_written to "
-                           "train it as text before the answer")  # fmt: skip
+                           f"{self._source}); {another}write data.thinking: strip to train without it, or as_written "
+                           "to train it as text before the answer")  # fmt: skip
 
 
 def field(number: int, turn: Turn) -> str:

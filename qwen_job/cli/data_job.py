@@ -84,16 +84,25 @@ class Reading:
     def any_maker(self) -> SampleMaker:
         """The same, with ChatML for want of a model."""
         from qwen_job.chat.settings import ChatSettings
-        from qwen_job.data.makers import CHATML_SOURCE, WORDS, sample_maker
+        from qwen_job.data.makers import WORDS, sample_maker
 
         return sample_maker(
             self.chosen,
             ChatSettings(**{name: self.options[name] for name in _CHAT}),
             self.tokenizer,
             WORDS if self.model is None else self._words,
-            source=CHATML_SOURCE if self._knows_template else f"{CHATML_SOURCE}, as no model is given",
+            **({} if self._knows_template else self._for_want_of_a_model),
             mask=self.job.data.mask if self.job else "assistant",
         )
+
+    @property
+    def _for_want_of_a_model(self) -> dict[str, str]:
+        """How messages name ChatML, and what they say to do."""
+        from qwen_job.data.makers import CHATML_SOURCE
+
+        why = "the model's files are not here" if self.job else "no model is given"
+        another = "name the model with --model FOLDER|ID, or its template with --template FILE"
+        return {"source": f"{CHATML_SOURCE}, as {why}", "another": another}
 
     @property
     def _knows_template(self) -> bool:
@@ -158,9 +167,11 @@ def reading_of(named: Sequence[str | Path], options: dict[str, Any]) -> Reading:
         return Reading(files_of(named), options)
     if len(named) > 1:
         raise UsageError(f"{jobs[0]}: give a job alone: its files and settings are read from it")
+    from qwen_job.cli.job_template import check_template
     from qwen_job.job import load_job
 
     job = load_job(jobs)
+    show_words(check_template(job))
     files = [path for file in (*job.data.train, *job.data.eval) for path in _files(job, file)]
     return Reading(files, options | _unless_given(_settings(job), options), job)
 

@@ -192,8 +192,8 @@ def _lost(keys: list[str], used: frozenset[str], where: str) -> RecordError:
         )
     meant = did_you_mean(_plain(first), sorted(used), cutoff=MISSPELT)
     names = ", ".join(key[:40] for key in keys[:6])
-    message = (f"holds content that training does not use{meant}; remove the key, or train without it: "
-               f"data.ignore_keys: [{names}] (--ignore-key)")  # fmt: skip
+    message = (f"holds content that training does not use; remove the key, or train without it: "
+               f"data.ignore_keys: [{names}] (--ignore-key){meant}")  # fmt: skip
     return RecordError(f"{where}{first}", message, "unused_key")
 
 

@@ -27,8 +27,15 @@ class ChatmlMaker(SampleMaker):
     ``mask``: that of the job's data; reference also trains what :func:`~qwen_job.data.encode.signed_ids` says.
     """
 
-    def __init__(self, template: ChatTemplate, settings: ChatSettings, controls: Controls, mask: choices.Mask) -> None:
-        super().__init__(template, settings, controls)
+    def __init__(
+        self,
+        template: ChatTemplate,
+        settings: ChatSettings,
+        controls: Controls,
+        mask: choices.Mask,
+        another: str = "",
+    ) -> None:
+        super().__init__(template, settings, controls, another)
         self._mask = mask
 
     def samples(self, conversation: Conversation, counts: Counter[str]) -> list[Sample]:
@@ -58,6 +65,7 @@ def sample_maker(
     *,
     source: str = CHATML_SOURCE,
     mask: choices.Mask = "assistant",
+    another: str = "",
 ) -> SampleMaker:
     """Return what makes samples with the chosen template.
 
@@ -68,6 +76,7 @@ def sample_maker(
         words: words of the template that are one token each.
         source: how messages name ChatML.
         mask: data.mask; reference needs ChatML.
+        another: what messages advise in place of ChatML; empty: the fields of job.yaml.
 
     Raises:
         DataError: the mask does not fit the template.
@@ -79,7 +88,7 @@ def sample_maker(
         return SampleMaker(chosen.template, settings, controls)
     system = chosen.system_prompt if settings.system_prompt is None else settings.system_prompt
     template = ChatTemplate({"default": chat_template(system)}, source)
-    return ChatmlMaker(template, settings._replace(system_prompt=system), controls, mask)
+    return ChatmlMaker(template, settings._replace(system_prompt=system), controls, mask, another)
 
 
 def refuse_mask(chosen: Chosen, mask: choices.Mask) -> None:

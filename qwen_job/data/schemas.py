@@ -107,5 +107,17 @@ def _without_patterns(additional: Any) -> dict[str, Any]:
 
 def _problem(error: Any) -> SchemaProblem:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-    message = str(error.message)
+    message = _in_json(str(error.message), error)
     return SchemaProblem(where, message if len(message) <= _LONGEST else f"{message[:110]} ... {message[-45:]}")
+
+
+def _in_json(message: str, error: Any) -> str:
+    """Return a message with the row's value, and that of an enum or const, as JSON: null instead of None.
+
+    Text stays as Python quotes it.
+    """
+    values = [error.instance, *([error.validator_value] if error.validator in ("enum", "const") else [])]
+    for value in values:
+        if not isinstance(value, str):
+            message = message.replace(repr(value), json.dumps(value, ensure_ascii=False), 1)
+    return message

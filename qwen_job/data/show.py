@@ -68,7 +68,7 @@ def show_row(path: Path, row: int, examiner: Examiner, maker: SampleMaker, token
     except Unrenderable as error:
         raise DataError(f"{path}:{row}: {error.field}: {error.message}") from error
     sized = tuple(SizedSample(sample.pieces, sizes(sample.pieces, tokenizer)) for sample in samples)
-    return ShownRow(conversation, sized, tuple(findings), tuple(_notes(conversation, samples, counts)))
+    return ShownRow(conversation, sized, tuple(findings), tuple(_notes(conversation, samples, counts, maker)))
 
 
 def sizes(pieces: Sequence[Piece], tokenizer: ChatTokenizer | None) -> tuple[int, ...]:
@@ -95,13 +95,16 @@ _DONE = {
     "(data.several_thoughts: join trains it as one)",
     "joined_thoughts": "turns are joined although a server would build another prompt (data.several_thoughts: join)",
     "looks_like_control_tokens": "text that looks like control tokens is trained as plain characters",
-    "options_unknown_to_the_template": "the template ignores some of the row's chat_template_kwargs",
     "nothing_learnt": "no turn is learnt, so training leaves the row out",
 }
 
 
-def _notes(conversation: Conversation, samples: Sequence[Sample], counts: Counter[str]) -> Iterator[str]:
+def _notes(
+    conversation: Conversation, samples: Sequence[Sample], counts: Counter[str], maker: SampleMaker
+) -> Iterator[str]:
     yield from (meaning for name, meaning in _DONE.items() if counts[name])
+    if ignored := maker.settler.unknown_options(conversation):
+        yield f"the template ignores chat_template_kwargs: {', '.join(name[:40] for name in ignored)}"
     answers = [number for number, turn in enumerate(conversation.turns) if turn.role == "assistant"]
     learnt = {number for sample in samples for number in sample.turns}
     unlearnt = [str(number + 1) for number in answers if number not in learnt]

@@ -104,7 +104,7 @@ def _subset_of(name: DataName, subsets: Mapping[str, Subset]) -> Subset:
     if name.subset:
         if name.subset not in subsets:
             meant = did_you_mean(name.subset, subsets)
-            raise DataError(f"{_shown(name)}: has no subset '{name.subset}'{meant}; its subsets: {names}")
+            raise DataError(f"{_shown(name)}: has no subset '{name.subset}'; its subsets: {names}{meant}")
         return subsets[name.subset]
     chosen = [one for one in subsets.values() if one.default or one.name == "default"]
     if not chosen and len(subsets) > 1:
@@ -122,7 +122,7 @@ def _split_of(name: DataName, splits: Mapping[str, object], subsets: Mapping[str
         words += f"; '{wanted}' is a subset: write {name.of(wanted, SPLIT)}"
     elif known and not name.split:
         words += f"; write one of them, e.g. {name.of(name.subset, known[0])}"
-    raise DataError(f"{_shown(name)}: has no split '{wanted}'{did_you_mean(wanted, known)}; {words}")
+    raise DataError(f"{_shown(name)}: has no split '{wanted}'; {words}{did_you_mean(wanted, known)}")
 
 
 def subsets_of(card: str) -> list[Subset]:

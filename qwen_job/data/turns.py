@@ -180,7 +180,7 @@ def _role(entry: dict[Any, Any], role_key: str, field: str) -> str | None:
     refuse_depth(name, f"{field}.{role_key}")
     advice = role_advice(name) if isinstance(name, str) else None
     meant = did_you_mean(name.lower(), ROLES) if isinstance(name, str) and name else ""
-    message = f"is {short(name)}{meant}; {advice or 'write system, user, assistant or tool'}"
+    message = f"is {short(name)}; {advice or f'write system, user, assistant or tool{meant}'}"
     raise RecordError(f"{field}.{role_key}", message, "unused_key" if advice else "malformed")
 
 

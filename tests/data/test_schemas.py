@@ -63,6 +63,21 @@ def test_nothing_is_fetched_or_followed_for_ever(schema: Any, words: str) -> Non
     assert found is not None and words in found.message
 
 
+@pytest.mark.parametrize(
+    ("schema", "value", "said"),
+    [
+        ({"type": "string"}, None, "null is not of type 'string'"),
+        ({"type": "string"}, True, "true is not of type 'string'"),
+        ({"type": "string"}, {"a": [None, "é"]}, '{"a": [null, "é"]} is not of type \'string\''),
+        ({"enum": ["a", None]}, "b", "'b' is not one of [\"a\", null]"),
+        ({"const": False}, None, "false was expected"),
+    ],
+)
+def test_values_are_shown_as_json(schema: Any, value: Any, said: str) -> None:
+    found = ToolSchemas().of_arguments({"properties": {"x": schema}}, {"x": value})
+    assert found == SchemaProblem(".x", said)
+
+
 def test_patterns_are_not_evaluated() -> None:
     hostile = {"properties": {"city": {"type": "string", "pattern": "^(a+)+$"}}, "patternProperties": {"(": {}}}
     assert ToolSchemas().of_arguments({**hostile, "additionalProperties": False}, {"city": "a" * 60 + "b"}) is None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,37 @@ def test_a_bad_row_gets_the_message_of_the_check(run: Run, write: Callable[..., 
     assert code == 4 and f"{path}:2: row: has no known layout" in err
     code, _, err = run("show", tmp_path / "no.json", 1)
     assert code == 4 and "does not exist" in err
+
+
+@pytest.mark.parametrize(
+    ("extra", "answer", "field"),
+    [
+        ({"tools": [{"name": "f"}]}, {}, "tools: this template knows no tools"),
+        ({}, {"reasoning_content": "so"}, "turn 2 (assistant).reasoning: this template has no place for reasoning"),
+    ],
+)
+def test_without_a_model_the_options_that_name_one_are_advised(
+    run: Run, write: Callable[..., Path], tmp_path: Path, extra: dict[str, Any], answer: dict[str, Any], field: str
+) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **answer}]
+    path, template = write([{"messages": turns, **extra}]), tmp_path / "qwen3.jinja"
+    code, _, err = run("show", path, 1)
+    advice = "(ChatML, as no model is given); name the model with --model FOLDER|ID, or its template with --template"
+    assert code == 4 and f"{path}:1: {field} {advice}" in err
+    template.write_text(cases.text_of("qwen3"), "utf-8")
+    assert run("show", path, 1, "--template", template)[0] == 0
+    code, _, err = run("show", path, 1, "--template", "chatml")
+    assert code == 4 and f"{field} (ChatML); " in err and "--model" not in err
+
+
+def test_options_that_the_template_does_not_read_are_named(
+    run: Run, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    template = tmp_path / "qwen3.jinja"
+    template.write_text(cases.text_of("qwen3"), "utf-8")
+    options = {"enable_thinking": False, "budget": 3, "long" * 30: 1}
+    _, out, _ = run("show", write([{**ROWS[0], "chat_template_kwargs": options}]), 1, "--template", template)
+    assert f"note: the template ignores chat_template_kwargs: budget, {'long' * 10}\n" in out
 
 
 def test_a_template_that_refuses_is_named_with_the_row(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_verify_finds_bytes_that_rotted(tmp_path: Path) -> None:
         ("ms:owner/nothing", r"owner/nothing: not found \(404\) on http://127.*check the data set's ID"),
         ("hf:owner/secret", r"denied access \(403\).*set HF_TOKEN"),
         ("ms:owner/secret", r"denied access \(403\).*set MODELSCOPE_API_TOKEN"),
-        ("hf:owner/chats:tset", r"has no split 'tset'; did you mean 'test'\?; its splits: test, train"),
+        ("hf:owner/chats:tset", r"has no split 'tset'; its splits: test, train; did you mean 'test'\?$"),
         ("hf:owner/chats:en:train", r"has no subset and no folder 'en'; its files: README.md"),
         ("hf:owner/chats/data/*.csv", r"no file has that name; its files: README.md"),
         ("hf:owner/chats/*.png", r"holds no JSON, JSON Lines or Parquet; its files: picture.png"),

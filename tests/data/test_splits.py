@@ -99,7 +99,7 @@ def test_files_of_no_split_are_named() -> None:
         (THERE, "hf:o/n", TWO, r"has the subsets en, zh; write one of them, e.g. hf:o/n:en$"),
         (THERE, "hf:o/n:zh", TWO, r"has the subsets en, zh; write one of them, e.g. hf:o/n:zh:train$"),
         (THERE, "hf:o/n:ne:train", TWO, r"has no subset 'ne'.*its subsets: en, zh"),
-        (THERE, "hf:o/n:en:tain", TWO, r"has no split 'tain'; did you mean 'train'\?; its splits: train, test"),
+        (THERE, "hf:o/n:en:tain", TWO, r"has no split 'tain'; its splits: train, test; did you mean 'train'\?$"),
         ("a.csv n.py", "hf:o/n", "", r"needs the script n.py, and scripts are not run.*revision: refs/convert/parquet"),
         ("a.csv b.txt", "hf:o/n", "", r"holds no JSON, JSON Lines or Parquet; its files: a.csv, b.txt"),
         ("train.jsonl train.parquet", "hf:o/n", "", r"train.* may hold the same rows in two forms; name the files"),

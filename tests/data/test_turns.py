@@ -214,6 +214,9 @@ def test_switches_must_agree() -> None:
         [{"function": TOOL["function"], "type": None}],
         [{"name": "f", "parameters": '{"type": "object"}'}],
         '[{"name": "f", "parameters": {"type": "object"}}]',
+        TOOL,
+        TOOL["function"],
+        '{"name": "f", "parameters": {"type": "object"}}',
         ['{"name": "f", "parameters": {"type": "object"}}'],
     ],
 )
@@ -227,8 +230,12 @@ def test_tools_are_functions_in_any_form(tools: Any) -> None:
     ("tools", "field"),
     [
         ("f", "tools"),
-        ('{"name": "f"}', "tools"),
-        ({"name": "f"}, "tools"),
+        ("7", "tools"),
+        ({"nme": "f"}, "tools.name"),
+        ("{}", "tools.name"),
+        ({"f": {"description": "x"}}, "tools.name"),
+        ({"type": "web_search"}, "tools.type"),
+        ({"type": "function", "function": {"name": ""}}, "tools.function.name"),
         ([7], "tools[0]"),
         (["f"], "tools[0]"),
         ([{"type": "web_search"}], "tools[0].type"),
@@ -318,7 +325,10 @@ def test_order_with_tools(messages: list[dict[str, Any]], expected: list[str]) -
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([Q, {"role": "Assistant", "content": "a"}], "did you mean 'assistant'"),
+        (
+            [Q, {"role": "Assistant", "content": "a"}],
+            "is 'Assistant'; write system, user, assistant or tool; did you mean 'assistant'?",
+        ),
         ([Q, call(), {"role": "tools", "content": "4"}], "did you mean 'tool'"),
         ([Q, call(), {"role": "tool", "content": {"t": 4}}], "such as its JSON"),
         ([Q, {"role": "assistant", "content": [{"type": "tool_use", "name": "f"}]}], "as tool_calls"),
