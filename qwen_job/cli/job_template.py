@@ -50,9 +50,10 @@ def _fault(path: str, warnings: list[str]) -> str:
         return f"{path}: is not UTF-8 text; write a Jinja template"
     except TooLarge as error:
         return f"{path}: {error}: this is no chat template"
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        warnings.append(f"data.template: {path}: this machine cannot read it ({why}), so it is not checked")
+    except ValueError as error:
+        return f"{path}: {error}; write a Jinja file, auto or chatml"
+    except OSError as error:
+        warnings.append(f"data.template: {path}: this machine cannot read it ({error.strerror}), so it is not checked")
         return ""
 
 

@@ -75,7 +75,7 @@ def test_a_template_that_only_the_nodes_have_is_not_refused(run: Run) -> None:
 def test_a_pipe_does_not_block(run: Run, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jinja")
     code, err = run(["render", "-t", "slurm"], "pipe.jinja")
-    assert code == 0 and "pipe.jinja: this machine cannot read it (is a pipe, not a file)" in err
+    assert code == 3 and "pipe.jinja: is a pipe, not a file; write a Jinja file" in err
 
 
 @pytest.mark.parametrize(
