@@ -35,8 +35,6 @@ def read_tools(value: object, field: str) -> tuple[Mapping[str, Any], ...]:
     if isinstance(value, str):
         return _tools_in(value, field)
     if isinstance(value, dict):
-        refuse_depth(value, field)
-        refuse_not_finite(value, field)
         return (_tool(value, field),)
     if not is_list(value):
         raise RecordError(field, f"is {kind(value)}; write {_TOOLS}, or the same as JSON in a string")
