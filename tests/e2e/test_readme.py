@@ -1,8 +1,8 @@
 """Every command in the README's shell blocks, in both languages, and in the guide to training, run as it stands there.
 
-What is not here is stood in for, or left out (model fetch): sbatch and kubectl take what is piped to them, python3
-takes the local job's training (the demo covers that), torchrun hands its words to the trainer's own reader. Helm is the
-real one.
+What is not here is stood in for, or left out (downloads): sbatch and kubectl take what is piped to them, python3 takes
+the local job's training (the demo covers that), torchrun hands its words to the trainer's own reader, and the demo's
+model and job stand for those of a hub and of a cluster's storage. Helm is the real one.
 """
 
 from __future__ import annotations
@@ -58,9 +58,16 @@ def test_every_command_of_the_readme_runs(demo: tuple[Path, str], tmp_path: Path
     (work / "ds_config_zero2.json").write_text('{"zero_optimization": {"stage": 2}}')
     (work / "chats.json").symlink_to(CHECKOUT / "configs" / "data" / "demo.json")
     shown = blocks(CHECKOUT / "README.md", "sh") + blocks(CHECKOUT / "docs" / "training.md", "sh")
-    lines = [block for block in shown if not block.startswith(("make ", "qwen-job model fetch"))]
-    script = "set -euo pipefail\n" + "\n".join(lines).replace("/shared/runs/my-run", f"'{demo[0]}'")
-    script = script.replace("helm install my-run", "helm install --dry-run=client my-run")
+    downloads = ("make ", "qwen-job model fetch", "qwen-job data fetch")
+    script = "set -euo pipefail\n" + "\n".join(block for block in shown if not block.startswith(downloads))
+    for shown_word, word in {
+        "/shared/runs/my-run": f"'{demo[0]}'",
+        "helm install my-run": "helm install --dry-run=client my-run",
+        "data check job.yaml": f"data check {CHECKOUT}/configs/jobs/demo.yaml",
+        "--model Qwen/Qwen3-8B": f"--model '{demo[0]}/model'",
+    }.items():
+        assert shown_word in script
+        script = script.replace(shown_word, word)
     path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "XDG_STATE_HOME": str(tmp_path / "state"), "NO_COLOR": "1"}
     done = subprocess.run(
