@@ -2,6 +2,7 @@
 
 conversation  what readers return and renderers take: a conversation, its turns, calls of tools
 sandbox       Jinja as transformers compiles it, with bounded loops
+bounds        the largest texts and lists that a template may make (sandbox)
 template      a model folder's chat template: find it, render it
 traits        what a template can do, found by rendering probes
 settings      the settings of a job that decide what is rendered and learnt

@@ -19,7 +19,7 @@ from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.settle import CLOSE, OPEN, SWITCH, Settler, field
 from qwen_job.chat.template import ChatTemplate, Unrenderable
 from qwen_job.chat.traits import opening_of, traits_of
-from qwen_job.chatml import IM_END, IM_START
+from qwen_job.chatml import IM_END
 from qwen_job.facts.thinking import resolved_empty_think
 
 Kind = Literal["prompt", "reasoning", "call", "answer"]
@@ -106,6 +106,8 @@ class SampleMaker:
             for name, turns in (("with", thinking), ("without", len(learnt) - thinking)):
                 if turns:
                     counts[f"turns_{name}_reasoning"] += turns
+            if thinking < len(learnt) and self._asks_in_vain(conversation):
+                counts["thinking_without_reasoning"] += 1
         return [self._sample(group, messages.mark) for group in self._groups(parts, counts)]
 
     def _parts(
@@ -153,9 +155,6 @@ class SampleMaker:
         if not whole.startswith(header) or not end:
             raise Unrenderable(field(number, turn), f"the chat template writes it otherwise than it asks for it ("
                                f"{self.template.source}); choose another data.template")  # fmt: skip
-        if body.startswith(IM_START) and IM_START not in turn.text:
-            message = f"{self.template.source}: has no prompt for an answer; write one for add_generation_prompt"
-            raise Unrenderable("data.template", message)
         if thinks:
             shown, learnt = "", _after_opening(body, opening, messages.messages[at]["reasoning_content"])
         else:
@@ -173,6 +172,10 @@ class SampleMaker:
         if not self.traits.has_switch or SWITCH in options:
             return thinks, dict(options)
         return thinks, {**options, SWITCH: thinks or self.empty_think != "mask"}
+
+    def _asks_in_vain(self, conversation: Conversation) -> bool:
+        """Tell whether a row asks for thinking, and its answers without reasoning are trained as with thinking off."""
+        return self.traits.has_switch and self.empty_think == "mask" and conversation.options.get(SWITCH) is True
 
     def _without_thoughts(self, header: str, opening: str, answer: str) -> tuple[str, str, str]:
         """Return prompt, what is shown, and what is learnt, of a turn without reasoning."""

@@ -2,7 +2,7 @@
 
 The environment, its filters and globals are those of transformers' ``chat_template_utils``. Added is a limit: a
 template that loops or multiplies for ever ends with an error. Each ``for`` adds the length of what it walks to a
-count.
+count; :mod:`qwen_job.chat.bounds` has the limits of sizes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from qwen_job.chat.bounds import METHODS, bounded, bounded_filter, joined, refuse_call, refuse_operation
 
 MAX_TURNS = 2_000_000  # of all loops of one rendering together: a second or two
-_MAX_PRODUCT = 1 << 24
-_COUNTED = "loop_limit"
+_COUNTED, _BOUNDED = "loop_limit", "size_limit"
 
 
 class GenerationTag(Extension):
@@ -67,24 +69,53 @@ def _refuse_hidden(name: object) -> None:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("*", "**"))
+    intercepted_binops = frozenset(("*", "**", "%"))
+    concat = staticmethod(joined)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Reject repetitions and powers that would fill the memory."""
-        sizes = [len(value) if isinstance(value, Sized) else value for value in (left, right)]
-        numbers = [abs(size) for size in sizes if isinstance(size, (int, float))]
-        large = len(numbers) == 2 and (numbers[0] * numbers[1] > _MAX_PRODUCT or (operator == "**" and numbers[1] > 64))
-        if large and (operator == "**" or sizes != [left, right]):
-            raise SecurityError(f"{left!r:.20} {operator} {right!r:.20} is too large")
+        """Reject operations that would fill the memory."""
+        refuse_operation(operator, left, right)
         return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *arguments: Any, **named: Any) -> Any:  # noqa: N805
+        """Reject calls that would fill the memory; the names are Jinja's, so that none hides an argument."""
+        if getattr(__obj, "__name__", None) in METHODS:
+            arguments = refuse_call(__obj, arguments, named)
+        return super().call(__context, __obj, *arguments, **named)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
             counted = nodes.Name(_COUNTED, "load", lineno=loop.lineno)
             loop.iter = nodes.Call(counted, [loop.iter], [], None, None, lineno=loop.lineno)
+        _Measured().visit(tree)
         tree.set_environment(self)
         return tree
+
+
+class _Measured(NodeTransformer):
+    """Measures what can grow again and again: what ``set`` keeps and what calls are given."""
+
+    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.node, nodes.Expr):
+            node.node = _filtered(node.node)
+        return node
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        node.args = [each if isinstance(each, _KEPT) else _filtered(each) for each in node.args]
+        for named in node.kwargs:
+            named.value = named.value if isinstance(named.value, _KEPT) else _filtered(named.value)
+        return node
+
+
+# What is measured already.
+_KEPT = (nodes.Name, nodes.Const, nodes.TemplateData)
+
+
+def _filtered(value: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(value, _BOUNDED, [], [], None, None, lineno=value.lineno)
 
 
 class Program:
@@ -101,6 +132,8 @@ class Program:
             "namespace": _Namespace,
             _COUNTED: self._count,
         }
+        environment.filters = {name: bounded_filter(name, each) for name, each in environment.filters.items()}
+        environment.filters[_BOUNDED] = bounded
         self._template = environment.from_string(text)
 
     def render(self, values: dict[str, Any]) -> str:

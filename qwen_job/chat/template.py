@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import jinja2
@@ -97,6 +98,15 @@ class ChatTemplate:
         except ERRORS as error:
             field = self._culprit(messages, tools, options)
             raise Unrenderable(field, f"{_words(error)} ({self.source}){_advice(str(error))}") from error
+
+    def fault(self, error: Unrenderable) -> str:
+        """Name the place in the template where it failed, and why: for an error that is not the messages'."""
+        cause = error.__cause__
+        if isinstance(cause, jinja2.TemplateSyntaxError):
+            return f"{self.source}:{cause.lineno}: is no Jinja template: {cause.message}"
+        assert isinstance(cause, ERRORS)
+        lines = [line for frame, line in walk_tb(cause.__traceback__) if frame.f_code.co_filename == "<template>"]
+        return f"{self.source}:{lines[-1] if lines else 1}: {_words(cause)}"
 
     def _render(
         self,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import meta
 
 from qwen_job.chat.template import ChatTemplate, Unrenderable
+from qwen_job.chatml import IM_END
+from qwen_job.errors import ModelError
 from qwen_job.facts.thinking import Thinking
 
 # What may follow the header of a generation prompt: an open or an empty block of thoughts.
 OPENING = re.compile(r"(?:<think>\s*(?:</think>\s*)?)?\Z")
+_SYSTEM = {"role": "system", "content": "probe-of-a-system-turn"}
 _USER = {"role": "user", "content": "probe-of-a-question"}
+_ANSWER = {"role": "assistant", "content": "probe-of-an-answer"}
 _TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -61,7 +66,12 @@ class Traits(NamedTuple):
 
 
 def traits_of(template: ChatTemplate) -> Traits:
-    """Probe a template."""
+    """Probe a template.
+
+    Raises:
+        ModelError: it renders no chat at all, or does not write turns as ChatML does: the fault is in its file.
+    """
+    _refuse_faulty(template)
     thinking = {"role": "assistant", "content": "a", "reasoning_content": "probe-of-a-thought"}
     ways: tuple[dict[str, Any], ...] = ({"enable_thinking": True}, {"enable_thinking": False}, {})
     on, off, unasked = (_rendered(template, [_USER], True, **way) for way in ways)
@@ -83,6 +93,35 @@ def opening_of(prompt: str) -> str:
     """Return the block of thoughts, open or empty, with which a generation prompt ends; empty if there is none."""
     found = OPENING.search(prompt)
     return found.group(0) if found else ""
+
+
+def _refuse_faulty(template: ChatTemplate) -> None:
+    """Refuse a template for which no data could be right, before each row is blamed for it."""
+    try:
+        asked, bare = (_of_either(template, [_USER], None, asks) for asks in (True, False))
+        answered = _of_either(template, [_USER, _ANSWER], None, False)
+        if len(template.texts) > 1:
+            _of_either(template, [_USER], [_TOOL], True)
+    except Unrenderable as error:
+        raise ModelError(f"{template.fault(error)}; so it renders no chat at all: correct it, or write another "
+                         "file or chatml for data.template") from error  # fmt: skip
+    if IM_END not in answered.partition(_ANSWER["content"])[2]:
+        raise ModelError(f"{template.source}: the chat template does not end turns with {IM_END}; write chatml, or a "
+                         "file that does, for data.template")  # fmt: skip
+    if asked == bare:
+        raise ModelError(f"{template.source}: the chat template has no prompt for an answer; write one for "
+                         "add_generation_prompt")  # fmt: skip
+
+
+def _of_either(template: ChatTemplate, chat: list[dict[str, Any]], tools: list[Any] | None, asks: bool) -> str:
+    """Render a chat; where that fails, with a system turn, which a template may insist on."""
+    try:
+        return template.render(chat, tools, asks)
+    except Unrenderable as error:
+        first = error
+    with suppress(Unrenderable):
+        return template.render([_SYSTEM, *chat], tools, asks)
+    raise first
 
 
 def _with_tools(template: ChatTemplate) -> str:

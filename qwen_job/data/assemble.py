@@ -167,6 +167,7 @@ _COUNTED = (
     "thoughts_stripped",
     "turns_with_reasoning",
     "turns_without_reasoning",
+    "thinking_without_reasoning",
     "split_at_turns",
     "samples_of_split",
     "joined_thoughts",

@@ -156,6 +156,11 @@ def describe_template(index: Mapping[str, Any]) -> list[str]:
         lines.append(
             "no turn has reasoning: the model is trained with thinking off; serve it with enable_thinking: false"
         )
+    if asked := stats.get("thinking_without_reasoning"):  # older folders have no such count
+        lines.append(
+            f"{asked} conversations ask for thinking (enable_thinking: true) but have answers without reasoning: those "
+            "are trained as with thinking off; data.empty_think: learn trains them as an empty thought"
+        )
     if stats["split_at_turns"]:
         lines.append(
             f"{stats['split_at_turns']} conversations became {stats['samples_of_split']} samples, because the template "

@@ -26,7 +26,13 @@ RULES: dict[str, tuple[bool, str]] = {
     "order": (True, "roles out of order, empty turns, or no answer to learn from"),
     "template": (True, "a conversation that the model's chat template refuses"),
     "encoding": (True, "half of a surrogate pair: text that cannot be written as UTF-8"),
-    "special_token": (False, "text such as <|im_end|> or <tool_call> inside a value (trained as plain characters)"),
+    "special_token": (
+        False,
+        "text such as <|im_end|> inside a value (trained as plain characters), or a mark such as "
+        "<think> (in an answer: learnt as the model's token for it)",
+    ),
+    "call_as_text": (False, "<tool_call> in the text of an answer: learnt as written, not in the template's form"),
+    "thought_as_text": (False, "</think> within the text of an answer: learnt there, not as the end of reasoning"),
     "without_system": (False, "an empty system prompt: no system turn is trained, not even the default one"),
     "control_character": (False, "control, invisible or replacement characters"),
     "long_turn": (False, "a turn longer than --max-turn-tokens"),
@@ -114,8 +120,9 @@ def inspect(
         yield rule, "system", message
     before: Turn | None = None
     for number, turn in enumerate(conversation.turns, 1):
+        learnt = turn.role == "assistant" and turn.learn is not False
         thought, text = split_thought(turn.text) if as_written and turn.role == "assistant" else (None, turn.text)
-        for rule, message in (*_of_text(thought or "", own), *_of_text(text, own)):
+        for rule, message in (*_of_text(thought or "", own), *_of_text(text, own, learnt)):
             yield rule, f"turn {number} ({turn.role})", message
         if turn.reasoning or turn.calls:
             yield from _of_parts(turn, f"turn {number} ({turn.role})", own)
@@ -182,12 +189,10 @@ def lengths(conversation: Conversation, sizes: Sizes, limits: Limits) -> Iterato
         yield "long_sample", "conversation", message
 
 
-def _of_text(text: str, own: Container[str]) -> Iterator[tuple[str, str]]:
-    special = None
+def _of_text(text: str, own: Container[str], learnt: bool = False) -> Iterator[tuple[str, str]]:
+    """Look into one text; ``learnt``: it is that of an answer, in which marks are tokens."""
     if "<" in text:
-        special = next((each for each in _SPECIAL.findall(text) if each in _MARKS or each not in own), None)
-    if special:
-        yield "special_token", f"holds {special}; remove it unless the text is about it"
+        yield from _of_marks([each for each in _SPECIAL.findall(text) if each in _MARKS or each not in own], learnt)
     if control := CONTROL.search(text):
         count = len(CONTROL.findall(text))
         name = f"U+{ord(control[0]):04X}"
@@ -196,6 +201,20 @@ def _of_text(text: str, own: Container[str]) -> Iterator[tuple[str, str]]:
         yield "secret", f"seems to hold a secret ({kind}); remove it, and revoke it if it is real"
     for kind in find_personal_data(text):
         yield "personal", f"seems to hold {kind}; remove or replace it"
+
+
+def _of_marks(found: list[str], learnt: bool) -> Iterator[tuple[str, str]]:
+    if learnt and "<tool_call>" in found:
+        yield "call_as_text", ("holds <tool_call> as text: the model learns to call in this form, which a server for "
+                               "its template may not read; write tool_calls, and the tools of the row")  # fmt: skip
+        found = [each for each in found if each not in ("<tool_call>", "</tool_call>")]
+    if learnt and "</think>" in found:
+        yield "thought_as_text", ("holds </think> within its text: it is learnt there, a thinking model's behind an "
+                                  "empty thought; write reasoning_content, or <think> at the start")  # fmt: skip
+        found = [each for each in found if each not in ("<think>", "</think>")]
+    if found:
+        becomes = ", which is learnt as the model's token for it" if learnt and found[0] in _MARKS else ""
+        yield "special_token", f"holds {found[0]}{becomes}; remove it unless the text is about it"
 
 
 def _of_answer(question: str, answer: str) -> Iterator[tuple[str, str]]:

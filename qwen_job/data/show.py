@@ -91,6 +91,8 @@ def _unlearnt(conversation: Conversation, maker: SampleMaker) -> Sample:
 # What a sample maker counts -> its meaning for one row.
 _DONE = {
     "thoughts_stripped": "reasoning is left out (data.thinking: strip)",
+    "thinking_without_reasoning": "the row asks for thinking, but an answer has no reasoning: it is trained as with "
+    "thinking off (data.empty_think: learn trains it as an empty thought)",
     "split_at_turns": "a server would build another prompt for later turns, so the row is split there "
     "(data.several_thoughts: join trains it as one)",
     "joined_thoughts": "turns are joined although a server would build another prompt (data.several_thoughts: join)",

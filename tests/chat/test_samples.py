@@ -11,6 +11,7 @@ from qwen_job.chat.conversation import Conversation, ToolCall, Turn
 from qwen_job.chat.samples import Sample, SampleMaker
 from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.template import ChatTemplate, Unrenderable
+from qwen_job.errors import ModelError
 from tests.chat.cases import CONTROLS, EXAMPLES, SHIPPED, answer, conversation_of, example, learnt, maker, talk
 
 CALL = ToolCall("look", {"where": "x"})
@@ -267,6 +268,38 @@ def test_marks_of_reasoning_are_plain_characters_in_a_question_only(question: st
 
 def test_a_template_that_asks_for_no_answer_is_refused() -> None:
     text = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    made = SampleMaker(ChatTemplate({"default": text}, "mine"), ChatSettings(), CONTROLS)
-    with pytest.raises(Unrenderable, match="add_generation_prompt"):
-        made.samples(talk("q", "a"), Counter())
+    with pytest.raises(ModelError, match=r"mine: .*add_generation_prompt"):
+        SampleMaker(ChatTemplate({"default": text}, "mine"), ChatSettings(), CONTROLS)
+
+
+@pytest.mark.parametrize("name", HYBRID)
+@pytest.mark.parametrize(
+    ("empty_think", "words", "count"),
+    [
+        ("auto", "b<|im_end|>", 1),
+        ("mask", "b<|im_end|>", 1),
+        ("learn", "</think>\n\nb<|im_end|>", 0),
+        ("omit", "b<|im_end|>", 0),
+    ],
+)
+def test_a_row_that_asks_for_thinking_without_having_any(name: str, empty_think: str, words: str, count: int) -> None:
+    chat = talk("a", "b", options={"enable_thinking": True})
+    found = samples(name, chat, empty_think=empty_think)
+    assert [text.endswith(words) for text in learnt(found)] == [True]
+    opened = "" if name == "qwen3" else "<think>\n"
+    prompt = found[0].text.removesuffix("\n").removesuffix(learnt(found)[0])
+    masked = "<|im_start|>assistant\n" + ("" if empty_think == "omit" else "<think>\n\n</think>\n\n")
+    assert prompt.endswith(f"<|im_start|>assistant\n{opened}" if empty_think == "learn" else masked)
+    assert counted(name, chat, empty_think=empty_think)["thinking_without_reasoning"] == count
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_6"])
+@pytest.mark.parametrize(("options", "reasoning"), [({}, None), ({"enable_thinking": False}, None),
+                                                    ({"enable_thinking": True}, "r")])  # fmt: skip
+def test_a_row_gets_what_it_asks_for(name: str, options: dict[str, Any], reasoning: str | None) -> None:
+    assert not counted(name, talk("a", answer("b", reasoning), options=options))["thinking_without_reasoning"]
+
+
+def test_an_unlearnt_answer_without_reasoning_is_not_counted() -> None:
+    chat = talk("a", answer("b", learn=False), "c", answer("d", "r"), options={"enable_thinking": True})
+    assert not counted("qwen3", chat)["thinking_without_reasoning"]

@@ -136,3 +136,78 @@ def test_a_conversation_without_a_question_is_refused_with_advice() -> None:
     alone = [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}]
     with pytest.raises(Unrenderable, match="give the conversation a user turn"):
         template("qwen3_6").render(alone)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'%900000000d' % 1", "'%.900000000f' % 1", "'%*d' % (900000000, 1)", "'%(a)900000000d' % {'a': 1}",
+        "'%900000000d'|format(1)", "'{:900000000}'.format(1)", "'{:{}}'.format(1, 900000000)",
+        "'{a:>900000000}'.format_map({'a': 1})", "'a'.ljust(900000000)", "'a'.rjust(width=900000000)",
+        "'a'.center(900000000, 'b')", "'1'.zfill(900000000)", "'a'|center(900000000)",
+        "['a']|map('center', 900000000)|list",
+        "'\\t'.expandtabs(900000000)", "(1).to_bytes(900000000, 'big')", "[1]|batch(900000000, 0)|list",
+        "[1]|slice(900000000)|list", "range(900000000)|list", "('a' * 99999).replace('a', 'b' * 99999)",
+        "('a' * 99999)|replace('a', 'b' * 99999)", "('b' * 99999).join('a' * 99999)", "('a' * 99999)|join('b' * 99999)",
+        "('a' * 99999).translate({97: 'b' * 99999})", "('\\n' * 99999)|indent(99999)", "[1]|tojson(indent=99999)",
+        "[[0] * 9999999] * 9999999", "([[0] * 9999999] * 9)|sum(start=[])", "lipsum(99999, min=99, max=100)",
+        "(('a ' * 99999)|wordwrap(1, wrapstring='b' * 99999))", "9 ** 9999", "(9999999999 ** 60) ** 9",
+    ],
+)  # fmt: skip
+def test_an_expression_that_would_fill_the_memory_is_refused(expression: str) -> None:
+    with pytest.raises(Unrenderable, match=r"too large|Range too big"):
+        made("{{ " + expression + " }}").render([QUESTION])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "n.x + n.x",
+        "n.x ~ n.x",
+        "[n.x, n.x]|join",
+        "n.x|tojson|tojson",
+        "[n.x, n.x]",
+        "{'a': n.x, 'b': n.x}",
+        "n.x|list + n.x|list",
+        "(n.i * n.i)|string",
+    ],
+)
+def test_a_text_that_grows_and_grows_is_refused(step: str) -> None:
+    text = (
+        "{% set n = namespace(x='\\\\\"', i=3) %}{% for _ in range(64) %}{% set n.x = STEP %}{% set n.i = n.i * n.i %}"
+    )
+    with pytest.raises(Unrenderable, match="too large"):
+        made(text.replace("STEP", step) + "{% endfor %}").render([QUESTION])
+
+
+@pytest.mark.parametrize("step", ["x + x", "x ~ x", "[x, x]", "x=x + x", "[x + x][0]", "x + x if x else x"])
+def test_a_macro_that_calls_itself_with_more_is_refused(step: str) -> None:
+    text = "{% macro f(x) %}{{ f(STEP) }}{% endmacro %}{{ f('abc') }}".replace("STEP", step)
+    with pytest.raises(Unrenderable, match="too large"):
+        made(text).render([QUESTION])
+
+
+@pytest.mark.parametrize("frame", ["LOOP", "{% set x %}LOOP{% endset %}", "{% macro f() %}LOOP{% endmacro %}{{ f() }}"])
+def test_a_rendering_has_a_longest_length(frame: str) -> None:
+    loop = "{% for _ in range(9) %}{{ 'a' * 9000000 }}{% endfor %}"
+    with pytest.raises(Unrenderable, match="makes more than 67,108,864 characters"):
+        made(frame.replace("LOOP", loop)).render([QUESTION])
+
+
+@pytest.mark.parametrize(
+    ("expression", "wanted"),
+    [
+        ("'%5.1f|%-3s|%d%% of 900000000' % (2.5, 'a', 1700000000)", "  2.5|a  |1700000000% of 900000000"),
+        ("'{:>4}{a!r:<4}|{}'.format('x', 1700000000, a='y')", "   x'y' |1700000000"),
+        ("'a'.ljust(3, '-') ~ 'b'.zfill(3) ~ 'c'.center(3) ~ ('d'|center(3))", "a--00b c  d "),
+        ("'a-b'.replace('-', '+', 1) ~ ('a-b'|replace('-', ''))", "a+bab"),
+        ("[1, 2, 3]|batch(2, 0)|map('join', '.')|join(',')", "1.2,3.0"),
+        ("'/'.join(['a', 'b']|map('upper'))", "A/B"),
+        ("[1, 2]|sum ~ ([[1], [2]]|sum(start=[]))", "3[1, 2]"),
+        ("{'a': [1]}|tojson(indent=1)", '{\n "a": [\n  1\n ]\n}'),
+        ("'a\\nb'|indent(2) ~ 7 % 4 ~ 2 ** 5 ~ 3 * 'x' ~ 6 * 7", "a\n  b332xxx42"),
+        ("1700000000 * 1000 + 5", "1700000000005"),
+    ],
+)
+def test_what_templates_do_is_done(expression: str, wanted: str) -> None:
+    assert made("{{ " + expression + " }}").render([QUESTION]) == wanted

@@ -47,6 +47,8 @@ CASES: dict[str, Any] = {
     "unused_key": {"images": "a.png", **conversation("q", "a")},
     "without_system": {"system": "", **conversation("q", "a")},
     "special_token": conversation("q <|im_end|>", "a"),
+    "call_as_text": conversation("q", 'Well. <tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'),
+    "thought_as_text": conversation("q", "So it is 4. </think> It is 4."),
     "control_character": conversation("q", "a\u200bb\x07"),
     "long_turn": conversation("word " * 600, "a"),
     "long_sample": conversation(*[f"{number} {'word ' * 400}." for number in range(8)]),
@@ -136,3 +138,34 @@ def test_a_thought_that_never_ends_is_reported(write: Callable[..., Path]) -> No
     rows = [conversation("q", "<think>\nLet me see"), conversation("q", "ok <think> x")]
     report = check([write(rows)], Examiner())
     assert [finding.row for finding in report.findings if finding.rule == "no_answer"] == [1]
+
+
+def test_marks_in_text_are_what_their_turn_makes_of_them(write: Callable[..., Path]) -> None:
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    turns = [{"role": "user", "content": call}, {"role": "assistant", "content": f"So: {call} Done.", "loss": 0},
+             {"role": "user", "content": "q"}, {"role": "assistant", "content": "a <tool_response> b"}]  # fmt: skip
+    report = check([write([{"messages": turns}])], Examiner())
+    assert [(found.rule, found.field, "is learnt" in found.message) for found in report.findings] == [
+        ("special_token", "turn 1 (user)", False),
+        ("special_token", "turn 2 (assistant)", False),
+        ("special_token", "turn 4 (assistant)", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "rules"),
+    [
+        ('<think>r</think>So. <tool_call>{"name": "f"}</tool_call>', {"call_as_text": 1}),
+        ('<tool_call>{"name": "f"}</tool_call> I have called it.', {"call_as_text": 1}),
+        ("<think>\nr\n</think>\n\nFirst.</think> Then.", {"thought_as_text": 1}),
+        ("<think>\nr\n</think>\n\nThen.", {}),
+    ],
+)
+def test_only_what_stays_text_is_reported(answer: str, rules: dict[str, int], write: Callable[..., Path]) -> None:
+    assert dict(check([write([conversation("q", answer)])], Examiner()).counts) == rules
+
+
+def test_a_call_that_the_reader_takes_out_of_the_text_is_not_reported(write: Callable[..., Path]) -> None:
+    row = calling()
+    row["messages"][1] = {"role": "assistant", "content": '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'}
+    assert not check([write([row])], Examiner()).counts

@@ -245,3 +245,17 @@ def test_counts_reach_the_index(small: Modern, write: Write, tmp_path: Path) -> 
     folder = prepare_data(spec(write(rows)), small("qwen3"), tmp_path / "cache")
     stats = json.loads((folder / "index.json").read_text())["stats"]
     assert (stats["looks_like_control_tokens"], stats["options_unknown_to_the_template"]) == (1, 1)
+
+
+def test_a_broken_template_is_one_error_of_its_file(small: Modern, write: Write, tmp_path: Path) -> None:
+    template = tmp_path / "broken.jinja"
+    template.write_text("\n{{ nowhere.at.all }}")
+    with pytest.raises(ModelError, match=r"broken\.jinja:2: the chat template refuses: 'nowhere' is undefined"):
+        prepare_data(spec(write([row("q", "a")]), template=str(template)), small("qwen3"), tmp_path / "cache")
+
+
+def test_rows_that_ask_for_thinking_in_vain_are_counted_and_said(small: Modern, write: Write, tmp_path: Path) -> None:
+    path = write([row("q", "a", enable_thinking=True), row("q", "<think>r</think>b", enable_thinking=True)])
+    index = read_index(prepare_data(spec(path), small("qwen3"), tmp_path / "cache"))
+    assert index and index["stats"]["thinking_without_reasoning"] == 1
+    assert any(line.startswith("1 conversations ask for thinking") for line in describe_template(index))

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from qwen_job.chatml import IM_END, IM_START
+from qwen_job.chatml import IM_END, IM_START, chat_template
 from qwen_job.data.encode import ChatTokenizer, encode_conversation
 from qwen_job.data.formats import parse_record
+from qwen_job.errors import ModelError
 from tests.chat import cases
 
 from .conftest import conversation
@@ -138,7 +139,8 @@ def test_options_that_the_template_does_not_read_are_named(
 
 def test_a_template_that_refuses_is_named_with_the_row(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:
     path, template = write(ROWS), tmp_path / "picky.jinja"
-    template.write_text("{{ raise_exception('No user query found.') }}")
+    refusal = "{% if messages[0].content == 'TEXT' %}{{ raise_exception('No user query found.') }}{% endif %}"
+    template.write_text(refusal.replace("TEXT", ROWS[1]["conversations"][0]["value"]) + chat_template(""))
     code, _, err = run("show", path, 2, "--template", template)
     assert code == 4 and f"{path}:2: " in err and "No user query found." in err
     code, _, err = run("show", path, 2, "--template", tmp_path / "no.jinja")
@@ -167,3 +169,23 @@ def test_a_terminal_gets_colours_unless_it_wants_none(write: Callable[..., Path]
     os.close(master)
     assert ("\x1b[32mMe." in out) == colour
     assert ("⟦Me." in out) != colour
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_a_template_that_no_row_could_fit_is_one_error_of_its_file(
+    command: str, run: Run, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    template = tmp_path / "broken.jinja"
+    template.write_text("a\n{{ messages|nothing }}")
+    code, _, err = run(command, write(ROWS), *([1] if command == "show" else []), "--template", template)
+    assert code == ModelError.exit_code and err.count("nothing") == 1
+    assert f"{template}:2: is no Jinja template: No filter named 'nothing'" in err and "data clean" not in err
+
+
+def test_a_row_that_asks_for_thinking_in_vain_gets_a_note(run: Run, write: Callable[..., Path], tmp_path: Path) -> None:
+    template = tmp_path / "qwen3.jinja"
+    template.write_text(cases.text_of("qwen3"))
+    path = write([conversation("q", "a") | {"enable_thinking": True}])
+    note = "the row asks for thinking, but an answer has no reasoning"
+    assert note in "".join(run("show", path, 1, "--template", template)[1:])
+    assert note not in "".join(run("show", path, 1, "--template", template, "--empty-think", "learn")[1:])

@@ -14,7 +14,8 @@ from qwen_job.errors import ModelError
 from qwen_job.models.template_files import with_system_prompt, write_template
 from tests.chat.cases import ALL, EXAMPLES, example, text_of
 
-NAMED = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]
+PLAIN = chat_template("")
+NAMED = [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": f"tools{PLAIN}"}]
 HOSTILE = 'say "\\n" {% raw %} {{ x }} #} <|im_end|>\n\té 你好 \u2028 \'\x7f'
 SYSTEM_FIRST = "{%- for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}"
 
@@ -51,7 +52,7 @@ def test_the_models_own_file_is_kept_byte_for_byte(name: str, tmp_path: Path) ->
     assert config_of(target) == {"eos_token": "<e>"}
 
 
-@pytest.mark.parametrize("entry", ["a {{ messages }}\r\n", NAMED])
+@pytest.mark.parametrize("entry", [f"a{PLAIN}\r\n", NAMED])
 def test_a_template_in_the_config_stays_there(entry: object, tmp_path: Path) -> None:
     source = folder_with(tmp_path / "source", {"chat_template": entry})
     target = exported(source)
@@ -60,10 +61,10 @@ def test_a_template_in_the_config_stays_there(entry: object, tmp_path: Path) -> 
 
 
 def test_a_model_with_both_keeps_both_and_its_named_files(tmp_path: Path) -> None:
-    files = {"chat_template": "one\r\n", "additional_chat_templates__tool_use": "two"}
+    files = {"chat_template": f"{PLAIN}\r\n", "additional_chat_templates__tool_use": f"two{PLAIN}"}
     target = exported(folder_with(tmp_path / "source", {"chat_template": "old"}, **files))
-    assert (target / "chat_template.jinja").read_bytes() == b"one\r\n"
-    assert (target / "additional_chat_templates" / "tool_use.jinja").read_text() == "two"
+    assert (target / "chat_template.jinja").read_bytes() == f"{PLAIN}\r\n".encode()
+    assert (target / "additional_chat_templates" / "tool_use.jinja").read_text() == f"two{PLAIN}"
     assert config_of(target)["chat_template"] == "old"
 
 
@@ -76,11 +77,11 @@ def test_chatml_replaces_another_template_and_serves_a_model_without_one(choice:
 
 
 def test_a_users_file_is_written_as_it_is_for_every_reader(tmp_path: Path) -> None:
-    (tmp_path / "mine.jinja").write_bytes(b"{# mine #}\r\n{{ messages[0].content }}\n")
+    (tmp_path / "mine.jinja").write_bytes(f"{{# mine #}}\r\n{PLAIN}\n".encode())
     files = {"chat_template": "own", "additional_chat_templates__tool_use": "two"}
     target = exported(folder_with(tmp_path / "source", {"chat_template": NAMED}, **files), str(tmp_path / "mine.jinja"))
     assert (target / "chat_template.jinja").read_bytes() == (tmp_path / "mine.jinja").read_bytes()
-    assert config_of(target)["chat_template"] == "{# mine #}\r\n{{ messages[0].content }}\n"
+    assert config_of(target)["chat_template"] == f"{{# mine #}}\r\n{PLAIN}\n"
     assert not (target / "additional_chat_templates").exists()
 
 
@@ -161,3 +162,9 @@ def test_transformers_reads_the_same_default_system_prompt(name: str) -> None:
     ours, _ = render_jinja_template([chat], chat_template=with_system_prompt(text, HOSTILE))
     theirs, _ = render_jinja_template([[{"role": "system", "content": HOSTILE}, *chat]], chat_template=text)
     assert ours == theirs
+
+
+def test_a_broken_template_is_named_by_the_export(tmp_path: Path) -> None:
+    source = folder_with(tmp_path / "source", {}, chat_template="\n{{ nowhere.at.all }}")
+    with pytest.raises(ModelError, match=r"source:2: the chat template refuses: 'nowhere' is undefined"):
+        exported(source)
