@@ -163,7 +163,7 @@ def _measured(size: _Size, *arguments: Any) -> int:
     try:
         return size(*arguments)
     except (TypeError, ValueError):
-        return 0  # wrong arguments: the function itself says so
+        return 0  # wrong arguments: the function itself refuses them
 
 
 def _listed(value: Any) -> Any:

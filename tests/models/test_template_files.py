@@ -14,7 +14,7 @@ from qwen_job.errors import ModelError
 from qwen_job.models.template_files import with_system_prompt, write_template
 from tests.chat.cases import ALL, EXAMPLES, example, text_of
 
-PLAIN = chat_template("")
+PLAIN = chat_template("") + "{# own #}"
 NAMED = [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": f"tools{PLAIN}"}]
 HOSTILE = 'say "\\n" {% raw %} {{ x }} #} <|im_end|>\n\té 你好 \u2028 \'\x7f'
 SYSTEM_FIRST = "{%- for m in messages %}[{{ m.role }}|{{ m.content }}]{% endfor %}"
