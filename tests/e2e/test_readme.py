@@ -63,6 +63,7 @@ def test_every_command_of_the_readme_runs(demo: tuple[Path, str], tmp_path: Path
     for shown_word, word in {
         "/shared/runs/my-run": f"'{demo[0]}'",
         "helm install my-run": "helm install --dry-run=client my-run",
+        "submit job.yaml --target local": "submit job.yaml --target local --set local.python=python3",
         "data check job.yaml": f"data check {CHECKOUT}/configs/jobs/demo.yaml",
         "--model Qwen/Qwen3-8B": f"--model '{demo[0]}/model'",
     }.items():
