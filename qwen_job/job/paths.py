@@ -79,7 +79,8 @@ def resolve_paths(job: Job, document: Document) -> Job:
 
 def _refuse_missing_template(job: Job, document: Document) -> None:
     """Refuse a template that is missing where it must be: a relative path is one on this machine."""
-    written = str(document.value["data"].get("template", ""))
+    data = document.value["data"]
+    written = str(data.get("template", "")) if isinstance(data, dict) else ""  # data: chats.json is short
     elsewhere = written in ("", *choices.NAMED_TEMPLATES) or written.startswith(("/", "~"))
     if elsewhere or os.access(job.data.template, os.F_OK):
         return
