@@ -23,7 +23,7 @@ from qwen_job.facts.model_shapes import ModelShape, model_shape_from_config  # n
 from qwen_job.plan.estimate.activations import activation_bytes  # noqa: E402
 from qwen_job.plan.estimate.layout import Layout  # noqa: E402
 from qwen_job.plan.estimate.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402
-from qwen_job.train.kernels import use_lean_kernels  # noqa: E402
+from qwen_job.train.kernels import use_lean_kernels, use_lean_rotation  # noqa: E402
 
 # The shared-memory collective would be compiled for minutes; gloo itself is enough to count tensors.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
@@ -193,7 +193,8 @@ def count_activations(
     """
     model = build(shape, dtype, attention)
     if compiled:
-        use_lean_kernels(model, compiled=True)
+        use_lean_kernels(model)
+        use_lean_rotation(model, wanted=False)
         for layer in model.model.layers:
             layer.compile(backend="aot_eager_decomp_partition")
     if checkpointing:

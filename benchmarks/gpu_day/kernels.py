@@ -24,7 +24,7 @@ from qwen_job.train import attention as attention_module
 from qwen_job.train import loss as losses
 from qwen_job.train.attention import Kernel, block_mask, implementation, inputs_for, memory_efficient, varlen
 from qwen_job.train.batches import Batch, collate, on_device
-from qwen_job.train.kernels import stock_kernels, use_lean_kernels
+from qwen_job.train.kernels import stock_kernels, use_lean_kernels, use_lean_rotation
 
 
 def all_kernels(sizes: Sizes, _home: Path, ledger: Ledger) -> None:
@@ -212,8 +212,9 @@ def layers(name: str, sizes: Sizes, batch: Batch) -> dict[str, Any]:
         model: Any = Qwen2ForCausalLM(Qwen2Config(**values)).train()
     model = model if sizes.tiny else model.bfloat16()
     if name in ("lean kernels", "compiled layers"):
-        use_lean_kernels(model, compiled=name == "compiled layers")
+        use_lean_kernels(model)
     if name == "compiled layers":
+        use_lean_rotation(model, wanted=False)
         for layer in model.model.layers:
             layer.compile()
     head = losses.LossHead(model, "chunked")

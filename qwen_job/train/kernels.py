@@ -22,12 +22,12 @@ _ROTATION = "apply_rotary_pos_emb"
 _stock: dict[ModuleType, Callable[..., Any]] = {}
 
 
-def use_lean_kernels(model: Any, *, compiled: bool = False) -> None:
-    """Give a model of transformers torch's own RMSNorm kernel and, unless layers are compiled, our rotation."""
+def use_lean_kernels(model: Any) -> None:
+    """Give a model of transformers torch's own RMSNorm kernel and our rotation."""
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(_rms_norm, module)
-    use_lean_rotation(model, wanted=not compiled)
+    use_lean_rotation(model)
 
 
 def use_lean_rotation(model: Any, *, wanted: bool = True) -> None:

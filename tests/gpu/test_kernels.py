@@ -15,7 +15,7 @@ from qwen_job.train import loss as losses  # noqa: E402
 from qwen_job.train.attention import block_mask, implementation, inputs_for, varlen  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
 from qwen_job.train.checkpoints import Snapshots  # noqa: E402
-from qwen_job.train.kernels import use_lean_kernels  # noqa: E402
+from qwen_job.train.kernels import use_lean_kernels, use_lean_rotation  # noqa: E402
 from tests.train.test_batches import row  # noqa: E402
 
 LENGTHS = (5, 64, 1, 130, 56)
@@ -116,8 +116,9 @@ def test_a_packed_model_in_bf16_agrees_with_float32(compiled: bool) -> None:
     ours = Qwen3ForCausalLM(config)
     ours.load_state_dict(exact.state_dict())
     ours = ours.cuda().bfloat16()
-    use_lean_kernels(ours, compiled=compiled)
+    use_lean_kernels(ours)
     if compiled:
+        use_lean_rotation(ours, wanted=False)
         for layer in ours.model.layers:
             layer.compile()
     batch = collate([(0, row(7, 30, 11)), (1, row(40, 8))], pad_id=0)

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from qwen_job.train import attention as kernels  # noqa: E402
 from qwen_job.train import loss as losses  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
-from qwen_job.train.kernels import use_lean_kernels  # noqa: E402
+from qwen_job.train.kernels import use_lean_kernels, use_lean_rotation  # noqa: E402
 from tests.train.test_batches import row  # noqa: E402
 from tests.train.test_loss import tiny_model  # noqa: E402
 
@@ -46,7 +46,8 @@ def test_new_lengths_of_documents_compile_nothing_new(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernels.Kernel(kernel, frozenset()))
     model = tiny_model(kernels.implementation("varlen"), num_key_value_heads=4)
-    use_lean_kernels(model, compiled=True)
+    use_lean_kernels(model)
+    use_lean_rotation(model, wanted=False)
     for layer in model.model.layers:
         layer.compile(backend="eager")
     head = losses.LossHead(model, "chunked")
