@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from benchmarks.gpu_day.product import Sizes
-from benchmarks.gpu_day.workbench import Ledger, Rows, clean
+from benchmarks.gpu_day.workbench import Ledger, Rows, clean, device
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape
 from qwen_job.train import attention as attention_module
 from qwen_job.train import loss as losses
@@ -46,11 +46,6 @@ def packed(sizes: Sizes, rows: int, shape: ModelShape) -> Batch:
     """Return one micro-batch of made-up rows on the device."""
     made = Rows(rows, sizes.length, shape.vocab_size)
     return on_device(collate([(index, made[index]) for index in range(rows)], pad_id=0), torch.device(device()))
-
-
-def device() -> str:
-    """Return cuda or cpu."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -159,7 +154,6 @@ def loss(name: str, words: int, hidden_size: int, tokens: int) -> dict[str, Any]
     hidden = torch.randn(tokens, hidden_size, device=device(), dtype=kind, requires_grad=True)
     weight = (torch.randn(words, hidden_size, device=device(), dtype=kind) * 0.02).requires_grad_()
     targets = torch.randint(0, words, (tokens,), device=device())
-    plain_step = losses._chunk_step
     if name.endswith("compiled"):
         losses.compile_chunks()
     chosen = losses.fused_loss(name.partition(",")[0])
@@ -175,7 +169,7 @@ def loss(name: str, words: int, hidden_size: int, tokens: int) -> dict[str, Any]
         exact = _exact_loss(hidden, weight, targets)
         return figures(taken, tokens=tokens, error=abs(work().item() / exact - 1))
     finally:
-        losses._chunk_step = plain_step
+        losses.compile_chunks(wanted=False)
 
 
 def _exact_loss(hidden: Any, weight: Any, targets: Any) -> float:

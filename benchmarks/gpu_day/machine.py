@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_day.product import Sizes
-from benchmarks.gpu_day.workbench import Ledger
+from benchmarks.gpu_day.workbench import Ledger, device
 from qwen_job.facts.model_shapes import load_model_shape
 
 
@@ -81,7 +81,7 @@ def seconds(work: Callable[[], object], most: float = 0.5) -> float:
 def copies(tiny: bool) -> dict[str, Any]:
     """Return the bandwidth of a large copy, bytes read and written."""
     size = 1 << (20 if tiny else 32)
-    source = torch.empty(size, dtype=torch.uint8, device=_device()).random_(0, 255)
+    source = torch.empty(size, dtype=torch.uint8, device=device()).random_(0, 255)
     target = torch.empty_like(source)
     return {"gb_per_second": round(2 * size / seconds(lambda: target.copy_(source)) / 1e9, 1)}
 
@@ -89,11 +89,7 @@ def copies(tiny: bool) -> dict[str, Any]:
 def product(rows: int, inner: int, columns: int, tiny: bool) -> dict[str, Any]:
     """Return the rate of a product in bf16 on random numbers: zeros run faster than real data."""
     kind = torch.float32 if tiny else torch.bfloat16
-    left = torch.randn(rows, inner, device=_device(), dtype=kind)
-    right = torch.randn(columns, inner, device=_device(), dtype=kind)
+    left = torch.randn(rows, inner, device=device(), dtype=kind)
+    right = torch.randn(columns, inner, device=device(), dtype=kind)
     taken = seconds(lambda: left @ right.T)
     return {"ms": round(1000 * taken, 3), "tflops": round(2 * rows * inner * columns / taken / 1e12, 1)}
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,6 @@ def all_tasks(place: Place) -> list[Task]:
     }
     if tiny:
         del works["compiled"]  # compiling for a CPU takes minutes and shows nothing
-    if tiny:
         return [Task(name, 1, work) for name, work in works.items()]
     return [Task(name, seconds[name], work, limit=1.7 * seconds[name] + 20) for name, work in works.items()]
 
@@ -116,7 +116,7 @@ def tests(place: Place, deadline: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-v", "-p", "no:cacheprovider"]
     if place.sizes.tiny:
         command.append("--collect-only")
-    elif _has("xdist"):
+    elif find_spec("xdist"):
         command += ["-n", "12", "--dist", "worksteal"]
     try:
         code = run(place, command, deadline, log)
@@ -126,10 +126,6 @@ def tests(place: Place, deadline: float) -> dict[str, Any]:
     if code:
         raise Failed(f"pytest ended with {code}: tests.txt has why", dict(figures))
     return dict(figures)
-
-
-def _has(module: str) -> bool:
-    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
 
 
 _CASE = re.compile(

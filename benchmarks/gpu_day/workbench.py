@@ -34,6 +34,11 @@ from qwen_job.train.runlog import RunLog
 from qwen_job.train.watchdog import Watchdog
 
 
+def device() -> str:
+    """Return cuda or cpu."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Measured(NamedTuple):
     """``seconds`` and ``losses`` of every step; peaks in bytes: of tensors, of what the allocator held, of the device.
 
@@ -79,7 +84,7 @@ class Workbench:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device()
         self.place: Place = place_from_environment()
         self.store = meet(self.place)
         join(self.place, self.store, self.device)
@@ -196,11 +201,10 @@ def _unchanged_kernels() -> Iterator[None]:
     """Put back what a setting changed for the whole process: a compiled loss, a compiler's cache of graphs."""
     from qwen_job.train import loss
 
-    step = loss._chunk_step
     try:
         yield
     finally:
-        loss._chunk_step = step
+        loss.compile_chunks(wanted=False)
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
 
