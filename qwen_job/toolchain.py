@@ -8,10 +8,23 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-REMEDY = (
+from qwen_job.errors import EnvironmentFault
+
+_REMEDY = (
     "use the image of a set that has a compiler (ampere has; others: make image WITH_COMPILER=1; outside images "
     "install g++ and libpython3-dev)"
 )
+
+
+def refuse_without_compiler(torch_compile: object, fused_loss: object, device: str) -> None:
+    """Refuse settings that compile kernels as a job runs, where nothing can be compiled; ``auto`` is none of them.
+
+    Raises:
+        EnvironmentFault: the compiler or a header is missing.
+    """
+    setting = "torch_compile: true" if torch_compile is True else "fused_loss: liger" if fused_loss == "liger" else ""
+    if setting and (what := missing_tool(device)):
+        raise EnvironmentFault(f"train.{setting}: {what}: {_REMEDY}, or remove the line")
 
 
 def missing_tool(device: str) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job import strict_yaml
-from qwen_job.errors import EnvironmentFault
 from qwen_job.node.image import installed_image
 from qwen_job.node.quick_check import require
-from qwen_job.toolchain import REMEDY, missing_tool
+from qwen_job.toolchain import refuse_without_compiler
 
 
 def check_start(command: Sequence[str]) -> None:
@@ -32,9 +31,7 @@ def check_start(command: Sequence[str]) -> None:
             return
         device = "cuda" if image.cuda else "cpu"
     require(device)
-    compiling = needs_compiler(settings.get("torch_compile") is True, str(settings.get("fused_loss")))
-    if compiling:
-        require_compiler(compiling, device)
+    refuse_without_compiler(settings.get("torch_compile"), settings.get("fused_loss"), device)
 
 
 def _settings(command: Sequence[str]) -> dict[str, Any] | None:
@@ -46,20 +43,3 @@ def _settings(command: Sequence[str]) -> dict[str, Any] | None:
     except (OSError, ValueError, LookupError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def needs_compiler(torch_compile: bool, fused_loss: str) -> str | None:
-    """Return the setting that compiles kernels during training, None if there is none."""
-    if torch_compile:
-        return "torch_compile: true"
-    return "fused_loss: liger" if fused_loss == "liger" else None
-
-
-def require_compiler(setting: str, device: str) -> None:
-    """Check for the compiler and the headers that ``setting`` needs.
-
-    Raises:
-        EnvironmentFault: one of them is missing.
-    """
-    if what := missing_tool(device):
-        raise EnvironmentFault(f"{setting} compiles kernels during training, but {what}: {REMEDY}, or remove the line")

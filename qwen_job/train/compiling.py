@@ -1,7 +1,6 @@
 """Compiled layers: whether a run has them, and their compilation, before the first step and outside every collective.
 
-- ``refuse_without_compiler``: before the model loads
-- ``compile_layers``: decides for all ranks alike, compiles on rows of the run, and falls back where that fails
+``compile_layers`` decides for all ranks alike, compiles on rows of the run, and falls back where that fails.
 
 Layer by layer: one compilation serves all layers, and DeepSpeed's hooks stay outside. The first rank of a node compiles
 while the others wait; they then find its kernels in the node's folder (graphs name their GPU, so each rank makes its
@@ -20,11 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from qwen_job.errors import EnvironmentFault
 from qwen_job.facts.compiling import why_eager
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.metrics import read_metrics
-from qwen_job.toolchain import REMEDY, missing_tool
+from qwen_job.toolchain import missing_tool
 from qwen_job.train import kernel_cache, loss
 from qwen_job.train.deepspeed_config import zero_stage
 from qwen_job.train.kernels import use_lean_rotation
@@ -60,16 +58,6 @@ class Count(NamedTuple):
 
 
 _NOTHING = Count(0, 0)
-
-
-def refuse_without_compiler(config: TrainConfig) -> None:
-    """Refuse ``torch_compile: true`` where nothing can be compiled.
-
-    Raises:
-        EnvironmentFault: a compiler or a header is missing.
-    """
-    if config.torch_compile is True and (what := missing_tool(config.device)):
-        raise EnvironmentFault(f"{_FIELD}: true: {what}: {REMEDY}, or write auto")
 
 
 def compile_layers(

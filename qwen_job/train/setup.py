@@ -21,12 +21,13 @@ from qwen_job.models.completeness import read_config
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.signals import StopRequest
+from qwen_job.toolchain import refuse_without_compiler
 from qwen_job.train import deepspeed_engine as engines
 from qwen_job.train.arguments import Arguments, read_arguments
 from qwen_job.train.attention import window_of
 from qwen_job.train.batches import Batch, Loader, Rows, StepSampler, collate, on_device
 from qwen_job.train.checkpoints import Checkpointer
-from qwen_job.train.compiling import Setting, compile_layers, refuse_without_compiler
+from qwen_job.train.compiling import Setting, compile_layers
 from qwen_job.train.course import Course, Track
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.export import control_tokens, rehearse
@@ -79,10 +80,10 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
         JobError: a setting of the training cannot be used.
         DataError: there is no row to train on.
         ModelError: the model cannot be loaded, or not exported after training.
-        EnvironmentFault: torch_compile is true, and this node has no compiler.
+        EnvironmentFault: a setting compiles kernels, and this node has no compiler.
     """
     config, log = attempt.config, attempt.log
-    refuse_without_compiler(config)
+    refuse_without_compiler(config.torch_compile, config.fused_loss, config.device)
     transformers_logging.disable_progress_bar()
     arguments, notes = read_arguments(config)
     if arguments.tf32 is not None:

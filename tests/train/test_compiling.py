@@ -19,11 +19,11 @@ from torch._dynamo.utils import counters  # noqa: E402
 
 from qwen_job.errors import EnvironmentFault  # noqa: E402
 from qwen_job.run.config import TrainConfig, parse_config  # noqa: E402
-from qwen_job.toolchain import missing_tool  # noqa: E402
+from qwen_job.toolchain import missing_tool, refuse_without_compiler  # noqa: E402
 from qwen_job.train import attention as kernels  # noqa: E402
 from qwen_job.train import kernel_cache  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
-from qwen_job.train.compiling import Setting, compile_layers, refuse_without_compiler  # noqa: E402
+from qwen_job.train.compiling import Setting, compile_layers  # noqa: E402
 from qwen_job.train.loss import LossHead, Objective  # noqa: E402
 from qwen_job.train.ranks import Ranks  # noqa: E402
 from qwen_job.train.rendezvous import Place  # noqa: E402
@@ -205,17 +205,27 @@ def test_auto_trains_uncompiled_where_the_node_cannot_compile(
     monkeypatch.setenv("CC", compiler)
     case = Case(tmp_path, "aot_eager")
     case.config = case.config.model_copy(update={"torch_compile": "auto", "device": "cuda"})
-    refuse_without_compiler(case.config)
+    refuse(case.config)
     assert not case.compile(lambda: case.loss([20, 12], [32]))
     assert capsys.readouterr().err == f"train.torch_compile: auto: layers are not compiled: {why}\n"
 
 
-def test_true_without_a_compiler_is_refused_before_the_model_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def refuse(config: TrainConfig) -> None:
+    """Do what a trainer does before it loads the model."""
+    refuse_without_compiler(config.torch_compile, config.fused_loss, config.device)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"torch_compile": True}, "true"), ({"torch_compile": "auto", "fused_loss": "liger"}, "liger")],
+)
+def test_a_setting_that_compiles_is_refused_without_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], named: str
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(EnvironmentFault, match="true: no-such-compiler is missing: use the image"):
-        refuse_without_compiler(config_of(tmp_path / "run", "inductor"))
+    config = config_of(tmp_path / "run", "inductor").model_copy(update=changes)
+    with pytest.raises(EnvironmentFault, match=f"{named}: no-such-compiler is missing: use the image"):
+        refuse(config)
 
 
 @pytest.mark.timeout(300)
