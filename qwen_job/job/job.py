@@ -19,6 +19,7 @@ from qwen_job.job.model import Cluster, Container, Data, DeepSpeed, Evaluate, Lo
 from qwen_job.job.planning import Planning
 from qwen_job.job.slurm import Slurm
 from qwen_job.job.types import EnvName, EnvValue, Strict, Text, section
+from qwen_job.resources import cache_beside
 
 
 class Job(Strict):
@@ -54,6 +55,11 @@ class Job(Strict):
 
     _document: Document | None = PrivateAttr(None)
     _points: "tuple[Point, ...]" = PrivateAttr(())
+
+    @property
+    def model_cache(self) -> str:
+        """The folder of downloaded and converted models; by default beside the run's folder, which all nodes share."""
+        return self.model.cache_dir or cache_beside(self.output)
 
     @property
     def points(self) -> "tuple[Point, ...]":

@@ -13,7 +13,6 @@ from qwen_job.facts.data_names import is_name
 from qwen_job.job.document import Document
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job
-from qwen_job.resources import cache_beside
 from qwen_job.text import did_you_mean
 
 STDIN = "job.yaml (stdin)"
@@ -58,7 +57,7 @@ def paths_of(job: Job) -> list[JobPath]:
 
 def source_cache(job: Job) -> Path:
     """Return the folder that the data sets of a job, where it names some, are fetched into."""
-    return Path(job.data.cache_dir or job.model.cache_dir or cache_beside(job.output))
+    return Path(job.data.cache_dir or job.model_cache)
 
 
 def resolve_paths(job: Job, document: Document) -> Job:

@@ -20,7 +20,6 @@ from qwen_job.job.build import build, spelt_out
 from qwen_job.job.document import Document, Position, place
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Axis, Job, Point, blame
-from qwen_job.resources import cache_beside
 from qwen_job.run.folder import PREPARED
 
 # Slurm's MaxArraySize is 1001 unless the site raised it.
@@ -117,12 +116,11 @@ def _run(document: Document, whole: Job, folder: str, number: int) -> Job:
     """Build the job of one run; all runs share the folder for models and prepared data."""
     job = build(document)
     suffix = f"-{number}"
-    cache = whole.model.cache_dir or cache_beside(whole.output)
     return job.model_copy(
         update={
             "name": whole.name[: 63 - len(suffix)].rstrip("._-") + suffix,
             "output": str(PurePosixPath(whole.output, folder)),
-            "model": job.model.model_copy(update={"cache_dir": job.model.cache_dir or cache}),
+            "model": job.model.model_copy(update={"cache_dir": job.model.cache_dir or whole.model_cache}),
             "data": job.data.model_copy(
                 update={"cache_dir": job.data.cache_dir or str(PurePosixPath(whole.output, PREPARED))}
             ),

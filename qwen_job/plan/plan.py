@@ -38,7 +38,6 @@ from qwen_job.plan.search.sharding import (
     reference_choice,
     refuse_contradictions,
 )
-from qwen_job.resources import cache_beside
 from qwen_job.text import GIB
 
 
@@ -98,11 +97,6 @@ class Plan:
     def speed(self) -> SpeedEstimate | None:
         """The choice's speed with full rows (``run.speed`` is for the data at hand); None where it is unknown."""
         return self.choice.speed
-
-    @property
-    def model_cache(self) -> str:
-        """The folder of downloaded and converted models; beside the run's folder, which all nodes share."""
-        return self.job.model.cache_dir or cache_beside(self.job.output)
 
 
 def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | None = None) -> Plan:

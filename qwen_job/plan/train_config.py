@@ -52,7 +52,7 @@ def train_config(plan: Plan) -> TrainConfig:
             name=job.model.name,
             source=job.model.resolved_source,
             revision=job.model.revision,
-            cache_dir=Path(plan.model_cache),
+            cache_dir=Path(plan.job.model_cache),
         ),
         data=_data(job),
         training=_training(plan),

@@ -97,7 +97,7 @@ def mounts(plan: Plan) -> list[str]:
 def _folders(plan: Plan) -> tuple[dict[FieldPath, str], dict[FieldPath, str]]:
     """Return field -> folder for what the job only reads, and for what it writes."""
     reading: dict[FieldPath, str] = {}
-    writing: dict[FieldPath, str] = {("model", "cache_dir"): plan.model_cache}
+    writing: dict[FieldPath, str] = {("model", "cache_dir"): plan.job.model_cache}
     for one in paths_of(plan.job):
         (writing if one.writes else reading)[one.field] = one.folder
     if plan.job.slurm.scratch and plan.job.container.runtime != "none":

@@ -82,8 +82,8 @@ def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_model_s_cache_lies_beside_the_run(tmp_path: Path) -> None:
-    assert pinned_plan(tmp_path).model_cache == "/runs/.qwen-job-cache"
-    assert pinned_plan(tmp_path, model={"cache_dir": "/c"}).model_cache == "/c"
+    assert pinned_plan(tmp_path).job.model_cache == "/runs/.qwen-job-cache"
+    assert pinned_plan(tmp_path, model={"cache_dir": "/c"}).job.model_cache == "/c"
 
 
 def test_the_prepared_data_is_on_the_host_and_on_disk_and_changes_nothing_that_runs(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def _paths(plan: Plan) -> list[JobPath]:
     """Return the paths that the pods must see; evaluation is not part of a Kubernetes job."""
     found = [one for one in paths_of(plan.job) if one.field[0] != "evaluate"]
     if not plan.job.model.cache_dir:
-        found.insert(1, JobPath(("model", "cache_dir"), plan.model_cache, writes=True))
+        found.insert(1, JobPath(("model", "cache_dir"), plan.job.model_cache, writes=True))
     return found
 
 
