@@ -49,10 +49,7 @@ class ModelSpec(Fixed):
         try:
             return {**value, "name": clean_name(value["name"], value["source"])}
         except ValueError as error:
-            fault = PydanticCustomError("name", "{text}", {"text": str(error)})
-            raise ValidationError.from_exception_data(
-                cls.__name__, [{"type": fault, "loc": ("name",), "input": value["name"]}]
-            ) from None
+            raise _refusal(cls, "name", str(error)) from None
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> "ModelSpec":
@@ -90,9 +87,14 @@ class DataFile(Fixed):
         elif entry.get("path") is None:
             text = "is missing"
         if text:
-            fault = PydanticCustomError("name", "{text}", {"text": text})
-            raise ValidationError.from_exception_data(cls.__name__, [{"type": fault, "loc": ("path",), "input": None}])
+            raise _refusal(cls, "path", text)
         return entry
+
+
+def _refusal(section: type[Fixed], field: str, text: str) -> ValidationError:
+    """Return what a validator of a whole section raises to blame one field of it."""
+    fault = PydanticCustomError("name", "{text}", {"text": text})
+    return ValidationError.from_exception_data(section.__name__, [{"type": fault, "loc": (field,), "input": None}])
 
 
 def _name_fault(source: str) -> str:
