@@ -85,8 +85,7 @@ def open_cache(run: RunFolder, key: Key, say: Callable[[str], None]) -> KernelCa
     folder = _root(say) / name
     source = str(folder) if folder.is_dir() else _import(_archives(run), key, folder, say)
     folder.mkdir(mode=0o700, exist_ok=True)
-    for variable, leaf in _FOLDERS.items():
-        os.environ[variable] = str(folder / leaf)
+    follow_cache(folder)
     return KernelCache(folder, key, source)
 
 
