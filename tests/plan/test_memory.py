@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,6 @@ from hypothesis import strategies as st
 from qwen_job.facts import fact
 from qwen_job.facts.hardware import load_gpu
 from qwen_job.facts.model_shapes import load_model_shape
-from qwen_job.job import load_job
-from qwen_job.plan import make_plan
 from qwen_job.plan.estimate.activations import activation_bytes, layer_activation_bytes, loss_bytes
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import (
@@ -28,6 +28,7 @@ from qwen_job.plan.estimate.memory import (
 from qwen_job.plan.search.choice import MARGIN
 from qwen_job.resources import resource
 from qwen_job.text import GIB
+from tests.jobs import plan
 
 SMALL = load_model_shape("Qwen/Qwen-1_8B-Chat")
 A100 = load_gpu("A100-80G")
@@ -247,13 +248,6 @@ def test_an_allocator_whose_segments_cannot_grow_may_hold_more() -> None:
         ({"PYTORCH_ALLOC_CONF": "backend:cudaMallocAsync"}, False),
     ],
 )
-def test_the_job_decides_whether_segments_grow(env: dict[str, str], grow: bool) -> None:
-    job = {
-        "model": "Qwen/Qwen-1_8B-Chat",
-        "data": "/d.json",
-        "output": "/o",
-        "cluster": {"gpu": "A100-80G"},
-        "env": env,
-    }
-    plan = make_plan(load_job([], under={"name": "n", **job, "env": env}))
-    assert plan.memory is not None and ("held by the allocator" not in plan.memory.gpu) == grow
+def test_the_job_decides_whether_segments_grow(tmp_path: Path, env: dict[str, str], grow: bool) -> None:
+    memory = plan(tmp_path, f"env: {json.dumps(env)}\n").memory
+    assert memory is not None and ("held by the allocator" not in memory.gpu) == grow

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 MASTER_BYTES, ADAM_BYTES = 4, 8
 CHECKPOINT_COPY = "checkpoint copy"
-HELD = "held by the allocator"
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def estimate_memory(
         device = {}
     else:
         device["fragmentation"] = int(constants.fragmentation * totals[peak])
-        device[HELD] = 0 if layout.expandable_segments else _held_bytes(totals, sum(states.values()))
+        device["held by the allocator"] = 0 if layout.expandable_segments else _held_bytes(totals, sum(states.values()))
         device["CUDA context"] = constants.context_bytes
         device["NCCL"] = constants.nccl_bytes if layout.world_size > 1 else 0
     return MemoryEstimate(
