@@ -56,7 +56,8 @@ class ScriptLab:
             path = folder / "bin" / name
             path.write_text(text)
             path.chmod(0o755)
-        self.script = bundle(folder, "slurm", output=str(self.run_folder), **sections).text
+        made = bundle(folder, "slurm", output=str(self.run_folder), **sections)
+        self.files, self.script = made.files, made.text
         self.env = {**os.environ, "LAB": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
         self.env |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "host[1-2]", "SLURM_JOB_PARTITION": "p"}
 

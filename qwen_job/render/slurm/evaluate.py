@@ -10,6 +10,7 @@ from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
+from qwen_job.render.container import batch_settings
 from qwen_job.render.engine import render_template
 from qwen_job.render.slurm.cpus_and_memory import all_runs, bytes_of
 from qwen_job.render.slurm.gpu_request import other_gres
@@ -46,6 +47,7 @@ def evaluate_script(plan: Plan, folders: Sequence[str | Path]) -> tuple[str, lis
         "options": options,
         "tasks": [_task(run, folders) for run in runs],
         "array": bool(plan.sweep),
+        "container": batch_settings(plan),
         "slurm_gives_gpus": slurm_gives_gpus(plan),
     }
     return render_template("slurm/evaluate.sbatch.j2", context, folders), options

@@ -17,6 +17,7 @@ from qwen_job.render.slurm.array import MAX_SCRIPT_BYTES
 from tests.jobs import bundle, pinned_plan
 from tests.render.slurm.reading import sbatch_lines
 from tests.render.test_shellcheck import check
+from tests.support.script_lab import ScriptLab
 
 GRID = {"train.learning_rate": [1e-5, 2e-5], "env.MODE": ["it's", "$(x)"]}
 CLAIM = {"volumes": [{"name": name, "mount_path": f"/{name}", "pvc": "c"} for name in ("runs", "data")]}
@@ -179,6 +180,34 @@ def test_the_follow_up_runs_in_the_same_container_and_sees_its_data(tmp_path: Pa
     text = made.files["tiny-evaluate.sbatch"]
     assert container["image"] in text and "/held:/held:ro" in text
     check(tmp_path, made.files)
+
+
+def engine_calls(folder: Path, runtime: str, code: int) -> list[str]:
+    """Run the follow-up, whose step exits with ``code``; return what the batch script then asks of the runtime."""
+    container = {"runtime": runtime, "image": "registry.example.com/x:y"}
+    lab = ScriptLab(folder, container=container, evaluate=EVALUATE)
+    lab.script = lab.files["tiny-evaluate.sbatch"]
+    calls, engine = folder / "calls", folder / "bin" / runtime
+    engine.write_text(f'#!/bin/bash\necho "$*" >> {calls}\n[ "$1" != ps ] || echo its-id\n')
+    engine.chmod(0o755)
+    calls.touch()
+    (lab.run_folder / "launch").mkdir(parents=True)
+    (lab.run_folder / "done.json").write_text("{}")
+    assert lab.ends(code) == code
+    assert not list(lab.run_folder.glob("launch/*clean_up*"))
+    return calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize(("runtime", "options"), [("docker", ""), ("podman", " --time 0")])
+def test_the_container_of_a_killed_follow_up_is_removed(tmp_path: Path, runtime: str, options: str) -> None:
+    assert engine_calls(tmp_path, runtime, 137) == [
+        "ps --all --quiet --filter label=qwen-job=evaluate.7",
+        f"rm --force{options} its-id",
+    ]
+
+
+def test_a_follow_up_that_succeeds_has_no_container_to_remove(tmp_path: Path) -> None:
+    assert engine_calls(tmp_path, "podman", 0) == []
 
 
 def test_other_targets_say_that_they_do_not_measure(tmp_path: Path) -> None:
