@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from qwen_job.atomic import open_regular, sync_file, sync_folder, write_atomically
 from qwen_job.errors import EnvironmentFault, ModelError
@@ -26,6 +26,11 @@ Notify = Callable[[str], None]  # called with a line of text from time to time
 def cache_folder(chosen: Path | None = None) -> Path:
     """Return the folder of models in the ``chosen`` cache, else in the user's own."""
     return (chosen or user_cache()).expanduser() / "models"
+
+
+def stays_below(path: str) -> bool:
+    """Tell whether a relative path names something below the folder that it starts from."""
+    return bool(path) and not path.startswith("/") and ".." not in PurePosixPath(path).parts
 
 
 def chunks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from qwen_job.atomic import write_atomically
 from qwen_job.data.splits import CARD, choose
 from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.facts.data_names import DataName, is_name, parse, shown
@@ -30,8 +29,10 @@ from qwen_job.remote.hub_huggingface import HuggingFace
 from qwen_job.remote.hub_modelscope import ModelScope
 from qwen_job.resources import user_cache
 from qwen_job.run.config import TrainConfig
+from qwen_job.run.pins import pin_at_any_revision, pin_key, read_pins, valid_record
+from qwen_job.run.reading import read_object
 from qwen_job.run.sections import DataFile, DataSpec
-from qwen_job.storage import Notify, exclusive, to_json
+from qwen_job.storage import Notify, exclusive, write_json
 
 _MOST_CARD = 4 << 20
 _SPLITS = ("train", "eval")
@@ -59,7 +60,7 @@ class Source(NamedTuple):
     @property
     def key(self) -> str:
         """The name and the revision asked for, as a run's record lists it."""
-        return f"{self.text} @ {self.revision}" if self.revision else self.text
+        return pin_key(self.text, self.revision)
 
 
 class Fetched(NamedTuple):
@@ -89,12 +90,12 @@ def local_data(config: TrainConfig, log: Notify) -> TrainConfig:
         EnvironmentFault: a hub is unreachable, or the cache cannot be written.
     """
     place, cache = config.folder.sources, cache_of(config.data, config.model.cache_dir)
-    pins = {} if config.resume == "changed" else _read_pins(place)
+    pins = {} if config.resume == "changed" else read_pins(place)
     spec, records = local_spec(config.data, cache, log, pins)
     if not records:
         return config
     if records != pins:
-        _write(place, to_json({"version": 1, "sources": records}))
+        write_json(place, {"version": 1, "sources": records})
     return config.model_copy(update={"data": spec})
 
 
@@ -129,14 +130,13 @@ def local_spec(
 def local_files(named: Iterable[str | Path], cache: Path | None, log: Notify, pins: Path | None = None) -> list[Path]:
     """Return paths as they are and, in place of names, their files; ``pins``: a run's record of versions."""
     files: list[Path] = []
-    known = _read_pins(pins) if pins else {}
+    known = read_pins(pins) if pins else {}
     for one in named:
         if not is_name(str(one)):
             files.append(Path(one))
             continue
         source = Source(str(one), None, cache or user_cache())
-        of_the_run = [pin for key, pin in known.items() if key == source.text or key.startswith(f"{source.text} @ ")]
-        fetched = fetch_data(source, log, pin=next(iter(of_the_run), None))
+        fetched = fetch_data(source, log, pin=pin_at_any_revision(known, source.text))
         log(describe(source, fetched))
         files += fetched.files
     return files
@@ -182,7 +182,7 @@ def fetch_data(
         commit = known.get("commit") if known else None if newer else _commit_in_cache(source, hub)
         record = _download(source, hub, commit, pin, log)
         if not pin:
-            _write(_record_file(source), to_json(record))
+            write_json(_record_file(source), record)
     return Fetched(_paths(source, record), record)
 
 
@@ -232,7 +232,7 @@ def _commit_in_cache(source: Source, hub: Hub) -> str | None:
     base = _base(source)
     found = base.parent.glob(f"{glob.escape(base.name)}.*.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        record = _valid(_read(path))
+        record = valid_record(read_object(path))
         if record and record.get("revision") == (source.revision or hub.default_revision):
             return record.get("commit")
     return None
@@ -323,42 +323,4 @@ def _paths(source: Source, record: Mapping[str, Any]) -> list[Path]:
 
 
 def _read_record(source: Source) -> Mapping[str, Any] | None:
-    return _valid(_read(_record_file(source)))
-
-
-def _read_pins(path: Path) -> dict[str, Any]:
-    """Return a run's records by name; a damaged file has none, and resuming then compares the rows."""
-    listed = _read(path).get("sources")
-    found = {name: _valid(one) for name, one in listed.items()} if isinstance(listed, dict) else {}
-    return {name: one for name, one in found.items() if one}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _valid(record: object) -> Mapping[str, Any] | None:
-    """Return a record if it has the form that is written here."""
-    if not isinstance(record, dict) or not isinstance(version := record.get("version"), str):
-        return None
-    files = record.get("files")
-    commit = record.get("commit")
-    if not version.isalnum() or not isinstance(files, list) or not files or commit not in (None, version):
-        return None
-    for file in files:
-        if not isinstance(file, dict) or not isinstance(path := file.get("path"), str):
-            return None
-        if path.startswith("/") or ".." in PurePosixPath(path).parts or not isinstance(file.get("size"), int):
-            return None
-    return record
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise EnvironmentFault(f"{path}: cannot be written ({error.strerror}); free space or fix rights") from error
+    return valid_record(read_object(_record_file(source)))

@@ -19,6 +19,7 @@ from qwen_job.models.fetch import cached_folder
 from qwen_job.report.serving import Serving, serving_of
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.run.folder import RunFolder
+from qwen_job.run.pins import pin_key, read_pins
 from qwen_job.run.reading import read_object
 from qwen_job.run.sections import ModelSpec
 
@@ -165,12 +166,12 @@ def _published(data: Mapping[str, Any]) -> list[str]:
 
 
 def _files(data: Mapping[str, Any], run: Path) -> Iterator[tuple[str, ...]]:
-    pins = read_object(RunFolder(run).sources).get("sources")
+    pins = read_pins(RunFolder(run).sources)
     for split in ("train", "eval"):
         entries = data.get(split)
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict) and isinstance(source := entry.get("source"), str):
-                yield from _fetched(split, source, entry, pins if isinstance(pins, dict) else {})
+                yield from _fetched(split, source, entry, pins)
             elif isinstance(entry, dict) and entry.get("path"):
                 path = Path(str(entry["path"]))
                 digest = sha256_of(path) if path.is_file() else "file not found when this was written"
@@ -178,20 +179,17 @@ def _files(data: Mapping[str, Any], run: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _fetched(
-    split: str, source: str, entry: Mapping[str, Any], pins: Mapping[str, Any]
+    split: str, source: str, entry: Mapping[str, Any], pins: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield a data set of a hub by its name, and a file by that of the file: an address may disclose too much."""
-    revision = entry.get("revision")
-    pin = pins.get(f"{source} @ {revision}" if revision else source)
-    files = pin.get("files") if isinstance(pin, dict) else None
+    pin, weight = pins.get(pin_key(source, entry.get("revision"))), str(entry.get("weight", 1.0))
     on_hub = source.startswith(("hf:", "ms:"))
-    for file in files if isinstance(files, list) else []:
-        path, digest = str(file.get("path")), str(file.get("sha256") or f"git {file.get('git_sha1')}")
-        at = f"{source} at {pin['version']}: " if on_hub and pin else ""
-        yield f"{split}: {at}{path}", digest, str(entry.get("weight", 1.0))
-    if not files:
-        name = source if on_hub else "an address"
-        yield f"{split}: {name}", "not known when this was written", str(entry.get("weight", 1.0))
+    if pin is None:
+        yield f"{split}: {source if on_hub else 'an address'}", "not known when this was written", weight
+        return
+    at = f"{source} at {pin['version']}: " if on_hub else ""
+    for file in pin["files"]:
+        yield f"{split}: {at}{file['path']}", str(file.get("sha256") or f"git {file.get('git_sha1')}"), weight
 
 
 def _settings(summary: Summary) -> Iterator[tuple[str, ...]]:

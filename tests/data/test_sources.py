@@ -302,7 +302,17 @@ def test_a_file_outside_the_data_set_is_refused(server: HubServer, tmp_path: Pat
         fetch(tmp_path, f"{hub}:owner/chats")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"sources": 3}', '{"sources": {"hf:owner/chats": {"version": "../x"}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"sources": 3}',
+        '{"sources": {"hf:owner/chats": {"version": "../x"}}}',
+        '{"sources": ' + "[" * 100_000,
+    ],
+    ids=["empty", "list", "number", "outside", "deep"],
+)
 def test_a_damaged_record_of_a_run_is_written_again(tmp_path: Path, text: str) -> None:
     settings = config(tmp_path, "hf:owner/chats")
     local_data(settings, print)
