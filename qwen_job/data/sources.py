@@ -207,13 +207,12 @@ def _download(
     """Download a source at ``commit``, else at the newest; return its record. With ``pin``, exactly its files."""
     name, asked = source.name, source.revision or hub.default_revision
     if name.on_hub and not commit:
-        commit = retried(hub, lambda: hub.commit(name.name, asked, log), lambda: 0, log)
+        commit = retried(hub, lambda: hub.commit(name.name, asked, log), log)
     at = commit or asked
     try:
-        listed = retried(hub, lambda: hub.list_files(name.name, at, log), lambda: 0, log)
+        listed = retried(hub, lambda: hub.list_files(name.name, at, log), log)
     except DataError as error:
         raise _changed(source, str(error)) if pin and "not found" in str(error) else error from None
-    _refuse_outside(listed)
     version = commit or _digest(listed)
     if pin and version != pin["version"]:
         _refuse_changed(source, pin, listed)
@@ -250,12 +249,6 @@ def _choose(source: Source, listed: Sequence[RemoteFile], download: Download, lo
         more = f" and {len(left) - 1} more files belong" if len(left) > 1 else " belongs"
         log(f"{source.text}: {left[0]}{more} to no split, and not used")
     return chosen.files
-
-
-def _refuse_outside(listed: Sequence[RemoteFile]) -> None:
-    for file in listed:
-        if file.path.startswith("/") or ".." in PurePosixPath(file.path).parts or not file.path:
-            raise DataError(f"{file.path!r}: the hub lists a file outside the data set; do not use it")
 
 
 def _refuse_changed(source: Source, pin: Mapping[str, Any], listed: Sequence[RemoteFile]) -> None:

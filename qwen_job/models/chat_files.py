@@ -50,7 +50,7 @@ def fetch_chat_files(spec: ModelSpec, progress: Notify | None = None) -> Path:
                                f"run 'qwen-job model fetch {model}' where there is a network")  # fmt: skip
     with exclusive(small.with_name(f"{small.name}.lock"), progress):
         if damaged(small):
-            listed = retried(hub, lambda: hub.list_files(model, revision, progress), lambda: 0, progress)
+            listed = retried(hub, lambda: hub.list_files(model, revision, progress), progress)
             Download(hub, model, revision, small, progress).run(_wanted(model, listed))
     return small
 

@@ -75,7 +75,7 @@ def fetch_model(spec: ModelSpec, *, verify: bool = False, progress: Notify | Non
             if progress and exists(folder / MARKER):
                 progress(f"{folder.name}: {damage}: downloading the damaged files again")
             try:
-                files = wanted(retried(hub, lambda: hub.list_files(model, revision, progress), lambda: 0, progress))
+                files = wanted(retried(hub, lambda: hub.list_files(model, revision, progress), progress))
             except EnvironmentFault as error:
                 return _in_place(hub, model, revision, error, progress)
             download = Download(hub, model, revision, folder, progress)
@@ -110,10 +110,8 @@ def wanted(files: Sequence[RemoteFile]) -> list[RemoteFile]:
     unwanted = (*_NEVER, *_PICKLES) if safe else _NEVER
     chosen = []
     for file in files:
-        parts = PurePosixPath(file.path).parts
-        if file.path.startswith("/") or ".." in parts:
-            raise ModelError(f"{file.path}: the hub lists a file outside the model's folder; do not use this model")
-        named = len(parts) == 1 and not any(fnmatch.fnmatch(parts[0].lower(), pattern) for pattern in unwanted)
+        at_top = "/" not in file.path
+        named = at_top and not any(fnmatch.fnmatch(file.path.lower(), pattern) for pattern in unwanted)
         if named or is_named_template(file):
             chosen.append(file)
     if not chosen:

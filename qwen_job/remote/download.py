@@ -163,7 +163,7 @@ class Download:
                     f"{wrong[0].path}: {self._hub.endpoint} sent other bytes than the hash and size it announced"
                 )
 
-        retried(self._hub, attempt, self._bytes, self._progress)
+        retried(self._hub, attempt, self._progress, self._bytes)
 
     def _bytes(self) -> int:
         """Return the bytes of the folder that belong to partial downloads and to files downloaded in full."""
@@ -203,11 +203,7 @@ def _recorded(file: RemoteFile, path: Path) -> dict[str, object]:
 
 def _is_sound(file: RemoteFile, path: Path, *, strict: bool = False) -> bool:
     """Tell whether ``path`` has the announced size and hash; ``strict``: no announced hash counts as unsound."""
-    if not path.is_file() or path.stat().st_size != file.size:
-        return False
-    if file.sha256:
-        return sha256_of(path) == file.sha256
-    return git_sha1_of(path) == file.git_sha1 if file.git_sha1 else not strict
+    return not file_fault(path, vars(file), strict or bool(file.sha256 or file.git_sha1))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -219,8 +215,11 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def retried(hub: Hub, work: Callable[[], T], size: Callable[[], int], progress: Notify | None) -> T:
-    """Repeat ``work`` after transfer errors; only attempts that brought no bytes count against ATTEMPTS."""
+def retried(hub: Hub, work: Callable[[], T], progress: Notify | None, size: Callable[[], int] = lambda: 0) -> T:
+    """Repeat ``work`` after transfer errors; only attempts that brought no bytes count against ATTEMPTS.
+
+    ``size``: returns the bytes that have come so far.
+    """
     failures = 0
     while True:
         before = size()

@@ -23,9 +23,10 @@ from typing import Literal, NamedTuple
 
 from qwen_job.errors import DataError, EnvironmentFault, ModelError, QwenJobError
 from qwen_job.facts.data_names import shown
+from qwen_job.storage import stays_below
 
 WORKERS = 4
-SCRATCH = ".cache"  # of a model's folder: where the libraries keep locks, metadata and partial files
+SCRATCH = ".cache"  # of a repository's folder: where the libraries keep locks, metadata and partial files
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ class Hub(ABC):
         """
         with self._faults(repository, revision), _warnings_to(self.package, progress):
             files = list(self._files(repository, revision))
+        for file in files:
+            if not file.path:
+                raise TransferError("its answer is not a list of files: one has no name")
+            if not stays_below(file.path):
+                raise self.kind.error(
+                    f"{shown(repository)}: the hub lists a file outside the {self.kind.word}'s folder: {file.path!r}; "
+                    f"do not use this {self.kind.word}"
+                )
         if not files:
             raise self.kind.error(f"{shown(repository)}: has no files at revision {revision} on {self.endpoint}")
         return files

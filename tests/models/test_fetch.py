@@ -255,9 +255,16 @@ def test_those_who_wait_are_told_for_whom(tmp_path: Path) -> None:
     assert lines[0].startswith("waiting for ") and lines[0].endswith("which is preparing owner--tiny@master")
 
 
-def test_a_listing_that_leaves_the_folder_is_refused() -> None:
+@BOTH
+@pytest.mark.parametrize("fetch", [fetch_model, fetch_chat_files])
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a/../../tokenizer.json"])
+def test_a_listing_that_leaves_the_folder_is_refused(
+    hub: HubServer, tmp_path: Path, source: Source, fetch: Callable[[ModelSpec], Path], path: str
+) -> None:
+    hub.files[path] = b"{}"
     with pytest.raises(ModelError, match="outside the model's folder"):
-        wanted([RemoteFile("../../etc/passwd", 1, None, "")])
+        fetch(spec(tmp_path, source))
+    assert not hub.asked
 
 
 def test_pickles_come_only_where_nothing_else_is() -> None:
