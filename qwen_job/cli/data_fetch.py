@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from qwen_job.cli.data_options import DATA, FILE
+from qwen_job.cli.job_options import say
 from qwen_job.errors import UsageError
 from qwen_job.text import show_path
 
@@ -35,9 +36,6 @@ def fetch(names: tuple[str | Path, ...], revision: str | None, cache: Path | Non
     from qwen_job.data.sources import Source, describe, fetch_data
     from qwen_job.facts.data_names import parse
     from qwen_job.resources import user_cache
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
 
     for name in names:
         if isinstance(name, Path):

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from qwen_job.cli.data_options import files_of
-from qwen_job.cli.job_options import show_words
+from qwen_job.cli.job_options import say, show_words
 from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.facts.data_names import is_name
 
@@ -54,7 +54,7 @@ class Reading:
 
         name = self.options["model"]
         if name is not None:
-            return chat_files(name, _say)
+            return chat_files(name, say)
         return self._model_of_job(self.job) if self.job else None
 
     @cached_property
@@ -149,7 +149,7 @@ class Reading:
         cache = Path(job.model.cache_dir) if job.model.cache_dir else None
         values = {"name": job.model.name, "source": source, "revision": job.model.revision, "cache_dir": cache}
         try:
-            return fetch_chat_files(ModelSpec.read(values), _say)
+            return fetch_chat_files(ModelSpec.read(values), say)
         except EnvironmentFault as error:
             self.notes.append(f"without the model's tokenizer and chat template, because {error}")
             return None
@@ -182,7 +182,7 @@ def _files(job: Job, file: DataFile) -> list[Path]:
     from qwen_job.data.sources import Source, fetch_data
     from qwen_job.job.paths import source_cache
 
-    return fetch_data(Source(file.path, file.revision, source_cache(job)), _say).files
+    return fetch_data(Source(file.path, file.revision, source_cache(job)), say).files
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -201,7 +201,3 @@ def _unless_given(settings: dict[str, Any], options: dict[str, Any]) -> dict[str
     source = click.get_current_context().get_parameter_source
     return {name: value for name, value in settings.items()
             if name in options and source(name) == ParameterSource.DEFAULT}  # fmt: skip
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import click
 
+from qwen_job.cli.job_options import Option, option_group, say
 from qwen_job.errors import DataError, UsageError
 from qwen_job.facts import choices
 from qwen_job.facts.data_names import is_name, parse
@@ -40,7 +41,7 @@ def files_of(named: Iterable[str | Path]) -> list[Path]:
         return [Path(one) for one in listed]
     from qwen_job.data.sources import local_files
 
-    return local_files(listed, None, lambda line: click.echo(line, err=True))
+    return local_files(listed, None, say)
 
 
 def file_of(named: str | Path) -> Path:
@@ -56,109 +57,57 @@ def file_of(named: str | Path) -> Path:
     return files[0]
 
 
-def layout_options(command: Any) -> Any:
-    """Add the options that say how rows are read."""
-    for option in (
-        click.option(
-            "--format",
-            "layout",
-            type=click.Choice(get_args(choices.Format)),
-            default="auto",
-            help="Format of the rows.",
-        ),
-        click.option(
-            "--turn-order",
-            type=click.Choice(get_args(choices.TurnOrder)),
-            default="strict",
-            show_default=True,
-            help="What to do with turns that do not alternate: reject them, treat them as finetune.py does, or join "
-            "them (data.turn_order).",
-        ),
-        click.option(
-            "--ignore-key",
-            "ignore_keys",
-            multiple=True,
-            metavar="KEY",
-            help="Ignore this key in rows and turns (repeatable; data.ignore_keys).",
-        ),
-    ):
-        command = option(command)
-    return command
+def choice_option(name: str, choice: Any, default: str, about: str) -> Option:
+    """Return an option with the values and the name of a field of job.yaml; ``choice``: a Literal of its values."""
+    values = click.Choice(get_args(choice))
+    return click.option(name, type=values, default=default, show_default=True, help=about)
 
 
-def reading_options(command: Any) -> Any:
-    """Add the options that say how rows are read, rendered and measured."""
-    for option in (
-        layout_options,
-        chat_options,
-        model_option,
-        click.option(
-            "--max-turn-tokens",
-            type=click.IntRange(1),
-            help="Tokens from which a turn is reported [default: --max-length].",
-        ),
-        click.option(
-            "--max-length",
-            type=click.IntRange(1),
-            default=MAX_LENGTH,
-            show_default=True,
-            help="Maximum tokens per row.",
-        ),
-    ):
-        command = option(command)
-    return command
+# How rows are read.
+layout_options = option_group(
+    click.option("--ignore-key", "ignore_keys", multiple=True, metavar="KEY",
+                 help="Ignore this key in rows and turns (repeatable; data.ignore_keys)."),
+    choice_option(
+        "--turn-order", choices.TurnOrder, "strict",
+        "What to do with turns that do not alternate: reject them, treat them as finetune.py does, or join them "
+        "(data.turn_order).",
+    ),
+    click.option("--format", "layout", type=click.Choice(get_args(choices.Format)), default="auto",
+                 help="Format of the rows."),
+)  # fmt: skip
 
+# How conversations are rendered, and what of them is learnt.
+chat_options = option_group(
+    click.option("--template", default="auto", show_default=True, metavar="auto|chatml|FILE",
+                 help="Chat template: the model's own, ChatML, or a Jinja file."),
+    click.option("--system-prompt", help="System prompt for rows without one [default: the template's]."),
+    choice_option("--learn", choices.Learn, "all", "Which answers are learnt."),
+    choice_option("--thinking", choices.Thinking, "keep", "What to do with reasoning."),
+    choice_option(
+        "--empty-think", choices.EmptyThink, "auto",
+        "Answers without reasoning, on a model that thinks: learn, mask or omit the empty block.",
+    ),
+    choice_option(
+        "--several-thoughts", choices.SeveralThoughts, "split",
+        "Where the template drops earlier reasoning: split the row, or train it as one.",
+    ),
+)  # fmt: skip
 
-def model_option(command: Any) -> Any:
-    """Add the option that names a model."""
-    return click.option(
-        "--model",
-        "--tokenizer",
-        "model",
-        metavar="FOLDER|ID",
-        help="Model folder, or hub ID, for its chat template and exact counts of tokens.",
-    )(command)
+model_option = click.option(
+    "--model",
+    "--tokenizer",
+    "model",
+    metavar="FOLDER|ID",
+    help="Model folder, or hub ID, for its chat template and exact counts of tokens.",
+)
 
-
-def chat_options(command: Any) -> Any:
-    """Add the options that say how conversations are rendered and what of them is learnt."""
-    for option in (
-        click.option(
-            "--several-thoughts",
-            type=click.Choice(get_args(choices.SeveralThoughts)),
-            default="split",
-            show_default=True,
-            help="Where the template drops earlier reasoning: split the row, or train it as one.",
-        ),
-        click.option(
-            "--empty-think",
-            type=click.Choice(get_args(choices.EmptyThink)),
-            default="auto",
-            show_default=True,
-            help="Answers without reasoning, on a model that thinks: learn, mask or omit the empty block.",
-        ),
-        click.option(
-            "--thinking",
-            type=click.Choice(get_args(choices.Thinking)),
-            default="keep",
-            show_default=True,
-            help="What to do with reasoning.",
-        ),
-        click.option(
-            "--learn",
-            type=click.Choice(get_args(choices.Learn)),
-            default="all",
-            show_default=True,
-            help="Which answers are learnt.",
-        ),
-        click.option("--system-prompt", help="System prompt for rows without one [default: the template's]."),
-        click.option(
-            "--template",
-            default="auto",
-            show_default=True,
-            metavar="auto|chatml|FILE",
-            help="Chat template: the model's own, ChatML, or a Jinja file.",
-        ),
-    ):
-        command = option(command)
-    return command
+# How rows are read, rendered and measured.
+reading_options = option_group(
+    click.option("--max-length", type=click.IntRange(1), default=MAX_LENGTH, show_default=True,
+                 help="Maximum tokens per row."),
+    click.option("--max-turn-tokens", type=click.IntRange(1),
+                 help="Tokens from which a turn is reported [default: --max-length]."),
+    model_option,
+    chat_options,
+    layout_options,
+)  # fmt: skip

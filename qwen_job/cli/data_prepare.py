@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from itertools import repeat
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from qwen_job.cli.data_options import DATA, FILE, chat_options, layout_options
-from qwen_job.cli.job_options import FiniteRange
+from qwen_job.cli.data_options import DATA, FILE, chat_options, choice_option, layout_options
+from qwen_job.cli.job_options import FiniteRange, say
 from qwen_job.errors import UsageError
 from qwen_job.facts import choices
 from qwen_job.limits import MAX_LENGTH, MAX_WEIGHT
@@ -35,20 +35,8 @@ from qwen_job.text import json_text, show_path, visible
 @layout_options
 @chat_options
 @click.option("--max-length", type=int, default=MAX_LENGTH, show_default=True, help="Maximum tokens per row.")
-@click.option(
-    "--long-samples",
-    type=click.Choice(get_args(choices.LongSamples)),
-    default="truncate",
-    show_default=True,
-    help="What to do with conversations over --max-length.",
-)
-@click.option(
-    "--mask",
-    type=click.Choice(get_args(choices.Mask)),
-    default="assistant",
-    show_default=True,
-    help="Which tokens are trained on.",
-)
+@choice_option("--long-samples", choices.LongSamples, "truncate", "What to do with conversations over --max-length.")
+@choice_option("--mask", choices.Mask, "assistant", "Which tokens are trained on.")
 @click.option(
     "--packing/--no-packing", default=True, show_default=True, help="Pack several conversations into each row."
 )
@@ -86,12 +74,12 @@ def prepare(
     from qwen_job.data import prepare_data as run
     from qwen_job.data.prepared import describe, describe_template, read_index
     from qwen_job.data.sources import local_spec
+    from qwen_job.run.sections import DataSpec
 
     if weights and len(weights) != len(files):
         raise UsageError(
             f"--weight: given {len(weights)} times for {len(files)} files; give it once per file, or not at all"
         )
-    from qwen_job.run.sections import DataSpec
 
     values: dict[str, Any] = {
         "train": tuple(
@@ -114,7 +102,7 @@ def prepare(
         "turn_order": turn_order,
         "ignore_keys": ignore_keys,
     }
-    spec, _ = local_spec(DataSpec.read(values), output, lambda line: click.echo(line, err=True))
+    spec, _ = local_spec(DataSpec.read(values), output, say)
     folder = run(spec, tokenizer, output, workers=workers, progress=_progress())
     stats = open_prepared(folder).stats
     if sys.stderr.isatty():

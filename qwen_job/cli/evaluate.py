@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from qwen_job.cli.data_options import DATA
+from qwen_job.cli.job_options import say
 from qwen_job.text import json_text
 
 
@@ -32,9 +33,6 @@ def evaluate(
     from qwen_job.infer.evaluate import as_text
     from qwen_job.infer.evaluate import evaluate as measure
     from qwen_job.run.folder import RunFolder
-
-    def say(line: str) -> None:
-        click.echo(line, err=True)
 
     result = measure(run_or_model, data, samples=samples, before=before, max_new_tokens=max_new_tokens, progress=say)
     text = json_text(result.to_dict(), indent=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from qwen_job.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Option(Protocol):
+    """What adds an option or an argument to a command."""
+
+    def __call__(self, command: F, /) -> F:
+        """Return the command with it."""
 
 
 class FiniteRange(click.FloatRange):
@@ -33,26 +40,25 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-def job_options(command: F) -> F:
-    """Add JOB, ``-f`` and ``--set``."""
-    for decorate in reversed(
-        [
-            click.argument("job", required=False, metavar="[JOB]"),
-            click.option(
-                "-f",
-                "--file",
-                "files",
-                multiple=True,
-                metavar="FILE",
-                help="Layer (YAML); later ones override earlier ones.",
-            ),
-            click.option(
-                "--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; overrides all files."
-            ),
-        ]
-    ):
-        command = decorate(command)
-    return command
+def option_group(*options: Option) -> Option:
+    """Return a decorator that adds options and arguments, in the order of the help."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+# JOB, -f and --set.
+job_options = option_group(
+    click.argument("job", required=False, metavar="[JOB]"),
+    click.option(
+        "-f", "--file", "files", multiple=True, metavar="FILE", help="Layer (YAML); later ones override earlier ones."
+    ),
+    click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; overrides all files."),
+)
 
 
 def load_plan(
@@ -88,3 +94,8 @@ def show_words(lines: tuple[str, ...], colour: str = "yellow", label: str = "war
     """Print warnings or notes to stderr, so that stdout carries only data."""
     for line in lines:
         click.echo(f"{click.style(label + ':', fg=colour)} {visible(line)}", err=True)
+
+
+def say(line: str) -> None:
+    """Print a line about the work to stderr."""
+    click.echo(line, err=True)

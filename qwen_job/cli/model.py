@@ -6,14 +6,11 @@ from pathlib import Path
 
 import click
 
+from qwen_job.cli.job_options import say
 from qwen_job.errors import ModelError, UsageError
 from qwen_job.text import show_path
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
 
 
 @click.group()
@@ -60,7 +57,7 @@ def fetch(model_id: str, source: str, revision: str | None, cache: Path | None, 
     if source == "local" and revision:
         raise UsageError("--revision: does not apply to a local folder; remove it")
     spec = ModelSpec.read({"name": model_id, "source": source, "revision": revision, "cache_dir": cache})
-    show_path(ensure_model(spec, output_dir=Path("output").absolute(), verify=verify, progress=_say))
+    show_path(ensure_model(spec, output_dir=Path("output").absolute(), verify=verify, progress=say))
 
 
 @model.command()
@@ -75,7 +72,7 @@ def convert(folder: Path, target: Path) -> None:
     """
     from qwen_job.models.convert import convert_folder
 
-    convert_folder(folder, target, _say)
+    convert_folder(folder, target, say)
     show_path(target)
 
 
@@ -93,8 +90,8 @@ def export(folder: Path, target: Path, layout: str, original: Path | None) -> No
     from qwen_job.models.convert import export_qwen1
 
     assert layout == "qwen1"
-    if not export_qwen1(folder, target, original, _say):
-        _say(f"copy the *.py files of the original model into {target}, or pass its folder with --original")
+    if not export_qwen1(folder, target, original, say):
+        say(f"copy the *.py files of the original model into {target}, or pass its folder with --original")
     show_path(target)
 
 
@@ -113,8 +110,8 @@ def check(folder: Path) -> None:
 
     config = check_folder(folder)
     if unknown := unknown_fields(config):
-        _say(f"config.json: {', '.join(unknown)}: unknown to transformers, ignored")
+        say(f"config.json: {', '.join(unknown)}: unknown to transformers, ignored")
     for note in exported(folder).notes:
-        _say(note)
+        say(note)
     count = count_parameters(expected_shapes(config))
     click.echo(f"{folder}: complete: {config['model_type']}, {count:,} parameters")
