@@ -10,6 +10,9 @@ from typing import Any
 
 from qwen_job.chatml import PATTERN
 
+# Qwen3.5's and later: combining marks belong to the letters beside them (tokenization_qwen3_5.py of transformers 5.23).
+_PATTERN_3_5 = PATTERN.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
+
 
 def is_qwen(content: dict[str, Any]) -> bool:
     """Tell whether text is normalised (NFC or not at all), split and mapped to bytes as in Qwen's tokenizers."""
@@ -21,7 +24,7 @@ def is_qwen(content: dict[str, Any]) -> bool:
         and not any(model.get(key) for key in plain)
         and not model.get("byte_fallback")
         and (normalizer is None or normalizer == {"type": "NFC"})
-        and _cuts(content.get("pre_tokenizer") or {}) == [PATTERN, "bytes"]
+        and _cuts(content.get("pre_tokenizer") or {}) in ([PATTERN, "bytes"], [_PATTERN_3_5, "bytes"])
     )
 
 

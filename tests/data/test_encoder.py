@@ -18,6 +18,12 @@ from qwen_job.data.encode import ChatTokenizer, Flat
 from qwen_job.data.encoder import FastTokenizer, load_encoder
 from qwen_job.data.vocabulary import bytes_of
 
+# How Qwen3.5's tokenizer splits text.
+WITH_MARKS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 SPACED = st.lists(
     st.sampled_from(["a", "It's", "don'T", " ", "  ", "\n", "\t ", "12", "中文", "，", "!!", "é", "。\n"])
 )
@@ -34,12 +40,25 @@ SAMPLES = [
 ]
 
 
+@pytest.fixture(scope="module", params=["qwen", "qwen3_5"])
+def folder(request: pytest.FixtureRequest, qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of Qwen's vocabulary, which splits text as Qwen to Qwen3 do or as Qwen3.5 does."""
+    return qwen if request.param == "qwen" else _with_pattern(qwen, WITH_MARKS, tmp_path_factory.mktemp("qwen3_5"))
+
+
 @pytest.fixture(scope="module")
-def pair(qwen: Path) -> tuple[ChatTokenizer, FastTokenizer]:
+def pair(folder: Path) -> tuple[ChatTokenizer, FastTokenizer]:
     """Qwen's tokenizer, plain and fast."""
-    fast = load_encoder(qwen)
+    fast = load_encoder(folder)
     assert isinstance(fast, FastTokenizer)
-    return ChatTokenizer.load(qwen), fast
+    return ChatTokenizer.load(folder), fast
+
+
+def _with_pattern(qwen: Path, pattern: str, folder: Path) -> Path:
+    content = json.loads((qwen / "tokenizer.json").read_text(encoding="utf-8"))
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
 
 
 def _same(plain: ChatTokenizer, fast: FastTokenizer, texts: list[str]) -> None:
@@ -80,14 +99,12 @@ def test_without_gigatoken_the_tokenizer_itself_is_used(qwen: Path, monkeypatch:
     assert type(load_encoder(qwen)) is ChatTokenizer
 
 
-def test_what_is_known_is_forgotten_when_it_grows(
-    qwen: Path, pair: tuple[ChatTokenizer, FastTokenizer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_known_is_forgotten_when_it_grows(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_KNOWN_BYTES", -(1 << 50))
     fast = load_encoder(qwen)
     assert isinstance(fast, FastTokenizer)
     before = fast._native
-    _same(pair[0], fast, SAMPLES)
+    _same(ChatTokenizer.load(qwen), fast, SAMPLES)
     assert fast._native is not before
 
 
@@ -113,7 +130,4 @@ def test_a_wrong_short_cut_is_found_and_dropped(
 
 def test_another_pattern_gets_no_short_cut(qwen: Path, tiny: Path, tmp_path: Path) -> None:
     assert type(load_encoder(tiny)) is ChatTokenizer, "its vocabulary has no mark"
-    content = json.loads((qwen / "tokenizer.json").read_text(encoding="utf-8"))
-    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\S+|\s+"
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    assert type(load_encoder(tmp_path)) is ChatTokenizer
+    assert type(load_encoder(_with_pattern(qwen, r"\S+|\s+", tmp_path))) is ChatTokenizer
