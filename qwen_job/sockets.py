@@ -4,6 +4,7 @@
 - ``reach``: connect to the first node; reports what it waits for, and fails early for a name that does not resolve
 - ``Waiting``: print one line every half minute while waiting
 - ``free_port``, ``leads_elsewhere``: a free local port; an address at which other nodes reach a name
+- ``address_problem``: whether a text is the address of a web server
 - ``choose_interface``: the interface for Gloo, from NCCL's syntax for interfaces
 """
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 
 from qwen_job.errors import EnvironmentFault
@@ -201,3 +204,16 @@ def _address_toward(host: str) -> str:
             return _bare(str(probe.getsockname()[0]))
     except OSError:
         return ""
+
+
+def address_problem(url: str) -> str:
+    """Return why a text is no address of a webhook, without repeating it; empty if it is one."""
+    form = "must hold an address such as https://HOST/PATH"
+    if not re.fullmatch(r"[!-~]+", url):
+        return f"contains a space or a character that no address has: it {form}"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    return "" if good else f"is not an http:// or https:// address: it {form}"

@@ -54,7 +54,11 @@ def job_reference() -> str:
         definition = schema["$defs"][_reference(schema["properties"][name])]
         parts += _section(f"`{name}`", definition, schema["$defs"])
         parts += _refused() if name == "train" else []
-    for name, title in (("DataFile", "An item of `data.train`"), ("Volume", "An item of `kubernetes.volumes`")):
+    for name, title in (
+        ("DataFile", "An item of `data.train`"),
+        ("Notify", "An item of `notify`"),
+        ("Volume", "An item of `kubernetes.volumes`"),
+    ):
         parts += _section(title, schema["$defs"][name], schema["$defs"])
     return "\n".join(parts) + "\n"
 

@@ -16,7 +16,7 @@ from qwen_job.render import render
 from tests.jobs import write
 from tests.support.pages import blocks
 
-GUIDES = ("architecture", "image", "kubernetes", "plan", "slurm", "training")
+GUIDES = ("architecture", "image", "kubernetes", "plan", "slurm", "training", "watching")
 
 
 def plain(checkout: Path, name: str, language: str) -> list[str]:
@@ -34,7 +34,7 @@ def test_both_languages_show_the_same(checkout: Path, guide: str) -> None:
     assert any(english) and english == chinese
 
 
-@pytest.mark.parametrize(("guide", "count"), [("slurm", 3), ("training", 4)])
+@pytest.mark.parametrize(("guide", "count"), [("slurm", 3), ("training", 4), ("watching", 1)])
 def test_the_yaml_of_the_guides_renders(checkout: Path, tmp_path: Path, guide: str, count: int) -> None:
     (tmp_path / "templates").mkdir()
     shown = plain(checkout, f"{guide}.md", "yaml")

@@ -47,6 +47,7 @@ def submit(
     local runs it now and exits with its exit code; slurm prints the job's ID, kubernetes its name. A sweep is one array
     job on Slurm; elsewhere its runs are submitted one by one.
     """
+    from qwen_job.launch.given import missing_variables
     from qwen_job.render import render_each
 
     if target != "slurm" and (after is not None or chain or then):
@@ -62,7 +63,7 @@ def submit(
         raise JobError(
             [plan.job.problem(("evaluate",), "is null, which conflicts with --then evaluate: remove the line")]
         )
-    show_words(plan.warnings)
+    show_words((*plan.warnings, *missing_variables(plan.job, target)))
     bundles = render_each(plan, target, separate=separate)
     for _, bundle in bundles.values():
         show_words(bundle.notes, "cyan", "note")

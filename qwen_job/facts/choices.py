@@ -25,6 +25,9 @@ FusedLoss = Literal["torch", "chunked", "liger", "none"]
 OnNan = Literal["stop", "skip"]
 Resume = Literal["auto", "extend", "changed"]
 TorchCompile = Literal["auto"] | bool
+WebhookKind = Literal["slack", "feishu", "dingtalk", "wecom", "json"]
+NotifyEvent = Literal["start", "done", "fault", "give_up"]
+NOTIFY_EVENTS: tuple[NotifyEvent, ...] = ("start", "done", "fault", "give_up")
 
 # numpy's generator takes 32 bits.
 SEED_LIMIT = 2**32

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from qwen_job.errors import Problem
 from qwen_job.job.document import Document, Path, dotted
 from qwen_job.job.hostfile import Hostfile
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.job.model import Cluster, Container, Data, DeepSpeed, Evaluate, Local, Model, Retry, Train
+from qwen_job.job.notify import Notify, one_or_more
 from qwen_job.job.planning import Planning
 from qwen_job.job.slurm import Slurm
 from qwen_job.job.types import EnvName, EnvValue, Strict, Text, section
@@ -40,6 +41,9 @@ class Job(Strict):
     uses_env: list[EnvName] = Field([], description="Variables of the current shell that this file can use as ${NAME}")
     container: Container = section()
     retry: Retry = section()
+    notify: Annotated[list[Notify], BeforeValidator(one_or_more)] = Field(
+        [], description="Webhooks that hear how the run goes, e.g. {kind: slack, url: env:SLACK_WEBHOOK}"
+    )
     slurm: Slurm = section()
     kubernetes: Kubernetes = section()
     hostfile: Hostfile = section()

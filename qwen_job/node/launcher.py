@@ -28,6 +28,7 @@ from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
 from qwen_job.node import attempts
 from qwen_job.node.checks import check_start
+from qwen_job.node.messenger import Messenger
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
 from qwen_job.run.lease import RENDEZVOUS
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The trainer applies the same limit to the attempts that reached training.
         os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
     relay = _Relay(options.grace_seconds, run)
+    messenger = Messenger.of(folder, options.rdzv_id, is_first=not options.node_rank, in_pod=bool(run))
     killed_before = ends.oom_kills()
     print(
         f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush=True,
     )
     try:
+        if messenger:
+            messenger.begin()
         if run:
             attempts.begin(run, options.max_without_progress)
         if folder:
@@ -82,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run:
         attempts.end(run, code, signalled=relay.used)
     relay.retire()
+    if messenger:
+        messenger.end(code, signalled=relay.used)
     return code
 
 

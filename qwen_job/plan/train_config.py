@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from qwen_job.facts.data_names import is_name
 from qwen_job.job import Job
 from qwen_job.job.model import DataFile as JobFile
+from qwen_job.job.notify import Notify
 from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.plan.schedule import PACKED_FILL
 from qwen_job.plan.search.choice import layout_of
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Planned, Stop, Training
+from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Planned, Stop, Training, Webhook
 
 if TYPE_CHECKING:
     from qwen_job.plan.plan import Plan
@@ -63,8 +64,13 @@ def train_config(plan: Plan) -> TrainConfig:
             skip_rows=train.skip_rows,
             hang_seconds=train.hang_seconds,
         ),
+        notify=tuple(_webhook(hook) for hook in job.notify),
         plan=_planned(plan),
     )
+
+
+def _webhook(hook: Notify) -> Webhook:
+    return Webhook.model_construct(kind=hook.kind, url=hook.url, secret=hook.secret, events=tuple(hook.events))
 
 
 def _planned(plan: Plan) -> Planned:

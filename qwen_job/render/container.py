@@ -16,6 +16,7 @@ from qwen_job.errors import JobError
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.paths import paths_of
 from qwen_job.plan import Plan
+from qwen_job.render.references import notify_variables
 
 # Set on the node, so runtimes that start with an empty environment must pass them on.
 _PASSED = (
@@ -219,7 +220,7 @@ def _oci(program: str) -> Callable[[Plan, list[str]], list[str]]:
             result += ["--device", "/dev/infiniband", "--cap-add", "IPC_LOCK"]
         for pair in pairs:
             result += ["--volume", pair]
-        for name in _PASSED:
+        for name in (*_PASSED, *notify_variables(plan.job)):
             result += ["--env", name]
         for name, value in plan.env.items():
             # Read before anything runs in the container; the rest of the job's environment is set inside.

@@ -13,6 +13,7 @@ from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.quote import Unrepresentable
+from qwen_job.render.references import reference_problems
 from qwen_job.render.secret import secret_problems
 
 # The module of each target, loaded when it is rendered.
@@ -38,8 +39,8 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     if plan.sweep and target != "slurm":
         message = f"on {target} each of its {len(plan.sweep)} runs is a separate bundle: render them with -o DIR"
         raise JobError([plan.job.problem(("sweep",), message)])
-    if secrets := list(dict.fromkeys(secret_problems(plan, target))):
-        raise JobError(secrets)
+    if problems := list(dict.fromkeys((*secret_problems(plan, target), *reference_problems(plan, target)))):
+        raise JobError(problems)
     folders = [*template_dirs, *_own_templates(plan)]
     module = importlib.import_module(f"qwen_job.render.{_MODULES[target]}")
     try:

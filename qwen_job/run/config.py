@@ -29,6 +29,7 @@ from qwen_job.run.sections import (
     Section,
     Stop,
     Training,
+    Webhook,
     fault_text,
     field_name,
     plain,
@@ -69,6 +70,7 @@ class TrainConfig(Section):
     training: Training = Field(default_factory=Training)
     stop: Stop = Field(default_factory=Stop)
     guards: Guards = Field(default_factory=Guards)
+    notify: tuple[Webhook, ...] = ()
     plan: Planned = Field(default_factory=Planned)
 
     @property

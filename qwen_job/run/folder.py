@@ -30,6 +30,7 @@ MANIFEST, IDENTITY, STATE = "manifest.json", "identity.json", "trainer_state.jso
 SCHEDULE, SETTINGS = "scheduler.pt", "settings.json"
 # In launch/.
 LEASE, OWNER, ENDS_AT, ATTEMPTS, TOKEN = "lease", "job", "ends_at", "tries.json", "token"
+NOTIFIED, LAST_ATTEMPT = "notified.json", "last_attempt"
 
 _STEP = re.compile(r"step-([0-9]+)")
 
@@ -139,6 +140,16 @@ class RunFolder:
     def attempts(self) -> Path:
         """Attempts in a row without a newer checkpoint."""
         return self.launch / ATTEMPTS
+
+    @property
+    def notified(self) -> Path:
+        """What the webhooks have heard of the run, and whether an attempt is open."""
+        return self.launch / NOTIFIED
+
+    @property
+    def last_attempt(self) -> Path:
+        """Written by the batch script: whether no attempt follows this one, with and without a newer checkpoint."""
+        return self.launch / LAST_ATTEMPT
 
     @property
     def token(self) -> Path:

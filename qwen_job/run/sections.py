@@ -199,6 +199,15 @@ class Guards(Section):
     hang_seconds: float = Field(default=choices.HANG_SECONDS, ge=0)
 
 
+class Webhook(Fixed):
+    """One webhook; ``url`` and ``secret`` say where its address and key are: env:NAME or file:PATH."""
+
+    kind: choices.WebhookKind
+    url: str
+    secret: str | None = None
+    events: tuple[choices.NotifyEvent, ...] = choices.NOTIFY_EVENTS
+
+
 class Planned(Section):
     """The plan's estimates, shown beside the measured values in messages and in the report.
 

@@ -48,6 +48,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         "tasks": [],
         "limit_seconds": limit_seconds(plan),
         "signal_seconds": signal_seconds(plan),
+        "notify": bool(job.notify),
         "max_retries": job.retry.max_retries,
         "max_without_progress": job.retry.max_without_progress,
     }

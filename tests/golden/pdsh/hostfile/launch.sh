@@ -158,6 +158,7 @@ guards:
   loss_spike_factor: 10.0
   skip_rows: []
   hang_seconds: 900
+notify: []
 plan:
   memory_bytes_per_gpu: null
   step_seconds: null
