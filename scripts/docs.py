@@ -1,8 +1,9 @@
-"""Write docs/cli.md and docs/job.md from the code: ``python scripts/docs.py`` (``--check`` only compares)."""
+"""Write the reference pages of docs/ from the code: ``python scripts/docs.py`` (``--check`` only compares)."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,62 @@ import click
 
 from qwen_job.cli import COMMANDS, cli
 from qwen_job.errors import RETRYABLE_FROM, table
+from qwen_job.facts import fact as facts_path
+from qwen_job.facts.lookup import read_facts
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.facts.train_settings import facts, schedulers
 from qwen_job.job.schema import job_schema
 
+MODEL_PAGE = {
+    "en": {
+        "head": """\
+# Models by name
+
+[English](models.md) · [中文](models.zh-CN.md)
+
+Written by `python scripts/docs.py` from `qwen_job/facts/models/`.
+
+The plan knows the exact sizes of these models, so `qwen-job plan` needs only the name. Base models have the sizes of
+their chat models. Of Qwen3.5, 3.6 and 3.8 the text model counts: the vision tower and the heads for multi-token
+prediction are not trained. Active parameters are those that one token passes. Layers are their number x the hidden
+size, with the experts of each layer and how many of them a token passes.
+""",
+        "columns": "| model | type | parameters | active | layers | vocabulary | positions | reasoning |",
+        "experts": "experts",
+        "none": "no",
+        "always": "always",
+        "switch": "on or off",
+        "tail": """\
+A model that is not in the table needs a local folder with its `config.json`: `--set model=/path/to/folder`. Official
+models that cannot be trained are refused by name, with the reason: vision-language, speech and retrieval models, reward
+models, Qwen3-Next, Qwen3.8-Flash-Next, and quantized copies (AWQ, GPTQ, FP8, GGUF), of which you use the full-precision
+original.
+""",
+    },
+    "zh": {
+        "head": """\
+# 按名称可用的模型
+
+[English](models.md) · [中文](models.zh-CN.md)
+
+由 `python scripts/docs.py` 根据 `qwen_job/facts/models/` 生成。
+
+规划知道这些模型的准确规模，因此 `qwen-job plan` 只需要名称。Base 模型与对应的 Chat 模型规模相同。
+Qwen3.5、3.6 和 3.8 只计文本模型：视觉编码器和多 token 预测头不参与训练。激活参数是一个 token 经过的参数。
+“层”一列是层数 x 隐藏维度，以及每层的专家数和每个 token 经过的专家数。
+""",
+        "columns": "| 模型 | 类型 | 参数量 | 激活参数量 | 层 | 词表 | 位置数 | 思考 |",
+        "experts": "个专家",
+        "none": "无",
+        "always": "始终",
+        "switch": "可开关",
+        "tail": """\
+表中没有的模型需要本地目录及其 `config.json`：`--set model=/path/to/folder`。无法训练的官方模型会按名称拒绝并说明原因：
+视觉语言、语音和检索模型，奖励模型，Qwen3-Next，Qwen3.8-Flash-Next，以及量化版本（AWQ、GPTQ、FP8、GGUF，请使用
+未量化的原模型）。
+""",
+    },
+}
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -121,10 +175,49 @@ def _type(field: dict[str, Any]) -> str:
     return f"list of {_type(field['items'])}" if kind == "array" and "items" in field else kind
 
 
+def model_reference(chinese: bool = False) -> str:
+    """Return a table of every model in facts/models, in order of generation and size."""
+    words = MODEL_PAGE["zh" if chinese else "en"]
+    parts = [words["head"], words["columns"], "|---|---|--:|--:|---|--:|--:|---|"]
+    shapes = [(load_model_shape(path.stem), read_facts(path)) for path in facts_path("models").glob("*.yaml")]
+    for shape, known in sorted(shapes, key=lambda one: (_generation(one[0].name), one[0].num_parameters, one[0].name)):
+        if known["source"] == "random":
+            continue
+        experts = shape.experts
+        layers = f"{shape.num_hidden_layers} x {shape.hidden_size:,}"
+        layers += f", {experts.count} {words['experts']} ({experts.per_token})" if experts else ""
+        active = "" if experts is None else f"{shape.active_parameters:,}"
+        cells = (
+            f"[{shape.name.partition('/')[2]}]({str(known['source']).removesuffix('/blob/main/config.json')})",
+            str(known["model_type"]).removesuffix("_text"),
+            f"{shape.num_parameters:,}",
+            active,
+            layers,
+            f"{shape.vocab_size:,}",
+            f"{shape.max_position_embeddings:,}",
+            words.get(str(known.get("thinking")), "?"),
+        )
+        parts.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*parts, "", words["tail"]])
+
+
+def _generation(name: str) -> tuple[bool, float]:
+    """Return the sort key of a model: general ones first, by generation; QwQ is a Qwen2.5."""
+    stem = name.partition("/")[2]
+    found = re.search(r"Qwen(\d+(?:\.\d+)?)?", stem)
+    return bool(re.search("QwQ|Code|Math", stem)), float(found[1] or 1) if found else 2.5
+
+
 def main() -> int:
     """Write or compare the pages; 1 when one of them is out of date."""
     stale = 0
-    for name, text in (("cli.md", cli_reference()), ("job.md", job_reference())):
+    pages = {
+        "cli.md": cli_reference(),
+        "job.md": job_reference(),
+        "models.md": model_reference(),
+        "models.zh-CN.md": model_reference(chinese=True),
+    }
+    for name, text in pages.items():
         path = DOCS / name
         if "--check" not in sys.argv:
             path.write_text(text, "utf-8")

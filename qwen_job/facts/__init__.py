@@ -6,7 +6,7 @@ In reading order:
 - ``lookup``: finds the file for a name; ``hardware``: GPUs; ``model_shapes``: models
 - ``config_fields``, ``weights``: what each field of a config.json means, and the weights that follow from it
 - ``model_files``: reading the files of a model folder
-- ``model_names``: how a model is named
+- ``model_names``: how a model is named; ``untrained``: official models that cannot be trained
 - ``train_settings``: the settings allowed under ``train``
 - ``compiling``: when layers are compiled by default
 - ``deepspeed_keys``: the keys of DeepSpeed's JSON

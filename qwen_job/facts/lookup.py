@@ -22,7 +22,7 @@ class UnknownName(JobError):
 
 
 def find(name: str, folders: Sequence[Path], kind: str) -> Path:
-    """Return the file that describes ``name``; the file of that name is tried first, so usually only one is read.
+    """Return the file that describes ``name``; files of a similar name are tried first, so few are read.
 
     Raises:
         UnknownName: no file has the name; suggests similar names.
@@ -33,14 +33,13 @@ def find(name: str, folders: Sequence[Path], kind: str) -> Path:
         direct = folder / f"{stem}.yaml"
         if stem and not stem.startswith(".") and direct.is_file() and wanted in _declared(direct, kind):
             return direct
-    known: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*.yaml")):
-            for declared in _declared(path, kind):
-                known.setdefault(declared, path)
-    if wanted in known:
-        return known[wanted]
-    raise UnknownName(_unknown(name, kind, sorted({str(read_facts(path)["name"]) for path in known.values()})))
+    # An alias is mostly the beginning of its file's name, or the other way round: those files come first.
+    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    near = [path for path in paths if stem and (path.stem.startswith(stem) or stem.startswith(path.stem))]
+    for path in dict.fromkeys(near + paths):
+        if wanted in _declared(path, kind):
+            return path
+    raise UnknownName(_unknown(name, kind, sorted({str(read_facts(path)["name"]) for path in paths})))
 
 
 def _declared(path: Path, kind: str) -> list[str]:

@@ -211,8 +211,11 @@ def _by_layer(plan: Plan, item: str) -> list[str]:
     layout, layers = layout_of(plan.question, plan.choice), plan.shape.num_hidden_layers
     whole = layer_activation_bytes(layout) / 2**20
     kept = layout.tokens * layout.element * plan.shape.hidden_size / 2**20 if layout.gradient_checkpointing else whole
-    words = f"{layers} layers of {kept:,.1f} MiB each for {layout.tokens:,} tokens with {layout.attention} attention"
-    return [words + (f"; without checkpointing {whole:,.1f} MiB each" if layout.gradient_checkpointing else "")]
+    most = "at most " if plan.shape.linear else ""
+    words = (
+        f"{layers} layers of {most}{kept:,.1f} MiB each for {layout.tokens:,} tokens with {layout.attention} attention"
+    )
+    return [words + (f"; without checkpointing {most}{whole:,.1f} MiB each" if layout.gradient_checkpointing else "")]
 
 
 def _speed(choice: Choice) -> str:

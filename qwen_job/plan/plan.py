@@ -12,6 +12,8 @@ from qwen_job.facts.config_fields import too_long
 from qwen_job.facts.hardware import Gpu, load_gpu
 from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape
+from qwen_job.facts.untrained import why_untrained
+from qwen_job.facts.weights import NATIVE
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
 from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for
@@ -241,8 +243,9 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
     try:
         shape = load_model_shape(name)
     except UnknownName as error:
-        if job.model.resolved_source == "random":
-            raise JobError([job.problem(("model", "name"), str(error))]) from None
+        reason = str(error) if job.model.resolved_source == "random" else why_untrained(name)
+        if reason and job.model.resolved_source != "local":
+            raise JobError([job.problem(("model", "name"), reason)]) from None
         if job.model.resolved_source == "local":
             text = f"{name}: this machine cannot read a model there, so memory is not estimated"
         else:
@@ -250,6 +253,9 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         return None, [f"model.name: {text}"]
     except (JobError, ModelError) as error:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
+    if (shape.experts or shape.linear) and shape.architecture not in NATIVE.values():
+        message = f"{name}: is a {shape.architecture}, which this version plans but cannot train yet"
+        raise JobError([job.problem(("model", "name"), message)])
     if shape.longest_row is not None and job.train.model_max_length > shape.longest_row:
         message = too_long(job.train.model_max_length, shape.longest_row)
         raise JobError([job.problem(("train", "model_max_length"), message)])

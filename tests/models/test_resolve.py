@@ -210,9 +210,15 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, data: Path) -> 
         )
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[2].glob("qwen_job/facts/models/qwen[123]*.yaml")), ids=lambda p: p.stem
-)
+# Mixtures of experts and hybrids are planned, and not loaded yet.
+NATIVE_FACTS = [
+    path
+    for path in sorted(Path(__file__).parents[2].glob("qwen_job/facts/models/qwen[123]*.yaml"))
+    if "_moe" not in path.read_text() and "qwen3_5" not in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", NATIVE_FACTS, ids=lambda p: p.stem)
 def test_parameters_of_every_native_model_are_those_published(path: Path) -> None:
     import yaml
 

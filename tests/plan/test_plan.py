@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.errors import JobError
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.plan.advice import bytes_of
@@ -106,3 +107,16 @@ def test_a_small_shared_memory_is_warned_of_where_the_job_sets_it(tmp_path: Path
 @pytest.mark.parametrize(("quantity", "size"), [("16Gi", 16 << 30), ("512M", 512_000_000), ("1.5Ki", 1536), ("7", 7)])
 def test_kubernetes_quantities(quantity: str, size: int) -> None:
     assert bytes_of(quantity) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "a vision-language model, which cannot be trained"),
+        ("Qwen/Qwen3-8B-AWQ", "use the full-precision model, Qwen/Qwen3-8B"),
+        ("Qwen/Qwen3.8-Flash-Next", "qwen4_exp"),
+    ],
+)
+def test_an_official_model_that_cannot_be_trained_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        plan(tmp_path, "", f"model={name}")

@@ -34,7 +34,7 @@ def decided(plan: Plan) -> tuple[object, str]:
         (["model=Qwen/Qwen3-4B"], "mask", "still thinks when asked to"),
         (["model=Qwen/Qwen3-4B", "data.template=chatml"], "omit", "no place for reasoning"),
         (["model=Qwen/Qwen3-4B-Base"], "auto", "the run reads the chat template"),
-        (["model=Qwen/Qwen3-4B-Thinking-2507"], "auto", "the run reads the chat template"),
+        (["model=Qwen/Qwen3-4B-Thinking-2507"], "mask", "every prompt of this template opens a thought"),
         (["model=/elsewhere/model"], "auto", "the run reads the chat template"),
         (["data.template=/elsewhere/own.jinja"], "auto", "the run reads the chat template"),
         (["model=Qwen/Qwen2.5-7B-Instruct"], "omit", "no place for reasoning"),

@@ -1,7 +1,7 @@
 """Bytes held between forward and backward: activations by layer, and the logits or a fused loss.
 
-Counted from the tensors that autograd saves in transformers' Qwen2 and Qwen3 layers, and from the loss kernels' code;
-checked against real tensors by benchmarks/bench_memory.py --cpu.
+Counted from the tensors that autograd saves in transformers' Qwen layers, and from the kernels' code; checked against
+real tensors by benchmarks/bench_memory.py --cpu, but for the kernels that only GPUs have.
 """
 
 from __future__ import annotations
@@ -12,21 +12,48 @@ from qwen_job.plan.estimate.layout import Layout
 PLAIN_LOSS_BYTES = 12
 # Rows of logits per chunk of our chunked loss (train/loss.py).
 CHUNKED_ROWS = 2048
+# Tokens that the gated delta rule works on at once, in transformers and in fla-core.
+DELTA_CHUNK = 64
 
 
 def layer_activation_bytes(layout: Layout) -> int:
-    """Return the bytes that autograd saves in one decoder layer for one micro-batch.
+    """Return the bytes that autograd saves for one micro-batch in the decoder layer that saves most."""
+    shape = layout.shape
+    mixing = [_attention_bytes(layout)] if shape.attention_layers else []
+    mixing += [_linear_bytes(layout)] if shape.linear else []
+    feeding = [_dense_bytes(layout)] if shape.dense_layers else []
+    feeding += [_experts_bytes(layout)] if shape.experts else []
+    return layout.tokens * (_norms_bytes(layout) + max(mixing) + max(feeding))
 
-    Per token, with e bytes per element: two norms (an fp32 input, the normalized value, the output, 1/rms; fused: the
-    input unchanged, the output, 1/rms), q, k, v and the attention's output with its log-sum-exp, and four values of the
-    FFN's width (gate, silu, up, product; compiled, silu is computed again). Qwen3 adds a norm of q and k. ``sdpa`` with
-    a block mask, and ``varlen`` below compute capability 8.0, repeat k and v for every query head; ``eager`` also saves
-    the probabilities, in fp32 and in the working type: quadratic in the sequence length.
+
+def layers_activation_bytes(layout: Layout) -> int:
+    """Return the bytes that autograd saves in all decoder layers for one micro-batch."""
+    shape = layout.shape
+    total = shape.num_hidden_layers * _norms_bytes(layout) + shape.attention_layers * _attention_bytes(layout)
+    total += shape.dense_layers * _dense_bytes(layout)
+    total += shape.linear.layers * _linear_bytes(layout) if shape.linear else 0
+    total += shape.experts.layers * _experts_bytes(layout) if shape.experts else 0
+    return layout.tokens * total
+
+
+def _norms_bytes(layout: Layout) -> int:
+    """Bytes a token of a layer's two norms: an fp32 input, the normalized value, the output, 1/rms.
+
+    Fused, they keep the input unchanged, the output and 1/rms.
+    """
+    return 2 * (_norm_bytes(layout) * layout.shape.hidden_size + 4)
+
+
+def _attention_bytes(layout: Layout) -> int:
+    """Bytes a token of one layer's attention: q, k, v, the output with its log-sum-exp.
+
+    Qwen3 adds a norm of q and k; Qwen3.5 also the gate's sigmoid and its product with the output. ``sdpa`` with a block
+    mask, and ``varlen`` below compute capability 8.0, repeat k and v for every query head; ``eager`` also saves the
+    probabilities, in fp32 and in the working type: quadratic in the sequence length.
     """
     shape, e = layout.shape, layout.element
-    half = e < 4  # in fp32 the norm's input is the residual stream itself, so it is saved only once
+    half = e < 4
     heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
-    norms = 2 * (_norm_bytes(layout) * shape.hidden_size + 4)
     older = layout.gpu is not None and not layout.gpu.is_cpu and layout.gpu.compute_capability < 8.0
     kept_kv = kv if layout.attention == "varlen" and not older else q
     attended = e * (2 * q + 2 * kept_kv) + 4 * heads
@@ -34,31 +61,96 @@ def layer_activation_bytes(layout: Layout) -> int:
         attended += heads * (layout.sequence_length * (4 + e if half else 4) - 4)
     if shape.qk_norm:
         attended += (_norm_bytes(layout) - e) * (q + kv) + 4 * (heads + shape.num_key_value_heads)
-    wide = 3 if layout.compiled else 4
-    return layout.tokens * (norms + attended + wide * e * shape.intermediate_size)
+    if shape.output_gate:  # in fp32 the norm of q keeps the projection alive, of which half is the gate
+        attended += e * (3 if half else 4) * q
+    return attended
+
+
+def _linear_bytes(layout: Layout) -> int:
+    """Bytes a token of one layer's linear attention (Qwen3.5): the gated delta rule, its convolution and gated norm.
+
+    With kernels: the convolution's input and output, normalized q and k, a triangular matrix for each chunk of 64
+    tokens, decay and beta (fla-core 0.6, ChunkGatedDeltaRuleFunction). Without: transformers' torch operations in fp32,
+    where q and k are repeated for every value head, five matrices for each chunk, and the state after each chunk.
+    """
+    linear, e = layout.shape.linear, layout.element
+    assert linear is not None, "called for hybrids only"
+    heads, values = linear.value_heads, linear.value_size
+    norm = (12 + 3 * e) * values + 4 * heads
+    around = 2 * e * linear.channels + (e + 8) * heads + norm
+    if layout.delta_kernels:
+        chunk = e * DELTA_CHUNK * heads
+        return around + 2 * e * linear.key_size + 8 * linear.key_heads + (e + 4) * heads + chunk
+    repeated = heads * linear.key_dim
+    state = 4 * repeated * linear.value_dim // DELTA_CHUNK
+    copies = 32 if e < 4 else 48  # in fp32, matrix products keep copies of what they transpose
+    return around + copies * repeated + 12 * values + 24 * heads + 5 * 4 * DELTA_CHUNK * heads + state
+
+
+def _dense_bytes(layout: Layout) -> int:
+    """Bytes a token of one feed-forward network: gate, silu, up, product; compiled, silu is computed again."""
+    return (3 if layout.compiled else 4) * layout.element * layout.shape.intermediate_size
+
+
+def _experts_bytes(layout: Layout) -> int:
+    """Bytes a token of one mixture of experts, computed by grouped matrix products.
+
+    For each of its k experts: the hidden state in, the wide values, the output, and four 64-bit indices. The router's
+    probabilities are in fp32. A shared expert adds its own, its output and its gate.
+    """
+    shape, e = layout.shape, layout.element
+    experts = shape.experts
+    assert experts is not None, "called for mixtures only"
+    wide = (3 if layout.compiled else 4) * e
+    passed = 2 * e * shape.hidden_size + wide * experts.width + 4 * 8 + 4 + e
+    shared = wide * experts.shared_width + e * (shape.hidden_size + 1) if experts.shared_width else 0
+    return experts.per_token * passed + 4 * experts.count + 4 + shared
 
 
 def _norm_bytes(layout: Layout) -> int:
-    """Return the bytes that an RMSNorm keeps per normalized number, including its output."""
-    return 2 * layout.element if layout.fused_norms else 4 + 2 * layout.element
+    """Return the bytes that an RMSNorm keeps per normalized number, including its output.
+
+    Unfused, Qwen3.5's norms multiply by 1 + weight in fp32, so the normalized value is kept in fp32, too.
+    """
+    if layout.fused_norms:
+        return 2 * layout.element
+    return 8 + layout.element if layout.shape.linear else 4 + 2 * layout.element
 
 
 def activation_bytes(layout: Layout) -> dict[str, int]:
     """Return the bytes of activations: ``saved`` until their layer's backward, ``working`` during a layer's backward.
 
     With checkpointing a layer saves only its input and is computed again, so ``working`` includes that layer. In both
-    cases ``working`` includes the gradients of the FFN's three wide values and of the hidden state.
+    cases ``working`` includes the gradients of the widest part of a layer and of the hidden state.
     """
     shape, tokens, e = layout.shape, layout.tokens, layout.element
-    layer = layer_activation_bytes(layout)
     final_norm = tokens * (_norm_bytes(layout) * shape.hidden_size + 2 * e * shape.head_dim + 12)
     mask = e * layout.sequence_length * tokens if layout.attention != "varlen" else 0
-    gradients = tokens * e * (3 * shape.intermediate_size + 2 * shape.hidden_size)
+    gradients = tokens * e * (_widest(layout) + 2 * shape.hidden_size)
     if layout.gradient_checkpointing:
-        saved, working = shape.num_hidden_layers * tokens * e * shape.hidden_size, layer + gradients
+        saved = shape.num_hidden_layers * tokens * e * shape.hidden_size
+        working = layer_activation_bytes(layout) + gradients
     else:
-        saved, working = shape.num_hidden_layers * layer, gradients
+        saved, working = layers_activation_bytes(layout), gradients
     return {"saved": saved + final_norm + mask, "working": working}
+
+
+def _widest(layout: Layout) -> int:
+    """Return the numbers a token of the gradients that exist at once: of the feed-forward part, or linear attention.
+
+    Linear attention's kernels compute w, u and the states again, and hold the gradients of q, k, v, w and the states
+    for every value head (fla-core 0.6, chunk_gated_delta_rule_bwd).
+    """
+    shape = layout.shape
+    found = [3 * shape.intermediate_size]
+    if experts := shape.experts:
+        passed = 3 * experts.width + shape.hidden_size
+        found.append(experts.per_token * passed + 3 * experts.shared_width)
+    if linear := shape.linear:
+        repeated = linear.value_heads * linear.key_dim
+        states = 2 * repeated * linear.value_dim // DELTA_CHUNK
+        found.append(4 * repeated + 4 * linear.value_size + states)
+    return max(found)
 
 
 def loss_bytes(layout: Layout) -> int:

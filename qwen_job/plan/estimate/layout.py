@@ -7,6 +7,8 @@ from typing import NamedTuple
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
 
+# Triton's own floor; the image sets for older GPUs do not have the kernels.
+DELTA_KERNELS_FROM = 8.0
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -61,6 +63,11 @@ class Layout(NamedTuple):
     def nodes(self) -> int:
         """Number of nodes."""
         return -(-self.world_size // self.gpus_per_node)
+
+    @property
+    def delta_kernels(self) -> bool:
+        """Whether linear attention runs in flash-linear-attention's Triton kernels, not as torch operations in fp32."""
+        return self.gpu is None or (not self.gpu.is_cpu and self.gpu.compute_capability >= DELTA_KERNELS_FROM)
 
     @property
     def gradients_stay(self) -> bool:

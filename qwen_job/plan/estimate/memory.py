@@ -7,7 +7,7 @@ A step has three possible peaks, and the largest must fit in GPU memory:
 - ``optimizer``: no activations, but fp32 copies of the gradients that are being applied.
 
 Sources: ZeRO (arXiv:1910.02054) for sharding; DeepSpeed 0.19's stage_1_and_2.py and stage3.py for its buffers; a
-count of the tensors that autograd saves in transformers' Qwen2 and Qwen3 layers (benchmarks/bench_memory.py --cpu).
+count of the tensors that autograd saves in transformers' Qwen layers (benchmarks/bench_memory.py --cpu).
 """
 
 from __future__ import annotations
@@ -241,30 +241,24 @@ def _buffers(layout: Layout, zero: Mapping[str, Any]) -> dict[str, int]:
     """Return DeepSpeed's buffers during backward: reduce buckets, gathered weights and the offload's staging buffer.
 
     ZeRO-1 and 2 have two buckets if communication overlaps, ZeRO-3 always one; a parameter larger than a bucket
-    (Qwen's embedding and head) is reduced by itself. ZeRO-3 gathers at most ``stage3_max_live_parameters``,
-    including prefetched ones; it never shards norms and biases. Offload stages the largest gradient.
+    (Qwen's embedding and head, the experts of a layer) is reduced by itself. ZeRO-3 gathers at most
+    ``stage3_max_live_parameters``, including prefetched ones, but never less than all experts of one layer, which are
+    gathered together; it never shards norms and biases. Offload stages the largest gradient.
     """
     shape, stage, element = layout.shape, layout.zero_stage, layout.element
     if stage == 0 or layout.gradients_stay:
         return {}
-    total = shape.num_parameters
-    bucket, largest = int(zero["reduce_bucket_size"]), _largest_gradient(layout)
+    total, largest = shape.num_parameters, shape.largest_tensor
+    bucket = int(zero["reduce_bucket_size"])
     copies = 2 if stage < 3 and zero.get("overlap_comm") else 1
     buckets = copies * min(bucket, total) + (largest if largest > bucket else 0)
     buffers = {"reduce buckets": element * buckets}
     if stage == 3 and layout.world_size > 1:
         live = int(zero["stage3_max_live_parameters"])
-        layers = shape.num_hidden_layers * (shape.layer_parameters - shape.layer_matmul_parameters)
-        unsharded = layers + shape.hidden_size
-        buffers["gathered weights"] = element * (min(max(live, largest), total) + unsharded)
+        buffers["gathered weights"] = element * (min(max(live, shape.largest_gathered), total) + shape.small_parameters)
     if layout.offload_optimizer and stage < 3:
         buffers["offload staging"] = element * largest
     return buffers
-
-
-def _largest_gradient(layout: Layout) -> int:
-    """Elements of the embedding's or the head's gradient."""
-    return layout.shape.vocab_size * layout.shape.hidden_size
 
 
 def _step_bytes(layout: Layout, zero: Mapping[str, Any], master_weights: bool, fused_optimizer: bool) -> int:
@@ -299,7 +293,7 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
     host = {"processes": ranks * constants.process_bytes}
     kept = 0
     if layout.offload_optimizer:
-        staging = element * _largest_gradient(layout) if layout.zero_stage < 3 else 0
+        staging = element * layout.shape.largest_tensor if layout.zero_stage < 3 else 0
         host["offloaded optimizer"] = ranks * shard * (MASTER_BYTES + ADAM_BYTES)
         host["offloaded gradients"] = ranks * shard * (4 + element)
         host["pinned weights"] = ranks * (shard * element if layout.zero_stage < 3 else 0)

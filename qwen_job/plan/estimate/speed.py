@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
-from qwen_job.plan.estimate.activations import layer_activation_bytes
+from qwen_job.plan.estimate.activations import DELTA_CHUNK, layers_activation_bytes
 from qwen_job.plan.estimate.layout import BYTES, Layout
 
 # Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach
@@ -58,6 +58,8 @@ LOSS_TRAFFIC = 24
 # Adam on the GPU, bytes a parameter read and written: gradients (twice, for the norm), master, two moments,
 # weights.
 ADAM_TRAFFIC = 40
+# Launching the thirty kernels of a chunk of the gated delta rule, forward and backward, 10 us each. Not measured.
+CHUNK_SECONDS = 0.0003
 # Shared file systems: 1 GB/s for one job is modest; imports, NCCL and loading the weights take minutes.
 DEFAULT_STORAGE_GBS, START_SECONDS, CPU_START_SECONDS = 1.0, 180.0, 10.0
 # Compiling the layers before the first step without a cache: 35 s of Qwen-1.8B on an H200 (BENCHMARKS.md).
@@ -117,19 +119,27 @@ class RunEstimate(NamedTuple):
 
 
 def flops_per_token(shape: ModelShape, sequence_length: float) -> float:
-    """FLOPs of one trained token: 6 N_mm + 6 L h s, our MFU convention.
+    """FLOPs of one trained token: 6 N_mm + 6 L h s + 18 L_lin n d_k d_v, our MFU convention.
 
-    N_mm counts weights of matrix products (not the embedding lookup); attention is causal, so half of the
-    square; for packed data ``sequence_length`` is sum(s_i^2) / sum(s_i). Recomputation is not counted (that
-    would be HFU).
+    N_mm counts the weights that a token is multiplied with: not the embedding lookup, of the experts those that it
+    passes. Attention (in L layers) is causal, so half of the square; for packed data ``sequence_length`` is
+    sum(s_i^2) / sum(s_i). The gated delta rule of L_lin layers reads, corrects and writes each of n states of d_k x d_v
+    (arXiv:2412.06464): 6 d_k d_v forward, twice that backward. Recomputation is not counted (that would be HFU).
     """
-    attention = 6 * shape.num_hidden_layers * shape.query_size * sequence_length
-    return 6 * shape.num_matmul_parameters + attention
+    return 6 * shape.num_matmul_parameters + _mixing_flops(shape, sequence_length)
+
+
+def _mixing_flops(shape: ModelShape, sequence_length: float) -> float:
+    """FLOPs of one trained token in attention and the gated delta rule, without their projections."""
+    flops = 6 * shape.attention_layers * shape.query_size * sequence_length
+    if linear := shape.linear:
+        flops += 18 * linear.layers * linear.value_heads * linear.key_dim * linear.value_dim
+    return flops
 
 
 def loose_flops_per_token(shape: ModelShape, sequence_length: float) -> float:
     """FLOPs of one token as in PaLM (arXiv:2204.02311, appendix B): 6 N_total + 12 L h s, to compare."""
-    return 6 * shape.num_parameters + 12 * shape.num_hidden_layers * shape.query_size * sequence_length
+    return 6 * shape.active_parameters + 12 * shape.attention_layers * shape.query_size * sequence_length
 
 
 def hardware_flops_per_token(shape: ModelShape, sequence_length: float, gradient_checkpointing: bool) -> float:
@@ -137,9 +147,7 @@ def hardware_flops_per_token(shape: ModelShape, sequence_length: float, gradient
     total = flops_per_token(shape, sequence_length)
     if not gradient_checkpointing:
         return total
-    layers = 6 * shape.num_hidden_layers * shape.layer_matmul_parameters
-    attention = 6 * shape.num_hidden_layers * shape.query_size * sequence_length
-    return total + (layers + attention) / 3
+    return total + (6 * shape.layers_matmul_parameters + _mixing_flops(shape, sequence_length)) / 3
 
 
 def estimate_speed(
@@ -180,17 +188,53 @@ def _on_gpu(layout: Layout, gpu: Gpu, peak: float, attended: float, constants: S
     """Seconds of a step that computing, memory traffic and launching take; ``peak`` in FLOP/s."""
     shape, tokens, accumulation = layout.shape, layout.tokens, layout.gradient_accumulation_steps
     again = 4 / 3 if layout.gradient_checkpointing else 1.0  # of three passes, forward and backward, one is done twice
-    layers = layer_activation_bytes(layout) * shape.num_hidden_layers
-    traffic = constants.traffic * again * layers + LOSS_TRAFFIC * tokens * shape.vocab_size
+    traffic = constants.traffic * again * layers_activation_bytes(layout) + LOSS_TRAFFIC * tokens * shape.vocab_size
+    traffic += _expert_traffic(layout, again)
     updated = shape.num_parameters / (layout.world_size if layout.zero_stage else 1)
     update = 0.0 if layout.offload_optimizer else ADAM_TRAFFIC * updated
     work = hardware_flops_per_token(shape, attended, layout.gradient_checkpointing) * tokens
+    delta = _delta_seconds(layout, gpu)
     bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
     return {
-        "compute": accumulation * work / (peak * _efficiency(shape, gpu, tokens, constants)),
+        "compute": accumulation * (work / (peak * _efficiency(shape, gpu, tokens, constants)) + again * delta.compute),
         "memory": (accumulation * traffic + update) / bandwidth if bandwidth else 0.0,
-        "launch": accumulation * again * constants.layer_seconds * shape.num_hidden_layers,
+        "launch": accumulation * again * (constants.layer_seconds * shape.num_hidden_layers + delta.launch),
     }
+
+
+class _Delta(NamedTuple):
+    """Seconds of a micro-batch's forward and backward that the gated delta rule takes as torch operations."""
+
+    compute: float = 0.0
+    launch: float = 0.0
+
+
+def _delta_seconds(layout: Layout, gpu: Gpu) -> _Delta:
+    """Return what linear attention costs without its kernels, beyond the formula of ``flops_per_token``.
+
+    transformers computes it in fp32 and in chunks of C = 64 tokens: beside the states, 5 d_k C + 3 d_v C FLOPs for each
+    value head and token forward, and one chunk after another, which takes some thirty small kernels on a GPU.
+    """
+    linear, peak = layout.shape.linear, gpu.peak_tflops.get("fp32")
+    if linear is None or layout.delta_kernels:
+        return _Delta()
+    heads, keys, values = linear.value_heads, linear.key_dim, linear.value_dim
+    flops = 3 * heads * (6 * keys * values + DELTA_CHUNK * (5 * keys + 3 * values)) * layout.tokens * linear.layers
+    chunks = -(-layout.sequence_length // DELTA_CHUNK) * linear.layers
+    seconds = flops / (peak * 1e12 * MATMUL_EFFICIENCY[0]) if peak else 0.0
+    return _Delta(seconds, 0.0 if gpu.is_cpu else chunks * CHUNK_SECONDS)
+
+
+def _expert_traffic(layout: Layout, again: float) -> float:
+    """Return the bytes of experts' weights and gradients that pass the GPU's memory in a micro-batch.
+
+    A dense layer's weights are read once for thousands of tokens; an expert sees few of them.
+    """
+    experts = layout.shape.experts
+    if experts is None:
+        return 0.0
+    weights = experts.layers * experts.count * layout.shape.expert_parameters
+    return layout.element * weights * (2 * again + 1)  # read forward (again) and backward; gradients written
 
 
 def _efficiency(shape: ModelShape, gpu: Gpu, tokens: int, constants: SpeedConstants) -> float:
