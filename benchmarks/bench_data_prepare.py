@@ -1,6 +1,7 @@
 """`data prepare` against the reference's way of preprocessing, in one run on the same cores.
 
-    python benchmarks/bench_data_prepare.py --tokenizer FOLDER             samples/s, both sides
+    python benchmarks/bench_data_prepare.py --tokenizer FOLDER             samples, tokens and MB per second, both sides
+    python benchmarks/bench_data_prepare.py --tokenizer FOLDER --package transformers  the same on a package's real text
     python benchmarks/bench_data_prepare.py --tokenizer FOLDER --memory 1000   RSS while preparing 1000 MB
     python benchmarks/bench_data_prepare.py --tokenizer FOLDER --open 1000000  time to open a million conversations
 
@@ -13,6 +14,7 @@ made up of words of the tokenizer's own vocabulary, frequent ones more often (Zi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -129,6 +131,24 @@ def reference_way(rows: list[dict[str, Any]], tokenizer: Any) -> int:
     return int((np.array(all_ids, np.int32) != pad).sum())
 
 
+def package_reader(package: str, characters: int) -> Any:
+    """Return a function that gives consecutive pieces of an installed package's source files as conversations."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit(f"{package}: is no installed package")
+    files = sorted(Path(found.submodule_search_locations[0]).rglob("*.py"))
+    text = "".join(file.read_text(encoding="utf-8", errors="ignore") for file in files)
+    asked = characters // 4
+
+    def conversation(number: int) -> dict[str, Any]:
+        at = number * characters % max(1, len(text) - characters)
+        parts = (text[at : at + asked], text[at + asked : at + characters])
+        turns = zip(("user", "assistant"), parts, strict=True)
+        return {"conversations": [{"from": role, "value": part.strip() or "..."} for role, part in turns]}
+
+    return conversation
+
+
 def write_rows(path: Path, conversation: Any, *, count: int = 0, megabytes: int = 0, kinds: int = 20000) -> int:
     """Write conversations as one JSON array; return how many. The same ``kinds`` come again and again."""
     known: list[str] = []
@@ -233,11 +253,20 @@ def _side(name: str, path: Path, options: argparse.Namespace) -> dict[str, float
 
 def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time both sides in separate processes: in steady state, and in total with loading and writing."""
-    write_rows(folder / "rows.json", make_writer(options.tokenizer, 800), count=options.samples, kinds=options.samples)
+    conversation = package_reader(options.package, 800) if options.package else make_writer(options.tokenizer, 800)
+    write_rows(folder / "rows.json", conversation, count=options.samples, kinds=options.samples)
     theirs = _side("reference", folder / "rows.json", options)
     ours = _side("ours", folder / "rows.json", options)
+    megabytes = (folder / "rows.json").stat().st_size / 1e6
+    sides = {"reference": theirs, "ours": ours}
+    whole = {
+        f"{name}_whole_{unit}_per_second": round(amount / side["wall"], 1)
+        for name, side in sides.items()
+        for unit, amount in (("samples", options.samples), ("tokens", side["tokens"]), ("megabytes", megabytes))
+    }
     return {
         "samples": options.samples,
+        "megabytes": round(megabytes, 1),
         "tokens_per_sample": round(theirs["tokens"] / theirs["samples"], 1),
         "workers": options.workers,
         "reference_samples_per_second": round(theirs["per_second"]),
@@ -249,6 +278,7 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "reference_samples_per_cpu_second": round(theirs["samples"] / theirs["cpu"]),
         "ours_samples_per_cpu_second_whole": round(ours["samples"] / ours["all_cpu"]),
         "rows_filled": ours["filled"],
+        **whole,
     }
 
 
@@ -292,6 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a Qwen tokenizer.json")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--package", help="take the text of this installed package's source files")
     parser.add_argument("--samples", type=int, default=100_000, help="of the speed run")
     parser.add_argument("--memory", type=int, metavar="MB", help="measure memory on this much input instead")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "FILE"), help=argparse.SUPPRESS)

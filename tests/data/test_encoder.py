@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_job.data import encoder
-from qwen_job.data.characters import HanCuts, character_classes
+from qwen_job.data.characters import STABLE, HanCuts, character_classes
 from qwen_job.data.encode import ChatTokenizer, Flat
-from qwen_job.data.encoder import FastTokenizer, load_encoder
+from qwen_job.data.encoder import FastTokenizer, is_stable, load_encoder
 from qwen_job.data.vocabulary import bytes_of
 
 # How Qwen3.5's tokenizer splits text.
@@ -83,6 +83,23 @@ def test_every_pair_of_characters_that_a_token_joins(qwen: Path, pair: tuple[Cha
     words = [word.decode(errors="ignore") for word in vocabulary if b"\xe4" <= word[:1] < b"\xea" and len(word) > 3]
     assert len(words) > 15000
     _same(*pair, [f"{one}{two}" for one, two in zip(words, reversed(words), strict=True)])
+
+
+def test_nfc_changes_no_stable_character_alone_or_beside_another() -> None:
+    stable = {chr(code) for code in np.flatnonzero(character_classes() & STABLE)}
+    assert all(unicodedata.is_normalized("NFC", char) and not unicodedata.combining(char) for char in stable)
+    canonical = (unicodedata.decomposition(chr(code)) for code in range(0x110000))
+    seconds = {chr(int(parts.split()[1], 16)) for parts in canonical if parts.count(" ") == 1 and parts[0] != "<"}
+    jamo = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}
+    assert not stable & (seconds | jamo), "a character before one of these would change"
+
+
+@pytest.mark.parametrize(
+    "text", ["✅ Done", "⚠️ 注意", "① 第一步 ② 第二步", "🤖🤔🧠", "α ≤ β ∑ x₂ ℝ", "Tiếng Việt", "€5 ₹3", "مرحبا"]
+)
+def test_what_chats_are_full_of_is_encoded_fast(pair: tuple[ChatTokenizer, FastTokenizer], text: str) -> None:
+    assert is_stable(text)
+    _same(*pair, [text, text * 3, f"{text}\n{text}"])
 
 
 def test_a_cut_is_never_made_inside_a_token() -> None:
