@@ -51,6 +51,7 @@ RUN compiler=$(/opt/build/has-compiler /opt/build/set.yaml "$WITH_COMPILER") \
 FROM build AS package
 COPY pyproject.toml README.md LICENSE /src/
 COPY charts /src/charts
+COPY docs /src/docs
 COPY slurm /src/slurm
 COPY configs /src/configs
 COPY qwen_job /src/qwen_job

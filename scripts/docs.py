@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from qwen_job.cli import COMMANDS, cli
+from qwen_job.cli.docs import summary_of
 from qwen_job.errors import RETRYABLE_FROM, table
 from qwen_job.facts import fact as facts_path
 from qwen_job.facts.lookup import read_facts
@@ -68,7 +69,8 @@ Qwen3.5、3.6 和 3.8 只计文本模型：视觉编码器和多 token 预测头
 """,
     },
 }
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+CHECKOUT = Path(__file__).resolve().parent.parent
+DOCS = CHECKOUT / "docs"
 
 
 def cli_reference() -> str:
@@ -208,21 +210,44 @@ def _generation(name: str) -> tuple[bool, float]:
     return bool(re.search("QwQ|Code|Math", stem)), float(found[1] or 1) if found else 2.5
 
 
+def index_for_programs() -> str:
+    """Return llms.txt: what this is, and each guide with a link and its first paragraph (llmstxt.org)."""
+    readme = (CHECKOUT / "README.md").read_text("utf-8")
+    parts = ["# qwen-job\n", f"> {_first_paragraph(readme)}\n", "## Guides\n"]
+    for path in sorted(DOCS.glob("*.md")):
+        if not path.name.endswith(".zh-CN.md"):
+            page = summary_of({"topic": path.stem, "language": "en", "text": path.read_text("utf-8")})
+            parts.append(f"- [{page['title']}](docs/{path.name}): {_without_links(page['summary'])}")
+    parts += ["", "## More\n", "- [README](README.md): the first job, on every target"]
+    parts += ["- [AGENTS](AGENTS.md): how a program uses qwen-job, and how it changes it"]
+    parts += ["- [Schema of job.yaml](configs/job.schema.json)", "- [Changes](CHANGELOG.md)"]
+    return "\n".join(parts) + "\n"
+
+
+def _first_paragraph(page: str) -> str:
+    return _without_links(summary_of({"topic": "", "language": "en", "text": page})["summary"])
+
+
+def _without_links(text: str) -> str:
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+
+
 def main() -> int:
     """Write or compare the pages; 1 when one of them is out of date."""
     stale = 0
     pages = {
-        "cli.md": cli_reference(),
-        "job.md": job_reference(),
-        "models.md": model_reference(),
-        "models.zh-CN.md": model_reference(chinese=True),
+        "docs/cli.md": cli_reference,
+        "docs/job.md": job_reference,
+        "docs/models.md": model_reference,
+        "docs/models.zh-CN.md": lambda: model_reference(chinese=True),
+        "llms.txt": index_for_programs,  # last: it reads the others
     }
-    for name, text in pages.items():
-        path = DOCS / name
+    for name, make in pages.items():
+        path, text = CHECKOUT / name, make()
         if "--check" not in sys.argv:
             path.write_text(text, "utf-8")
         elif not path.exists() or path.read_text("utf-8") != text:
-            print(f"docs/{name} is out of date: python scripts/docs.py writes it", file=sys.stderr)
+            print(f"{name} is out of date: python scripts/docs.py writes it", file=sys.stderr)
             stale = 1
     return stale
 

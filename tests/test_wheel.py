@@ -29,3 +29,4 @@ def test_the_wheel_renders_what_the_checkout_renders(checkout: Path, tmp_path: P
     resources = installed / "qwen_job" / "_resources"
     assert (resources / "charts" / "qwen-job" / "Chart.yaml").exists()
     assert list((resources / "slurm").glob("*.sbatch"))
+    assert (resources / "docs" / "training.zh-CN.md").exists()

@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("qwen_job.cli.chat:chat", "Chat with a trained model."),
     "evaluate": ("qwen_job.cli.evaluate:evaluate", "Measure held-out loss and perplexity, and print sample answers."),
     "report": ("qwen_job.cli.report:report", "Write a run's report.html."),
+    "docs": ("qwen_job.cli.docs:docs", "List the guides that come with qwen-job, or print one as Markdown."),
     "completion": (
         "qwen_job.cli.completion:completion",
         "Print the completion script for bash, zsh or fish.",

@@ -1,0 +1,58 @@
+"""``qwen-job docs``."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+
+@click.command()
+@click.argument("topic", required=False)
+@click.option("--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="zh: Chinese.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program: every topic, or one with its text.")
+def docs(topic: str | None, language: str, as_json: bool) -> None:
+    """List the guides that come with qwen-job, or print one as Markdown.
+
+    \b
+    qwen-job docs                         the topics
+    qwen-job docs training | less         one of them
+    qwen-job docs slurm --language zh
+    """
+    from qwen_job.errors import EnvironmentFault
+    from qwen_job.resources import resource
+    from qwen_job.text import did_you_mean, json_text
+
+    folder = resource("docs")
+    names = sorted(path.name.removesuffix(".md") for path in folder.glob("*.md") if not path.name.endswith(".zh-CN.md"))
+    if not names:
+        raise EnvironmentFault(f"{folder}: has no guides; install qwen-job again")
+
+    def read(name: str) -> dict[str, str]:
+        chinese = folder / f"{name}.zh-CN.md"
+        path = chinese if language == "zh" and chinese.is_file() else folder / f"{name}.md"
+        return {"topic": name, "language": "zh" if path == chinese else "en", "text": path.read_text("utf-8")}
+
+    if topic is None:
+        found = [summary_of(read(name)) for name in names]
+        if as_json:
+            click.echo(json_text(found, indent=2))
+        else:
+            width = max(map(len, names))
+            click.echo("\n".join(f"{one['topic']:<{width}}  {one['title']}" for one in found))
+        return
+    name = topic.removesuffix(".md").removesuffix(".zh-CN")
+    if name not in names:
+        raise click.UsageError(f"no such topic: {topic!r}{did_you_mean(name, names)}; 'qwen-job docs' lists all")
+    page = read(name)
+    click.echo(json_text(page | summary_of(page), indent=2) if as_json else page["text"], nl=as_json)
+
+
+def summary_of(page: dict[str, str]) -> dict[str, str]:
+    """Return a page's topic, language, title and first paragraph."""
+    title, _, rest = page["text"].partition("\n")
+    parts = re.split(r"\n\s*\n", rest.strip())
+    # Neither the links to the other language, nor a heading, a table or code.
+    paragraphs = [part for part in parts if not part.startswith(("[English]", "**English**", "#", "|", "```"))]
+    first = " ".join(paragraphs[0].split()) if paragraphs else ""
+    return {"topic": page["topic"], "language": page["language"], "title": title.removeprefix("# "), "summary": first}
