@@ -18,7 +18,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGE = CHECKOUT / "qwen_job"
 GROUND_FLOOR = "ground floor"
-TORCH = {"torch", "deepspeed", "accelerate", "liger_kernel"}
+TORCH = {"torch", "deepspeed", "accelerate", "liger_kernel", "fla"}
 TORCH_ROOMS = {"train", "infer", "node"}
 
 # Modules of other rooms that import torch, with the reason.
@@ -33,6 +33,7 @@ SLOW = {
     "transformers",
     "deepspeed",
     "liger_kernel",
+    "fla",
     "numpy",
     "tokenizers",
     "gigatoken",

@@ -105,13 +105,13 @@ def check(folder: Path) -> None:
     """
     from qwen_job.facts.config_fields import unknown_fields
     from qwen_job.facts.weights import count_parameters, expected_shapes
-    from qwen_job.models.completeness import check_folder
+    from qwen_job.models.completeness import check_folder, left_out
     from qwen_job.models.generation import exported
 
     config = check_folder(folder)
     if unknown := unknown_fields(config):
         say(f"config.json: {', '.join(unknown)}: unknown to transformers, ignored")
-    for note in exported(folder).notes:
+    for note in [*left_out(folder), *exported(folder).notes]:
         say(note)
     count = count_parameters(expected_shapes(config))
     click.echo(f"{folder}: complete: {config['model_type']}, {count:,} parameters")

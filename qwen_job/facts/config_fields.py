@@ -2,8 +2,9 @@
 
 - ``HONOURED``: fields that transformers' native classes, our attention and our loss all support
 - ``NEUTRAL``: fields that do not affect training
-- ``FOREIGN``: fields of other architectures, which transformers' qwen2 and qwen3 ignore; any but a neutral value is
-  refused, because the model would be trained as a different one
+- ``FOREIGN``: fields of other architectures, which transformers' classes ignore; any but a neutral value is refused,
+  because the model would be trained as a different one
+- ``OF_HYBRIDS``: fields that only models with linear attention have
 - ``refused_fields``: the problems of a config, for the plan, ``model check`` and training
 
 Imports nothing heavy.
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.families import FAMILIES, SLIDING, Family
 from qwen_job.facts.weights import shown
 
 HONOURED = frozenset(
@@ -33,6 +35,17 @@ NEUTRAL = frozenset(
         "use_cache",
     }
 )  # fmt: skip
+OF_HYBRIDS = frozenset(
+    {
+        "attn_output_gate", "full_attention_interval", "linear_conv_kernel_dim", "linear_key_head_dim",
+        "linear_num_key_heads", "linear_num_value_heads", "linear_value_head_dim", "mamba_ssm_dtype",
+        "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "output_gate_type", "partial_rotary_factor",
+    }
+)  # fmt: skip
+# Field -> the values that transformers' classes with linear attention compute, in addition to null.
+_FIXED_OF_HYBRIDS: dict[str, tuple[object, ...]] = {
+    "attn_output_gate": (True,), "hidden_act": ("silu", "swish"), "mamba_ssm_dtype": ("float32",),
+}  # fmt: skip
 # Field -> values without effect, in addition to null.
 FOREIGN: dict[str, tuple[object, ...]] = {
     # attention
@@ -63,17 +76,15 @@ FIXED_OF_QWEN1: dict[str, tuple[object, ...]] = {
     "emb_dropout_prob": (0.0,), "no_bias": (True,), "rotary_pct": (1.0,),
     "scale_attn_weights": (True,), "tie_word_embeddings": (False,),
 }  # fmt: skip
-_TYPES = ("qwen2", "qwen3")
 _ROPES = ("default", "linear", "yarn", "llama3", "dynamic", "longrope")
 # Types whose frequencies depend on the longest position, and the length up to which they do not.
 _BY_LENGTH = {"dynamic": "max_position_embeddings", "longrope": "original_max_position_embeddings"}
-_LAYERS = ("full_attention", "sliding_attention")
 
 
 def refused_fields(config: Mapping[str, Any]) -> list[str]:
-    """Return the unsupported fields of a qwen, qwen2 or qwen3 config, each as ``field: reason``.
+    """Return the unsupported fields of a text model's config, each as ``field: reason``.
 
-    Configs of another ``model_type`` are checked elsewhere.
+    A ``model_type`` without a family is refused elsewhere.
     """
     if config.get("model_type") == "qwen":
         return [
@@ -81,9 +92,10 @@ def refused_fields(config: Mapping[str, Any]) -> list[str]:
             for key, allowed in FIXED_OF_QWEN1.items()
             if config.get(key, allowed[0]) not in allowed
         ]
-    if config.get("model_type") not in _TYPES:
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
         return []
-    return [*_foreign(config), *_windows(config), *_rope(config), *_attention(config)]
+    return [*_foreign(config, family), *_windows(config, family), *_rope(config, family), *_attention(config)]
 
 
 def check_fields(config: Mapping[str, Any], where: str) -> None:
@@ -98,7 +110,9 @@ def check_fields(config: Mapping[str, Any], where: str) -> None:
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     """Return the fields in none of the tables, which transformers and we ignore."""
-    known = HONOURED | NEUTRAL | FOREIGN.keys()
+    family = FAMILIES.get(str(config.get("model_type")))
+    hybrid = family is not None and family.is_hybrid
+    known = HONOURED | NEUTRAL | FOREIGN.keys() | (OF_HYBRIDS if hybrid else frozenset())
     return sorted(key for key in config if key not in known and not key.startswith("_"))
 
 
@@ -130,21 +144,28 @@ def dropout_of(config: Mapping[str, Any]) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _foreign(config: Mapping[str, Any]) -> Iterator[str]:
+def _foreign(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     kind = config["model_type"]
     for field, neutral in FOREIGN.items():
         value = config.get(field)
-        if value is not None and value not in neutral:
-            yield f"{field}: {shown(value)} is not part of {kind}, which is trained without it; take another model"
-    # Qwen3 always normalizes queries and keys, Qwen2 never does.
+        if value is None or value in neutral or (family.is_hybrid and field in OF_HYBRIDS):
+            continue
+        yield f"{field}: {shown(value)} is not part of {kind}, which is trained without it; take another model"
+    for field, values in _FIXED_OF_HYBRIDS.items() if family.is_hybrid else ():
+        if (value := config.get(field)) is not None and value not in values:
+            yield f"{field}: {shown(value)}: {kind} is trained with {values[0]!r}; take another model"
+    # Qwen2 never normalizes queries and keys, later ones always do.
     norm = config.get("use_qk_norm", config.get("qk_norm"))
-    if norm is not None and bool(norm) != (kind == "qwen3"):
+    if norm is not None and bool(norm) != (kind != "qwen2"):
         yield f"use_qk_norm: {shown(norm)} contradicts model_type {kind}; correct one of them"
 
 
-def _windows(config: Mapping[str, Any]) -> Iterator[str]:
+def _windows(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     layers, window = config.get("layer_types"), config.get("sliding_window")
     slides = bool(config.get("use_sliding_window", False))
+    if slides and SLIDING not in family.layers:
+        yield f"use_sliding_window: true is not part of {config['model_type']}; remove it, or take another model"
+        return
     if slides and "sliding_window" in config and not _whole(window, 1):
         yield f"sliding_window: {shown(window)} with use_sliding_window: true; write the window in tokens"
     first = config.get("max_window_layers", 0)
@@ -155,9 +176,9 @@ def _windows(config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(layers, list) or len(layers) != config.get("num_hidden_layers"):
         yield "layer_types: must name one kind for each of num_hidden_layers layers"
         return
-    for kind in sorted({str(kind) for kind in layers} - set(_LAYERS)):
-        yield f"layer_types: {shown(kind)} is not offered; the kinds are {' and '.join(_LAYERS)}"
-    if "sliding_attention" in layers and not slides:
+    for kind in sorted({str(kind) for kind in layers} - set(family.layers)):
+        yield f"layer_types: {shown(kind)} is not offered; the kinds are {' and '.join(family.layers)}"
+    if SLIDING in layers and not slides and SLIDING in family.layers:
         yield "layer_types: has sliding_attention, and use_sliding_window is not true; correct one of them"
 
 
@@ -165,7 +186,7 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _rope(config: Mapping[str, Any]) -> Iterator[str]:
+def _rope(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     for key in ("rope_parameters", "rope_scaling"):
         value = config.get(key)
         if value is not None and not isinstance(value, Mapping):
@@ -179,10 +200,28 @@ def _rope(config: Mapping[str, Any]) -> Iterator[str]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPES:
         yield f"rope_scaling: type {shown(kind)} is not offered; the types are {', '.join(_ROPES)}"
+    if family.is_hybrid:
+        # A text's three positions are equal, so that the sections make no difference.
+        yield from _partial(config, rope)
+        return
     if (part := rope.get("partial_rotary_factor")) not in (None, 1):
         yield f"rope_parameters.partial_rotary_factor: {shown(part)}: all dimensions are rotated"
     if rope.get("mrope_section") is not None:
         yield "rope_scaling.mrope_section: belongs to multimodal models; use a text model"
+
+
+def _partial(config: Mapping[str, Any], rope: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the share of each head's dimensions that is rotated."""
+    inner, outer = rope.get("partial_rotary_factor"), config.get("partial_rotary_factor")
+    if None not in (inner, outer) and inner != outer:
+        yield (
+            f"partial_rotary_factor: {shown(outer)} contradicts rope_parameters.partial_rotary_factor "
+            f"({shown(inner)}); correct one of them"
+        )
+    for value in (inner, outer):
+        right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+        if value is not None and not right:
+            yield f"rope_parameters.partial_rotary_factor: {shown(value)}; write a number above 0, 1 at most"
 
 
 def _two_ropes(config: Mapping[str, Any]) -> Iterator[str]:

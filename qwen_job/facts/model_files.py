@@ -1,7 +1,7 @@
 """Read the files of a model folder; every refusal names the file.
 
 - ``member``, ``listed``, ``exists``, ``read_json``: one file; links out of the folder are refused
-- ``read_config``: config.json; adapters and quantized models are refused
+- ``read_config``: config.json; adapters and quantized models are refused. ``read_text_config``: of the text model
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from qwen_job import strict_json
 from qwen_job.atomic import read_limited
 from qwen_job.errors import ModelError
+from qwen_job.facts.families import text_config
 from qwen_job.facts.weights import QUANTIZED_KEYS, shown
 
 ADAPTER = "adapter_config.json"
@@ -102,6 +103,21 @@ def read_config(folder: Path) -> dict[str, object]:
     config = read_json(path)
     refuse_quantized(folder, config)
     return config
+
+
+def read_text_config(folder: Path) -> dict[str, object]:
+    """Return the config of a model folder's text model, which is what is trained; see :func:`read_config`.
+
+    Raises:
+        ModelError: as there, and for a vision-language folder whose ``text_config`` cannot be used.
+    """
+    config = read_config(folder)
+    try:
+        text = text_config(config)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
+    refuse_quantized(folder, text)
+    return text
 
 
 def refuse_quantized(folder: Path, config: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Names and shapes of every weight of a dense Qwen model, from its config.json alone."""
+"""Names and shapes of every weight of a Qwen text model, from its config.json alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.families import LINEAR, Family, family_of, layer_kinds
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -15,6 +16,11 @@ LIMITS = {
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 24,
     "kv_channels": 1 << 14,
+    "linear_conv_kernel_dim": 1 << 8,
+    "linear_key_head_dim": 1 << 14,
+    "linear_num_key_heads": 1 << 14,
+    "linear_num_value_heads": 1 << 14,
+    "linear_value_head_dim": 1 << 14,
     "max_position_embeddings": 1 << 31,
     "num_attention_heads": 1 << 14,
     "num_hidden_layers": 1 << 12,
@@ -23,7 +29,10 @@ LIMITS = {
     "vocab_size": 1 << 24,
 }
 QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
-NATIVE = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# How a folder that also holds a vision tower names the layers of its text model, and ours.
+TEXT_PREFIX = ("model.language_model.", "model.")
+# The names of what such a folder holds besides: neither is trained.
+LEFT_OUT = {"model.visual.": "vision tower", "mtp.": "multi-token prediction"}
 
 
 def size(config: Mapping[str, object], key: str, default: int | None = None) -> int:
@@ -49,49 +58,92 @@ def shown(value: object) -> str:
 
 
 def expected_shapes(config: Mapping[str, object]) -> Shapes:
-    """Return {name: shape} of a Qwen2ForCausalLM or Qwen3ForCausalLM.
+    """Return {name: shape} of the text model's class in transformers; ``config`` is that of the text model.
 
     Raises:
-        ModelError: another model_type, or an impossible size.
+        ModelError: a model_type that is not trained, an unknown kind of layer, or an impossible size.
     """
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in NATIVE:
-        raise ModelError(
-            f"config.json: model_type: {shown(kind)} is not supported; "
-            "use Qwen-1 (qwen), Qwen1.5/2/2.5 (qwen2) or dense Qwen3 (qwen3)"
-        )
+    family = family_of(config)
+    if family.experts:
+        raise ModelError("config.json: model_type: a mixture of experts; use a dense Qwen model")
     hidden, vocabulary = size(config, "hidden_size"), size(config, "vocab_size")
     shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    block = _block(config, qwen3=kind == "qwen3")
-    for layer in range(size(config, "num_hidden_layers")):
-        shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in block.items()})
+    size(config, "num_hidden_layers")
+    kinds = layer_kinds(config)
+    blocks = {kind: _block(config, family, kind) for kind in dict.fromkeys(kinds)}
+    for layer, kind in enumerate(kinds):
+        shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in blocks[kind].items()})
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocabulary, hidden)
     return shapes
 
 
-def _block(config: Mapping[str, object], *, qwen3: bool) -> Shapes:
+def _block(config: Mapping[str, object], family: Family, kind: str) -> Shapes:
+    """Return the shapes of one layer of a kind: norms, attention or linear attention, feed-forward."""
+    hidden = size(config, "hidden_size")
+    mixer = _linear_attention(config) if kind == LINEAR else _attention(config, family)
+    return {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        **mixer,
+        **_feed_forward(config),
+    }
+
+
+def _feed_forward(config: Mapping[str, object]) -> Shapes:
     hidden, feed_forward = size(config, "hidden_size"), size(config, "intermediate_size")
+    return {
+        "mlp.gate_proj.weight": (feed_forward, hidden),
+        "mlp.up_proj.weight": (feed_forward, hidden),
+        "mlp.down_proj.weight": (hidden, feed_forward),
+    }
+
+
+def _attention(config: Mapping[str, object], family: Family) -> Shapes:
+    qwen2, hidden = family.text_type == "qwen2", size(config, "hidden_size")
     heads = size(config, "num_attention_heads")
     kv_heads = size(config, "num_key_value_heads", heads)
-    head = size(config, "head_dim", 128 if qwen3 else hidden // heads)
-    if heads % kv_heads or (not qwen3 and hidden % heads):
+    head = size(config, "head_dim", hidden // heads if qwen2 else 256 if family.is_hybrid else 128)
+    if heads % kv_heads or (qwen2 and hidden % heads):
         raise ModelError(f"config.json: {hidden} hidden, {heads} heads and {kv_heads} key-value heads do not divide")
-    rows = {"q_proj": heads * head, "k_proj": kv_heads * head, "v_proj": kv_heads * head}
-    shapes: Shapes = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    for name, count in rows.items():
+    # A hybrid's queries come with a gate for each output.
+    queries = heads * head * (2 if family.is_hybrid else 1)
+    shapes: Shapes = {}
+    for name, count in {"q_proj": queries, "k_proj": kv_heads * head, "v_proj": kv_heads * head}.items():
         shapes[f"self_attn.{name}.weight"] = (count, hidden)
-        if not qwen3 or config.get("attention_bias"):
+        if qwen2 or config.get("attention_bias"):
             shapes[f"self_attn.{name}.bias"] = (count,)
     shapes["self_attn.o_proj.weight"] = (hidden, heads * head)
-    if qwen3:
+    if not qwen2:
         if config.get("attention_bias"):
             shapes["self_attn.o_proj.bias"] = (hidden,)
         shapes.update({"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)})
-    shapes["mlp.gate_proj.weight"] = shapes["mlp.up_proj.weight"] = (feed_forward, hidden)
-    shapes["mlp.down_proj.weight"] = (hidden, feed_forward)
     return shapes
+
+
+def _linear_attention(config: Mapping[str, object]) -> Shapes:
+    """Return the shapes of a gated delta rule; its convolution goes over the channels of queries, keys and values."""
+    hidden, heads = size(config, "hidden_size"), size(config, "linear_num_value_heads", 32)
+    key_heads = size(config, "linear_num_key_heads", 16)
+    if heads % key_heads:
+        raise ModelError(
+            f"config.json: linear_num_value_heads: {heads} is not a multiple of linear_num_key_heads ({key_heads})"
+        )
+    value_dim = size(config, "linear_value_head_dim", 128)
+    keys, values = key_heads * size(config, "linear_key_head_dim", 128), heads * value_dim
+    shapes: Shapes = {
+        "dt_bias": (heads,),
+        "A_log": (heads,),
+        "conv1d.weight": (2 * keys + values, 1, size(config, "linear_conv_kernel_dim", 4)),
+        "norm.weight": (value_dim,),
+        "out_proj.weight": (hidden, values),
+        "in_proj_qkv.weight": (2 * keys + values, hidden),
+        "in_proj_z.weight": (values, hidden),
+        "in_proj_b.weight": (heads, hidden),
+        "in_proj_a.weight": (heads, hidden),
+    }
+    return {f"linear_attn.{name}": shape for name, shape in shapes.items()}
 
 
 def count_parameters(shapes: Shapes) -> int:

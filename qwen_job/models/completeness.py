@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from qwen_job.chatml import SPECIAL_TOKENS
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields
-from qwen_job.facts.model_files import architectures, exists, is_qwen1, member, quantized, read_config, read_json
-from qwen_job.facts.weights import NATIVE, expected_shapes, shown, size
+from qwen_job.facts.families import family_of
+from qwen_job.facts.model_files import (
+    architectures,
+    exists,
+    is_qwen1,
+    member,
+    quantized,
+    read_config,
+    read_json,
+    read_text_config,
+)
+from qwen_job.facts.weights import LEFT_OUT, TEXT_PREFIX, expected_shapes, shown, size
 from qwen_job.models.config_json import check_config
 from qwen_job.models.legacy import pickled_shards
 from qwen_job.models.qwen1 import is_computed
@@ -28,9 +38,9 @@ _READ = ("*.json", "*.jinja", "*.tiktoken", "tokenizer*", "merges.txt", "LICENSE
 
 
 def check_folder(folder: Path) -> dict[str, object]:
-    """Check config, weights and tokenizer of a natively supported model and return its config.
+    """Check config, weights and tokenizer of a natively supported model and return the config of its text model.
 
-    Every weight that the config calls for must exist with its shape.
+    Every weight that the config calls for must exist with its shape. A vision-language folder may hold more.
 
     Raises:
         ModelError: the first thing that is wrong.
@@ -38,17 +48,19 @@ def check_folder(folder: Path) -> dict[str, object]:
     config = read_config(folder)
     if is_qwen1(config):
         raise ModelError(f"{folder}: is in Qwen-1's layout; 'qwen-job model convert' converts it to a native folder")
-    kind = config.get("model_type")
     try:
+        family, named = family_of(config), architectures(config)
+        config = read_text_config(folder)
         wanted = expected_shapes(config)
-        if NATIVE[str(kind)] not in architectures(config):
-            raise ModelError(f"config.json: architectures: must hold {NATIVE[str(kind)]!r} for a chat model")
+        if not any(name in named for name in family.classes):
+            classes = " or ".join(map(repr, family.classes))
+            raise ModelError(f"config.json: architectures: must hold {classes} for a chat model")
         check_config(config)
         check_fields(config, "config.json")
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
     check_links(folder)
-    _check_weights(folder, wanted)
+    _check_weights(folder, wanted, hybrid=family.is_hybrid)
     check_tokenizer(folder, size(config, "vocab_size"))
     _check_generation(folder)
     return config
@@ -60,13 +72,14 @@ def check_links(folder: Path) -> None:
         member(folder, name)
 
 
-def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
+def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]], *, hybrid: bool) -> None:
     files = shards(folder)
     tensors = read_folder(folder)
     if not tensors:
         hint = "; 'qwen-job model convert' turns pytorch_model.bin into safetensors" if pickled_shards(folder) else ""
         raise ModelError(f"{folder}: has no *.safetensors; fetch or copy the weights{hint}")
     refuse_quantized_weights(folder, tensors)
+    wanted = as_stored(wanted, tensors) if hybrid else wanted
     for name, shape in wanted.items():
         if name not in tensors:
             raise ModelError(f"{folder}: {name} is in no safetensors file; fetch or copy the missing shard")
@@ -76,12 +89,37 @@ def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
             raise ModelError(quantized(folder, f"{name} is {tensors[name].dtype}"))
     # An extra layer would be dropped silently. A tied head may be stored as well.
     for name in tensors.keys() - wanted.keys() - {"lm_head.weight"}:
-        if not is_computed(name):
+        if not is_computed(name) and not (hybrid and _part(name)):
             raise ModelError(f"{folder}: {name} belongs to another model than config.json describes; "
                              "take the config.json that came with the weights")  # fmt: skip
     if files[0].name != "model.safetensors" and not exists(folder / INDEX):
         raise ModelError(f"{folder / INDEX}: does not exist, and {len(files)} other safetensors files do; "
                          "fetch or copy it, or name a single file model.safetensors")  # fmt: skip
+
+
+def as_stored(wanted: Mapping[str, tuple[int, ...]], tensors: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Return ``wanted`` by the names that ``tensors`` use: a folder with a vision tower calls the layers otherwise."""
+    theirs, ours = TEXT_PREFIX
+    if not any(name.startswith(theirs) for name in tensors):
+        return dict(wanted)
+    return {name.replace(ours, theirs, 1) if name.startswith(ours) else name: wanted[name] for name in wanted}
+
+
+def left_out(folder: Path) -> list[str]:
+    """Return a sentence about each part of the folder that is not trained, and not in a trained model."""
+    parts: dict[str, int] = {}
+    for name in read_folder(folder):
+        if part := _part(name):
+            parts[part] = parts.get(part, 0) + 1
+    return [
+        f"{folder}: the {part} ({count} weights) is not trained, and is not in the model that training writes"
+        for part, count in parts.items()
+    ]
+
+
+def _part(name: str) -> str | None:
+    """Return what a weight belongs to that is not the text model, e.g. ``vision tower``."""
+    return next((part for prefix, part in LEFT_OUT.items() if name.startswith(prefix)), None)
 
 
 def refuse_quantized_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:

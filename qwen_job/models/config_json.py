@@ -1,4 +1,4 @@
-"""config.json of a dense Qwen model: what each key may hold, and which keys are refused.
+"""config.json of a Qwen text model: what each key may hold, and which keys are refused.
 
 - ``check_config``: every value that transformers reads has the right type, so that a complete folder can be loaded
 - ``native_config``: only the keys that describe the model. Others make transformers fetch or run something
@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.families import family_of, layer_kinds
 from qwen_job.facts.weights import LIMITS, shown, size
 
 # These change what is loaded, which would bypass every check of the folder.
 _REFUSED = ("transformers_weights", "per_layer_config", "fusion_config", "distributed_config", "gguf_file")
 _ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "quick_gelu")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
-_LAYERS = ("full_attention", "sliding_attention")
 # The keys that each kind of rotary scaling requires.
 _ROPE: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -27,6 +27,7 @@ _ROPE: dict[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+_ROPE_WORDS = ("rope_type", "type", "truncate", "finetuned", "mrope_interleaved")
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[object], bool]:
@@ -59,6 +60,7 @@ _POSITIVE = _number(0, 1e30, above=True)
 _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "attention_bias": ("true or false", _is_flag),
     "attention_dropout": ("a number from 0 to 1", _number(0, 1)),
+    "attn_output_gate": ("true or false", _is_flag),
     "bos_token_id": ("an id", _are_ids),
     "dtype": (f"one of {', '.join(_DTYPES)}", _one_of(_DTYPES)),
     "eos_token_id": ("an id, or a list of them", _are_ids),
@@ -66,6 +68,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "initializer_range": ("a number from 0", _number(0, 1e6)),
     "max_window_layers": ("a whole number", _whole(0, 1 << 31)),
     "pad_token_id": ("an id", _whole(-1, 1 << 31)),
+    "partial_rotary_factor": ("a number above 0, 1 at most", _number(0, 1, above=True)),
     "rms_norm_eps": ("a number above 0", _POSITIVE),
     "rope_theta": ("a number above 0", _POSITIVE),
     "sliding_window": ("a whole number", _whole(0, 1 << 31)),
@@ -96,19 +99,9 @@ def check_config(config: Mapping[str, object]) -> None:
     padding, vocabulary = config.get("pad_token_id"), size(config, "vocab_size")
     if isinstance(padding, int) and padding >= vocabulary:
         raise ModelError(f"config.json: pad_token_id: {padding} is not below vocab_size ({vocabulary})")
-    _check_layers(config)
+    layer_kinds(config)
     for key in ("rope_scaling", "rope_parameters"):
         _check_rope(key, config.get(key))
-
-
-def _check_layers(config: Mapping[str, object]) -> None:
-    layers, count = config.get("layer_types"), size(config, "num_hidden_layers")
-    if layers is None:
-        return
-    if not isinstance(layers, list) or any(not _one_of(_LAYERS)(layer) for layer in layers):
-        raise ModelError(f"config.json: layer_types: expected {' and '.join(_LAYERS)}, found {shown(layers)}")
-    if len(layers) != count:
-        raise ModelError(f"config.json: layer_types: names {len(layers)} layers, num_hidden_layers is {count}")
 
 
 def _check_rope(key: str, value: object) -> None:
@@ -124,14 +117,16 @@ def _check_rope(key: str, value: object) -> None:
             raise ModelError(f"config.json: {key}: {name}: is missing, which {kind} needs")
     for name, part in value.items():
         numbers = part if isinstance(part, list) else [part]
-        lists = name in ("short_factor", "long_factor")
-        ok = name in ("rope_type", "type", "truncate", "finetuned") or all(map(_POSITIVE, numbers))
+        lists = name in ("short_factor", "long_factor", "mrope_section")
+        ok = name in _ROPE_WORDS or all(map(_POSITIVE, numbers))
         if (not ok and part is not None) or (isinstance(part, list) is not lists and part is not None):
             raise ModelError(f"config.json: {key}: {name}: expected a number above 0, found {shown(part)}")
 
 
 def native_config(config: Mapping[str, object]) -> dict[str, object]:
     """Return only the keys of a checked config that describe the model."""
-    kept = {*_KINDS, *_STRUCTURED, *_SIZES} - {"dtype", "torch_dtype", "transformers_version"}
+    kept = {*_KINDS, *_STRUCTURED, *_SIZES} - {"attn_output_gate", "dtype", "torch_dtype", "transformers_version"}
     clean = {key: value for key, value in config.items() if key in kept and value is not None}
+    if family_of(config).is_hybrid:
+        clean["layer_types"] = layer_kinds(config)
     return {key: float(str(value)) if key in _FLOATS else value for key, value in clean.items()}

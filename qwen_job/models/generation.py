@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_job.chatml import END_OF_TEXT, IM_END, IM_START
+from qwen_job.facts.families import text_config
 from qwen_job.facts.model_files import read_json
 from qwen_job.models.tokens import added_tokens
 
@@ -66,7 +67,7 @@ def _stops(folder: Path) -> tuple[list[int], list[int]]:
     """Return the stop IDs, and the IDs that the folder names as stops but no token has."""
     ids = _added(folder)
     ours = [ids[token] for token in (IM_END, IM_START, END_OF_TEXT) if token in ids]
-    config = _optional(folder / "config.json")
+    config = _text(folder)
     vocabulary = config.get("vocab_size")
     limit = vocabulary if isinstance(vocabulary, int) else None
     theirs = [*_ids(_optional(folder / "generation_config.json")), *_ids(config)]
@@ -87,7 +88,7 @@ def pad_of(folder: Path) -> int | None:
 
 def exported(folder: Path) -> Exported:
     """Return the generation settings of a model trained from ``folder``, with a note for each that is left out."""
-    config = _optional(folder / "config.json")
+    config = _text(folder)
     moved = {key: config[key] for key in MISPLACED if config.get(key) is not None}
     written = {**moved, **_optional(folder / "generation_config.json")}
     kept = {key: value for key, value in written.items() if key not in _QUIET and value is not None}
@@ -142,6 +143,10 @@ def _ids(settings: Mapping[str, object]) -> list[int]:
     value = settings.get("eos_token_id")
     items = value if isinstance(value, list) else [value]
     return [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
+
+
+def _text(folder: Path) -> dict[str, object]:
+    return text_config(_optional(folder / "config.json"))
 
 
 def _optional(path: Path) -> dict[str, object]:

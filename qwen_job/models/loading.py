@@ -6,6 +6,7 @@ are safetensors. Nothing else in config.json is read: no kernel of a hub, no cus
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from safetensors import SafetensorError
 
 from qwen_job.errors import ModelError
-from qwen_job.facts.model_files import read_config
-from qwen_job.facts.weights import NATIVE, expected_shapes
+from qwen_job.facts.families import family_of
+from qwen_job.facts.model_files import read_text_config
+from qwen_job.facts.weights import expected_shapes
 from qwen_job.models.config_json import check_config, native_config
 from qwen_job.models.generation import exported
+from qwen_job.models.linear_attention import choose_by_device
 
 
 def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple[Any, dict[str, Any]]:
@@ -32,10 +35,11 @@ def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple
     """
     import transformers
 
-    config = read_config(folder)
+    config = read_text_config(folder)
     expected_shapes(config)  # refuses every other model_type
     check_config(config)
-    model_class = getattr(transformers, NATIVE[str(config["model_type"])])
+    model_class = getattr(transformers, family_of(config).architecture)
+    choose_by_device(sys.modules[model_class.__module__])
     try:
         built = model_class.config_class(**native_config(config))
     except Exception as error:  # its strict dataclasses raise their own kinds

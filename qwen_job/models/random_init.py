@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -98,13 +99,21 @@ def _draw(name: str, count: int, std: float) -> Iterator[bytes]:
 def _weights(shapes: Shapes, std: float) -> Iterator[NewTensor]:
     import numpy
 
+    # A hybrid's norms multiply by 1 + weight, but for the one inside linear attention.
+    hybrid = any(".linear_attn." in name for name in shapes)
     for name, shape in sorted(shapes.items()):
+        pieces: Iterable[bytes]
         if name.endswith("norm.weight"):
-            pieces: Iterable[bytes] = [numpy.ones(shape, "<f4").tobytes()]
+            centred = hybrid and ".linear_attn." not in name
+            pieces = [(numpy.zeros if centred else numpy.ones)(shape, "<f4").tobytes()]
         elif name.endswith(".bias"):
             pieces = [numpy.zeros(shape, "<f4").tobytes()]
+        elif name.endswith(".dt_bias"):
+            pieces = [numpy.ones(shape, "<f4").tobytes()]
+        elif name.endswith(".A_log"):  # transformers draws log(0.01) to log(16); ours are spread evenly, without libm
+            pieces = [numpy.linspace(-4.5, 2.75, shape[0]).astype("<f4").tobytes()]
         else:
-            pieces = _draw(name, shape[0] * shape[1], std)
+            pieces = _draw(name, math.prod(shape), std)
         yield NewTensor(name, "F32", shape, pieces)
 
 

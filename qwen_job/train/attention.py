@@ -159,10 +159,13 @@ def _unusable(reason: str) -> str:
     return f"train.attention: varlen: {kernel}: {reason}; write train.attention: sdpa"
 
 
-def inputs_for(batch: Batch, kind: str, dtype: torch.dtype, window: int | None = None) -> dict[str, object]:
+def inputs_for(
+    batch: Batch, kind: str, dtype: torch.dtype, window: int | None = None, *, linear: bool = False
+) -> dict[str, object]:
     """Return the arguments of the model's forward; tensors [B, S], or [1, B S] for varlen.
 
-    ``window``: of the model's sliding layers (varlen takes it from each layer itself).
+    ``window``: of the model's sliding layers (varlen takes it from each layer itself); ``linear``: the model has layers
+    of linear attention, which know documents by their boundaries in [B S] whatever the kernel of the others.
     """
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     if kind == "varlen":
@@ -170,8 +173,9 @@ def inputs_for(batch: Batch, kind: str, dtype: torch.dtype, window: int | None =
         return {**inputs, **_boundaries(batch)}
     packed = any(len(lengths) > 1 for lengths in batch["document_lengths"])
     if packed or window is not None:
-        inputs["attention_mask"] = _masks(batch["document_ids"], kind, dtype, window)
-    return inputs
+        masks = _masks(batch["document_ids"], kind, dtype, window)
+        inputs["attention_mask"] = {"full_attention": masks, "linear_attention": None} if linear else masks
+    return {**inputs, **_boundaries(batch)} if linear else inputs
 
 
 def _masks(document_ids: torch.Tensor, kind: str, dtype: torch.dtype, window: int | None) -> Any:

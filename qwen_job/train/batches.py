@@ -178,7 +178,8 @@ def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1) -> B
         "pairs": sum(int(length) ** 2 for row in rows for length in row.document_lengths),
     }
     batch["document_lengths"] = [_fill(batch, number, row, size) for number, (_, row) in enumerate(items)]
-    lengths = [length for documents in batch["document_lengths"] for length in documents]
+    # Kernels of linear attention take no document without tokens.
+    lengths = [length for documents in batch["document_lengths"] for length in documents if length]
     batch["boundaries"] = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     batch["chosen"] = (batch["targets"].view(-1) != IGNORE).nonzero().view(-1)
     return batch

@@ -25,7 +25,8 @@ _stock: dict[ModuleType, Callable[..., Any]] = {}
 def use_lean_kernels(model: Any) -> None:
     """Give a model of transformers torch's own RMSNorm kernel and our rotation."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
+        # Those of hybrids multiply by 1 + weight: that sum needs float32, and their own forward.
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             module.forward = MethodType(_rms_norm, module)
     use_lean_rotation(model)
 
@@ -57,9 +58,10 @@ def _rms_norm(module: Any, hidden: Tensor) -> Tensor:
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Rotate query and key, each [B, heads, S, D], by ``cos`` and ``sin`` [B, S, D], whose halves are equal.
+    """Rotate query and key, each [B, heads, S, D], by ``cos`` and ``sin`` [B, S, R], whose halves are equal.
 
-    Results keep the memory layout of the inputs, so that neither attention nor backward copies them.
+    The D - R dimensions after the first R stay as they are (R is D but in hybrids). Results keep the memory layout of
+    the inputs, so that neither attention nor backward copies them.
     """
     half = cos.shape[-1] // 2
     c, s = (part[..., :half].unsqueeze(unsqueeze_dim) for part in (cos, sin))
@@ -80,9 +82,10 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    out = torch.empty_like(x)
-    first, second = x.chunk(2, dim=-1)
-    ours, other = out.chunk(2, dim=-1)
+    out, half = torch.empty_like(x), cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    ours, other = out[..., :half], out[..., half : 2 * half]
+    out[..., 2 * half :] = x[..., 2 * half :]
     torch.mul(first, cos, out=ours).addcmul_(second, sin, value=-direction)
     torch.mul(second, cos, out=other).addcmul_(first, sin, value=direction)
     return out

@@ -31,12 +31,15 @@ FusedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Objective:
     """What is minimised: the summed cross-entropy of a batch's trained tokens."""
 
-    def __init__(self, head: LossHead, attention: str, dtype: torch.dtype, window: int | None) -> None:
-        self._head, self._attention, self._dtype, self._window = head, attention, dtype, window
+    def __init__(
+        self, head: LossHead, attention: str, dtype: torch.dtype, window: int | None, *, linear: bool = False
+    ) -> None:
+        self._head, self._attention, self._dtype = head, attention, dtype
+        self._window, self._linear = window, linear
 
     def __call__(self, engine: Any, batch: Batch) -> Tensor:
         """Return the sum over the trained tokens of ``batch``, which is on the engine's device, as float32."""
-        inputs = inputs_for(batch, self._attention, self._dtype, self._window)
+        inputs = inputs_for(batch, self._attention, self._dtype, self._window, linear=self._linear)
         return self._head.loss(engine, inputs, batch["targets"], batch["chosen"])
 
 

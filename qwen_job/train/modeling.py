@@ -12,7 +12,7 @@ import torch
 
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields, longest_row, too_long
-from qwen_job.models.completeness import read_config
+from qwen_job.facts.model_files import read_text_config
 from qwen_job.models.loading import load_native
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation, try_kernel, window_of
@@ -21,7 +21,7 @@ from qwen_job.train.flops import Shape
 from qwen_job.train.kernels import use_lean_kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_NOT_DECAYED = re.compile(r"bias$|norm", re.IGNORECASE)
+_NOT_DECAYED = re.compile(r"bias$|norm|conv1d", re.IGNORECASE)
 
 
 def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> Any:
@@ -66,7 +66,7 @@ def _partitioned(deepspeed: DeepSpeedConfig) -> Iterator[None]:
 
 
 def _check_config(config: TrainConfig, folder: Path) -> None:
-    values = read_config(folder)
+    values = read_text_config(folder)
     check_fields(values, f"{folder}/config.json")
     longest, length = longest_row(values), config.data.max_length
     if longest is not None and length > longest:
@@ -86,7 +86,7 @@ def shape_of(model: Any) -> Shape:
 
 
 def parameter_is_matrix(name: str, parameter: Any) -> bool:
-    """Tell whether weight decay applies: to matrices, not to norms and biases."""
+    """Tell whether weight decay applies: to matrices, not to norms, biases, A_log and the taps of convolutions."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return len(shape) > 1 and not _NOT_DECAYED.search(name)
 

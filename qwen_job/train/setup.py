@@ -17,7 +17,8 @@ from transformers.utils.import_utils import enable_tf32
 from qwen_job.data import PackedRows, PreparedData, open_prepared
 from qwen_job.errors import DataError, JobError
 from qwen_job.facts.config_fields import unknown_fields
-from qwen_job.models.completeness import read_config
+from qwen_job.facts.model_files import read_text_config
+from qwen_job.models.completeness import left_out
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.signals import StopRequest
@@ -35,6 +36,7 @@ from qwen_job.train.guards import source_of
 from qwen_job.train.intervals import Intervals
 from qwen_job.train.loss import LossHead, Objective, exact_kind
 from qwen_job.train.modeling import DTYPES, build_model, build_optimizer, shape_of
+from qwen_job.train.packed_state import keep_documents_apart, linear_layers
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rate_schedule import Schedule, check_schedule
 from qwen_job.train.rendezvous import Place
@@ -93,8 +95,11 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
         raise DataError(f"{prepared}: no rows to train on are left after preparation; run qwen-job data check")
     notes += _report_left_out(config, data, log)
     model = build_model(config, attempt.deepspeed, model_folder)
-    if unknown := unknown_fields(read_config(model_folder)):
+    if unknown := unknown_fields(read_text_config(model_folder)):
         notes.append(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
+    notes += left_out(model_folder)
+    device = _device(config, attempt.place)
+    notes += keep_documents_apart(model, device, DTYPES[config.precision])
     notes += rehearse(model, model_folder, config) if attempt.place.is_first else []
     for note in notes:
         log.say(note)
@@ -112,10 +117,14 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     resume, identity = beginning
     _seed(config.seed, full_determinism=arguments.full_determinism)
     _set_log_level(arguments, place)
-    device = torch.device("cuda", place.local_rank) if config.device == "cuda" else torch.device("cpu")
+    device = _device(config, place)
     ranks = Ranks(place.rank, place.world_size, device)
     objective = Objective(
-        LossHead(model, _fused_loss(config, log)), config.attention, DTYPES[config.precision], window_of(model.config)
+        LossHead(model, _fused_loss(config, log)),
+        config.attention,
+        DTYPES[config.precision],
+        window_of(model.config),
+        linear=bool(linear_layers(model)),
     )
     shape, pad_id = shape_of(model), control_tokens(loaded.model_folder).get("<|endoftext|>", 0)
     track = _track(config, identity.course, len(data.train), place.world_size)
@@ -167,6 +176,10 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         restore_random_state=partial(restore_random_state, resume.path, ranks) if resume else lambda: None,
     )
     return Trainer(parts)
+
+
+def _device(config: TrainConfig, place: Place) -> torch.device:
+    return torch.device("cuda", place.local_rank) if config.device == "cuda" else torch.device("cpu")
 
 
 def _rehearsals(

@@ -19,17 +19,19 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
+    "layer_types": ["full_attention"] * 2,
 }
 
 
 def families() -> list[tuple[Any, Any]]:
     """Return configuration and model of each family."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    import transformers as known
 
-    return [(Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM)]
+    pairs = [(known.Qwen2Config, known.Qwen2ForCausalLM), (known.Qwen3Config, known.Qwen3ForCausalLM)]
+    return [*pairs, (known.Qwen3_5TextConfig, known.Qwen3_5ForCausalLM)]
 
 
-@pytest.mark.parametrize("family", [0, 1], ids=["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", [0, 1, 2], ids=["qwen2", "qwen3", "qwen3_5"])
 def test_lean_kernels_change_neither_loss_nor_gradients(family: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

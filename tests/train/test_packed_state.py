@@ -1,0 +1,164 @@
+"""Linear attention forgets everything at a document's border: a packed row is its documents, each alone.
+
+A tiny hybrid in float32 on the CPU, one thread; 15 s in all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.train
+
+torch = pytest.importorskip("torch")
+from qwen_job.models.loading import load_native  # noqa: E402
+from qwen_job.train import packed_state  # noqa: E402
+from qwen_job.train.attention import inputs_for  # noqa: E402
+from qwen_job.train.batches import collate  # noqa: E402
+from qwen_job.train.modeling import parameter_is_matrix  # noqa: E402
+from tests.support.tiny_models import write_folder  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("hybrid") / "model", "qwen3_5", initializer_range=0.1)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    found = load_native(folder, torch.float32, "sdpa")[0].train()
+    assert packed_state.keep_documents_apart(found, CPU, torch.float32) == []
+    return found
+
+
+class Row:
+    """A prepared row of random tokens."""
+
+    def __init__(self, lengths: Sequence[int], seed: int = 0) -> None:
+        size, generator = sum(lengths), torch.Generator().manual_seed(seed)
+        self.document_lengths = list(lengths)
+        self.input_ids = torch.randint(0, 500, (size,), generator=generator).tolist()
+        self.labels = self.input_ids
+        self.position_ids = [place for length in lengths for place in range(length)]
+
+
+def packed(model: Any, rows: Sequence[Row], kind: str = "sdpa", length: int = 1) -> Any:
+    """Return the logits [B, S, V] of rows in one batch."""
+    batch = collate(list(enumerate(rows)), 0, length)
+    inputs = inputs_for(batch, kind, torch.float32, linear=True)
+    return model(**inputs, use_cache=False).logits.view(len(rows), -1, model.config.vocab_size)
+
+
+def alone(model: Any, row: Row) -> Any:
+    """Return the logits [T, V] of a row's documents, each in its own forward of transformers' own layers."""
+    ids = torch.tensor(row.input_ids).split(row.document_lengths)
+    return torch.cat([model(input_ids=part[None], use_cache=False).logits[0] for part in ids])
+
+
+def gradients(model: Any, total: Any) -> dict[str, Any]:
+    model.zero_grad()
+    total.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for name, expected in theirs.items():
+        assert (ours[name] - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+def test_the_logits_are_those_of_each_document_wherever_the_border_is(model: Any) -> None:
+    for border in range(1, 66):
+        row = Row([border, 90 - border], border)
+        with torch.no_grad():
+            assert (packed(model, [row])[0] - alone(model, row)).abs().max() <= 1e-5, border
+
+
+def test_without_the_boundaries_they_are_not(model: Any) -> None:
+    row = Row([37, 90])
+    with torch.no_grad():
+        leaked = model(input_ids=torch.tensor([row.input_ids]), position_ids=torch.tensor([row.position_ids])).logits
+        assert (leaked[0] - alone(model, row)).abs().max() > 0.1
+
+
+LAYOUTS: dict[str, list[list[int]]] = {
+    "one-token documents": [[1, 1, 1, 5, 1, 64, 1]],
+    "shorter than the convolution": [[2, 3, 60, 65, 3]],
+    "a chunk more and less": [[63, 64, 65, 128]],
+    "rows with a pad tail": [[7, 70], [50], [1, 1]],
+}
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_and_gradients_are_those_of_each_document(
+    model: Any, layout: str, checkpointing: bool, kind: str
+) -> None:
+    model.set_attn_implementation(kind)
+    rows = [Row(lengths, seed) for seed, lengths in enumerate(LAYOUTS[layout])]
+    expected = torch.cat([alone(model, row) for row in rows])
+    wanted = gradients(model, (expected * torch.sin(expected)).sum())
+    if checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        out = packed(model, rows, kind)
+        found = torch.cat([part[: len(row.input_ids)] for part, row in zip(out, rows, strict=True)])
+        assert (found - expected).abs().max() <= 1e-5
+        assert_same(gradients(model, (found * torch.sin(found)).sum()), wanted)
+    finally:
+        model.activation_checkpointing_disable()
+        model.set_attn_implementation("sdpa")
+
+
+def test_varlen_rows_of_a_batch_are_kept_apart_too(model: Any) -> None:
+    """The kernel of varlen needs a GPU: the full layers get a mask in its place, the linear ones the same arguments."""
+    rows = [Row([30, 40], 1), Row([70], 2)]
+    batch = collate(list(enumerate(rows)), 0)
+    inputs = inputs_for(batch, "varlen", torch.float32, linear=True)
+    assert inputs["input_ids"].shape == (1, 140) and "attention_mask" not in inputs
+    same = torch.repeat_interleave(torch.arange(3), torch.tensor([30, 40, 70]))
+    mask = (same[:, None] == same[None]).tril()[None, None]
+    inputs["attention_mask"] = {"full_attention": mask, "linear_attention": None}
+    with torch.no_grad():
+        out = model(**inputs, use_cache=False).logits[0]
+        assert (out - torch.cat([alone(model, row) for row in rows])).abs().max() <= 1e-5
+
+
+def test_generation_keeps_its_state_from_token_to_token(model: Any) -> None:
+    ids = torch.tensor([Row([20]).input_ids])
+    model.eval()
+    with torch.no_grad():
+        step = model(input_ids=ids[:, :15], use_cache=True)
+        cache, logits = step.past_key_values, [step.logits[0, -1]]
+        for place in range(15, 20):
+            step = model(input_ids=ids[:, place : place + 1], past_key_values=cache, use_cache=True)
+            logits.append(step.logits[0, -1])
+        whole = model(input_ids=ids, use_cache=False).logits[0, 14:]
+    model.train()
+    assert (torch.stack(logits) - whole).abs().max() <= 1e-5
+
+
+def test_norms_decay_rates_and_convolutions_are_not_decayed(model: Any) -> None:
+    named = dict(model.named_parameters())
+    decayed = {name for name, parameter in named.items() if parameter_is_matrix(name, parameter)}
+    parts = {re.sub(r"model.layers.[0-9]+.", "", name) for name in named.keys() - decayed}
+    assert parts == {
+        "input_layernorm.weight", "post_attention_layernorm.weight", "model.norm.weight", "self_attn.q_norm.weight",
+        "self_attn.k_norm.weight", "linear_attn.norm.weight", "linear_attn.A_log", "linear_attn.dt_bias",
+        "linear_attn.conv1d.weight",
+    }  # fmt: skip
+    assert {"model.embed_tokens.weight", "lm_head.weight"} < decayed
