@@ -4,7 +4,7 @@
 - ``NEUTRAL``: fields that do not affect training
 - ``FOREIGN``: fields of other architectures, which transformers' classes ignore; any but a neutral value is refused,
   because the model would be trained as a different one
-- ``OF_HYBRIDS``: fields that only models with linear attention have
+- ``OF_HYBRIDS``, ``OF_EXPERTS``: fields that only models with linear attention have, and with experts
 - ``refused_fields``: the problems of a config, for the plan, ``model check`` and training
 
 Imports nothing heavy.
@@ -40,6 +40,12 @@ OF_HYBRIDS = frozenset(
         "attn_output_gate", "full_attention_interval", "linear_conv_kernel_dim", "linear_key_head_dim",
         "linear_num_key_heads", "linear_num_value_heads", "linear_value_head_dim", "mamba_ssm_dtype",
         "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "output_gate_type", "partial_rotary_factor",
+    }
+)  # fmt: skip
+OF_EXPERTS = frozenset(
+    {
+        "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+        "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "shared_expert_intermediate_size",
     }
 )  # fmt: skip
 # Field -> the values that transformers' classes with linear attention compute, in addition to null.
@@ -111,8 +117,7 @@ def check_fields(config: Mapping[str, Any], where: str) -> None:
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     """Return the fields in none of the tables, which transformers and we ignore."""
     family = FAMILIES.get(str(config.get("model_type")))
-    hybrid = family is not None and family.is_hybrid
-    known = HONOURED | NEUTRAL | FOREIGN.keys() | (OF_HYBRIDS if hybrid else frozenset())
+    known = HONOURED | NEUTRAL | FOREIGN.keys() | (_of(family) if family else frozenset())
     return sorted(key for key in config if key not in known and not key.startswith("_"))
 
 
@@ -144,11 +149,16 @@ def dropout_of(config: Mapping[str, Any]) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
+def _of(family: Family) -> frozenset[str]:
+    """Return the fields that a family has beside those of every model."""
+    return (OF_HYBRIDS if family.is_hybrid else frozenset()) | (OF_EXPERTS if family.experts else frozenset())
+
+
 def _foreign(config: Mapping[str, Any], family: Family) -> Iterator[str]:
     kind = config["model_type"]
     for field, neutral in FOREIGN.items():
         value = config.get(field)
-        if value is None or value in neutral or (family.is_hybrid and field in OF_HYBRIDS):
+        if value is None or value in neutral or field in _of(family):
             continue
         yield f"{field}: {shown(value)} is not part of {kind}, which is trained without it; take another model"
     for field, values in _FIXED_OF_HYBRIDS.items() if family.is_hybrid else ():

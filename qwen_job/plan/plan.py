@@ -13,7 +13,6 @@ from qwen_job.facts.hardware import Gpu, load_gpu
 from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape
 from qwen_job.facts.untrained import why_untrained
-from qwen_job.facts.weights import NATIVE
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
 from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for
@@ -253,7 +252,7 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         return None, [f"model.name: {text}"]
     except (JobError, ModelError) as error:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
-    if (shape.experts or shape.linear) and shape.architecture not in NATIVE.values():
+    if shape.experts or shape.linear:
         message = f"{name}: is a {shape.architecture}, which this version plans but cannot train yet"
         raise JobError([job.problem(("model", "name"), message)])
     if shape.longest_row is not None and job.train.model_max_length > shape.longest_row:
