@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from qwen_job.text import visible
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
+    from qwen_job.render import Bundle
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,6 +95,11 @@ def show_words(lines: tuple[str, ...], colour: str = "yellow", label: str = "war
     """Print warnings or notes to stderr, so that stdout carries only data."""
     for line in lines:
         click.echo(f"{click.style(label + ':', fg=colour)} {visible(line)}", err=True)
+
+
+def all_notes(bundles: Iterable[tuple[Plan, Bundle]]) -> tuple[str, ...]:
+    """Return the notes of one or several bundles, each note once."""
+    return tuple(dict.fromkeys(note for _, bundle in bundles for note in bundle.notes))
 
 
 def say(line: str) -> None:

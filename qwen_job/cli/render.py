@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.cli.job_options import job_options, load_plan, show_words
+from qwen_job.cli.job_options import all_notes, job_options, load_plan, show_words
 from qwen_job.errors import EnvironmentFault
 from qwen_job.text import visible
 
@@ -64,13 +64,15 @@ def render(
     if output is None and not (diff or separate):
         bundle = render_one(plan, target, template_dirs)
         show_words(plan.warnings)
-        show_words((*bundle.notes, *_about_log(plan, target)), "cyan", "note")
+        others = ("use -o DIR to write launch.sh and .deepspeed_env as well",) if target == "hostfile" else ()
+        show_words((*bundle.notes, *others, *_about_log(plan, target)), "cyan", "note")
         _print(bundle.text)
         return
     if output is None and separate:
         raise click.UsageError("--separate writes several files: add -o DIR")
     bundles = render_each(plan, target, template_dirs, separate=separate)
     show_words(plan.warnings)
+    show_words((*all_notes(bundles.values()), *_about_log(plan, target)), "cyan", "note")
     for folder, (_, bundle) in bundles.items():
         if diff:
             _show_diff(bundle.files, (output or Path()) / folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.job_options import job_options, load_plan, show_words
+from qwen_job.cli.job_options import all_notes, job_options, load_plan, show_words
 from qwen_job.errors import ClusterRefused, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def submit(
         )
     show_words((*plan.warnings, *missing_variables(plan.job, target)))
     bundles = render_each(plan, target, separate=separate)
-    for _, bundle in bundles.values():
-        show_words(bundle.notes, "cyan", "note")
+    show_words(all_notes(bundles.values()), "cyan", "note")
     if target == "local":
         sys.exit(_run_here([bundle for _, bundle in bundles.values()]))
     _check_complete([one for one, _ in bundles.values()], target)

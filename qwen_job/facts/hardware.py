@@ -50,6 +50,15 @@ def gpu_names() -> list[str]:
     return sorted(str(read_facts(path)["name"]) for path in fact("gpus").glob("*.yaml"))
 
 
+def other_sizes(name: str, chosen: Gpu) -> list[str]:
+    """Return the known GPUs of the family ``name`` besides ``chosen``: A100-40G for A100; only file names are read."""
+    family = name.strip().lower()
+    if family == chosen.name.lower():
+        return []
+    names = {path.stem.upper() for path in fact("gpus").glob("*.yaml") if path.stem.startswith(f"{family}-")}
+    return sorted(names - {chosen.name.upper()})
+
+
 def load_gpu(name: str, search: Sequence[str | Path] = ()) -> Gpu:
     """Return the GPU called ``name`` (or by an alias, in any case) from ``search`` folders or qwen_job/facts/gpus.
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from qwen_job.hosts import check_total, expand_hosts, is_host
-from qwen_job.job.types import Strict, Text
+from qwen_job.job.types import Place, Strict, Text
 
 # The nodes of the current allocation; with :JOBID, the nodes of a running job.
 ALLOCATION = "slurm"
@@ -44,7 +44,7 @@ class Hostfile(Strict):
         None, description="Address of the first host as the others reach it; default: its name in hosts"
     )
     port: Annotated[int, Field(ge=1024, le=65535)] = Field(29500, description="Rendezvous port on the first host")
-    python: Text = "python3"
+    python: Place = "python3"
     preflight: bool = Field(True, description="Check every host before training")
     ssh_options: list[Text] = Field([], description="Additional ssh options, one per item, e.g. -p, '2222'")
 

@@ -23,6 +23,12 @@ MAX_BYTES = 16 * 2**20
 # Limit on the text that variables add, over all fields.
 MAX_SUBSTITUTED = 16 * 2**20
 _REFERENCE = re.compile(r"(\$?)\$\{([^{}]*)\}")
+# $NAME as a part of a path. Where a shell, a pod or the model reads the text, it means something else.
+_UNBRACED = re.compile(r"(?:^|(?<=[/:]))\$([A-Za-z_][A-Za-z0-9_]*)(?=[/:]|$)")
+_READ_ELSEWHERE: tuple[FieldPath, ...] = (
+    ("slurm", "setup"), ("env",), ("data", "system_prompt"), ("kubernetes", "annotations"), ("kubernetes", "job"),
+    ("kubernetes", "pod"), ("kubernetes", "pod_container"), ("kubernetes", "prepare_pod"),
+)  # fmt: skip
 
 
 def load_job(
@@ -97,8 +103,15 @@ def _substitute(document: Document, environ: Mapping[str, str]) -> list[Problem]
             return {key: visit(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
             return [visit(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, str) or "$" not in value:
+            return value
+        unbraced = _UNBRACED.search(value)
+        if unbraced and not any(path[: len(section)] == section for section in _READ_ELSEWHERE):
+            name = unbraced[1]
+            fix = f"write ${{{name}}} and add {name} to uses_env" + (" (or write ~)" if name == "HOME" else "")
+            problems.append(document.problem(path, f"${name} would stay as typed, as a folder of that name: {fix}"))
         # setup lines are shell: braces there belong to the shell.
-        if not isinstance(value, str) or "${" not in value or path[:2] == ("slurm", "setup"):
+        if "${" not in value or path[:2] == ("slurm", "setup"):
             return value
         return _REFERENCE.sub(lambda found: replace(found, path), value)
 

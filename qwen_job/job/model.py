@@ -17,6 +17,7 @@ from qwen_job.job.types import (
     Fraction,
     FreeText,
     Interfaces,
+    Place,
     Positive,
     Seconds,
     SlurmTime,
@@ -350,10 +351,12 @@ class Container(Strict):
     runtime: Literal["none", "pyxis", "apptainer", "podman", "docker", "charliecloud"] = Field(
         "none", description="none: use Python on the nodes, from a venv or modules"
     )
-    image: Text | None = Field(
+    image: Place | None = Field(
         None, description="Overrides the job's image: a .sqsh or .sif file, a folder, or a registry image"
     )
-    mounts: list[Text] = Field([], description="SOURCE[:TARGET[:ro]]; data, model and output are mounted automatically")
+    mounts: list[Place] = Field(
+        [], description="SOURCE[:TARGET[:ro]]; data, model and output are mounted automatically"
+    )
     mount_home: bool = Field(False, description="Mount the home directory")
     options: list[Text] = Field([], description="Additional options for the runtime, one per item")
 
@@ -383,6 +386,6 @@ class Evaluate(Strict):
 class Local(Strict):
     """Settings for running on this machine."""
 
-    python: Text = Field(
+    python: Place = Field(
         "python3", description="Python with the training stack; submit's default is the one that runs qwen-job"
     )

@@ -34,7 +34,7 @@ def job_schema() -> dict[str, Any]:
     _accept_scalars(definitions["Slurm"]["properties"]["srun"])
     for name in ("labels", "annotations", "node_selector"):
         _accept_scalars(definitions["Kubernetes"]["properties"][name])
-    definitions["Slurm"]["properties"]["memory"]["anyOf"].append({"type": "integer"})
+    definitions["Slurm"]["properties"]["memory"]["anyOf"].append({"const": 0})
     # Both forms of a sweep: {train.seed: [1, 2]} and {train: {seed: [1, 2]}}.
     schema["properties"]["sweep"]["additionalProperties"] = {
         "anyOf": [{"type": "array", "minItems": 1}, {"type": "object"}]
@@ -43,10 +43,9 @@ def job_schema() -> dict[str, Any]:
     train["properties"] |= {name: _setting(fact) for name, fact in facts()["accepted"].items()}
     train["properties"] |= {name: {"const": fact["value"]} for name, fact in facts()["fixed"].items()}
     train["additionalProperties"] = False
-    for section, name in (("Slurm", "time"), ("Kubernetes", "active_deadline"), ("Kubernetes", "ttl_after_finished")):
+    for section, name in (("Kubernetes", "active_deadline"), ("Kubernetes", "ttl_after_finished")):
         _accept_text(definitions[section]["properties"], name)
     _accept_text(definitions["Retry"]["properties"], "grace")
-    _accept_text(definitions["Evaluate"]["properties"], "time")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "qwen-job job.yaml"
     return schema

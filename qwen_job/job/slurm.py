@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from qwen_job.job.slurm_options import option_name
-from qwen_job.job.types import Count, FreeText, OptionValue, Positive, SlurmTime, Strict, Text
+from qwen_job.job.types import Count, FreeText, OptionValue, Place, Positive, SlurmTime, Strict, Text
 
 # GPU types as in gres.conf: the text between two colons.
 _GPU_TYPE = re.compile(r"[^\s:,=()]+")
@@ -24,7 +24,7 @@ class Slurm(Strict):
     constraint: Text | None = None
     reservation: Text | None = None
     time: SlurmTime | None = Field(
-        None, description="Time limit: 2h30m, seconds, or in sbatch's format: 12:30:00, 1-12 (days-hours), 90:00"
+        None, description="Time limit with its unit: 2h30m, or in sbatch's format: 12:30:00, 1-12 (days-hours), 90:00"
     )
     gpu_request: Literal["gpus-per-node", "gres", "none"] = Field(
         "gpus-per-node", description="How this site requests GPUs; none on CPU clusters"
@@ -39,15 +39,15 @@ class Slurm(Strict):
         description="Default: cluster.cpus_per_gpu x gpus_per_node; without cpus_per_gpu, all CPUs on whole nodes, "
         "otherwise one per process and data loader",
     )
-    log_dir: Text | None = Field(
+    log_dir: Place | None = Field(
         None, description="Folder for NAME-JOBID.out; default: the folder where sbatch was called"
     )
     modules: list[Text] = Field([], description="Modules to load, in order")
     setup: list[FreeText] = Field(
         [], description="Shell lines to run on every node before training, e.g. to activate a venv"
     )
-    scratch: Text | None = Field(None, description="Node-local folder for temporary files and compiled kernels")
-    python: Text = Field("python3", description="Python to use, in the container or on the nodes")
+    scratch: Place | None = Field(None, description="Node-local folder for temporary files and compiled kernels")
+    python: Place = Field("python3", description="Python to use, in the container or on the nodes")
     requeue: bool = Field(True, description="Requeue after preemption or a node failure, and before the time limit")
     chain: Annotated[int, Field(ge=2)] | None = Field(
         None,
@@ -80,11 +80,13 @@ class Slurm(Strict):
     @field_validator("memory", mode="before")
     @classmethod
     def _number_is_text(cls, value: Any) -> Any:
+        if re.fullmatch(r"0*[1-9]\d*", str(value)):
+            raise ValueError(f"{value} has no unit, and sbatch would read megabytes: write {value}G or {value}M")
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("memory")
     @classmethod
     def _a_size(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"\d+([KMGT]B?)?", value, re.IGNORECASE):
-            raise ValueError(f"{value!r} is not a valid --mem: write 400G, 500000 (MB), or 0 for all memory of a node")
+        if value is not None and not re.fullmatch(r"0+|\d+[KMGT]B?", value, re.IGNORECASE):
+            raise ValueError(f"{value!r} is not a valid --mem: write 400G, 500000M, or 0 for all memory of a node")
         return value

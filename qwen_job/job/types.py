@@ -2,9 +2,18 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
 from qwen_job.facts.data_names import is_name, parse
 from qwen_job.job.slurm_time import slurm_seconds
@@ -107,19 +116,26 @@ def seconds(value: Any) -> Any:
         return value
     found = re.fullmatch(_CLOCK, value) or re.fullmatch(_DURATION, value)
     if not found or not value:
-        raise ValueError(f"{value!r} is not a duration: write 2h30m, 12:30:00, 1-00:00:00 or seconds")
+        raise ValueError(f"{value!r} is not a duration: write 2h30m, 12:30:00 or 1-00:00:00")
     days, hours, minutes, secs = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + secs
 
 
 def _slurm_time(value: Any) -> Any:
-    """Read ``2h30m``, a number of seconds, or sbatch's formats, in which digits alone are minutes."""
+    """Read ``2h30m`` or sbatch's formats. A number alone is refused: sbatch counts minutes, others seconds or hours."""
+    if re.fullmatch(r"\d+", str(value)) and not isinstance(value, bool):
+        raise ValueError(f"{value} has no unit, and sbatch would read minutes: write {value}h, {value}m or {value}s")
     if not isinstance(value, str) or not (":" in value or "-" in value):
         return seconds(value)
     read = slurm_seconds(value)
     if read is None:
         raise ValueError(f"{value!r} is not a Slurm time: write 2h30m, 12:30:00, 1-00:00:00 or 90:00 (minutes first)")
     return read
+
+
+def _clock(value: int) -> str:
+    """Write seconds as sbatch's ``hours:minutes:seconds``, which :func:`_slurm_time` reads."""
+    return f"{value // 3600:02}:{value // 60 % 60:02}:{value % 60:02}"
 
 
 def _interfaces(text: str) -> str:
@@ -131,6 +147,14 @@ def _interfaces(text: str) -> str:
     return text
 
 
+def _at_home(text: str) -> str:
+    """Expand a leading ``~``, which nothing expands later: scripts quote every value."""
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError(f"{text!r}: no such user; write the folder in full") from None
+
+
 def _data_name(text: str) -> str:
     if is_name(text):
         parse(text)
@@ -138,6 +162,8 @@ def _data_name(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_one_line), AfterValidator(_not_empty)]
+# A path on the nodes that is used as written.
+Place = Annotated[Text, AfterValidator(_at_home)]
 DataPath = Annotated[Text, AfterValidator(_data_name)]
 FreeText = Annotated[str, AfterValidator(_storable)]
 Interfaces = Annotated[str, AfterValidator(_interfaces)]
@@ -146,7 +172,13 @@ EnvValue = Annotated[str, BeforeValidator(_scalar_to_text), AfterValidator(_env_
 # An option of sbatch or srun: text or a number; null or true for a flag; false removes a planned option.
 OptionValue = Annotated[str | bool | None, BeforeValidator(_number_to_text), AfterValidator(_option_value)]
 Seconds = Annotated[int, BeforeValidator(seconds), Field(ge=0)]
-SlurmTime = Annotated[int, BeforeValidator(_slurm_time), Field(ge=0)]
+SlurmTime = Annotated[
+    int,
+    BeforeValidator(_slurm_time),
+    Field(ge=0),
+    PlainSerializer(_clock, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string"}),
+]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

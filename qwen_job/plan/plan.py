@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from qwen_job.errors import JobError, ModelError, Problem
 from qwen_job.facts.choices import TorchCompile
 from qwen_job.facts.config_fields import too_long
-from qwen_job.facts.hardware import Gpu, load_gpu
+from qwen_job.facts.hardware import Gpu, load_gpu, other_sizes
 from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape
 from qwen_job.facts.untrained import why_untrained
@@ -112,6 +112,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     gpu = gpu_of(job)
     refuse_settings(job, gpu)
     shape, warnings = _shape(job)
+    warnings += _other_gpus(job, gpu)
     interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)
     attention = decide_attention(job, gpu, precision, ledger, shape.attention_dropout if shape else 0.0)
@@ -235,6 +236,15 @@ def gpu_of(job: Job) -> Gpu:
     except UnknownName as error:
         raise JobError([job.problem(("cluster", "gpu"), str(error))]) from None
     return gpu.of_cores(job.cluster.cpus_per_gpu or 1) if gpu.is_cpu else gpu
+
+
+def _other_gpus(job: Job, gpu: Gpu) -> list[str]:
+    """Return a warning for a GPU that is known with several memory sizes, of which the job names none."""
+    written = job.cluster.gpu
+    others = [] if isinstance(written, CustomGpu) else other_sizes(written, gpu)
+    if not others:
+        return []
+    return [f"cluster.gpu: {written} is planned as {gpu.name}; {' and '.join(others)} is known, too: write which one"]
 
 
 def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:

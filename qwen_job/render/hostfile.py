@@ -49,8 +49,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         ".deepspeed_env": environment,
         "launch.sh": render_template("hostfile/launch.sh.j2", context, folders),
     }
-    note = "use -o DIR to write launch.sh and .deepspeed_env as well"
-    return Bundle("hostfile", files, "hostfile", frozenset({"launch.sh"}), (note,))
+    return Bundle("hostfile", files, "hostfile", frozenset({"launch.sh"}))
 
 
 def _hosts(plan: Plan) -> list[str]:

@@ -15,6 +15,7 @@ from qwen_job.render.bundle import Bundle
 from qwen_job.render.quote import Unrepresentable
 from qwen_job.render.references import reference_problems
 from qwen_job.render.secret import secret_problems
+from qwen_job.render.unused import unused_notes
 
 # The module of each target, loaded when it is rendered.
 _MODULES = {
@@ -48,7 +49,7 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     except Unrepresentable as error:
         path = _locate(plan.job.model_dump(), error.value) or ()
         raise JobError([plan.job.problem(path, str(error))]) from None
-    bundle = replace(bundle, run=plan.job.output)
+    bundle = replace(bundle, run=plan.job.output, notes=(*bundle.notes, *unused_notes(plan, target)))
     if plan.job.evaluate is None or target == "slurm":
         return bundle
     note = (

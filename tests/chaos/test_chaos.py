@@ -120,7 +120,7 @@ def test_preempt_by_a_higher_partition(calm: Run, run: Run, lab: Lab) -> None:
 
 
 @pytest.mark.settings(
-    slurm__time=60, retry__grace="5s", retry__max_retries=30, slurm__signal_seconds=10, train__max_steps=LONG
+    slurm__time="60s", retry__grace="5s", retry__max_retries=30, slurm__signal_seconds=10, train__max_steps=LONG
 )
 def test_hit_the_time_limit(run: Run, lab: Lab, disk: Path) -> None:
     longer = Run(lab, disk / "longer", train__max_steps=LONG)

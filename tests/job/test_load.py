@@ -36,7 +36,7 @@ def test_five_lines_are_a_job(tmp_path: Path) -> None:
         ("train: {max_grad_norm: .inf}", "job.yaml:6:24: train.max_grad_norm: .inf is not a finite number, which JSON cannot represent"),
         ("partition: gpu", "job.yaml:6:1: partition: unknown field; did you mean 'slurm.partition'?"),
         ("slurm: {tme: 4}", "job.yaml:6:9: slurm.tme: unknown field; did you mean 'slurm.time'?"),
-        ("slurm: {time: soon}", "job.yaml:6:9: slurm.time: 'soon' is not a duration: write 2h30m, 12:30:00, 1-00:00:00 or seconds"),
+        ("slurm: {time: soon}", "job.yaml:6:9: slurm.time: 'soon' is not a duration: write 2h30m, 12:30:00 or 1-00:00:00"),
         ("slurm: {sbatch: {'a b': x}}", "job.yaml:6:18: slurm.sbatch.a b: 'a b' is not a valid option name: write a-b"),
         ("slurm: {partition: ' '}", "job.yaml:6:9: slurm.partition: is empty"),
         ('slurm: {partition: "a\\nb"}', "job.yaml:6:9: slurm.partition: contains the control character '\\n'; write it on one line, without it"),

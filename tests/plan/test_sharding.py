@@ -135,7 +135,7 @@ def test_unpacked_rows_are_partly_padding(tmp_path: Path) -> None:
 
 
 def test_a_limit_shorter_than_the_run_tells_the_requeues(tmp_path: Path) -> None:
-    made = plan_of(tmp_path, "data.samples=400000", "slurm.time=3600")
+    made = plan_of(tmp_path, "data.samples=400000", "slurm.time=1h")
     assert any(": 9 requeues" in warning for warning in made.warnings), made.warnings
 
 

@@ -22,4 +22,4 @@ def test_a_site_profiles_slurm_time_does_not_stop_other_targets(
     free = bundle(tmp_path / "without", target, output="/shared/run", **sections).files
     # job.yaml, which travels along, tells what was written; nothing that is run does.
     for name, text in limited.items():
-        assert text.replace("slurm:\n  time: 86400\n", "") == free[name]
+        assert text.replace('slurm:\n  time: "24:00:00"\n', "") == free[name]

@@ -184,7 +184,7 @@ def test_what_the_plan_does_not_know_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("slurm: {memory: 400}", "slurm.memory"), ("slurm: {memory: 8G}", "slurm.memory"), ("slurm: {sbatch: {mem: 8G}}", "slurm.sbatch.mem"),
+        ("slurm: {memory: 400M}", "slurm.memory"), ("slurm: {memory: 8G}", "slurm.memory"), ("slurm: {sbatch: {mem: 8G}}", "slurm.sbatch.mem"),
         ("slurm: {sbatch: {mem-per-gpu: 1G}}", "slurm.sbatch.mem-per-gpu"),
         ("slurm: {cpus_per_task: 8, sbatch: {mem-per-cpu: 500}}", "slurm.sbatch.mem-per-cpu"),
     ],

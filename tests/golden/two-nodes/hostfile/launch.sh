@@ -90,7 +90,7 @@ container:
     - "/opt/tools:/opt/tools:ro"
 slurm:
   partition: gpu
-  time: 129600
+  time: "36:00:00"
   memory: "0"
   modules:
     - cuda/12.8
