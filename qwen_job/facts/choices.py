@@ -48,3 +48,4 @@ REPORT_TO: Literal["tensorboard"] = "tensorboard"
 LOSS_SPIKE_FACTOR = 10.0
 HANG_SECONDS = 900
 GRACE_SECONDS = 120
+REPORT_EVERY = 120

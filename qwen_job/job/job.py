@@ -16,7 +16,7 @@ from qwen_job.job.document import Document, Path, dotted
 from qwen_job.job.hostfile import Hostfile
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.job.model import Cluster, Container, Data, DeepSpeed, Evaluate, Local, Model, Retry, Train
-from qwen_job.job.notify import Notify, one_or_more
+from qwen_job.job.notify import Monitor, Notify, one_or_more
 from qwen_job.job.planning import Planning
 from qwen_job.job.slurm import Slurm
 from qwen_job.job.types import EnvName, EnvValue, Strict, Text, section
@@ -44,6 +44,7 @@ class Job(Strict):
     notify: Annotated[list[Notify], BeforeValidator(one_or_more)] = Field(
         [], description="Webhooks that hear how the run goes, e.g. {kind: slack, url: env:SLACK_WEBHOOK}"
     )
+    monitor: Monitor = section()
     slurm: Slurm = section()
     kubernetes: Kubernetes = section()
     hostfile: Hostfile = section()

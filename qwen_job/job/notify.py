@@ -1,4 +1,7 @@
-"""The ``notify:`` section: webhooks that hear how a run goes. Only a reference to an address is ever written down."""
+"""The ``notify:`` and ``monitor:`` sections: how a run is followed from outside.
+
+Of a webhook's address only a reference is ever written down.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, field_validator
 
 from qwen_job.facts import choices
-from qwen_job.job.types import ENV_NAME, Strict, Text
+from qwen_job.job.types import ENV_NAME, Seconds, Strict, Text
 
 _REFERENCE = rf"env:{ENV_NAME}|file:(/|~/).+"
 
@@ -54,6 +57,29 @@ class Notify(Strict):
     def _only_signed(cls, value: str | None, info: Any) -> str | None:
         if value is not None and info.data.get("kind") in ("slack", "wecom", "json"):
             raise ValueError(f"{info.data['kind']} signs no messages: only feishu and dingtalk do; remove it")
+        return value
+
+
+class Monitor(Strict):
+    """Files and a port that show the run while it trains."""
+
+    report_every: Seconds = Field(
+        choices.REPORT_EVERY, description="Seconds between two versions of report.html while training; 0: only the last"
+    )
+    prometheus_file: Text | None = Field(
+        None,
+        description="Where to write the figures for Prometheus, e.g. a file for node_exporter's textfile collector; "
+        "default: metrics.prom in the run folder",
+    )
+    prometheus_port: Annotated[int, Field(ge=1024, le=65535)] | None = Field(
+        None, description="Also serve the figures at this port of the first node; anybody who reaches it can read them"
+    )
+
+    @field_validator("prometheus_file")
+    @classmethod
+    def _a_file_for_prometheus(cls, value: str | None) -> str | None:
+        if value is not None and not value.endswith(".prom"):
+            raise ValueError(f"{value[:80]!r}: write a file whose name ends in .prom: node_exporter reads no other")
         return value
 
 

@@ -44,6 +44,9 @@ def paths_of(job: Job) -> list[JobPath]:
         found.append(JobPath(("model", "name"), job.model.name))
     if job.data.cache_dir:
         found.append(JobPath(("data", "cache_dir"), job.data.cache_dir, writes=True))
+    if job.monitor.prometheus_file:
+        field = ("monitor", "prometheus_file")
+        found.append(JobPath(field, job.monitor.prometheus_file, writes=True, is_file=True))
     if job.data.template not in choices.NAMED_TEMPLATES:
         found.append(JobPath(("data", "template"), job.data.template, is_file=True))
     for name in ("train", "eval"):

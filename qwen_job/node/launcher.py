@@ -28,6 +28,7 @@ from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
 from qwen_job.node import attempts
 from qwen_job.node.checks import check_start
+from qwen_job.node.companion import Companion
 from qwen_job.node.messenger import Messenger
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
     relay = _Relay(options.grace_seconds, run)
     messenger = Messenger.of(folder, options.rdzv_id, is_first=not options.node_rank, in_pod=bool(run))
+    companion: Companion | None = None
     killed_before = ends.oom_kills()
     print(
         f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
@@ -69,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ends.begin(folder, options.node_rank)
         # Before torch is imported: its own errors about a driver or a GPU come late and name no fix.
         check_start(options.command)
+        companion = Companion(folder) if folder and not options.node_rank else None
         _check_master(options)
         code = _run(options, relay)
     except QwenJobError as error:
@@ -86,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run:
         attempts.end(run, code, signalled=relay.used)
     relay.retire()
+    if companion:
+        companion.end()
     if messenger:
         messenger.end(code, signalled=relay.used)
     return code

@@ -13,7 +13,7 @@ from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.plan.schedule import PACKED_FILL
 from qwen_job.plan.search.choice import layout_of
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Planned, Stop, Training, Webhook
+from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Monitor, Planned, Stop, Training, Webhook
 
 if TYPE_CHECKING:
     from qwen_job.plan.plan import Plan
@@ -65,7 +65,17 @@ def train_config(plan: Plan) -> TrainConfig:
             hang_seconds=train.hang_seconds,
         ),
         notify=tuple(_webhook(hook) for hook in job.notify),
+        monitor=_monitor(job),
         plan=_planned(plan),
+    )
+
+
+def _monitor(job: Job) -> Monitor:
+    file = job.monitor.prometheus_file
+    return Monitor.model_construct(
+        report_every=job.monitor.report_every,
+        prometheus_file=Path(file) if file else None,
+        prometheus_port=job.monitor.prometheus_port,
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether the references of ``notify:`` can be followed on a target: where a variable of the job may come from."""
+"""Whether what ``notify:`` and ``monitor:`` refer to can be used on a target."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def reference_problems(plan: Plan, target: str) -> Iterator[Problem]:
         launcher = plan.job.hostfile.launcher
         message = f"hostfile.launcher {launcher} has no launcher that sends messages: write torchrun, or remove notify"
         yield plan.job.problem(("notify",), message)
+
+
+def sweep_problems(plan: Plan) -> Iterator[Problem]:
+    """Yield a problem if all runs of a sweep would write the same file for Prometheus."""
+    files = [run.plan.job.monitor.prometheus_file for run in plan.sweep]
+    if len(files) > 1 and files[0] and len(set(files)) < len(files):
+        message = "several runs of the sweep would write it: remove it, each run has its metrics.prom in its own folder"
+        yield plan.job.problem(("monitor", "prometheus_file"), message)
 
 
 def _way(name: str, target: str) -> str:

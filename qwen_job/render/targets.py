@@ -13,7 +13,7 @@ from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.quote import Unrepresentable
-from qwen_job.render.references import reference_problems
+from qwen_job.render.references import reference_problems, sweep_problems
 from qwen_job.render.secret import secret_problems
 from qwen_job.render.unused import unused_notes
 
@@ -40,7 +40,8 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     if plan.sweep and target != "slurm":
         message = f"on {target} each of its {len(plan.sweep)} runs is a separate bundle: render them with -o DIR"
         raise JobError([plan.job.problem(("sweep",), message)])
-    if problems := list(dict.fromkeys((*secret_problems(plan, target), *reference_problems(plan, target)))):
+    found = (*secret_problems(plan, target), *reference_problems(plan, target), *sweep_problems(plan))
+    if problems := list(dict.fromkeys(found)):
         raise JobError(problems)
     folders = [*template_dirs, *_own_templates(plan)]
     module = importlib.import_module(f"qwen_job.render.{_MODULES[target]}")
@@ -71,6 +72,8 @@ def render_each(
     """
     if not plan.sweep or (target == "slurm" and not separate):
         return {"": (plan, render(plan, target, template_dirs))}
+    if problems := list(sweep_problems(plan)):
+        raise JobError(problems)
     return {run.folder: (run.plan, render(run.plan, target, template_dirs)) for run in plan.sweep}
 
 

@@ -1,7 +1,8 @@
 """Turn a run into pages for people. Nothing here imports torch. In reading order:
 
 - ``summary``: a run in numbers; ``timeline``: its attempts, and where the wall time went
-- ``plot``: curves as SVG; ``page``: report.html
+- ``plot``: curves as SVG; ``frame``: what every page has in common; ``page``: report.html
+- ``live``: the process that keeps the page current while training; ``exposition``: figures for Prometheus
 - ``model_card``: model/README.md, and how to use the model
 - ``closing``: write both at the end of a run
 """

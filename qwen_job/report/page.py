@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-import html
+import time
 from pathlib import Path
 from typing import Any
 
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.picture import Stack, svg
+from qwen_job.report.frame import age, document, escape, note, table
 from qwen_job.report.plot import Formatter, Series, chart, smooth
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.report.timeline import ACCOUNTS, number
@@ -33,14 +34,10 @@ _SHOWN_SETTINGS = {
     "training": (),
 }
 _MOST_ATTEMPTS = 200
+_AT_WORK = ("starting", "preparing", "training", "saving")
 _SHOWN_FIELDS = (
     "world_size", "device", "precision", "attention", "fused_loss", "gradient_checkpointing", "torch_compile", "seed",
 )  # fmt: skip
-
-
-def escape(text: str, quote: bool = True) -> str:
-    """Escape text for HTML, and make control characters visible; line ends and tabs are kept."""
-    return html.escape(visible(text, 20_000, keep="\n\t"), quote)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -79,11 +76,16 @@ def main_figures(run_dir: Path) -> list[str]:
     return [visible(line) for line in (*(f"warning: {words}" for words in summary.unread), *lines)]
 
 
-def page(summary: Summary) -> str:
-    """Return the whole page."""
+def page(summary: Summary, *, rewritten_every: float = 0, now: float | None = None) -> str:
+    """Return the whole page. ``rewritten_every``: seconds, for a page that a browser shall load again while training.
+
+    ``now``: when it is written, in unix seconds.
+    """
+    written = time.time() if now is None else now
+    live = rewritten_every if summary.state in _AT_WORK else 0
     title = f"{summary.name} · qwen-job"
     body = [
-        _header(summary),
+        _header(summary, age(written, live, _last_step(summary, written) if live else "")),
         _unread(summary),
         _cards(summary),
         _time(summary),
@@ -91,30 +93,31 @@ def page(summary: Summary) -> str:
         _planned(summary),
         _memory(summary),
     ]
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body += [_attempts(summary), _guards(summary), _evaluation(summary), _settings(summary)]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main></body></html>\n"
-    )
+    return document(title, body, refresh=live)
 
 
-def _header(summary: Summary) -> str:
+def _last_step(summary: Summary, now: float) -> str:
+    at = number(summary.steps[-1], "time") if summary.steps else None
+    if at is None:
+        return ""
+    before = duration(max(0.0, now - at))
+    return f"last step {before} before that · 最后一步在此 {before} 前"
+
+
+def _header(summary: Summary, written: str) -> str:
     state = summary.state
     model = escape(str(summary.section("model").get("name") or "unknown model"))
     step, total = _steps(summary)
     progress = f" · step {step:,} of {total:,}" if total else (f" · step {step:,}" if step else "")
     return (
         f'<header><h1>{escape(summary.name)} <span class="state {escape(state, True)}">{escape(state)}</span></h1>'
-        f"<p>{model}{progress}</p></header>"
+        f"<p>{model}{progress}</p>{written}</header>"
     )
 
 
 def _unread(summary: Summary) -> str:
-    return _table("", ["unreadable files · 无法读取的文件"], [[words] for words in summary.unread])
+    return table("", ["unreadable files · 无法读取的文件"], [[words] for words in summary.unread])
 
 
 def _steps(summary: Summary) -> tuple[int, int]:
@@ -166,7 +169,7 @@ def _cards(summary: Summary) -> str:
 def _time(summary: Summary) -> str:
     total = sum(summary.seconds.values())
     if total <= 0:
-        return _note("Wall time · 时间", "metrics.jsonl has no events yet · 尚无训练记录")
+        return note("Wall time · 时间", "metrics.jsonl has no events yet · 尚无训练记录")
     bars, rows = [], []
     for name in ACCOUNTS:
         share = summary.seconds[name] / total
@@ -231,7 +234,7 @@ def _planned(summary: Summary) -> str:
         if planned or measured:
             ratio = f"{measured / planned:.2f}" if planned and measured else "–"
             rows.append([label, form(planned), form(measured), ratio])
-    return _table(
+    return table(
         "Planned and measured · 规划与实测", ["", "planned · 规划", "measured · 实测", "measured / planned"], rows
     )
 
@@ -262,7 +265,7 @@ def _attempts(summary: Summary) -> str:
         lasted = duration(attempt.end - max(attempt.begin, before))
         rows.append([str(attempt.number + 1), where, came, f"{attempt.last_step:,}", lasted, attempt.outcome])
     heading = ["", "where · 位置", "from · 起点", "to step · 到", "duration · 时长", "end · 结束"]
-    return _table("Attempts · 尝试", heading, rows)
+    return table("Attempts · 尝试", heading, rows)
 
 
 def _guards(summary: Summary) -> str:
@@ -271,7 +274,7 @@ def _guards(summary: Summary) -> str:
         [str(event.get("step")), ", ".join(f"{key}: {value}" for key, value in event.items() if key not in hidden)]
         for event in summary.guards[:50]
     ]
-    return _table("Guards · 异常保护", ["step · 步", "what happened · 事件"], rows)
+    return table("Guards · 异常保护", ["step · 步", "what happened · 事件"], rows)
 
 
 def _evaluation(summary: Summary) -> str:
@@ -282,7 +285,7 @@ def _evaluation(summary: Summary) -> str:
         if isinstance(answer, dict)
     ]
     heading = ["question · 问题", "reference · 参考", "before · 训练前", "after · 训练后"]
-    return _table("Sample answers · 回答对比", heading, rows, kind="answers")
+    return table("Sample answers · 回答对比", heading, rows, kind="answers")
 
 
 def _settings(summary: Summary) -> str:
@@ -290,8 +293,8 @@ def _settings(summary: Summary) -> str:
     for section, keys in _SHOWN_SETTINGS.items():
         values = summary.section(section)
         rows += [[f"{section}.{key}", _plain(values[key])] for key in (keys or values) if values.get(key) is not None]
-    table = _table("", [TRAIN, ""], rows)
-    return f"<details><summary>Settings · 设置</summary>{table}</details>" if rows else ""
+    shown = table("", [TRAIN, ""], rows)
+    return f"<details><summary>Settings · 设置</summary>{shown}</details>" if rows else ""
 
 
 def _plain(value: Any) -> str:
@@ -300,21 +303,6 @@ def _plain(value: Any) -> str:
             ", ".join(str(item.get("path", item)) if isinstance(item, dict) else str(item) for item in value) or "none"
         )
     return "yes" if value is True else "no" if value is False else str(value)
-
-
-def _note(title: str, text: str) -> str:
-    return f'<section><h2>{escape(title)}</h2><p class="none">{escape(text)}</p></section>'
-
-
-def _table(title: str, heading: list[str], rows: list[list[str]], kind: str = "") -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<section>{title and f"<h2>{escape(title)}</h2>"}<div class="wide"><table class="{kind}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
-    )
 
 
 def _number(value: float | None) -> str:

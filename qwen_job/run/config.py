@@ -25,6 +25,7 @@ from qwen_job.run.sections import (
     DataSpec,
     Guards,
     ModelSpec,
+    Monitor,
     Planned,
     Section,
     Stop,
@@ -71,6 +72,7 @@ class TrainConfig(Section):
     stop: Stop = Field(default_factory=Stop)
     guards: Guards = Field(default_factory=Guards)
     notify: tuple[Webhook, ...] = ()
+    monitor: Monitor = Field(default_factory=Monitor)
     plan: Planned = Field(default_factory=Planned)
 
     @property

@@ -5,6 +5,7 @@ checkpoints/step-N/manifest.json      sharded state; without its manifest, a che
 prepared/                             the packed rows, where no other cache is named
 sources.json                          which version of each data set by name the run trains on
 metrics.jsonl heartbeat               a line per step; the time and step last seen
+metrics.prom                          the newest figures, for Prometheus
 kernels.zip                           compiled kernels, so that a restart compiles nothing
 launch/ logs/                         what the launchers of the nodes write
 model/                                the trained model
@@ -21,7 +22,7 @@ from pathlib import Path
 
 JOB, TRAIN, DEEPSPEED = "job.yaml", "train.yaml", "deepspeed.json"
 METRICS, HEARTBEAT, DONE = "metrics.jsonl", "heartbeat", "done.json"
-REPORT, EVALUATION, SWEEP = "report.html", "evaluation.json", "sweep.json"
+REPORT, EVALUATION, SWEEP, PROMETHEUS = "report.html", "evaluation.json", "sweep.json", "metrics.prom"
 CHECKPOINTS, PREPARED, MODEL, KERNELS = "checkpoints", "prepared", "model", "kernels.zip"
 SOURCES = "sources.json"
 LAUNCH, LOGS = "launch", "logs"
@@ -75,6 +76,11 @@ class RunFolder:
     def report(self) -> Path:
         """The report page."""
         return self.path / REPORT
+
+    @property
+    def prometheus(self) -> Path:
+        """The figures for Prometheus, where ``monitor.prometheus_file`` names no other file."""
+        return self.path / PROMETHEUS
 
     @property
     def evaluation(self) -> Path:

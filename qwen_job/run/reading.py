@@ -73,7 +73,7 @@ def read_lines(path: Path, unread: list[str] | None = None) -> list[dict[str, An
         if unread is not None:
             unread.append(f"{path}: {getattr(error, 'strerror', None) or error}")
         return []
-    found = [value for line in lines if (value := _object(line)) is not None]
+    found = [value for line in lines if (value := parse_line(line)) is not None]
     if unread is not None and len(found) < len(lines):
         unread.append(f"{path}: {len(lines) - len(found):,} of {len(lines):,} lines cannot be read and are left out")
     return found
@@ -86,14 +86,17 @@ def last_line(path: Path, kind: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     mark = json.dumps(kind).encode()
-    return next((v for line in reversed(lines) if mark in line and (v := _object(line)) and v.get("type") == kind), {})
+    return next(
+        (v for line in reversed(lines) if mark in line and (v := parse_line(line)) and v.get("type") == kind), {}
+    )
 
 
 def _lines(path: Path) -> list[bytes]:
     return [line for line in read_limited(path, MAX_METRICS).split(b"\n") if line.strip()]
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return the object of one line of a JSON-lines file; None if it is not one."""
     try:
         value = strict_json.loads(line.decode("utf-8", "replace"), finite=False)
     except ValueError:

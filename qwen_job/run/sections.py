@@ -208,6 +208,14 @@ class Webhook(Fixed):
     events: tuple[choices.NotifyEvent, ...] = choices.NOTIFY_EVENTS
 
 
+class Monitor(Section):
+    """What the process beside the training writes and serves; ``report_every`` in seconds, 0 for never."""
+
+    report_every: int = Field(default=choices.REPORT_EVERY, ge=0)
+    prometheus_file: Path | None = None
+    prometheus_port: int | None = Field(default=None, ge=1, le=65535)
+
+
 class Planned(Section):
     """The plan's estimates, shown beside the measured values in messages and in the report.
 

@@ -9,7 +9,8 @@ import pytest
 
 from qwen_job.errors import JobError
 from qwen_job.launch.given import missing_variables
-from tests.jobs import bundle, load, pinned_plan, problems
+from qwen_job.render import render_each
+from tests.jobs import bundle, load, pinned_plan, plan, problems
 
 HOOK = {"kind": "slack", "url": "env:SLACK_WEBHOOK"}
 HOSTS: dict[str, Any] = {
@@ -124,3 +125,34 @@ def test_submit_looks_at_the_shells_variable_before_the_job_waits(
     with pytest.raises(JobError, match="SLACK_WEBHOOK is not an http") as refused:
         missing_variables(job, "slurm")
     assert "topsecret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "words"),
+    [
+        ("monitor: {prometheus_file: /x/figures.txt}\n", "monitor.prometheus_file", "ends in .prom"),
+        ("monitor: {prometheus_port: 80}\n", "monitor.prometheus_port", "1024"),
+        ("monitor: {report_every: -1}\n", "monitor.report_every", ""),
+        ("monitor: {port: 9400}\n", "monitor.port", "unknown field"),
+    ],
+)
+def test_what_monitor_cannot_do_is_refused(tmp_path: Path, text: str, field: str, words: str) -> None:
+    found = problems(tmp_path, text)
+    assert len(found) == 1 and field in found[0] and words in found[0], found
+
+
+@pytest.mark.parametrize("target", ["slurm", "kubernetes"])
+def test_the_runs_of_a_sweep_do_not_share_a_file_for_prometheus(tmp_path: Path, target: str) -> None:
+    given = plan(
+        tmp_path,
+        "monitor: {prometheus_file: /runs/x.prom}\nsweep: {train.seed: [1, 2]}\nimage: registry.example.com/x:y\n",
+    )
+    with pytest.raises(JobError, match="several runs of the sweep"):
+        render_each(given, target)
+
+
+def test_a_containers_mounts_reach_the_file_for_prometheus(tmp_path: Path) -> None:
+    container = {"runtime": "apptainer", "image": "/images/x.sif"}
+    monitor = {"prometheus_file": "/var/lib/node_exporter/x.prom"}
+    script = bundle(tmp_path, "slurm", container=container, monitor=monitor).files["tiny.sbatch"]
+    assert "/var/lib/node_exporter:/var/lib/node_exporter" in script

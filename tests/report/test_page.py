@@ -129,7 +129,7 @@ class _Page(HTMLParser):
 def test_the_page_is_whole_offline_and_quotes_what_users_wrote(run: Path) -> None:
     text = write_report(run).read_text()
     page = _Page(text)
-    assert page.open == [] and page.addresses == [] and "script" not in page.tags and "b" in page.tags
+    assert page.open == [] and page.addresses == [] and page.tags.count("script") == 1 and "b" in page.tags
     assert "url(" not in text and "@import" not in text
     assert "&lt;b&gt;客服&lt;/b&gt;" in text
     assert page.tags.count("svg") == 7

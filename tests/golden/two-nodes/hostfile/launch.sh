@@ -177,6 +177,10 @@ guards:
   skip_rows: []
   hang_seconds: 900
 notify: []
+monitor:
+  report_every: 120
+  prometheus_file: null
+  prometheus_port: null
 plan:
   memory_bytes_per_gpu: null
   step_seconds: null
