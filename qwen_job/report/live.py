@@ -22,7 +22,7 @@ from qwen_job.atomic import write_atomically
 from qwen_job.report.exposition import CONTENT_TYPE, Figures, exposition
 from qwen_job.report.page import page
 from qwen_job.report.summary import summarize
-from qwen_job.run.folder import RunFolder
+from qwen_job.run.folder import REPORT, RunFolder
 from qwen_job.run.metrics import Follower
 from qwen_job.run.reading import read_object, read_settings, whole
 from qwen_job.text import visible
@@ -79,7 +79,7 @@ class Live:
             self._try("monitor.prometheus_file", lambda: write_atomically(self._file, self.text(), sync=False))
         if now >= self._report_due or (last and self.every):
             began = time.process_time()
-            self._try("report.html", self._report)
+            self._try(REPORT, self._report)
             self._report_due = now + max(self.every or _SUMMARY_SECONDS, (time.process_time() - began) / _SHARE)
 
     def _report(self) -> None:
@@ -88,7 +88,7 @@ class Live:
         except FileNotFoundError:
             return
         if size > MOST_METRICS:
-            self._once("report.html is not written again while training: it has too many steps by now")
+            self._once(f"{REPORT} is not written again while training: it has too many steps by now")
             return
         summary = summarize(self._run.path)
         with self._lock:

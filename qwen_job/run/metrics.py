@@ -10,7 +10,7 @@ from qwen_job.atomic import open_regular
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.reading import last_line, parse_line, read_lines
 
-# Bytes that a follower reads of a file that is there already: some 25,000 steps.
+# Bytes that a follower reads of an existing file: some 25,000 steps.
 _MOST_BEHIND = 8 * 2**20
 
 
