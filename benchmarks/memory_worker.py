@@ -17,9 +17,10 @@ warnings.filterwarnings("ignore")
 
 import deepspeed  # noqa: E402
 import torch  # noqa: E402
-from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+import transformers  # noqa: E402
 
-from qwen_job.facts.model_shapes import ModelShape, model_shape_from_config  # noqa: E402
+from qwen_job.facts.hardware import load_gpu  # noqa: E402
+from qwen_job.facts.model_shapes import model_shape_from_config  # noqa: E402
 from qwen_job.plan.estimate.activations import activation_bytes  # noqa: E402
 from qwen_job.plan.estimate.layout import Layout  # noqa: E402
 from qwen_job.plan.estimate.memory import estimate_memory, model_state_bytes, zero_settings  # noqa: E402
@@ -38,6 +39,23 @@ TINY = {
     "vocab_size": 1000,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
+}
+HEADS = {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 96}
+LINEAR = {
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
+SHARED = {"shared_expert_intermediate_size": 96}
+# Small models of each family; the last two have the proportions of Qwen3-30B-A3B and Qwen3.5-35B-A3B.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Qwen3.5": {**TINY, **HEADS, **LINEAR, "model_type": "qwen3_5_text"},
+    "Qwen2-MoE": {**TINY, **EXPERTS, **SHARED, "model_type": "qwen2_moe"},
+    "Qwen3-MoE": {**TINY, **HEADS, **EXPERTS, "model_type": "qwen3_moe", "norm_topk_prob": True},
+    "Qwen3.5-MoE": {**TINY, **HEADS, **LINEAR, **EXPERTS, **SHARED, "model_type": "qwen3_5_moe_text"},
 }
 PRECISION = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 TINY_ZERO = {"reduce_bucket_size": 500_000, "stage3_param_persistence_threshold": 1000, "sub_group_size": 300_000}
@@ -68,28 +86,23 @@ def report(name: str, predicted: float, measured: float) -> None:
         print(f"{name:66} {predicted / 1e6:12.3f} MB {measured / 1e6:12.3f} MB {error:+7.1%}", flush=True)
 
 
-def build(shape: ModelShape, dtype: torch.dtype, attention: str) -> Qwen2ForCausalLM:
-    """Return a randomly initialised Qwen2 model of this shape."""
-    config = Qwen2Config(
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_position_embeddings,
-        tie_word_embeddings=shape.tie_word_embeddings,
-        use_cache=False,
-        attn_implementation=attention,
+def build(config: dict[str, Any], dtype: torch.dtype, attention: str) -> Any:
+    """Return a randomly initialised model of a config.json."""
+    settings = transformers.CONFIG_MAPPING[config["model_type"]](
+        **{**config, "use_cache": False}, attn_implementation=attention
     )
-    return Qwen2ForCausalLM(config).to(dtype).train()
+    return transformers.AutoModelForCausalLM.from_config(settings).to(dtype).train()
 
 
-def engine_for(model: Qwen2ForCausalLM, stage: int, dtype: torch.dtype, zero: dict[str, Any], steps: int) -> Any:
+def engine_for(model: Any, stage: int, dtype: torch.dtype, zero: dict[str, Any], steps: int) -> Any:
     """Return a DeepSpeed engine with AdamW in two groups, as the trainer builds it."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    # As the trainer does: all experts of a layer are gathered together.
+    blocks = [type(m) for m in model.modules() if type(m).__name__.endswith("SparseMoeBlock")]
+    if stage == 3 and blocks:
+        deepspeed.utils.set_z3_leaf_modules(model, list(dict.fromkeys(blocks)))
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": steps,
@@ -123,10 +136,10 @@ def optimizer_tensors(engine: Any) -> tuple[dict[int, int], dict[int, int]]:
     return own, moments
 
 
-def count_states(shape: ModelShape, stage: int, dtype: torch.dtype) -> None:
+def count_states(name: str, config: dict[str, Any], stage: int, dtype: torch.dtype) -> None:
     """Train one step of two micro-batches, then compare weights, gradients, master weights and moments."""
-    world = torch.distributed.get_world_size()
-    model = build(shape, dtype, "sdpa")
+    world, shape = torch.distributed.get_world_size(), model_shape_from_config(config, name)
+    model = build(config, dtype, "sdpa")
     engine = engine_for(model, stage, dtype, TINY_ZERO, steps=2)
     tokens = torch.randint(0, shape.vocab_size, (1, 64))
     for micro in range(3):  # one whole step, and the first half of the next: its gradients wait
@@ -143,14 +156,14 @@ def count_states(shape: ModelShape, stage: int, dtype: torch.dtype) -> None:
     }
     planned = model_state_bytes(shape.num_parameters, zero_stage=stage, world_size=world, precision=PRECISION[dtype])
     for item, size in measured.items():
-        report(f"ZeRO-{stage} {PRECISION[dtype]} {world} ranks: {item}", planned[item], size)
+        report(f"{name}: ZeRO-{stage} {PRECISION[dtype]} {world} ranks: {item}", planned[item], size)
 
 
-def count_offload(shape: ModelShape, stage: int, dtype: torch.dtype) -> None:
+def count_offload(name: str, config: dict[str, Any], stage: int, dtype: torch.dtype) -> None:
     """Compare everything that an offloaded engine keeps, on the host and on the device: here both are the host."""
     world, precision = torch.distributed.get_world_size(), PRECISION[dtype]
-    before = alive()
-    model = build(shape, dtype, "sdpa")
+    shape, before = model_shape_from_config(config, name), alive()
+    model = build(config, dtype, "sdpa")
     zero = {**TINY_ZERO, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
     engine = engine_for(model, stage, dtype, zero, steps=2)
     tokens = torch.randint(0, shape.vocab_size, (1, 64))
@@ -165,7 +178,11 @@ def count_offload(shape: ModelShape, stage: int, dtype: torch.dtype) -> None:
     device = planned.gpu["weights"] + planned.gpu.get("offload staging", 0)
     if stage == 3:  # its one bucket stays; ZeRO-2 frees its two after backward
         device += planned.gpu["reduce buckets"]
-    report(f"ZeRO-{stage} {precision} {world} ranks, offload: host and device", sum(kept) / world + device, measured)
+    report(
+        f"{name}: ZeRO-{stage} {precision} {world} ranks, offload: host and device",
+        sum(kept) / world + device,
+        measured,
+    )
 
 
 @contextmanager
@@ -185,13 +202,19 @@ def saved_tensors(model: torch.nn.Module) -> Iterator[dict[int, torch.Tensor]]:
 
 
 def count_activations(
-    shape: ModelShape, dtype: torch.dtype, attention: str, checkpointing: bool = False, compiled: bool = False
+    name: str,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    attention: str,
+    checkpointing: bool = False,
+    compiled: bool = False,
 ) -> None:
     """Compare what the decoder keeps between forward and backward, without the head.
 
     ``compiled``: as our trainer compiles it for a GPU, up to the graphs; their kernels keep nothing else.
     """
-    model = build(shape, dtype, attention)
+    shape = model_shape_from_config(config, name)
+    model = build(config, dtype, attention)
     if compiled:
         use_lean_kernels(model)
         use_lean_rotation(model, wanted=False)
@@ -213,6 +236,7 @@ def count_activations(
         zero_stage=0,
         sequence_length=length,
         precision=PRECISION[dtype],
+        gpu=load_gpu("CPU"),
         attention="varlen" if attention == "sdpa" else attention,
         gradient_checkpointing=checkpointing,
         fused_norms=compiled,
@@ -221,26 +245,31 @@ def count_activations(
     planned = activation_bytes(layout)["saved"]
     del output
     how = " checkpointed" if checkpointing else " compiled" if compiled else ""
-    name = f"activations {PRECISION[dtype]} {attention}{how}"
-    report(name, planned, measured)
+    report(f"{name}: activations {PRECISION[dtype]} {attention}{how}", planned, measured)
 
 
 def main() -> None:
     """Compare states and activations of a tiny model on the CPU."""
     deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
-    shape = model_shape_from_config(TINY, "tiny")
     if torch.distributed.get_rank() == 0:
         print(f"{'':66} {'planned':>15} {'measured':>15}   error", flush=True)
     for dtype in PRECISION:
         for stage in range(4):
-            count_states(shape, stage, dtype)
+            count_states("Qwen2", TINY, stage, dtype)
         for stage in (2, 3):
-            count_offload(shape, stage, dtype)
+            count_offload("Qwen2", TINY, stage, dtype)
+    for name, config in FAMILIES.items():
+        for stage in (2, 3):
+            count_states(name, config, stage, torch.bfloat16)
+        count_offload(name, config, 3, torch.bfloat16)
     for dtype in PRECISION:
         for attention in ("sdpa", "eager"):
             for checkpointing in (False, True):
-                count_activations(shape, dtype, attention, checkpointing)
-        count_activations(shape, dtype, "sdpa", compiled=True)
+                count_activations("Qwen2", TINY, dtype, attention, checkpointing)
+        count_activations("Qwen2", TINY, dtype, "sdpa", compiled=True)
+        for name, config in FAMILIES.items():
+            for checkpointing in (False, True):
+                count_activations(name, config, dtype, "sdpa", checkpointing)
 
 
 if __name__ == "__main__":

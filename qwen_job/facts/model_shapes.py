@@ -15,12 +15,12 @@ from typing import Any
 from qwen_job.errors import ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.config_fields import check_fields, dropout_of, longest_row
+from qwen_job.facts.families import FAMILIES, FULL, LINEAR, SLIDING, layer_kinds, text_config
 from qwen_job.facts.lookup import find, read_facts
 from qwen_job.facts.model_files import read_config, read_json
 from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
 
-# Text models by model_type: of Qwen3.5 to 3.8, three of four layers are linear attention.
-HYBRIDS = ("qwen3_5_text", "qwen3_5_moe_text")
+HYBRIDS = tuple(kind for kind, family in FAMILIES.items() if family.is_hybrid)
 MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_5_moe_text")
 
 
@@ -236,7 +236,7 @@ def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "
         longest_row=longest_row(config),
         output_gate=hybrid,
         experts=experts,
-        linear=_linear(need, layers) if hybrid else None,
+        linear=_linear(need) if hybrid else None,
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise ModelError(
@@ -247,14 +247,12 @@ def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "
 
 def _text_model(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return the config of the text model of a vision-language model, or the config itself."""
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        return config
-    kind = f"{config.get('model_type')}_text"
-    if kind not in HYBRIDS:
+    if config.get("model_type") not in FAMILIES and isinstance(config.get("text_config"), Mapping):
         raise ModelError(f"{where}: text_config: a multimodal model; use a text model")
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    return {**text, "model_type": kind, "tie_word_embeddings": tied}
+    try:
+        return text_config(config)
+    except ModelError as error:
+        raise ModelError(f"{where}: {str(error).removeprefix('config.json: ')}") from None
 
 
 def _experts(need: _Fields, layers: int) -> Experts:
@@ -273,12 +271,11 @@ def _experts(need: _Fields, layers: int) -> Experts:
     return found
 
 
-def _linear(need: _Fields, layers: int) -> LinearAttention:
-    kinds, every = need.config.get("layer_types"), need("full_attention_interval", 4)
-    if kinds is None:
-        count = sum(bool((layer + 1) % every) for layer in range(layers))
-    else:
-        count = sum(kind == "linear_attention" for kind in kinds)
+def _linear(need: _Fields) -> LinearAttention:
+    try:
+        count = layer_kinds(need.config).count(LINEAR)
+    except ModelError as error:
+        raise ModelError(f"{need.where}: {str(error).removeprefix('config.json: ')}") from None
     return LinearAttention(
         layers=count,
         key_heads=need("linear_num_key_heads"),
@@ -319,11 +316,11 @@ def _refuse_others(config: Mapping[str, Any], model_type: str, where: str) -> No
         if config.get(key):
             raise ModelError(f"{where}: {key}: the model is quantized; use the full-precision model")
     layers = config.get("layer_types") or ()
-    known = ("linear_attention", "full_attention") if model_type in HYBRIDS else ("full_attention", "sliding_attention")
-    if not isinstance(layers, (list, tuple)) or any(kind not in known for kind in layers):
+    known = (FULL, SLIDING)
+    if model_type not in HYBRIDS and (
+        not isinstance(layers, (list, tuple)) or any(kind not in known for kind in layers)
+    ):
         raise ModelError(f"{where}: layer_types: {model_type or 'this model'} has only {' and '.join(known)}")
-    if model_type in HYBRIDS and layers and len(layers) != config.get("num_hidden_layers"):
-        raise ModelError(f"{where}: layer_types: must name one kind for each of num_hidden_layers layers")
 
 
 def _architecture(config: Mapping[str, Any], model_type: str) -> str:

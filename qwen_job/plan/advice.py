@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qwen_job.facts.model_names import is_qwen1_id
-from qwen_job.plan.search.choice import HOST_MARGIN, Choice, Question, choose
+from qwen_job.plan.estimate.layout import DELTA_KERNELS_FROM
+from qwen_job.plan.estimate.speed import fallback_seconds
+from qwen_job.plan.search.choice import HOST_MARGIN, Choice, Question, choose, layout_of
 from qwen_job.text import GIB
 
 # Full fine-tuning of chat models is done with 1e-6 to 5e-5 (Qwen's scripts: 1e-5; Qwen2.5's report: 7e-6 to 7e-7).
@@ -60,6 +62,7 @@ def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[Pl
         _host(question, choice),
         _tight(question, choice),
         _slow_network(question, choice),
+        _no_delta_kernels(question, choice),
         _small_batches(question, choice),
         _too_long(question),
         _learning_rate(run),
@@ -117,6 +120,22 @@ def _slow_network(question: Question, choice: Choice) -> PlanWarning | None:
     message = f"ZeRO-3 gathers weights across nodes: {network:.1f} s of traffic for a step of {choice.speed.mid:.1f} s"
     fix = "use ZeRO-2 if the weights fit one GPU, a larger micro-batch, or a faster network (cluster.network_gbs)"
     return PlanWarning("deepspeed.zero_stage", message, fix)
+
+
+def _no_delta_kernels(question: Question, choice: Choice) -> PlanWarning | None:
+    """Warn where linear attention runs as torch operations."""
+    layout, linear = layout_of(question, choice), question.shape.linear
+    if linear is None or layout.delta_kernels or question.gpu.is_cpu:
+        return None
+    cost = ""
+    if choice.speed is not None:
+        cost = f": about {fallback_seconds(layout, question.gpu, question.speed_constants):.1f} s of a step (estimate)"
+    why = f"its {linear.layers} layers of linear attention run as torch operations in fp32{cost}; the kernels need"
+    return PlanWarning(
+        "cluster.gpu",
+        f"{why} compute capability {DELTA_KERNELS_FROM:g}, {question.gpu.name} has {question.gpu.compute_capability:g}",
+        "use a newer GPU, or a model without linear attention, e.g. Qwen3",
+    )
 
 
 def _small_batches(question: Question, choice: Choice) -> PlanWarning | None:

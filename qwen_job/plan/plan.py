@@ -262,7 +262,7 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         return None, [f"model.name: {text}"]
     except (JobError, ModelError) as error:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
-    if shape.experts or shape.linear:
+    if shape.experts:
         message = f"{name}: is a {shape.architecture}, which this version plans but cannot train yet"
         raise JobError([job.problem(("model", "name"), message)])
     if shape.longest_row is not None and job.train.model_max_length > shape.longest_row:

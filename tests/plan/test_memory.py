@@ -15,8 +15,13 @@ from hypothesis import strategies as st
 
 from qwen_job.facts import fact
 from qwen_job.facts.hardware import load_gpu
-from qwen_job.facts.model_shapes import load_model_shape
-from qwen_job.plan.estimate.activations import activation_bytes, layer_activation_bytes, loss_bytes
+from qwen_job.facts.model_shapes import load_model_shape, model_shape_from_config
+from qwen_job.plan.estimate.activations import (
+    activation_bytes,
+    layer_activation_bytes,
+    layers_activation_bytes,
+    loss_bytes,
+)
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.memory import (
     Constants,
@@ -251,3 +256,68 @@ def test_an_allocator_whose_segments_cannot_grow_may_hold_more() -> None:
 def test_the_job_decides_whether_segments_grow(tmp_path: Path, env: dict[str, str], grow: bool) -> None:
     memory = plan(tmp_path, f"env: {json.dumps(env)}\n").memory
     assert memory is not None and ("held by the allocator" not in memory.gpu) == grow
+
+
+@pytest.mark.parametrize(("model", "gb"), [("qwen3-30b-a3b", 61.1), ("qwen3.5-35b-a3b", 69.3)])
+def test_a_mixture_needs_the_memory_of_all_its_experts(model: str, gb: float) -> None:
+    states = model_state_bytes(load_model_shape(model).num_parameters, zero_stage=3, world_size=8)
+    assert sum(states.values()) / 1e9 == pytest.approx(gb, abs=0.1)
+
+
+def test_zero_3_gathers_all_experts_of_a_layer() -> None:
+    shape = load_model_shape("qwen3-30b-a3b")
+    eight: dict[str, Any] = {"shape": shape, "world_size": 8, "gpus_per_node": 8, "zero_stage": 3}
+    gathered = estimate(**eight).gpu["gathered weights"]
+    assert gathered > 2 * 128 * 3 * 2048 * 768  # more than stage3_max_live_parameters
+    smaller = estimate(**eight, offload_optimizer=True)
+    assert smaller.fits() and smaller.gpu_bytes < 40e9 < smaller.host["offloaded optimizer"]
+
+
+def test_linear_attention_without_kernels_keeps_more() -> None:
+    layout = Layout(load_model_shape("qwen3.5-2b"), 1, 1, zero_stage=2, gpu=A100, sequence_length=2048)
+    older = layout._replace(gpu=load_gpu("V100-32G"))
+    assert 1.5 < layers_activation_bytes(older) / layers_activation_bytes(layout) < 4
+
+
+FAMILY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "vocab_size": 300, "head_dim": 32,
+          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+MIXTURE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+HYBRID = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+          "linear_value_head_dim": 24}  # fmt: skip
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**FAMILY, "model_type": "qwen3"},
+        {**FAMILY, **MIXTURE, "model_type": "qwen3_moe", "norm_topk_prob": True},
+        {**FAMILY, **HYBRID, "model_type": "qwen3_5_text"},
+        {**FAMILY, **HYBRID, **MIXTURE, "shared_expert_intermediate_size": 40, "model_type": "qwen3_5_moe_text"},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_activations_are_what_autograd_saves(config: dict[str, Any], precision: str) -> None:
+    """Four layers of each family, 128 tokens: half a second each, and the imports."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    settings = CONFIG_MAPPING[config["model_type"]](**config, use_cache=False, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(settings).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.train().model(input_ids=torch.zeros((1, 128), dtype=torch.long)).last_hidden_state
+    counted = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    assert hidden.shape == (1, 128, 64)
+    shape = model_shape_from_config(config, "tiny")
+    layout = Layout(shape, 1, 1, zero_stage=0, gpu=load_gpu("CPU"), precision=precision, sequence_length=128)
+    layout = layout._replace(gradient_checkpointing=False)
+    assert activation_bytes(layout)["saved"] == pytest.approx(counted, rel=0.03)

@@ -120,3 +120,10 @@ def test_kubernetes_quantities(quantity: str, size: int) -> None:
 def test_an_official_model_that_cannot_be_trained_is_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(JobError, match=message):
         plan(tmp_path, "", f"model={name}")
+
+
+def test_a_v100_is_told_what_linear_attention_costs_there(tmp_path: Path) -> None:
+    old, new = (plan(tmp_path, "", "model=Qwen/Qwen3.5-2B", f"cluster.gpu={gpu}") for gpu in ("V100-32G", "A100-80G"))
+    (warning,) = [text for text in old.warnings if "linear attention" in text]
+    assert "18 layers of linear attention run as torch operations in fp32: about" in warning
+    assert old.precision == "fp16" and not [text for text in new.warnings if "linear attention" in text]

@@ -16,6 +16,7 @@ from qwen_job.plan.estimate.speed import (
     communication_bytes,
     estimate_run,
     estimate_speed,
+    fallback_seconds,
     flops_per_token,
     hardware_flops_per_token,
     loose_flops_per_token,
@@ -175,3 +176,26 @@ def test_max_steps_wins_over_epochs() -> None:
     speed = SpeedEstimate((1.0, 1.0, 1.0), 1.0, None, "compute", {})
     run = estimate_run(speed, rows=10, global_batch_size=10, num_train_epochs=3, world_size=1, max_steps=7)
     assert run.steps == 7 and run.cost is None
+
+
+@pytest.mark.parametrize(
+    ("model", "projections", "attention", "delta"),
+    [
+        ("qwen3-30b-a3b", 18.25e9, 48 * 6 * 4096, 0),
+        ("qwen3.5-35b-a3b", 17.68e9, 10 * 6 * 4096, 30 * 18 * 32 * 128 * 128),
+    ],
+)
+def test_flops_of_a_mixture_are_those_of_the_experts_that_a_token_passes(
+    model: str, projections: float, attention: int, delta: int
+) -> None:
+    shape = load_model_shape(model)
+    assert flops_per_token(shape, 0) - delta == pytest.approx(projections, rel=0.002)
+    assert flops_per_token(shape, 1000) - flops_per_token(shape, 0) == 1000 * attention
+
+
+def test_a_gpu_without_the_kernels_of_linear_attention_pays_for_it() -> None:
+    shape = load_model_shape("qwen3.5-2b")
+    layout = Layout(shape, 8, 8, zero_stage=2, precision="fp16", sequence_length=2048, gpu=load_gpu("V100-32G"))
+    seconds = fallback_seconds(layout, load_gpu("V100-32G"))
+    assert 0.1 < seconds < estimate(**layout._asdict()).mid
+    assert fallback_seconds(layout._replace(gpu=load_gpu("A100-80G")), load_gpu("A100-80G")) == 0

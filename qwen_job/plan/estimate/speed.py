@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.plan.estimate.activations import DELTA_CHUNK, layers_activation_bytes
-from qwen_job.plan.estimate.layout import BYTES, Layout
+from qwen_job.plan.estimate.layout import BYTES, DELTA_KERNELS_FROM, Layout
 
 # Share of the peak that large matrix products reach inside a training step, by compute capability. Alone they reach
 # 0.87 on A100 and 0.80 on H100 (stas00/ml-engineering, maximum achievable matmul); fitted: BENCHMARKS.md.
@@ -225,6 +225,17 @@ def _delta_seconds(layout: Layout, gpu: Gpu) -> _Delta:
     return _Delta(seconds, 0.0 if gpu.is_cpu else chunks * CHUNK_SECONDS)
 
 
+def fallback_seconds(layout: Layout, gpu: Gpu, constants: SpeedConstants | None = None) -> float:
+    """Return the seconds of a step that linear attention adds where its kernels do not run, before any overlap."""
+    constants, delta = constants or default_speed(gpu), _delta_seconds(layout, gpu)
+    ampere = replace(gpu, compute_capability=max(gpu.compute_capability, DELTA_KERNELS_FROM))
+    more = layers_activation_bytes(layout) - layers_activation_bytes(layout._replace(gpu=ampere))
+    bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
+    moved = constants.traffic * more / bandwidth if bandwidth else 0.0
+    again = 4 / 3 if layout.gradient_checkpointing else 1.0
+    return layout.gradient_accumulation_steps * again * (delta.compute + delta.launch + moved)
+
+
 def _expert_traffic(layout: Layout, again: float) -> float:
     """Return the bytes of experts' weights and gradients that pass the GPU's memory in a micro-batch.
 
@@ -238,9 +249,14 @@ def _expert_traffic(layout: Layout, again: float) -> float:
 
 
 def _efficiency(shape: ModelShape, gpu: Gpu, tokens: int, constants: SpeedConstants) -> float:
-    """Share of the peak that matrix products of this many tokens and this width reach."""
+    """Share of the peak that matrix products of this many tokens and this width reach.
+
+    Grouped products reach what their groups would: of a mixture, those with the tokens of one expert. Not measured.
+    """
     best = MATMUL_EFFICIENCY.get(int(gpu.compute_capability), 0.7) * constants.compute_factor
-    return best * tokens / (tokens + constants.half_tokens * 2048 / shape.hidden_size)
+    experts = shape.experts
+    rows = tokens if experts is None else tokens * experts.per_token / experts.count
+    return best * rows / (rows + constants.half_tokens * 2048 / shape.hidden_size)
 
 
 def estimate_run(
