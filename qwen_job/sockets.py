@@ -186,7 +186,7 @@ def interface_for(pattern: str, toward: str, addresses: Mapping[str, list[str]])
     found = [name for name in matching(pattern, addresses) if addresses[name]]
     if not found:
         raise ValueError(f"{pattern!r} names no network interface of this node: it has {', '.join(sorted(addresses))}")
-    here = _address_toward(toward)
+    here = address_toward(toward)
     outer = [name for name in found if not ipaddress.ip_address(_bare(addresses[name][0])).is_loopback]
     return next((name for name in found if here in map(_bare, addresses[name])), (outer or found)[0])
 
@@ -195,7 +195,7 @@ def _bare(address: str) -> str:
     return address.partition("%")[0]
 
 
-def _address_toward(host: str) -> str:
+def address_toward(host: str) -> str:
     """Return the local address used to reach ``host``, without sending a packet."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]

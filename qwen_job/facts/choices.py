@@ -1,7 +1,7 @@
 """Choices and defaults that job.yaml and train.yaml share: both sides import them, so that they cannot disagree.
 
-``auto`` is not among them: a job may leave a choice to the plan, train.yaml holds what was chosen. The one exception is
-``TorchCompile``: only the node knows whether it has a compiler.
+``auto`` is not among them: a job may leave a choice to the plan, train.yaml holds what was chosen. The exceptions
+are ``TorchCompile`` and ``MemorySaveSteps``: only the node knows whether it has a compiler, and what a save costs.
 """
 
 from typing import Literal
@@ -28,6 +28,7 @@ TorchCompile = Literal["auto"] | bool
 WebhookKind = Literal["slack", "feishu", "dingtalk", "wecom", "json"]
 NotifyEvent = Literal["start", "done", "fault", "give_up"]
 NOTIFY_EVENTS: tuple[NotifyEvent, ...] = ("start", "done", "fault", "give_up")
+MemorySaveSteps = Literal["auto"] | int
 
 # numpy's generator takes 32 bits.
 SEED_LIMIT = 2**32

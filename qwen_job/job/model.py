@@ -278,6 +278,11 @@ class Train(Strict):
     eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: save_steps")
     save_steps: Positive = Field(choices.SAVE_STEPS, description="Steps between checkpoints")
     save_total_limit: Positive = Field(choices.SAVE_TOTAL_LIMIT, description="Number of checkpoints to keep")
+    memory_save_steps: Literal["auto"] | Count = Field(
+        "auto",
+        description="Steps between states kept in host memory, from which a restart on the same nodes resumes; auto: "
+        "as often as costs 1% of the time, where they fit; 0: never",
+    )
     dataloader_num_workers: Count = choices.DATALOADER_WORKERS
     report_to: list[Reporter] = Field(
         [choices.REPORT_TO], description="Experiment trackers; metrics.jsonl is always written"

@@ -16,6 +16,7 @@ from qwen_job.errors import NoProgress, StoppedAndSaved, is_retryable
 from qwen_job.run.ends import MEMORY_ADVICE, last_words
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.manifest import newest_step
+from qwen_job.run.states import newest_remembered
 
 
 def begin(run: Path, most: int) -> None:
@@ -24,7 +25,7 @@ def begin(run: Path, most: int) -> None:
     Raises:
         NoProgress: ``most`` attempts in a row wrote no checkpoint; the count is reset.
     """
-    step, before, fruitless = newest_step(run), *_read(run)
+    step, before, fruitless = max(newest_step(run), newest_remembered(run)), *_read(run)
     fruitless = fruitless + 1 if before is not None and step <= before else 0
     if fruitless >= most:
         _forget(run)

@@ -29,6 +29,7 @@ from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Re
 from qwen_job.node import attempts
 from qwen_job.node.checks import check_start
 from qwen_job.node.companion import Companion
+from qwen_job.node.keeper import open_memory
 from qwen_job.node.messenger import Messenger
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     relay = _Relay(options.grace_seconds, run)
     messenger = Messenger.of(folder, options.rdzv_id, is_first=not options.node_rank, in_pod=bool(run))
     companion: Companion | None = None
+    memory = None
     killed_before = ends.oom_kills()
     print(
         f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
@@ -72,11 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Before torch is imported: its own errors about a driver or a GPU come late and name no fix.
         check_start(options.command)
         companion = Companion(folder) if folder and not options.node_rank else None
+        memory = open_memory(folder, options.command, options.node_rank)
         _check_master(options)
         code = _run(options, relay)
     except QwenJobError as error:
         print(f"qwen-job: {visible_lines(error)}", file=sys.stderr, flush=True)
         code = error.exit_code
+    if memory:
+        memory.close(code)
     killed = ends.oom_kills() - killed_before
     if killed:
         print(

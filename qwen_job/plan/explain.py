@@ -36,6 +36,7 @@ ITEMS = {
     "NCCL": "buffers of the collectives (plan.nccl_bytes)",
     "processes": "each training process without its model (plan.process_bytes)",
     "checkpoint copy": "a copy of the state to save, so that training continues while it is written",
+    "states in memory": "in /dev/shm, for restarts: the newest state and the next, and as many of the neighbour's",
     "loading the weights": "every process loads its own copy of the weights before they are sharded",
     "offloaded optimizer": "12 bytes per parameter: this node's share of master weights and moments",
     "offloaded gradients": "this node's share of the gradients, in fp32 and in the precision",

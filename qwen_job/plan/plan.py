@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError, ModelError, Problem
-from qwen_job.facts.choices import TorchCompile
+from qwen_job.facts.choices import MemorySaveSteps, TorchCompile
 from qwen_job.facts.config_fields import too_long
 from qwen_job.facts.hardware import Gpu, load_gpu, other_sizes
 from qwen_job.facts.lookup import UnknownName
@@ -15,13 +15,14 @@ from qwen_job.facts.model_shapes import ModelShape, load_model_shape
 from qwen_job.facts.untrained import why_untrained
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
-from qwen_job.plan.advice import RunNumbers, bytes_of, warnings_for
+from qwen_job.plan.advice import RunNumbers, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
 from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.estimate.speed import SpeedEstimate
+from qwen_job.plan.in_memory import decide_memory_saves, shared_memory
 from qwen_job.plan.precision import (
     decide_attention,
     decide_fused_loss,
@@ -62,6 +63,7 @@ class Plan:
     attention: str
     fused_loss: str
     torch_compile: TorchCompile
+    memory_save_steps: MemorySaveSteps
     choice: Choice
     batch: Batch
     deepspeed_config: dict[str, Any]
@@ -132,6 +134,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         reason = reason_of(question, answer)
     _note_choice(job, choice, reason, ledger)
     torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger)
+    memory_save_steps, choice = decide_memory_saves(job, question, choice, ledger)
     if question is not None:
         run = plan_run(job, question, choice, data or data_of(job), compiles=torch_compile is not False)
     batch = decide_batch(job, ledger, rows, choice.micro_batch_size, reason)
@@ -148,6 +151,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         attention=attention,
         fused_loss=fused_loss,
         torch_compile=torch_compile,
+        memory_save_steps=memory_save_steps,
         choice=choice,
         batch=batch,
         deepspeed_config=deepspeed_config(job, choice, precision, batch),
@@ -284,12 +288,6 @@ def _note_choice(job: Job, choice: Choice, why: str, ledger: Ledger) -> None:
     ledger.decide("train.gradient_checkpointing", job.train.gradient_checkpointing, choice.gradient_checkpointing, why)
 
 
-def _shared_memory(job: Job) -> int | None:
-    """Return the size of /dev/shm where the job itself decides it; our containers elsewhere share the host's."""
-    meant = job.wrote("kubernetes") or job.wrote("kubernetes", "shm_size")
-    return bytes_of(job.kubernetes.shm_size) if meant else None
-
-
 def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan, disk_free_bytes: int | None) -> list[str]:
     # New weights need other learning rates, and overfitting is often the point of such a run.
     fresh = job.model.resolved_source == "random"
@@ -303,7 +301,7 @@ def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan, disk_f
         time_limit_seconds=job.slurm.time,
         save_seconds=run.estimate.save_seconds if run.estimate else RunNumbers.save_seconds,
         max_retries=job.retry.max_retries,
-        shm_bytes=_shared_memory(job),
+        shm_bytes=shared_memory(job),
         disk_free_bytes=disk_free_bytes,
     )
     return [str(warning) for warning in warnings_for(question, choice._replace(memory=run.memory), numbers)]

@@ -9,7 +9,7 @@ from qwen_job.facts.data_names import is_name
 from qwen_job.job import Job
 from qwen_job.job.model import DataFile as JobFile
 from qwen_job.job.notify import Notify
-from qwen_job.plan.estimate.memory import estimate_memory
+from qwen_job.plan.estimate.memory import STATES_IN_MEMORY, estimate_memory
 from qwen_job.plan.schedule import PACKED_FILL
 from qwen_job.plan.search.choice import layout_of
 from qwen_job.run.config import TrainConfig
@@ -93,6 +93,7 @@ def _planned(plan: Plan) -> Planned:
         tokens_per_second=round(speed.tokens_per_second * fill, 1) if speed else None,
         memory_items=_memory_items(plan),
         memory_capacity_bytes=memory.capacity if memory else None,
+        memory_save_bytes=memory.host.get(STATES_IN_MEMORY) if memory else None,
     )
 
 
@@ -138,6 +139,7 @@ def _training(plan: Plan) -> Training:
     written = {name: getattr(train, name) for name in type(train).model_fields if name not in _ELSEWHERE}
     written["per_device_train_batch_size"] = plan.batch.micro_batch_size
     written["gradient_accumulation_steps"] = plan.batch.gradient_accumulation_steps
+    written["memory_save_steps"] = plan.memory_save_steps
     if train.eval_steps is None and (plan.job.data.eval or plan.job.data.eval_split):
         written["eval_steps"] = train.save_steps
     return Training.model_construct(**{**written, **train.extra})

@@ -174,6 +174,7 @@ class Training(Section):
     save_strategy: Literal["steps", "epoch"] = "steps"
     save_steps: int = Field(default=choices.SAVE_STEPS, ge=0)
     save_total_limit: int | None = Field(default=choices.SAVE_TOTAL_LIMIT, ge=1)
+    memory_save_steps: Literal["auto"] | Annotated[int, Field(ge=0)] = 0
     dataloader_num_workers: int = Field(default=choices.DATALOADER_WORKERS, ge=0)
     report_to: list[str] = Field(default=[choices.REPORT_TO])
     early_stopping_patience: int | None = Field(default=None, ge=1)
@@ -221,6 +222,7 @@ class Planned(Section):
 
     Memory is per GPU, or per process on a CPU: ``memory_bytes_per_gpu`` counts what the run measures (on a GPU, what
     torch allocates), ``memory_items`` everything, for a picture against ``memory_capacity_bytes``.
+    ``memory_save_bytes``: what train.memory_save_steps takes of /dev/shm on a node.
     """
 
     memory_bytes_per_gpu: int | None = None
@@ -228,6 +230,7 @@ class Planned(Section):
     tokens_per_second: float | None = None
     memory_items: dict[str, int] | None = None
     memory_capacity_bytes: int | None = None
+    memory_save_bytes: int | None = None
 
 
 def plain(value: Any, *, only_set: bool = False) -> Any:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from qwen_job.report.closing import write_pages
 from qwen_job.report.summary import against_plan
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.run.manifest import newest_step
 from qwen_job.run.metrics import read_metrics
 from qwen_job.run.signals import StopRequest
 from qwen_job.text import duration
 from qwen_job.train.deepspeed_config import zero_stage
+from qwen_job.train.remembered import find_remembered, neighbourhood
 from qwen_job.train.rendezvous import Place, join, once, tell
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.settings_diff import settings_text
@@ -51,8 +53,13 @@ def train(
         from qwen_job.train.resume import choose_checkpoint, identify
         from qwen_job.train.setup import Attempt, build_trainer, load
 
+        stage, around, remembered = zero_stage(deepspeed), None, None
+        if every := config.training.memory_save_steps:
+            around = neighbourhood(config.output_dir, place, store, stage, every, log.say)
+        if around is not None:
+            remembered = find_remembered(around, newest_step(config.output_dir), log.say)
         beginning = choose_checkpoint(
-            config, zero_stage(deepspeed), place, store, log, lambda: identify(config, prepared, model_folder)
+            config, stage, place, store, log, lambda: identify(config, prepared, model_folder), remembered
         )
         resumed = beginning.resume
         if resumed is not None and resumed.universal:
@@ -60,7 +67,7 @@ def train(
         seconds, folder = config.guards.hang_seconds, config.folder.logs
         watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
         watchdog.loading()
-        attempt = Attempt(config, deepspeed, place, store, stop_request, log)
+        attempt = Attempt(config, deepspeed, place, store, stop_request, log, around)
         loaded = load(attempt, model_folder, prepared)
         step = resumed.step if resumed else None
         log.write(
@@ -69,6 +76,7 @@ def train(
             attempt=log.attempt,
             world_size=place.world_size,
             resumed_from=step,
+            from_memory=resumed is not None and resumed.in_memory,
             host=os.uname().nodename,
         )
         trainer = build_trainer(attempt, loaded, beginning, watchdog)

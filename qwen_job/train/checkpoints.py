@@ -1,4 +1,7 @@
-"""Writes a checkpoint of all ranks: in a temporary folder, synced, renamed, with the manifest last.
+"""Writes a checkpoint of all ranks: in a temporary folder, renamed, with the manifest last.
+
+- ``Checkpointer``: one save at a time, to disk or to memory
+- ``Snapshots``: the copy that is written while training continues
 
 DeepSpeed collects the state; this module takes over where it would write a file. The state is copied to host
 memory at once (the pause), and a thread writes, syncs and hashes it while training continues. ``finish`` is a
@@ -27,11 +30,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
-from qwen_job.atomic import sync_folder
 from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
-from qwen_job.run.folder import step_name
-from qwen_job.run.manifest import FileEntry, describe, write_manifest
 from qwen_job.text import gib
+from qwen_job.train.media import Disk, Medium
 
 # Errors of storage that is unavailable for a while.
 _PASSING = tuple(os.strerror(code) for code in (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN))
@@ -43,7 +44,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Saved(NamedTuple):
-    """How long a save took, how long training paused for it, and its size on disk."""
+    """How long a save took, how long training paused for it, and its size."""
 
     step: int
     seconds: float
@@ -51,8 +52,12 @@ class Saved(NamedTuple):
     bytes: int
 
 
+class MemoryFull(Retryable):
+    """A state could not be kept in memory: training continues without."""
+
+
 class Checkpointer(CheckpointEngine):  # type: ignore[misc]
-    """Writes checkpoints below ``folder``; give it to a DeepSpeed engine as its ``checkpoint_engine``.
+    """Writes checkpoints to ``disk``, or to another medium; give it to a DeepSpeed engine as its ``checkpoint_engine``.
 
     ``background`` lets training continue while files are written; one save is under way at a time.
     """
@@ -60,15 +65,17 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     def __init__(self, folder: Path, *, zero_stage: int, background: bool) -> None:
         super().__init__()
         self.folder = folder
-        self.zero_stage = zero_stage
+        self.disk = Disk(folder, zero_stage)
+        self.medium: Medium | Disk = self.disk
         self.background = background
         self._snapshots = Snapshots()
         self._sizes: list[int] | None = None
         self._reserving: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writes: list[Future[None]] = []
-        self._files: dict[str, FileEntry] = {}
+        self._files: dict[str, Any] = {}
         self._errors: list[str] = []
+        self.files: list[dict[str, Any]] = []  # of the newest save, by rank
         self._step: int | None = None
         self._began = self._paused = 0.0
 
@@ -107,23 +114,39 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         self._reserving = self._pool.submit(self._snapshots.reserve, sizes)
         return None
 
-    def begin(self, step: int, collect: Callable[[Path], None]) -> None:
+    def begin(self, step: int, collect: Callable[[Path], None], medium: Medium | None = None) -> None:
         """Copy the state of ``step``: ``collect(folder)`` saves it through the engine and :meth:`keep`.
 
         A collective of all ranks.
         """
-        self._began = time.monotonic()
-        self._step, self._files, self._errors, self._writes = step, {}, [], []
+        self._open(step, medium or self.disk)
         if self._reserving is not None:
             self._reserving.result()
         self._snapshots.restart()
-        if dist.get_rank() == 0:
-            self._attempt(self._make_aside)
-        dist.barrier()
         collect(self._aside)
-        if not self.background:
+        if not self.background and self.medium is self.disk:
             self._wait()
         self._paused = time.monotonic() - self._began
+
+    def begin_copy(self, step: int, source: Path, names: Sequence[str], began: float) -> None:
+        """Write ``names`` of ``source``, a complete state of ``step`` in memory, to disk while training continues.
+
+        ``began``: when the save of that state did. A collective of all ranks.
+        """
+        self._open(step, self.disk)
+        for name in names:
+            self._submit(self._aside / name, partial(_copy, source / name))
+        if self.disk.leads:
+            self.keep_recovery_scripts("")
+        self._began, self._paused = began, time.monotonic() - began
+
+    def _open(self, step: int, medium: Medium | Disk) -> None:
+        self._began = time.monotonic()
+        self.medium = medium
+        self._step, self._files, self._errors, self._writes = step, {}, [], []
+        if medium.leads:
+            self._attempt(partial(medium.prepare, step))
+        dist.barrier()
 
     def finish(self) -> Saved:
         """Complete the save under way. A collective of all ranks.
@@ -131,28 +154,29 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         Raises:
             EnvironmentFault: some rank could not write; the previous checkpoint is untouched.
             Retryable: the storage is only away for a while.
+            MemoryFull: it was to be kept in memory.
         """
         started = time.monotonic()
         self._wait()
         step = self._step
         assert step is not None
         self._step = None
-        mine = (self._files, self._errors)
-        everything: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everything, mine)
-        problems = [f"rank {rank}: {text}" for rank, (_, errors) in enumerate(everything) for text in errors]
-        files = {name: entry for part, _ in everything for name, entry in part.items()}
-        if not problems and dist.get_rank() == 0:
-            self._attempt(lambda: self._publish(step, files))
-            problems = [f"rank 0: {text}" for text in self._errors]
-        verdict = [problems]
-        dist.broadcast_object_list(verdict, src=0)
-        if verdict[0]:
-            raise self._failure(step, verdict[0])
+        everything, problems = self._gather()
+        self.files = [files for files, _ in everything]
+        if not problems:
+            if self.medium.leads:
+                self._attempt(lambda: self.medium.publish(step, self.files))
+            _, problems = self._gather()
+        if problems:
+            raise self._failure(step, problems)
         now = time.monotonic()
-        waited = now - started if self.background else 0.0
-        size = sum(entry.size for entry in files.values())
-        return Saved(step, now - self._began, self._paused + waited, size)
+        size = sum(entry.size for part in self.files for entry in part.values())
+        return Saved(step, now - self._began, self._paused + now - started, size)
+
+    def _gather(self) -> tuple[list[Any], list[str]]:
+        everything: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everything, (self._files, self._errors))
+        return everything, [f"rank {rank}: {text}" for rank, (_, errors) in enumerate(everything) for text in errors]
 
     def keep(self, name: str, value: object) -> None:
         """Save ``value`` with torch.save as ``name`` in the checkpoint under way."""
@@ -164,6 +188,8 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
 
     def keep_recovery_scripts(self, _folder: str) -> None:
         """Put DeepSpeed's scripts that read its shards into the checkpoint: its own copying would raise on one rank."""
+        if self.medium is not self.disk:
+            return
         for name in ("zero_to_fp32.py", "zero_to_torch.py"):
             source = Path(deepspeed.utils.__file__).with_name(name)
             self._submit(self._aside / name, partial(shutil.copy, source))
@@ -184,9 +210,12 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         value = self._snapshots.copy(state_dict) if self.background else state_dict
         if self.background and torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies must be complete before the thread reads them
-        self._submit(Path(path), lambda target: torch.save(value, target))
-        if not self.background:
-            self._wait()
+        if self.background or self._sizes is not None:
+            self._submit(Path(path), lambda target: torch.save(value, target))
+            return
+        # Training will change the tensors; what is known about the file may be found out later.
+        self._attempt(lambda: torch.save(value, path))
+        self._submit(Path(path), lambda _: None)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         # Our own file, its hash just checked against the manifest.
@@ -208,20 +237,17 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     @property
     def _aside(self) -> Path:
         # While room is reserved there is no step yet, and nothing is written.
-        return self._under(self._step or 0)
-
-    def _make_aside(self) -> None:
-        for left_over in self.folder.glob(".step-*.partial"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        self._aside.mkdir(parents=True)
+        return self.medium.aside(self._step or 0)
 
     def _submit(self, path: Path, write: Callable[[Path], object]) -> None:
         if self._sizes is not None:
             return
 
+        name, describe_file = str(path.relative_to(self._aside)), self.medium.describe
+
         def work() -> None:
             write(path)
-            self._files[str(path.relative_to(self._aside))] = describe(path)
+            self._files[name] = describe_file(path)
 
         self._writes.append(self._pool.submit(self._attempt, work))
 
@@ -236,27 +262,22 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         for write in self._writes:
             write.result()
 
-    def _publish(self, step: int, files: dict[str, FileEntry]) -> None:
-        target = self.folder / step_name(step)
-        for folder in {(self._under(step) / name).parent for name in files}:
-            sync_folder(folder)
-        shutil.rmtree(target, ignore_errors=True)
-        self._under(step).rename(target)
-        sync_folder(self.folder)
-        write_manifest(target, step=step, world_size=dist.get_world_size(), zero_stage=self.zero_stage, files=files)
-
-    def _under(self, step: int) -> Path:
-        return self.folder / f".{step_name(step)}.partial"
-
     def _failure(self, step: int, problems: list[str]) -> QwenJobError:
-        if dist.get_rank() == 0:
-            shutil.rmtree(self._under(step), ignore_errors=True)
+        if self.medium.leads:
+            shutil.rmtree(self.medium.aside(step), ignore_errors=True)
+        if self.medium is not self.disk:
+            return MemoryFull("; ".join(dict.fromkeys(problems[:4])))
         what = f"the checkpoint of step {step} could not be written below {self.folder} ({'; '.join(problems[:4])})"
         if any(sign in text for text in problems for sign in _PASSING):
             return Retryable(f"{what}; earlier ones are intact; run the same job again to resume")
         return EnvironmentFault(
             f"{what}; earlier checkpoints are intact: make room or correct permissions, then run the job again"
         )
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def available_memory(cgroup: Path = _CGROUP) -> int:

@@ -31,6 +31,7 @@ class Engine(Protocol):
     module: Any
     optimizer: Any
     checkpoint_engine: Any
+    save_non_zero_checkpoint: bool
     _copy_recovery_script: Callable[[str], None]
 
     def __call__(self, **inputs: Any) -> Any: ...

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from qwen_job.data import open_prepared
 from qwen_job.errors import JobError, NoProgress
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.manifest import newest, wrong_hash
+from qwen_job.run.folder import step_name
+from qwen_job.run.manifest import Checkpoint, newest, wrong_hash
 from qwen_job.run.metrics import read_metrics
 from qwen_job.train.course import Course
 from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
+from qwen_job.train.remembered import Remembered
 from qwen_job.train.rendezvous import Place, tell
 from qwen_job.train.runlog import RunLog, fruitless_attempts
 from qwen_job.train.settings_diff import changes_since
@@ -31,11 +33,16 @@ _MOST_FRUITLESS = 3
 
 
 class Resume(NamedTuple):
-    """Where a run resumes; ``universal`` when the checkpoint was saved on another number of ranks."""
+    """Where a run resumes; ``universal`` when the checkpoint was saved on another number of ranks.
+
+    ``saved``: the step of the newest checkpoint on disk; another one where the state was in memory.
+    """
 
     step: int
     path: Path
     universal: bool
+    saved: int | None
+    in_memory: bool
 
 
 class Beginning(NamedTuple):
@@ -76,19 +83,29 @@ def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, s
 
 
 def choose_checkpoint(
-    config: TrainConfig, stage: int, place: Place, store: Store, log: RunLog, identity: Callable[[], Identity]
+    config: TrainConfig,
+    stage: int,
+    place: Place,
+    store: Store,
+    log: RunLog,
+    identity: Callable[[], Identity],
+    remembered: Remembered | None = None,
 ) -> Beginning:
     """Choose the newest complete checkpoint, its files read by all ranks; rank 0 reports why.
 
-    ``identity`` measures on rank 0 what would be trained.
+    ``identity`` measures on rank 0 what would be trained. ``remembered``: a verified state in memory that is at least
+    as new; then no checkpoint is read.
 
     Raises:
         JobError: the checkpoint was saved with another ZeRO stage, or belongs to other data or another model.
     """
-    refused = refuse_corrupt(config.folder.checkpoints, place, store)
+    refused = {} if remembered else refuse_corrupt(config.folder.checkpoints, place, store)
 
     def choose() -> str:
         found, passed_over = newest(config.folder.checkpoints, hashes=False, refused=refused)
+        on_disk = found.step if found else None
+        if remembered:
+            found, passed_over = Checkpoint(remembered.step, remembered.path, place.world_size, stage), []
         refuse_without_progress(config.output_dir, found.step if found else None)
         for line in passed_over:
             log.say(f"checkpoints: {line}")
@@ -97,7 +114,9 @@ def choose_checkpoint(
             _refuse_without_checkpoint(config, log)
             return json.dumps([None, now])
         check_stage(found, stage)
-        log.say(f"resuming from {found.path.name}: the newest checkpoint whose files match its manifest")
+        known = "none" if on_disk is None else step_name(on_disk)
+        where = f"verified in memory; on disk: {known}" if remembered else "the newest whose files match its manifest"
+        log.say(f"resuming from {found.path.name}: {where}")
         if config.folder.done.exists():
             log.say(f"train.resume: extend: the run was complete; training continues from step {found.step}")
         if changed := changes_since(found.path, config):
@@ -107,12 +126,16 @@ def choose_checkpoint(
             log.say(note)
         now = now._replace(course=course)
         if found.world_size == place.world_size or stage == 0:
-            return json.dumps([[found.step, str(found.path), False], now])
+            return json.dumps([[found.step, str(found.path), False, on_disk], now])
         log.say(f"it was saved on {found.world_size} ranks, and {place.world_size} are running: converting it")
-        return json.dumps([[found.step, str(make_universal(found)), True], now])
+        return json.dumps([[found.step, str(make_universal(found)), True, on_disk], now])
 
     resumed, (data, model, rows, width, course) = json.loads(tell(store, "checkpoint", place.is_first, choose))
-    resume = None if resumed is None else Resume(resumed[0], Path(resumed[1]), resumed[2])
+    resume = None
+    if resumed is not None:
+        step, path, universal, saved = resumed
+        path = remembered.path if remembered else Path(path)  # each node has its own part in memory
+        resume = Resume(step, path, universal, saved, remembered is not None)
     return Beginning(resume, Identity(data, model, rows, width, Course(*course)))
 
 

@@ -35,10 +35,12 @@ from qwen_job.train.export import control_tokens, rehearse
 from qwen_job.train.guards import source_of
 from qwen_job.train.intervals import Intervals
 from qwen_job.train.loss import LossHead, Objective, exact_kind
+from qwen_job.train.memory_saves import MemorySaves
 from qwen_job.train.modeling import DTYPES, build_model, build_optimizer, shape_of
 from qwen_job.train.packed_state import keep_documents_apart, linear_layers
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rate_schedule import Schedule, check_schedule
+from qwen_job.train.remembered import Neighbourhood
 from qwen_job.train.rendezvous import Place
 from qwen_job.train.reporters import Run, build_reporters
 from qwen_job.train.resume import Beginning
@@ -64,6 +66,7 @@ class Attempt(NamedTuple):
     store: Store
     stop_request: StopRequest
     log: RunLog
+    around: Neighbourhood | None = None
 
 
 class Loaded(NamedTuple):
@@ -150,8 +153,12 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         zero_stage=zero_stage(attempt.deepspeed),
         background=_has_room_aside(config, attempt.deepspeed),
     )
-    saved = resume.step if resume else None
-    saver = Saver(config, checkpointer, engine, schedule, state, identity, ranks, log, saved)
+    kept = resume.step if resume and resume.in_memory else None
+    every = config.training.memory_save_steps
+    memory = MemorySaves(attempt.around, every, ranks, kept) if attempt.around else None
+    saver = Saver(
+        config, checkpointer, engine, schedule, state, identity, ranks, log, resume.saved if resume else None, memory
+    )
     named = partial(source_of, data.train, files=data.files)
     parts = Parts(
         config=config,
@@ -174,6 +181,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         stop_request=attempt.stop_request,
         watchdog=watchdog,
         restore_random_state=partial(restore_random_state, resume.path, ranks) if resume else lambda: None,
+        resumed=resume is not None,
     )
     return Trainer(parts)
 

@@ -59,6 +59,7 @@ class Parts(NamedTuple):
     stop_request: StopRequest
     watchdog: Watchdog
     restore_random_state: Callable[[], None]
+    resumed: bool
 
 
 class Trainer:
@@ -73,7 +74,8 @@ class Trainer:
         self._stop: str | None = None  # why the run is to save and leave at this step
         self._ending = False
         self._totals = StepTotals(0, 0, 0, 0)
-        self._clock = 0.0
+        self._clock = self._seconds = 0.0
+        self._copied = False
 
     def train(self) -> None:
         """Train to the end of the run.
@@ -92,6 +94,8 @@ class Trainer:
         if reason := self._over():
             self.log.say(f"{reason}: nothing is left to train")
             self._ending = True
+            if began and began != self.saver.last:
+                self._save()  # it was in memory only
         while not self._ending:
             self._epoch(parts.track.at(state.global_step))
         parts.reporters.end(state.global_step, state.epoch, state.global_step - began)
@@ -107,7 +111,11 @@ class Trainer:
             self._ending = state.global_step >= state.max_steps
             self._boundary(self.parts.intervals.after_step(state.global_step))
             place = track.at(state.global_step)
+            if place.epoch == epoch:
+                self._remember()
         self._boundary(self.parts.intervals.after_epoch(state.epoch))
+        # An evaluation of the epoch belongs to its last step.
+        self._remember()
 
     def _step(self, rows: Iterator[Batch], micro_batches: int) -> None:
         """Take one optimizer step: its gradient is that of the mean loss over the step's tokens on all ranks."""
@@ -153,12 +161,14 @@ class Trainer:
             int(stop),
             int(self.saver.checkpointer.written),
             self._memory(),
+            int(self.saver.memory is None or self.saver.memory.copied),
         ]
         everyone = self.ranks.gather_numbers(mine)
         targets, tokens, pairs, stops = (int(number) for number in everyone.sum(0)[:4])
         if stops:
             self._stop = stop_request.reason or "another rank was asked to stop"
         self.saver.finish_if(written=int(everyone[:, 4].min()) == 1)
+        self._copied = int(everyone[:, 6].min()) == 1
         return StepTotals(targets, tokens, pairs, int(everyone[:, 5].max()))
 
     def _loss(self, batch: Batch) -> torch.Tensor:
@@ -192,7 +202,17 @@ class Trainer:
     def _save(self) -> None:
         self.guard.judge_weights(finite=engines.weights_are_finite(self.engine, self.ranks))
         self.parts.watchdog.moved(self.state.global_step + 1, "saving")
-        self.saver.save()
+        self.saver.save(wait=self._ending or self._stop is not None)
+        self._clock = time.monotonic()
+
+    def _remember(self) -> None:
+        """Keep the state in memory if it is due and worth keeping."""
+        due = self.saver.wants_to_remember(self._seconds, copied=self._copied)
+        if not due or self._ending or self._stop or self.guard.is_jumping or not self.guard.is_trained:
+            return
+        self.guard.judge_weights(finite=engines.weights_are_finite(self.engine, self.ranks))
+        self.parts.watchdog.moved(self.state.global_step + 1, "saving")
+        self.saver.remember()
         self._clock = time.monotonic()
 
     def evaluate(self) -> float:
@@ -223,7 +243,7 @@ class Trainer:
         state = self.state
         if state.global_step >= state.max_steps:
             return f"step {state.global_step} of {state.max_steps} was saved"
-        resumed = self.saver.saved is not None and self.config.resume != "extend"
+        resumed = self.parts.resumed and self.config.resume != "extend"
         if resumed and self.parts.intervals.is_out_of_patience(state.global_step, state.best_global_step):
             return f"step {state.global_step} was saved when early stopping ended the run"
         return None
@@ -231,6 +251,7 @@ class Trainer:
     def _record(self, gradient_norm: float | None, learning_rate: float) -> None:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
+        self._seconds = seconds
         state, totals = self.state, self._totals
         flops = step_flops(self.parts.shape, totals)
         values = {

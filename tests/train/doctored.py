@@ -5,9 +5,11 @@ Every change is made to the trainer that setup.py has built, right before it tra
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,6 +108,20 @@ def run_out_of_memory(trainer: Trainer, step: str) -> None:
     trainer.objective = full  # type: ignore[assignment]
 
 
+def fill_shared_memory(trainer: Trainer, _: str) -> None:
+    """Leave no room for the third state in memory, on one rank."""
+    memory = trainer.saver.memory
+    assert memory is not None
+    describe = memory.medium.describe
+
+    def full(path: Path) -> Any:
+        if trainer.ranks.rank == 1 and trainer.state.global_step >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return describe(path)
+
+    memory.medium.describe = full  # type: ignore[method-assign]
+
+
 CHANGES: dict[str, Callable[[Trainer, str], None]] = {
     "gradients": record_gradients,
     "nan": spoil_a_row,
@@ -114,6 +130,7 @@ CHANGES: dict[str, Callable[[Trainer, str], None]] = {
     "stop": stop_after,
     "background": save_in_background,
     "oom": run_out_of_memory,
+    "full": fill_shared_memory,
 }
 
 

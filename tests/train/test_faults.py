@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from qwen_job.run import states
 from tests.train import tiny
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -23,11 +25,28 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("faults")
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_killed_and_resumed_weights_are_those_of_an_undisturbed_run(home: Path, stage: int) -> None:
+@functools.cache
+def undisturbed(home: Path, stage: int) -> bytes:
+    """Return the weights of a run to which nothing happens."""
     calm = tiny.write_run(home / f"calm{stage}", stage)
     code, output = tiny.run(calm)
     assert code == 0, output
+    return weights(calm.parent)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def spoil_checkpoints(folder: Path) -> None:
+    """Damage every large file of the checkpoints on disk, without a change of its size."""
+    for path in (folder / "checkpoints").rglob("*.pt"):
+        path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_killed_and_resumed_weights_are_those_of_an_undisturbed_run(home: Path, stage: int) -> None:
+    expected = undisturbed(home, stage)
     rough = tiny.write_run(home / f"rough{stage}", stage)
     process = tiny.start(rough)
     tiny.wait_for_step(rough.parent, 6, process)
@@ -36,10 +55,70 @@ def test_killed_and_resumed_weights_are_those_of_an_undisturbed_run(home: Path, 
     code, output = tiny.run(rough)
     assert code == 0, output
     assert "resuming from step-" in output
-    first, second = ((folder / "model" / "model.safetensors").read_bytes() for folder in (calm.parent, rough.parent))
-    assert first == second
+    assert weights(rough.parent) == expected
     starts = tiny.metrics(rough.parent, "start")
     assert [line["attempt"] for line in starts] == [0, 1] and starts[1]["resumed_from"] in (4, 8)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_restart_resumes_from_memory_and_reads_no_checkpoint(home: Path, stage: int) -> None:
+    """Two short runs for each stage, one of them killed: 15 s."""
+    expected = undisturbed(home, stage)
+    rough = tiny.write_run(home / f"memory{stage}", stage, training__memory_save_steps=1)
+    process = tiny.start(rough)
+    tiny.wait_for_step(rough.parent, 7, process)
+    tiny.workers(process)[1].send_signal(signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL and "stays in memory for the next attempt" in output, output
+    spoil_checkpoints(rough.parent)
+    code, output = tiny.run(rough)
+    assert code == 0 and "skipped" not in output, output
+    assert weights(rough.parent) == expected
+    start, last = tiny.metrics(rough.parent, "start")[-1], tiny.metrics(rough.parent, "memory")[-1]
+    # No state is kept while step 4 is written to disk.
+    assert start["from_memory"] and start["resumed_from"] >= 4
+    assert 0 < last["pause_seconds"] <= last["seconds"] and last["bytes"] > 0
+    assert not states.homes_here(rough.parent)
+
+
+def test_a_lost_node_s_state_comes_from_the_neighbour_s_memory(home: Path) -> None:
+    """Two launchers, each on a host by its own name; nothing is saved on disk before the end: 15 s."""
+    expected = undisturbed(home, 2)
+    rough = tiny.write_run(home / "lost", 2, training__memory_save_steps=1, training__save_steps=100)
+    first, second = tiny.start_nodes(rough)
+    tiny.wait_for_step(rough.parent, 7, first)
+    tiny.workers(second)[0].send_signal(signal.SIGKILL)
+    assert second.wait(60) == 128 + signal.SIGKILL and first.wait(60) >= 128
+    (lost,) = states.SHARED_MEMORY.glob(f"{states.home_of(rough.parent, 1).name[:21]}-host1.1")
+    shutil.rmtree(lost)
+    outputs = [process.communicate(timeout=120)[0] for process in tiny.start_nodes(rough)]
+    assert "memory: the state of node 1 comes from the copy on node 0" in outputs[0], outputs
+    assert weights(rough.parent) == expected
+    assert tiny.metrics(rough.parent, "start")[-1]["resumed_from"] >= 5
+
+
+def test_a_state_kept_in_the_background_is_the_state_at_its_step(home: Path, tmp_path: Path) -> None:
+    """As on GPUs, where a copy is written while training continues."""
+    rough = tiny.write_run(home / "aside", 2, training__memory_save_steps=1)
+    code, output = tiny.run(rough, change="background", QWEN_JOB_MEMORY=str(tmp_path))
+    assert code == 0 and weights(rough.parent) == undisturbed(home, 2), output
+    newest = states.states([tmp_path])[0]
+    assert newest.step >= 9 and states.damage(newest) == ""
+    # Resume from it, as if nothing later had been saved.
+    shutil.rmtree(rough.parent / "checkpoints")
+    (rough.parent / "done.json").unlink()
+    code, output = tiny.run(rough, change="background", QWEN_JOB_MEMORY=str(tmp_path))
+    assert code == 0 and f"resuming from step-{newest.step}: verified in memory; on disk: none" in output, output
+    assert weights(rough.parent) == undisturbed(home, 2)
+
+
+def test_shared_memory_that_fills_up_ends_no_run(home: Path, tmp_path: Path) -> None:
+    full = tiny.write_run(home / "fills", 2, training__memory_save_steps=1)
+    code, output = tiny.run(full, change="full", QWEN_JOB_MEMORY=str(tmp_path))
+    assert code == 0 and weights(full.parent) == undisturbed(home, 2), output
+    assert output.count("could not be kept in memory (rank 1: [Errno 28] No space left on device)") == 1, output
+    assert states.states([tmp_path]) == []
+    assert [line["step"] for line in tiny.metrics(full.parent, "save")] == [4, 8, 12]
 
 
 def test_a_checkpoint_written_in_the_background_is_the_state_at_its_step(home: Path) -> None:

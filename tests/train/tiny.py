@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import yaml
 
+from qwen_job.sockets import free_port
+
 MODEL = {
     "name": "tiny",
     "architecture": "Qwen2ForCausalLM",
@@ -152,6 +154,22 @@ def start(train_yaml: Path, processes: int = 2, *, change: str = "", **extra: st
         text=True,
         env=environment(**extra),
     )
+
+
+def start_nodes(train_yaml: Path, nodes: int = 2) -> list[subprocess.Popen[str]]:
+    """Start the launchers of several nodes on this machine, one process each, on hosts by their own names."""
+    command = [sys.executable, "-m", "qwen_job.node.launcher", "--nnodes", str(nodes), "--nproc_per_node", "1"]
+    command += ["--master_port", str(free_port())]
+    return [
+        subprocess.Popen(
+            [*command, "--node_rank", str(node), "--", "--config", str(train_yaml)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(SLURMD_NODENAME=f"host{node}"),
+        )
+        for node in range(nodes)
+    ]
 
 
 def run(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MASTER_BYTES, ADAM_BYTES = 4, 8
 CHECKPOINT_COPY = "checkpoint copy"
+STATES_IN_MEMORY = "states in memory"
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,12 @@ class MemoryEstimate(NamedTuple):
 
     @property
     def host_needed(self) -> int:
-        """Total per node without the copy of a checkpoint; without room for it, training waits for saves."""
-        return self.host_bytes - self.host.get(CHECKPOINT_COPY, 0)
+        """Total per node without the copy of a checkpoint and states in memory, without which a run works, too."""
+        return self.host_bytes - self.host.get(CHECKPOINT_COPY, 0) - self.host.get(STATES_IN_MEMORY, 0)
+
+    def with_states(self, size: int) -> MemoryEstimate:
+        """Return the estimate with ``size`` bytes of states in the shared memory of every node."""
+        return self._replace(host={**self.host, STATES_IN_MEMORY: size}) if size else self
 
     @property
     def disk_bytes(self) -> int:
@@ -306,6 +311,17 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
         copy = state + element * (ranks * shard if layout.zero_stage == 3 else whole)
         host[CHECKPOINT_COPY] = max(0, copy - loading)  # the memory for loading has been freed by then
     return host
+
+
+def state_bytes(layout: Layout) -> int:
+    """Return the bytes of the state that one node needs to resume: weights, master weights and Adam's moments.
+
+    Weights are whole except with ZeRO-3; the rest is each rank's share, without ZeRO one rank's for all.
+    """
+    whole, shards = layout.shape.num_parameters, layout.ranks * layout.shard
+    weights = layout.element * (shards if layout.zero_stage == 3 else whole)
+    master = MASTER_BYTES if layout.zero_stage or layout.element < MASTER_BYTES else 0
+    return weights + (master + ADAM_BYTES) * (shards if layout.zero_stage else whole)
 
 
 def _disk(layout: Layout, save_total_limit: int) -> dict[str, int]:

@@ -146,6 +146,7 @@ training:
   eval_steps: null
   save_steps: 500
   save_total_limit: 2
+  memory_save_steps: auto
   dataloader_num_workers: 1
   report_to:
     - tensorboard
@@ -169,6 +170,7 @@ plan:
   tokens_per_second: null
   memory_items: null
   memory_capacity_bytes: null
+  memory_save_bytes: null
 QWEN_JOB_END
 put "$run"/deepspeed.json << 'QWEN_JOB_END'
 {
