@@ -143,7 +143,7 @@ def _remark(item: Found) -> str:
     age = item.progress.age_seconds
     if item.entry.state == "running" and age is not None and age > STALE_SECONDS:
         return f"no heartbeat for {duration(age)}"
-    return ""
+    return "; ".join(item.progress.stragglers) if item.entry.state == "running" else ""
 
 
 def _as_dict(item: Found) -> dict[str, Any]:

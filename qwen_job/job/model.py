@@ -313,7 +313,9 @@ class Train(Strict):
         "num_train_epochs; changed: resume although the data or the base model has changed",
     )
     hang_seconds: Annotated[int, Field(ge=30)] = Field(
-        choices.HANG_SECONDS, description="Seconds without a step before the run stops and names the stuck rank"
+        choices.HANG_SECONDS,
+        description="Most seconds without progress before the run stops and names the stuck rank; a rank "
+        "that takes steps gets ten times its longest wait, at least 2 minutes",
     )
 
     @field_validator("report_to", mode="before")

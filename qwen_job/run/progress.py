@@ -12,12 +12,15 @@ from qwen_job.run.reading import number, read_object, there, whole
 from qwen_job.run.sweep_index import sweep_runs
 from qwen_job.text import visible
 
+_MOST_NAMED = 4
+
 
 @dataclass(frozen=True)
 class Progress:
     """The progress recorded in a run folder.
 
-    ``age_seconds`` since the last heartbeat, ``attempt`` from 0; ``fault``: an existing file that cannot be read.
+    ``age_seconds`` since the last heartbeat, ``attempt`` from 0; ``stragglers``: ranks that are slow by themselves;
+    ``fault``: an existing file that cannot be read.
     """
 
     state: str = ""
@@ -28,6 +31,7 @@ class Progress:
     eta_seconds: float | None = None
     age_seconds: float | None = None
     attempt: int | None = None
+    stragglers: tuple[str, ...] = ()
     fault: str = ""
 
 
@@ -55,7 +59,7 @@ def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
     """Read a heartbeat; values of the wrong type count as missing."""
     numbers = {name: number(beat.get(name)) for name in ("loss", "tokens_per_second", "eta_seconds", "time")}
     step, total, attempt = beat.get("step"), beat.get("total_steps"), beat.get("attempt")
-    written = numbers["time"]
+    written, slow = numbers["time"], beat.get("stragglers")
     return Progress(
         state=visible(beat.get("state") or "", 40),
         step=whole(step),
@@ -65,4 +69,5 @@ def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
         eta_seconds=numbers["eta_seconds"],
         age_seconds=None if written is None else max(0.0, (time.time() if now is None else now) - written),
         attempt=whole(attempt),
+        stragglers=tuple(visible(text, 200) for text in slow[:_MOST_NAMED]) if isinstance(slow, list) else (),
     )

@@ -13,13 +13,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.metrics import read_metrics
 from qwen_job.text import duration, visible_lines
+
+if TYPE_CHECKING:
+    from qwen_job.train.straggler import Slow
 
 _HEARTBEAT_SECONDS = 2.0
 _PLAIN_LINE_SECONDS = 10.0
@@ -35,6 +38,7 @@ class RunLog:
         self.total_steps: int | None = None
         self._last: dict[str, Any] = {}
         self._beat = 0.0
+        self._stragglers: dict[int, str] = {}
         self._progress = Progress(stream or sys.stderr)
         if active:
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +64,20 @@ class RunLog:
         self.heartbeat("training", step, eta)
         self._progress.show(step, self.total_steps, values, eta)
 
+    def straggler(self, step: int, host: str, slow: Slow) -> None:
+        """Record a rank that is slow by itself, or no longer: in the log, in metrics.jsonl and in the heartbeat."""
+        name = f"rank {slow.rank} on {host}"
+        figures = {"rank": slow.rank, "host": host, "ratio": round(slow.ratio, 3), "seconds": slow.seconds}
+        if slow.is_slow:
+            text = f"{name} is slow: {slow.ratio:.1f} times the time of the others"
+            self._stragglers[slow.rank] = text
+            self.write("guard", step, action="straggler", **figures, others=slow.others)
+            self.say(f"{text} before they meet ({slow.seconds:.2f} s, {slow.others:.2f} s): all ranks wait for it")
+        else:
+            self._stragglers.pop(slow.rank, None)
+            self.write("guard", step, action="straggler recovered", **figures, others=slow.others)
+            self.say(f"{name} is as fast as the others again")
+
     def heartbeat(self, state: str, step: int | None = None, eta: float | None = None) -> None:
         """Replace the heartbeat; while training at most every two seconds."""
         now = time.time()
@@ -75,6 +93,7 @@ class RunLog:
             "eta_seconds": eta,
             "time": now,
             "attempt": self.attempt,
+            "stragglers": list(self._stragglers.values()),
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }

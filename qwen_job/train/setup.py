@@ -48,6 +48,7 @@ from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.saver import Saver, restore_random_state
 from qwen_job.train.step_guard import StepGuard
+from qwen_job.train.straggler import OwnTime
 from qwen_job.train.trainer import Parts, Trainer
 from qwen_job.train.watchdog import Watchdog
 
@@ -180,6 +181,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         log=log,
         stop_request=attempt.stop_request,
         watchdog=watchdog,
+        own_time=OwnTime(device, counts_forward=zero_stage(attempt.deepspeed) < 3),
         restore_random_state=partial(restore_random_state, resume.path, ranks) if resume else lambda: None,
         resumed=resume is not None,
     )

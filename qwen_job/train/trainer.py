@@ -33,6 +33,7 @@ from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.saver import Saver
 from qwen_job.train.step_guard import StepGuard
+from qwen_job.train.straggler import OwnTime, Stragglers
 from qwen_job.train.watchdog import Watchdog
 
 
@@ -60,6 +61,7 @@ class Parts(NamedTuple):
     watchdog: Watchdog
     restore_random_state: Callable[[], None]
     resumed: bool
+    own_time: OwnTime
 
 
 class Trainer:
@@ -76,6 +78,7 @@ class Trainer:
         self._totals = StepTotals(0, 0, 0, 0)
         self._clock = self._seconds = 0.0
         self._copied = False
+        self._stragglers = Stragglers(parts.ranks.world_size)
 
     def train(self) -> None:
         """Train to the end of the run.
@@ -125,7 +128,7 @@ class Trainer:
         self._clock = self._clock or time.monotonic()
 
         parts.watchdog.moved(step, "fetching")
-        batches = [next(rows) for _ in range(micro_batches)]
+        batches = parts.own_time.of(lambda: [next(rows) for _ in range(micro_batches)])
         self._totals = self._agree(batches)
 
         engine.train()
@@ -134,7 +137,8 @@ class Trainer:
         share = ranks / max(1, self._totals.targets)
         for number, batch in enumerate(batches, 1):
             parts.watchdog.moved(step, "computing")
-            loss = guard.take(batch, self._loss(batch), partial(self._loss_of_nothing, batch))
+            summed = parts.own_time.of_forward(partial(self._loss, batch))
+            loss = guard.take(batch, summed, partial(self._loss_of_nothing, batch))
             engine.set_gradient_accumulation_boundary(number == micro_batches)
             engine.backward(loss * share, scale_wrt_gas=False)
         guard.judge_loss()  # waits for the GPU, as does the norm in step(): nothing else in a step does
@@ -162,14 +166,27 @@ class Trainer:
             int(self.saver.checkpointer.written),
             self._memory(),
             int(self.saver.memory is None or self.saver.memory.copied),
+            self.parts.own_time.take(),
         ]
         everyone = self.ranks.gather_numbers(mine)
         targets, tokens, pairs, stops = (int(number) for number in everyone.sum(0)[:4])
         if stops:
             self._stop = stop_request.reason or "another rank was asked to stop"
-        self.saver.finish_if(written=int(everyone[:, 4].min()) == 1)
+        written = int(everyone[:, 4].min()) == 1
+        if written and self.saver.checkpointer.under_way is not None:
+            self.parts.watchdog.moved(self.state.global_step + 1, "saving")
+        self.saver.finish_if(written=written)
         self._copied = int(everyone[:, 6].min()) == 1
+        self._compare([microseconds / 1e6 for microseconds in everyone[:, 7].tolist()])
         return StepTotals(targets, tokens, pairs, int(everyone[:, 5].max()))
+
+    def _compare(self, own_seconds: list[float]) -> None:
+        """Name the ranks that are slow by themselves for long, on rank 0."""
+        if not self.log.active:
+            return
+        for slow in self._stragglers.note(own_seconds, self._seconds):
+            host, step = self.parts.watchdog.host_of(slow.rank), self.state.global_step
+            self.log.straggler(step, host, slow)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         return self.objective(self.engine, on_device(batch, self.ranks.device))

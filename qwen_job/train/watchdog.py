@@ -1,8 +1,10 @@
 """A thread that ends a run that hangs, and names the ranks that hold it up.
 
-Each rank's thread publishes its progress in the store. If this rank makes no progress for ``seconds`` (while the model
-is loaded: four times that, at least a minute), the thread writes all stacks, compares the ranks, and ends the process
-with the exit code of ``Hang``. A rank that is dead or frozen publishes nothing new, which names it, too.
+Each rank's thread publishes its progress in the store. If this rank makes no progress for as long as its patience lasts
+(patience.py; ``seconds`` at most, and while the model is loaded four times that, at least a minute), the thread writes
+all stacks, compares the ranks, and ends the process with the exit code of ``Hang``. While another rank does something
+that may take long (it evaluates, or saves), it gets ``seconds``, too. A rank that is dead or frozen publishes nothing
+new, which names it, too.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.errors import Hang
+from qwen_job.train.patience import STEPPING, Patience
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -43,6 +47,7 @@ class Watchdog:
         self._rank = rank
         self._world_size = world_size
         self._seconds = seconds
+        self._patience = Patience(seconds)
         self._folder = folder
         self._step, self._phase = 0, "starting"
         self._last = time.monotonic()
@@ -51,7 +56,9 @@ class Watchdog:
 
     def moved(self, step: int, phase: str) -> None:
         """Note that ``step`` has reached ``phase``; the first call starts the thread."""
-        self._step, self._phase, self._last = step, phase, time.monotonic()
+        now = time.monotonic()
+        self._patience.passed(self._phase, phase, now - self._last)
+        self._step, self._phase, self._last = step, phase, now
         if self._thread is None and self._seconds > 0:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
@@ -73,9 +80,23 @@ class Watchdog:
             # Time in which the whole process was suspended does not count.
             if (jump := time.monotonic() - before - pause) > pause:
                 self._last += jump
-            limit = max(4 * self._seconds, 60.0) if self._phase == LOADING else self._seconds
-            if time.monotonic() - self._last > limit and not self._resting:
+            if time.monotonic() - self._last > (limit := self._limit(pause)) and not self._resting:
                 self._end(pause, limit)
+
+    def _limit(self, pause: float) -> float:
+        """Return the seconds without progress that are too many now."""
+        if self._phase == LOADING:
+            return max(4 * self._seconds, 60.0)
+        limit = self._patience.seconds(self._phase)
+        if limit == self._seconds or time.monotonic() - self._last <= limit:
+            return limit
+        # Only now is it worth asking the store.
+        busy = any(item.phase not in STEPPING and time.time() - item.seen < 2 * pause + 1 for item in self._standings())
+        return self._seconds if busy else limit
+
+    def host_of(self, rank: int) -> str:
+        """Return the host of a rank, as far as it has published one."""
+        return next((item.host for item in self._standings([rank])), "?")
 
     def _publish(self) -> None:
         if self._store is None:
@@ -96,12 +117,13 @@ class Watchdog:
         except OSError as error:
             print(f"qwen-job: {path} could not be written: {error}", file=sys.stderr)
         text = hang_message(self._rank, limit, self._standings(), self._world_size, 2 * pause + 1)
+        text += self._patience.why(limit) if self._phase != LOADING else ""
         print(f"qwen-job: {text}; stacks in {path}", file=sys.stderr, flush=True)
         os._exit(Hang.exit_code)
 
-    def _standings(self) -> list[Standing]:
+    def _standings(self, ranks: Iterable[int] | None = None) -> list[Standing]:
         found = []
-        for rank in range(self._world_size):
+        for rank in range(self._world_size) if ranks is None else ranks:
             key = f"qwen_job/alive/{rank}"
             try:
                 if self._store is not None and self._store.check([key]):

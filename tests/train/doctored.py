@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qwen_job.train import __main__ as main
+from qwen_job.train import straggler
 
 if TYPE_CHECKING:
     from qwen_job.train.batches import Batch
@@ -122,6 +124,18 @@ def fill_shared_memory(trainer: Trainer, _: str) -> None:
     memory.medium.describe = full  # type: ignore[method-assign]
 
 
+def slow_down(trainer: Trainer, seconds: str) -> None:
+    """Let the last rank's forward pass take longer, and compare the ranks every four steps."""
+    straggler.WINDOW = 4
+    objective = trainer.objective
+
+    def slow(engine: Any, batch: Batch) -> torch.Tensor:
+        time.sleep(float(seconds) if trainer.ranks.rank == trainer.ranks.world_size - 1 else 0.0)
+        return objective(engine, batch)
+
+    trainer.objective = slow  # type: ignore[assignment]
+
+
 CHANGES: dict[str, Callable[[Trainer, str], None]] = {
     "gradients": record_gradients,
     "nan": spoil_a_row,
@@ -131,6 +145,7 @@ CHANGES: dict[str, Callable[[Trainer, str], None]] = {
     "background": save_in_background,
     "oom": run_out_of_memory,
     "full": fill_shared_memory,
+    "slow": slow_down,
 }
 
 
