@@ -20,7 +20,8 @@ ACTIVE = "QWEN_JOB_GPU_BEGAN"  # set in a process that uses the wheels: when the
 LIMIT = 60 * 2**20
 # What the trainer and the peers import and a machine made for torch may lack or have in another version.
 NAMES = (
-    "accelerate", "annotated-types", "awkward", "awkward_cpp", "einops", "gigatoken", "hjson", "liger-kernel",
+    "accelerate", "annotated-types", "awkward", "awkward_cpp", "einops", "fla-core==0.6.0", "gigatoken", "hjson",
+    "liger-kernel",
     "msgpack", "py-cpuinfo", "pydantic", "pydantic_core", "safetensors", "tokenizers", "transformers",
     "typing_extensions", "typing-inspection",
 )  # fmt: skip

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 # Triton, which makes the kernels, has no tensor-core path for older GPUs since 3.2 (its pull request 5066).
 COMPILES_FROM = (8, 0)
+# The kernels of linear attention are written in Triton, too.
+LINEAR_KERNELS_FROM = COMPILES_FROM
 
 
 def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: int) -> str:

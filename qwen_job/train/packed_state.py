@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own habit)
 
+from qwen_job.facts.compiling import LINEAR_KERNELS_FROM
 from qwen_job.models.linear_attention import home_of, torch_formula
 
-# Triton, which makes the kernels, has no tensor-core path for older GPUs.
-KERNELS_FROM = (8, 0)
 PACKAGE = "fla-core"
 _ROUNDING = 0.02  # relative error of 16-bit inputs and their gradients, as for attention
 # Documents of 1, 3, 63, 64 and 64 tokens: shorter than the convolution, and around a chunk of 64.
@@ -67,8 +66,8 @@ def choose_kernels(device: torch.device) -> tuple[Kernels | None, str]:
     if device.type != "cuda":
         return None, ""
     capability = torch.cuda.get_device_capability(device)
-    if capability < KERNELS_FROM:
-        have, need = (".".join(map(str, pair)) for pair in (capability, KERNELS_FROM))
+    if capability < LINEAR_KERNELS_FROM:
+        have, need = (".".join(map(str, pair)) for pair in (capability, LINEAR_KERNELS_FROM))
         return None, f"{PACKAGE} needs compute capability {need}, and this GPU has {have}"
     try:
         return _flash_kernels(), ""

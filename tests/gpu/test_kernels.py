@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.train]
 torch = pytest.importorskip("torch")
 from qwen_job.train import attention as kernels  # noqa: E402
 from qwen_job.train import loss as losses  # noqa: E402
+from qwen_job.train import packed_state  # noqa: E402
 from qwen_job.train.attention import block_mask, implementation, inputs_for, varlen  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
 from qwen_job.train.checkpoints import Snapshots  # noqa: E402
@@ -144,3 +146,21 @@ def test_a_snapshot_keeps_what_the_gpu_changes_later() -> None:
         state["a"].zero_()
         assert copied["a"].device.type == "cpu" and copied["a"].tolist() == [number] * 1000
         assert copied["b"][0].tolist() == list(range(5)) and copied["b"][1:] == ["text", 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", [(2, 4, 64), (16, 32, 128)], ids=["small", "4B"])
+def test_linear_attention_keeps_documents_apart(dtype: Any, heads: tuple[int, int, int]) -> None:
+    """Of flash-linear-attention's kernels, convolution included, and gradients: beside torch, document by document."""
+    pytest.importorskip("fla", reason="needs fla-core")
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as home
+
+    keys, values, width = heads
+    layer = SimpleNamespace(
+        key_dim=keys * width, value_dim=values * width, head_k_dim=width, head_v_dim=width, num_v_heads=values,
+        conv_kernel_size=4,
+    )  # fmt: skip
+    device = torch.device("cuda")
+    found, why = packed_state.choose_kernels(device)
+    assert found is not None, why
+    assert packed_state.deviation(found, packed_state.by_document(home), layer, device, dtype) < 1e-2

@@ -5,9 +5,12 @@ A tiny hybrid in float32 on the CPU, one thread; 15 s in all.
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,12 +18,13 @@ import pytest
 pytestmark = pytest.mark.train
 
 torch = pytest.importorskip("torch")
+from qwen_job.models.linear_attention import choose_by_device, home_of, torch_formula  # noqa: E402
 from qwen_job.models.loading import load_native  # noqa: E402
 from qwen_job.train import packed_state  # noqa: E402
 from qwen_job.train.attention import inputs_for  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
 from qwen_job.train.modeling import parameter_is_matrix  # noqa: E402
-from tests.support.tiny_models import write_folder  # noqa: E402
+from tests.support.tiny_models import TINY, write_folder  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -162,3 +166,147 @@ def test_norms_decay_rates_and_convolutions_are_not_decayed(model: Any) -> None:
         "linear_attn.conv1d.weight",
     }  # fmt: skip
     assert {"model.embed_tokens.weight", "lm_head.weight"} < decayed
+
+
+class Flash:
+    """A stand-in for flash-linear-attention: checks what its kernels may be given, and computes it in plain torch."""
+
+    def __init__(self, home: ModuleType) -> None:
+        self.exact = packed_state.by_document(home)
+        self.calls: list[str] = []
+        self.error = 0.0
+
+    def causal_conv1d(
+        self, x: Any, weight: Any = None, bias: Any = None, *, activation: str | None, cu_seqlens: Any
+    ) -> tuple[Any, None]:
+        assert x.ndim == 3 and x.shape[0] == 1 and x.is_contiguous()
+        assert weight.shape == (x.shape[2], 4) and activation == "silu"
+        self._check(cu_seqlens, x.shape[1], "convolution")
+        return self.exact.convolve(x, weight, bias, cu_seqlens) * (1 + self.error), None
+
+    def chunk_gated_delta_rule(
+        self, q: Any, k: Any, v: Any, *, g: Any, beta: Any, use_qk_l2norm_in_kernel: bool, cu_seqlens: Any
+    ) -> tuple[Any, None]:
+        assert use_qk_l2norm_in_kernel and q.shape == k.shape and q.shape[:2] == v.shape[:2] == g.shape[:2]
+        assert g.shape == beta.shape == v.shape[:3] and v.shape[2] % q.shape[2] == 0
+        assert g.dtype == torch.float32 and (g <= 0).all() and (beta >= 0).all() and (beta <= 1).all()
+        self._check(cu_seqlens, q.shape[1], "rule")
+        return self.exact.delta(q, k, v, g, beta, cu_seqlens), None
+
+    def _check(self, ends: Any, tokens: int, name: str) -> None:
+        lengths = ends[1:] - ends[:-1]
+        assert ends.dtype == torch.int32 and ends[0] == 0 and ends[-1] == tokens and (lengths > 0).all()
+        self.calls.append(name)
+
+
+@pytest.fixture
+def flash(model: Any, monkeypatch: pytest.MonkeyPatch) -> Flash:
+    """Install the stand-in under the names that fla-core 0.6.0 has."""
+    found = Flash(home_of(model))
+    modules = {name: ModuleType(name) for name in ("fla", "fla.modules", "fla.modules.conv", "fla.ops")}
+    modules["fla.ops.gated_delta_rule"] = ModuleType("fla.ops.gated_delta_rule")
+    modules["fla.modules.conv"].causal_conv1d = found.causal_conv1d  # type: ignore[attr-defined]
+    modules["fla.ops.gated_delta_rule"].chunk_gated_delta_rule = found.chunk_gated_delta_rule  # type: ignore[attr-defined]
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return found
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    """Let the choice of kernels believe in a GPU; tensors stay on the CPU."""
+    monkeypatch.setattr(packed_state.torch.cuda, "get_device_capability", lambda _device=None: capability)
+    true = packed_state.deviation
+    monkeypatch.setattr(packed_state, "deviation", lambda k, e, layer, _device, dtype: true(k, e, layer, CPU, dtype))
+
+
+def test_a_gpu_gets_the_kernels_with_the_boundaries_of_both_operations(
+    folder: Path, flash: Flash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch, (9, 0))
+    model = load_native(folder, torch.float32, "sdpa")[0]
+    assert packed_state.keep_documents_apart(model, torch.device("cuda", 0), torch.float32) == []
+    flash.calls.clear()
+    row = Row([1, 63, 3, 60])
+    with torch.no_grad():
+        out = packed(model, [row], length=140)[0, : len(row.input_ids)]
+    assert flash.calls == ["convolution", "rule"] * 3
+    assert (out - alone(model, row)).abs().max() <= 1e-5
+
+
+def test_a_kernel_that_is_wrong_is_not_used_and_the_log_says_why(
+    folder: Path, flash: Flash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch, (8, 0))
+    flash.error = 0.2
+    model = load_native(folder, torch.float32, "sdpa")[0]
+    (note,) = packed_state.keep_documents_apart(model, torch.device("cuda", 0), torch.float32)
+    assert re.search(r"fla-core is off by \d+\.\d% on this GPU.*exact but several times slower", note)
+    flash.calls.clear()
+    row = Row([30, 40])
+    with torch.no_grad():
+        assert (packed(model, [row])[0] - alone(model, row)).abs().max() <= 1e-5
+    assert flash.calls == []
+
+
+def test_a_kernel_that_fails_is_not_used(folder: Path, flash: Flash, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, (8, 0))
+    monkeypatch.setattr(flash, "_check", lambda *_: 1 / 0)
+    model = load_native(folder, torch.float32, "sdpa")[0]
+    (note,) = packed_state.keep_documents_apart(model, torch.device("cuda", 0), torch.float32)
+    assert "does not run on this GPU (ZeroDivisionError" in note
+
+
+@pytest.mark.parametrize(
+    ("capability", "missing", "reason"),
+    [((7, 0), False, "needs compute capability 8.0, and this GPU has 7.0"), ((8, 0), True, "is not installed")],
+    ids=["V100", "without the package"],
+)
+def test_a_gpu_that_goes_without_is_told_what_that_costs(
+    flash: Flash, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], missing: bool, reason: str
+) -> None:
+    on_a_gpu(monkeypatch, capability)
+    if missing:
+        monkeypatch.setitem(sys.modules, "fla.modules.conv", None)
+    kernels, why = packed_state.choose_kernels(torch.device("cuda", 0))
+    assert kernels is None and reason in why and flash.calls == []
+
+
+def test_a_cpu_computes_in_torch_though_transformers_found_a_kernel_of_the_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fla-core installed, transformers takes its kernel at import, which a tensor on the CPU must not reach."""
+    model = load_native(folder, torch.float32, "sdpa")[0]
+    home, tokens = home_of(model), torch.tensor([Row([20]).input_ids])
+    with torch.no_grad():
+        expected = model(input_ids=tokens, use_cache=False).logits
+
+    def refuse() -> Any:
+        raise RuntimeError("0 active drivers")
+
+    for name in ("causal_conv1d_fn", "torch_chunk_gated_delta_rule"):
+        monkeypatch.setattr(home, name, functools.wraps(torch_formula(home, name))(lambda *_, **__: refuse()))
+    with pytest.raises(RuntimeError, match="active drivers"):
+        model(input_ids=tokens, use_cache=False)
+    choose_by_device(home)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=tokens, use_cache=False).logits, expected)
+
+
+def test_experts_have_linear_layers_too() -> None:
+    from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
+
+    values = {**TINY["qwen3_5_moe_text"], "num_experts": 2, "num_experts_per_tok": 1}
+    fields = {
+        key: value for key, value in values.items() if key not in ("name", "architecture", "source", "torch_dtype")
+    }
+    model = Qwen3_5MoeForCausalLM._from_config(Qwen3_5MoeTextConfig(**fields))
+    packed_state.keep_documents_apart(model, CPU, torch.float32)
+    assert len(packed_state.linear_layers(model)) == 3
+    row = Row([37, 1, 52])
+    with torch.no_grad():
+        assert (packed(model, [row])[0] - alone(model, row)).abs().max() <= 1e-5
+
+
+def test_a_document_without_tokens_leaves_no_boundary() -> None:
+    row = Row([3, 0, 4])
+    assert collate([(0, row)], 0, 9)["boundaries"].tolist() == [0, 3, 9]
