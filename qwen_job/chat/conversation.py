@@ -76,3 +76,15 @@ class Conversation(NamedTuple):
     unused: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     options: Mapping[str, Any] = {}
+
+
+# All that a turn of a plain conversation has beside its role and text.
+_PLAIN = Turn("", "")[2:]
+
+
+def is_plain(conversation: Conversation) -> bool:
+    """Tell whether a conversation has nothing but texts of the system, the user and the assistant."""
+    if conversation.tools or conversation.options:
+        return False
+    # A generator takes twice as long.
+    return not [turn for turn in conversation.turns if turn[2:] != _PLAIN or turn[0] == "tool"]

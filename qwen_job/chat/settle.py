@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.chat.conversation import Conversation, Turn, is_plain
 from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.template import RESERVED, Unrenderable
 from qwen_job.chat.traits import Traits
 
 SWITCH = "enable_thinking"
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
-# All that a turn of a plain conversation has beside its role and text.
-_PLAIN = Turn("", "")[2:]
 _new = tuple.__new__
 _INLINE = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
 
@@ -59,12 +57,9 @@ class Settler:
 
     def is_settled(self, conversation: Conversation) -> bool:
         """Tell whether the settings have no effect, and every answer is learnt: a plain conversation."""
-        if self.settings.learn != "all" or conversation.tools or conversation.options:
+        if self.settings.learn != "all" or not is_plain(conversation):
             return False
-        for turn in conversation.turns:
-            if turn[2:] != _PLAIN or turn[0] == "tool" or (self._parses and "<think>" in turn[1]):
-                return False
-        return True
+        return not (self._parses and any("<think>" in turn.text for turn in conversation.turns))
 
     def unknown_options(self, conversation: Conversation) -> list[str]:
         """Return the names of the row's options that the template does not read."""

@@ -56,7 +56,7 @@ class ChunkEncoder:
             DataError: rows are invalid; the message names the first ten.
         """
         counts: Counter[str] = Counter()
-        rows = self._conversations(task, getattr(self._spec, task.split)[task.file], counts)
+        rows = self._conversations(task, counts)
         out = {split: _Documents(task.file) for split in SPLITS}
         # In small batches that stay in the processor's cache.
         for start in range(0, len(rows), _BATCH):
@@ -70,7 +70,7 @@ class ChunkEncoder:
     ) -> None:
         written = self._written(rows, task, counts)
         documents = [document for _, found in written for document in found]
-        splits = [self._split_of(task, rows[at][0]) for at, _ in written]
+        splits = self._splits(task, [rows[at][0] for at, _ in written])
         for split in set(splits):
             counts[f"{split}_samples"] += splits.count(split)
         if not documents:
@@ -91,24 +91,17 @@ class ChunkEncoder:
         self, rows: list[tuple[int, Conversation]], task: Task, counts: Counter[str]
     ) -> list[tuple[int, list[Document]]]:
         """Return the places in ``rows`` of those that have documents, and these."""
-        found, problems, bad = [], list[str](), 0
+        found, bad = [], _BadRows(self._file(task).path)
         for at, (row, conversation) in enumerate(rows):
             try:
                 documents = self._writer.documents(conversation, counts)
             except Unrenderable as error:
-                bad += 1
-                if bad <= _SHOWN:
-                    problems.append(f"{self._path(task)}:{row}: {error}")
+                bad.add(row, error)
                 continue
             if documents:
                 found.append((at, documents))
-        if bad:
-            raise DataError("\n".join([*problems, _hint(self._path(task), bad)]))
+        bad.refuse()
         return found
-
-    def _path(self, task: Task) -> Path:
-        file: DataFile = getattr(self._spec, task.split)[task.file]
-        return file.path
 
     def _fit(
         self, conversation: Conversation, document: Document, whole: NDArray[np.int32], counts: Counter[str]
@@ -116,45 +109,48 @@ class ChunkEncoder:
         if whole.size <= self._spec.max_length:
             return [whole]
         if isinstance(self._writer, TemplateWriter):
-            settled = self._writer.maker.settler.settled(conversation, Counter())
+            settled = self._writer.settler.settled(conversation, Counter())
             return fit_rendered(settled, document.turns, self._writer, self._spec, counts)
         segments = self._writer.segments(conversation, Counter())
         return [np.array(fitted, np.int32) for fitted in fit(segments, self._tokenizer, self._spec, counts)]
 
-    def _split_of(self, task: Task, row: int) -> str:
-        split_off = task.split == "train" and not self._spec.eval
-        return "eval" if split_off and held_out(self._spec.eval_split, task.file, row) else task.split
+    def _splits(self, task: Task, rows: list[int]) -> list[str]:
+        """Return the split of each row."""
+        share = self._spec.eval_split if task.split == "train" and not self._spec.eval else 0.0
+        held = {row for row in rows if held_out(share, task.file, row)} if share else ()
+        return ["eval" if row in held else task.split for row in rows]
 
-    def _conversations(self, task: Task, file: DataFile, counts: Counter[str]) -> list[tuple[int, Conversation]]:
-        spec, good = self._spec, list[tuple[int, Conversation]]()
-        bad, problems = 0, list[str]()
-        unused: Counter[tuple[str, ...]] = Counter()
+    def _file(self, task: Task) -> DataFile:
+        file: DataFile = getattr(self._spec, task.split)[task.file]
+        return file
+
+    def _conversations(self, task: Task, counts: Counter[str]) -> list[tuple[int, Conversation]]:
+        file, good = self._file(task), list[tuple[int, Conversation]]()
+        weight, bad = file.weight, _BadRows(file.path)
+        how = (self._spec.turn_order, self._ignored, counts, self._reads)
+        given = "" if self._spec.format == "auto" else self._spec.format
+        # Few rows differ in these: format, keys that training ignores, and what there is besides plain turns.
+        read: Counter[tuple[str, tuple[str, ...], tuple[str, ...]]] = Counter()
         for row, value in parse_chunk(task.chunk):
             try:
-                layout = detect_format(value) if spec.format == "auto" and type(value) is dict else spec.format
-                conversation = read_row(value, layout, spec.turn_order, self._ignored, counts, self._reads)
+                layout = given or (detect_format(value) if type(value) is dict else "auto")
+                conversation = read_row(value, layout, *how)
             except RecordError as error:
-                bad += 1
-                if bad <= _SHOWN:
-                    problems.append(f"{file.path}:{row}: {error}")
+                bad.add(row, error)
                 continue
             if conversation is None:
                 continue
-            unused[conversation.unused] += 1
-            counts[FORMAT + layout] += 1
-            for held in understood(conversation):
-                counts[HOLDS + held] += 1
+            read[layout, conversation.unused, understood(conversation)] += 1
             if conversation.system == "" and self._writer.adds_system:
                 counts["without_system"] += 1
-            if copies(file.weight, task.file, row):
+            if weight >= 1 or copies(weight, task.file, row):
                 good.append((row, conversation))
             else:
                 counts["left_out_by_weight"] += 1
-        if bad:
-            raise DataError("\n".join([*problems, _hint(file.path, bad)]))
-        for keys, rows in unused.items():
-            for key in set(keys):
-                counts[UNUSED_KEY + key] += rows
+        bad.refuse()
+        for (layout, keys, held), rows in read.items():
+            for name in (FORMAT + layout, *(UNUSED_KEY + key for key in set(keys)), *(HOLDS + kind for kind in held)):
+                counts[name] += rows
         return good
 
     def _write(self, number: int, split: str, documents: _Documents, counts: Counter[str]) -> None:
@@ -226,7 +222,22 @@ def read_row(
     return conversation
 
 
-def _hint(path: Path, count: int) -> str:
-    more = f"{count} bad rows so far" if count > _SHOWN else "the file has bad rows"
-    tools = f"'qwen-job data check {path}' lists them all, 'qwen-job data clean' writes a copy without them"
-    return f"{path}: {more}; {tools}"
+class _BadRows:
+    """Collects the rows of a file that cannot be trained on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._count, self._first = 0, list[str]()
+
+    def add(self, row: int, error: Exception) -> None:
+        self._count += 1
+        if self._count <= _SHOWN:
+            self._first.append(f"{self._path}:{row}: {error}")
+
+    def refuse(self) -> None:
+        """Raise a DataError if there are any."""
+        if not self._count:
+            return
+        more = f"{self._count} bad rows so far" if self._count > _SHOWN else "the file has bad rows"
+        tools = f"'qwen-job data check {self._path}' lists them all, 'qwen-job data clean' writes a copy without them"
+        raise DataError("\n".join([*self._first, f"{self._path}: {more}; {tools}"]))

@@ -75,16 +75,12 @@ def join_documents(
     firsts = np.cumsum(2 * texts + 1) - (2 * texts + 1)
     of_constants = np.arange(used.size) * 2 - np.repeat(np.arange(texts.size), texts + 1)
     of_texts = np.arange(learnt.size) * 2 + 1 + np.repeat(np.arange(texts.size), texts)
-    lengths = np.empty(used.size + learnt.size, np.int64)
-    lengths[of_constants] = starts[used + 1] - starts[used]
-    lengths[of_texts] = flat.lengths
-    begins = np.cumsum(lengths) - lengths
-    signed = np.empty(int(lengths.sum()), np.int32)
+    sizes, begins = (np.empty(used.size + learnt.size, np.int64) for _ in range(2))
+    sizes[of_constants], begins[of_constants] = starts[used + 1] - starts[used], starts[used]
+    sizes[of_texts], begins[of_texts] = flat.lengths, tokens.size + np.cumsum(flat.lengths) - flat.lengths
     masks = np.where(learnt, 0, -1).astype(np.int32)
-    signed[_places(begins[of_texts], flat.lengths)] = flat.ids ^ np.repeat(masks, flat.lengths)
-    sizes = lengths[of_constants]
-    signed[_places(begins[of_constants], sizes)] = tokens[_places(starts[used], sizes)]
-    return signed, np.add.reduceat(lengths, firsts)
+    pool = np.concatenate([tokens, flat.ids ^ np.repeat(masks, flat.lengths)])
+    return pool[_places(begins, sizes)], np.add.reduceat(sizes, firsts)
 
 
 def _places(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

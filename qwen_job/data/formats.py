@@ -14,6 +14,7 @@ what a turn may have.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from qwen_job.chat.conversation import Conversation, Turn
@@ -24,8 +25,8 @@ from qwen_job.data.turns import REASONING, Reading, read_inline, read_turns, spl
 from qwen_job.data.values import from_json, is_list, kind, refuse_not_finite, text_of
 
 _NONE: frozenset[str] = frozenset()
-_PLAIN = Reading()
 _new = tuple.__new__
+_NO_OPTIONS: Mapping[str, Any] = {}
 _REASONING = frozenset(REASONING)
 # Keys of a row that are read in every layout.
 _TOOLS = ("tools", "functions")
@@ -98,7 +99,7 @@ def parse_record(
     """
     name = detect_format(record) if layout == "auto" or not isinstance(record, dict) else layout
     assert isinstance(record, dict)
-    reading = _PLAIN if not ignored and thinking != "as_written" else Reading(ignored, thinking == "as_written")
+    reading = _reading(ignored, thinking)
     if name in ("reference", "sharegpt"):
         return _listed(record, "conversations", reading)
     if name == "messages":
@@ -108,6 +109,12 @@ def parse_record(
     if name == "alpaca":
         return _pair(record, "instruction", "output", reading)
     return _pair(record, "query", "response", reading)
+
+
+@lru_cache(maxsize=64)
+def _reading(ignored: frozenset[str], thinking: str) -> Reading:
+    # The same for all rows of a file: making one for each takes longer than finding it.
+    return Reading(ignored, thinking == "as_written")
 
 
 def _listed(record: dict[Any, Any], key: str, reading: Reading) -> Conversation:
@@ -166,7 +173,7 @@ def _conversation(
 
 def _plain(name: str, system: str | None, turns: list[Turn], unused: list[str]) -> Conversation:
     # The constructor takes twice as long.
-    return _new(Conversation, (name, system, tuple(turns), tuple(unused), (), {}))
+    return _new(Conversation, (name, system, tuple(turns), tuple(unused), (), _NO_OPTIONS))
 
 
 def _tools(record: dict[Any, Any], used: frozenset[str]) -> tuple[Mapping[str, Any], ...]:

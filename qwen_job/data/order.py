@@ -37,7 +37,9 @@ def order_problems(conversation: Conversation, turn_order: str = "strict") -> It
     if "assistant" not in roles:
         message = f"hold no assistant answer to learn from; add one or remove the conversation{_FIX}"
         yield RecordError("turns", message, "order")
-    yield from _surrogates(conversation)
+    texts = _texts(conversation)
+    if _has_lone_surrogate("".join(texts)):
+        yield from _surrogates(texts, len(turns))
 
 
 def _lacks_text(turn: Turn) -> bool:
@@ -80,7 +82,8 @@ def is_invisible(text: str) -> bool:
     return _INVISIBLE.fullmatch(text) is not None
 
 
-def _surrogates(conversation: Conversation) -> Iterator[RecordError]:
+def _texts(conversation: Conversation) -> list[str]:
+    """Return the system prompt, everything in each turn, and tools and options if there are any."""
     texts = [conversation.system or ""]
     for turn in conversation.turns:
         # Most turns have nothing besides their text.
@@ -88,11 +91,13 @@ def _surrogates(conversation: Conversation) -> Iterator[RecordError]:
         texts.append(_everything_in(turn) if reasoning or calls or name or call_id else text)
     if conversation.tools or conversation.options:
         texts.append("".join(map(json_text, [*conversation.tools, conversation.options])))
-    if not _has_lone_surrogate("".join(texts)):
-        return
+    return texts
+
+
+def _surrogates(texts: list[str], turns: int) -> Iterator[RecordError]:
     for number, text in enumerate(texts):
         if _has_lone_surrogate(text):
-            where = "system" if not number else "tools" if number > len(conversation.turns) else f"turn {number}"
+            where = "system" if not number else "tools" if number > turns else f"turn {number}"
             message = r"holds half of a surrogate pair (\ud800-\udfff); re-export the text as UTF-8"
             yield RecordError(where, message, "encoding")
 

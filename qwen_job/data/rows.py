@@ -125,7 +125,12 @@ def _parse_line(line: bytes) -> Any:
 
 
 def _loads(text: bytes) -> Any:
-    return _DECODER.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
+    if text[:1] != b"{" or text[1:2] == b"\0":
+        return _DECODER.decode(text.decode(json.detect_encoding(text), "surrogatepass"))
+    # Most lines: an object in UTF-8, without white space around it to skip.
+    line = text.decode("utf-8", "surrogatepass")
+    value, end = _DECODER.raw_decode(line)
+    return value if end == len(line) else _DECODER.decode(line)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.chat.conversation import Conversation, is_plain
 from qwen_job.chat.samples import Piece, Sample, SampleMaker
 from qwen_job.chat.template import Unrenderable
 from qwen_job.data.encode import ChatTokenizer
@@ -15,7 +15,6 @@ from qwen_job.data.sizes import KINDS, Sizes, TextSizer
 
 # A text's place in a shape; all that a turn of a plain conversation has besides its role and text.
 _PLACE = re.compile("\ue000([0-9]+)\ue001")
-_PLAIN = Turn("", "")[2:]
 # Each turn is rendered with all turns before it. Longer conversations are measured as one sample of their text.
 _MOST_TURNS = 1000
 # What templates look for in the text of a turn.
@@ -55,7 +54,7 @@ class SampleSizer:
     def _made(self, conversation: Conversation) -> list[_SampleShape] | list[Sample] | Unrenderable | None:
         if len(conversation.turns) > _MOST_TURNS:
             return None
-        if not _is_plain(conversation):
+        if not is_plain(conversation) or _is_read(conversation):
             return self._samples(conversation)
         key = (conversation.system if not conversation.system else True, *(turn.role for turn in conversation.turns))
         if key not in self._shapes:
@@ -107,11 +106,6 @@ def _by_kind(pieces: Iterable[Piece], counts: Iterator[int]) -> tuple[int, ...]:
     return tuple(kinds)
 
 
-def _is_plain(conversation: Conversation) -> bool:
-    """Tell whether a template does nothing with a conversation but to write its texts."""
-    if conversation.tools or conversation.options:
-        return False
-    for turn in conversation.turns:
-        if turn[2:] != _PLAIN or turn.role == "tool" or any(mark in turn.text for mark in _READ_BY_TEMPLATES):
-            return False
-    return True
+def _is_read(conversation: Conversation) -> bool:
+    """Tell whether a template may do more with a text than to write it."""
+    return any(mark in turn.text for turn in conversation.turns for mark in _READ_BY_TEMPLATES)

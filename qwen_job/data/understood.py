@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.chat.conversation import Conversation, is_plain
 
 # Prefixes of the counters of rows: by format, and by what they hold.
 FORMAT, HOLDS = "format/", "holds/"
 _KINDS = ("tools", "calls", "results", "reasoning", "switches of what is learnt", "options of the template")
 
 
-def understood(conversation: Conversation) -> Iterable[str]:
+def understood(conversation: Conversation) -> tuple[str, ...]:
     """Return what a conversation holds besides plain turns, as a report names it."""
-    turns = conversation.turns
-    # Most conversations: roles and texts.
-    if not (conversation.tools or conversation.options or _are_more_than_texts(turns)):
+    if is_plain(conversation):
         return ()
+    turns = conversation.turns
     held = (
         bool(conversation.tools),
         any(turn.calls for turn in turns),
@@ -26,14 +25,7 @@ def understood(conversation: Conversation) -> Iterable[str]:
         any(turn.learn is not None for turn in turns),
         bool(conversation.options),
     )
-    return [kind for kind, holds in zip(_KINDS, held, strict=True) if holds]
-
-
-def _are_more_than_texts(turns: Iterable[Turn]) -> bool:
-    for role, _, reasoning, calls, learn, _, _ in turns:
-        if reasoning is not None or calls or learn is not None or role == "tool":
-            return True
-    return False
+    return tuple(kind for kind, holds in zip(_KINDS, held, strict=True) if holds)
 
 
 def read_counts(counts: Counter[str]) -> dict[str, dict[str, int]]:

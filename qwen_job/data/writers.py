@@ -20,7 +20,7 @@ from qwen_job.chat.settle import Settler
 from qwen_job.chat.template import ChatTemplate
 from qwen_job.chat.traits import Traits
 from qwen_job.data.documents import Constants, Document, join_documents
-from qwen_job.data.encode import ChatTokenizer, Segment, signed_ids, texts_of
+from qwen_job.data.encode import ChatTokenizer, Segment, signed_ids
 from qwen_job.data.encoder import load_encoder
 from qwen_job.data.makers import refuse_mask
 from qwen_job.data.vocabulary import added_tokens, is_control
@@ -36,10 +36,10 @@ PLAIN_TRAITS = Traits(False, False, "", has_switch=False, adds_system=False, var
 
 
 class Writer(ABC):
-    """Writes conversations as documents, whose constants are numbered in ``constants``."""
+    """Writes conversations as documents, whose constants are numbered in ``constants``; ``settler`` is the job's."""
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: ChatTokenizer, settler: Settler) -> None:
+        self.tokenizer, self.settler = tokenizer, settler
         self.constants = Constants()
 
     @abstractmethod
@@ -57,11 +57,6 @@ class Writer(ABC):
 
     @property
     @abstractmethod
-    def settler(self) -> Settler:
-        """What applies the settings."""
-
-    @property
-    @abstractmethod
     def adds_system(self) -> bool:
         """Whether a conversation that says nothing about it gets a system prompt."""
 
@@ -70,48 +65,42 @@ class ChatmlWriter(Writer):
     """Writes ChatML, role and text encoded separately; ``mask`` as in :func:`~qwen_job.data.encode.signed_ids`."""
 
     def __init__(self, tokenizer: ChatTokenizer, settler: Settler, system_prompt: str, mask: str) -> None:
-        super().__init__(tokenizer)
-        self._settler, self.system_prompt, self.mask = settler, system_prompt, mask
+        super().__init__(tokenizer, settler)
+        self.system_prompt, self.mask = system_prompt, mask
         self._known: dict[tuple[str, ...], _Framed] = {}
 
     def documents(self, conversation: Conversation, counts: Counter[str]) -> list[Document]:
         """Return the one document of a conversation."""
-        labelled = self.labelled(conversation, counts)
-        labels = tuple([label for label, _ in labelled])
+        labels, texts = self.labelled(conversation, counts)
         frame = self._known.get(labels) or self._framed(labels)
         if frame is _NOTHING_LEARNT:
             counts["nothing_learnt"] += 1
             return []
-        return [_new(Document, (frame[0], [text for _, text in labelled], frame[1], ()))]
-
-    @property
-    def settler(self) -> Settler:
-        """What applies the settings; for ChatML, which has plain turns only."""
-        return self._settler
+        return [_new(Document, (frame[0], texts, frame[1], ()))]
 
     @property
     def adds_system(self) -> bool:
         """Whether there is a default system prompt."""
         return bool(self.system_prompt)
 
-    def labelled(self, conversation: Conversation, counts: Counter[str]) -> list[tuple[str, str]]:
-        """Return label and text of the system prompt, if any, and every turn: its role, or that it is unlearnt."""
-        if self._settler.is_settled(conversation):
-            return texts_of(conversation, self.system_prompt)
+    def labelled(self, conversation: Conversation, counts: Counter[str]) -> tuple[tuple[str, ...], list[str]]:
+        """Return labels and texts of the system prompt, if any, and every turn: its role, or that it is unlearnt."""
+        turns = conversation.turns
+        if self.settler.is_settled(conversation):
+            labels = [turn[0] for turn in turns]
+        else:
+            turns = self.settler.settled(conversation, counts).turns
+            labels = [_UNLEARNT if turn.role == "assistant" and not turn.learn else turn.role for turn in turns]
+        texts = [turn[1] for turn in turns]
         # An empty system prompt is none at all here.
-        settled = self._settler.settled(conversation, counts)._replace(system=conversation.system)
-        texts = texts_of(settled, self.system_prompt)
-        first = len(texts) - len(settled.turns)
-        for number, turn in enumerate(settled.turns, first):
-            if turn.role == "assistant" and not turn.learn:
-                texts[number] = (_UNLEARNT, turn.text)
-        return texts
+        if system := self.system_prompt if conversation.system is None else conversation.system:
+            return ("system", *labels), [system, *texts]
+        return tuple(labels), texts
 
     def segments(self, conversation: Conversation, counts: Counter[str]) -> list[Segment]:
         """Return the texts of a conversation, encoded."""
-        parts = self.labelled(conversation, counts)
-        ids = self.tokenizer.encode_batch([text for _, text in parts])
-        return [_segment(label, text) for (label, _), text in zip(parts, ids, strict=True)]
+        labels, texts = self.labelled(conversation, counts)
+        return list(map(_segment, labels, self.tokenizer.encode_batch(texts)))
 
     def _framed(self, labels: tuple[str, ...]) -> _Framed:
         """Return what documents with these labels share: few conversations differ in their roles."""
@@ -169,7 +158,7 @@ class TemplateWriter(Writer):
     """Writes what a chat template does; equal structures are rendered once."""
 
     def __init__(self, tokenizer: ChatTokenizer, maker: SampleMaker) -> None:
-        super().__init__(tokenizer)
+        super().__init__(tokenizer, maker.settler)
         self.maker = maker
         self._outlines = Outlines(maker)
         self._compiled: dict[int, tuple[Outline, list[_Compiled]]] = {}
@@ -178,21 +167,16 @@ class TemplateWriter(Writer):
 
     def documents(self, conversation: Conversation, counts: Counter[str]) -> list[Document]:
         """Return one document for each sample of a conversation."""
-        plain = self.maker.settler.is_settled(conversation)
-        settled = conversation if plain else self.maker.settler.settled(conversation, counts)
+        plain = self.settler.is_settled(conversation)
+        settled = conversation if plain else self.settler.settled(conversation, counts)
         found = self._outlines.find(settled, plain)
         if found is None:
-            settled = self.maker.settler.settled(conversation, Counter()) if plain else settled
+            settled = self.settler.settled(conversation, Counter()) if plain else settled
             return [self.document(sample) for sample in self.maker.render(settled, counts)]
         outline, values = found
         if outline.counts:
             counts.update(outline.counts)
         return [sample.document(values) for sample in self._samples(outline)]
-
-    @property
-    def settler(self) -> Settler:
-        """What applies the settings."""
-        return self.maker.settler
 
     @property
     def adds_system(self) -> bool:
@@ -201,10 +185,9 @@ class TemplateWriter(Writer):
 
     def document(self, sample: Sample) -> Document:
         """Return a sample with its control tokens as constants."""
-        sections = [((piece.text,), piece.learnt, piece.control) for piece in sample.pieces]
         builder = _Builder(self)
-        for text, learnt, control in sections:
-            builder.add(text, learnt, control)
+        for piece in sample.pieces:
+            builder.add((piece.text,), piece.learnt, piece.control)
         return builder.finish(sample.turns).document([])
 
     def _samples(self, outline: Outline) -> list[_Compiled]:
