@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from qwen_job.chat.conversation import Conversation, Turn
 from qwen_job.chat.messages import Controls, Messages, marked_messages, plain_messages
+from qwen_job.chat.parts import LONG, Part, long_parts
 from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.settle import CLOSE, OPEN, SWITCH, Settler, field
 from qwen_job.chat.template import ChatTemplate, Unrenderable
@@ -46,25 +47,6 @@ class Sample(NamedTuple):
     def text(self) -> str:
         """The whole text, control tokens written out."""
         return "".join(piece.text for piece in self.pieces)
-
-
-class Part(NamedTuple):
-    """One learnt turn: the prompt for it, what is only ``shown`` after that, what is learnt, and what follows it.
-
-    ``ends``: how many ends of turns the prompt has up to the learnt turn before this one.
-    """
-
-    turn: int
-    prompt: str
-    shown: str
-    learnt: str
-    after: str
-    ends: int = 0
-
-    @property
-    def whole(self) -> str:
-        """The text up to the end of the turn."""
-        return self.prompt + self.shown + self.learnt
 
 
 class SampleMaker:
@@ -119,11 +101,11 @@ class SampleMaker:
         if not messages.mark:
             return messages, parts
         plain = self._rendered(conversation, plain_messages(conversation, conversation.system), learnt)
-        if _unmarked(parts, messages.mark) != plain:
+        if not _are_equal(parts, plain, messages.mark):
             # Such as a user's <tool_response>, by which Qwen3's template knows the results of tools.
             messages = marked_messages(conversation, conversation.system, self.controls, words=False)
             parts = self._rendered(conversation, messages, learnt)
-            if _unmarked(parts, messages.mark) != plain:
+            if not _are_equal(parts, plain, messages.mark):
                 raise Unrenderable("row", f"holds text that looks like a control token, which this template reads ("
                                    f"{self.template.source}); remove it")  # fmt: skip
             counts["words_read_by_the_template"] += 1
@@ -133,8 +115,19 @@ class SampleMaker:
 
     def _rendered(self, conversation: Conversation, messages: Messages, learnt: list[int]) -> list[Part]:
         first = len(messages.messages) - len(conversation.turns)
-        parts = [self._part(number, first + number, conversation.turns[number], messages) for number in learnt]
-        if self.settings.several_thoughts == "split":
+        joins = self.settings.several_thoughts == "join"
+
+        def part_of(number: int) -> Part:
+            return self._part(number, first + number, conversation.turns[number], messages)
+
+        if len(learnt) >= LONG and not self.traits.thinks and not joins:
+            roles = [turn.role for turn in conversation.turns]
+            if (parts := long_parts(roles, learnt, part_of)) is not None:
+                for part in parts:
+                    _refuse_loss(part.turn, conversation.turns[part.turn], part.learnt, messages.mark)
+                return parts
+        parts = list(map(part_of, learnt))
+        if not joins:
             return parts
         for at, part in enumerate(parts[1:], 1):
             _, options = self._switched(part.turn, conversation.turns[part.turn], messages.options)
@@ -161,7 +154,7 @@ class SampleMaker:
             block = _BLOCK.match(body)
             asked, shown, learnt = self._without_thoughts(header, opening, body[block.end() if block else 0 :])
         _refuse_loss(number, turn, learnt, messages.mark)
-        return Part(number, asked, shown, learnt + end, after)
+        return Part(number, asked, len(asked), shown, learnt + end, after)
 
     def _switched(self, number: int, turn: Turn, options: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
         """Return whether a turn has reasoning, and the options of its prompt: thinking on or off as it has."""
@@ -190,18 +183,18 @@ class SampleMaker:
     def _groups(self, parts: list[Part], counts: Counter[str]) -> Iterator[list[Part]]:
         """Group the turns that share a sample."""
         groups: list[list[Part]] = []
-        whole, broken = "", False
+        broken = False
         for part in parts:
-            continues = bool(groups) and part.prompt.startswith(whole) and _is_safe(groups[-1][-1])
-            if groups and not continues and self.settings.several_thoughts == "join":
-                broken = True
-                part = part._replace(prompt=whole + _behind(part.prompt, part.ends))
-                continues = True
+            before = groups[-1][-1] if groups else None
+            continues = before is not None and part.continues(before) and _is_safe(before)
+            if before is not None and not continues and self.settings.several_thoughts == "join":
+                broken = continues = True
+                text = before.whole + _behind(part.prompt, part.ends)
+                part = part._replace(text=text, size=len(text))
             if continues:
                 groups[-1].append(part)
             else:
                 groups.append([part])
-            whole = part.whole
         if len(groups) > 1:
             counts["split_at_turns"] += 1
             counts["samples_of_split"] += len(groups)
@@ -213,9 +206,9 @@ class SampleMaker:
         pieces: list[Piece] = []
         done = 0
         for part in group:
-            pieces += self._pieces(part.prompt[done:] + part.shown, learnt=False)
+            pieces += self._pieces(part.text[done : part.size] + part.shown, learnt=False)
             pieces += self._learnt_pieces(part)
-            done = len(part.whole)
+            done = part.end
         pieces += self._pieces(group[-1].after, learnt=False)
         if mark:
             pieces = [piece if piece.control else piece._replace(text=piece.text.replace(mark, "")) for piece in pieces]
@@ -232,7 +225,7 @@ class SampleMaker:
             yield Piece(text[at:], kind, learnt, False)
 
     def _learnt_pieces(self, part: Part) -> Iterator[Piece]:
-        kind: Kind = "reasoning" if part.prompt.endswith(OPEN) and not part.shown else "answer"
+        kind: Kind = "reasoning" if part.text.endswith(OPEN, 0, part.size) and not part.shown else "answer"
         for piece in self._pieces(part.learnt, learnt=True):
             kind = _BEGINS.get(piece.text, kind) if piece.control else kind
             yield piece._replace(kind=kind)
@@ -256,7 +249,8 @@ def _is_safe(part: Part) -> bool:
 
     Qwen's pattern splits after a line end unless white space follows, and control tokens always split.
     """
-    return (part.prompt + part.shown).endswith("\n") and not part.learnt[:1].isspace()
+    last = part.shown[-1:] or part.text[part.size - 1 : part.size]
+    return last == "\n" and not part.learnt[:1].isspace()
 
 
 def _behind(prompt: str, ends: int) -> str:
@@ -273,16 +267,6 @@ def _refuse_loss(number: int, turn: Turn, learnt: str, mark: str) -> None:
                                "</think> from its text, or choose another data.template")  # fmt: skip
 
 
-def _unmarked(parts: list[Part], mark: str) -> list[Part]:
-    def without(text: str) -> str:
-        return text.replace(mark, "") if mark else text
-
-    return [
-        part._replace(
-            prompt=without(part.prompt),
-            shown=without(part.shown),
-            learnt=without(part.learnt),
-            after=without(part.after),
-        )
-        for part in parts
-    ]
+def _are_equal(parts: list[Part], plain: list[Part], mark: str) -> bool:
+    """Tell whether parts are the ``plain`` ones but for marks."""
+    return all(part.without(mark) == other.without("") for part, other in zip(parts, plain, strict=True))
