@@ -11,13 +11,18 @@ COMPILES_FROM = (8, 0)
 LINEAR_KERNELS_FROM = COMPILES_FROM
 
 
-def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: int) -> str:
+MIXTURE = "a mixture of experts, whose routing is watched"
+
+
+def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: int, experts: bool = False) -> str:
     """Return why layers are not compiled by default; empty: they are.
 
-    ``capability``: the GPU's compute capability, None on a CPU.
+    ``capability``: the GPU's compute capability, None on a CPU. ``experts``: the model is a mixture of them.
     """
     if capability is None:
         return "no GPU"
+    if experts:
+        return MIXTURE
     if capability < COMPILES_FROM:
         return f"compute capability {'.'.join(map(str, capability))} < {'.'.join(map(str, COMPILES_FROM))}"
     if not packed:

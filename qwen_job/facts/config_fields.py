@@ -45,7 +45,8 @@ OF_HYBRIDS = frozenset(
 OF_EXPERTS = frozenset(
     {
         "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
-        "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef", "shared_expert_intermediate_size",
+        "num_experts_per_tok", "num_local_experts", "output_router_logits", "qkv_bias", "router_aux_loss_coef",
+        "shared_expert_intermediate_size",
     }
 )  # fmt: skip
 # Field -> the values that transformers' classes with linear attention compute, in addition to null.
@@ -166,7 +167,7 @@ def _foreign(config: Mapping[str, Any], family: Family) -> Iterator[str]:
             yield f"{field}: {shown(value)}: {kind} is trained with {values[0]!r}; take another model"
     # Qwen2 never normalizes queries and keys, later ones always do.
     norm = config.get("use_qk_norm", config.get("qk_norm"))
-    if norm is not None and bool(norm) != (kind != "qwen2"):
+    if norm is not None and bool(norm) != (kind not in ("qwen2", "qwen2_moe")):
         yield f"use_qk_norm: {shown(norm)} contradicts model_type {kind}; correct one of them"
 
 

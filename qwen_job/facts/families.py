@@ -52,7 +52,8 @@ _MOE_35 = Family("Qwen3.5 and 3.6 MoE", "qwen3_5_moe_text", "Qwen3_5MoeForCausal
 FAMILIES: dict[str, Family] = {
     "qwen2": Family("Qwen1.5, 2 and 2.5", "qwen2", "Qwen2ForCausalLM"),
     "qwen3": Family("Qwen3", "qwen3", "Qwen3ForCausalLM"),
-    "qwen3_moe": Family("Qwen3 MoE", "qwen3_moe", "Qwen3MoeForCausalLM", experts=True),
+    "qwen2_moe": Family("Qwen1.5 and 2 MoE", "qwen2_moe", "Qwen2MoeForCausalLM", (FULL,), experts=True),
+    "qwen3_moe": Family("Qwen3 MoE", "qwen3_moe", "Qwen3MoeForCausalLM", (FULL,), experts=True),
     "qwen3_5": _DENSE_35._replace(whole="Qwen3_5ForConditionalGeneration"),
     "qwen3_5_text": _DENSE_35,
     "qwen3_5_moe": _MOE_35._replace(whole="Qwen3_5MoeForConditionalGeneration"),
@@ -63,7 +64,6 @@ _KNOWN_OTHERS = {
     "qwen4_exp": "Qwen3.8-Flash-Next, with n-gram embeddings, hyper-connections and sparse attention",
     "qwen4_exp_text": "Qwen3.8-Flash-Next, with n-gram embeddings, hyper-connections and sparse attention",
     "qwen3_next": "Qwen3-Next",
-    "qwen2_moe": "Qwen1.5-MoE and Qwen2-57B-A14B",
     "qwen2_vl": "a vision-language model",
     "qwen2_5_vl": "a vision-language model",
     "qwen3_vl": "a vision-language model",

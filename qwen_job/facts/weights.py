@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.expert_weights import SIZES, expert_shapes, has_experts, names_fused
 from qwen_job.facts.families import LINEAR, Family, family_of, layer_kinds
 
 Shapes = dict[str, tuple[int, ...]]
@@ -27,6 +28,7 @@ LIMITS = {
     "num_key_value_heads": 1 << 14,
     "seq_length": 1 << 31,
     "vocab_size": 1 << 24,
+    **SIZES,
 }
 QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 # How a folder that also holds a vision tower names the layers of its text model, and ours.
@@ -57,22 +59,26 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def expected_shapes(config: Mapping[str, object]) -> Shapes:
-    """Return {name: shape} of the text model's class in transformers; ``config`` is that of the text model.
+def expected_shapes(config: Mapping[str, object], names: Collection[str] = ()) -> Shapes:
+    """Return {name: shape} of a text model's weights in files; ``config`` is that of the text model.
+
+    ``names``: those in the files, where they exist: experts may be stored in two ways (expert_weights.py).
 
     Raises:
         ModelError: a model_type that is not trained, an unknown kind of layer, or an impossible size.
     """
     family = family_of(config)
-    if family.experts:
-        raise ModelError("config.json: model_type: a mixture of experts; use a dense Qwen model")
     hidden, vocabulary = size(config, "hidden_size"), size(config, "vocab_size")
     shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
     size(config, "num_hidden_layers")
     kinds = layer_kinds(config)
     blocks = {kind: _block(config, family, kind) for kind in dict.fromkeys(kinds)}
+    experts = expert_shapes(config, size, fused=names_fused(config, names)) if family.experts else {}
     for layer, kind in enumerate(kinds):
+        mixed = family.experts and has_experts(config, layer, size)
+        inner = experts if mixed else _feed_forward(config)
         shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in blocks[kind].items()})
+        shapes.update({f"model.layers.{layer}.mlp.{name}": shape for name, shape in inner.items()})
     shapes["model.norm.weight"] = (hidden,)
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocabulary, hidden)
@@ -80,39 +86,40 @@ def expected_shapes(config: Mapping[str, object]) -> Shapes:
 
 
 def _block(config: Mapping[str, object], family: Family, kind: str) -> Shapes:
-    """Return the shapes of one layer of a kind: norms, attention or linear attention, feed-forward."""
+    """Return the shapes of one layer of a kind: norms, and attention or linear attention."""
     hidden = size(config, "hidden_size")
     mixer = _linear_attention(config) if kind == LINEAR else _attention(config, family)
     return {
         "input_layernorm.weight": (hidden,),
         "post_attention_layernorm.weight": (hidden,),
         **mixer,
-        **_feed_forward(config),
     }
 
 
 def _feed_forward(config: Mapping[str, object]) -> Shapes:
     hidden, feed_forward = size(config, "hidden_size"), size(config, "intermediate_size")
     return {
-        "mlp.gate_proj.weight": (feed_forward, hidden),
-        "mlp.up_proj.weight": (feed_forward, hidden),
-        "mlp.down_proj.weight": (hidden, feed_forward),
+        "gate_proj.weight": (feed_forward, hidden),
+        "up_proj.weight": (feed_forward, hidden),
+        "down_proj.weight": (hidden, feed_forward),
     }
 
 
 def _attention(config: Mapping[str, object], family: Family) -> Shapes:
-    qwen2, hidden = family.text_type == "qwen2", size(config, "hidden_size")
+    qwen2, hidden = family.text_type in ("qwen2", "qwen2_moe"), size(config, "hidden_size")
     heads = size(config, "num_attention_heads")
     kv_heads = size(config, "num_key_value_heads", heads)
-    head = size(config, "head_dim", hidden // heads if qwen2 else 256 if family.is_hybrid else 128)
+    by_width = qwen2 or family.text_type == "qwen3_moe"
+    head = size(config, "head_dim", max(1, hidden // heads) if by_width else 256 if family.is_hybrid else 128)
     if heads % kv_heads or (qwen2 and hidden % heads):
         raise ModelError(f"config.json: {hidden} hidden, {heads} heads and {kv_heads} key-value heads do not divide")
     # A hybrid's queries come with a gate for each output.
     queries = heads * head * (2 if family.is_hybrid else 1)
+    biased = config.get("attention_bias") or (qwen2 and not (family.experts and config.get("qkv_bias") is False))
     shapes: Shapes = {}
     for name, count in {"q_proj": queries, "k_proj": kv_heads * head, "v_proj": kv_heads * head}.items():
         shapes[f"self_attn.{name}.weight"] = (count, hidden)
-        if qwen2 or config.get("attention_bias"):
+        if biased:
             shapes[f"self_attn.{name}.bias"] = (count,)
     shapes["self_attn.o_proj.weight"] = (hidden, heads * head)
     if not qwen2:

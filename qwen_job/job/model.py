@@ -301,6 +301,12 @@ class Train(Strict):
         description="Compile the layers (17% more tokens/s on an H200); auto: from compute capability 8.0, where the "
         "node has a C compiler",
     )
+    router_aux_loss_coef: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="Weight of the loss that balances the experts of a mixture, exact over all tokens of a step; "
+        "default: the model's own, which is 0 for Qwen's. Costs a second forward pass where there are several "
+        "micro-batches",
+    )
     on_nan: choices.OnNan = Field("stop", description="What to do if the loss is not finite")
     loss_spike_factor: Annotated[float, Field(gt=1)] | None = Field(
         choices.LOSS_SPIKE_FACTOR,

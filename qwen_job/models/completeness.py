@@ -51,7 +51,7 @@ def check_folder(folder: Path) -> dict[str, object]:
     try:
         family, named = family_of(config), architectures(config)
         config = read_text_config(folder)
-        wanted = expected_shapes(config)
+        expected_shapes(config)  # refuses sizes that cannot be
         if not any(name in named for name in family.classes):
             classes = " or ".join(map(repr, family.classes))
             raise ModelError(f"config.json: architectures: must hold {classes} for a chat model")
@@ -60,7 +60,7 @@ def check_folder(folder: Path) -> dict[str, object]:
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
     check_links(folder)
-    _check_weights(folder, wanted, hybrid=family.is_hybrid)
+    _check_weights(folder, config, hybrid=family.is_hybrid)
     check_tokenizer(folder, size(config, "vocab_size"))
     _check_generation(folder)
     return config
@@ -72,13 +72,14 @@ def check_links(folder: Path) -> None:
         member(folder, name)
 
 
-def _check_weights(folder: Path, wanted: Mapping[str, tuple[int, ...]], *, hybrid: bool) -> None:
+def _check_weights(folder: Path, config: Mapping[str, object], *, hybrid: bool) -> None:
     files = shards(folder)
     tensors = read_folder(folder)
     if not tensors:
         hint = "; 'qwen-job model convert' turns pytorch_model.bin into safetensors" if pickled_shards(folder) else ""
         raise ModelError(f"{folder}: has no *.safetensors; fetch or copy the weights{hint}")
     refuse_quantized_weights(folder, tensors)
+    wanted = expected_shapes(config, tensors)
     wanted = as_stored(wanted, tensors) if hybrid else wanted
     for name, shape in wanted.items():
         if name not in tensors:

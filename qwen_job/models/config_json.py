@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from qwen_job.errors import ModelError
+from qwen_job.facts.expert_weights import named_as_on_hub
 from qwen_job.facts.families import family_of, layer_kinds
 from qwen_job.facts.weights import LIMITS, shown, size
 
@@ -67,19 +68,26 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "hidden_act": (f"one of {', '.join(_ACTIVATIONS)}", _one_of(_ACTIVATIONS)),
     "initializer_range": ("a number from 0", _number(0, 1e6)),
     "max_window_layers": ("a whole number", _whole(0, 1 << 31)),
+    "norm_topk_prob": ("true or false", _is_flag),
+    "output_router_logits": ("true or false", _is_flag),
     "pad_token_id": ("an id", _whole(-1, 1 << 31)),
     "partial_rotary_factor": ("a number above 0, 1 at most", _number(0, 1, above=True)),
+    "qkv_bias": ("true or false", _is_flag),
     "rms_norm_eps": ("a number above 0", _POSITIVE),
     "rope_theta": ("a number above 0", _POSITIVE),
+    "router_aux_loss_coef": ("a number from 0", _number(0, 1e6)),
     "sliding_window": ("a whole number", _whole(0, 1 << 31)),
     "tie_word_embeddings": ("true or false", _is_flag),
     "torch_dtype": (f"one of {', '.join(_DTYPES)}", _one_of(_DTYPES)),
     "use_cache": ("true or false", _is_flag),
     "use_sliding_window": ("true or false", _is_flag),
 }
-_STRUCTURED = ("architectures", "layer_types", "model_type", "rope_parameters", "rope_scaling", "transformers_version")
+_STRUCTURED = (
+    "architectures", "layer_types", "mlp_only_layers", "model_type", "rope_parameters", "rope_scaling",
+    "transformers_version",
+)  # fmt: skip
 _SIZES = tuple(key for key in LIMITS if key not in ("kv_channels", "seq_length"))
-_FLOATS = ("initializer_range", "rms_norm_eps", "rope_theta")
+_FLOATS = ("initializer_range", "rms_norm_eps", "rope_theta", "router_aux_loss_coef")
 
 
 def check_config(config: Mapping[str, object]) -> None:
@@ -126,7 +134,8 @@ def _check_rope(key: str, value: object) -> None:
 def native_config(config: Mapping[str, object]) -> dict[str, object]:
     """Return only the keys of a checked config that describe the model."""
     kept = {*_KINDS, *_STRUCTURED, *_SIZES} - {"attn_output_gate", "dtype", "torch_dtype", "transformers_version"}
-    clean = {key: value for key, value in config.items() if key in kept and value is not None}
+    named = named_as_on_hub(config) if family_of(config).experts else config
+    clean = {key: value for key, value in named.items() if key in kept and value is not None}
     if family_of(config).is_hybrid:
         clean["layer_types"] = layer_kinds(config)
     return {key: float(str(value)) if key in _FLOATS else value for key, value in clean.items()}

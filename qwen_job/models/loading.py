@@ -21,6 +21,10 @@ from qwen_job.models.config_json import check_config, native_config
 from qwen_job.models.generation import exported
 from qwen_job.models.linear_attention import choose_by_device
 
+# transformers computes the experts of a layer in one grouped product; where torch's kernel cannot (GPUs below compute
+# capability 8.0, or torch 2.8 on a CPU), it falls back to a loop over the experts by itself.
+EXPERTS = "grouped_mm"
+
 
 def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple[Any, dict[str, Any]]:
     """Return the model and transformers' report of missing, unexpected and mismatched weights.
@@ -50,6 +54,7 @@ def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple
             config=built,
             dtype=dtype,
             attn_implementation=attention,
+            **({"experts_implementation": EXPERTS} if family_of(config).experts else {}),
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,

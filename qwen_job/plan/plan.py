@@ -133,7 +133,8 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         choice, answer = choose_for(job, question)
         reason = reason_of(question, answer)
     _note_choice(job, choice, reason, ledger)
-    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger)
+    mixture = shape is not None and shape.experts is not None
+    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, experts=mixture)
     memory_save_steps, choice = decide_memory_saves(job, question, choice, ledger)
     if question is not None:
         run = plan_run(job, question, choice, data or data_of(job), compiles=torch_compile is not False)
@@ -266,9 +267,9 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         return None, [f"model.name: {text}"]
     except (JobError, ModelError) as error:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
-    if shape.experts:
-        message = f"{name}: is a {shape.architecture}, which this version plans but cannot train yet"
-        raise JobError([job.problem(("model", "name"), message)])
+    if job.train.router_aux_loss_coef and not shape.experts:
+        message = f"{name} has no experts; remove the field, or take a mixture of experts"
+        raise JobError([job.problem(("train", "router_aux_loss_coef"), message)])
     if shape.longest_row is not None and job.train.model_max_length > shape.longest_row:
         message = too_long(job.train.model_max_length, shape.longest_row)
         raise JobError([job.problem(("train", "model_max_length"), message)])

@@ -65,6 +65,7 @@ class TrainConfig(Section):
     fused_loss: choices.FusedLoss = "none"
     torch_compile: choices.TorchCompile = "auto"
     gradient_checkpointing: bool = True
+    router_aux_loss_coef: float | None = Field(default=None, ge=0)
     peak_tflops: float | None = Field(default=None, gt=0)
     model: ModelSpec
     data: DataSpec

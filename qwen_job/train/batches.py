@@ -28,6 +28,7 @@ class Batch(TypedDict):
     position_ids: torch.Tensor  # [B, S], int64
     document_ids: torch.Tensor  # [B, S], int64
     chosen: torch.Tensor  # [T], the flat positions that have a target
+    lengths: torch.Tensor  # [B], int64, the real tokens of each row, which pads follow
     boundaries: torch.Tensor  # [D + 1], int32, where the D documents of all rows begin and end in [B S]
     document_lengths: list[list[int]]  # of each row, pads counted to the last document
     rows: list[int]  # the numbers of the prepared rows
@@ -171,6 +172,7 @@ def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1) -> B
         "position_ids": torch.zeros(shape, dtype=torch.int64),
         "document_ids": torch.zeros(shape, dtype=torch.int64),
         "chosen": torch.empty(0, dtype=torch.int64),
+        "lengths": torch.tensor([0 if row is None else len(row.input_ids) for _, row in items], dtype=torch.int64),
         "boundaries": torch.zeros(1, dtype=torch.int32),
         "document_lengths": [],
         "rows": [index for index, _ in items if index != EMPTY],

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from qwen_job.facts.compiling import why_eager
+from qwen_job.facts.compiling import MIXTURE, why_eager
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.metrics import read_metrics
 from qwen_job.toolchain import missing_tool
 from qwen_job.train import kernel_cache, loss
 from qwen_job.train.deepspeed_config import zero_stage
+from qwen_job.train.experts import routers_of
 from qwen_job.train.kernels import use_lean_rotation
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rendezvous import Place, tell
@@ -71,7 +72,7 @@ def compile_layers(
     """
     if setting.config.torch_compile is False:
         return _record(setting, step, why="")
-    why = _first(setting, _why_not(setting))
+    why = _first(setting, _why_not(setting, model))
     if why:
         return _record(setting, step, why=why)
     began = time.monotonic()
@@ -94,8 +95,10 @@ def compile_layers(
     return _record(setting, step, compiled=True, seconds=seconds, count=count, source=cache.source if cache else "")
 
 
-def _why_not(setting: Setting) -> str:
+def _why_not(setting: Setting, model: Any) -> str:
     """Return why this rank cannot compile or should not; empty: it does."""
+    if routers_of(model):
+        return MIXTURE
     config, variables = setting.config, ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
     if config.torch_compile == "auto":
         on_gpu = config.device == "cuda"

@@ -20,6 +20,7 @@ import torch
 
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
+from qwen_job.train.experts import gather_blocks_whole
 from qwen_job.train.gradients import measure_gradients
 from qwen_job.train.lean_zero import use_lean_zero
 from qwen_job.train.ranks import Ranks
@@ -63,6 +64,7 @@ def build_engine(model: Any, optimizer: torch.optim.Optimizer, settings: DeepSpe
     given["steps_per_print"] = math.inf  # the progress line is ours
     if offloads_optimizer(settings) and settings.get("zero_force_ds_cpu_optimizer", True):
         optimizer = _on_cpu(optimizer)
+    gather_blocks_whole(model)
     engine: Engine = deepspeed.initialize(model=model, optimizer=optimizer, config=given)[0]
     measure_gradients(engine)
     use_lean_zero(engine.optimizer)

@@ -203,6 +203,8 @@ def _name_the_old_way(config: dict[str, Any]) -> None:
         config.setdefault("rope_theta", rope["rope_theta"])
     if rope.get("rope_type", "default") != "default":
         config.setdefault("rope_scaling", {key: value for key, value in rope.items() if key != "rope_theta"})
+    if "num_local_experts" in config:
+        config["num_experts"] = config.pop("num_local_experts")
     if "dtype" in config:
         config.setdefault("torch_dtype", config["dtype"])
 

@@ -74,15 +74,22 @@ def _check_config(config: TrainConfig, folder: Path) -> None:
 
 
 def shape_of(model: Any) -> Shape:
-    """Read the shape from the loaded model; ZeRO-3's partitioned parameters count in full."""
+    """Read the shape from the loaded model: of experts what a token passes; ZeRO-3's partitioned parameters in full."""
     config = model.config.get_text_config()
     head = config.vocab_size * config.hidden_size
+    active = _active_share(config)
     body = sum(
-        _full_size(parameter)
+        _full_size(parameter) * (active if ".experts." in name else 1)
         for name, parameter in model.named_parameters()
         if parameter_is_matrix(name, parameter) and "embed_tokens" not in name and "lm_head" not in name
     )
-    return Shape(config.num_hidden_layers, config.hidden_size, body, head)
+    return Shape(config.num_hidden_layers, config.hidden_size, round(body), head)
+
+
+def _active_share(config: Any) -> float:
+    """Return the share of a mixture's experts that a token passes."""
+    experts = getattr(config, "num_experts", None)
+    return config.num_experts_per_tok / experts if experts else 1.0
 
 
 def parameter_is_matrix(name: str, parameter: Any) -> bool:

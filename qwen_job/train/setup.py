@@ -31,7 +31,9 @@ from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.compiling import Setting, compile_layers
 from qwen_job.train.course import Course, Track
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
+from qwen_job.train.experts import Routing, coefficient_of, routers_of
 from qwen_job.train.export import control_tokens, rehearse
+from qwen_job.train.gradient_step import GradientStep
 from qwen_job.train.guards import source_of
 from qwen_job.train.intervals import Intervals
 from qwen_job.train.loss import LossHead, Objective, exact_kind
@@ -135,6 +137,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     state = RunState.load(resume.path) if resume else RunState()
     state.max_steps = log.total_steps = _total_steps(config, track, resume.step if resume else None)
     check_schedule(config, arguments, state.max_steps)
+    coefficient = coefficient_of(model, config)
     engine = _engine(attempt, model, arguments)
     setting = Setting(config, attempt.deepspeed, place, attempt.store, ranks, log)
     rehearsals = _rehearsals(config, arguments, data, partial(objective, engine.module), device, pad_id)
@@ -160,15 +163,16 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     saver = Saver(
         config, checkpointer, engine, schedule, state, identity, ranks, log, resume.saved if resume else None, memory
     )
+    own_time = OwnTime(device, counts_forward=zero_stage(attempt.deepspeed) < 3)
+    routing = Routing(engine.module, coefficient, ranks) if routers_of(model) else None
     named = partial(source_of, data.train, files=data.files)
     parts = Parts(
         config=config,
         arguments=arguments,
         ranks=ranks,
         engine=engine,
-        objective=objective,
+        gradients=GradientStep(engine, objective, routing, ranks, pad_id, own_time),
         shape=shape,
-        pad_id=pad_id,
         train_rows=training_rows(config, arguments, data.train, ranks, pad_id, length),
         held_out_rows=partial(held_out_rows, config, arguments, data.eval, ranks, pad_id, length),
         track=track,
@@ -181,7 +185,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         log=log,
         stop_request=attempt.stop_request,
         watchdog=watchdog,
-        own_time=OwnTime(device, counts_forward=zero_stage(attempt.deepspeed) < 3),
+        own_time=own_time,
         restore_random_state=partial(restore_random_state, resume.path, ranks) if resume else lambda: None,
         resumed=resume is not None,
     )

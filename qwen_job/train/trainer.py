@@ -20,12 +20,12 @@ from qwen_job.run.config import TrainConfig
 from qwen_job.run.signals import StopRequest
 from qwen_job.train import deepspeed_engine as engines
 from qwen_job.train.arguments import Arguments
-from qwen_job.train.batches import Batch, Loader, empty_like, on_device
+from qwen_job.train.batches import Batch, Loader
 from qwen_job.train.course import Course, Track
 from qwen_job.train.deepspeed_engine import Engine
 from qwen_job.train.flops import Shape, StepTotals, step_flops, utilisation
+from qwen_job.train.gradient_step import GradientStep
 from qwen_job.train.intervals import Due, Intervals
-from qwen_job.train.loss import Objective
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rate_schedule import Schedule
 from qwen_job.train.reporters import Reporters
@@ -44,9 +44,8 @@ class Parts(NamedTuple):
     arguments: Arguments
     ranks: Ranks
     engine: Engine
-    objective: Objective
+    gradients: GradientStep
     shape: Shape
-    pad_id: int
     train_rows: Loader
     held_out_rows: Callable[[], Loader]
     track: Track
@@ -71,7 +70,6 @@ class Trainer:
         self.parts = parts
         self.config, self.engine, self.state = parts.config, parts.engine, parts.state
         self.ranks, self.guard, self.saver, self.log = parts.ranks, parts.guard, parts.saver, parts.log
-        self.objective = parts.objective
         self.eval_loss: float | None = None
         self._stop: str | None = None  # why the run is to save and leave at this step
         self._ending = False
@@ -133,14 +131,7 @@ class Trainer:
 
         engine.train()
         guard.begin(step, self._totals.targets)
-        ranks = self.ranks.world_size if engines.averages_gradients(engine) else 1
-        share = ranks / max(1, self._totals.targets)
-        for number, batch in enumerate(batches, 1):
-            parts.watchdog.moved(step, "computing")
-            summed = parts.own_time.of_forward(partial(self._loss, batch))
-            loss = guard.take(batch, summed, partial(self._loss_of_nothing, batch))
-            engine.set_gradient_accumulation_boundary(number == micro_batches)
-            engine.backward(loss * share, scale_wrt_gas=False)
+        parts.gradients.compute(batches, self._totals, guard.take, partial(parts.watchdog.moved, step))
         guard.judge_loss()  # waits for the GPU, as does the norm in step(): nothing else in a step does
         engine.step()
 
@@ -188,12 +179,6 @@ class Trainer:
             host, step = self.parts.watchdog.host_of(slow.rank), self.state.global_step
             self.log.straggler(step, host, slow)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        return self.objective(self.engine, on_device(batch, self.ranks.device))
-
-    def _loss_of_nothing(self, batch: Batch) -> torch.Tensor:
-        return self._loss(empty_like(batch, self.parts.pad_id))
-
     def _boundary(self, due: Due) -> None:
         """Evaluate and save what is due after a step or an epoch, and leave if the run was asked to."""
         state, save = self.state, due.save
@@ -239,7 +224,7 @@ class Trainer:
         with torch.no_grad():
             for batch in self.parts.held_out_rows():
                 self.parts.watchdog.moved(self.state.global_step + 1, "evaluating")
-                sums[0] += self._loss(batch).double()
+                sums[0] += self.parts.gradients.plain_loss(batch).double()
                 sums[1] += len(batch["chosen"])
         self.ranks.sum(sums)
         self.eval_loss = loss = (sums[0] / sums[1].clamp(min=1)).item()
@@ -282,6 +267,8 @@ class Trainer:
             "mfu": utilisation(flops, seconds, self.config.peak_tflops, self.ranks.world_size),
             "memory_bytes": totals.memory,
         }
+        if (routing := self.parts.gradients.routing) is not None:
+            values |= routing.statistics()._asdict()
         self.log.step(state.global_step, values)
         if self.parts.intervals.reports(state.global_step):
             known = {name: value for name, value in values.items() if value is not None}

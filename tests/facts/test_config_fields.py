@@ -97,7 +97,7 @@ def test_a_qwen1_config_is_judged_before_it_is_converted() -> None:
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("kind", ["Qwen2Config", "Qwen3Config"])
+@pytest.mark.parametrize("kind", ["Qwen2Config", "Qwen3Config", "Qwen2MoeConfig", "Qwen3MoeConfig"])
 def test_every_field_of_the_installed_transformers_stands_in_the_table(kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, kind)().to_dict()

@@ -62,6 +62,16 @@ TINY: dict[str, dict[str, Any]] = {
     "qwen2": _of("qwen2", num_hidden_layers=2, rope_theta=10000.0, use_sliding_window=False),
     "qwen3": _of("qwen3", num_hidden_layers=2, head_dim=16, rope_theta=10000.0, use_sliding_window=False),
     "qwen3_5_text": _of("qwen3_5_text", **_HYBRID),
+    "qwen2_moe": _of(
+        "qwen2_moe",
+        num_hidden_layers=2,
+        rope_theta=10000.0,
+        decoder_sparse_step=1,
+        mlp_only_layers=[0],
+        norm_topk_prob=False,
+        shared_expert_intermediate_size=32,
+        **_EXPERTS,
+    ),
     "qwen3_moe": _of(
         "qwen3_moe",
         num_hidden_layers=2,

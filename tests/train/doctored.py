@@ -39,13 +39,13 @@ def record_gradients(trainer: Trainer, path: str) -> None:
 
 def spoil_a_row(trainer: Trainer, row: str) -> None:
     """Give the micro-batch with a prepared row a loss that is not finite."""
-    objective = trainer.objective
+    objective = trainer.parts.gradients.objective
 
     def spoiled(engine: Any, batch: Batch) -> torch.Tensor:
         loss = objective(engine, batch)
         return loss * float("nan") if int(row) in batch["rows"] else loss
 
-    trainer.objective = spoiled  # type: ignore[assignment]
+    trainer.parts.gradients.objective = spoiled  # type: ignore[assignment]
 
 
 class _Spoil(torch.autograd.Function):
@@ -60,13 +60,13 @@ class _Spoil(torch.autograd.Function):
 
 def spoil_gradients(trainer: Trainer, step: str) -> None:
     """Give a step, or ``all``, gradients that are not finite, and leave the loss as it is."""
-    objective = trainer.objective
+    objective = trainer.parts.gradients.objective
 
     def spoiled(engine: Any, batch: Batch) -> torch.Tensor:
         loss = objective(engine, batch)
         return _Spoil.apply(loss) if step in ("all", str(trainer.state.global_step + 1)) else loss
 
-    trainer.objective = spoiled  # type: ignore[assignment]
+    trainer.parts.gradients.objective = spoiled  # type: ignore[assignment]
 
 
 def spoil_weights(trainer: Trainer, step: str) -> None:
@@ -100,14 +100,14 @@ def save_in_background(trainer: Trainer, _: str) -> None:
 
 def run_out_of_memory(trainer: Trainer, step: str) -> None:
     """Raise what the allocator of a GPU raises."""
-    objective = trainer.objective
+    objective = trainer.parts.gradients.objective
 
     def full(engine: Any, batch: Batch) -> torch.Tensor:
         if trainer.state.global_step + 1 == int(step):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
         return objective(engine, batch)
 
-    trainer.objective = full  # type: ignore[assignment]
+    trainer.parts.gradients.objective = full  # type: ignore[assignment]
 
 
 def fill_shared_memory(trainer: Trainer, _: str) -> None:
@@ -127,13 +127,13 @@ def fill_shared_memory(trainer: Trainer, _: str) -> None:
 def slow_down(trainer: Trainer, seconds: str) -> None:
     """Let the last rank's forward pass take longer, and compare the ranks every four steps."""
     straggler.WINDOW = 4
-    objective = trainer.objective
+    objective = trainer.parts.gradients.objective
 
     def slow(engine: Any, batch: Batch) -> torch.Tensor:
         time.sleep(float(seconds) if trainer.ranks.rank == trainer.ranks.world_size - 1 else 0.0)
         return objective(engine, batch)
 
-    trainer.objective = slow  # type: ignore[assignment]
+    trainer.parts.gradients.objective = slow  # type: ignore[assignment]
 
 
 CHANGES: dict[str, Callable[[Trainer, str], None]] = {

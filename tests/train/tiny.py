@@ -119,12 +119,12 @@ def settings(folder: Path, stage: int = 2, **changes: Any) -> tuple[dict[str, An
     return train, deepspeed
 
 
-def write_run(folder: Path, stage: int = 2, **changes: Any) -> Path:
-    """Write a run folder ready to launch; returns its train.yaml."""
+def write_run(folder: Path, stage: int = 2, *, shape: dict[str, Any] = MODEL, **changes: Any) -> Path:
+    """Write a run folder ready to launch, of a random model of that ``shape``; returns its train.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder.parent / "data.json").exists():
         conversations(folder.parent / "data.json")
-    (folder.parent / "tiny.yaml").write_text(yaml.safe_dump(MODEL), encoding="utf-8")
+    (folder.parent / "tiny.yaml").write_text(yaml.safe_dump(shape), encoding="utf-8")
     train, deepspeed = settings(folder, stage, **changes)
     (folder / "train.yaml").write_text(yaml.safe_dump(train), encoding="utf-8")
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed), encoding="utf-8")

@@ -120,6 +120,7 @@ attention: varlen
 fused_loss: chunked
 torch_compile: auto
 gradient_checkpointing: true
+router_aux_loss_coef: null
 peak_tflops: null
 model:
   name: acme/unknown-chat

@@ -1,0 +1,161 @@
+"""Mixtures of experts: every way of training gives what transformers gives alone; a run survives a kill, and exports.
+
+About 45 s on one core: two processes that try every way, and three runs out of one folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.tiny_models import TINY
+from tests.train import tiny
+
+pytestmark = [pytest.mark.train, pytest.mark.slow]
+
+torch = pytest.importorskip("torch")
+from tests.train.expert_worker import WAYS, Way  # noqa: E402
+
+RUN: dict[str, Any] = {
+    "router_aux_loss_coef": 0.01,
+    "training__gradient_accumulation_steps": 4,
+    "training__max_steps": 10,
+    "training__save_steps": 4,
+    "training__save_total_limit": 9,
+}
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """Return what every way, and the reference, came to."""
+    output: Path = tmp_path_factory.mktemp("experts") / "results.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
+    done = subprocess.run(
+        [*command, "-m", "tests.train.expert_worker", str(output)],
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[Any, Any] = torch.load(output)
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_losses_balance_and_weights_are_those_of_one_unpacked_process(results: dict[Any, Any], way: Way) -> None:
+    ours, alone = results[tuple(way)], results[way.shape, way.coefficient]
+    assert ours["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+    assert [step["router_aux_loss"] for step in ours["routed"]] == pytest.approx(alone["aux"], abs=1e-5)
+    # Adam makes much of the rounding of gradients near zero, of which linear attention has more.
+    limit = 1e-3 if "3_5" in way.shape else 1e-4
+    torch.testing.assert_close(ours["weights"], alone["weights"], rtol=0, atol=limit)
+
+
+def test_the_balance_changes_what_is_learned(results: dict[Any, Any]) -> None:
+    off, on = results["qwen3_moe", 0.0], results["qwen3_moe", 0.1]
+    assert off["losses"][0] == on["losses"][0] and abs(off["losses"][2] - on["losses"][2]) > 1e-3
+
+
+def test_loads_are_shares_of_the_tokens_and_entropy_is_at_most_that_of_chance(results: dict[Any, Any]) -> None:
+    for step in results[tuple(WAYS[0])]["routed"]:
+        assert 0 <= step["expert_load_min"] < 1 < step["expert_load_max"] <= 2
+        assert 0 < step["router_entropy"] < torch.tensor(4.0).log()
+
+
+def test_zero_3_gathers_the_block_of_every_family_whole(results: dict[Any, Any]) -> None:
+    leaves = {way.shape: results[tuple(way)]["leaves"] for way in WAYS if way.stage == 3}
+    assert leaves == {"qwen3_moe": 2, "qwen2_moe": 1, "qwen3_5_moe_text": 4}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with ZeRO-3 on two ranks, one of which was killed after step 6, and which was resumed from step 4."""
+    train_yaml = tiny.write_run(tmp_path_factory.mktemp("mixture") / "run", 3, shape=TINY["qwen3_moe"], **RUN)
+    process = tiny.start(train_yaml)
+    tiny.wait_for_step(train_yaml.parent, 6, process)
+    tiny.workers(process)[1].send_signal(signal.SIGKILL)
+    assert process.wait(60) == 128 + signal.SIGKILL, process.communicate()[0]
+    code, output = tiny.run(train_yaml)
+    assert code == 0 and "resuming from step-4" in output, output
+    return train_yaml.parent
+
+
+def test_a_killed_run_repeats_its_steps_bit_for_bit(killed: Path) -> None:
+    steps = tiny.metrics(killed, "step")
+    repeated = [line for line in steps if sum(other["step"] == line["step"] for other in steps) == 2]
+    assert {line["step"] for line in repeated} >= {5, 6}
+    figures = ("loss", "grad_norm", "expert_load_max", "expert_load_min", "router_entropy", "router_aux_loss")
+    for line in repeated:
+        twin = next(other for other in reversed(steps) if other["step"] == line["step"])
+        assert [line[name] for name in figures] == [twin[name] for name in figures]
+
+
+def test_every_tensor_is_exported_under_its_name_on_the_hub(killed: Path) -> None:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from safetensors.torch import load_file
+
+    from qwen_job.facts.weights import expected_shapes
+    from qwen_job.models.completeness import check_folder
+
+    config = check_folder(killed / "model")
+    assert (config["num_experts"], "num_local_experts" in config) == (4, False)
+    exported = load_file(killed / "model" / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in exported.items()} == expected_shapes(config)
+    saved = get_fp32_state_dict_from_zero_checkpoint(str(killed / "checkpoints" / "step-10"), "global_step10")
+    compared = 0
+    for name, tensor in saved.items():
+        for key, part in each_expert(name, tensor):
+            assert torch.equal(exported[key], part), key
+            compared += 1
+    assert compared == len(exported) == 45
+
+
+def each_expert(name: str, tensor: Any) -> list[tuple[str, Any]]:
+    """Return a tensor of transformers' model as those of the hub's files."""
+    place, _, kind = name.rpartition(".")
+    if kind == "down_proj":
+        return [(f"{place}.{number}.down_proj.weight", one) for number, one in enumerate(tensor)]
+    if kind == "gate_up_proj":
+        halves = [(number, one.chunk(2)) for number, one in enumerate(tensor)]
+        return [
+            (f"{place}.{number}.{name}.weight", half)
+            for number, both in halves
+            for name, half in zip(("gate_proj", "up_proj"), both, strict=True)
+        ]
+    return [(name, tensor)]
+
+
+def test_a_run_resumes_on_another_number_of_ranks(killed: Path) -> None:
+    folder = killed.parent / "alone"
+    shutil.copytree(killed, folder)
+    (folder / "done.json").unlink()
+    for step in (8, 10):
+        shutil.rmtree(folder / "checkpoints" / f"step-{step}")
+    changes = {**RUN, "world_size": 1, "training__gradient_accumulation_steps": 8}
+    code, output = tiny.run(tiny.write_run(folder, 3, shape=TINY["qwen3_moe"], **changes), 1)
+    assert code == 0 and "saved on 2 ranks, and 1 are running" in output, output
+    expected, found = tiny.metrics(killed, "step")[-6:], tiny.metrics(folder, "step")[-6:]
+    for name in ("loss", "router_aux_loss", "router_entropy"):
+        assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], abs=2e-5), name
+    assert json.loads((folder / "done.json").read_text())["step"] == 10
+
+
+def test_a_balance_without_experts_is_refused() -> None:
+    from types import SimpleNamespace
+
+    from qwen_job.errors import JobError
+    from qwen_job.train.experts import coefficient_of
+
+    dense: Any = torch.nn.Linear(2, 2)
+    dense.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(model_type="qwen3"))
+    with pytest.raises(JobError, match=r"train\.router_aux_loss_coef: 0\.1: qwen3 has no experts"):
+        coefficient_of(dense, SimpleNamespace(router_aux_loss_coef=0.1))  # type: ignore[arg-type]
+    assert coefficient_of(dense, SimpleNamespace(router_aux_loss_coef=None)) == 0  # type: ignore[arg-type]
