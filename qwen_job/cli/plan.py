@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qwen_job.plan import Plan
     from qwen_job.plan.schedule import DataSize
 
+# What to give where the data cannot be counted.
+ASK = "use --samples N --tokens-per-sample N to give the number of conversations and their average length"
 _MODES = ("fit", "explain", "compare", "calibrate")
 
 
@@ -28,6 +30,9 @@ _MODES = ("fit", "explain", "compare", "calibrate")
 )
 @click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; overrides all files.")
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Conversations in data.train [default: counted].")
+@click.option(
+    "--tokens-per-sample", type=click.FloatRange(min=1), metavar="N", help="Average tokens of one [default: estimated]."
+)
 @click.option("--all", "everything", is_flag=True, help="Show all rejected combinations, not only the best three.")
 @click.option("--fit", is_flag=True, help="Show the smallest cluster that fits the job, for its GPU and others.")
 @click.option("--explain", metavar="FIELD", help="Explain one value.")
@@ -46,8 +51,9 @@ def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], a
     qwen-job plan --calibrate runs/a runs/b >> site.yaml    calibrate for your cluster
     """
     mode = _mode(jobs, options)
-    if options["samples"] is not None:
-        sets = (*sets, f"data.samples={options['samples']}")
+    for name in ("samples", "tokens_per_sample"):
+        if options[name] is not None:
+            sets = (*sets, f"data.{name}={options[name]}")
     if mode == "calibrate":
         _calibrate(jobs, files, sets, as_json)
         return
@@ -86,7 +92,7 @@ def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
 
 
 def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | None, as_json: bool) -> None:
-    from qwen_job.cli.plan_views import plan_as_dict, plan_lines
+    from qwen_job.cli.plan_views import plan_as_dict, plan_lines, sweep_lines
 
     made, missing = _plan(files, sets)
     if svg is not None:
@@ -97,9 +103,7 @@ def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | 
     click.echo("\n".join(plan_lines(made, missing, everything)))
     show_words(made.warnings)
     if made.sweep:
-        show_words(
-            (f"sweep: {len(made.sweep)} runs; the figures are for a single run without the sweep",), "cyan", "note"
-        )
+        show_words(sweep_lines(made), "cyan", "note")
 
 
 def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
@@ -111,19 +115,25 @@ def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
 
     job = load_job(files, sets=sets)
     show_words(check_template(job))
-    data, missing = _data(job)
+    data, missing, invalid = _data(job)
+    show_words((invalid,) if invalid else ())
     folder = Path(job.output).parent
-    # Count space used by an earlier attempt as free: it is resumed or replaced.
-    free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if folder.is_dir() else None
+    # Count space used by an earlier attempt as free: it is resumed or replaced. A machine without the data is not the
+    # one that trains, and its disk says nothing.
+    here = folder.is_dir() and not missing
+    free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if here else None
     return make_plan(job, data=data, disk_free_bytes=free), missing
 
 
-def _data(job: Job) -> tuple[DataSize | None, str]:
+def _data(job: Job) -> tuple[DataSize | None, str, str]:
+    """Return the size of the data, why it could not be counted, and a warning about invalid rows."""
     if job.data.samples is not None:
-        return None, ""
+        if job.data.tokens_per_sample is None and job.data.packing:
+            return None, "without --tokens-per-sample, each conversation counts as a full row", ""
+        return None, "", ""
     # Check this first: importing the readers takes as long as planning.
     if absent := [one.path for one in job.data.train if not is_name(one.path) and not Path(one.path).is_file()]:
-        return None, f"{absent[0]} is not on this machine; use --samples N to give the number of conversations"
+        return None, f"{absent[0]} is not on this machine; {ASK}", ""
     from qwen_job.cli.plan_count import data_size
 
     return data_size(job)

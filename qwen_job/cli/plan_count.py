@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from qwen_job.chat.conversation import Conversation
 from qwen_job.chatml import SYSTEM_PROMPT
-from qwen_job.data.arrange import arrange
 from qwen_job.data.encode import texts_of
-from qwen_job.data.formats import RecordError, parse_record
-from qwen_job.data.rows import CHUNK_BYTES, Malformed, parse_chunk, read_chunks
+from qwen_job.data.rows import CHUNK_BYTES, parse_chunk, read_chunks
+from qwen_job.data.rules import read as read_row
 from qwen_job.data.sources import Source, cached_data
 from qwen_job.errors import DataError, QwenJobError
 from qwen_job.facts.data_names import is_name, shown
@@ -28,11 +28,22 @@ LIMIT_BYTES = 32 << 20
 _COMPRESSED = (".gz", ".zst", ".zstd", ".parquet")
 
 
+class Counted(NamedTuple):
+    """What was read of data.train: its size, or why there is none; and a warning about rows that are invalid."""
+
+    size: DataSize | None
+    missing: str = ""
+    invalid: str = ""
+
+
 @dataclass
 class _Sum:
     samples: float = 0.0
     tokens: float = 0.0
     squares: float = 0.0
+    rows: int = 0
+    bad: int = 0
+    first_bad: str = ""
 
     def add(self, tokens: float) -> None:
         self.samples += 1
@@ -43,6 +54,9 @@ class _Sum:
         self.samples += scale * other.samples
         self.tokens += scale * other.tokens
         self.squares += scale * other.squares
+        self.rows += other.rows
+        self.bad += other.bad
+        self.first_bad = self.first_bad or other.first_bad
 
 
 def _paths(job: Job, file: DataFile) -> list[Path]:
@@ -57,14 +71,15 @@ def _paths(job: Job, file: DataFile) -> list[Path]:
     found = cached_data(Source(file.path, file.revision, cache))
     if found is None:
         raise DataError(
-            f"{shown(file.path)} is not in the cache {cache}, and the run will fetch it; use --samples N to give the "
-            f"number of conversations, or fetch it now: 'qwen-job data fetch {shown(file.path)} --cache {cache}'"
+            f"{shown(file.path)} is not in the cache {cache}, and the run will fetch it; use --samples N "
+            f"--tokens-per-sample N to give its size, or fetch it now: 'qwen-job data fetch {shown(file.path)} "
+            f"--cache {cache}'"
         )
     return found.files
 
 
-def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]:
-    """Count the conversations and estimate their tokens, or return None and the reason why that failed."""
+def data_size(job: Job, limit: int = LIMIT_BYTES) -> Counted:
+    """Count the conversations and the invalid rows, and estimate the tokens."""
     total, whole = _Sum(), True
     for file in job.data.train:
         try:
@@ -74,18 +89,33 @@ def data_size(job: Job, limit: int = LIMIT_BYTES) -> tuple[DataSize | None, str]
                 whole &= scale == 1.0
                 total.add_scaled(found, scale * file.weight)
         except (QwenJobError, OSError) as error:
-            return None, str(error)
+            return Counted(None, str(error))
     if not total.samples:
-        return None, "no readable conversation in data.train; run 'qwen-job data check' to see why"
+        return Counted(None, "no readable conversation in data.train; run 'qwen-job data check' to see why")
     held_out = 0.0 if job.data.eval else job.data.eval_split
     words = "counted" if whole else f"estimated from the first {limit >> 20} MiB"
     kept = 1 - held_out
     source = f"{words}, tokens estimated from the text"
-    return DataSize(round(total.samples * kept), total.tokens * kept, total.squares / total.tokens, source), ""
+    size = DataSize(round(total.samples * kept), total.tokens * kept, total.squares / total.tokens, source)
+    return Counted(size, invalid=_invalid(total, whole))
+
+
+def _invalid(total: _Sum, whole: bool) -> str:
+    """Return the warning about rows that the run would refuse; empty if there are none."""
+    if not total.bad:
+        return ""
+    read = f"{total.rows:,}" if whole else f"the first {total.rows:,}"
+    rows = "1 of {} rows is invalid" if total.bad == 1 else f"{total.bad:,} of {{}} rows are invalid"
+    return (
+        f"data.train: {rows.format(read)} ({total.first_bad}); the job would end with exit code {DataError.exit_code}; "
+        "'qwen-job data check' lists them, 'qwen-job data clean' writes a copy without them"
+    )
 
 
 def _count(job: Job, path: Path, limit: int) -> tuple[_Sum, float]:
     """Return the sums over the beginning of a file, and the ratio of the whole file to it (1.0: all was read)."""
+    data = job.data
+    how = (data.format, data.turn_order, frozenset(data.ignore_keys), Counter[str](), data.thinking)
     found, read, ratio = _Sum(), 0, 1.0
     for chunk in read_chunks(path, min(CHUNK_BYTES, limit)):
         if read >= limit:
@@ -93,23 +123,19 @@ def _count(job: Job, path: Path, limit: int) -> tuple[_Sum, float]:
         if not read and path.suffix in _COMPRESSED:
             ratio = len(chunk.payload) / len(zlib.compress(chunk.payload))
         read += len(chunk.payload)
-        for _, value in parse_chunk(chunk):
-            for tokens in _lengths(job, value):
+        for row, value in parse_chunk(chunk):
+            conversation, faults = read_row(value, *how)
+            found.rows += 1
+            found.bad += bool(faults)
+            if faults and not found.first_bad:
+                found.first_bad = f"{path.name}:{row}: {faults[0][1]}: {faults[0][2]}"
+            for tokens in _lengths(job, conversation) if conversation and not faults else ():
                 found.add(tokens)
     return found, 1.0
 
 
-def _lengths(job: Job, value: object) -> Iterator[float]:
-    """Yield the token count of each sample made from one row; nothing for an unusable row."""
-    if isinstance(value, Malformed):
-        return
-    try:
-        parsed = parse_record(value, job.data.format, frozenset(job.data.ignore_keys))
-    except RecordError:
-        return
-    conversation = arrange(parsed, job.data.turn_order, Counter())
-    if conversation is None:
-        return
+def _lengths(job: Job, conversation: Conversation) -> Iterator[float]:
+    """Yield the token count of each sample made from one row."""
     most = job.train.model_max_length
     texts = [text for _, text in texts_of(conversation, _system(job))]
     tokens = sum(map(_tokens, [*texts, *_beside_texts(conversation)]))

@@ -101,7 +101,8 @@ def plan_lines(plan: Plan, missing: str, everything: bool) -> list[str]:
     scale, unit = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
     size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
     where = f"{plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}"
-    lines = [f"{plan.job.name}: {plan.job.model.name} ({size}) on {where}", "", *_decisions(plan)]
+    lines = [click.style(verdict(plan), bold=True)]
+    lines += [f"{plan.job.name}: {plan.job.model.name} ({size}) on {where}", "", *_decisions(plan)]
     memory = plan.run.memory if plan.run else None
     if memory is not None:
         title = f"Memory of {'one node' if plan.gpu.is_cpu else 'one GPU'}"
@@ -110,8 +111,50 @@ def plan_lines(plan: Plan, missing: str, everything: bool) -> list[str]:
     return lines + _runners(plan, everything)
 
 
+def verdict(plan: Plan) -> str:
+    """Return the plan in one line: whether it fits, hours, GPU-hours, and what bounds the speed."""
+    run = plan.run
+    if run is None:
+        return "Unknown: the shape of the model is not known, so neither memory nor time is estimated"
+    if run.estimate is None:
+        why = "the number of conversations is not known" if run.speed else "the speed of the GPU is not known"
+        return f"Fits; no time, because {why}"
+    hours = f"{_most(run)}{duration(run.estimate.total_seconds[1])}"
+    used = "" if plan.gpu.is_cpu else f", {_most(run)}{run.estimate.gpu_hours[1]:,.1f} GPU-hours"
+    bound = f", bound by {run.speed.bound_by}" if run.speed else ""
+    return f"Fits: {hours}{used}{bound}"
+
+
+def sweep_lines(plan: Plan) -> tuple[str, ...]:
+    """Return what all runs of a sweep take together, and which of them will count as the best."""
+    runs = [one.plan.run for one in plan.sweep]
+    estimates = [run.estimate for run in runs if run and run.estimate]
+    disk = sum(run.memory.disk_bytes for run in runs if run and run.memory)
+    total = f"; all together: {disk / GIB:,.0f} GiB of disk" if disk else ""
+    if estimates and len(estimates) == len(runs):
+        most = _most(runs[0])
+        total += f", {most}{duration(sum(one.total_seconds[1] for one in estimates))} one after another"
+        total += "" if plan.gpu.is_cpu else f", {most}{sum(one.gpu_hours[1] for one in estimates):,.1f} GPU-hours"
+    data = plan.job.data
+    held_out = bool(data.eval or data.eval_split)
+    best = "held-out loss" if held_out else "training loss (for a held-out loss, write data.eval or data.eval_split)"
+    return (
+        f"sweep: {len(plan.sweep)} runs; the figures above are for a single run without the sweep{total}",
+        f"sweep: 'qwen-job sweep' lists the runs by their {best}, the best first",
+    )
+
+
+def _most(run: RunPlan | None) -> str:
+    """Return the word for a bound: without known tokens, every conversation counts as a full row."""
+    return "at most " if run and run.data is not None and run.data.tokens is None else ""
+
+
 def _decisions(plan: Plan) -> list[str]:
-    rows = [(d.field, show(d.value), d.reason) for d in plan.decisions]
+    rows: list[tuple[str, str, str]] = []
+    for d in plan.decisions:
+        # A reason that several values share is written once.
+        first = next((other.field for other in plan.decisions if other.reason == d.reason), d.field)
+        rows.append((d.field, show(d.value), d.reason if first == d.field or len(d.reason) < 40 else f"as {first}"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [
         f"  {field:<{widths[0]}}  {click.style(f'{value:<{widths[1]}}', bold=True)}  {reason}"
@@ -140,9 +183,10 @@ def _time(plan: Plan, missing: str) -> list[str]:
     if run.data is not None:
         tokens = "" if run.data.tokens is None else f", {_count(run.data.tokens)} tokens"
         rows = f"{run.rows_per_epoch:,} rows of {plan.job.train.model_max_length}"
-        most = "at most " if plan.job.data.packing and run.data.tokens is None else ""
+        most = _most(run) if plan.job.data.packing else ""
         how = "an epoch, packed" if plan.job.data.packing else "an epoch"
         lines.append(f"Data   {run.data.samples:,} conversations{tokens} ({run.data.source}): {most}{rows} {how}")
+        lines += [f"       {missing}"] if missing else []
     elif missing:
         lines.append(f"Data   unknown: {missing}")
     return [*lines, *_steps(plan, run)]
@@ -167,15 +211,15 @@ def _steps(plan: Plan, run: RunPlan) -> list[str]:
     if estimate is None:
         return lines
     if run.data is not None:
-        lines.append(f"Epoch  {_range(estimate.epoch_seconds)}")
-    lines.append(f"Run    {_range(estimate.total_seconds)} for {steps}, including start-up and checkpoints")
+        lines.append(f"Epoch  {_most(run)}{_range(estimate.epoch_seconds)}")
+    lines.append(f"Run    {_most(run)}{_range(estimate.total_seconds)} for {steps}, including start-up and checkpoints")
     if plan.gpu.is_cpu and estimate.cost is None:
         return lines
     low, mid, high = estimate.gpu_hours
     money = ""
     if estimate.cost is not None:
         money = f"; cost {estimate.cost[1]:,.2f} ({estimate.cost[0]:,.2f} to {estimate.cost[2]:,.2f})"
-    return [*lines, f"GPUs   {mid:,.1f} GPU-hours ({low:,.1f} to {high:,.1f}){money}"]
+    return [*lines, f"GPUs   {_most(run)}{mid:,.1f} GPU-hours ({low:,.1f} to {high:,.1f}){money}"]
 
 
 def _runners(plan: Plan, everything: bool) -> list[str]:

@@ -180,6 +180,17 @@ class ModelShape:
         return self.layers_matmul_parameters + self.vocab_size * self.hidden_size
 
 
+def full_name(name: str) -> str:
+    """Return the hub ID of a model that qwen_job/facts/models knows by ``name``, which may lack the owner.
+
+    Raises:
+        UnknownName: no file has the name; suggests near ones.
+    """
+    values = read_facts(find(name, [fact("models")], "model"))
+    names = [str(values["name"]), *map(str, values.get("aliases") or ())]
+    return next((one for one in names if one.rpartition("/")[2].lower() == name.strip().lower()), names[0])
+
+
 def load_model_shape(name_or_path: str | Path) -> ModelShape:
     """Return the shape of a model that qwen_job/facts/models knows, or of a local folder with a config.json.
 

@@ -9,8 +9,11 @@ from pydantic import ValidationError
 
 from qwen_job.errors import JobError, Problem
 from qwen_job.facts import train_settings as settings
+from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_names import clean_name
+from qwen_job.facts.model_shapes import full_name
 from qwen_job.facts.train_settings import Complaint
+from qwen_job.facts.untrained import why_untrained
 from qwen_job.job.document import Document, dotted
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job
@@ -125,11 +128,16 @@ def _ordered(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def _with_clean_name(job: Job, document: Document) -> Job:
-    """Return the job with its hub id without a prefix such as ``modelscope://``; paths stay as they are."""
+    """Return the job with its hub id in full, without a prefix such as ``modelscope://``; paths stay as they are."""
     if job.model.resolved_source == "local":
         return job
+    name = job.model.name
     try:
-        name = clean_name(job.model.name, job.model.source)
+        if job.model.resolved_source != "random" and "/" not in name.strip():
+            name = full_name(name)
+        name = clean_name(name, job.model.source)
+    except UnknownName as error:
+        raise JobError([document.problem(("model", "name"), why_untrained(name) or str(error))]) from None
     except ValueError as error:
         raise JobError([document.problem(("model", "name"), str(error))]) from None
     return job.model_copy(update={"model": job.model.model_copy(update={"name": name})})

@@ -48,6 +48,13 @@ class Document:
                 return self.positions[path[:end]]
         return None
 
+    def at(self, path: Path) -> Any:
+        """Return the text written at ``path``, through short forms (``data: a.json``); None if there is none."""
+        value: Any = self.value
+        for part in path:
+            value = value[part] if _exists(value, (part,)) else value
+        return value if isinstance(value, str) else None
+
     def problem(self, path: Path, message: str) -> Problem:
         """Return a :class:`Problem` at the position of ``path``, or at the job itself where there is none."""
         at = self.position(path) or Position("job", 0, 0)

@@ -67,7 +67,7 @@ def resolve_paths(job: Job, document: Document) -> Job:
     """Return the job with absolute paths: relative ones start at the folder of the file that contains them.
 
     Raises:
-        JobError: a path is a URL, is too long or names an unknown user's home; a relative data.template is missing.
+        JobError: a path is a URL, is too long or names an unknown user's home; a relative one is missing.
     """
     # Listed even when empty, so that the job.yaml of every run shows whether it evaluates.
     job = _replaced(job, ("data", "eval"), list(job.data.eval))
@@ -75,20 +75,29 @@ def resolve_paths(job: Job, document: Document) -> Job:
     fields += [(("template_dirs", index), folder) for index, folder in enumerate(job.template_dirs)]
     for field, path in fields:
         job = _replaced(job, field, _absolute(path, field, document))
-    _refuse_missing_template(job, document)
+    _refuse_missing(job, document)
     return job
 
 
-def _refuse_missing_template(job: Job, document: Document) -> None:
-    """Refuse a template that is missing where it must be: a relative path is one on this machine."""
-    data = document.value["data"]
-    written = str(data.get("template", "")) if isinstance(data, dict) else ""  # data: chats.json is short
-    elsewhere = written in ("", *choices.NAMED_TEMPLATES) or written.startswith(("/", "~"))
-    if elsewhere or os.access(job.data.template, os.F_OK):
-        return
-    meant = did_you_mean(written, choices.NAMED_TEMPLATES)
-    message = f"{job.data.template}: no such file; write a Jinja file, auto or chatml{meant}"
-    raise JobError([document.problem(("data", "template"), message)])
+def _refuse_missing(job: Job, document: Document) -> None:
+    """Refuse a model, data or template that is missing where it must be: a relative path is one on this machine.
+
+    Raises:
+        JobError: lists all of them.
+    """
+    problems = []
+    for one in paths_of(job):
+        written = str(document.at(one.field) or "")
+        if one.writes or written.startswith(("/", "~")) or not written or os.access(one.path, os.F_OK):
+            continue
+        if one.field == ("data", "template"):
+            hint = f"write a Jinja file, auto or chatml{did_you_mean(written, choices.NAMED_TEMPLATES)}"
+        else:
+            hint = "write the path that the nodes use; a relative one starts at the folder of the job file"
+        kind = "file" if one.is_file else "folder"
+        problems.append(document.problem(one.field, f"{one.path}: no such {kind}; {hint}"))
+    if problems:
+        raise JobError(problems)
 
 
 def _replaced(value: Any, field: FieldPath, new: Any) -> Any:

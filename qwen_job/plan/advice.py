@@ -215,7 +215,8 @@ def _disk(choice: Choice, run: RunNumbers) -> PlanWarning | None:
     need = choice.needs.disk_bytes
     if run.disk_free_bytes is None or need <= run.disk_free_bytes:
         return None
-    message = f"the run needs about {need / GIB:.0f} GiB on disk, but {run.disk_free_bytes / GIB:.0f} GiB are free"
+    free = f"{run.disk_free_bytes / GIB:.0f} GiB are free there, as seen from this machine"
+    message = f"the run needs about {need / GIB:.0f} GiB on disk, but {free}"
     return PlanWarning(
         "output", message, "free some space, keep fewer checkpoints (train.save_total_limit), or write elsewhere"
     )

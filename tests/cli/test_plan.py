@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -30,7 +31,8 @@ def run(*args: object) -> str:
 def job(tmp_path: Path) -> Path:
     rows = [{"conversations": [{"from": "user", "value": "你好" * 30}, {"from": "assistant", "value": "hello " * 40}]}]
     (tmp_path / "chats.json").write_text(json.dumps(rows * 640, ensure_ascii=False), encoding="utf-8")
-    return job_file(tmp_path, BASE.replace("/shared/runs/demo", str(tmp_path / "run")))
+    text = BASE.replace("/shared/runs/demo", str(tmp_path / "run"))
+    return job_file(tmp_path, text.replace("/data/chats.json", str(tmp_path / "chats.json")))
 
 
 def test_the_plan_tells_time_cost_and_what_lost(job: Path) -> None:
@@ -59,7 +61,7 @@ def test_long_data_is_estimated_from_its_beginning(job: Path) -> None:
     from qwen_job.cli.plan_count import data_size
     from qwen_job.job import load_job
 
-    size, missing = data_size(load_job([job]), limit=20_000)
+    size, missing, _ = data_size(load_job([job]), limit=20_000)
     assert size is not None and not missing
     assert size.samples == pytest.approx(640, rel=0.05) and "estimated from the first" in size.source
 
@@ -75,7 +77,7 @@ def test_tools_calls_and_reasoning_count_too(job: Path) -> None:
     sizes = []
     for row in ({"messages": [question, answer]}, {"messages": [question, full], "tools": tools}):
         (job.parent / "chats.json").write_text(json.dumps([row]), encoding="utf-8")
-        size, _ = data_size(load_job([job]))
+        size, *_ = data_size(load_job([job]))
         assert size is not None
         sizes.append(size.tokens)
     assert sizes[1] - sizes[0] == pytest.approx(1200 / 4, abs=50)
@@ -84,7 +86,38 @@ def test_tools_calls_and_reasoning_count_too(job: Path) -> None:
 def test_data_that_is_elsewhere_is_said_to_be(job: Path) -> None:
     (job.parent / "chats.json").unlink()
     assert "chats.json is not on this machine; use --samples N" in run(job)
-    assert "at most 50,000 rows of 512 an epoch" in run(job, "--samples", 50_000)
+    text = run(job, "--samples", 50_000)
+    assert "at most 50,000 rows of 512 an epoch" in text and text.startswith("Fits: at most ")
+    assert "Run    at most " in text and "without --tokens-per-sample" in text
+    assert "at most" not in run(job, "--samples", 50_000, "--tokens-per-sample", 100)
+
+
+def test_the_first_line_is_the_verdict(job: Path) -> None:
+    assert re.match(r"Fits: \d+ min.*, \d+\.\d GPU-hours, bound by \w+\n", run(job))
+    assert run(job, "--set", "model=acme/unknown").startswith("Unknown: the shape of the model is not known")
+
+
+def test_a_reason_is_written_once(job: Path) -> None:
+    assert run(job).count("fastest of ") == 1
+
+
+def test_a_sweep_tells_what_all_its_runs_take(job: Path) -> None:
+    sweep = "sweep.train.learning_rate=[1e-5, 2e-5, 3e-5]"
+    one = json.loads(run(job, "--json"))["run"]["gpu_hours"][1]
+    result = CliRunner().invoke(cli, ["plan", str(job), "--set", sweep], catch_exceptions=False, standalone_mode=False)
+    assert f"{3 * one:,.1f} GPU-hours" in result.stderr and "GiB of disk" in result.stderr
+    assert "by their training loss (for a held-out loss, write data.eval or data.eval_split)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "row", ['{"conversations": []}', '{"conversations": [{"from": "user", "value": "q"}]}', '{"conversations": 5}']
+)
+def test_an_invalid_row_is_counted_and_named(job: Path, row: str) -> None:
+    rows = (job.parent / "chats.json").read_text("utf-8")
+    (job.parent / "chats.json").write_text(f"{rows[:-1]}, {row}]", "utf-8")
+    result = CliRunner().invoke(cli, ["plan", str(job)], catch_exceptions=False, standalone_mode=False)
+    assert "data.train: 1 of 641 rows is invalid (chats.json:641: " in result.stderr
+    assert "would end with exit code 4; " in result.stderr and "640 conversations" in result.stdout
 
 
 def test_the_smallest_cluster(job: Path) -> None:

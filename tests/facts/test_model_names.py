@@ -20,12 +20,12 @@ GOOD = [
     "Qwen//Qwen-1_8B-Chat",
     " Qwen/Qwen-1_8B-Chat ",
 ]
-BAD = ["Qwen-1_8B-Chat", "Qwen/a/b", "Qwen/..", "Qwen/", "https://huggingface.co/Qwen/Qwen-1_8B-Chat", "Qwen/a b"]
+BAD = ["Qwen/", "Qwen/a/b", "Qwen/..", "https://huggingface.co/Qwen/Qwen-1_8B-Chat", "Qwen/a b"]
 ID = "Qwen/Qwen-1_8B-Chat"
 
 
 def from_job(name: str, folder: Path) -> str:
-    text = f"name: a\nmodel: {name!r}\ndata: d.json\noutput: out\ncluster: {{gpu: H100, nodes: 1, gpus_per_node: 1}}\n"
+    text = f"name: a\nmodel: {name!r}\ndata: /d.json\noutput: out\ncluster: {{gpu: H100, nodes: 1, gpus_per_node: 1}}\n"
     (folder / "job.yaml").write_text(text)
     return load_job([str(folder / "job.yaml")]).model.name
 

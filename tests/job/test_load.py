@@ -129,6 +129,8 @@ def test_a_layer_s_problem_names_the_layer(tmp_path: Path) -> None:
 
 def test_relative_paths_belong_to_the_file_that_wrote_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
+    for name in ("sub/chats.json", "b.json"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     base = FIVE_LINES.replace("/data/chats.json", "[chats.json, ../b.json]").replace("/runs/tiny", "run")
     job = load_job([write(tmp_path / "sub", "", base=base, name="myjob")], sets=["data.cache_dir=here"])
@@ -136,7 +138,9 @@ def test_relative_paths_belong_to_the_file_that_wrote_them(tmp_path: Path, monke
     assert (job.output, job.data.cache_dir) == (f"{tmp_path}/sub/run", f"{tmp_path}/here")
 
 
-def test_a_folder_as_model_is_local(tmp_path: Path) -> None:
+def test_a_folder_as_model_is_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
     job = load(tmp_path, "", "model=./m", "model.cache_dir=c")
     assert (job.model.resolved_source, job.model.name) == ("local", str(Path.cwd() / "m"))
     assert load(tmp_path, "", "model={name: a/b, source: huggingface}").model.resolved_source == "huggingface"

@@ -77,3 +77,27 @@ def test_the_job_yaml_of_a_run_reads_the_same_time_limit(tmp_path: Path, written
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump(document), "utf-8")
     assert load_job([path]).slurm.time == load(tmp_path, f"slurm: {{time: {written!r}}}").slurm.time == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "name"), [("Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"), ("qwen3-8b", "Qwen/Qwen3-8B")]
+)
+def test_a_name_without_its_owner_is_completed(tmp_path: Path, written: str, name: str) -> None:
+    job = load(tmp_path, "", f"model={written}")
+    assert job.model.name == name and job_document(plan(tmp_path, "", f"model={written}"))["model"] == {"name": name}
+
+
+@pytest.mark.parametrize(
+    ("sets", "field", "word"),
+    [
+        ("model=Qwen2.5-7B-Instrukt", "model.name", "did you mean Qwen/Qwen2.5-7B-Instruct"),
+        ("model=Qwen2.5-VL-7B-Instruct", "model.name", "a vision-language model"),
+        ("model=./nope", "model.name", "no such folder; write the path that the nodes use"),
+        ("data=nope.json", "data.train[0].path", "no such file"),
+        ("data={train: /d.json, eval: [../nope.json]}", "data.eval[0].path", "no such file"),
+        ("evaluate={data: nope.json}", "evaluate.data", "no such file"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_here_is_an_error(tmp_path: Path, sets: str, field: str, word: str) -> None:
+    (found,) = problems(tmp_path, "", sets)
+    assert f"{field}: " in found and word in found

@@ -40,7 +40,11 @@ def test_evaluate_s_data_may_be_a_name_too(tmp_path: Path) -> None:
     assert load(tmp_path, "evaluate: {data: 'hf:o/n:test'}\n").evaluate.data == "hf:o/n:test"  # type: ignore[union-attr]
 
 
-def test_names_are_no_paths_and_paths_stay_relative_to_the_file(tmp_path: Path) -> None:
+def test_names_are_no_paths_and_paths_stay_relative_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.json").touch()
     job = load(tmp_path, "", "data.train=['hf:o/n', 'own.json']", "data.eval=['https://h/a.jsonl']")
     assert [file.path for file in job.data.train] == ["hf:o/n", str(Path("own.json").absolute())]
     assert {one.path for one in paths_of(job)} == {job.output, str(Path("own.json").absolute())}

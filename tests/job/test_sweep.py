@@ -49,6 +49,8 @@ def test_set_sweeps_too(tmp_path: Path) -> None:
 
 
 def test_paths_and_short_forms_are_read_as_anywhere_else(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json", "c.json"):
+        (tmp_path / name).touch()
     runs = load(tmp_path, "sweep: {data: [a.json, [b.json, c.json]], env.X: [1.10]}").points
     assert runs[0].job.data.train[0].path == f"{tmp_path}/a.json"
     assert [file.path for file in runs[1].job.data.train] == [f"{tmp_path}/b.json", f"{tmp_path}/c.json"]

@@ -14,7 +14,7 @@ from qwen_job.plan.search.choice import Choice, Question, choose
 BASE = """\
 name: demo
 model: Qwen/Qwen-1_8B-Chat
-data: chats.json
+data: /data/chats.json
 output: /shared/runs/demo
 cluster: {gpu: A100-80G, gpus_per_node: 2}
 """
