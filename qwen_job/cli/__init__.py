@@ -50,6 +50,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# What other programs call a command.
+_OTHER_COMMANDS = {
+    "help": "'qwen-job --help', or 'qwen-job COMMAND --help'", "validate": "'qwen-job plan job.yaml'",
+    "check": "'qwen-job plan job.yaml' or 'qwen-job data check FILE'", "lint": "'qwen-job plan job.yaml'",
+    "run": "'qwen-job submit job.yaml --target local'", "start": "'qwen-job submit job.yaml --target TARGET'",
+    "ps": "'qwen-job status'", "list": "'qwen-job status'", "ls": "'qwen-job status'", "stop": "'qwen-job cancel JOB'",
+    "kill": "'qwen-job cancel JOB'", "serve": "'qwen-job docs serving'", "eval": "'qwen-job evaluate RUN'",
+    "version": "'qwen-job --version'", "examples": "'qwen-job init --example list'",
+}  # fmt: skip
+
+
 class _ReaderGone(Exception):
     """A broken pipe. click would exit with 1, which is our code for a bug."""
 
@@ -71,7 +82,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"no such command: {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+            instead = _OTHER_COMMANDS.get(args[0].lower())
+            hint = f"; write {instead}" if instead else did_you_mean(args[0], COMMANDS)
+            ctx.fail(f"no such command: {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

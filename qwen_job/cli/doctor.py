@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.cli.job_options import show_words
+from qwen_job.cli.job_options import TargetChoice, show_words
 from qwen_job.errors import EnvironmentFault
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-t", "--target", type=click.Choice(["slurm", "kubernetes"]), required=True, help="Cluster to inspect.")
+@click.option("-t", "--target", type=TargetChoice(["slurm", "kubernetes"]), required=True, help="Cluster to inspect.")
 @click.option("--partition", help="Slurm partition [default: the one with the most GPUs].")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the profile to FILE."

@@ -24,6 +24,8 @@ def init(file: Path, example: str | None, force: bool) -> None:
     if example == "list":
         click.echo("\n".join(names))
         return
+    if str(file) in ("list", *names):
+        raise click.UsageError(f"{file} would be the name of the new file; did you mean '--example {file}'?")
     if example is not None and example not in names:
         raise click.UsageError(
             f"no such example: {example!r} ('init --example list' shows them){did_you_mean(example, names)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import click
 
 from qwen_job.errors import EnvironmentFault
-from qwen_job.text import visible
+from qwen_job.text import did_you_mean, visible
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
@@ -39,6 +39,27 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+# What other programs call a target.
+_OTHER_TARGETS = {"k8s": "kubernetes", "kube": "kubernetes", "sbatch": "slurm", "ssh": "hostfile", "localhost": "local"}
+
+
+class TargetChoice(click.Choice[str]):
+    """A target; a mistake gets the right word."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the target.
+
+        Raises:
+            click.UsageError: it is not one; suggests which is meant.
+        """
+        names = [str(name) for name in self.choices]
+        if value not in names:
+            other = _OTHER_TARGETS.get(str(value).lower(), "")
+            hint = f"; did you mean '{other}'?" if other in names else did_you_mean(value, names)
+            self.fail(f"{value!r} is not one of {', '.join(names)}{hint}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def option_group(*options: Option) -> Option:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.cli.job_options import all_notes, job_options, load_plan, show_words
+from qwen_job.cli.job_options import TargetChoice, all_notes, job_options, load_plan, show_words
 from qwen_job.errors import EnvironmentFault
 from qwen_job.text import visible
 
@@ -21,7 +21,7 @@ TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
 
 @click.command()
 @job_options
-@click.option("-t", "--target", type=click.Choice(TARGETS), required=True, help="Where the job will run.")
+@click.option("-t", "--target", type=TargetChoice(TARGETS), required=True, help="Where the job will run.")
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write files to DIR."
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.job_options import FiniteRange, show_words
+from qwen_job.cli.job_options import FiniteRange, TargetChoice, show_words
 from qwen_job.launch.backend import GONE, UNKNOWN
 from qwen_job.text import clear_screen, duration, json_text, visible
 
@@ -22,7 +22,7 @@ HEADER = ("ID", "NAME", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "NODES", "A
 STALE_SECONDS = 300
 _LIVE = ("pending", "running", "configuring", "completing", UNKNOWN)
 
-target_option = click.option("-t", "--target", type=click.Choice(["slurm", "kubernetes"]), help="Only this target.")
+target_option = click.option("-t", "--target", type=TargetChoice(["slurm", "kubernetes"]), help="Only this target.")
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.job_options import all_notes, job_options, load_plan, show_words
+from qwen_job.cli.job_options import TargetChoice, all_notes, job_options, load_plan, show_words
 from qwen_job.errors import ClusterRefused, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @job_options
 @click.option(
-    "-t", "--target", type=click.Choice(["local", "slurm", "kubernetes"]), required=True, help="Where the job will run."
+    "-t", "--target", type=TargetChoice(["local", "slurm", "kubernetes"]), required=True, help="Where the job will run."
 )
 @click.option("--after", metavar="JOB", help="Start when this Slurm job (name, ID or run folder) has succeeded.")
 @click.option(

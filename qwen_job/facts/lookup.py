@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,15 @@ from qwen_job.errors import JobError
 from qwen_job.strict_yaml import Loader
 from qwen_job.text import nearest
 
-_ALTERNATIVE = {"GPU": "or write its numbers in job.yaml", "model": "or name a local folder that has a config.json"}
+_ALTERNATIVE = {
+    "GPU": "or write its figures: {{name: {}, memory_gib: N, compute_capability: N.N}}",
+    "model": "or name a local folder that has a config.json",
+}
+
+# GPUs that exist and have no file: no misspelling of one that has.
+_OTHER_GPUS = (
+    r"(GB?[23]00|B[123]00|A(2|10G?|16|30|40|[2456]000)|L4|L40|T4|P(4|40|100)|K80|MI\d+X?|RTX|[2345]0[5-9]0)(\b|-|$)"
+)
 
 
 class UnknownName(JobError):
@@ -52,10 +61,13 @@ def _declared(path: Path, kind: str) -> list[str]:
 
 
 def _unknown(name: str, kind: str, known: Sequence[str]) -> str:
+    alternative = _ALTERNATIVE[kind].format(name)
+    if kind == "GPU" and re.match(_OTHER_GPUS, name, re.IGNORECASE):
+        return f"GPU {name!r} has no file with its figures; known: {', '.join(known)} ({alternative})"
     near = nearest(name, known, 3)
     near += [entry for entry in known if name.lower() in entry.lower() and entry not in near][:3]
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return f"{kind} {name!r} is not known: {hint} ({_ALTERNATIVE[kind]})"
+    return f"{kind} {name!r} is not known: {hint} ({alternative})"
 
 
 def read_facts(path: Path) -> Mapping[str, Any]:

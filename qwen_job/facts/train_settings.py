@@ -35,6 +35,8 @@ _NEEDS = {
 }
 # Typed settings that need a held-out loss.
 _EVALUATED = ("early_stopping_patience", "load_best_model_at_end", "eval_steps")
+# How settings begin that train a part of the weights, or quantized ones.
+PARTIAL = ("lora", "qlora", "peft", "adapter", "load_in_", "quantization", "bnb_", "finetuning_type")
 NO_LORA = "is not offered: qwen-job fine-tunes all weights"
 
 
@@ -83,7 +85,7 @@ def fault(name: str, value: Any, typed: Iterable[str]) -> str:
         return f"is written {table['renamed'][name]!r} here"
     if name in table["owned"]:
         return f"is not set here: {table['owned'][name]}"
-    if name.startswith("lora_"):
+    if name.startswith(PARTIAL):
         return NO_LORA
     known = [*typed, *table["accepted"]]
     return "unknown field" + did_you_mean(name, known, "train.")

@@ -114,7 +114,7 @@ def parse(text: str, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
-        raise JobError([Problem(source, line, column, "", f"invalid YAML: {_first_line(error)}")]) from None
+        raise JobError([Problem(source, line, column, "", _invalid(error, text, line))]) from None
     except yaml.YAMLError as error:
         # A character that YAML does not allow: the reader knows its offset, not its line.
         before = text[: getattr(error, "position", 0)]
@@ -130,6 +130,20 @@ def parse(text: str, source: str) -> Document:
     if reader.problems:
         raise JobError(reader.problems)
     return Document(value, reader.positions, reader.texts)
+
+
+def _invalid(error: yaml.YAMLError, text: str, number: int) -> str:
+    """Describe what is wrong with a line of YAML in the words of somebody who indents it."""
+    lines = text.splitlines()
+    line = lines[number - 1] if 0 < number <= len(lines) else ""
+    why = _first_line(error)
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        why = "a tab; indent with spaces"
+    elif "mapping values are not allowed" in why:
+        why = "a second ': '; indent the line like its neighbours, or write the text in quotes"
+    elif "block mapping" in why:
+        why = "indented differently from the lines above it"
+    return f"invalid YAML: {why}" + (f" (line {number} is {line.strip()[:80]!r})" if line.strip() else "")
 
 
 class _Reader:

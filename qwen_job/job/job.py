@@ -114,7 +114,8 @@ def blame(problem: Problem, axes: Sequence[Axis], choice: Sequence[int], folder:
         field = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", axis.field)
         unknown = problem.message.startswith("unknown field")
         if unknown and f"{field}.".startswith(f"{problem.field}."):
-            return problem._replace(field=dotted(axis.path))
+            message = re.sub(r"(did you mean '|; write )(?=[a-z_]+\.)", r"\1sweep.", problem.message)
+            return problem._replace(field=dotted(axis.path), message=message)
         rest = problem.field.removeprefix(field)
         if rest != problem.field and (not rest or rest[0] in ".["):
             return problem._replace(field=dotted((*axis.path, index)) + rest)

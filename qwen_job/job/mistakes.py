@@ -12,6 +12,7 @@ from qwen_job.errors import Problem
 from qwen_job.job.document import Document, Position, dotted
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job
+from qwen_job.job.places import as_list, other_word, right_place
 from qwen_job.text import did_you_mean
 
 # Users fix a few problems at a time, and every suggestion costs time.
@@ -64,7 +65,8 @@ def _translate(document: Document, error: Any) -> Problem:
     context = error.get("ctx") or {}
     kind = error["type"]
     if kind == "extra_forbidden":
-        return document.problem(path, "unknown field" + _did_you_mean(path))
+        place = right_place(dotted(path))
+        return document.problem(path, f"unknown field; {place}" if place else f"unknown field{_did_you_mean(path)}")
     if kind == "missing":
         # A missing field has no position: point at its section.
         at = document.position(path[:-1]) or Position("job", 0, 0)
@@ -72,15 +74,28 @@ def _translate(document: Document, error: Any) -> Problem:
     if kind == "value_error":
         message = str(context.get("error", error["msg"]))
     elif kind == "string_pattern_mismatch":
-        message = f"{_show(given)} has the wrong form{_example(path)}"
+        message = f"{_show(given)} has the wrong form{_example(path) or _example(path[:-1])}"
     elif kind == "literal_error":
         message = f"{_show(given)} is not one of {context['expected']}"
-        message += did_you_mean(given, re.findall(r"'([^']+)'", context["expected"]))
+        other = other_word(dotted(path), given)
+        message += f"; write {other}" if other else did_you_mean(given, re.findall(r"'([^']+)'", context["expected"]))
     elif kind in _NOUNS:
-        message = f"{_EXPECTED}{_NOUNS[kind]}, not {_show(given)}"
+        message = f"{_EXPECTED}{_NOUNS[kind]}, not {_show(given)}{_form(kind, path, given)}"
     else:
         message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {_show(given)}"
     return document.problem(path, message)
+
+
+def _form(kind: str, path: FieldPath, given: Any) -> str:
+    """Show the form that a value needs, where it has another one."""
+    if kind == "list_type" and isinstance(given, str) and given:
+        return f"; write {as_list(given)}"
+    if kind == "dict_type":
+        return _example(path)
+    is_item = bool(path) and isinstance(path[-1], int)
+    if kind == "string_type" and is_item and isinstance(given, (int, float)):
+        return f"; write it in quotes: '{given}'"
+    return ""
 
 
 def _without_union_tags(value: Any, path: FieldPath) -> FieldPath:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 from qwen_job.facts import choices
 from qwen_job.facts.data_names import is_name, parse
 from qwen_job.facts.model_names import resolve_source
+from qwen_job.job.places import as_list
 from qwen_job.job.types import (
     BelowOne,
     Count,
@@ -327,6 +328,8 @@ class Train(Strict):
     @field_validator("report_to", mode="before")
     @classmethod
     def _one_report(cls, value: Any) -> Any:
+        if isinstance(value, str) and "," in value:
+            raise ValueError(f"{value!r} is one text; write a list: {as_list(value)}")
         return ([] if value == "none" else [value]) if isinstance(value, str) else value
 
     @field_validator(

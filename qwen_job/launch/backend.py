@@ -78,6 +78,10 @@ class Backend(ABC):
     def available(self) -> bool:
         """Tell whether this machine has the target's command line tools."""
 
+    def set_up(self) -> bool:
+        """Tell whether this machine knows a cluster of the target; otherwise only who names the target needs it."""
+        return self.available()
+
     @abstractmethod
     def submit(self, bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
         """Submit the bundle, on Slurm with more options for sbatch."""

@@ -42,9 +42,9 @@ def ask_queues(targets: Sequence[str], past: Sequence[Submission], *, named: str
     answered = False
     for name in targets:
         queue = backend(name)
-        if not queue.available():
-            if named:
-                raise EnvironmentFault(f"{name}: its command line tools are not on this machine")
+        if named and not queue.available():
+            raise EnvironmentFault(f"{name}: its command line tools are not on this machine")
+        if not (named or queue.set_up() or (queue.available() and any(item.target == name for item in past))):
             continue
         for cluster in ("", *_clusters(past, name)):
             try:

@@ -107,7 +107,7 @@ def test_every_command_and_option_is_described(path: tuple[str, ...], command: c
     ("words", "code", "message"),
     [
         (["rendr"], 2, "no such command: 'rendr'; did you mean 'render'?"),
-        (["render", "-t", "slrm"], 2, "'slrm' is not one of 'slurm'"),
+        (["render", "-t", "slrm"], 2, "'slrm' is not one of slurm"),
         (["render", "-t", "slurm", "--frce"], 2, "--force"),
         (["render"], 2, "Missing option '-t' / '--target'"),
         (["render", "nosuch.yaml", "-t", "slurm"], 5, "error: nosuch.yaml: no such file; 'qwen-job init' writes"),

@@ -85,7 +85,7 @@ def test_a_site_may_describe_its_own_gpu(tmp_path: Path) -> None:
 
 
 def test_an_unknown_gpu_names_its_neighbours() -> None:
-    with pytest.raises(UnknownName, match=r"'A100-60G' is not known: did you mean .*A100-80G.*job\.yaml"):
+    with pytest.raises(UnknownName, match=r"'A100-60G' is not known: did you mean .*A100-80G.*write its figures"):
         load_gpu("A100-60G")
 
 

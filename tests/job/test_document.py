@@ -51,7 +51,7 @@ def test_every_key_and_item_knows_its_place() -> None:
     [
         ("", "f.yaml: the file is empty; 'qwen-job init' writes one to start from"),
         ("- 1", "f.yaml:1:1: expected 'field: value' lines; 'qwen-job init' writes a file to start from"),
-        ("a: 1\n\tb: 2", "f.yaml:2:1: invalid YAML: while scanning a plain scalar found a tab"),
+        ("a: 1\n\tb: 2", "f.yaml:2:1: invalid YAML: a tab; indent with spaces"),
         ("a: [1\nb: 2", "f.yaml:2:2: invalid YAML: while parsing a flow sequence did not find expected ',' or ']'"),
         ("a: 1\nb: x\x01y", "f.yaml:2:5: invalid YAML: unacceptable character #x0001"),
         ("a: *nobody", "f.yaml:1:4: invalid YAML: found undefined alias"),

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from qwen_job.cli import cli
+from qwen_job.errors import JobError
 from qwen_job.job.load import load_job
 from qwen_job.render.configs import job_document
-from tests.jobs import load, plan, problems
+from tests.jobs import FIVE_LINES, load, plan, problems, write
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,94 @@ def test_a_name_without_its_owner_is_completed(tmp_path: Path, written: str, nam
 def test_what_is_missing_here_is_an_error(tmp_path: Path, sets: str, field: str, word: str) -> None:
     (found,) = problems(tmp_path, "", sets)
     assert f"{field}: " in found and word in found
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "word"),
+    [
+        ("slurm: {sbatch: {mail_type: END}}", "slurm.sbatch.mail_type", "write mail-type"),
+        ("slurm: {sbatch: {--mail_type: END}}", "slurm.sbatch.--mail_type", "write mail-type"),
+        ("slurm: {mail-type: END}", "slurm.mail-type", "write slurm.sbatch.mail-type"),
+        ("slurm: {mail_user: a@b}", "slurm.mail_user", "write slurm.sbatch.mail-user"),
+        ("slurm: {exclude: n7}", "slurm.exclude", "write slurm.sbatch.exclude"),
+        ("slurm: {mem: 4G}", "slurm.mem", "write slurm.memory"),
+        ("slurm: {nodes: 2}", "slurm.nodes", "write cluster.nodes"),
+        ("slurm: {gres: 'gpu:8'}", "slurm.gres", "write cluster.gpus_per_node"),
+        ("slurm: {modules: cuda/12}", "slurm.modules", "write [cuda/12]"),
+        ("time: 24h", "time", "write slurm.time"),
+        ("epochs: 3", "epochs", "write train.num_train_epochs"),
+        ("batch_size: 3", "batch_size", "write train.per_device_train_batch_size"),
+        ("gpus: 8", "gpus", "write cluster.gpus_per_node"),
+        ("nodes: 8", "nodes", "write cluster.nodes"),
+        ("output_dir: /x", "output_dir", "write output"),
+        ("dataset: /x", "dataset", "write data.train"),
+        ("kubernetes: {pvc: a}", "kubernetes.pvc", "a volume of kubernetes.volumes, e.g. ["),
+        ("kubernetes: {image: a}", "kubernetes.image", "write image at the top level"),
+        ("kubernetes: {secret_env: wandb}", "kubernetes.secret_env", "{HF_TOKEN: SECRET/KEY}"),
+        ("kubernetes: {secret_env: {WANDB_API_KEY: wandb}}", "kubernetes.secret_env.WANDB_API_KEY", "{HF_TOKEN: SECRET/KEY}"),
+        ("sweep: {learning_rate: [1e-5, 2e-5]}", "sweep.learning_rate", "'sweep.train.learning_rate'"),
+        ("sweep: {epochs: [1, 2]}", "sweep.epochs", "write sweep.train.num_train_epochs"),
+        ("lora_r: 8", "lora_r", "fine-tunes all weights"),
+        ("lora: {r: 8}", "lora", "fine-tunes all weights"),
+        ("qlora: true", "qlora", "fine-tunes all weights"),
+        ("peft: {r: 8}", "peft", "fine-tunes all weights"),
+        ("load_in_4bit: true", "load_in_4bit", "fine-tunes all weights"),
+        ("model: {name: a/b, load_in_4bit: true}", "model.load_in_4bit", "fine-tunes all weights"),
+        ("train: {load_in_4bit: true}", "train.load_in_4bit", "fine-tunes all weights"),
+        ("train: {report_to: 'wandb, tensorboard'}", "train.report_to", "write a list: [wandb, tensorboard]"),
+        ("hostfile: {ssh_options: -p 2222}", "hostfile.ssh_options", "write [-p, '2222']"),
+        ("hostfile: {ssh_options: [-p, 2222]}", "hostfile.ssh_options[1]", "write it in quotes: '2222'"),
+        ("container: {runtime: singularity}", "container.runtime", "write apptainer"),
+        ("container: {runtime: enroot}", "container.runtime", "write pyxis"),
+    ],
+)  # fmt: skip
+def test_a_field_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, text: str, field: str, word: str) -> None:
+    base = "".join(line for line in FIVE_LINES.splitlines(True) if line.partition(":")[0] != text.partition(":")[0])
+    with pytest.raises(JobError) as caught:
+        load_job([write(tmp_path, text, base=base)])
+    assert [problem.field for problem in caught.value.problems] == [field]
+    assert word in caught.value.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("sets", "field", "word"),
+    [
+        ("data.max_length=512", "data.max_length", "write train.model_max_length"),
+        ("model.path=/x", "model.path", "write model.name, with / or ./ in front"),
+        ("cluster.gpus=8", "cluster.gpus", "write cluster.gpus_per_node"),
+        *((f"cluster.gpu={name}", "cluster.gpu", f"{{name: {name}, memory_gib: N, compute_capability: N.N}}")
+          for name in ("B200", "A6000", "T4", "A10", "L40", "MI300X")),
+        *((f"cluster.gpu={name}", "cluster.gpu", "known: A100-40G, A100-80G") for name in ("B200", "A6000", "RTX-3090")),
+        ("cluster.gpu=H10O", "cluster.gpu", "did you mean H100-80G"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_not_known_is_told_what_is(tmp_path: Path, sets: str, field: str, word: str) -> None:
+    (found,) = problems(tmp_path, "", sets)
+    assert found.startswith(f"--set: {field}: ") and word in found
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("train:\n\tseed: 1\n", 7, "a tab; indent with spaces (line 7 is 'seed: 1')"),
+        ("train:\n  seed: 1\n   bf16: true\n", 8, "indent the line like its neighbours"),
+        ("train:\n   seed: 1\n  bf16: true\n", 8, "indented differently from the lines above it (line 8 is 'bf16: true')"),
+    ],
+)  # fmt: skip
+def test_a_wrong_indent_shows_its_line(tmp_path: Path, text: str, line: int, word: str) -> None:
+    (found,) = problems(tmp_path, text)
+    assert found.startswith(f"job.yaml:{line}:") and word in found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["validate"], "write 'qwen-job plan job.yaml'"), (["run"], "write 'qwen-job submit job.yaml --target local'"),
+        (["help"], "write 'qwen-job --help'"), (["render", "-t", "k8s"], "did you mean 'kubernetes'?"),
+        (["submit", "-t", "k8s"], "did you mean 'kubernetes'?"), (["render", "-t", "ssh"], "did you mean 'hostfile'?"),
+        (["init", "list"], "did you mean '--example list'?"), (["init", "demo"], "did you mean '--example demo'?"),
+    ],
+)  # fmt: skip
+def test_a_command_of_another_program_is_told_ours(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 2 and said in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import ClusterRefused, EnvironmentFault
@@ -45,6 +47,12 @@ class KubernetesBackend(Backend):
     def available(self) -> bool:
         """Tell whether kubectl is on this machine."""
         return shutil.which("kubectl") is not None
+
+    def set_up(self) -> bool:
+        """Tell whether kubectl has a kubeconfig, or runs in a pod; without both it would ask localhost."""
+        files = os.environ.get("KUBECONFIG", "").split(os.pathsep)
+        config = any(Path(file).exists() for file in files if file) or (Path.home() / ".kube" / "config").exists()
+        return self.available() and (config or "KUBERNETES_SERVICE_HOST" in os.environ)
 
     def submit(self, bundle: Bundle, options: Sequence[str] = ()) -> Submitted:
         """Let the server validate the objects, then apply them; the id is NAMESPACE/NAME.

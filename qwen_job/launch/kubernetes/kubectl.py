@@ -100,9 +100,9 @@ def kubectl(*words: str, text: str | None = None, seconds: float = 120) -> str:
 
 
 def refusal(stderr: str) -> QwenJobError:
-    """Return the error for kubectl's stderr, without its log lines unless there is nothing else."""
+    """Return the error for kubectl's stderr, without its log lines; where there is nothing else, the last of them."""
     lines = [line for line in stderr.splitlines() if line.strip()]
-    said = " ".join(" ".join([line for line in lines if not _LOG_LINE.match(line)] or lines).split())
+    said = " ".join(" ".join([line for line in lines if not _LOG_LINE.match(line)] or lines[-1:]).split())
     if re.search(_UNKNOWN_KIND, said):
         return NoSuchKind(said)
     if re.search(_CREDENTIALS, said):

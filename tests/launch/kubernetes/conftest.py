@@ -16,7 +16,9 @@ from tests.support.kubectl import Recorded
 
 @pytest.fixture
 def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    """Put a kubectl with recorded answers first in PATH."""
+    """Put a kubectl with recorded answers first in PATH, and a kubeconfig beside it."""
+    (tmp_path / "kubeconfig").touch()
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     return Recorded(tmp_path)
 

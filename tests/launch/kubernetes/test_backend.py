@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from click.testing import CliRunner
 
+from qwen_job.cli import cli
 from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.job import load_job
 from qwen_job.launch.backend import Entry
@@ -142,3 +144,19 @@ def test_a_cancel_needs_no_right_to_roles(kubectl: Recorded) -> None:
     )
     KubernetesBackend().cancel(Entry("kubernetes", "ml/a", "a", "running"))
     assert kubectl.calls[0].startswith("delete pytorchjobs")
+
+
+def test_a_kubectl_without_a_kubeconfig_is_asked_only_by_name(
+    kubectl: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBECONFIG")
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(kubectl.folder))
+    monkeypatch.setenv("PATH", str(kubectl.folder))
+    log = 'E1128 00:50:15.123456 1 memcache.go:265] "Unhandled Error" err="dial tcp: connection refused"\n'
+    kubectl.answers(("", (1, "", log * 5)))
+    result = CliRunner().invoke(cli, ["status"])
+    assert (result.exit_code, result.stderr) == (0, "no jobs in the queue; use --all to show earlier ones\n")
+    assert not (kubectl.folder / "calls").exists()
+    asked = CliRunner().invoke(cli, ["status", "-t", "kubernetes"])
+    assert isinstance(asked.exception, EnvironmentFault) and str(asked.exception).count("Unhandled") == 1
