@@ -21,8 +21,13 @@ KNOWN = (
 )  # fmt: skip
 
 
-def misspelt(key: str) -> str:
-    """Return what to say of a key of the top level that looks like a misspelt one, else ""."""
+def key_fault(key: str, value: object) -> str:
+    """Return what is wrong with a key of the top level: it looks like a misspelt one, or is not offered; else ""."""
+    if key == "expert_parallel" and isinstance(value, dict) and value.get("enabled", False) is not False:
+        return (
+            "is not offered: a checkpoint's experts would be split over the ranks, and a model exported from it would "
+            "hold those of rank 0; remove it: ZeRO-3 splits the experts, too"
+        )
     if key in KNOWN:
         return ""
     meant = did_you_mean(key, KNOWN, cutoff=MISSPELT)

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen_job.errors import JobError, Problem
 from qwen_job.facts import fact
-from qwen_job.facts.deepspeed_keys import misspelt
+from qwen_job.facts.deepspeed_keys import key_fault
 from qwen_job.job import Job
 from qwen_job.job.document import overlay
 from qwen_job.plan.batch import Batch
@@ -54,7 +54,7 @@ def _contradictions(job: Job, choice: Choice, precision: str, batch: Batch) -> l
             "deepspeed.offload_optimizer",
         ),
     }
-    keys = {key: misspelt(key) for key in job.deepspeed.config}
+    keys = {key: key_fault(key, value) for key, value in job.deepspeed.config.items()}
     problems = [job.problem(("deepspeed", "config", key), said) for key, said in keys.items() if said]
     for path, value in _leaves(job.deepspeed.config):
         where = ("deepspeed", "config", *path)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
     memory, planned_memory = summary.peak("memory_bytes"), summary.planned("memory_bytes_per_gpu")
     held_out = summary.last("loss", "eval")
     perplexity = summary.last("perplexity", "eval")
+    load, least = summary.last("expert_load_max"), summary.last("expert_load_min")
+    routed = f"of an even share; least {_number(least)}; no token is dropped"
     figures = [
         ("Loss · 损失", _number(summary.last("loss")), f"from {_number(_first(summary))}"),
         ("Held-out loss · 验证损失", _number(held_out), f"perplexity {_number(perplexity)}" if perplexity else ""),
@@ -147,6 +150,7 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
             f"planned {_bytes(planned_memory)}" if planned_memory else "highest rank",
         ),
         ("Tokens trained · 训练 token", _count(summary.total("tokens") or None), "excluding padding"),
+        *([("Greatest expert load · 专家最大负载", _number(load), routed)] if load is not None else []),
         ("Effective time · 有效训练时间", _percent(summary.effective), "of the wall time"),
     ]
     return [(label, value, "" if value == "–" else note) for label, value, note in figures]
@@ -202,10 +206,24 @@ def _charts(summary: Summary) -> str:
         ("MFU · 算力利用率", [Series("MFU", summary.curve("mfu"))], _percent, True),
         ("Memory, highest rank · 显存", _with_plan(summary, "memory_bytes", "memory_bytes_per_gpu", unit), form, True),
         ("Gradient norm · 梯度范数", [Series("gradient norm", summary.curve("grad_norm"))], _number, True),
+        *_routing(summary),
     ]
     marks = [float(attempt.resumed_from) for attempt in summary.attempts[1:]]
     drawn = [_figure(title, series, form, marks, zero) for title, series, form, zero in figures]
     return f'<section class="charts">{"".join(drawn)}</section>'
+
+
+def _routing(summary: Summary) -> list[tuple[str, list[Series], Callable[[float], str], bool]]:
+    """Return how a mixture's tokens were spread over its experts; empty for a dense model."""
+    if summary.last("router_entropy") is None:
+        return []
+    names = {"greatest · 最大": "expert_load_max", "least · 最小": "expert_load_min"}
+    loads = [Series(name, summary.curve(key)) for name, key in names.items()]
+    entropy = [Series("entropy", summary.curve("router_entropy"))]
+    return [
+        ("Expert load, even share = 1 · 专家负载", loads, _number, True),
+        ("Router entropy, nats · 路由熵", entropy, _number, True),
+    ]
 
 
 def _with_plan(summary: Summary, key: str, planned: str, unit: float = 1) -> list[Series]:

@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 from qwen_job.errors import JobError, Problem
-from qwen_job.facts.deepspeed_keys import KNOWN, misspelt
+from qwen_job.facts.deepspeed_keys import KNOWN, key_fault
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 
 # DeepSpeed's own defaults would hide these from a reader of deepspeed.json.
@@ -60,11 +60,11 @@ def _unknown(given: DeepSpeedConfig, source: str) -> list[str]:
     """Return a note for each key that DeepSpeed would not read.
 
     Raises:
-        JobError: a key looks like a misspelt one.
+        JobError: a key looks like a misspelt one, or is not offered.
     """
     notes, problems = [], []
-    for key in given:
-        if problem := misspelt(key):
+    for key, value in given.items():
+        if problem := key_fault(key, value):
             problems.append(Problem(source, 0, 0, str(key), problem))
         elif key not in KNOWN:
             notes.append(f"{source}: {key}: not known to DeepSpeed, and so without effect")

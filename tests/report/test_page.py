@@ -95,6 +95,16 @@ def test_the_planned_memory_is_drawn_beside_the_measured_peak(run: Path) -> None
     assert "Planned memory" not in write_report(run).read_text()
 
 
+def test_a_mixture_shows_how_its_tokens_were_routed(run: Path) -> None:
+    dense = write_report(run).read_text()
+    routed = {"expert_load_max": 1.75, "expert_load_min": 0.25, "router_entropy": 2.0}
+    lines = [{**line, **routed} if line["type"] == "step" else line for line in EVENTS]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report(run).read_text()
+    for words in ("Greatest expert load", "1.75", "least 0.25; no token is dropped", "Router entropy"):
+        assert words in text and words not in dense, words
+
+
 def test_planned_and_measured_stand_side_by_side(run: Path) -> None:
     lines = main_figures(run)
     assert "Peak memory: 1.0 GiB (planned 1.9 GiB)" in lines
