@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,7 @@ def _charts(summary: Summary) -> str:
     return f'<section class="charts">{"".join(drawn)}</section>'
 
 
-def _routing(summary: Summary) -> list[tuple[str, list[Series], Callable[[float], str], bool]]:
+def _routing(summary: Summary) -> list[tuple[str, list[Series], Formatter, bool]]:
     """Return how a mixture's tokens were spread over its experts; empty for a dense model."""
     if summary.last("router_entropy") is None:
         return []

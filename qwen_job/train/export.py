@@ -31,6 +31,7 @@ from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.storage import write_json
 from qwen_job.train.deepspeed_engine import whole_weights
 from qwen_job.train.kernels import stock_kernels
+from qwen_job.train.stored_names import stored
 
 if TYPE_CHECKING:
     from qwen_job.train.trainer import Trainer
@@ -137,7 +138,7 @@ def _write_weights(model: Any, state: Any, folder: Path) -> None:
     model.generation_config = GenerationConfig()
     model.config = _clean_config(model)
     try:
-        model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder, state_dict=stored(model, state), save_original_format=False)
     except SafetensorError as error:
         # It reports errors of the disk as text only: code: 28, kind: StorageFull
         code = re.search(r"code: (\d+)", str(error))
