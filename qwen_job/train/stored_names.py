@@ -1,7 +1,7 @@
 """The names of trained weights in files: those of the folder that training started from.
 
 transformers renames what it loads, and names it back when it saves; of weights that ZeRO-3 put together it gets both
-the experts and the prefix wrong, so it is told of neither.
+the experts and the prefix wrong, so it is not asked.
 """
 
 from __future__ import annotations
