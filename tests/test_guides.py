@@ -44,7 +44,9 @@ def test_the_yaml_of_the_guides_renders(checkout: Path, tmp_path: Path, guide: s
     assert len(shown) == count
 
 
-@pytest.mark.parametrize(("guide", "least"), [("kubernetes", 5), ("plan", 8), ("slurm", 6), ("training", 8)])
+@pytest.mark.parametrize(
+    ("guide", "least"), [("kubernetes", 5), ("plan", 8), ("slurm", 6), ("training", 8), ("watching", 2)]
+)
 def test_the_commands_of_the_guides_exist(checkout: Path, guide: str, least: int) -> None:
     lines = [line for block in plain(checkout, f"{guide}.md", "sh") for line in block.splitlines()]
     assert len(lines) >= least

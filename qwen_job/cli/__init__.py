@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("qwen_job.cli.train:train", "Train from a train.yaml (run by every target)."),
     "chat": ("qwen_job.cli.chat:chat", "Chat with a trained model."),
     "evaluate": ("qwen_job.cli.evaluate:evaluate", "Measure held-out loss and perplexity, and print sample answers."),
-    "report": ("qwen_job.cli.report:report", "Write a run's report.html."),
+    "report": ("qwen_job.cli.report:report", "Write a run's report.html, or a sweep's."),
     "docs": ("qwen_job.cli.docs:docs", "List the guides that come with qwen-job, or print one as Markdown."),
     "completion": (
         "qwen_job.cli.completion:completion",

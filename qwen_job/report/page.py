@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ _SHOWN_SETTINGS = {
     "training": (),
 }
 _MOST_ATTEMPTS = 200
-_AT_WORK = ("starting", "preparing", "training", "saving")
+AT_WORK = ("starting", "preparing", "training", "saving")
 _SHOWN_FIELDS = (
     "world_size", "device", "precision", "attention", "fused_loss", "gradient_checkpointing", "torch_compile", "seed",
 )  # fmt: skip
@@ -67,7 +68,7 @@ def main_figures(run_dir: Path) -> list[str]:
     ]
     planned, measured = summary.against_plan["step_seconds"]
     if planned and measured:
-        lines.append(f"Seconds per step: {_number(measured)} (planned {_number(planned)})")
+        lines.append(f"Seconds per step: {short_number(measured)} (planned {short_number(planned)})")
     spent = [(name, summary.seconds[name]) for name in ACCOUNTS if summary.seconds[name] > 0]
     if spent:
         parts = ", ".join(f"{_ACCOUNT_NAMES[name].split(' · ')[0].lower()} {duration(value)}" for name, value in spent)
@@ -82,7 +83,7 @@ def page(summary: Summary, *, rewritten_every: float = 0, now: float | None = No
     ``now``: when it is written, in unix seconds.
     """
     written = time.time() if now is None else now
-    live = rewritten_every if summary.state in _AT_WORK else 0
+    live = rewritten_every if summary.state in AT_WORK else 0
     title = f"{summary.name} · qwen-job"
     body = [
         _header(summary, age(written, live, _last_step(summary, written) if live else "")),
@@ -133,10 +134,14 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
     held_out = summary.last("loss", "eval")
     perplexity = summary.last("perplexity", "eval")
     load, least = summary.last("expert_load_max"), summary.last("expert_load_min")
-    routed = f"of an even share; least {_number(least)}; no token is dropped"
+    routed = f"of an even share; least {short_number(least)}; no token is dropped"
     figures = [
-        ("Loss · 损失", _number(summary.last("loss")), f"from {_number(_first(summary))}"),
-        ("Held-out loss · 验证损失", _number(held_out), f"perplexity {_number(perplexity)}" if perplexity else ""),
+        ("Loss · 损失", short_number(summary.last("loss")), f"from {short_number(_first(summary))}"),
+        (
+            "Held-out loss · 验证损失",
+            short_number(held_out),
+            f"perplexity {short_number(perplexity)}" if perplexity else "",
+        ),
         (
             "Tokens/s · 吞吐",
             _count(speed),
@@ -149,7 +154,7 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
             f"planned {_bytes(planned_memory)}" if planned_memory else "highest rank",
         ),
         ("Tokens trained · 训练 token", _count(summary.total("tokens") or None), "excluding padding"),
-        *([("Greatest expert load · 专家最大负载", _number(load), routed)] if load is not None else []),
+        *([("Greatest expert load · 专家最大负载", short_number(load), routed)] if load is not None else []),
         ("Effective time · 有效训练时间", _percent(summary.effective), "of the wall time"),
     ]
     return [(label, value, "" if value == "–" else note) for label, value, note in figures]
@@ -199,16 +204,16 @@ def _charts(summary: Summary) -> str:
         return f"{value:,.10g} {name}"
 
     figures = [
-        ("Loss · 损失", [*training, *held_out], _number, False),
+        ("Loss · 损失", [*training, *held_out], short_number, False),
         ("Learning rate · 学习率", [Series("learning rate", summary.curve("learning_rate"))], _short, True),
         ("Tokens/s · 吞吐", _with_plan(summary, "tokens_per_second", "tokens_per_second"), _count, True),
         ("MFU · 算力利用率", [Series("MFU", summary.curve("mfu"))], _percent, True),
         ("Memory, highest rank · 显存", _with_plan(summary, "memory_bytes", "memory_bytes_per_gpu", unit), form, True),
-        ("Gradient norm · 梯度范数", [Series("gradient norm", summary.curve("grad_norm"))], _number, True),
+        ("Gradient norm · 梯度范数", [Series("gradient norm", summary.curve("grad_norm"))], short_number, True),
         *_routing(summary),
     ]
     marks = [float(attempt.resumed_from) for attempt in summary.attempts[1:]]
-    drawn = [_figure(title, series, form, marks, zero) for title, series, form, zero in figures]
+    drawn = [figure(title, series, form, marks, zero) for title, series, form, zero in figures]
     return f'<section class="charts">{"".join(drawn)}</section>'
 
 
@@ -220,8 +225,8 @@ def _routing(summary: Summary) -> list[tuple[str, list[Series], Formatter, bool]
     loads = [Series(name, summary.curve(key)) for name, key in names.items()]
     entropy = [Series("entropy", summary.curve("router_entropy"))]
     return [
-        ("Expert load, even share = 1 · 专家负载", loads, _number, True),
-        ("Router entropy, nats · 路由熵", entropy, _number, True),
+        ("Expert load, even share = 1 · 专家负载", loads, short_number, True),
+        ("Router entropy, nats · 路由熵", entropy, short_number, True),
     ]
 
 
@@ -231,7 +236,10 @@ def _with_plan(summary: Summary, key: str, planned: str, unit: float = 1) -> lis
     return [measured, Series("planned · 规划", [(0.0, value / unit)], "planned", 1)] if value else [measured]
 
 
-def _figure(title: str, series: list[Series], form: Formatter, marks: list[float], zero: bool) -> str:
+def figure(
+    title: str, series: Sequence[Series], form: Formatter, marks: Sequence[float] = (), zero: bool = False
+) -> str:
+    """Return a chart with its title and legend."""
     drawing = chart(series, form, marks=marks, zero=zero) or '<p class="none">not measured · 无数据</p>'
     named = [one for one in series if one.label and one.style != "faint" and one.points]
     spans = [f'<span class="{one.style}" style="--c:var(--s{one.colour})">{escape(one.label)}</span>' for one in named]
@@ -244,7 +252,7 @@ def _planned(summary: Summary) -> str:
     memory = "Host memory per process · 每进程内存" if _on_cpu(summary) else "GPU memory per GPU · 每卡显存"
     for label, key, form in (
         (memory, "memory_bytes", _bytes),
-        ("Seconds per step · 每步耗时", "step_seconds", _number),
+        ("Seconds per step · 每步耗时", "step_seconds", short_number),
         ("Tokens/s · 吞吐", "tokens_per_second", _count),
     ):
         planned, measured = summary.against_plan[key]
@@ -322,7 +330,8 @@ def _plain(value: Any) -> str:
     return "yes" if value is True else "no" if value is False else str(value)
 
 
-def _number(value: float | None) -> str:
+def short_number(value: float | None) -> str:
+    """Return a number in a few characters, a dash for None."""
     if value is None:
         return "–"
     return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) < 1000 else _count(value)
