@@ -75,7 +75,7 @@ class ChunkEncoder:
             counts[f"{split}_samples"] += splits.count(split)
         if not documents:
             return
-        signed, lengths = self._writer.encode(documents)
+        signed, lengths = self._writer.encode(documents, shared=len(documents) > len(written))
         numbers = [rows[at][0] for at, found in written for _ in found]
         if len(set(splits)) == 1 and int(lengths.max()) <= self._spec.max_length:
             out[splits[0]].add(signed, lengths.tolist(), numbers)

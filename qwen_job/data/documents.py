@@ -61,11 +61,12 @@ class Constants:
 
 
 def join_documents(
-    documents: Sequence[Document], flat: Flat, constants: Constants
+    documents: Sequence[Document], flat: Flat, which: NDArray[np.int64] | None, constants: Constants
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the signed tokens of all documents, int32[n], and the length of each, int64[documents].
 
-    ``flat`` holds the tokens of all their texts, one after the other.
+    ``flat`` holds the tokens of all their texts, one after the other; or, with ``which``, those of different texts, and
+    ``which`` the number in it of each of theirs, int64[texts].
     """
     tokens, starts = constants.arrays()
     used = np.fromiter(chain.from_iterable([document.constants for document in documents]), np.int64)
@@ -75,12 +76,15 @@ def join_documents(
     firsts = np.cumsum(2 * texts + 1) - (2 * texts + 1)
     of_constants = np.arange(used.size) * 2 - np.repeat(np.arange(texts.size), texts + 1)
     of_texts = np.arange(learnt.size) * 2 + 1 + np.repeat(np.arange(texts.size), texts)
-    sizes, begins = (np.empty(used.size + learnt.size, np.int64) for _ in range(2))
-    sizes[of_constants], begins[of_constants] = starts[used + 1] - starts[used], starts[used]
-    sizes[of_texts], begins[of_texts] = flat.lengths, tokens.size + np.cumsum(flat.lengths) - flat.lengths
-    masks = np.where(learnt, 0, -1).astype(np.int32)
-    pool = np.concatenate([tokens, flat.ids ^ np.repeat(masks, flat.lengths)])
-    return pool[_places(begins, sizes)], np.add.reduceat(sizes, firsts)
+    # Where each part's tokens are in the pool, how many, and what they are combined with: -1 makes ~ID of an ID.
+    sizes, begins, masks = (np.empty(used.size + learnt.size, kind) for kind in (np.int64, np.int64, np.int32))
+    sizes[of_constants], begins[of_constants], masks[of_constants] = starts[used + 1] - starts[used], starts[used], 0
+    at = tokens.size + np.cumsum(flat.lengths) - flat.lengths
+    text_sizes, text_begins = (flat.lengths, at) if which is None else (flat.lengths[which], at[which])
+    sizes[of_texts], begins[of_texts], masks[of_texts] = text_sizes, text_begins, np.where(learnt, 0, -1)
+    signed = np.concatenate([tokens, flat.ids])[_places(begins, sizes)]
+    signed ^= np.repeat(masks, sizes)
+    return signed, np.add.reduceat(sizes, firsts)
 
 
 def _places(begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from qwen_job.chat.chosen import Chosen
 from qwen_job.chat.conversation import Conversation
 from qwen_job.chat.messages import Controls
@@ -28,7 +30,6 @@ from qwen_job.errors import ModelError
 from qwen_job.run.sections import DataSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 # ChatML writes plain turns only.
@@ -50,10 +51,16 @@ class Writer(ABC):
             Unrenderable: it cannot be written.
         """
 
-    def encode(self, documents: Sequence[Document]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return what :func:`~qwen_job.data.documents.join_documents` does."""
-        flat = self.tokenizer.encode_flat(list(chain.from_iterable([document.texts for document in documents])))
-        return join_documents(documents, flat, self.constants)
+    def encode(
+        self, documents: Sequence[Document], shared: bool = False
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return what :func:`~qwen_job.data.documents.join_documents` does; ``shared``: many texts come repeatedly."""
+        texts = list(chain.from_iterable([document.texts for document in documents]))
+        if not shared:
+            return join_documents(documents, self.tokenizer.encode_flat(texts), None, self.constants)
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        which = np.fromiter(map(numbers.__getitem__, texts), np.int64, len(texts))
+        return join_documents(documents, self.tokenizer.encode_flat(list(numbers)), which, self.constants)
 
     @property
     @abstractmethod

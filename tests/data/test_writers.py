@@ -129,3 +129,18 @@ def test_chatml_masks_a_turn_that_the_data_excludes(modern: Modern) -> None:
     counts: Counter[str] = Counter()
     assert write.documents(talk("q", answer("aa", learn=False)), counts) == []
     assert counts["nothing_learnt"] == 1
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3"])
+def test_texts_that_samples_share_are_encoded_once_to_the_same_tokens(name: str, modern: Modern) -> None:
+    write = writer(modern(name))
+    chats = [talk("q one", answer("a"), "q two", answer("a")), talk("q one", answer("b <|im_end|>"), "a", answer("a"))]
+    documents = [document for chat in chats for document in write.documents(chat, Counter())]
+    apart, shared = write.encode(documents), write.encode(documents, shared=True)
+    assert all(np.array_equal(one, other) for one, other in zip(apart, shared, strict=True))
+    texts: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        encode = write.tokenizer.encode_flat
+        patch.setattr(write.tokenizer, "encode_flat", lambda given: (texts.extend(given), encode(given))[1])
+        write.encode(documents, shared=True)
+    assert len(texts) == len(set(texts))
