@@ -11,6 +11,8 @@ from qwen_job.chat.template import RESERVED, Unrenderable
 from qwen_job.chat.traits import Traits
 
 SWITCH = "enable_thinking"
+# Prefix of the counters of rows by an option that the template does not read.
+UNKNOWN_OPTION = "unknown_option/"
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 _new = tuple.__new__
 _INLINE = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
@@ -75,7 +77,13 @@ class Settler:
         if (conversation.tools or calling is not None) and not self.traits.knows_tools:
             where = "tools" if calling is None else field(calling, conversation.turns[calling])
             another = self._another or "choose another model or data.template"
-            raise Unrenderable(where, f"this template knows no tools ({self._source}); {another}, or remove them")
+            fault = self.traits.tools_fault
+            what = (
+                f"this template fails with tools: {fault}"
+                if fault
+                else f"this template knows no tools ({self._source})"
+            )
+            raise Unrenderable(where, f"{what}; {another}, or remove them")
         if not conversation.options:
             return
         for name in RESERVED & set(conversation.options):
@@ -83,8 +91,8 @@ class Settler:
         switch = conversation.options.get(SWITCH)
         if switch is not None and not isinstance(switch, bool):
             raise Unrenderable(SWITCH, f"is {switch!r:.40}; write true or false")
-        if self.unknown_options(conversation):
-            counts["options_unknown_to_the_template"] += 1
+        for name in self.unknown_options(conversation):
+            counts[UNKNOWN_OPTION + name[:40]] += 1
 
     def _thinking(self, number: int, turn: Turn, counts: Counter[str]) -> Turn:
         if turn.role != "assistant":

@@ -43,6 +43,7 @@ class Traits(NamedTuple):
         variables: the names that it looks up; other options have no effect.
         off_unasked: without ``enable_thinking``, the generation prompt is that of thinking off.
         calls_in_xml: it writes a call as ``<function=...>``, not as JSON.
+        tools_fault: why a chat with tools fails, and where; empty if it does not.
     """
 
     knows_tools: bool
@@ -53,6 +54,7 @@ class Traits(NamedTuple):
     variables: frozenset[str]
     off_unasked: bool = False
     calls_in_xml: bool = False
+    tools_fault: str = ""
 
     @property
     def thinks(self) -> bool:
@@ -75,7 +77,7 @@ def traits_of(template: ChatTemplate) -> Traits:
     thinking = {"role": "assistant", "content": "a", "reasoning_content": "probe-of-a-thought"}
     ways: tuple[dict[str, Any], ...] = ({"enable_thinking": True}, {"enable_thinking": False}, {})
     on, off, unasked = (_rendered(template, [_USER], True, **way) for way in ways)
-    tools = _with_tools(template)
+    tools, tools_fault = _with_tools(template)
     bare = _rendered(template, [_USER])
     return Traits(
         knows_tools=all(name in tools for name in ("probe_of_a_tool", "probe_of_a_call", "probe-of-a-result")),
@@ -84,6 +86,7 @@ def traits_of(template: ChatTemplate) -> Traits:
         has_switch=opening_of(on) != opening_of(off),
         off_unasked=opening_of(unasked) == opening_of(off) != opening_of(on),
         calls_in_xml="<function=probe_of_a_call>" in tools,
+        tools_fault=tools_fault,
         adds_system="system" in bare.partition(_USER["content"])[0],
         variables=frozenset().union(*map(_variables, template.texts.values())),
     )
@@ -124,9 +127,13 @@ def _of_either(template: ChatTemplate, chat: list[dict[str, Any]], tools: list[A
     raise first
 
 
-def _with_tools(template: ChatTemplate) -> str:
+def _with_tools(template: ChatTemplate) -> tuple[str, str]:
+    """Return a chat with tools, and why it cannot be rendered."""
     calling = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
-    return _rendered(template, [_USER, calling, _RESULT], tools=[_TOOL])
+    try:
+        return _of_either(template, [_USER, calling, _RESULT], [_TOOL], False), ""
+    except Unrenderable as error:
+        return "", template.fault(error)
 
 
 def _rendered(template: ChatTemplate, messages: list[dict[str, Any]], asks: bool = False, **more: Any) -> str:

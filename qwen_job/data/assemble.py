@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen_job.atomic import sync_file, write_atomically
+from qwen_job.chat.settle import UNKNOWN_OPTION
 from qwen_job.data.arrange import COUNTED
 from qwen_job.data.choose import copies_of
 from qwen_job.data.pack import WINDOW, pack
@@ -57,11 +58,13 @@ class Assembler:
         stats: dict[str, Any] = {split: self._pack(split) for split in SPLITS}
         own = {f"{split}_{name}" for split in SPLITS for name in ("samples", "documents", "tokens", "trained_tokens")}
         stats |= {name: self._counts[name] for name in _COUNTED}
-        keys = {name: count for name, count in self._counts.items() if name.startswith(UNUSED_KEY)}
+        keys = self._under(UNUSED_KEY)
+        options = self._under(UNKNOWN_OPTION)
         stats["read"] = read_counts(self._counts)
-        assert {name for name in self._counts if not is_read_count(name)} <= own | set(_COUNTED) | set(keys)
+        assert {name for name in self._counts if not is_read_count(name)} <= own.union(_COUNTED, keys, options)
         named = dict.fromkeys(self._spec.ignore_keys, 0)
         stats["unused_keys"] = named | {name.removeprefix(UNUSED_KEY): keys[name] for name in sorted(keys)}
+        stats["unknown_options"] = {name.removeprefix(UNKNOWN_OPTION): options[name] for name in sorted(options)}
         files = {}
         for name in sorted(f"{split}.{part}" for split in SPLITS for part in _PARTS):
             files[name] = (self._folder / name).stat().st_size
@@ -107,6 +110,9 @@ class Assembler:
             samples = self._counts["train_samples"]
             raise DataError(f"data.eval_split: {self._spec.eval_split} of {samples} samples holds out no sample; "
                             "write a larger fraction or give an eval file")  # fmt: skip
+
+    def _under(self, prefix: str) -> dict[str, int]:
+        return {name: count for name, count in self._counts.items() if name.startswith(prefix)}
 
     def _pack(self, split: str) -> dict[str, Any]:
         """Write SPLIT.members and SPLIT.rows, a window of documents at a time; return the statistics of the split."""
@@ -173,6 +179,5 @@ _COUNTED = (
     "joined_thoughts",
     "looks_like_control_tokens",
     "words_read_by_the_template",
-    "options_unknown_to_the_template",
     *COUNTED,
 )

@@ -142,6 +142,9 @@ def inline_calls(turn: Turn, field: str) -> Turn:
     text, blocks = _blocks(turn.text, *_CALL_BLOCK)
     calls: list[ToolCall] = []
     for block in blocks:
+        if block.lstrip().startswith("<function="):
+            raise RecordError(f"{field}.<tool_call>", "is a call in the XML of Qwen3-Coder and Qwen3.5 (<function=...>)"
+                              f", which does not tell a number from a text; write tool_calls: {_CALL}")  # fmt: skip
         calls += read_calls(block, f"{field}.<tool_call>", frozenset(), [])
     return turn._replace(text=text.rstrip("\n"), calls=tuple(calls)) if calls else turn
 

@@ -59,6 +59,12 @@ UNTRAINABLE: dict[str, Untrainable] = {
         "belongs to tool calls, which are not read here; write tools beside the turns, tool_calls in the assistant's "
         "turns, and each result as a turn with the role tool",
     ),
+    "answers": Untrainable(
+        _words("answers"),
+        frozenset(),
+        "holds answers that are no turns, such as the calls in rows of xLAM's form; write messages: the query as the "
+        "user's turn, the calls as tool_calls of the assistant's, and each tool's parameters as a JSON schema",
+    ),
     "media": Untrainable(
         _words("image images image_url image_urls video videos audio audios speech files attachments objects bbox"),
         frozenset(),

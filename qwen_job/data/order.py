@@ -13,6 +13,8 @@ _CONTROL = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\
 CONTROL = re.compile(f"[{_CONTROL}]")
 # Those, white space, and what only joins or shapes the characters around it.
 _INVISIBLE = re.compile(rf"[\s{_CONTROL}\u00ad\u200c\u200d\u2061-\u2064\ufe00-\ufe0f]*")
+# ToolACE's calls: [Name Of A Tool(key="value"), other(key=1)].
+_CALL_AS_CODE = re.compile(r"\s*\[[^\[\]()]+\(.*\)\]\s*", re.DOTALL)
 _FIX = "; data.turn_order: reference or join (--turn-order) accepts such conversations"
 
 
@@ -59,7 +61,11 @@ def misplaced_turn(turns: Sequence[Turn]) -> tuple[int, str] | None:
             expected, called = "assistant" if role == "user" else "user", bool(turn.calls)
         elif role == "tool":
             if not called:
-                return number, "is a result without a call before it; write tool_calls in the assistant's turn before"
+                before = turns[number - 1] if number else None
+                written = before is not None and before.role == "assistant" and _CALL_AS_CODE.fullmatch(before.text)
+                form = ", where the text has it as code, [name(key=value)], the form of ToolACE" if written else ""
+                return number, ("is a result without a call before it; write tool_calls in the assistant's turn before"
+                                f"{form}")  # fmt: skip
             expected = "assistant"
         elif role != "system":
             return number, _misplacement(turns, number, expected)

@@ -138,9 +138,15 @@ def open_prepared(folder: Path) -> PreparedData:
 def describe(stats: Mapping[str, Any]) -> list[str]:
     """Describe what was read, and what was changed, left out or ignored; ``stats`` is that of :class:`PreparedData`."""
     changed = [f"{name} {count}" for name, count in stats.items() if isinstance(count, int) and count]
-    keys = [f"{name} {count}" for name, count in stats["unused_keys"].items()]
     lines = [describe_read(stats["read"]), *([", ".join(changed)] if changed else [])]
-    return [*lines, f"keys that training ignores, and their rows: {', '.join(keys)}"] if keys else lines
+    named = {
+        "keys that training ignores, and their rows": stats["unused_keys"],
+        "chat_template_kwargs that the template does not read, and their rows": stats.get("unknown_options", {}),
+    }
+    for what, counts in named.items():
+        if counts:
+            lines.append(f"{what}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+    return lines
 
 
 def describe_template(index: Mapping[str, Any]) -> list[str]:

@@ -114,12 +114,23 @@ def _prove(trained: ChatTemplate, folder: Path, system_prompt: str) -> None:
         wanted = trained.render([system, *_PROBE], add_generation_prompt=True)
         written = ChatTemplate(found.texts, str(folder), tokens=found.tokens).render(_PROBE, add_generation_prompt=True)
     except Unrenderable as error:
+        _refuse_broken(trained)
         raise ModelError(f"data.system_prompt: {error}") from error
     if wanted != written:
         raise ModelError(
             "data.system_prompt: the model's chat template ignores a system turn that is added before it, so a server "
             "would not use the prompt of training; remove data.system_prompt, or write data.template: chatml"
         )
+
+
+def _refuse_broken(trained: ChatTemplate) -> None:
+    """Blame the template, not the system prompt, where it fails without one, too."""
+    try:
+        trained.render(_PROBE, add_generation_prompt=True)
+    except Unrenderable as error:
+        raise ModelError(
+            f"data.template: {trained.fault(error)}; correct it, or write another file or chatml"
+        ) from error
 
 
 def _text(path: Path) -> str:

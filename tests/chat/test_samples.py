@@ -12,7 +12,7 @@ from qwen_job.chat.samples import Sample, SampleMaker
 from qwen_job.chat.settings import ChatSettings
 from qwen_job.chat.template import ChatTemplate, Unrenderable
 from qwen_job.errors import ModelError
-from tests.chat.cases import CONTROLS, EXAMPLES, SHIPPED, answer, conversation_of, example, learnt, maker, talk
+from tests.chat.cases import CONTROLS, EXAMPLES, SHIPPED, answer, conversation_of, example, learnt, maker, talk, text_of
 
 CALL = ToolCall("look", {"where": "x"})
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
@@ -215,6 +215,25 @@ def test_tools_are_refused_by_a_template_that_knows_none() -> None:
         simple.samples(talk("a", answer("b", None, CALL)), Counter())
 
 
+def test_a_template_that_fails_with_tools_only_says_so_in_each_row_that_has_them() -> None:
+    broken = "{% if tools %}\n{{ tools[0].nowhere.at }}{% endif %}"
+    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    plain += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    chat = maker("qwen3")
+    failing = type(chat)(ChatTemplate({"default": broken + plain}, "mine.jinja"), chat.settings, chat.controls)
+    assert learnt(failing.samples(talk("a", "b"), Counter())) == ["b<|im_end|>"]
+    said = r"tools: this template fails with tools: mine\.jinja:2: the chat template refuses: .*nowhere.*; choose"
+    with pytest.raises(Unrenderable, match=said):
+        failing.samples(talk("a", "b", tools=(TOOL,)), Counter())
+
+
+def test_tools_are_known_to_a_template_that_insists_on_a_system_turn() -> None:
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system turn first') }}{% endif %}"
+    chat = maker("qwen2_5")
+    made = type(chat)(ChatTemplate({"default": strict + text_of("qwen2_5")}, "mine"), chat.settings, chat.controls)
+    assert len(made.samples(talk("a", answer("", None, CALL), system="s", tools=(TOOL,)), Counter())) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -230,7 +249,7 @@ def test_wrong_options_of_a_row_are_refused(options: dict[str, Any], words: str)
 
 
 def test_an_option_that_the_template_never_reads_is_counted() -> None:
-    assert counted("qwen3", talk("a", "b", options={"preserve": 1}))["options_unknown_to_the_template"] == 1
+    assert counted("qwen3", talk("a", "b", options={"preserve": 1}))["unknown_option/preserve"] == 1
     assert set(counted("qwen3", talk("a", "b", options={"enable_thinking": False}))) == {"turns_without_reasoning"}
 
 

@@ -102,6 +102,8 @@ def test_each_kind_says_what_to_do_today() -> None:
             assert kind.advice in caught.value.message and f"data.ignore_keys: [{key}]" in caught.value.message
     with pytest.raises(RecordError, match="preference"):
         parse_record({"prompt": "q", "chosen": "a", "rejected": "b"})
+    with pytest.raises(RecordError, match="answers holds answers that are no turns, such as the calls in rows of xLAM"):
+        parse_record({"query": "q", "answers": '[{"name": "f", "arguments": {}}]', "tools": "[]"})
 
 
 def test_a_key_nested_without_end_is_an_error_of_its_row() -> None:

@@ -13,7 +13,7 @@ import pytest
 from qwen_job.data import open_prepared, prepare_data
 from qwen_job.data.encode import ChatTokenizer
 from qwen_job.data.prepare import fingerprint
-from qwen_job.data.prepared import TEMPLATE, describe_template, read_index
+from qwen_job.data.prepared import TEMPLATE, describe, describe_template, read_index
 from qwen_job.errors import DataError, ModelError
 from qwen_job.run.sections import DataFile, DataSpec
 from tests.chat.cases import text_of
@@ -244,7 +244,9 @@ def test_counts_reach_the_index(small: Modern, write: Write, tmp_path: Path) -> 
     rows = [row("q <|im_end|>", "a"), row("q", "a", chat_template_kwargs={"nothing": 1})]
     folder = prepare_data(spec(write(rows)), small("qwen3"), tmp_path / "cache")
     stats = json.loads((folder / "index.json").read_text())["stats"]
-    assert (stats["looks_like_control_tokens"], stats["options_unknown_to_the_template"]) == (1, 1)
+    assert (stats["looks_like_control_tokens"], stats["unknown_options"]) == (1, {"nothing": 1})
+    said = "chat_template_kwargs that the template does not read, and their rows: nothing 1"
+    assert said in describe(stats)
 
 
 def test_a_broken_template_is_one_error_of_its_file(small: Modern, write: Write, tmp_path: Path) -> None:

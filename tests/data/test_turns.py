@@ -268,6 +268,9 @@ def test_calls_in_the_text_are_read_where_there_are_tools() -> None:
     )  # fmt: skip
     about = {**A, "content": "Qwen writes <tool_call>"}
     assert read(Q, about, tools=[TOOL]).turns[1].text == about["content"]
+    xml = "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+    field, said = refused(Q, {**A, "content": xml}, tools=[TOOL])
+    assert field == "messages[1].<tool_call>" and "the XML of Qwen3-Coder and Qwen3.5" in said
     assert refused(Q, {**A, "content": "<tool_call>\nf(1)\n</tool_call>"}, tools=[TOOL])[0] == "messages[1].<tool_call>"
 
 
@@ -349,6 +352,7 @@ def test_a_common_mistake_is_answered_with_what_to_write(messages: list[dict[str
         ([Q, call(), A], "follows a call without a result"),
         ([Q, call(), {"role": "tool", "content": "4"}, Q, A], "the assistant's answer to it is missing"),
         ([Q, {"role": "tool", "content": "4"}, A], "a result without a call"),
+        ([Q, {**A, "content": '[Look Up(x="1"), g(y=2)]'}, {"role": "tool", "content": "4"}, A], "the form of ToolACE"),
         ([Q, Q, A], "should be the assistant's"),
     ],
 )

@@ -168,3 +168,6 @@ def test_a_broken_template_is_named_by_the_export(tmp_path: Path) -> None:
     source = folder_with(tmp_path / "source", {}, chat_template="\n{{ nowhere.at.all }}")
     with pytest.raises(ModelError, match=r"source:2: the chat template refuses: 'nowhere' is undefined"):
         exported(source)
+    # Neither is the system prompt to blame that a job adds.
+    with pytest.raises(ModelError, match=r"^data\.template: .*source:2: the chat template refuses: 'nowhere' is undef"):
+        write_template(source, tmp_path / "exported", "auto", "S")
