@@ -48,6 +48,11 @@ class Slurm(Strict):
     )
     scratch: Place | None = Field(None, description="Node-local folder for temporary files and compiled kernels")
     python: Place = Field("python3", description="Python to use, in the container or on the nodes")
+    spare_nodes: Count = Field(
+        0,
+        description="Nodes that the job requests besides cluster.nodes; one replaces a lost or unhealthy node without "
+        "a requeue",
+    )
     requeue: bool = Field(True, description="Requeue after preemption or a node failure, and before the time limit")
     chain: Annotated[int, Field(ge=2)] | None = Field(
         None,

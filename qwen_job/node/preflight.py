@@ -128,7 +128,8 @@ def judge_network(verdict: Verdict, member: Member) -> CheckResult:
 def _note_missing(expected: Expected, verdict: Verdict) -> None:
     """Record nodes that did not take part, for the script that requeues the job."""
     try:
-        names = expand_hosts([os.environ["SLURM_JOB_NODELIST"]])
+        # With spare nodes, the job has more of them than its step.
+        names = expand_hosts([os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]])
         for rank in set(verdict.missing) & set(verdict.unhealthy):
             RunFolder(expected.run).unhealthy(expected.token, rank).write_text(f"{names[rank]}\n")
     except (KeyError, IndexError, ValueError, OSError):

@@ -22,8 +22,8 @@ from qwen_job.render.references import notify_variables
 _PASSED = (
     "CUDA_VISIBLE_DEVICES", "QWEN_JOB_STARTED", "QWEN_JOB_TIME_LIMIT_SECONDS", "QWEN_JOB_UMASK", "SLURMD_NODENAME",
     "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_NODELIST",
-    "SLURM_RESTART_COUNT", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR",
-    "TRITON_CACHE_DIR",
+    "SLURM_RESTART_COUNT", "SLURM_STEP_NODELIST", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR",
+    "TRITON_CACHE_DIR", "QWEN_JOB_KEEP_MEMORY",
 )  # fmt: skip
 # Characters that separate mounts, or source and target; pyxis passes the rest to enroot as a line of an fstab.
 _UNMOUNTABLE = {"pyxis": r"[,\s$`\\]", "apptainer": r'[,"\n]'}

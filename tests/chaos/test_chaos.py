@@ -55,6 +55,16 @@ def test_power_off_a_node(calm: Run, run: Run, lab: Lab) -> None:
     overcome("power off a node (the batch script's), boot it after 10 s", run, calm)
 
 
+def test_power_off_a_node_with_a_spare(calm: Run, disk: Path) -> None:
+    with Lab(3) as lab:
+        run = Run(lab, disk / "spare", slurm__spare_nodes=1, train__memory_save_steps=1).submit()
+        run.wait_step(BEGUN)
+        lab.crash("node2")
+        overcome("power off a node, with a spare", run, calm)
+    assert "training continues on node1,node3, 0 spare nodes left" in run.output
+    assert "memory: the state of node 1 comes from the copy on node 0" in run.output
+
+
 def test_drop_a_nodes_network(calm: Run, run: Run, lab: Lab) -> None:
     run.wait_step(BEGUN)
     lab.cut("node2")

@@ -199,6 +199,7 @@ def test_the_doctor_s_profile_makes_a_job_that_slurm_takes(user: User) -> None:
         ("cluster.gpus_per_node", "cluster.gpus_per_node=9"),
         ("slurm.gpu_type", "slurm.gpu_type=b200"),
         ("cluster.nodes", "cluster.nodes=3"),
+        ("slurm.spare_nodes with cluster.nodes", "slurm.spare_nodes=9"),
         ("slurm.reservation", "slurm.reservation=nope"),
         ("slurm.constraint", "slurm.constraint=nope"),
         ("slurm.memory", "slurm.memory=900G"),

@@ -96,6 +96,43 @@ def test_a_node_that_cannot_be_spared_stays_and_the_job_gives_up(lab: Lab, tmp_p
     assert lab.job(run.job)["ExitCode"] == "8:0"
 
 
+def test_a_spare_takes_the_place_of_a_node_that_loses_power(lab: Lab, tmp_path: Path) -> None:
+    """The training is a line of shell that waits for the crash: 25 s, most of it Slurm's own time to notice.
+
+    The other node ends first, as a rank does that lost its peer: Slurm then never ends the step.
+    """
+    folder = tmp_path / "power"
+    wait = f"touch {folder}/up.$(uname -n); while [ ! -e {folder}/crashed ]; do sleep 0.1; done; exit 128"
+    hold = f'if [ "$3" != node ] && [ ! -e {folder}/crashed ]; then {wait}; fi'
+    settings = {**checked_only(folder, hold), "cluster__nodes": 2, "slurm__spare_nodes": 1}
+    run = Run(lab, folder, **settings).submit()
+    lab.wait(lambda: len(list(folder.glob("up.*"))) == 2, 60, "both nodes train")
+    names = sorted(path.suffix[1:] for path in folder.glob("up.*"))
+    assert names == ["node1", "node2"]
+    lab.crash("node2")
+    (folder / "crashed").touch()
+    try:
+        assert run.wait_end(120) == "COMPLETED", run.output
+    finally:
+        lab.boot("node2")
+    assert "node2 failed (exit code 128): training continues on node1,node3, 0 spare nodes left" in run.output
+    assert lab.job(run.job)["Restarts"] == "0"
+
+
+def test_a_spare_takes_the_place_of_a_node_that_fails_the_checks_and_without_one_the_job_requeues(
+    lab: Lab, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spare"
+    wrong = "case $(uname -n) in node1 | node3) echo '{}'; exit 163 ;; esac"
+    settings = {**checked_only(folder, wrong), "cluster__nodes": 2, "slurm__spare_nodes": 1}
+    run = Run(lab, folder, **settings).submit()
+    lab.wait(lambda: "no spare node is left" in run.output, 90, "no spare node is left")
+    assert "node1 failed (exit code 163): training continues on node2,node3, 0 spare nodes left" in run.output
+    assert "node3 failed, and no spare node is left: 2 are needed, 1 are good" in run.output
+    lab.wait(lambda: int(lab.job(run.job)["Restarts"]) > 0, 60, "a requeue")
+    lab.on("ctl", f"scancel {run.job}")
+
+
 @pytest.mark.train
 def test_hosts_with_ipv6_alone_whose_names_do_not_resolve_are_checked_and_train(
     make_slurm: Callable[..., Lab], tmp_path: Path

@@ -231,6 +231,8 @@ def _as_written(explained: str, fields: Mapping[str, str]) -> str:
     for option, field in _RESOURCES.items():
         if fields.get(option) == f"slurm.sbatch.{option}":
             explained = explained.replace(f"{field}: ", f"slurm.sbatch.{option}: ")
+    if fields.get("nodes") == "slurm.spare_nodes":
+        explained = explained.replace("cluster.nodes: ", "slurm.spare_nodes with cluster.nodes: ")
     return explained
 
 

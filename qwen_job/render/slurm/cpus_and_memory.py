@@ -62,6 +62,9 @@ def planned_memory(plan: Plan) -> str | None:
 def resource_notes(plan: Plan) -> Iterator[str]:
     """Yield notes about resources that are requested by default, and about those that cannot be."""
     slurm, cpus = plan.job.slurm, written_cpus(plan)
+    if slurm.spare_nodes:
+        total = plan.nodes + slurm.spare_nodes
+        yield f"slurm.spare_nodes: the job gets {total} nodes and trains on {plan.nodes}; the others count as used, too"
     if cpus is not None and cpus < plan.gpus_per_node:
         field = "slurm.sbatch.cpus-per-task" if "cpus-per-task" in slurm.sbatch else "slurm.cpus_per_task"
         yield f"{field}: {cpus} CPUs for {plan.gpus_per_node} processes per node; they will wait for each other"

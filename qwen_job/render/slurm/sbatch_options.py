@@ -39,7 +39,8 @@ def sbatch_options(plan: Plan) -> Options:
     _check_signal(plan, signal)
     planned: Options = {
         "job-name": plan.job.name,
-        "nodes": str(plan.nodes),
+        "nodes": str(plan.nodes + slurm.spare_nodes),
+        **({"no-kill": None} if slurm.spare_nodes else {}),
         "ntasks-per-node": "1",
         **gpu_request(plan),
         **({"cpus-per-task": str(cpus)} if cpus else {}),
@@ -107,7 +108,7 @@ def field_of(plan: Plan, option: str) -> tuple[str, ...]:
         return ("slurm", "sbatch", option)
     fields = {
         "job-name": ("name",),
-        "nodes": ("cluster", "nodes"),
+        "nodes": ("slurm", "spare_nodes") if plan.job.slurm.spare_nodes else ("cluster", "nodes"),
         "output": ("slurm", "log_dir"),
         "mem": ("slurm", "memory"),
         "signal": ("slurm", "signal_seconds"),

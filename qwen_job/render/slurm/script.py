@@ -45,6 +45,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         "slurm_gives_gpus": slurm_gives_gpus(plan),
         "requeue": slurm.requeue and not slurm.chain,
         "chain": slurm.chain or 0,
+        "spare_nodes": slurm.spare_nodes,
         "tasks": [],
         "limit_seconds": limit_seconds(plan),
         "signal_seconds": signal_seconds(plan),
