@@ -308,6 +308,11 @@ class Train(Strict):
         "default: the model's own, which is 0 for Qwen's. Costs a second forward pass where there are several "
         "micro-batches",
     )
+    export: choices.Export = Field(
+        choices.EXPORT,
+        description="What model/ holds if training started from a vision-language folder (Qwen3.5 to 3.8): the text "
+        "model alone, or a copy of that folder with its text weights replaced",
+    )
     on_nan: choices.OnNan = Field("stop", description="What to do if the loss is not finite")
     loss_spike_factor: Annotated[float, Field(gt=1)] | None = Field(
         choices.LOSS_SPIKE_FACTOR,

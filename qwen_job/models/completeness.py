@@ -106,14 +106,15 @@ def as_stored(wanted: Mapping[str, tuple[int, ...]], tensors: Collection[str]) -
     return {name.replace(ours, theirs, 1) if name.startswith(ours) else name: wanted[name] for name in wanted}
 
 
-def left_out(folder: Path) -> list[str]:
-    """Return a sentence about each part of the folder that is not trained, and not in a trained model."""
+def left_out(folder: Path, *, kept: bool = False) -> list[str]:
+    """Return a sentence about each part of the folder that is not trained; ``kept``: it is in the trained model."""
+    end = "stays as it was in model/" if kept else "is not in the model that training writes"
     parts: dict[str, int] = {}
     for name in read_folder(folder):
         if part := _part(name):
             parts[part] = parts.get(part, 0) + 1
     return [
-        f"{folder}: the {part} ({count} weights) is not trained, and is not in the model that training writes"
+        f"{folder}: the {part} ({count} weights) is not trained, and {end} (train.export)"
         for part, count in parts.items()
     ]
 

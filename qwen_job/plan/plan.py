@@ -120,6 +120,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     attention = decide_attention(job, gpu, precision, ledger, shape.attention_dropout if shape else 0.0)
     fused_loss = decide_fused_loss(job, gpu, precision, ledger)
     warnings += decide_thinking(job, ledger)
+    _decide_export(job, shape, ledger)
     rows = rows_per_gpu(job)
     refuse_contradictions(job, gpu.is_cpu)
     question, answer, run = None, Answer(None), None
@@ -274,6 +275,21 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         message = too_long(job.train.model_max_length, shape.longest_row)
         raise JobError([job.problem(("train", "model_max_length"), message)])
     return shape, []
+
+
+def _decide_export(job: Job, shape: ModelShape | None, ledger: Ledger) -> None:
+    """Note what model/ will hold, where the model may come from a vision-language folder.
+
+    Raises:
+        JobError: the original folder is wanted, and the model's cannot hold more than the text model.
+    """
+    written = job.train.export if job.wrote("train", "export") else None
+    if shape is not None and shape.linear:
+        reason = "the text model alone; original keeps the vision tower of the model's folder, which is not trained"
+        ledger.decide("train.export", written, "text", reason)
+    elif shape is not None and written == "original":
+        message = f"original is for models with a vision tower, and {shape.name} has none; remove the line"
+        raise JobError([job.problem(("train", "export"), message)])
 
 
 def _interconnect(job: Job, ledger: Ledger) -> str:

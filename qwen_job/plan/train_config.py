@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Fields of train that train.yaml keeps outside its training section, or in a different form.
 _ELSEWHERE = {
     "attention", "bf16", "fp16", "fused_loss", "global_batch_size", "gradient_checkpointing", "hang_seconds",
-    "loss_spike_factor", "model_max_length", "on_nan", "resume", "router_aux_loss_coef", "seed", "skip_rows",
+    "export", "loss_spike_factor", "model_max_length", "on_nan", "resume", "router_aux_loss_coef", "seed", "skip_rows",
     "torch_compile",
 }  # fmt: skip
 # Fields of data that only the plan reads.
@@ -48,6 +48,7 @@ def train_config(plan: Plan) -> TrainConfig:
         torch_compile=plan.torch_compile,
         gradient_checkpointing=plan.choice.gradient_checkpointing,
         router_aux_loss_coef=train.router_aux_loss_coef,
+        export=train.export,
         # A CPU's peak is assumed: precise enough for a rough time, not for an MFU.
         peak_tflops=None if gpu.is_cpu else gpu.peak_tflops.get(plan.precision),
         model=ModelSpec.model_construct(

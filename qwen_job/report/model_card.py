@@ -24,7 +24,16 @@ from qwen_job.run.reading import read_object
 from qwen_job.run.sections import ModelSpec
 
 # The first release of transformers with the architecture; tested for Qwen2.
-OLDEST = {"Qwen2ForCausalLM": "4.37.0", "Qwen3ForCausalLM": "4.51.0"}
+OLDEST = {
+    "Qwen2ForCausalLM": "4.37.0",
+    "Qwen2MoeForCausalLM": "4.40.0",
+    "Qwen3ForCausalLM": "4.51.0",
+    "Qwen3MoeForCausalLM": "4.51.0",
+    "Qwen3_5ForCausalLM": "5.2.0",
+    "Qwen3_5ForConditionalGeneration": "5.2.0",
+    "Qwen3_5MoeForCausalLM": "5.2.0",
+    "Qwen3_5MoeForConditionalGeneration": "5.2.0",
+}
 _SETTINGS = ("world_size", "device", "precision", "attention", "seed")
 _DATA = ("format", "template", "max_length", "packing", "long_samples", "turn_order", "mask", "learn", "thinking",
          "empty_think", "several_thoughts", "system_prompt")  # fmt: skip
@@ -48,7 +57,7 @@ _SERVE = """
 ```sh
 COMMAND
 ```
-
+SERVER
 ```python
 CLIENT
 ```
@@ -127,7 +136,8 @@ def _serve(serving: Serving) -> str:
     if serving.switch:
         unasked = "off" if serving.traits and serving.traits.off_unasked else "on"
         reasoning = f"Reasoning is {unasked} unless a request sets `enable_thinking`.\n"
-    text = _SERVE.strip().replace("COMMAND", serving.command("path/to/model"), 1)
+    server = f"\n{serving.needs}\n" if serving.needs else ""
+    text = _SERVE.strip().replace("COMMAND", serving.command("path/to/model"), 1).replace("SERVER", server, 1)
     return text.replace("CLIENT", serving.client(), 1).replace("REASONING", reasoning, 1)
 
 

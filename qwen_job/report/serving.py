@@ -13,6 +13,11 @@ from typing import Any, NamedTuple
 
 from qwen_job.chat.chosen import AUTO, choose
 from qwen_job.chat.traits import Traits, traits_of
+from qwen_job.facts.families import FAMILIES
+from qwen_job.facts.model_files import architectures, exists, read_json
+
+_WHOLE = {family.whole for family in FAMILIES.values() if family.whole}
+_TEXT_ALONE = {family.architecture for family in FAMILIES.values() if family.whole}
 
 _WEATHER: dict[str, Any] = {
     "type": "function",
@@ -39,6 +44,27 @@ class Serving(NamedTuple):
     """What a server has to know. ``traits`` None: plain ChatML, which needs no options."""
 
     traits: Traits | None
+    architecture: str = ""
+
+    @property
+    def needs(self) -> str:
+        """A sentence on the releases of vLLM that load the model; empty where any does.
+
+        The text model alone: vLLM's changes 50210 and 50355, merged at the end of July 2026, which 0.27 is the first
+        release after. The whole folder: as the hub's. Read, not tested.
+        """
+        if self.architecture in _TEXT_ALONE:
+            return (
+                "A folder of the text model alone needs vLLM 0.27 or newer. For an older one, train with "
+                "`train.export: original`."
+            )
+        if self.architecture in _WHOLE:
+            return (
+                "This is the folder of the base model with trained text weights; it needs vLLM 0.17 or newer. Its "
+                "vision tower and its multi-token prediction were not trained: leave speculative decoding with it off. "
+                "`--language-model-only` does not load the vision tower."
+            )
+        return ""
 
     @property
     def tools(self) -> bool:
@@ -62,7 +88,7 @@ class Serving(NamedTuple):
         Its parser qwen3 takes all text up to ``</think>`` as reasoning unless thinking is off, so it is left out for
         templates without reasoning, and told of templates that do not think unless asked.
         """
-        flags: list[str] = []
+        flags: list[str] = ["--language-model-only"] if self.architecture in _WHOLE else []
         if self.thinks:
             flags += ["--reasoning-parser", "qwen3"]
         if self.traits is not None and self.traits.off_unasked:
@@ -93,7 +119,9 @@ def serving_of(folder: Path) -> Serving:
         ModelError: its template cannot be read.
     """
     chosen = choose(AUTO, folder)
-    return Serving(traits_of(chosen.template) if chosen.template else None)
+    path = folder / "config.json"
+    named = architectures(read_json(path)) if exists(path) else []
+    return Serving(traits_of(chosen.template) if chosen.template else None, str(named[0]) if named else "")
 
 
 def _python(value: Any, indent: str = "") -> str:

@@ -66,6 +66,7 @@ class TrainConfig(Section):
     torch_compile: choices.TorchCompile = "auto"
     gradient_checkpointing: bool = True
     router_aux_loss_coef: float | None = Field(default=None, ge=0)
+    export: choices.Export = choices.EXPORT
     peak_tflops: float | None = Field(default=None, gt=0)
     model: ModelSpec
     data: DataSpec

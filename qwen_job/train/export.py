@@ -32,6 +32,7 @@ from qwen_job.storage import write_json
 from qwen_job.train.deepspeed_engine import whole_weights
 from qwen_job.train.kernels import stock_kernels
 from qwen_job.train.stored_names import stored
+from qwen_job.train.whole_folder import refuse_without_whole, write_whole_folder
 
 if TYPE_CHECKING:
     from qwen_job.train.trainer import Trainer
@@ -65,11 +66,21 @@ def export(trainer: Trainer, deepspeed: DeepSpeedConfig, source: Path, target: P
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _write_weights(model, state, aside)
-    for note in _write_settings(model, source, aside, trainer.config):
+    for note in _write_folder(model, state, source, aside, trainer.config):
         trainer.log.say(note)
     verify(aside, tokens.cpu(), expected.float().cpu())
     _replace(aside, target)
+
+
+def _write_folder(model: Any, state: Any, source: Path, folder: Path, config: TrainConfig) -> list[str]:
+    """Write the model in the form that ``train.export`` asks for; returns notes."""
+    if config.export == "text":
+        _write_weights(model, state, folder, prefixed=False)
+        return _write_settings(model, source, folder, config)
+    with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".trained-") as scratch:
+        _write_weights(model, state, Path(scratch))
+        data = config.data
+        return write_whole_folder(source, Path(scratch), folder, data.template, data.system_prompt)
 
 
 def probe(model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -108,6 +119,8 @@ def rehearse(model: Any, source: Path, config: TrainConfig) -> list[str]:
     """
     from transformers import AutoConfig, GenerationConfig
 
+    if config.export == "original":
+        refuse_without_whole(source)
     with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".rehearsal-") as scratch:
         folder = Path(scratch)
         try:
@@ -131,14 +144,16 @@ def _length_note(model: Any, config: TrainConfig) -> list[str]:
     return [note + ("; the dynamic NTK and logn attention of Qwen-1 beyond them are not used here" if older else "")]
 
 
-def _write_weights(model: Any, state: Any, folder: Path) -> None:
+def _write_weights(model: Any, state: Any, folder: Path, *, prefixed: bool = True) -> None:
+    """Save the weights under the names that they were read from; ``prefixed``: see :func:`stored`."""
     from transformers import GenerationConfig
 
     # Ours is written afterwards; theirs refuses settings that it has just read.
     model.generation_config = GenerationConfig()
     model.config = _clean_config(model)
     try:
-        model.save_pretrained(folder, state_dict=stored(model, state), save_original_format=False)
+        named = stored(model, state, prefixed=prefixed)
+        model.save_pretrained(folder, state_dict=named, save_original_format=False)
     except SafetensorError as error:
         # It reports errors of the disk as text only: code: 28, kind: StorageFull
         code = re.search(r"code: (\d+)", str(error))

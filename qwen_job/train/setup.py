@@ -103,7 +103,7 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
     model = build_model(config, attempt.deepspeed, model_folder)
     if unknown := unknown_fields(read_text_config(model_folder)):
         notes.append(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
-    notes += left_out(model_folder)
+    notes += left_out(model_folder, kept=config.export == "original")
     device = _device(config, attempt.place)
     notes += keep_documents_apart(model, device, DTYPES[config.precision])
     notes += rehearse(model, model_folder, config) if attempt.place.is_first else []

@@ -20,8 +20,9 @@ NOT_THEIRS = {
     "overwrite_output_dir", "q_lora", "save_safetensors", "use_lora",
 }  # fmt: skip
 OURS = {
-    "attention", "early_stopping_patience", "fused_loss", "global_batch_size", "hang_seconds", "loss_spike_factor",
-    "model_max_length", "on_nan", "resume", "skip_rows",
+    "attention", "early_stopping_patience", "export", "fused_loss", "global_batch_size", "hang_seconds",
+    "loss_spike_factor", "memory_save_steps", "model_max_length", "on_nan", "resume", "router_aux_loss_coef",
+    "skip_rows",
 }  # fmt: skip
 GIVEN = Circumstances(evaluates=True, on_cpu=False, ampere=True)
 DEFAULTS = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}

@@ -122,6 +122,16 @@ def test_an_official_model_that_cannot_be_trained_is_refused(tmp_path: Path, nam
         plan(tmp_path, "", f"model={name}")
 
 
+def test_what_model_will_hold_is_decided_where_there_is_a_choice(tmp_path: Path) -> None:
+    hybrid = plan(tmp_path, "", "model=Qwen/Qwen3.5-2B")
+    (found,) = [one for one in hybrid.decisions if one.field == "train.export"]
+    assert (found.value, train_config(hybrid).export) == ("text", "text") and "original keeps" in found.reason
+    assert train_config(plan(tmp_path, "", "model=Qwen/Qwen3.5-2B", "train.export=original")).export == "original"
+    assert not [one for one in plan(tmp_path, "").decisions if one.field == "train.export"]
+    with pytest.raises(JobError, match=r"train\.export: original is for models with a vision tower.*remove the line"):
+        plan(tmp_path, "", "model=Qwen/Qwen3-4B", "train.export=original")
+
+
 def test_a_v100_is_told_what_linear_attention_costs_there(tmp_path: Path) -> None:
     old, new = (plan(tmp_path, "", "model=Qwen/Qwen3.5-2B", f"cluster.gpu={gpu}") for gpu in ("V100-32G", "A100-80G"))
     (warning,) = [text for text in old.warnings if "linear attention" in text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -111,3 +112,17 @@ def test_the_cards_python_answers(taught_tools: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{PLAIN_ANSWER}\n"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "needs"),
+    [
+        ("Qwen3_5ForCausalLM", [], "needs vLLM 0.27 or newer"),
+        ("Qwen3_5ForConditionalGeneration", ["--language-model-only"], "vLLM 0.17 or newer"),
+        ("Qwen3ForCausalLM", [], ""),
+    ],
+)
+def test_what_a_server_needs_for_qwen35(tmp_path: Path, architecture: str, flags: list[str], needs: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    serving = serving_of(tmp_path)
+    assert serving.flags == flags and needs in serving.needs and bool(serving.needs) == bool(needs)

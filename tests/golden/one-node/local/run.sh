@@ -93,6 +93,7 @@ fused_loss: chunked
 torch_compile: auto
 gradient_checkpointing: true
 router_aux_loss_coef: null
+export: text
 peak_tflops: null
 model:
   name: acme/unknown-chat
