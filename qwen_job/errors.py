@@ -34,7 +34,7 @@ MOST_SHOWN = 100
 
 
 class QwenJobError(Exception):
-    """Base of every error that qwen-job reports in one clear message instead of a traceback."""
+    """An error that has no other code; an internal error asks you to report it."""
 
     exit_code = 1
 

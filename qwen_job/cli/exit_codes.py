@@ -12,6 +12,6 @@ def exit_codes() -> None:
     1-127 is final: you need to change something first. 128-255 is retryable: run the same job again. Kubernetes'
     restartPolicy ExitCode and the sbatch script follow the same convention.
     """
-    for code, name, meaning in table():
+    for code, _, meaning in table():
         verdict = "retryable" if code >= RETRYABLE_FROM else ("" if code == 0 else "final")
-        click.echo(f"{code:>3}  {verdict:<9}  {name:<17}  {meaning}".rstrip())
+        click.echo(f"{code:>3}  {verdict:<9}  {meaning}".rstrip())

@@ -252,6 +252,8 @@ def fit_lines(job: Job, found: Sequence[Smallest]) -> list[str]:
         table = [heading, *rows]
         widths = [max(len(row[column]) for row in table) for column in range(len(heading))]
         lines += ["", *("  " + _aligned(row, widths) for row in table)]
+        if job.cluster.memory_gib is None:
+            lines += ["", "Host memory is not limited here: cluster.memory_gib sets what a node has."]
     return lines
 
 

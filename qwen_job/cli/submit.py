@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     "--then", type=click.Choice(["evaluate"]), help="Also submit an evaluation job that runs if training succeeds."
 )
 @click.option("--separate", is_flag=True, help="Submit one job per run of a sweep, even on Slurm.")
+@click.option("--dry-run", is_flag=True, help="Check and render the job, and print it in place of submitting it.")
 def submit(
     job: str | None,
     files: tuple[str, ...],
@@ -41,6 +42,7 @@ def submit(
     chain: int | None,
     then: str | None,
     separate: bool,
+    dry_run: bool,
 ) -> None:
     """Render the job and submit it to the target.
 
@@ -66,6 +68,11 @@ def submit(
     show_words((*plan.warnings, *missing_variables(plan.job, target)))
     bundles = render_each(plan, target, separate=separate)
     show_words(all_notes(bundles.values()), "cyan", "note")
+    if dry_run:
+        for _, bundle in bundles.values():
+            click.echo(bundle.text, nl=False)
+        show_words(("--dry-run: nothing was submitted, and the cluster was not asked",), "cyan", "note")
+        return
     if target == "local":
         sys.exit(_run_here([bundle for _, bundle in bundles.values()]))
     _check_complete([one for one, _ in bundles.values()], target)

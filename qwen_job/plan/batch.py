@@ -80,6 +80,13 @@ def decide_batch(job: Job, ledger: Ledger, rows: int, micro_batch_size: int, rea
         "train.global_batch_size",
         train.global_batch_size,
         batch.global_batch_size,
-        f"micro-batch {micro} x accumulation {accumulation} x {world_size} GPUs",
+        f"micro-batch {micro} x accumulation {accumulation} x {world_size} GPUs" + _grows(job, batch.global_batch_size),
     )
     return batch
+
+
+def _grows(job: Job, rows: int) -> str:
+    """Say that the batch, and so the result, depends on the number of GPUs, and which line keeps it."""
+    if job.train.global_batch_size is not None:
+        return ""
+    return f"; changes with the number of GPUs: train.global_batch_size: {rows} keeps it"

@@ -202,3 +202,15 @@ def test_a_rooms_own_errors_are_not_in_the_table_of_exit_codes() -> None:
     from qwen_job.facts.lookup import UnknownName
 
     assert issubclass(UnknownName, JobError) and "UnknownName" not in {name for _, name, _ in table()}
+
+
+def test_fewer_gpus_a_node_are_tried_where_host_memory_is_short(job: Path) -> None:
+    large = ("--fit", "--set", "model=Qwen/Qwen2.5-72B-Instruct", "--set", "cluster.gpus_per_node=8", "--json")
+    found = json.loads(run(job, *large, "--set", "cluster.memory_gib=512"))[0]
+    assert found["fits"] and found["nodes"] > 1 and found["gpus_per_node"] < 8 and found["host_bytes"] < 512 * 2**30
+    assert "Host memory is not limited here" in run(job, "--fit")
+
+
+def test_the_plan_says_what_keeps_the_batch(job: Path) -> None:
+    assert "changes with the number of GPUs: train.global_batch_size: 32 keeps it" in run(job)
+    assert "keeps it" not in run(job, "--set", "train.global_batch_size=32")

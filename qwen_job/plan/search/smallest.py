@@ -53,7 +53,7 @@ def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
 
 
 def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: bool = False) -> Smallest:
-    for nodes, gpus in _sizes(job.cluster.gpus_per_node, doubling):
+    for nodes, gpus in _sizes(question, job.cluster.gpus_per_node, doubling):
         asked = replace(question, nodes=nodes, gpus_per_node=gpus)
         if not asked.rows or asked.rows % (asked.micro_batch_size or 1):
             continue
@@ -66,22 +66,24 @@ def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: 
     )
 
 
-def _sizes(gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
-    """Yield (nodes, GPUs per node), smallest first: parts of one node, then whole nodes."""
-    size = 1
-    while size < gpus_per_node:
-        yield 1, size
-        size *= 2
-    nodes = 1
-    while nodes <= LARGEST_CLUSTER:
-        yield nodes, gpus_per_node
-        nodes = 2 * nodes if doubling else nodes + 1
+def _sizes(question: Question, gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
+    """Yield (nodes, GPUs per node): parts of one node, then whole nodes, smallest first; then fewer GPUs on each node.
+
+    Fewer GPUs on a node leave more host memory to each, so they are tried where that memory is limited.
+    """
+    parts = [2**power for power in range(gpus_per_node.bit_length()) if 2**power < gpus_per_node]
+    counts = [2**power for power in range(LARGEST_CLUSTER.bit_length())] if doubling else range(1, LARGEST_CLUSTER + 1)
+    yield from ((1, size) for size in parts)
+    yield from ((nodes, gpus_per_node) for nodes in counts)
+    if question.host_memory_bytes is not None:
+        several = ((nodes, size) for size in parts for nodes in counts if nodes > 1)
+        yield from sorted(several, key=lambda one: (one[0] * one[1], one[0]))
 
 
 def _why(job: Job, question: Question) -> str:
     """Return why no cluster is large enough, and the nearest jobs that would fit."""
     if question.global_batch_size is not None:
-        for nodes, gpus in _sizes(job.cluster.gpus_per_node, False):
+        for nodes, gpus in _sizes(question, job.cluster.gpus_per_node, False):
             if choose(replace(question, nodes=nodes, gpus_per_node=gpus, global_batch_size=None)).best:
                 rows = f"{question.global_batch_size} rows a step do not divide by"
                 return f"{rows} {nodes * gpus} GPUs or any larger cluster; write a multiple of {nodes * gpus}"
