@@ -57,14 +57,23 @@ def status(job: str | None, target: str | None, old: bool, as_json: bool) -> Non
     "-n", "--interval", type=FiniteRange(min=1), default=5.0, show_default=True, help="Seconds between updates."
 )
 def watch(job: str | None, target: str | None, interval: float) -> None:
-    """Refresh the status until the jobs have ended."""
+    """Refresh the status until the jobs have ended.
+
+    On a terminal, curves of loss and throughput are drawn below the table.
+    """
+    from qwen_job.cli.curves import Curves
     from qwen_job.launch.find import look
 
+    curves = Curves(sys.stdout.encoding)
     while True:
         looked = look(job, target)
         silent = [f"{name}: queue unreachable: {error}" for name, error in looked.unasked.items()]
-        rows = shutil.get_terminal_size().lines - len(silent) - 1 if _redraws() else None
+        size = shutil.get_terminal_size()
+        rows = size.lines - len(silent) - 1 if _redraws() else None
         text = fitting(looked.found, rows) if looked.found else "" if silent else "no jobs in the queue"
+        if rows is not None:
+            left = rows - len(text.splitlines())
+            text = "\n".join((text, *curves.lines(looked.found, size.columns - 1, left)))
         _draw(text, silent)
         if not any(item.entry.state in _LIVE for item in looked.found):
             looked.check()
