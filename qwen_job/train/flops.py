@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Shape(NamedTuple):
     """What the number of floating-point operations depends on."""
 
-    layers: int
+    layers: int  # with attention over all earlier tokens
     hidden: int
     body_parameters: int  # matrices of all layers, without embedding and head
     head_parameters: int

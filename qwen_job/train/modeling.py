@@ -19,6 +19,7 @@ from qwen_job.train.attention import check_kernel, implementation, try_kernel, w
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
 from qwen_job.train.flops import Shape
 from qwen_job.train.kernels import use_lean_kernels
+from qwen_job.train.packed_state import linear_layers
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NOT_DECAYED = re.compile(r"bias$|norm|conv1d", re.IGNORECASE)
@@ -83,7 +84,9 @@ def shape_of(model: Any) -> Shape:
         for name, parameter in model.named_parameters()
         if parameter_is_matrix(name, parameter) and "embed_tokens" not in name and "lm_head" not in name
     )
-    return Shape(config.num_hidden_layers, config.hidden_size, round(body), head)
+    # The work of linear attention beside its matrices is small, and does not grow with the document.
+    linear = len(linear_layers(model))
+    return Shape(config.num_hidden_layers - linear, config.hidden_size, round(body), head)
 
 
 def _active_share(config: Any) -> float:

@@ -55,10 +55,16 @@ def keep_documents_apart(model: Any, device: torch.device, dtype: torch.dtype) -
     chosen = by_document(home_of(model)) if kernels is None or why_not else kernels
     for layer in layers:
         layer.forward = MethodType(partial(mix, chosen, layer.forward), layer)
-    return [
+    notes = [
         f"linear attention: {why_not}: documents are computed one after another with torch's formulas, which is exact "
         "but several times slower"
     ] * bool(why_not)
+    if dtype != torch.float32:
+        notes.append(
+            f"linear attention: A_log and dt_bias are rounded to {str(dtype).removeprefix('torch.')}, as DeepSpeed "
+            "keeps all weights; the optimizer's copies and the recurrent state are float32"
+        )
+    return notes
 
 
 def choose_kernels(device: torch.device) -> tuple[Kernels | None, str]:

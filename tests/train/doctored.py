@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -93,6 +94,18 @@ def stop_after(trainer: Trainer, step: str) -> None:
     trainer.parts.stop_request.hold = hold  # type: ignore[method-assign]
 
 
+def kill_a_rank(trainer: Trainer, step: str) -> None:
+    """Kill the second rank, as kill -9 does, where a step begins."""
+    begin = trainer.parts.stop_request.hold
+
+    def hold() -> None:
+        if trainer.state.global_step + 1 == int(step) and trainer.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        begin()
+
+    trainer.parts.stop_request.hold = hold  # type: ignore[method-assign]
+
+
 def save_in_background(trainer: Trainer, _: str) -> None:
     """Copy the state aside and let a thread write it, as on GPUs."""
     trainer.saver.checkpointer.background = True
@@ -142,6 +155,7 @@ CHANGES: dict[str, Callable[[Trainer, str], None]] = {
     "slopes": spoil_gradients,
     "weights": spoil_weights,
     "stop": stop_after,
+    "kill": kill_a_rank,
     "background": save_in_background,
     "oom": run_out_of_memory,
     "full": fill_shared_memory,

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.train
 torch = pytest.importorskip("torch")
 from qwen_job.models.linear_attention import choose_by_device, home_of, torch_formula  # noqa: E402
 from qwen_job.models.loading import load_native  # noqa: E402
-from qwen_job.train import packed_state  # noqa: E402
+from qwen_job.train import compiling, packed_state  # noqa: E402
 from qwen_job.train.attention import inputs_for  # noqa: E402
 from qwen_job.train.batches import collate  # noqa: E402
-from qwen_job.train.modeling import parameter_is_matrix  # noqa: E402
+from qwen_job.train.modeling import parameter_is_matrix, shape_of  # noqa: E402
 from tests.support.tiny_models import TINY, write_folder  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -154,6 +154,19 @@ def test_generation_keeps_its_state_from_token_to_token(model: Any) -> None:
         whole = model(input_ids=ids, use_cache=False).logits[0, 14:]
     model.train()
     assert (torch.stack(logits) - whole).abs().max() <= 1e-5
+
+
+def test_only_full_layers_cost_more_for_longer_documents(model: Any) -> None:
+    assert shape_of(model).layers == 1
+
+
+def test_weights_of_16_bits_are_reported(folder: Path) -> None:
+    model = load_native(folder, torch.bfloat16, "sdpa")[0]
+    (note,) = packed_state.keep_documents_apart(model, CPU, torch.bfloat16)
+    assert "A_log and dt_bias are rounded to bfloat16" in note
+    row = Row([37, 1, 52])
+    with torch.no_grad():
+        assert (packed(model, [row])[0] - alone(model, row)).abs().max() <= 2**-5  # logits' scale is 2
 
 
 def test_norms_decay_rates_and_convolutions_are_not_decayed(model: Any) -> None:
@@ -310,3 +323,30 @@ def test_experts_have_linear_layers_too() -> None:
 def test_a_document_without_tokens_leaves_no_boundary() -> None:
     row = Row([3, 0, 4])
     assert collate([(0, row)], 0, 9)["boundaries"].tolist() == [0, 3, 9]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_compiled_layers_keep_documents_apart_and_are_compiled_once(folder: Path) -> None:
+    """The kernels stay outside of the graphs, so that rows with other documents need no other graphs."""
+    from torch._dynamo.utils import counters
+
+    model = load_native(folder, torch.float32, "sdpa")[0].train()
+    packed_state.keep_documents_apart(model, CPU, torch.float32)
+    rows = [Row([1, 63, 3, 60]), Row([100, 27], 1), Row([30, 30, 1, 30, 30, 6], 2)]
+    expected = [alone(model, row) for row in rows]
+    wanted = gradients(model, (expected[1] * torch.sin(expected[1])).sum())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler.config, "dynamic_sources", compiling._VARYING)
+        patch.setattr(torch.fx.experimental._config, "use_duck_shape", False)
+        torch._dynamo.reset()
+        for layer in model.model.layers:
+            layer.compile(backend="aot_eager")
+        graphs = []
+        for row, exact in zip(rows, expected, strict=True):
+            out = packed(model, [row])[0]
+            assert (out - exact).abs().max() <= 5e-5  # the compiler sums in another order
+            graphs.append(counters["stats"]["unique_graphs"])
+        out = packed(model, [rows[1]])[0]
+        assert_same(gradients(model, (out * torch.sin(out)).sum()), wanted)
+    torch._dynamo.reset()
+    assert graphs[0] > 0 and graphs[1] == graphs[2], graphs
