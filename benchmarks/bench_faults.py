@@ -10,6 +10,7 @@ Needs root and slurm-wlm, munge, iproute2. The jobs are the demo, one process a 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import sys
@@ -73,7 +74,10 @@ def faults(lab: Lab, folder: Path, steps: int) -> int:
     print(f"Median time between saves: {statistics.median(b - a for a, b in pairwise(saves)):.1f} s")
     waits = [wait for kill in kills if (wait := _to_first_step(lines, kill))]
     if waits:
-        print(f"From the kill to the first new step: {', '.join(f'{wait:.0f}' for wait in waits)} s")
+        print(f"From the kill to the first new step: {', '.join(f'{wait:.1f}' for wait in waits)} s")
+        print(f"Median: {statistics.median(waits):.1f} s, longest: {max(waits):.1f} s")
+    in_place = sum(1 for line in lines if line.get("in_place"))
+    print(f"Restarts in place: {in_place}; load of the machine now: {os.getloadavg()[0]:.1f}")
     requeues = [wait for moment in _requeues(run.output) if (wait := _to_first_step(lines, moment))]
     if requeues:
         print(f"From the requeue to the first new step: {', '.join(f'{wait:.0f}' for wait in requeues)} s")

@@ -134,9 +134,16 @@ def _row(item: Found) -> tuple[str, ...]:
         "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
         "" if progress.eta_seconds is None else duration(progress.eta_seconds),
         f"{entry.nodes} ({entry.pods} pods)" if entry.pods else entry.nodes,
-        str(entry.restarts + 1) if entry.restarts else "",
+        _attempts(entry.restarts, progress.in_place or 0),
         _remark(item),
     )
+
+
+def _attempts(restarts: int, in_place: int) -> str:
+    """Return how often the job was started, and how often its ranks were restarted in place; "" for once."""
+    if in_place:
+        return f"{restarts + 1} (+{in_place} in place)"
+    return str(restarts + 1) if restarts else ""
 
 
 @cache

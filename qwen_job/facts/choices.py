@@ -52,3 +52,5 @@ LOSS_SPIKE_FACTOR = 10.0
 HANG_SECONDS = 900
 GRACE_SECONDS = 120
 REPORT_EVERY = 120
+# Restarts in place in a row without a newer checkpoint.
+IN_PLACE = 3

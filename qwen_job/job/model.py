@@ -389,6 +389,11 @@ class Retry(Strict):
     max_without_progress: Positive = Field(
         3, description="Maximum number of attempts in a row without a newer checkpoint"
     )
+    in_place: Count = Field(
+        choices.IN_PLACE,
+        description="Maximum number of restarts in place (in the same allocation, pods or ssh sessions, within "
+        "seconds) in a row without a newer checkpoint, before the job is requeued; 0: none",
+    )
     grace: Seconds = Field(choices.GRACE_SECONDS, description="Time to allow for saving a checkpoint")
 
 

@@ -202,7 +202,7 @@ def _with_answers(found: list[Found], *, seconds: float) -> list[Found]:
 
 def _with_restarts(job: Found) -> Found:
     """An operator that recreates pods does not count restarts, but the run does."""
-    attempt = job.progress.attempt or 0
+    attempt = (job.progress.attempt or 0) - (job.progress.in_place or 0)
     if job.entry.target != "kubernetes" or attempt <= job.entry.restarts:
         return job
     return replace(job, entry=replace(job.entry, restarts=attempt))

@@ -31,6 +31,10 @@ class Memory:
         self._lock = lock
         os.environ[memory.HOME] = str(home)
 
+    def newest(self) -> int:
+        """Return the step of this node's newest state; -1 without one."""
+        return max((state.step for state in memory.states([self.home])), default=-1)
+
     def close(self, code: int) -> None:
         """Delete the folder at the end of an attempt, unless ``code`` is retryable and the job may come back here.
 

@@ -1,42 +1,47 @@
-"""The launcher of one node: torch's elastic agent, which forwards signals and keeps the worker's exit code.
+"""The launcher of one node: starts its workers, forwards signals, restarts in place, and keeps the exit code.
 
     python -m qwen_job.node.launcher --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr n0 \\
         --master_port 29500 --rdzv_id job -- --config RUN/train.yaml
 
-torchrun turns every failure into exit code 1 and kills the workers 30 seconds after a TERM. Here USR1, TERM
-and HUP (ssh disconnected) reach the workers as USR1, and they save at a step boundary. The launcher exits with
-the code of the first failed worker (128 + n for signal n), so that a scheduler can tell a retryable failure from
-a final one.
+torchrun turns every failure into exit code 1, kills the workers 30 seconds after a TERM, and leaves it to each node to
+find out that another one failed. Here USR1, TERM and HUP (ssh disconnected) reach the workers as USR1, and they save at
+a step boundary. When a rank is killed, the launchers of all nodes (generations.py) end the others at once and restart
+all in place, up to --in_place times without a newer checkpoint. Then, or after a failure that a restart does not cure,
+the launcher exits with the code of the first failed worker (128 + n for signal n), so that a scheduler can tell a
+retryable failure from a final one.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from qwen_job import strict_yaml
-from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved, UsageError
-from qwen_job.node import attempts
+from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, UsageError
+from qwen_job.node import attempts, generations
 from qwen_job.node.checks import check_start
 from qwen_job.node.companion import Companion
-from qwen_job.node.keeper import open_memory
+from qwen_job.node.coordinator import Budget, Coordinator
+from qwen_job.node.generations import say
+from qwen_job.node.keeper import Memory, open_memory
 from qwen_job.node.messenger import Messenger
+from qwen_job.node.processes import Cold, Warm
+from qwen_job.node.relay import Relay
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
 from qwen_job.run.lease import RENDEZVOUS
-from qwen_job.run.signals import STOP_SIGNAL, TIME_LIMIT, hear, leave_now, watch
-from qwen_job.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, reach
+from qwen_job.run.manifest import newest_step
+from qwen_job.run.signals import TIME_LIMIT
+from qwen_job.sockets import HOW_TO_NAME, RESOLVE_SECONDS, UnknownName, Waiting, endpoint, free_port, listen, reach
 from qwen_job.text import visible_lines
+
+_PORT_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if run:
         # The trainer applies the same limit to the attempts that reached training.
         os.environ["QWEN_JOB_MAX_WITHOUT_PROGRESS"] = str(options.max_without_progress)
-    relay = _Relay(options.grace_seconds, run)
+    relay = Relay(options.grace_seconds, run)
     messenger = Messenger.of(folder, options.rdzv_id, is_first=not options.node_rank, in_pod=bool(run))
     companion: Companion | None = None
-    memory = None
+    memory: Memory | None = None
     killed_before = ends.oom_kills()
     print(
         f"qwen-job: node {options.node_rank} of {options.nnodes} on {socket.gethostname()}, "
@@ -64,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file=sys.stderr,
         flush=True,
     )
+    # A shell starts its background commands with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if messenger:
             messenger.begin()
@@ -75,11 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_start(options.command)
         companion = Companion(folder) if folder and not options.node_rank else None
         memory = open_memory(folder, options.command, options.node_rank)
-        _check_master(options)
-        code = _run(options, relay)
+        code = _run(options, relay, folder, memory)
     except QwenJobError as error:
         print(f"qwen-job: {visible_lines(error)}", file=sys.stderr, flush=True)
         code = error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted: the newest checkpoint is kept")
+        code = 128 + signal.SIGINT
     if memory:
         memory.close(code)
     killed = ends.oom_kills() - killed_before
@@ -111,90 +120,6 @@ def _run_folder(options: argparse.Namespace) -> Path | None:
         return None  # the trainer reports what is wrong with its settings
 
 
-class _Relay:
-    """Forwards a signal to the workers as USR1; one that arrives before they exist is kept for them.
-
-    After a disconnect, the relay kills workers that have not saved within ``grace_seconds``, because nobody else will.
-    Before any worker starts there is nothing to save: the launcher exits at once, even from a rendezvous that waits in
-    C. ``run``: the run folder, if this node counts its attempts.
-    """
-
-    def __init__(self, grace_seconds: float, run: Path | None = None) -> None:
-        self.agent: Any = None
-        self.used = False
-        self._grace = grace_seconds
-        self._run = run
-        self._early = False
-        self._waiting = True
-        self._deciding = threading.Lock()
-        hear(self._forward)
-        watch(self._leave)
-
-    def hold(self) -> None:
-        """Block USR1 in this process and in new workers, where it would kill one that has no handler yet."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {STOP_SIGNAL})
-
-    def report(self, waiting: Waiting, what: str) -> None:
-        """Report ``what`` this node waits for, every half minute until workers are started."""
-
-        def loop() -> None:
-            while self._waiting and waiting.left > 0:
-                waiting.report(what)
-                time.sleep(1)
-
-        threading.Thread(target=loop, name="waiting", daemon=True).start()
-
-    def starting(self) -> None:
-        """Note that from now on there are workers to forward signals to."""
-        with self._deciding:
-            self._waiting = False
-
-    def _leave(self, number: int) -> None:
-        """Exit, from the watching thread, if no worker has been started."""
-        with self._deciding:
-            if not self._waiting:
-                return
-            code = StoppedAndSaved.exit_code
-            name = signal.Signals(number).name
-            print(f"qwen-job: {name} before training started: nothing to save", file=sys.stderr, flush=True)
-            if self._run:
-                attempts.end(self._run, code, signalled=True)
-            leave_now(code)
-
-    def attach(self, agent: Any) -> None:
-        """Take the agent, after its workers have started."""
-        self.agent = agent
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {STOP_SIGNAL})
-        if self._early and self._pids():
-            self._early = False
-            self._send(STOP_SIGNAL)
-
-    def retire(self) -> None:
-        """Ignore signals from now on: Python drops handlers as it exits, and a late one would replace the exit code."""
-        hear(signal.SIG_IGN)
-
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        self.used = True
-        if not self._pids():
-            self._early = True
-        self._send(STOP_SIGNAL)
-        if number == signal.SIGHUP:
-            timer = threading.Timer(self._grace, self._send, [signal.SIGKILL])
-            timer.daemon = True
-            timer.start()
-
-    def _send(self, number: int) -> None:
-        for pid in self._pids():
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-
-    def _pids(self) -> list[int]:
-        context = getattr(self.agent, "_pcontext", None)
-        return list(context.pids().values()) if context is not None else []
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m qwen_job.node.launcher", description=__doc__)
     parser.add_argument("--nnodes", type=int, default=1)
@@ -206,6 +131,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rdzv_timeout", "--rdzv-timeout", type=float, default=60.0, help="seconds")
     parser.add_argument(
         "--max_without_progress", type=int, default=0, help="attempts in a row without a newer checkpoint; 0: no limit"
+    )
+    parser.add_argument(
+        "--in_place", type=int, default=0, help="restarts in place in a row without a newer checkpoint; 0: none"
     )
     parser.add_argument(
         "--time_limit_seconds", "--time-limit-seconds", type=float, help="of this attempt, from its start"
@@ -222,15 +150,20 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _check_master(options: argparse.Namespace) -> None:
-    """Wait for node 0's port before torch does: torch's error gives no reason."""
+def _meet(options: argparse.Namespace) -> socket.socket:
+    """Connect to node 0's coordinator, waiting for it.
+
+    Raises:
+        EnvironmentFault: the address of node 0 is unknown here.
+        RendezvousFailed: node 0 does not answer in time.
+    """
     if options.node_rank == 0:
-        return
+        return socket.create_connection(("localhost", options.master_port))
     # On Kubernetes, a name resolves only once its pod exists.
     resolve = options.rdzv_timeout if "KUBERNETES_SERVICE_HOST" in os.environ else RESOLVE_SECONDS
     waiting = Waiting(options.rdzv_timeout)
     try:
-        reach(options.master_addr, options.master_port, waiting, pause=0.5, resolve_seconds=resolve).close()
+        return reach(options.master_addr, options.master_port, waiting, pause=0.2, resolve_seconds=resolve)
     except UnknownName as error:
         raise EnvironmentFault(f"node {options.node_rank} ({socket.gethostname()}): {error}; {HOW_TO_NAME}") from None
     except OSError as error:
@@ -242,114 +175,50 @@ def _check_master(options: argparse.Namespace) -> None:
         ) from None
 
 
-def _run(options: argparse.Namespace, relay: _Relay) -> int:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def _coordinate(options: argparse.Namespace, folder: Path | None, memory: Memory | None) -> Coordinator:
+    """Start the coordinator of all nodes, on node 0.
 
-    # The agent would kill the workers on TERM and HUP; the relay lets them save instead.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGQUIT"
+    Raises:
+        RendezvousFailed: the rendezvous port is in use.
+    """
+    waiting = Waiting(_PORT_SECONDS)
+    while True:
+        try:
+            listening = listen(options.master_port)
+            break
+        except OSError as error:
+            # The launcher of an attempt before may take a moment to end.
+            if waiting.left < 0:
+                raise RendezvousFailed(
+                    f"node 0 ({socket.gethostname()}) cannot listen on port {options.master_port}: {error.strerror}"
+                ) from None
+            time.sleep(0.2)
+
+    def newest() -> int:
+        return max(newest_step(folder) if folder else -1, memory.newest() if memory else -1)
+
+    budget = Budget(options.in_place, newest)
+    coordinator = Coordinator(listening, options.rdzv_id, options.nnodes, options.rdzv_timeout, budget, say)
+    coordinator.begin()
+    return coordinator
+
+
+def _run(options: argparse.Namespace, relay: Relay, folder: Path | None, memory: Memory | None) -> int:
     os.environ["QWEN_JOB_RENDEZVOUS_SECONDS"] = str(options.rdzv_timeout)
-    config = LaunchConfig(
-        min_nodes=options.nnodes,
-        max_nodes=options.nnodes,
-        nproc_per_node=options.nproc_per_node,
-        run_id=options.rdzv_id,
-        rdzv_backend="static",
-        rdzv_endpoint=endpoint(options.master_addr, options.master_port),
-        rdzv_configs={"rank": options.node_rank, "timeout": int(options.rdzv_timeout)},
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    if hasattr(config, "signals_to_handle"):
-        config.signals_to_handle = "SIGINT,SIGQUIT"
-    _watch_agent(relay)
-    _quiet_agent()
-    relay.hold()
-    if options.nnodes > 1:
-        where = endpoint(options.master_addr, options.master_port)
-        relay.report(Waiting(options.rdzv_timeout), f"all {options.nnodes} nodes at {where}")
+    warm = options.in_place and folder is not None
+    starter = Warm(options.command) if warm else Cold(options.command)
+    coordinator = _coordinate(options, folder, memory) if options.node_rank == 0 else None
+    place = generations.Place(options.node_rank, options.nnodes, options.nproc_per_node, options.master_addr)
+    connection = generations.Connection(_meet(options), options.rdzv_id, place)
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "qwen_job.train", *options.command)
-    except ChildFailedError as error:
-        _name_killed(list(error.failures.values()))
-        return exit_code([(failure.timestamp, failure.exitcode) for failure in error.failures.values()])
-    except Exception as error:
-        if "timed out" in str(error).lower() or "timeout" in str(error).lower():
-            raise RendezvousFailed(_not_all_met(options, error)) from None
-        raise
-    return 0
-
-
-def _watch_agent(relay: _Relay) -> None:
-    """Give the relay the agent that ``elastic_launch`` builds, each time the agent monitors its workers."""
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-
-    monitor = LocalElasticAgent._monitor_workers
-
-    def watched(agent: Any, group: Any) -> Any:
-        relay.attach(agent)
-        return monitor(agent, group)
-
-    start = LocalElasticAgent._start_workers
-
-    def started(agent: Any, group: Any) -> Any:
-        relay.starting()
-        return start(agent, group)
-
-    LocalElasticAgent._monitor_workers = watched  # type: ignore[method-assign]
-    LocalElasticAgent._start_workers = started  # type: ignore[method-assign]
-
-
-def _quiet_agent() -> None:
-    """Silence the agent's logs about workers that end: the workers or :func:`_name_killed` report the reason.
-
-    Set LOGLEVEL, torch's own variable, to see them.
-    """
-    if "LOGLEVEL" in os.environ:
-        return
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("torch.distributed.elastic") and isinstance(logger, logging.Logger):
-            logger.setLevel(logging.CRITICAL)
-
-
-def _name_killed(failures: Sequence[Any]) -> None:
-    """Report the workers that were killed by a signal, except those that the agent killed.
-
-    The agent stops the remaining workers when one has failed, and finally kills them.
-    """
-    reasoned = any(failure.exitcode > 0 and failure.exitcode != Retryable.exit_code for failure in failures)
-    for failure in failures:
-        if reasoned and failure.exitcode == -signal.SIGKILL:
-            continue
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
-            number = -failure.exitcode
-            name = signal.Signals(number).name if number in iter(signal.Signals) else f"signal {number}"
-            hint = ", often by the kernel when host memory is full" if name == "SIGKILL" else ""
-            print(
-                f"qwen-job: a worker on {socket.gethostname()} (local rank {failure.local_rank}, process "
-                f"{failure.pid}) was killed by {name}{hint}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
-def exit_code(failures: Sequence[tuple[float, int]]) -> int:
-    """Return the code of the rank that failed first, from (unix time, code as in subprocess).
-
-    Ranks that only lost a peer, and those that the agent then stopped, do not show the cause.
-    """
-    collateral = (Retryable.exit_code, -signal.SIGTERM, -signal.SIGABRT)
-    # Times are whole seconds; within one second, a rank with an exit code goes before one that was killed.
-    code = min((code in collateral, when, code < 0, code) for when, code in failures)[-1]
-    return 128 - code if code < 0 else code
-
-
-def _not_all_met(options: argparse.Namespace, error: Exception) -> str:
-    return (
-        f"the {options.nnodes} nodes did not connect at {options.master_addr}:{options.master_port} within "
-        f"{options.rdzv_timeout:.0f} s ({' '.join(str(error).split())[:160]}); check that all nodes were started "
-        "and that each has its own --node_rank"
-    )
+        attempts_here = generations.Generations(
+            place, connection, starter, relay, lambda: check_start(options.command), say
+        )
+        return attempts_here.run()
+    finally:
+        connection.socket.close()
+        if coordinator is not None:
+            coordinator.finish()
 
 
 def _threads(workers: int) -> int:

@@ -37,6 +37,7 @@ def shell_context(
         "python": python,
         "launcher": launcher,
         "grace": plan.job.retry.grace,
+        "in_place": plan.job.retry.in_place,
         # A complete run that is to train longer still has its done.json.
         "extend": plan.job.train.resume == "extend",
     }

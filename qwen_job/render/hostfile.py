@@ -75,7 +75,11 @@ def _hosts(plan: Plan) -> list[str]:
     if master and is_loopback(master) and len(hosts) > 1:
         message = f"{master} means a different machine on each host: use the first host's address as the others see it"
         raise JobError([plan.job.problem(("hostfile", "master_addr"), message)])
-    if plan.job.hostfile.launcher == "pdsh":
+    launcher = plan.job.hostfile.launcher
+    if launcher != "torchrun" and "in_place" in plan.job.retry.model_fields_set and plan.job.retry.in_place:
+        message = f"hostfile.launcher: {launcher} does not restart in place: use torchrun, or write 0"
+        raise JobError([plan.job.problem(("retry", "in_place"), message)])
+    if launcher == "pdsh":
         _check_pdsh(plan, hosts)
     return hosts
 

@@ -22,6 +22,8 @@ class Attempt:
     """One start of the run, with its events in order."""
 
     number: int
+    # Why the launcher restarted all ranks in place after it; "" if it did not.
+    after: str = ""
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -55,6 +57,8 @@ class Attempt:
         if "end" in kinds:
             return "done"
         stops = [event for event in self.events if event.get("type") == "stop"]
+        if not stops and self.after:
+            return f"{self.after}; restarted in place"
         return str(stops[-1].get("reason") or "stopped") if stops else "no final event (killed, or still running)"
 
 
@@ -69,6 +73,8 @@ def attempts(events: Sequence[Event]) -> list[Attempt]:
     for event in events:
         if number(event, "time") is None:
             continue
+        if event.get("type") == "start" and event.get("in_place") and found:
+            found[-1].after = str(event.get("after") or "a rank failed")
         if event.get("type") == "start" or not found:
             found.append(Attempt(len(found)))
         found[-1].events.append(event)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from qwen_job.errors import UsageError
 from qwen_job.run.folder import RunFolder
+from qwen_job.run.launched import LAUNCH, restarts
 
 # The job's rendezvous ID; on Kubernetes the job's name, the same for all attempts.
 RENDEZVOUS = "QWEN_JOB_RENDEZVOUS_ID"
@@ -67,7 +68,9 @@ class Lease:
         self._lost = lost
         self._renew = renew
         self._counter = 0
-        self._nonce = uuid.uuid4().hex
+        # Of two attempts of one launch the launchers have ended the earlier one.
+        self._launch = os.environ.get(LAUNCH) or uuid.uuid4().hex
+        self._nonce = f"{self._launch}.{restarts()}"
         self._over = threading.Event()
 
     def take(self, say: Callable[[str], None], *, dead: float = DEAD_SECONDS) -> None:
@@ -81,6 +84,9 @@ class Lease:
             folder.mkdir(parents=True, exist_ok=True)
         while not self._created():
             found = self._first_look()
+            if found is not None and self._follows(found):
+                self._write()
+                break
             if found is not None and _may_live(found):
                 self._wait_for_change(found, say, dead)
             # Another process may have taken or released it meanwhile.
@@ -89,6 +95,21 @@ class Lease:
                 self._settle()
                 break
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
+
+    def check(self) -> None:
+        """Call ``lost``, which should not return, if another process has taken the lease.
+
+        Called before each write, because a process that was stopped for a while continues where it was.
+        """
+        with contextlib.suppress(OSError):
+            found = self._read()
+            if found is not None and found.nonce != self._nonce and not self._over.is_set():
+                self._lost(found.owner)
+
+    def _follows(self, found: Entry) -> bool:
+        """Return whether ``found`` belongs to the attempt that the launcher of this one has restarted in place."""
+        launch, _, number = found.nonce.partition(".")
+        return launch == self._launch and number.isdecimal() and int(number) < restarts()
 
     def release(self) -> None:
         """Release the lease, so that others can start at once."""

@@ -19,8 +19,8 @@ _MOST_NAMED = 4
 class Progress:
     """The progress recorded in a run folder.
 
-    ``age_seconds`` since the last heartbeat, ``attempt`` from 0; ``stragglers``: ranks that are slow by themselves;
-    ``fault``: an existing file that cannot be read.
+    ``age_seconds`` since the last heartbeat, ``attempt`` from 0; ``in_place``: how many attempts were restarts there;
+    ``stragglers``: ranks that are slow by themselves; ``fault``: an existing file that cannot be read.
     """
 
     state: str = ""
@@ -31,6 +31,7 @@ class Progress:
     eta_seconds: float | None = None
     age_seconds: float | None = None
     attempt: int | None = None
+    in_place: int | None = None
     stragglers: tuple[str, ...] = ()
     fault: str = ""
 
@@ -70,4 +71,5 @@ def progress_from(beat: dict[str, Any], now: float | None = None) -> Progress:
         age_seconds=None if written is None else max(0.0, (time.time() if now is None else now) - written),
         attempt=whole(attempt),
         stragglers=tuple(visible(text, 200) for text in slow[:_MOST_NAMED]) if isinstance(slow, list) else (),
+        in_place=whole(beat.get("in_place")),
     )

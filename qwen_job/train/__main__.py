@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING
 from qwen_job.errors import QwenJobError, StoppedAndSaved, UsageError
 from qwen_job.report.summary import against_plan
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
-from qwen_job.run.lease import Lease
+from qwen_job.run.launched import CHANNEL, ROLE, STORE, TEMPLATE, name_process
+from qwen_job.run.lease import Lease, owner_name
 from qwen_job.run.metrics import read_metrics
 from qwen_job.run.signals import StopRequest, TimeLimit, leave_now
-from qwen_job.train import attempt, failures
+from qwen_job.train import attempt, failures, template
 from qwen_job.train.failures import say
 from qwen_job.train.read_settings import keep, read_settings
-from qwen_job.train.rendezvous import Place, meet, place_from_environment, speak_once, tell
+from qwen_job.train.rendezvous import Place, before_torch, meet, place_from_environment, speak_once, tell
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.settings_diff import is_complete
 from qwen_job.train.trackers import close_trackers
@@ -65,14 +67,12 @@ def main(arguments: list[str]) -> int:
     log: RunLog | None = None
     store: Store | None = None
     try:
-        log = RunLog(config.output_dir, active=place.is_first)
+        log = RunLog(config.output_dir, active=place.is_first, guard=lease.check if lease else lambda: None)
         stop_request.leaving = _leaving(config, log, place)
         log.heartbeat("starting")
         for note in notes:
             log.say(note)
-        if config.device == "cpu":
-            # DeepSpeed compiles functions that are never called here; importing the compiler takes seconds.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if config.torch_compile is True else "1")
+        before_torch(config.device, config.torch_compile)
         with stop_request.interrupting():
             store = meet(place, float(os.environ.get("QWEN_JOB_RENDEZVOUS_SECONDS", "60")))
             tell(store, "stay", place.is_first, stop_request.leave_if_heard)
@@ -95,7 +95,8 @@ def take_lease(run: Path) -> Lease:
     """
 
     def lost(owner: str) -> None:
-        say(f"output: {owner} has taken over {run}: this job stops, so that only one of them writes")
+        who = "a newer attempt of this job" if owner == owner_name() else owner
+        say(f"output: {who} has taken over {run}: this process stops, so that only one of them writes")
         leave_now(UsageError.exit_code)
 
     lease = Lease(run, lost)
@@ -162,8 +163,25 @@ def _complain(error: QwenJobError) -> int:
     return error.exit_code
 
 
+def start(arguments: list[str]) -> int:
+    """Be what the launcher asks for: a rank, the process that ranks are forked from, or the store that they meet in."""
+    role = os.environ.get(ROLE)
+    if role == STORE:
+        template.keep_store(socket.socket(fileno=int(os.environ[CHANNEL])))
+    if role == TEMPLATE:
+        template.serve(arguments, rank)
+        return 0
+    return rank(arguments)
+
+
+def rank(arguments: list[str]) -> int:
+    """Train as the rank that RANK names, and return the exit code."""
+    name_process(f"qwen-rank-{os.environ.get('RANK', '0')}")
+    return main(arguments)
+
+
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
+    code = start(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     # Other ranks may still be in a collective with us; destroying the group could wait for them forever.

@@ -9,11 +9,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen_job.report.closing import write_pages
 from qwen_job.report.summary import against_plan
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
+from qwen_job.run.launched import AFTER, restarts
 from qwen_job.run.manifest import newest_step
 from qwen_job.run.metrics import read_metrics
 from qwen_job.run.signals import StopRequest
@@ -78,6 +79,7 @@ def train(
             resumed_from=step,
             from_memory=resumed is not None and resumed.in_memory,
             host=os.uname().nodename,
+            **restarted(),
         )
         trainer = build_trainer(attempt, loaded, beginning, watchdog)
         # The collector's pauses grow with the number of live objects; these stay for good.
@@ -116,9 +118,15 @@ def finish(trainer: Trainer, deepspeed: DeepSpeedConfig, model_folder: Path, sta
             "settings": json.loads(settings_text(config)),
             "finished": time.time(),
         }
+        log.guard()
         write_done(config.folder.done, done)
     log.heartbeat("done", step)
     log.say(f"done: {step} steps in {duration(seconds)}, the model is in {config.folder.model}")
+
+
+def restarted() -> dict[str, Any]:
+    """Return what an attempt that the launcher restarted in place adds to its ``start`` line: which one, after what."""
+    return {"in_place": number, "after": os.environ.get(AFTER, "")} if (number := restarts()) else {}
 
 
 def _report_to(config: TrainConfig, log: RunLog) -> str:

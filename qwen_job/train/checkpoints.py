@@ -59,11 +59,15 @@ class MemoryFull(Retryable):
 class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     """Writes checkpoints to ``disk``, or to another medium; give it to a DeepSpeed engine as its ``checkpoint_engine``.
 
-    ``background`` lets training continue while files are written; one save is under way at a time.
+    ``background`` lets training continue while files are written; one save is under way at a time. ``guard`` is called
+    on rank 0 before a checkpoint appears or goes, and ends a process that may not write any more.
     """
 
-    def __init__(self, folder: Path, *, zero_stage: int, background: bool) -> None:
+    def __init__(
+        self, folder: Path, *, zero_stage: int, background: bool, guard: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
+        self.guard = guard
         self.folder = folder
         self.disk = Disk(folder, zero_stage)
         self.medium: Medium | Disk = self.disk
@@ -145,6 +149,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         self.medium = medium
         self._step, self._files, self._errors, self._writes = step, {}, [], []
         if medium.leads:
+            self.guard()
             self._attempt(partial(medium.prepare, step))
         dist.barrier()
 
@@ -165,6 +170,7 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         self.files = [files for files, _ in everything]
         if not problems:
             if self.medium.leads:
+                self.guard()
                 self._attempt(lambda: self.medium.publish(step, self.files))
             _, problems = self._gather()
         if problems:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from qwen_job.atomic import sync_folder
 from qwen_job.run import states as memory
 from qwen_job.run.folder import step_name
+from qwen_job.run.launched import restarts
 from qwen_job.run.manifest import FileEntry, describe, write_manifest
 from qwen_job.run.states import State, Sum
 
@@ -52,7 +53,9 @@ class Disk:
         return dist.get_rank() == 0
 
     def aside(self, step: int) -> Path:
-        return self.folder / f".{step_name(step)}.partial"
+        # A rank of an attempt that was restarted in place cannot write into the folder of a later one.
+        attempt = f".{number}" if (number := restarts()) else ""
+        return self.folder / f".{step_name(step)}{attempt}.partial"
 
     def prepare(self, step: int) -> None:
         for left_over in self.folder.glob(".step-*.partial"):

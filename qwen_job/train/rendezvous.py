@@ -123,6 +123,13 @@ def join(place: Place, store: Store, device: str) -> None:
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
 
 
+def before_torch(device: str, torch_compile: object) -> None:
+    """Set what torch reads when it is imported."""
+    if device == "cpu":
+        # DeepSpeed compiles functions that are never called here; importing the compiler takes seconds.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if torch_compile is True else "1")
+
+
 def quiet_deepspeed(device: str) -> None:
     """Import DeepSpeed quietly, and without compiling its shared-memory op on a CPU."""
     import logging
@@ -130,8 +137,8 @@ def quiet_deepspeed(device: str) -> None:
 
     # Of DeepSpeed's own calls, which nobody who reads a job's log can change.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed looks for devices otherwise, and after that a process must not fork.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device == "cuda" else "cpu")
 
     import deepspeed  # noqa: F401
     from deepspeed.utils import logger

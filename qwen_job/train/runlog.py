@@ -11,13 +11,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from qwen_job.atomic import write_atomically
 from qwen_job.errors import RETRYABLE_FROM
 from qwen_job.run.folder import RunFolder
+from qwen_job.run.launched import restarts
 from qwen_job.run.metrics import read_metrics
 from qwen_job.text import duration, visible_lines
 
@@ -31,10 +32,19 @@ _PLAIN_LINE_SECONDS = 10.0
 class RunLog:
     """The files of one run folder and its progress line."""
 
-    def __init__(self, folder: Path, *, active: bool, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        active: bool,
+        stream: TextIO | None = None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.active = active
-        self.attempt = 0
+        # Called before every write; ends a process that may not write any more.
+        self.guard = guard
+        self.attempt = self.in_place = 0
         self.total_steps: int | None = None
         self._last: dict[str, Any] = {}
         self._beat = 0.0
@@ -42,12 +52,16 @@ class RunLog:
         self._progress = Progress(stream or sys.stderr)
         if active:
             folder.mkdir(parents=True, exist_ok=True)
-            self.attempt = sum(1 for line in read_metrics(folder) if line.get("type") == "start")
+            starts = [line for line in read_metrics(folder) if line.get("type") == "start"]
+            self.attempt = len(starts)
+            # Of all attempts until now, this one included, those that the launcher restarted in place.
+            self.in_place = sum(1 for line in starts if line.get("in_place")) + (restarts() > 0)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line to metrics.jsonl; numbers that are not finite become null."""
         if not self.active:
             return
+        self.guard()
         line = {"type": kind, "time": time.time(), "step": step, **values}
         text = json.dumps({key: _finite(value) for key, value in line.items()}, ensure_ascii=False)
         with RunFolder(self.folder).metrics.open("a", encoding="utf-8") as out:
@@ -84,6 +98,7 @@ class RunLog:
         if not self.active or (state == "training" and now - self._beat < _HEARTBEAT_SECONDS):
             return
         self._beat = now
+        self.guard()
         beat = {
             "state": state,
             "step": step,
@@ -93,6 +108,7 @@ class RunLog:
             "eta_seconds": eta,
             "time": now,
             "attempt": self.attempt,
+            "in_place": self.in_place,
             "stragglers": list(self._stragglers.values()),
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -167,7 +183,8 @@ def progress_text(step: int, total: int | None, values: dict[str, Any], eta: flo
 def fruitless_attempts(lines: Sequence[dict[str, Any]], resumed_from: int | None) -> int:
     """Count the latest attempts that began at ``resumed_from`` and ended with a retryable code, or without one.
 
-    A person looked at an attempt that ended with a final code, so the count begins after it.
+    Restarts in place have another limit (retry.in_place) and do not count. A person looked at an attempt that ended
+    with a final code, so the count begins after it.
     """
     count, code = 0, RETRYABLE_FROM
     for line in reversed(lines):
@@ -178,7 +195,7 @@ def fruitless_attempts(lines: Sequence[dict[str, Any]], resumed_from: int | None
         elif line.get("type") == "start":
             if code < RETRYABLE_FROM or line.get("resumed_from") != resumed_from:
                 return count
-            count, code = count + 1, RETRYABLE_FROM
+            count, code = count + (not line.get("in_place")), RETRYABLE_FROM
     return count
 
 

@@ -181,6 +181,7 @@ class Saver:
         if self._ranks.rank == 0:
             best = self._state.best_global_step if self._wants_best else None
             keep_steps = [] if best is None else [best]
+            self.checkpointer.guard()
             prune(self.checkpointer.folder, keep=self._config.training.save_total_limit, keep_steps=keep_steps)
             discard_universal(self.checkpointer.folder)
         return None

@@ -156,6 +156,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         config.folder.checkpoints,
         zero_stage=zero_stage(attempt.deepspeed),
         background=_has_room_aside(config, attempt.deepspeed),
+        guard=log.guard,
     )
     kept = resume.step if resume and resume.in_memory else None
     every = config.training.memory_save_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from qwen_job.run.metrics import read_metrics
 from tests.e2e.steps import DEMO, environment
 from tests.slurmlab import Lab, LabError
 from tests.slurmlab.lab import FINISHED
+from tests.support.ranks import ranks
 
 SAVE_STEPS = 5
 SMALL = {
@@ -122,18 +124,24 @@ class Run:
 
     def ranks(self) -> list[psutil.Process]:
         """Return the run's training processes, rank 0 first."""
-        return sorted(self._launched(), key=lambda process: int(process.environ()["RANK"]))
+        return ranks(self._started())
 
-    def _launched(self) -> list[psutil.Process]:
+    def templates(self) -> list[psutil.Process]:
+        """Return the processes that the ranks are forked from, and the ranks' store."""
+        mine = self._started()
+        return [process for process in mine if process not in ranks(mine)]
+
+    def launchers(self) -> list[psutil.Process]:
+        """Return the launchers of the nodes."""
+        return [parent for process in self.templates() if (parent := process.parent()) is not None]
+
+    def _started(self) -> list[psutil.Process]:
         words = ["-m", "qwen_job.train", "--config", str(self.path / "train.yaml")]
         found = []
         for process in psutil.process_iter():
-            try:
-                parent = process.parent()
-                if process.cmdline()[-4:] == words and parent and "qwen_job.node.launcher" in parent.cmdline():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cmdline()[-4:] == words:
                     found.append(process)
-            except psutil.NoSuchProcess:
-                continue
         return found
 
     def kill_rank(self, number: int) -> None:

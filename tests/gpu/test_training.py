@@ -82,6 +82,17 @@ def test_it_trains_saves_goes_on_and_exports(
     assert losses(rough.parent) == pytest.approx(expected, abs=0.05)
 
 
+def test_a_killed_rank_is_forked_again_and_uses_the_gpu(tmp_path: Path) -> None:
+    train_yaml = write_run(tmp_path / "run", 2)
+    process = tiny.start(train_yaml, processes=1, in_place=2)
+    tiny.wait_for_step(train_yaml.parent, 14, process, 400)
+    os.kill(tiny.workers(process)[0].pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert "restarting all ranks in place (1 of 2" in output and "starts new processes" not in output
+    assert [line.get("in_place", 0) for line in tiny.metrics(train_yaml.parent, "start")] == [0, 1]
+
+
 def test_the_random_state_of_the_gpu_and_the_loss_scale_come_back(tmp_path: Path) -> None:
     import torch
 

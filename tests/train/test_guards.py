@@ -11,12 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, Retryable, UsageError
-from qwen_job.node.launcher import _name_killed, exit_code
+from qwen_job.node.generations import Failure, describe, exit_code
 from qwen_job.run.config import TrainConfig, parse_config
 from qwen_job.run.signals import StopRequest, TimeLimit
 from qwen_job.train import failures
@@ -217,18 +216,24 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_prepared(
         check_trackers(parse_config(values, "train.yaml"))
 
 
-def test_only_who_was_not_ended_by_the_launcher_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    failed, ended = (SimpleNamespace(exitcode=code, local_rank=0, pid=1) for code in (7, -signal.SIGKILL))
-    _name_killed([failed, ended])
-    assert "SIGKILL" not in capsys.readouterr().err
-    _name_killed([ended])
-    assert "was killed by SIGKILL, often by the kernel" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-signal.SIGKILL, "was killed by SIGKILL, often by the kernel"),
+        (-signal.SIGSEGV, "was killed by SIGSEGV"),
+        (-99, "was killed by signal 99"),
+        (7, "ended with exit code 7"),
+    ],
+)
+def test_how_a_rank_ended_is_described(code: int, words: str) -> None:
+    assert words in describe(Failure(1, 4242, code, 0.0))
+    assert "local rank 1, process 4242" in describe(Failure(1, 4242, code, 0.0))
 
 
 AT_THE_END = """
 import os, signal, sys
-from qwen_job.node.launcher import _Relay
-relay = _Relay(1)
+from qwen_job.node.relay import Relay
+relay = Relay(1)
 relay.retire()
 for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
     os.kill(os.getpid(), number)

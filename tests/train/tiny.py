@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 from qwen_job.sockets import free_port
+from tests.support.ranks import ranks
 
 MODEL = {
     "name": "tiny",
@@ -137,12 +138,15 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, **quiet, **extra}
 
 
-def start(train_yaml: Path, processes: int = 2, *, change: str = "", **extra: str) -> subprocess.Popen[str]:
+def start(
+    train_yaml: Path, processes: int = 2, *, change: str = "", in_place: int = 0, **extra: str
+) -> subprocess.Popen[str]:
     """Start a run on this machine through the node launcher.
 
     ``change``: what to change in its trainer, such as ``stop 4``; see tests/train/doctored.py. Torchrun starts it then.
     """
-    command = [sys.executable, "-m", "qwen_job.node.launcher", "--nproc_per_node", str(processes), "--"]
+    command = [sys.executable, "-m", "qwen_job.node.launcher", "--nproc_per_node", str(processes)]
+    command += ["--in_place", str(in_place), "--"]
     if change:
         name, _, value = change.partition(" ")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -205,5 +209,4 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], secon
 
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the ranks below a launcher, lowest first."""
-    found = [p for p in psutil.Process(process.pid).children() if "qwen_job.train" in p.cmdline()]
-    return sorted(found, key=lambda p: int(p.environ()["RANK"]))
+    return ranks(psutil.Process(process.pid).children(recursive=True))

@@ -31,7 +31,8 @@
   "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
   "--master_addr" $address "--master_port" $port "--rdzv_id" $name
   "--rdzv_timeout" (int $k.rendezvous_timeout | toString)
-  "--max_without_progress" (int .Values.max_without_progress | toString) -}}
+  "--max_without_progress" (int .Values.max_without_progress | toString)
+  "--in_place" (int .Values.in_place | toString) -}}
 {{- if not (kindIs "invalid" $k.active_deadline) -}}
 {{- $words = concat $words (list "--time_limit_seconds" (int $k.active_deadline | toString)) -}}
 {{- end -}}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from qwen_job.facts import choices
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.job.kubernetes_types import Cores, Memory, Natural
 from qwen_job.job.types import Count, EnvName, Positive, Strict
@@ -85,6 +86,9 @@ class ChartValues(Strict):
     max_without_progress: Natural = Field(
         description="Attempts in a row without a newer checkpoint before the job fails with exit code 8"
     )
+    in_place: Count = Field(
+        choices.IN_PLACE, description="Restarts in place in a row without a newer checkpoint, before pods are restarted"
+    )
     kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml")
     enabled: bool = Field(True, description="For the condition of a parent chart; has no effect in this chart")
     check_cluster: bool = Field(True, description="Fail the installation if the CRD of the job is missing")
@@ -103,6 +107,7 @@ def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, A
         "cluster": {"nodes": chosen.nodes, "gpus_per_node": chosen.gpus_per_node},
         "grace_seconds": chosen.grace_seconds,
         "max_without_progress": chosen.max_without_progress,
+        "in_place": chosen.in_place,
         "kubernetes": chosen.section.model_dump(exclude_defaults=not shipped),
         "config": {
             "env": [{"name": name, "value": value} for name, value in chosen.env.items()],

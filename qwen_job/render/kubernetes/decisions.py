@@ -40,6 +40,7 @@ class Settings:
     gpus_per_node: int
     grace_seconds: int
     max_without_progress: int
+    in_place: int
     env: dict[str, str]
     needs: dict[str, str]
     files: dict[str, str]
@@ -83,6 +84,7 @@ def settings(plan: Plan) -> Settings:
         gpus_per_node=plan.gpus_per_node,
         grace_seconds=job.retry.grace + LEAVING_SECONDS,
         max_without_progress=job.retry.max_without_progress,
+        in_place=job.retry.in_place,
         env=plan.env,
         needs=needs(plan),
         files=files,

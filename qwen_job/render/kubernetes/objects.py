@@ -225,7 +225,7 @@ def command(chosen: Settings) -> list[str]:
         "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
-        "--max_without_progress", str(chosen.max_without_progress),
+        "--max_without_progress", str(chosen.max_without_progress), "--in_place", str(chosen.in_place),
         *([] if limit is None else ["--time_limit_seconds", str(limit)]),
         "--", "--config", f"{CONFIG_PATH}/{TRAIN}",
     ]  # fmt: skip

@@ -307,7 +307,7 @@ python=(python3)
 attend "${python[@]}" -m qwen_job.node.launcher \
   --nnodes 1 --node_rank "$node_rank" --nproc_per_node 2 \
   --master_addr "$master_addr" --master_port "$master_port" --rdzv_id "$rdzv_id" \
-  --grace_seconds 120 -- --config "$run/train.yaml"
+  --grace_seconds 120 --in_place 3 -- --config "$run/train.yaml"
 leave $?
 QWEN_JOB_NODE_END
 
