@@ -40,7 +40,7 @@ def build(document: Document, problems: Iterable[Problem] = ()) -> Job:
     if too_large := _check_numbers(document):
         raise JobError([*problems, *too_large])
     job, found = _validate(document)
-    found = [*problems, *found, *_check_settings(document, job)]
+    found = [*problems, *found, *_check_settings(document, job), *_check_evaluate(document, job)]
     if found or job is None:
         raise JobError(_ordered(found))
     job = resolve_paths(_with_clean_name(job, document), document)
@@ -121,6 +121,15 @@ def _check_settings(document: Document, job: Job | None) -> list[Problem]:
         held_out = settings.Circumstances(evaluates=bool(job.data.eval or job.data.eval_split))
         complaints = settings.conflicts(job.train.settings, written, held_out)
     return [document.problem(("train", *name.split(".")), message) for name, message in complaints]
+
+
+def _check_evaluate(document: Document, job: Job | None) -> list[Problem]:
+    """Return a problem for an evaluation that has no data."""
+    if job is None or job.evaluate is None or job.evaluate.data or job.data.eval:
+        return []
+    why = "the share of data.eval_split is in no file" if job.data.eval_split else "data.eval is empty"
+    message = f"is required because {why}: name a file of conversations that are not in the training data"
+    return [document.problem(("evaluate", "data"), message)]
 
 
 def _ordered(problems: Iterable[Problem]) -> list[Problem]:

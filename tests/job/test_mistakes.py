@@ -13,6 +13,7 @@ from qwen_job.cli import cli
 from qwen_job.errors import JobError
 from qwen_job.job.load import load_job
 from qwen_job.render.configs import job_document
+from qwen_job.resources import resource
 from tests.jobs import FIVE_LINES, load, plan, problems, write
 
 
@@ -21,7 +22,7 @@ from tests.jobs import FIVE_LINES, load, plan, problems, write
     [
         ("slurm: {time: 24}", "slurm.time", "write 24h, 24m or 24s"),
         ("slurm: {time: '90'}", "slurm.time", "write 90h, 90m or 90s"),
-        ("evaluate: {time: 1}", "evaluate.time", "write 1h, 1m or 1s"),
+        ("evaluate: {time: 1, data: /a.json}", "evaluate.time", "write 1h, 1m or 1s"),
         ("slurm: {memory: 400}", "slurm.memory", "write 400G or 400M"),
         ("slurm: {memory: '400'}", "slurm.memory", "write 400G or 400M"),
         ("kubernetes: {memory: 200}", "kubernetes.memory", "write it with its unit, e.g. 64Gi"),
@@ -195,3 +196,32 @@ def test_a_wrong_indent_shows_its_line(tmp_path: Path, text: str, line: int, wor
 def test_a_command_of_another_program_is_told_ours(words: list[str], said: str) -> None:
     result = CliRunner().invoke(cli, words)
     assert result.exit_code == 2 and said in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "word"), [("/d.json", "data.eval is empty"), ("{train: /d.json, eval_split: 0.1}", "in no file")]
+)
+def test_an_evaluation_without_data_is_refused_before_the_plan(tmp_path: Path, data: str, word: str) -> None:
+    (found,) = problems(tmp_path, "evaluate: {}", f"data={data}")
+    assert "evaluate.data: is required because " in found and word in found
+
+
+def _accepted(job: Path, command: list[str]) -> bool:
+    return CliRunner().invoke(cli, [*command, str(job)]).exit_code == 0
+
+
+EXAMPLES = sorted(resource("configs", "jobs").glob("*.yaml"))
+TEXTS = ["", "slurm: {time: 24}", "evaluate: {}", "evaluate: {data: /a.json}", "model: ./nope", "image: a", "slurm: {nodes: 2}",
+         "sweep: {train.seed: [1, 2]}", "sweep: {epochs: [1]}", "env: {A: $HOME}", "train: {global_batch_size: 3}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_plan_and_render_agree_about_what_is_valid(tmp_path: Path, text: str) -> None:
+    base = "".join(line for line in FIVE_LINES.splitlines(True) if line.partition(":")[0] != text.partition(":")[0])
+    job = write(tmp_path, text, base=base)
+    assert _accepted(job, ["plan"]) == _accepted(job, ["render", "-t", "slurm"])
+
+
+@pytest.mark.parametrize("job", EXAMPLES, ids=lambda path: path.stem)
+def test_plan_and_render_accept_every_example(job: Path) -> None:
+    assert _accepted(job, ["plan"]) and _accepted(job, ["render", "-t", "slurm"])

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_job.errors import JobError
 from qwen_job.plan import Plan
 from qwen_job.plan.estimate.memory import STATES_IN_MEMORY
 from qwen_job.render.container import batch_settings
@@ -28,11 +27,7 @@ _OF_THE_TRAINING = {
 
 
 def evaluate_script(plan: Plan, folders: Sequence[str | Path]) -> tuple[str, list[tuple[str, str | None]]]:
-    """Return the text and the options of NAME-evaluate.sbatch: one job, or for a sweep an array with a task per run.
-
-    Raises:
-        JobError: when the job names no data to evaluate on.
-    """
+    """Return the text and the options of NAME-evaluate.sbatch: one job, or for a sweep an array with a task per run."""
     one = one_gpu(plan)
     runs = [one_gpu(run.plan) for run in plan.sweep] or [one]
     wanted = sbatch_options(one)
@@ -122,17 +117,10 @@ def _node(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _words(plan: Plan) -> list[str]:
-    """Return the words after ``qwen-job``.
-
-    Raises:
-        JobError: when neither evaluate.data nor data.eval names any data.
-    """
+    """Return the words after ``qwen-job``; a job that evaluates names data, which its loader checks."""
     wanted = plan.job.evaluate
     assert wanted is not None
-    data = wanted.data or next((file.path for file in plan.job.data.eval), None)
-    if data is None:
-        message = "is required because data.eval is empty: name conversations that are not in the training data"
-        raise JobError([plan.job.problem(("evaluate", "data"), message)])
+    data = wanted.data or plan.job.data.eval[0].path
     words = ["evaluate", plan.job.output, "--data", data, "--samples", str(wanted.samples)]
     words += ["--max-new-tokens", str(wanted.max_new_tokens)]
     return words if wanted.before else [*words, "--no-before"]

@@ -211,7 +211,7 @@ def test_a_follow_up_that_succeeds_has_no_container_to_remove(tmp_path: Path) ->
 
 
 def test_other_targets_say_that_they_do_not_measure(tmp_path: Path) -> None:
-    (note,) = bundle(tmp_path, "local", evaluate={}).notes
+    (note,) = bundle(tmp_path, "local", evaluate={"data": "/held-out.json"}).notes
     assert note.startswith("evaluate: ")
     assert note.endswith("qwen-job evaluate /runs/tiny --data FILE")
 
