@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.atomic import write_atomically
+from qwen_job.report import trainjob
 from qwen_job.report.exposition import CONTENT_TYPE, Figures, exposition
 from qwen_job.report.page import page
 from qwen_job.report.summary import summarize
@@ -54,7 +55,8 @@ class Live:
         self._lock = threading.Lock()
         self._figures = Figures(str(settings.get("name") or run.name))
         self._report_due = time.monotonic() + min(self.every, 10)
-        self._file_due = 0.0
+        self._file_due = self._status_due = 0.0
+        self._reports = trainjob.wanted()
         self._said: set[str] = set()
 
     def text(self) -> str:
@@ -77,10 +79,17 @@ class Live:
         if last or now >= self._file_due:
             self._file_due = now + PROMETHEUS_SECONDS
             self._try("monitor.prometheus_file", lambda: write_atomically(self._file, self.text(), sync=False))
+        if self._reports and (last or now >= self._status_due):
+            self._status_due = now + PROMETHEUS_SECONDS
+            self._try("the TrainJob's status", self._report_status)
         if now >= self._report_due or (last and self.every):
             began = time.process_time()
             self._try(REPORT, self._report)
             self._report_due = now + max(self.every or _SUMMARY_SECONDS, (time.process_time() - began) / _SHARE)
+
+    def _report_status(self) -> None:
+        self.text()  # reads what is new
+        trainjob.send(self._figures, time.time())
 
     def _report(self) -> None:
         try:

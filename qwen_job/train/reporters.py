@@ -299,6 +299,8 @@ def build_reporters(run: Run, *, first: bool, say: Say) -> Reporters:
     names = named_trackers(run.config.training.report_to) if first else []
     trackers: list[tuple[str, Reporter]] = []
     for name in names:
+        if name == "kubeflow":
+            continue  # transformers' callback would wait for its server within a step: see qwen_job/report/trainjob.py
         try:
             trackers.append((name, _OURS[name](run) if name in _OURS else OfTransformers(name, run)))
         except Exception as error:

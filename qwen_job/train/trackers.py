@@ -43,7 +43,7 @@ PACKAGES = {
     "codecarbon": ("codecarbon",),
     "dagshub": ("dagshub",),
     "flyte": ("flytekit",),
-    "kubeflow": ("kubeflow",),
+    "kubeflow": (),  # the process beside the training reports: see qwen_job/report/trainjob.py
 }
 _STARTED = ("wandb", "swanlab", "mlflow")  # the others are begun by transformers
 _PROJECT = "qwen-job"
