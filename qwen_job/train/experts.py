@@ -1,7 +1,7 @@
 """Mixtures of experts in training: what ZeRO-3 must know, how tokens are routed, and the loss that balances them.
 
 - ``gather_blocks_whole``: for ZeRO-3
-- ``coefficient_of``: the weight of the auxiliary loss
+- ``coefficient_of``: the weight of the auxiliary loss;  ``expert_notes``: what they cost
 - ``Routing``: watches the routers of a model during a step; ``Seen`` is what it saw of one micro-batch
 
 The auxiliary loss is that of the Switch Transformer (arXiv 2101.03961, equations 4 to 6) as transformers computes it,
@@ -25,6 +25,8 @@ from qwen_job.errors import JobError
 from qwen_job.run.config import TrainConfig
 from qwen_job.train.batches import Batch
 from qwen_job.train.ranks import Ranks
+
+GROUPED_FROM = (8, 0)  # compute capability of torch's grouped product
 
 
 class Seen(NamedTuple):
@@ -84,6 +86,20 @@ def coefficient_of(model: Any, config: TrainConfig) -> float:
     if wanted is not None:
         return wanted
     return float(own.router_aux_loss_coef) if own.output_router_logits else 0.0
+
+
+def expert_notes(model: Any, coefficient: float, accumulation: int, device: torch.device) -> list[str]:
+    """Return what the log says about the experts of a model: what makes training slower than one would expect."""
+    notes: list[str] = []
+    if routers_of(model) and device.type == "cuda" and torch.cuda.get_device_capability(device) < GROUPED_FROM:
+        need = ".".join(map(str, GROUPED_FROM))
+        notes.append(f"experts: products of all experts at once need compute capability {need}: computed one by one")
+    if coefficient and accumulation > 1:
+        notes.append(
+            f"router_aux_loss_coef: {coefficient:g}: the balance of a step's experts is exact, so its {accumulation} "
+            "micro-batches each run forward once more before"
+        )
+    return notes
 
 
 class Routing:

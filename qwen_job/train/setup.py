@@ -31,7 +31,7 @@ from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.compiling import Setting, compile_layers
 from qwen_job.train.course import Course, Track
 from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
-from qwen_job.train.experts import Routing, coefficient_of, routers_of
+from qwen_job.train.experts import Routing, coefficient_of, expert_notes, routers_of
 from qwen_job.train.export import control_tokens, rehearse
 from qwen_job.train.gradient_step import GradientStep
 from qwen_job.train.guards import source_of
@@ -138,6 +138,8 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     state.max_steps = log.total_steps = _total_steps(config, track, resume.step if resume else None)
     check_schedule(config, arguments, state.max_steps)
     coefficient = coefficient_of(model, config)
+    for line in expert_notes(model, coefficient, config.training.gradient_accumulation_steps, device):
+        log.say(line)
     engine = _engine(attempt, model, arguments)
     setting = Setting(config, attempt.deepspeed, place, attempt.store, ranks, log)
     rehearsals = _rehearsals(config, arguments, data, partial(objective, engine.module), device, pad_id)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.errors import JobError
+from qwen_job.job import load_job
+from qwen_job.plan import make_plan
 from qwen_job.plan.train_config import train_config
 from qwen_job.render.configs import config_files
 from qwen_job.run.config import TrainConfig, load_config, parse_config, to_values
 from qwen_job.run.sections import DataSpec, Guards, ModelSpec, Planned, Section, Stop, Training, plain
-from tests.jobs import pinned_plan, plan
+from tests.jobs import FIVE_LINES, pinned_plan, plan, problems, write
 
 # What the trainer may be told and a job does not say: steps are what a job counts in.
 NOT_OF_A_JOB = {"eval_strategy", "save_strategy"}
@@ -59,3 +62,21 @@ def test_the_training_reads_it(tmp_path: Path) -> None:
     config, deepspeed = load_config(tmp_path / "train.yaml")
     assert config == train_config(made)
     assert deepspeed == made.deepspeed_config
+
+
+def test_the_balance_of_experts_reaches_the_trainer_and_a_dense_model_refuses_it(tmp_path: Path) -> None:
+    field = "train.router_aux_loss_coef=0.001"
+    mixture = plan(tmp_path, "", "model=Qwen/Qwen3-30B-A3B", field, "cluster.nodes=8", "cluster.gpus_per_node=8")
+    assert train_config(mixture).router_aux_loss_coef == 0.001
+    assert mixture.torch_compile is False
+    (found,) = problems(tmp_path, "train: {router_aux_loss_coef: 0.001}\n")
+    assert "train.router_aux_loss_coef: Qwen/Qwen-1_8B-Chat has no experts; remove the field" in found
+
+
+def test_layers_of_a_mixture_are_not_compiled(tmp_path: Path) -> None:
+    more = "train: {torch_compile: true}\n"
+    nodes = "cluster: {gpu: A100-80G, gpus_per_node: 8, nodes: 8}\n"
+    base = FIVE_LINES.replace("Qwen/Qwen-1_8B-Chat", "Qwen/Qwen3-30B-A3B").rpartition("cluster")[0] + nodes
+    path = write(tmp_path, more, base=base)
+    with pytest.raises(JobError, match=r"train\.torch_compile: true: layers are not compiled: a mixture of experts"):
+        make_plan(load_job([path]))

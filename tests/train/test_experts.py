@@ -80,11 +80,12 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with ZeRO-3 on two ranks, one of which was killed after step 6, and which was resumed from step 4."""
     train_yaml = tiny.write_run(tmp_path_factory.mktemp("mixture") / "run", 3, shape=TINY["qwen3_moe"], **RUN)
     process = tiny.start(train_yaml)
-    tiny.wait_for_step(train_yaml.parent, 6, process)
+    tiny.wait_for_step(train_yaml.parent, 6, process, seconds=300)
     tiny.workers(process)[1].send_signal(signal.SIGKILL)
-    assert process.wait(60) == 128 + signal.SIGKILL, process.communicate()[0]
+    assert process.wait(120) == 128 + signal.SIGKILL, process.communicate()[0]
     code, output = tiny.run(train_yaml)
     assert code == 0 and "resuming from step-4" in output, output
+    assert "router_aux_loss_coef: 0.01: the balance of a step's experts is exact, so its 4 micro-batches" in output
     return train_yaml.parent
 
 
@@ -159,3 +160,17 @@ def test_a_balance_without_experts_is_refused() -> None:
     with pytest.raises(JobError, match=r"train\.router_aux_loss_coef: 0\.1: qwen3 has no experts"):
         coefficient_of(dense, SimpleNamespace(router_aux_loss_coef=0.1))  # type: ignore[arg-type]
     assert coefficient_of(dense, SimpleNamespace(router_aux_loss_coef=None)) == 0  # type: ignore[arg-type]
+
+
+def test_experts_one_by_one_are_reported_on_gpus_without_grouped_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwen_job.train.experts import expert_notes
+
+    class TopKRouter(torch.nn.Linear):
+        pass
+
+    gpu, mixture = torch.device("cuda", 0), torch.nn.Sequential(TopKRouter(2, 2))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    assert "need compute capability 8.0: computed one by one" in expert_notes(mixture, 0.0, 8, gpu)[0]
+    assert expert_notes(torch.nn.Linear(2, 2), 0.0, 8, gpu) == []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert expert_notes(mixture, 0.0, 8, gpu) == expert_notes(mixture, 0.1, 1, gpu) == []
