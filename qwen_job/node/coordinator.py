@@ -92,7 +92,10 @@ class _Peer:
 
 
 class Coordinator:
-    """The agreement of one job; ``listening`` is its socket, ``say`` prints a line."""
+    """The agreement of one job; ``listening`` is its socket, ``say`` prints a line.
+
+    ``restarting`` hears why each restart in place came.
+    """
 
     def __init__(
         self,
@@ -102,8 +105,10 @@ class Coordinator:
         timeout: float,
         budget: Budget,
         say: Callable[[str], None],
+        restarting: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.messages = 0
+        self._restarting = restarting
         self._listening, self._job, self._nodes, self._timeout = listening, job, nodes, timeout
         self._budget, self._say = budget, say
         self._launch = uuid.uuid4().hex
@@ -247,6 +252,7 @@ class Coordinator:
             + (f" after {pause:.0f} s" if pause else "")
         )
         self._tell(what="prepare", G=self._generation, pause=pause)
+        self._restarting(self._why)
 
     def _look_at_the_clock(self) -> None:
         passed = time.monotonic() - self._since

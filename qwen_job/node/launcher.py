@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen_job import strict_yaml
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_start(options.command)
         companion = Companion(folder) if folder and not options.node_rank else None
         memory = open_memory(folder, options.command, options.node_rank)
-        code = _run(options, relay, folder, memory)
+        code = _run(options, relay, folder, memory, messenger.restart if messenger else lambda _: None)
     except QwenJobError as error:
         print(f"qwen-job: {visible_lines(error)}", file=sys.stderr, flush=True)
         code = error.exit_code
@@ -175,7 +175,9 @@ def _meet(options: argparse.Namespace) -> socket.socket:
         ) from None
 
 
-def _coordinate(options: argparse.Namespace, folder: Path | None, memory: Memory | None) -> Coordinator:
+def _coordinate(
+    options: argparse.Namespace, folder: Path | None, memory: Memory | None, restarting: Callable[[str], None]
+) -> Coordinator:
     """Start the coordinator of all nodes, on node 0.
 
     Raises:
@@ -198,16 +200,22 @@ def _coordinate(options: argparse.Namespace, folder: Path | None, memory: Memory
         return max(newest_step(folder) if folder else -1, memory.newest() if memory else -1)
 
     budget = Budget(options.in_place, newest)
-    coordinator = Coordinator(listening, options.rdzv_id, options.nnodes, options.rdzv_timeout, budget, say)
+    coordinator = Coordinator(listening, options.rdzv_id, options.nnodes, options.rdzv_timeout, budget, say, restarting)
     coordinator.begin()
     return coordinator
 
 
-def _run(options: argparse.Namespace, relay: Relay, folder: Path | None, memory: Memory | None) -> int:
+def _run(
+    options: argparse.Namespace,
+    relay: Relay,
+    folder: Path | None,
+    memory: Memory | None,
+    restarting: Callable[[str], None],
+) -> int:
     os.environ["QWEN_JOB_RENDEZVOUS_SECONDS"] = str(options.rdzv_timeout)
     warm = options.in_place and folder is not None
     starter = Warm(options.command) if warm else Cold(options.command)
-    coordinator = _coordinate(options, folder, memory) if options.node_rank == 0 else None
+    coordinator = _coordinate(options, folder, memory, restarting) if options.node_rank == 0 else None
     place = generations.Place(options.node_rank, options.nnodes, options.nproc_per_node, options.master_addr)
     connection = generations.Connection(_meet(options), options.rdzv_id, place)
     try:

@@ -106,8 +106,8 @@ class Messenger:
             self._tell("fault", f"the last attempt on {host} ended without a word: its node or its launcher was killed")
 
     def restart(self, reason: str) -> None:
-        """Note that the workers failed and start again within this attempt."""
-        self._tell("fault", reason)
+        """Note that the workers failed and start again in place; returns at once, whatever the storage does."""
+        threading.Thread(target=self._tell, args=("fault", reason), name="notify", daemon=True).start()
 
     def end(self, code: int, *, signalled: bool) -> None:
         """Note how the attempt ended, and wait at most six seconds for what is being sent."""
