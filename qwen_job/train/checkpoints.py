@@ -17,7 +17,7 @@ import mmap
 import os
 import shutil
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -93,13 +93,13 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
         """Tell whether this rank has written all its files of the save under way."""
         return all(write.done() for write in self._writes)
 
-    def reserve(self, collect: Callable[[Path], None]) -> str | None:
-        """Make room in host memory for a save, in the background: ``collect`` as for ``begin``, but nothing is kept.
+    def reserve(self, collect: Callable[[Path], None], medium: Medium | None = None) -> str | None:
+        """Make room in host memory for a save, in the background: arguments as for ``begin``, but nothing is kept.
 
         Returns why training will wait for saves instead, where a node lacks the memory. A collective of all ranks.
         """
         sizes: list[int] = []
-        self._sizes = sizes
+        self._sizes, self.medium = sizes, medium or self.disk
         try:
             collect(self._aside)
         finally:
@@ -303,17 +303,18 @@ class Snapshots:
     """
 
     def __init__(self) -> None:
-        self._buffers: list[torch.Tensor] = []
-        self._next = 0
+        self._buffers: dict[int, list[torch.Tensor]] = {}  # by size: saves to disk and to memory copy other tensors
+        self._used: Counter[int] = Counter()
 
     def restart(self) -> None:
         """Reuse the buffers of the save before, which must be finished."""
-        self._next = 0
+        self._used.clear()
 
     def reserve(self, sizes: Sequence[int]) -> None:
-        """Allocate buffers of these sizes in bytes: of the tensors on the GPU, in the order of ``copy``."""
-        for place in range(len(self._buffers), len(sizes)):
-            self._buffers.append(page_locked(sizes[place]))
+        """Allocate buffers of these sizes in bytes: of the tensors on the GPU."""
+        for size, count in Counter(sizes).items():
+            buffers = self._buffers.setdefault(size, [])
+            buffers += [page_locked(size) for _ in range(count - len(buffers))]
 
     def copy(self, value: object) -> Any:
         """Copy ``value`` with all its tensors, so that training may continue to change it."""
@@ -327,13 +328,11 @@ class Snapshots:
         return target.copy_(tensor, non_blocking=True)
 
     def _buffer(self, size: int) -> torch.Tensor:
-        place, self._next = self._next, self._next + 1
-        if place == len(self._buffers):
-            self._buffers.append(page_locked(size))
-        elif self._buffers[place].numel() != size:
-            release(self._buffers[place])
-            self._buffers[place] = page_locked(size)
-        return self._buffers[place]
+        buffers, place = self._buffers.setdefault(size, []), self._used[size]
+        self._used[size] += 1
+        if place == len(buffers):
+            buffers.append(page_locked(size))
+        return buffers[place]
 
 
 def map_tensors(value: object, change: Callable[[torch.Tensor], Any]) -> Any:
@@ -363,9 +362,3 @@ def page_locked(size: int) -> torch.Tensor:
     if size:
         torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + start, pages, 0)
     return memory[start : start + size]
-
-
-def release(memory: torch.Tensor) -> None:
-    """Unlock what ``page_locked`` returned, before it is freed."""
-    if memory.numel() and memory.is_pinned():
-        torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())

@@ -74,7 +74,8 @@ class Saver:
         """
         if self.checkpointer.background and not self._reserved:
             self._reserved = True
-            if reason := self.checkpointer.reserve(self._collect):
+            # To memory, a rank of every node saves the weights: the most that there is to copy.
+            if reason := self.checkpointer.reserve(self._collect, self.memory.medium if self.memory else None):
                 self._log.say(reason)
 
     def save(self, *, wait: bool = False) -> None:

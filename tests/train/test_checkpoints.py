@@ -57,6 +57,21 @@ def test_tensors_are_replaced_wherever_they_are() -> None:
     assert map_tensors(state, lambda tensor: tensor.numel()) == {"a": 2, "b": [(3, "text")], "c": 7}
 
 
+def test_saves_of_different_tensors_share_their_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a node that saves its weights to memory, and not to disk."""
+    made: list[int] = []
+    monkeypatch.setattr(checkpoints, "page_locked", lambda size: made.append(size) or torch.empty(size))
+    snapshots = checkpoints.Snapshots()
+    snapshots.reserve([8, 4, 8])
+    first = [snapshots._buffer(size) for size in (8, 4, 8)]
+    snapshots.restart()
+    second = [snapshots._buffer(size) for size in (4, 8)]
+    assert [id(buffer) for buffer in second] == [id(first[1]), id(first[0])]
+    snapshots.restart()
+    assert len({id(snapshots._buffer(8)) for _ in range(3)}) == 3
+    assert sorted(made) == [4, 8, 8, 8]
+
+
 def test_page_locked_buffers_share_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     locked: list[tuple[int, int]] = []
 
