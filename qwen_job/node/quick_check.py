@@ -66,6 +66,11 @@ def check_gpus(image: Image) -> str:
     Raises:
         EnvironmentFault: the driver is missing or too old for the image's CUDA, or a GPU has no kernels.
     """
+    if image.cuda is None and image.set is None:
+        raise EnvironmentFault(
+            "the job asks for GPUs, and this Python's torch has no CUDA: install a CUDA build of torch, or write "
+            "cluster.gpu: CPU to train on this machine's processors"
+        )
     if image.cuda is None:
         raise EnvironmentFault(
             "this image carries no CUDA (torch for CPUs): use SET=ampere (A100, H100) or SET=v100, or device cpu"

@@ -109,3 +109,10 @@ def test_small_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("qwen_job.node.quick_check.ENOUGH_SHARED_MEMORY", os.statvfs(tmp_path).f_blocks * 1 << 40)
     assert "--ipc=host" in shared_memory(tmp_path).message
     assert shared_memory(tmp_path / "none").state == "warning"
+
+
+def test_a_gpu_job_on_a_python_without_cuda_is_told_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen_job.node.quick_check.installed_image", lambda: Image(None, None, None, None))
+    with pytest.raises(EnvironmentFault, match=r"install a CUDA build of torch, or write cluster\.gpu: CPU") as caught:
+        require("cuda")
+    assert "image" not in str(caught.value)
