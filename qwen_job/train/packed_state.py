@@ -23,7 +23,9 @@ from qwen_job.facts.compiling import LINEAR_KERNELS_FROM
 from qwen_job.models.linear_attention import home_of, torch_formula
 
 PACKAGE = "fla-core"
-_ROUNDING = 0.02  # relative error of 16-bit inputs and their gradients, as for attention
+# Largest relative error of the kernels and their gradients. 16 bits explain about 0.01; a state or a convolution that
+# runs over a border of the trial is off by 0.2 and more.
+_ROUNDING = 0.05
 # Documents of 1, 3, 63, 64 and 64 tokens: shorter than the convolution, and around a chunk of 64.
 _TRIAL_ENDS = (0, 1, 4, 67, 131, 195)
 
@@ -180,7 +182,8 @@ def deviation(kernels: Kernels, exact: Kernels, layer: Any, device: torch.device
         query, key, value = mixed.split([layer.key_dim, layer.key_dim, layer.value_dim], dim=-1)
         query, key = (part.unflatten(-1, (-1, layer.head_k_dim)) for part in (query, key))
         value = value.unflatten(-1, (-1, layer.head_v_dim))
-        out = of.delta(query, key, value, F.logsigmoid(gates[..., 0].float()), gates[..., 1].sigmoid(), ends)
+        # Plus 4: a state that fades within a few tokens would hide that it was not reset.
+        out = of.delta(query, key, value, F.logsigmoid(gates[..., 0].float() + 4), gates[..., 1].sigmoid(), ends)
         return [out.detach(), *torch.autograd.grad(out.float().square().sum(), [x, weight, gates])]
 
     pairs = zip(outcome(kernels, dtype), outcome(exact, torch.float32), strict=True)

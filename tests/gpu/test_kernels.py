@@ -163,4 +163,4 @@ def test_linear_attention_keeps_documents_apart(dtype: Any, heads: tuple[int, in
     device = torch.device("cuda")
     found, why = packed_state.choose_kernels(device)
     assert found is not None, why
-    assert packed_state.deviation(found, packed_state.by_document(home), layer, device, dtype) < 1e-2
+    assert packed_state.deviation(found, packed_state.by_document(home), layer, device, dtype) < 2e-2

@@ -261,6 +261,16 @@ def test_a_kernel_that_is_wrong_is_not_used_and_the_log_says_why(
     assert flash.calls == []
 
 
+@pytest.mark.parametrize("which", ["convolve", "delta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_kernel_that_reads_over_a_border_is_found_out(model: Any, which: str, dtype: Any) -> None:
+    exact, layer = packed_state.by_document(home_of(model)), packed_state.linear_layers(model)[0]
+    true = getattr(exact, which)
+    leaking = exact._replace(**{which: lambda *parts: true(*parts[:-1], parts[-1][[0, -1]])})
+    assert "is off by" in packed_state.why_unusable(leaking, home_of(model), layer, CPU, dtype)
+    assert packed_state.why_unusable(exact, home_of(model), layer, CPU, dtype) == ""
+
+
 def test_a_kernel_that_fails_is_not_used(folder: Path, flash: Flash, monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch, (8, 0))
     monkeypatch.setattr(flash, "_check", lambda *_: 1 / 0)
