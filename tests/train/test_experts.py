@@ -1,6 +1,6 @@
 """Mixtures of experts: every way of training gives what transformers gives alone; a run survives a kill, and exports.
 
-About 45 s on one core: two processes that try every way, and three runs out of one folder.
+About 110 s of one core: one process and two that try every way, and three runs out of one folder.
 """
 
 from __future__ import annotations
