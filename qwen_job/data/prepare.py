@@ -30,7 +30,7 @@ from qwen_job.data.prepared import (
     read_index,
 )
 from qwen_job.data.rows import CHUNK_BYTES, assert_file, read_chunks
-from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup
+from qwen_job.data.worker import Worker, Workers, make_encoder, make_setup, no_collection
 from qwen_job.errors import DataError, EnvironmentFault
 from qwen_job.facts.thinking import resolved_empty_think
 from qwen_job.lock import FileLock
@@ -212,8 +212,9 @@ def _encode(
     report = _Reporter(assembler, progress)
     if workers == 1 or size <= _SMALL:
         encoder = make_encoder(setup)
-        for task in tasks:
-            report(task.number, encoder.encode(task))
+        with no_collection():
+            for task in tasks:
+                report(task.number, encoder.encode(task))
         return
     with Workers(setup, workers) as pool:
         _run_pool(pool, tasks, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.rows import Chunk
-from qwen_job.data.worker import Workers, make_setup
+from qwen_job.data.worker import Workers, make_setup, no_collection
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.run.sections import DataFile, DataSpec
 from tests.data.conftest import conversation
@@ -46,3 +47,18 @@ def test_no_tokenizer(tmp_path: Path, write: Callable[..., Path]) -> None:
         pytest.raises(ModelError, match=r"tokenizer\.json: does not exist"),
     ):
         worker.encode(Task(0, "train", 0, Chunk(1, "lines", b"{}")))
+
+
+def test_the_collector_is_off_while_this_process_encodes_and_then_as_before() -> None:
+    assert gc.isenabled()
+    with pytest.raises(KeyError), no_collection():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with no_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
