@@ -5,7 +5,8 @@
 FOLDER holds the tokenizer.json of a Qwen model, FILE its chat template. Both sides get the same conversations, each
 with its own tools, arguments and texts: a system prompt, a question, one or two calls, their results, an answer. The
 peer renders each conversation once and tokenizes it; we also read the file, find what is learnt, pack and write. The
-tokenizer of FOLDER gets the added tokens of Qwen3's where it lacks them.
+tokenizer of FOLDER gets the added tokens of Qwen3's where it lacks them. We prepare a quarter of the conversations and
+all of them, each in a process of its own: its peak memory should be the same.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bench_data_prepare import make_writer
-from qwen_job.data import open_prepared, prepare_data
+from qwen_job.data import prepare_data
 from qwen_job.run.sections import DataFile, DataSpec
 
 _WORDS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
@@ -89,49 +91,69 @@ def peer(rows: list[dict[str, Any]], folder: Path) -> tuple[float, int]:
     return time.process_time() - start, tokens
 
 
-def ours(path: Path, folder: Path, cache: Path) -> tuple[float, dict[str, Any]]:
-    """Return the processor seconds after the first chunk, scaled to all rows, and the statistics."""
+def ours(path: Path, folder: Path) -> dict[str, float]:
+    """Prepare a file; return the processor seconds after the first chunk, scaled to all rows, and the peak memory."""
     marks: list[tuple[float, int]] = []
     spec = DataSpec(train=(DataFile(path=path),), max_length=4096)
 
     def note(samples: int) -> None:
         marks.append((time.process_time(), samples))
 
-    prepared = prepare_data(spec, folder, cache, workers=1, progress=note)
+    with tempfile.TemporaryDirectory(dir=path.parent) as cache:
+        prepare_data(spec, folder, Path(cache), workers=1, progress=note)
     end = time.process_time()
     (first, before), (_, total) = marks[0], marks[-1]
-    return (end - first) * total / (total - before), open_prepared(prepared).stats["train"]
+    if total == before:
+        raise SystemExit(f"{path}: is one chunk; write more --samples")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return {"seconds": (end - first) * total / (total - before), "peak_rss_mb": peak}
+
+
+def ours_alone(rows: list[dict[str, Any]], folder: Path, root: Path) -> dict[str, float]:
+    """Return what :func:`ours` does of these rows, in a process of its own."""
+    path = root / f"{len(rows)}.jsonl"
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    done = subprocess.run([sys.executable, __file__, "--ours", path, folder], check=True, stdout=subprocess.PIPE)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def compare(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """Prepare a quarter of the rows and all of them, and the first of them as transformers does."""
+    (root / "model").mkdir()
+    folder = model_folder(options.tokenizer, options.template, root / "model")
+    talk = make_talk(options.tokenizer)
+    rows = [talk(number) for number in range(options.samples)]
+    some = rows[: min(2000, len(rows))]
+    their_seconds, their_tokens = peer(some, folder)
+    by_size = {count: ours_alone(rows[:count], folder, root) for count in (len(rows) // 4, len(rows))}
+    theirs, mine = len(some) / their_seconds, len(rows) / by_size[len(rows)]["seconds"]
+    return {
+        "template": options.template.stem,
+        "conversations": options.samples,
+        "tokens_per_conversation": round(their_tokens / len(some), 1),
+        "transformers_conversations_per_cpu_second": round(theirs),
+        "ours_conversations_per_cpu_second": round(mine),
+        "times_faster": round(mine / theirs, 1),
+        "peak_rss_mb_by_conversations": {count: figures["peak_rss_mb"] for count, figures in by_size.items()},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a Qwen tokenizer.json")
-    parser.add_argument("--template", type=Path, required=True, help="a chat template that knows tools")
+    parser.add_argument("--tokenizer", type=Path, help="folder with a Qwen tokenizer.json")
+    parser.add_argument("--template", type=Path, help="a chat template that knows tools")
     parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--ours", nargs=2, type=Path, metavar=("FILE", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.ours:
+        print(json.dumps(ours(*options.ours)))
+        return
+    if not (options.tokenizer and options.template):
+        parser.error("--tokenizer and --template are required")
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        (root / "model").mkdir()
-        folder = model_folder(options.tokenizer, options.template, root / "model")
-        talk = make_talk(options.tokenizer)
-        rows = [talk(number) for number in range(options.samples)]
-        (root / "rows.jsonl").write_text(
-            "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
-        )
-        some = rows[: min(2000, len(rows))]
-        their_seconds, their_tokens = peer(some, folder)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        our_seconds, stats = ours(root / "rows.jsonl", folder, root / "cache")
-    theirs, mine = len(some) / their_seconds, stats["samples"] / our_seconds
-    print(json.dumps({
-        "template": options.template.stem,
-        "samples": options.samples,
-        "tokens_per_sample": round(their_tokens / len(some), 1),
-        "transformers_samples_per_cpu_second": round(theirs),
-        "ours_samples_per_cpu_second": round(mine),
-        "times_faster": round(mine / theirs, 1),
-        "max_rss_growth_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10,
-    }, indent=1))  # fmt: skip
+        print(json.dumps(compare(options, Path(name)), indent=1))
 
 
 if __name__ == "__main__":
