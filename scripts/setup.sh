@@ -5,7 +5,7 @@
 #   test      .venv with the test tools as well
 #   trackers  .venv-trackers with the training stack, wandb, swanlab and mlflow
 #   vllm      .venv-vllm with vLLM's CPU build
-#   system    the distribution's packages for the Slurm lab and the image (only as root on Debian or Ubuntu)
+#   system    the distribution's packages for the Slurm lab, the image and a browser (only as root on Debian or Ubuntu)
 # Running it again costs nothing: each environment carries a stamp of what it was made from.
 # PYTHON: the interpreter to use, or its version (3.14), which uv downloads if it is installed.
 # TORCH_INDEX_URL: the package index for torch alone.
@@ -131,18 +131,34 @@ missing_packages() {
     for package in "${SYSTEM_PACKAGES[@]}"; do
         [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
     done
+    for tool in chromium-headless-shell chromium chromium-browser google-chrome; do
+        ! command -v "$tool" >/dev/null || return 0
+    done
+    echo chromium-headless-shell
+}
+
+# Ubuntu has no package of a browser, and one unknown name would fail them all.
+known_packages() {
+    local package
+    for package in "$@"; do
+        if apt-cache show "$package" >/dev/null 2>&1; then
+            echo "$package"
+        else
+            say "The distribution has no $package: the tests that need it are skipped."
+        fi
+    done
 }
 
 system() {
     if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
-        say "Not Debian or Ubuntu: the tests that need Slurm or containers are skipped."
+        say "Not Debian or Ubuntu: the tests that need Slurm, containers or a browser are skipped."
         return
     fi
     local missing
     mapfile -t missing < <(missing_packages)
     [ "${#missing[@]}" -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ]; then
-        say "Not root, so ${missing[*]} cannot be installed: the tests that need Slurm or containers are skipped."
+        say "Not root, so ${missing[*]} cannot be installed: the tests that need them are skipped."
         return
     fi
     say "Installing ${missing[*]} from the distribution ..."
@@ -154,6 +170,8 @@ system() {
     fi
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq update || say "apt-get update failed in part: using the package lists there are."
+    mapfile -t missing < <(known_packages "${missing[@]}")
+    [ "${#missing[@]}" -gt 0 ] || return 0
     apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
