@@ -205,11 +205,14 @@ def _lost(keys: list[str], used: frozenset[str], where: str) -> RecordError:
 
 def carries(value: object) -> bool:
     """Tell whether a value has content: it is not null, blank, or a list or object of such values only."""
+    if not isinstance(value, _CONTAINERS):
+        return value is not None and not (isinstance(value, str) and not value.strip())
     pending = [value]
     while pending:
         part = pending.pop()
-        if isinstance(part, _CONTAINERS):
-            pending.extend(part.values() if isinstance(part, dict) else part)
-        elif part is not None and not (isinstance(part, str) and not part.strip()):
-            return True
+        for each in part.values() if isinstance(part, dict) else part:
+            if isinstance(each, _CONTAINERS):
+                pending.append(each)
+            elif each is not None and not (isinstance(each, str) and not each.strip()):
+                return True
     return False

@@ -32,7 +32,7 @@ def order_problems(conversation: Conversation, turn_order: str = "strict") -> It
         if misplaced and number == misplaced[0]:
             yield RecordError(f"turn {number + 1} ({turn.role})", misplaced[1] + _FIX, "order")
             break
-        if not turn.text[:1].isalnum() and is_invisible(turn.text) and _lacks_text(turn):
+        if not turn[1][:1].isalnum() and is_invisible(turn.text) and _lacks_text(turn):
             what = "holds only invisible characters" if turn.text.strip() else "is empty"
             message = f"{what}; give it text or remove the conversation"
             yield RecordError(f"turn {number + 1} ({turn.role})", message, "order")
@@ -96,7 +96,7 @@ def _texts(conversation: Conversation) -> list[str]:
         _, text, reasoning, calls, _, name, call_id = turn
         texts.append(_everything_in(turn) if reasoning or calls or name or call_id else text)
     if conversation.tools or conversation.options:
-        texts.append("".join(map(json_text, [*conversation.tools, conversation.options])))
+        texts.append("".join([json_text(each) for each in (*conversation.tools, conversation.options) if each]))
     return texts
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from qwen_job.chat.conversation import Turn
-from qwen_job.data.calls import inline_calls, inline_results, read_calls
+from qwen_job.data.calls import MARK, inline_calls, inline_results, read_calls
 from qwen_job.data.keys import SWITCHES, RecordError, carries, refuse_depth, role_advice, unused_keys
 from qwen_job.data.values import kind, short, text_of
 from qwen_job.text import did_you_mean
@@ -45,6 +45,9 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 _new = tuple.__new__
 _INSTEAD_OF_TEXT = (*REASONING, "tool_calls", "function_call")
 _NAMES = ("name", "tool_name")
+# The keys of most entries that are more than a role and a text.
+_CALLING = frozenset({"role", "content", "tool_calls"})
+_ANSWERING = frozenset({"role", "content", "tool_call_id"})
 _READ: dict[str, frozenset[str]] = {
     "assistant": frozenset({*REASONING, "tool_calls", "function_call", *SWITCHES}),
     "tool": frozenset({*_NAMES, "tool_call_id", *SWITCHES}),
@@ -72,8 +75,11 @@ def read_turns(entries: Iterable[object], key: str, reading: Reading, unused: li
     for number, entry in enumerate(entries):
         turn = _plain_turn(entry, reading.as_written)
         if turn is None:
-            turn, bare = _read_turn(entry, f"{key}[{number}]", reading, unused)
             special = True
+            field = f"{key}[{number}]"
+            turn, bare = _usual_turn(entry, field, reading, unused), False
+            if turn is None:
+                turn, bare = _read_turn(entry, field, reading, unused)
             if bare:
                 continuing.add(number)
             elif turn.reasoning is not None and not turn.text.strip() and not turn.calls:
@@ -84,7 +90,7 @@ def read_turns(entries: Iterable[object], key: str, reading: Reading, unused: li
     if not special:
         return turns
     turns = list(_joined(turns, continuing, key)) if continuing else turns
-    return read_inline(turns, key) if any(turn.role == "tool" for turn in turns) else turns
+    return read_inline(turns, key) if "tool" in [turn[0] for turn in turns] else turns
 
 
 def read_inline(turns: list[Turn], key: str) -> list[Turn]:
@@ -93,6 +99,8 @@ def read_inline(turns: list[Turn], key: str) -> list[Turn]:
     Raises:
         RecordError: what is written as a call is none.
     """
+    if not [turn for turn in turns if MARK in turn[1]]:
+        return turns
     read: list[Turn] = []
     for number, turn in enumerate(turns):
         if turn.role == "assistant":
@@ -124,11 +132,15 @@ def _plain_turn(entry: object, as_written: bool) -> Turn | None:
     """Read what most entries are: a role, a text and nothing else. None: it is more than that."""
     if not isinstance(entry, dict):
         return None
-    name = entry["from"] if "from" in entry else entry.get("role")
-    text = entry["value"] if "value" in entry else entry.get("content")
-    # In a table, other turns may fill keys that are null in this one.
-    if len(entry) != 2 and list(entry.values()).count(None) != len(entry) - 2:
-        return None
+    size = len(entry)
+    if size == 2 and "role" in entry and "content" in entry:
+        name, text = entry["role"], entry["content"]
+    else:
+        name = entry["from"] if "from" in entry else entry.get("role")
+        text = entry["value"] if "value" in entry else entry.get("content")
+        # In a table, other turns may fill keys that are null in this one.
+        if size != 2 and list(entry.values()).count(None) != size - 2:
+            return None
     role = _BARE_ROLES.get(name) if isinstance(name, str) else None
     if role is None or not isinstance(text, str):
         return None
@@ -137,6 +149,26 @@ def _plain_turn(entry: object, as_written: bool) -> Turn | None:
         return Turn(role, text, reasoning)
     # The constructor takes twice as long.
     return _new(Turn, (role, text, None, (), None, "", ""))
+
+
+def _usual_turn(entry: object, field: str, reading: Reading, unused: list[str]) -> Turn | None:
+    """Read an answer with calls, or a result with an ID, as OpenAI's API has them. None: it is more than that."""
+    if type(entry) is not dict or len(entry) != 3:
+        return None
+    role, text = entry.get("role"), entry.get("content")
+    if role == "assistant" and entry.keys() == _CALLING and "tool_calls" not in reading.ignored:
+        calls, words = entry["tool_calls"], "" if text is None else text
+        if type(words) is not str or type(calls) is not list or not carries(calls):
+            return None
+        if "</think>" in words and not reading.as_written:
+            return None
+        read = read_calls(calls, f"{field}.tool_calls", reading.ignored, unused)
+        return _new(Turn, (role, words, None, read, None, "", ""))
+    if role == "tool" and entry.keys() == _ANSWERING and "tool_call_id" not in reading.ignored:
+        call_id = entry["tool_call_id"]
+        if type(text) is str and type(call_id) is str and call_id.strip():
+            return _new(Turn, (role, text, None, (), None, "", call_id))
+    return None
 
 
 def _read_turn(entry: object, field: str, reading: Reading, unused: list[str]) -> tuple[Turn, bool]:

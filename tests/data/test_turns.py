@@ -66,6 +66,38 @@ def test_a_user_s_think_remains_text() -> None:
     assert read({**Q, "content": "<think>x</think>y"}, A).turns[0] == Turn("user", "<think>x</think>y")
 
 
+@pytest.mark.parametrize("thinking", ["keep", "as_written"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        call({"a": 1}),
+        call('{"a": 1}', id="c1", type="function"),
+        call("{"),
+        call([1]),
+        call(index=0),
+        call(another="lost"),
+        {**call(), "content": "<think>so</think>see"},
+        {**call(), "content": ["no text"]},
+        {**call(), "tool_calls": "[]"},
+        {**call(), "tool_calls": [{"function": {"name": " "}}]},
+        {**call(), "tool_calls": [{"function": {"name": ""}}], "content": ""},
+        {"role": "tool", "content": "r", "tool_call_id": "c1"},
+        {"role": "tool", "content": "r", "tool_call_id": " "},
+        {"role": "tool", "content": "r", "tool_call_id": 1},
+        {"role": "tool", "content": {"r": 1}, "tool_call_id": "c1"},
+        {"role": "tool", "content": "<tool_response>r</tool_response><tool_response>s</tool_response>"},
+    ],
+)
+def test_a_turn_is_read_alike_with_a_key_that_says_nothing(message: dict[str, Any], thinking: str) -> None:
+    def said(message: dict[str, Any]) -> Any:
+        try:
+            return parse_record({"messages": [Q, message]}, thinking=thinking).turns
+        except RecordError as error:
+            return error.field, error.message
+
+    assert said(message) == said({**message, "markdown": True})
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_has_three_names(key: str) -> None:
     assert read(Q, {**A, key: " so\n"}).turns[1] == Turn("assistant", "a", " so\n")
