@@ -18,7 +18,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -72,6 +72,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**", "%"))
     concat = staticmethod(joined)
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Decide as Jinja does, once for each attribute of a type: most of what templates read."""
+        kind: Any = type(obj)
+        return _is_safe(kind, attr) if kind in _USUAL else super().is_safe_attribute(obj, attr, value)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Reject operations that would fill the memory."""
         refuse_operation(operator, left, right)
@@ -91,6 +96,22 @@ class _Environment(ImmutableSandboxedEnvironment):
         _Measured().visit(tree)
         tree.set_environment(self)
         return tree
+
+
+# Of these types, the attribute's name alone decides.
+_USUAL: dict[type[Any], Any] = {
+    str: "",
+    dict: {},
+    list: [],
+    tuple: (),
+    LoopContext: LoopContext((), undefined=jinja2.Undefined, recurse=None),
+    _Namespace: _Namespace(),
+}
+
+
+@lru_cache(maxsize=1024)
+def _is_safe(kind: Any, attr: str) -> bool:
+    return ImmutableSandboxedEnvironment().is_safe_attribute(_USUAL[kind], attr, None)
 
 
 class _Measured(NodeTransformer):

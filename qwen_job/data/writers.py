@@ -138,7 +138,8 @@ _MOST_COMPILED = 4096
 _Framed = tuple[list[int], list[bool]]
 _NOTHING_LEARNT: _Framed = ([], [])
 _new = tuple.__new__
-_LONGEST_KNOWN = 256
+# Texts of templates whose tokens are kept: short ones, such as what is around a call, and a few as long as a preamble.
+_LONGEST_KNOWN, _LONGEST_KEPT, _MOST_KEPT = 256, 1 << 16, 64
 
 
 def _segment(label: str, text: list[int]) -> Segment:
@@ -170,6 +171,7 @@ class TemplateWriter(Writer):
         self._outlines = Outlines(maker)
         self._compiled: dict[int, tuple[Outline, list[_Compiled]]] = {}
         self._encode = lru_cache(maxsize=_MOST_COMPILED)(tokenizer.encode)
+        self._encode_long = lru_cache(maxsize=_MOST_KEPT)(tokenizer.encode)
         self._ids = {token: tokenizer.id_of(token) for token in (*maker.controls.frame, *maker.controls.words)}
 
     def documents(self, conversation: Conversation, counts: Counter[str]) -> list[Document]:
@@ -218,7 +220,9 @@ class TemplateWriter(Writer):
         """Return the tokens of a control token or of a text."""
         if control:
             return [self._ids[text]]
-        return self._encode(text) if len(text) <= _LONGEST_KNOWN else self.tokenizer.encode(text)
+        if len(text) <= _LONGEST_KNOWN:
+            return self._encode(text)
+        return self._encode_long(text) if len(text) <= _LONGEST_KEPT else self.tokenizer.encode(text)
 
 
 class _Builder:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qwen_job.chat.sandbox import _USUAL, _Environment
 from qwen_job.chat.template import ChatTemplate, Unrenderable, find_texts, read_template
 from qwen_job.errors import ModelError
 from tests.chat.cases import EXAMPLES, example, template, text_of
@@ -211,3 +213,19 @@ def test_a_rendering_has_a_longest_length(frame: str) -> None:
 )
 def test_what_templates_do_is_done(expression: str, wanted: str) -> None:
     assert made("{{ " + expression + " }}").render([QUESTION]) == wanted
+
+
+@pytest.mark.parametrize("kind", _USUAL)
+def test_what_a_template_may_read_is_what_jinja_lets_it(kind: type[Any]) -> None:
+    ours, jinja, value = _Environment(), ImmutableSandboxedEnvironment(), _USUAL[kind]
+    names = [*dir(value), "unheard_of", "_hidden", "__hidden__"]
+    wanted = {name: jinja.is_safe_attribute(value, name, None) for name in names}
+    assert {name: ours.is_safe_attribute(value, name, None) for name in names} == wanted
+    assert not any(wanted[name] for name in names if name.startswith("_"))
+
+
+@pytest.mark.parametrize("expression", ["''.__class__", "[].append(1)", "{}.clear()", "().__class__.__mro__"])
+def test_what_a_template_must_not_reach_is_refused_each_time(expression: str) -> None:
+    for _ in range(2):
+        with pytest.raises(Unrenderable, match=r"unsafe|not safely callable"):
+            made("{{ " + expression + "() }}").render([QUESTION])
