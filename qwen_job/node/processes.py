@@ -192,7 +192,7 @@ class Warm(Cold):
             self._answers.append(message)
 
     def _replace(self) -> None:
-        """Start another one; the kernel has killed the workers that the lost one had forked."""
+        """Start another one, unless it was lost in its imports; the kernel has killed the workers that it forked."""
         assert self.channel is not None
         self.channel.close()
         self.channel = None
@@ -203,7 +203,11 @@ class Warm(Cold):
             self._lost.append(Ended(pid, -signal.SIGKILL))
         self._forked.clear()
         super().ended()
-        self._begin()
+        if self._ready:
+            self._begin()
+        else:
+            # Another one would end like it: new processes show what is wrong.
+            self._ready, self.refusal = True, "the process that imports the training stack ended while it did so"
 
 
 def kill_group(pid: int) -> None:
