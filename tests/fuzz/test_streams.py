@@ -124,7 +124,7 @@ def _evil_lines(folder: Path) -> Iterator[list[str]]:
                   ["report"], ["data", "check"], ["data", "show"], ["data", "clean"], ["status"], ["logs"], ["cancel"], ["train"],
                   ["model", "check"], ["model", "convert"], ["model", "fetch"], ["plan", "--fit"], ["chat"], ["evaluate"],
                   ["init"], ["templates", "export"], ["completion"], ["doctor", "-t"], ["node", "check", "--gpus"],
-                  ["schema"], ["watch"], ["exit-codes"], []):  # fmt: skip
+                  ["schema"], ["watch"], ["exit-codes"], ["docs"], []):  # fmt: skip
         yield from ([*words, path] for path in paths)
         yield [*words, f"--{EVIL}"]
     for words in (["plan", "job.yaml"], ["sweep", "job.yaml"], ["render", "job.yaml", "-t", EVIL], ["plan", "--set", EVIL],
