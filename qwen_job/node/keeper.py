@@ -16,6 +16,7 @@ from typing import IO, Any
 from qwen_job import strict_yaml
 from qwen_job.errors import EnvironmentFault, StoppedAndSaved, is_retryable
 from qwen_job.run import states as memory
+from qwen_job.run.cgroup_memory import memory_limit
 from qwen_job.text import gib_or_mib
 
 # Set by a batch script that starts the next attempt on the same nodes.
@@ -62,11 +63,11 @@ def open_memory(run: Path | None, command: list[str], node: int, root: Path = me
         EnvironmentFault: train.memory_save_steps is a number, and the states do not fit.
     """
     settings = _settings(command) if run is not None else {}
-    steps, wanted = _steps(settings), _planned_bytes(settings)
+    steps, wanted = _steps(settings), _planned(settings, "memory_save_bytes")
     if run is None or not steps:
         return None
     memory.sweep(run, root)
-    reason = _too_small(run, wanted, root)
+    reason = _too_small(run, wanted, root) or _over_limit(wanted, _planned(settings, "host_memory_bytes"))
     found = None
     if not reason:
         home = memory.home_of(run, node, root)
@@ -107,6 +108,17 @@ def _too_small(run: Path, wanted: int, root: Path) -> str:
     return ""
 
 
+def _over_limit(wanted: int, others: int) -> str:
+    """Return why the limit of the job or container, which counts /dev/shm, has no room for the states; "" if it has."""
+    limit = memory_limit()
+    if limit is None or wanted + others <= limit:
+        return ""
+    return (
+        f"states in memory take {gib_or_mib(wanted)} and the job {gib_or_mib(others)}, and its memory limit is "
+        f"{gib_or_mib(limit)} (slurm.memory, kubernetes.memory)"
+    )
+
+
 def _settings(command: list[str]) -> dict[str, Any]:
     try:
         found = strict_yaml.load(Path(command[1]))
@@ -121,9 +133,9 @@ def _steps(settings: dict[str, Any]) -> int | str:
     return value if value == "auto" or (isinstance(value, int) and value > 0) else 0
 
 
-def _planned_bytes(settings: dict[str, Any]) -> int:
+def _planned(settings: dict[str, Any], name: str) -> int:
     plan = settings.get("plan")
-    value = plan.get("memory_save_bytes") if isinstance(plan, dict) else None
+    value = plan.get(name) if isinstance(plan, dict) else None
     return value if isinstance(value, int) else 0
 
 

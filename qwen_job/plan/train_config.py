@@ -96,6 +96,7 @@ def _planned(plan: Plan) -> Planned:
         memory_items=_memory_items(plan),
         memory_capacity_bytes=memory.capacity if memory else None,
         memory_save_bytes=memory.host.get(STATES_IN_MEMORY) if memory else None,
+        host_memory_bytes=memory.host_bytes - memory.host.get(STATES_IN_MEMORY, 0) if memory else None,
     )
 
 

@@ -222,7 +222,8 @@ class Planned(Section):
 
     Memory is per GPU, or per process on a CPU: ``memory_bytes_per_gpu`` counts what the run measures (on a GPU, what
     torch allocates), ``memory_items`` everything, for a picture against ``memory_capacity_bytes``.
-    ``memory_save_bytes``: what train.memory_save_steps takes of /dev/shm on a node.
+    ``memory_save_bytes``: what train.memory_save_steps takes of /dev/shm on a node, and ``host_memory_bytes`` what all
+    else takes of the node's memory.
     """
 
     memory_bytes_per_gpu: int | None = None
@@ -231,6 +232,7 @@ class Planned(Section):
     memory_items: dict[str, int] | None = None
     memory_capacity_bytes: int | None = None
     memory_save_bytes: int | None = None
+    host_memory_bytes: int | None = None
 
 
 def plain(value: Any, *, only_set: bool = False) -> Any:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from qwen_job.errors import EnvironmentFault
+from qwen_job.node import keeper
 from qwen_job.node.keeper import KEEP, open_memory
 from qwen_job.run import states
 from tests.run.test_states import write_state
@@ -24,10 +25,23 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "shm").mkdir()
 
 
-def command(folder: Path, steps: object = "auto", size: int | None = None) -> list[str]:
-    values = {"training": {"memory_save_steps": steps}, "plan": {"memory_save_bytes": size}}
+def command(folder: Path, steps: object = "auto", size: int | None = None, others: int | None = None) -> list[str]:
+    values = {"training": {"memory_save_steps": steps},
+              "plan": {"memory_save_bytes": size, "host_memory_bytes": others}}  # fmt: skip
     (folder / "train.yaml").write_text(yaml.safe_dump(values))
     return ["--config", str(folder / "train.yaml")]
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(2999, False), (3000, True), (None, True)])
+def test_the_job_s_memory_limit_must_have_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], limit: int | None, fits: bool
+) -> None:
+    monkeypatch.setattr(keeper, "memory_limit", lambda: limit)
+    memory = open_memory(tmp_path, command(tmp_path, "auto", 1000, 2000), 0, tmp_path / "shm")
+    assert (memory is not None) == fits
+    assert ("its memory limit is" in capfd.readouterr().err) == (not fits)
+    if memory:
+        memory.close(0)
 
 
 def test_the_workers_get_the_folder_s_name_and_nobody_else_may_read_it(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ NAMES = {value for name, value in vars(folder).items() if name.isupper() and isi
 WORDS = {folder.CHECKPOINTS, folder.PREPARED, folder.MODEL, folder.LAUNCH, folder.LOGS, folder.LEASE, folder.OWNER}
 WORDS |= {folder.TOKEN, folder.HEARTBEAT}
 # job.yaml is also what a user's own job is called, in the folder where commands run.
-# A service account's token is a file of Kubernetes.
+# A service account's token is a file of Kubernetes, and states in memory have a folder for each node in /dev/shm.
 OTHERS = {(name, folder.JOB) for name in ("cli/init.py", "cli/job_options.py", "launch/find.py")}
-OTHERS |= {("node/release.py", folder.TOKEN)}
+OTHERS |= {("node/release.py", folder.TOKEN), ("run/states.py", "node-")}
 NUMBERED = re.compile(r"\.?(?:step|node)-")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from qwen_job.errors import Problem
 from qwen_job.plan import Plan
+from qwen_job.plan.estimate.memory import STATES_IN_MEMORY
 from qwen_job.text import GIB, gib_or_mib
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
@@ -55,8 +56,14 @@ def planned_memory(plan: Plan) -> str | None:
         return None
     if whole_nodes(plan):
         return "0"
-    needs = [memory.host_bytes for one in all_runs(plan) if (memory := one.memory) is not None]
+    needs = [one.memory.host_bytes - _optional_states(one) for one in all_runs(plan) if one.memory is not None]
     return f"{math.ceil(max(needs) / GIB)}G" if needs else None
+
+
+def _optional_states(plan: Plan) -> int:
+    """Return the bytes of states in memory that nobody asked for: more memory would only lengthen the wait."""
+    chosen = plan.job.train.memory_save_steps == "auto"
+    return plan.memory.host.get(STATES_IN_MEMORY, 0) if chosen and plan.memory is not None else 0
 
 
 def resource_notes(plan: Plan) -> Iterator[str]:
@@ -74,6 +81,11 @@ def resource_notes(plan: Plan) -> Iterator[str]:
         yield (
             f"slurm.cpus_per_task: not set, so the job requests {needed_cpus(plan)} CPUs per node, one per process "
             "and data loader; set cluster.cpus_per_gpu to request more"
+        )
+    if plan.job.slurm.memory is None and planned_memory(plan) and (states := _optional_states(plan)):
+        yield (
+            f"train.memory_save_steps: auto: --mem has no room for states in memory, so a node that Slurm limits to it "
+            f"saves on disk only; {gib_or_mib(states)} more in slurm.memory, or whole nodes, have it"
         )
     if planned_memory(plan) is None and not any(name in slurm.sbatch for name in _MEMORY):
         yield (

@@ -310,7 +310,9 @@ esac
 """
 
 
-def test_a_job_of_one_queue_needs_no_answer_of_another(queue: Queue) -> None:
+def test_a_job_of_one_queue_needs_no_answer_of_another(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    (queue.folder / "kubeconfig").touch()
+    monkeypatch.setenv("KUBECONFIG", str(queue.folder / "kubeconfig"))
     for name, text in {"squeue": "#!/bin/bash\necho asked > $LAB/asked\nexit 1\n", "kubectl": KUBECTL}.items():
         (queue.folder / "bin" / name).write_text(text)
         (queue.folder / "bin" / name).chmod(0o755)

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 - tables, one case a line
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,19 @@ def test_five_lines_ask_for_the_cpus_and_the_memory_of_the_plan(tmp_path: Path) 
     plan = five(tmp_path)
     made = render(plan, "slurm")
     lines = sbatch_lines(made.text)
-    need = plan.memory.host_bytes
+    need = plan.memory.host_bytes - plan.memory.host["states in memory"]
     (memory,) = [int(line.removeprefix("--mem=").removesuffix("G")) for line in lines if line.startswith("--mem=")]
     assert 0 <= memory * 2**30 - need < 2**30 and "--cpus-per-task=16" in lines
     assert "--cpus-per-task=16" in srun_words(made.text)
     assert any(note.startswith("slurm.cpus_per_task: not set") for note in made.notes)
+    assert any(note.startswith("train.memory_save_steps: auto: --mem has no room") for note in made.notes)
+
+
+def test_states_in_memory_that_are_asked_for_get_their_memory(tmp_path: Path) -> None:
+    plan = five(tmp_path, "train: {memory_save_steps: 20}\n")
+    made = render(plan, "slurm")
+    assert f"#SBATCH --mem={math.ceil(plan.memory.host_bytes / 2**30)}G" in made.text
+    assert not any(note.startswith("train.memory_save_steps") for note in made.notes)
 
 
 def test_whole_nodes_are_asked_for_whole(tmp_path: Path) -> None:

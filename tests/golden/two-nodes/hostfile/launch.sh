@@ -191,6 +191,7 @@ plan:
   memory_items: null
   memory_capacity_bytes: null
   memory_save_bytes: null
+  host_memory_bytes: null
 QWEN_JOB_END
 put "$run"/deepspeed.json << 'QWEN_JOB_END'
 {
