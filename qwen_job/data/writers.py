@@ -181,7 +181,11 @@ class TemplateWriter(Writer):
         found = self._outlines.find(settled, plain)
         if found is None:
             settled = self.settler.settled(conversation, Counter()) if plain else settled
-            return [self.document(sample) for sample in self.maker.render(settled, counts)]
+            done: Counter[str] = Counter()
+            samples = self.maker.render(settled, done)
+            counts.update(done)
+            self._outlines.keep(samples, done)
+            return [self.document(sample) for sample in samples]
         outline, values = found
         if outline.counts:
             counts.update(outline.counts)

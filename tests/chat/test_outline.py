@@ -86,6 +86,36 @@ def test_a_structure_is_rendered_once() -> None:
     assert calls == []
 
 
+def kept(outlines: Outlines, make: SampleMaker, conversation: Conversation) -> Any:
+    """Find a conversation as a writer does: what is not found is rendered and kept; return the pieces."""
+    found = outlines.find(conversation)
+    if found is None:
+        counts: Counter[str] = Counter()
+        outlines.keep(make.render(conversation, counts), counts)
+    return filled(*found) if found else None
+
+
+def renderings(outlines: Outlines, make: SampleMaker, number: int, first: str = "a") -> int:
+    """Return how often the second conversation of a new structure is rendered, which must be right."""
+    calls: list[str] = []
+    original = make.render
+    kept(outlines, make, settled(make, talk(first, "yes", options={"number": number})))
+    make.render = lambda *given: calls.append("") or original(*given)  # type: ignore[method-assign,func-returns-value]
+    other = settled(make, talk("b", "no", options={"number": number}))
+    found = kept(outlines, make, other)
+    make.render = original  # type: ignore[method-assign]
+    assert found is None or found == rendered(make, other)
+    return len(calls)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_new_outline_of_a_sound_template_is_checked_by_the_conversation_before(name: str) -> None:
+    make = maker(name)
+    outlines = Outlines(make)
+    assert [renderings(outlines, make, number) for number in range(40)] == [2] * 32 + [1] * 8
+    assert outlines._kept == 0
+
+
 def test_a_text_that_the_template_may_read_is_rendered_itself() -> None:
     make = maker("qwen3")
     outlines = Outlines(make)
@@ -108,12 +138,34 @@ def test_a_template_that_reads_the_text_is_found_out(caplog: pytest.LogCaptureFi
     assert "one by one" in caplog.text
 
 
+def test_a_template_that_was_wrong_once_is_always_checked_by_both() -> None:
+    make = SampleMaker(ChatTemplate({"default": _READER}, "reader"), maker("qwen3").settings, CONTROLS)
+    outlines = Outlines(make)
+    wrong = settled(make, talk("long enough", "b"))
+    assert [kept(outlines, make, wrong) for _ in range(3)] == [None] * 3
+    assert {renderings(outlines, make, number) for number in range(40)} == {2}
+
+
+def test_a_conversation_before_that_differs_proves_nothing() -> None:
+    make = SampleMaker(ChatTemplate({"default": _READER}, "reader"), maker("qwen3").settings, CONTROLS)
+    outlines = Outlines(make)
+    for number in range(40):
+        renderings(outlines, make, number)
+    assert renderings(outlines, make, 40) == 1
+    assert renderings(outlines, make, 41, "long enough") == 2
+
+
 def test_memory_stays_flat_with_many_structures() -> None:
     make = maker("qwen3")
     outlines = Outlines(make)
     for number in range(5000):
         outlines.find(talk("a", "b", options={"number": number}))
+        outlines.keep([], Counter())
     assert len(outlines._known) <= 4096
+    for number in range(8):
+        outlines.find(talk("a" * (1 << 20), "b", options={"more": number}))
+        outlines.keep([], Counter())
+    assert outlines._kept <= 1 << 22
 
 
 def test_the_templates_differ() -> None:
