@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
 
 class JobError(QwenJobError):
-    """job.yaml, a layer or a ``--set`` is invalid; carries all problems at once."""
+    """job.yaml, a layer or a --set is invalid; carries all problems at once."""
 
     exit_code = 3
 

@@ -55,6 +55,7 @@ _OTHER_COMMANDS = {
     "help": "'qwen-job --help', or 'qwen-job COMMAND --help'", "validate": "'qwen-job plan job.yaml'",
     "check": "'qwen-job plan job.yaml' or 'qwen-job data check FILE'", "lint": "'qwen-job plan job.yaml'",
     "run": "'qwen-job submit job.yaml --target local'", "start": "'qwen-job submit job.yaml --target TARGET'",
+    "launch": "'qwen-job submit job.yaml --target TARGET'",
     "ps": "'qwen-job status'", "list": "'qwen-job status'", "ls": "'qwen-job status'", "stop": "'qwen-job cancel JOB'",
     "kill": "'qwen-job cancel JOB'", "serve": "'qwen-job docs serving'", "eval": "'qwen-job evaluate RUN'",
     "version": "'qwen-job --version'", "examples": "'qwen-job init --example list'",

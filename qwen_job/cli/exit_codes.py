@@ -15,3 +15,7 @@ def exit_codes() -> None:
     for code, _, meaning in table():
         verdict = "retryable" if code >= RETRYABLE_FROM else ("" if code == 0 else "final")
         click.echo(f"{code:>3}  {verdict:<9}  {meaning}".rstrip())
+    click.echo(
+        "\nOther codes over 128 come from a signal that ended a process: 128 + its number. 137 is SIGKILL, usually\n"
+        "because the host memory is full."
+    )

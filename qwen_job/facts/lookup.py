@@ -65,8 +65,9 @@ def _unknown(name: str, kind: str, known: Sequence[str]) -> str:
     if kind == "GPU" and re.match(_OTHER_GPUS, name, re.IGNORECASE):
         return f"GPU {name!r} has no file with its figures; known: {', '.join(known)} ({alternative})"
     near = nearest(name, known, 3)
-    near += [entry for entry in known if name.lower() in entry.lower() and entry not in near][:3]
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    near += [entry for entry in known if name.lower() in entry.lower() and entry not in near]
+    every = "'qwen-job docs models' lists all" if kind == "model" else f"known: {', '.join(known)}"
+    hint = f"did you mean {', '.join(near[:3])}?" if near else every
     return f"{kind} {name!r} is not known: {hint} ({alternative})"
 
 

@@ -19,6 +19,7 @@ from qwen_job.facts.families import FAMILIES, FULL, LINEAR, SLIDING, layer_kinds
 from qwen_job.facts.lookup import find, read_facts
 from qwen_job.facts.model_files import read_config, read_json
 from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
+from qwen_job.text import MISSPELT, did_you_mean
 
 HYBRIDS = tuple(kind for kind, family in FAMILIES.items() if family.is_hybrid)
 MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_5_moe_text")
@@ -189,6 +190,14 @@ def full_name(name: str) -> str:
     values = read_facts(find(name, [fact("models")], "model"))
     names = [str(values["name"]), *map(str, values.get("aliases") or ())]
     return next((one for one in names if one.rpartition("/")[2].lower() == name.strip().lower()), names[0])
+
+
+def misspelt(name: str) -> str:
+    """Return ``; did you mean 'Qwen/...'?`` for an unknown hub ID of Qwen's that is close to a known one, else ""."""
+    if not name.lower().startswith("qwen/"):
+        return ""
+    known = [str(read_facts(path)["name"]) for path in fact("models").glob("*.yaml")]
+    return did_you_mean(name, known, cutoff=MISSPELT)
 
 
 def load_model_shape(name_or_path: str | Path) -> ModelShape:

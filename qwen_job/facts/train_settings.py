@@ -37,7 +37,7 @@ _NEEDS = {
 _EVALUATED = ("early_stopping_patience", "load_best_model_at_end", "eval_steps")
 # How settings begin that train a part of the weights, or quantized ones.
 PARTIAL = ("lora", "qlora", "peft", "adapter", "load_in_", "quantization", "bnb_", "finetuning_type")
-NO_LORA = "is not offered: qwen-job fine-tunes all weights"
+NO_LORA = "is not offered: qwen-job fine-tunes all weights; remove it"
 
 
 class Circumstances(NamedTuple):

@@ -15,6 +15,7 @@ from qwen_job.job.build import build, spelt_out
 from qwen_job.job.document import Document, assign, merge, parse
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.job import Job
+from qwen_job.job.notify import SHELL_VARIABLE
 from qwen_job.job.paths import STDIN
 from qwen_job.job.sweep import points
 from qwen_job.job.types import ENV_NAME
@@ -105,6 +106,8 @@ def _substitute(document: Document, environ: Mapping[str, str]) -> list[Problem]
             return [visit(item, (*path, index)) for index, item in enumerate(value)]
         if not isinstance(value, str) or "$" not in value:
             return value
+        if path[:1] == ("notify",) and SHELL_VARIABLE.fullmatch(value):
+            return value  # its check names the right form; replaced, it would be the address itself
         unbraced = _UNBRACED.search(value)
         if unbraced and not any(path[: len(section)] == section for section in _READ_ELSEWHERE):
             name = unbraced[1]

@@ -17,12 +17,12 @@ from qwen_job.text import did_you_mean
 
 # Users fix a few problems at a time, and every suggestion costs time.
 _MOST_PROBLEMS = 200
-_TYPE_TAG = r"[A-Z]\w+$|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)"
+_TYPE_TAG = r"[A-Z]\w+$|literal\[|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)"
 _EXPECTED = "expected "
 _NOUNS = {
     "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "bool_type": "true or false", "list_type": "a list", "dict_type": "'field: value' lines",
-    "model_type": "'field: value' lines",
+    "int_parsing": "a whole number", "float_parsing": "a number", "bool_type": "true or false", "list_type": "a list",
+    "dict_type": "'field: value' lines", "model_type": "'field: value' lines",
 }  # fmt: skip
 _SHORT_REPR = reprlib.Repr()
 _SHORT_REPR.maxlist = _SHORT_REPR.maxdict = 20
@@ -48,25 +48,29 @@ def _without_alternatives(problems: list[Problem]) -> list[Problem]:
         if problem.message.startswith(_EXPECTED):
             if any(p.field.startswith((f"{problem.field}.", f"{problem.field}[")) for p in others):
                 continue
+            if any(p.field == problem.field and not p.message.startswith(_EXPECTED) for p in others):
+                continue
             same = [p for p in problems if p.field == problem.field and p.message.startswith(_EXPECTED)]
             if problem is not same[0]:
                 continue
             _, _, given = problem.message.partition(", not ")
-            kinds = [p.message.removeprefix(_EXPECTED).partition(", not ")[0] for p in same]
-            problem = problem._replace(message=f"{_EXPECTED}{' or '.join(dict.fromkeys(kinds))}, not {given}")
+            expected = (p.message.removeprefix(_EXPECTED).partition(", not ")[0] for p in same)
+            kinds = list(dict.fromkeys(word for words in expected for word in words.split(" or ")))
+            either = " or ".join(part for part in (", ".join(kinds[:-1]), kinds[-1]) if part)
+            problem = problem._replace(message=f"{_EXPECTED}{either}, not {given}")
         kept.append(problem)
     return kept
 
 
 def _translate(document: Document, error: Any) -> Problem:
     path = tuple(part for part in error["loc"] if part != "[key]")
+    in_union = str(path[-1] if path else "").startswith("literal[")
     path = _without_union_tags(document.value, path)
     given = error.get("input")
     context = error.get("ctx") or {}
     kind = error["type"]
     if kind == "extra_forbidden":
-        place = right_place(dotted(path))
-        return document.problem(path, f"unknown field; {place}" if place else f"unknown field{_did_you_mean(path)}")
+        return document.problem(path, _unknown_field(path))
     if kind == "missing":
         # A missing field has no position: point at its section.
         at = document.position(path[:-1]) or Position("job", 0, 0)
@@ -75,6 +79,11 @@ def _translate(document: Document, error: Any) -> Problem:
         message = str(context.get("error", error["msg"]))
     elif kind == "string_pattern_mismatch":
         message = f"{_show(given)} has the wrong form{_example(path) or _example(path[:-1])}"
+    elif kind == "too_short":
+        message = f"needs at least {context['min_length']} item{'s' * (context['min_length'] > 1)}, not {_show(given)}"
+    elif kind == "literal_error" and in_union:
+        # The description says what each word and number means.
+        message = f"{_EXPECTED}{context['expected'].replace(chr(39), '')}, not {_show(given)}{_example(path)}"
     elif kind == "literal_error":
         message = f"{_show(given)} is not one of {context['expected']}"
         other = other_word(dotted(path), given)
@@ -84,6 +93,13 @@ def _translate(document: Document, error: Any) -> Problem:
     else:
         message = f"{error['msg'][0].lower()}{error['msg'][1:]}, not {_show(given)}"
     return document.problem(path, message)
+
+
+def _unknown_field(path: FieldPath) -> str:
+    place = right_place(dotted(path))
+    if not place:
+        return f"unknown field{_did_you_mean(path)}"
+    return f"unknown field; {place}" if place.startswith("write ") else place
 
 
 def _form(kind: str, path: FieldPath, given: Any) -> str:

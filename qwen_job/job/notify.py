@@ -13,11 +13,15 @@ from qwen_job.facts import choices
 from qwen_job.job.types import ENV_NAME, Seconds, Strict, Text
 
 _REFERENCE = rf"env:{ENV_NAME}|file:(/|~/).+"
+# A variable as a shell writes it, with or without braces.
+SHELL_VARIABLE = re.compile(rf"\$\{{?({ENV_NAME})\}}?")
 
 
 def _reference(text: str) -> str:
     if re.fullmatch(_REFERENCE, text):
         return text
+    if variable := SHELL_VARIABLE.fullmatch(text):
+        raise ValueError(f"write env:{variable[1]}: the job's files name the variable, never its value")
     form = "put it into an environment variable and write env:NAME, or into a file and write file:/PATH"
     if "://" in text:
         raise ValueError(f"is the value itself, which others could read in the job's files: {form}")

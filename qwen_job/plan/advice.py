@@ -37,7 +37,8 @@ class PlanWarning(NamedTuple):
 class RunNumbers:
     """What the warnings need besides the question and the choice; None means unknown and is not checked.
 
-    ``samples`` counts conversations of one epoch, ``rows`` the rows that packing makes of them (default: as many).
+    ``samples`` counts conversations of one epoch, ``rows`` the rows that packing makes of them (default: as many);
+    ``eval_split`` is the share of all conversations that is held out, and not among ``samples``.
     Sizes are bytes, times seconds. ``restart_seconds`` is the time from a start to the first step, ``save_seconds``
     that of the last checkpoint.
     """
@@ -46,6 +47,7 @@ class RunNumbers:
     num_train_epochs: float = 1.0
     max_steps: int = -1
     samples: int | None = None
+    eval_split: float = 0.0
     rows: int | None = None
     total_seconds: float | None = None
     time_limit_seconds: float | None = None
@@ -68,6 +70,7 @@ def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[Pl
         _learning_rate(run),
         _global_batch(question, choice, run),
         _overfit(run),
+        _nothing_held_out(run),
         _shm(question, run),
         _disk(choice, run),
         _time_limit(run),
@@ -199,6 +202,18 @@ def _overfit(run: RunNumbers) -> PlanWarning | None:
     return PlanWarning(
         "train.num_train_epochs", message, "write 2 or 3, or data.eval_split with train.early_stopping_patience"
     )
+
+
+def _nothing_held_out(run: RunNumbers) -> PlanWarning | None:
+    if run.samples is None or not run.eval_split:
+        return None
+    rows = round(run.samples / (1 - run.eval_split))
+    if rows * run.eval_split >= 1:
+        return None
+    message = (
+        f"{run.eval_split:g} of {rows:,} rows is less than one row; if none is held out, the run ends with exit code 4"
+    )
+    return PlanWarning("data.eval_split", message, "write a larger share, or data.eval")
 
 
 def _shm(question: Question, run: RunNumbers) -> PlanWarning | None:

@@ -11,7 +11,7 @@ from qwen_job.facts.choices import MemorySaveSteps, TorchCompile
 from qwen_job.facts.config_fields import too_long
 from qwen_job.facts.hardware import Gpu, load_gpu, other_sizes
 from qwen_job.facts.lookup import UnknownName
-from qwen_job.facts.model_shapes import ModelShape, load_model_shape
+from qwen_job.facts.model_shapes import ModelShape, load_model_shape, misspelt
 from qwen_job.facts.untrained import why_untrained
 from qwen_job.job import Job
 from qwen_job.job.model import CustomGpu
@@ -264,7 +264,8 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
         if job.model.resolved_source == "local":
             text = f"{name}: this machine cannot read a model there, so memory is not estimated"
         else:
-            text = f"{name}: its config is unknown, so memory is not estimated; name a local folder for an estimate"
+            fix = misspelt(name) or "; name a local folder for an estimate"
+            text = f"{name}: its config is unknown, so memory is not estimated{fix}"
         return None, [f"model.name: {text}"]
     except (JobError, ModelError) as error:
         raise JobError([job.problem(("model", "name"), str(error))]) from None
@@ -313,6 +314,7 @@ def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan, disk_f
         num_train_epochs=job.train.num_train_epochs,
         max_steps=job.train.max_steps,
         samples=run.data.samples if run.data and not fresh else None,
+        eval_split=0.0 if job.data.eval else job.data.eval_split,
         rows=None if fresh else run.rows_per_epoch,
         total_seconds=run.estimate.total_seconds[1] if run.estimate else None,
         time_limit_seconds=job.slurm.time,

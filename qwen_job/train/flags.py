@@ -236,7 +236,8 @@ def _setting(name: str, text: str | None) -> Any:
     if problem.startswith("unknown field"):
         raise UsageError(f"no such flag: --{name}{_suggestion(name)}")
     if problem:
-        raise UsageError(f"--{name} {problem}; remove the flag or correct it")
+        fix = "" if problem.endswith("remove it") else "; remove the flag or correct it"
+        raise UsageError(f"--{name} {problem}{fix}")
     return value
 
 

@@ -288,6 +288,7 @@ def test_the_table_of_exit_codes(folder: Path) -> None:
     text = run(folder, "exit-codes").stdout
     assert re.search(r"^  3  final      [a-z A-Z]+", text, re.MULTILINE)
     assert re.search(r"^160  retryable  [a-z A-Z]+", text, re.MULTILINE)
+    assert "137 is SIGKILL" in text and "`" not in text
 
 
 def test_a_reader_that_goes_away_is_no_fault(folder: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_problem_names_its_place_and_the_way_out(tmp_path: Path, text: str, ex
         ("cluster.gpu={name: X}", "cluster.gpu.memory_gib: is required"),
         ("cluster.gpu=A1000", "cluster.gpu: "),
         ("data=5", "data: expected 'field: value' lines, not 5"),
-        ("data.train=[]", "data.train: list should have at least 1 item"),
+        ("data.train=[]", "data.train: needs at least 1 item"),
         ("name='-x'", "name: '-x' has the wrong form (Name of the job: letters"),
         ("output=~nosuchuser/x", "output: '~nosuchuser/x': no such user; write the folder in full"),
         ("train.bf16=1", "train.bf16: expected true or false, not 1"),

@@ -91,10 +91,16 @@ def test_a_name_without_its_owner_is_completed(tmp_path: Path, written: str, nam
     assert job.model.name == name and job_document(plan(tmp_path, "", f"model={written}"))["model"] == {"name": name}
 
 
+def test_an_unknown_model_gets_at_most_three_suggestions(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "", "model=Instruct")
+    assert "did you mean Qwen/" in found and found.count("Qwen/") == 3
+
+
 @pytest.mark.parametrize(
     ("sets", "field", "word"),
     [
         ("model=Qwen2.5-7B-Instrukt", "model.name", "did you mean Qwen/Qwen2.5-7B-Instruct"),
+        ("model=Llama", "model.name", "'Llama' is not known: 'qwen-job docs models' lists all (or"),
         ("model=Qwen2.5-VL-7B-Instruct", "model.name", "a vision-language model"),
         ("model=./nope", "model.name", "no such folder; write the path that the nodes use"),
         ("data=nope.json", "data.train[0].path", "no such file"),
@@ -121,6 +127,16 @@ def test_what_is_missing_here_is_an_error(tmp_path: Path, sets: str, field: str,
         ("slurm: {modules: cuda/12}", "slurm.modules", "write [cuda/12]"),
         ("time: 24h", "time", "write slurm.time"),
         ("epochs: 3", "epochs", "write train.num_train_epochs"),
+        *((f"train: {{{name}: 4}}", f"train.{name}", "'model_max_length' here") for name in ("max_seq_len", "max_length", "seq_length", "cutoff_len", "block_size")),
+        ("data: {train: /d.json, max_seq_len: 4}", "data.max_seq_len", "write train.model_max_length"),
+        ("max_seq_len: 4", "max_seq_len", "write train.model_max_length"),
+        ("train: {memory_save_steps: 'off'}", "train.memory_save_steps", "expected auto or a whole number, not 'off' (Steps between"),
+        ("train: {memory_save_steps: -1}", "train.memory_save_steps", "greater than or equal to 0, not -1"),
+        ("train: {torch_compile: maybe}", "train.torch_compile", "expected auto, true or false, not 'maybe' (Compile the layers"),
+        ("train: {num_train_epochs: 'few'}", "train.num_train_epochs", "expected a number, not 'few'"),
+        ("data: {train: []}", "data.train", "needs at least 1 item, not []"),
+        ("notify: {kind: slack, url: $HOOK}", "notify[0].url", "write env:HOOK"),
+        ("notify: {kind: slack, url: '${HOOK}'}", "notify[0].url", "write env:HOOK"),
         ("batch_size: 3", "batch_size", "write train.per_device_train_batch_size"),
         ("gpus: 8", "gpus", "write cluster.gpus_per_node"),
         ("nodes: 8", "nodes", "write cluster.nodes"),
@@ -133,7 +149,7 @@ def test_what_is_missing_here_is_an_error(tmp_path: Path, sets: str, field: str,
         ("sweep: {learning_rate: [1e-5, 2e-5]}", "sweep.learning_rate", "'sweep.train.learning_rate'"),
         ("sweep: {epochs: [1, 2]}", "sweep.epochs", "write sweep.train.num_train_epochs"),
         ("lora_r: 8", "lora_r", "fine-tunes all weights"),
-        ("lora: {r: 8}", "lora", "fine-tunes all weights"),
+        ("lora: {r: 8}", "lora", "is not offered: qwen-job fine-tunes all weights; remove it"),
         ("qlora: true", "qlora", "fine-tunes all weights"),
         ("peft: {r: 8}", "peft", "fine-tunes all weights"),
         ("load_in_4bit: true", "load_in_4bit", "fine-tunes all weights"),
@@ -151,6 +167,7 @@ def test_a_field_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, text: 
     with pytest.raises(JobError) as caught:
         load_job([write(tmp_path, text, base=base)])
     assert [problem.field for problem in caught.value.problems] == [field]
+    assert "unknown field; is not" not in caught.value.problems[0].message
     assert word in caught.value.problems[0].message
 
 
@@ -187,6 +204,7 @@ def test_a_wrong_indent_shows_its_line(tmp_path: Path, text: str, line: int, wor
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["launch"], "write 'qwen-job submit job.yaml --target TARGET'"), (["start"], "write 'qwen-job submit job.yaml"),
         (["validate"], "write 'qwen-job plan job.yaml'"), (["run"], "write 'qwen-job submit job.yaml --target local'"),
         (["help"], "write 'qwen-job --help'"), (["render", "-t", "k8s"], "did you mean 'kubernetes'?"),
         (["submit", "-t", "k8s"], "did you mean 'kubernetes'?"), (["render", "-t", "ssh"], "did you mean 'hostfile'?"),

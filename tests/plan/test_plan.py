@@ -63,8 +63,23 @@ def test_an_unknown_gpu_by_name_is_refused_with_those_known(tmp_path: Path) -> N
 def test_an_unknown_model_is_said_not_guessed(tmp_path: Path) -> None:
     made = plan(tmp_path, "", "model=acme/unknown")
     assert made.shape is None and "model.name: acme/unknown: its config is unknown" in made.warnings[0]
+    assert "did you mean" not in made.warnings[0]
     local = plan(tmp_path, "", "model=/nosuch/model")
     assert "cannot read a model there" in local.warnings[0]
+
+
+def test_a_misspelt_official_model_is_asked_about(tmp_path: Path) -> None:
+    made = plan(tmp_path, "", "model=Qwen/Qwen2.5-7B-Instrct")
+    assert "is not estimated; did you mean 'Qwen/Qwen2.5-7B-Instruct'?" in made.warnings[0]
+
+
+@pytest.mark.parametrize(("share", "warned"), [("0.0001", True), ("0.002", False), ("0", False)])
+def test_a_share_that_holds_out_less_than_a_row_is_warned_of(tmp_path: Path, share: str, warned: bool) -> None:
+    made = plan(tmp_path, "", "data={train: /d.json, samples: 500, tokens_per_sample: 90}", f"data.eval_split={share}")
+    found = [one for one in made.warnings if one.startswith("data.eval_split: ")]
+    assert [one.partition(";")[0] for one in found] == [
+        "data.eval_split: 0.0001 of 500 rows is less than one row"
+    ] * warned
 
 
 def test_a_random_model_must_be_known(tmp_path: Path) -> None:
