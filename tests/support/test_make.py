@@ -35,7 +35,7 @@ def test_without_a_python_the_setup_says_which_it_needs(checkout: Path, bare: di
 
 def test_without_apt_the_setup_says_what_is_skipped(checkout: Path, bare: dict[str, str]) -> None:
     done = setup(checkout, "system", bare)
-    assert done.returncode == 0 and "tests that need Slurm or containers are skipped" in done.stderr
+    assert done.returncode == 0 and "need Slurm, containers or a browser are skipped" in done.stderr
 
 
 def test_a_wrong_word_prints_the_usage(checkout: Path) -> None:
