@@ -83,7 +83,7 @@ def add_peer(observer: Observer) -> None:
 
     save = Saver.save
 
-    def both(self: Saver) -> None:
+    def both(self: Saver, *, wait: bool = False) -> None:
         if "peer_save_seconds" not in observer.seen:
             engine, ours = self.engine, self.engine.checkpoint_engine
             folder = observer.folder / "peer"
@@ -94,7 +94,7 @@ def add_peer(observer: Observer) -> None:
             observer.write()
             engine.checkpoint_engine = ours
             shutil.rmtree(folder)
-        save(self)
+        save(self, wait=wait)
 
     Saver.save = both  # type: ignore[method-assign]
 

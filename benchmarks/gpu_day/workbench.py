@@ -176,11 +176,11 @@ def _drawing(values: dict[str, object], device: str) -> Callable[..., tuple[Any,
     """Return what takes the place of ``load_native``: the model with random weights, made on the device."""
     import transformers
 
-    from qwen_job.facts.weights import NATIVE
+    from qwen_job.facts.families import family_of
     from qwen_job.models.config_json import native_config
 
     def draw(_folder: Path, dtype: Any, attention: str) -> tuple[Any, dict[str, Any]]:
-        model_class = getattr(transformers, NATIVE[str(values["model_type"])])
+        model_class = getattr(transformers, family_of(values).architecture)
         config = model_class.config_class(**native_config(values))
         config._attn_implementation = attention
         torch.manual_seed(0)
