@@ -345,9 +345,11 @@ def test_compiled_layers_keep_documents_apart_and_are_compiled_once(folder: Path
     rows = [Row([1, 63, 3, 60]), Row([100, 27], 1), Row([30, 30, 1, 30, 30, 6], 2)]
     expected = [alone(model, row) for row in rows]
     wanted = gradients(model, (expected[1] * torch.sin(expected[1])).sum())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler.config, "dynamic_sources", compiling._VARYING)
-        patch.setattr(torch.fx.experimental._config, "use_duck_shape", False)
+    # torch's own way to patch: pytest's hides a setting for good when it restores it.
+    with (
+        torch.compiler.config.patch(dynamic_sources=compiling._VARYING),
+        torch.fx.experimental._config.patch(use_duck_shape=False),
+    ):
         torch._dynamo.reset()
         for layer in model.model.layers:
             layer.compile(backend="aot_eager")
