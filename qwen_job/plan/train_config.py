@@ -9,7 +9,7 @@ from qwen_job.facts.data_names import is_name
 from qwen_job.job import Job
 from qwen_job.job.model import DataFile as JobFile
 from qwen_job.job.notify import Notify
-from qwen_job.plan.estimate.memory import STATES_IN_MEMORY, estimate_memory
+from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.plan.schedule import PACKED_FILL
 from qwen_job.plan.search.choice import layout_of
 from qwen_job.run.config import TrainConfig
@@ -95,8 +95,8 @@ def _planned(plan: Plan) -> Planned:
         tokens_per_second=round(speed.tokens_per_second * fill, 1) if speed else None,
         memory_items=_memory_items(plan),
         memory_capacity_bytes=memory.capacity if memory else None,
-        memory_save_bytes=memory.host.get(STATES_IN_MEMORY) if memory else None,
-        host_memory_bytes=memory.host_bytes - memory.host.get(STATES_IN_MEMORY, 0) if memory else None,
+        memory_save_bytes=(memory.states_bytes or None) if memory else None,
+        host_memory_bytes=memory.host_bytes - memory.states_bytes if memory else None,
     )
 
 

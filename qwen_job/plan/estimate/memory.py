@@ -81,7 +81,12 @@ class MemoryEstimate(NamedTuple):
     @property
     def host_needed(self) -> int:
         """Total per node without the copy of a checkpoint and states in memory, without which a run works, too."""
-        return self.host_bytes - self.host.get(CHECKPOINT_COPY, 0) - self.host.get(STATES_IN_MEMORY, 0)
+        return self.host_bytes - self.host.get(CHECKPOINT_COPY, 0) - self.states_bytes
+
+    @property
+    def states_bytes(self) -> int:
+        """States in the shared memory of a node; 0 if it keeps none."""
+        return self.host.get(STATES_IN_MEMORY, 0)
 
     def with_states(self, size: int) -> MemoryEstimate:
         """Return the estimate with ``size`` bytes of states in the shared memory of every node."""

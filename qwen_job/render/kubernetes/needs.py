@@ -12,7 +12,6 @@ from qwen_job.job.document import Path, dotted
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.plan import Plan
 from qwen_job.plan.advice import bytes_of
-from qwen_job.plan.estimate.memory import STATES_IN_MEMORY
 from qwen_job.text import GIB
 
 # Seconds between the end of saving and the exit of the processes.
@@ -31,7 +30,7 @@ def needs(plan: Plan) -> dict[str, str]:
     cores = plan.job.cluster.cpus_per_gpu or 1 + loaders
     memory = {}
     if plan.memory is not None:
-        states = plan.memory.host.get(STATES_IN_MEMORY, 0)
+        states = plan.memory.states_bytes
         # /dev/shm counts toward the pod's memory; where states do not fit, the node keeps none.
         kept = states if states <= bytes_of(plan.job.kubernetes.shm_size) else 0
         memory = {"memory": f"{math.ceil((plan.memory.host_needed + kept) / GIB)}Gi"}

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from qwen_job.errors import Problem
 from qwen_job.plan import Plan
-from qwen_job.plan.estimate.memory import STATES_IN_MEMORY
 from qwen_job.text import GIB, gib_or_mib
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
@@ -63,7 +62,7 @@ def planned_memory(plan: Plan) -> str | None:
 def _optional_states(plan: Plan) -> int:
     """Return the bytes of states in memory that nobody asked for: more memory would only lengthen the wait."""
     chosen = plan.job.train.memory_save_steps == "auto"
-    return plan.memory.host.get(STATES_IN_MEMORY, 0) if chosen and plan.memory is not None else 0
+    return plan.memory.states_bytes if chosen and plan.memory is not None else 0
 
 
 def resource_notes(plan: Plan) -> Iterator[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.plan import Plan
-from qwen_job.plan.estimate.memory import STATES_IN_MEMORY
 from qwen_job.render.container import batch_settings
 from qwen_job.render.engine import render_template
 from qwen_job.render.slurm.cpus_and_memory import all_runs, bytes_of
@@ -96,11 +95,7 @@ def _share(plan: Plan) -> str | None:
     gpus, written = plan.gpus_per_node, bytes_of(plan.job.slurm.memory or "0")
     if written:
         return f"{max(1, written // gpus >> 20)}M"
-    needed = [
-        memory.host_bytes - memory.host.get(STATES_IN_MEMORY, 0)
-        for one in all_runs(plan)
-        if (memory := one.memory) is not None
-    ]
+    needed = [memory.host_bytes - memory.states_bytes for one in all_runs(plan) if (memory := one.memory) is not None]
     return f"{math.ceil(max(needed) / gpus / GIB)}G" if needed else None
 
 
