@@ -54,3 +54,8 @@ GRACE_SECONDS = 120
 REPORT_EVERY = 120
 # Restarts in place in a row without a newer checkpoint.
 IN_PLACE = 3
+
+
+def states_of(nodes: int) -> int:
+    """Return how many states a node keeps in memory at most: the newest and the next, and as many of its neighbour."""
+    return 2 if nodes == 1 else 4

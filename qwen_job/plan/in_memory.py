@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from qwen_job.errors import JobError
-from qwen_job.facts.choices import MemorySaveSteps
+from qwen_job.facts.choices import MemorySaveSteps, states_of
 from qwen_job.job import Job
 from qwen_job.plan.advice import bytes_of
 from qwen_job.plan.decision import Ledger
@@ -16,8 +16,6 @@ from qwen_job.text import GIB, gib_or_mib
 _FIELD = "train.memory_save_steps"
 # Linux gives a tmpfs, and so /dev/shm, half of the memory unless it is mounted with another size (tmpfs(5)).
 _TMPFS_SHARE = 0.5
-# The newest state and the one that is being written; with several nodes as many of the neighbour's.
-_ALONE, _WITH_NEIGHBOUR = 2, 4
 
 
 def decide_memory_saves(
@@ -33,14 +31,13 @@ def decide_memory_saves(
     if written == 0 or question is None or choice.memory is None:
         reason = "the model's shape is unknown: each node looks whether they fit"
         return ledger.decide(_FIELD, written, "auto", reason), choice
-    copies = _ALONE if question.nodes == 1 else _WITH_NEIGHBOUR
-    size = copies * state_bytes(layout_of(question, choice))
+    size = states_of(question.nodes) * state_bytes(layout_of(question, choice))
     short = _shortage(job, question, choice, size)
     if short and written:
         raise JobError([job.problem(("train", "memory_save_steps"), f"{short}; write auto or 0, or change that")])
     if short:
         return ledger.decide(_FIELD, written, 0, f"off: {short}"), choice
-    kept = "and the neighbour's" if copies == _WITH_NEIGHBOUR else "in two versions"
+    kept = "and the neighbour's" if question.nodes > 1 else "in two versions"
     reason = f"the state {kept} takes {gib_or_mib(size)} of a node's memory; as often as costs 1% of the time"
     return ledger.decide(_FIELD, written, "auto", reason), choice._replace(memory=choice.memory.with_states(size))
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch.distributed as dist
 
-from qwen_job.facts.choices import MemorySaveSteps
+from qwen_job.facts.choices import MemorySaveSteps, states_of
 from qwen_job.run import states as memory
 from qwen_job.text import gib_or_mib
 from qwen_job.train.checkpoints import Saved, available_memory
@@ -94,7 +94,7 @@ class MemorySaves:
             size = sum(state.bytes for state in memory.states([self.medium.home]) if state.step == saved.step)
             space = os.statvfs(self.medium.home)
             free = min(space.f_bavail * space.f_frsize, available_memory())
-            wanted = size * (copies_on(self._around.nodes) - 1)
+            wanted = size * (states_of(self._around.nodes) - 1)
             if free < wanted:
                 mine = f"node {self._around.node} needs {gib_or_mib(wanted)} more, and has {gib_or_mib(free)}"
         return next(filter(None, self._ranks.gather(mine)), "")
@@ -123,8 +123,3 @@ class MemorySaves:
                 print(f"qwen-job: {text}: {reason}", file=sys.stderr, flush=True)
 
         self._copy = self._pool.submit(copy)
-
-
-def copies_on(nodes: int) -> int:
-    """Return how many states a node holds at most: the newest and the next, and as many of its neighbour."""
-    return 2 if nodes == 1 else 4
