@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_job.atomic import write_atomically
+from qwen_job.run.cgroup_memory import memory_groups
 from qwen_job.run.folder import RunFolder
 from qwen_job.strict_json import load
 
@@ -74,12 +75,9 @@ def oom_kills(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/
     cgroup v2: ``oom_kill`` in memory.events; v1: in memory.oom_control (the kernel's admin-guide, cgroup-v2 and memcg).
     """
     with contextlib.suppress(OSError):
-        for line in own.read_text("utf-8").splitlines():
-            _, kinds, path = line.split(":", 2)
-            if kinds and "memory" not in kinds.split(","):
-                continue
-            base, name = (root / "memory", "memory.oom_control") if kinds else (root, "memory.events")
-            for file in (base / path.lstrip("/") / name, base / name):
+        for base, group, version in memory_groups(root, own):
+            name = "memory.oom_control" if version == 1 else "memory.events"
+            for file in (base / group / name, base / name):
                 if file.is_file():
                     return _count(file.read_text("ascii", "replace"))
     return 0
