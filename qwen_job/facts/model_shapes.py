@@ -22,7 +22,7 @@ from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
 from qwen_job.text import MISSPELT, did_you_mean
 
 HYBRIDS = tuple(kind for kind, family in FAMILIES.items() if family.is_hybrid)
-MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_5_moe_text")
+MIXTURES = tuple(kind for kind, family in FAMILIES.items() if family.experts and kind == family.text_type)
 
 
 @dataclass(frozen=True)
