@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from qwen_job.cli import COMMANDS, cli
-from qwen_job.cli.docs import summary_of
+from qwen_job.cli.docs import opening
 from qwen_job.errors import RETRYABLE_FROM, table
 from qwen_job.facts import fact as facts_path
 from qwen_job.facts.lookup import read_facts
@@ -213,19 +213,15 @@ def _generation(name: str) -> tuple[bool, float]:
 def index_for_programs() -> str:
     """Return llms.txt: what this is, and each guide with a link and its first paragraph (llmstxt.org)."""
     readme = (CHECKOUT / "README.md").read_text("utf-8")
-    parts = ["# qwen-job\n", f"> {_first_paragraph(readme)}\n", "## Guides\n"]
+    parts = ["# qwen-job\n", f"> {_without_links(opening(readme)[1])}\n", "## Guides\n"]
     for path in sorted(DOCS.glob("*.md")):
         if not path.name.endswith(".zh-CN.md"):
-            page = summary_of({"topic": path.stem, "language": "en", "text": path.read_text("utf-8")})
-            parts.append(f"- [{page['title']}](docs/{path.name}): {_without_links(page['summary'])}")
+            title, summary = opening(path.read_text("utf-8"))
+            parts.append(f"- [{title}](docs/{path.name}): {_without_links(summary)}")
     parts += ["", "## More\n", "- [README](README.md): the first job, on every target"]
     parts += ["- [AGENTS](AGENTS.md): how a program uses qwen-job, and how it changes it"]
     parts += ["- [Schema of job.yaml](configs/job.schema.json)", "- [Changes](CHANGELOG.md)"]
     return "\n".join(parts) + "\n"
-
-
-def _first_paragraph(page: str) -> str:
-    return _without_links(summary_of({"topic": "", "language": "en", "text": page})["summary"])
 
 
 def _without_links(text: str) -> str:

@@ -31,12 +31,15 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
     def read(name: str) -> dict[str, str]:
         chinese = folder / f"{name}.zh-CN.md"
         path = chinese if language == "zh" and chinese.is_file() else folder / f"{name}.md"
-        return {"topic": name, "language": "zh" if path == chinese else "en", "text": path.read_text("utf-8")}
+        text = path.read_text("utf-8")
+        title, summary = opening(text)
+        known = {"topic": name, "language": "zh" if path == chinese else "en", "title": title, "summary": summary}
+        return known | {"text": text}
 
     if topic is None:
-        found = [summary_of(read(name)) for name in names]
+        found = [read(name) for name in names]
         if as_json:
-            click.echo(json_text(found, indent=2))
+            click.echo(json_text([{key: page[key] for key in page if key != "text"} for page in found], indent=2))
         else:
             width = max(map(len, names))
             click.echo("\n".join(f"{one['topic']:<{width}}  {one['title']}" for one in found))
@@ -45,14 +48,13 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
     if name not in names:
         raise click.UsageError(f"no such topic: {topic!r}{did_you_mean(name, names)}; 'qwen-job docs' lists all")
     page = read(name)
-    click.echo(json_text(page | summary_of(page), indent=2) if as_json else page["text"], nl=as_json)
+    click.echo(json_text(page, indent=2) if as_json else page["text"], nl=as_json)
 
 
-def summary_of(page: dict[str, str]) -> dict[str, str]:
-    """Return a page's topic, language, title and first paragraph."""
-    title, _, rest = page["text"].partition("\n")
+def opening(page: str) -> tuple[str, str]:
+    """Return the title and the first paragraph of a page."""
+    title, _, rest = page.partition("\n")
     parts = re.split(r"\n\s*\n", rest.strip())
     # Neither the links to the other language, nor a heading, a table or code.
     paragraphs = [part for part in parts if not part.startswith(("[English]", "**English**", "#", "|", "```"))]
-    first = " ".join(paragraphs[0].split()) if paragraphs else ""
-    return {"topic": page["topic"], "language": page["language"], "title": title.removeprefix("# "), "summary": first}
+    return title.removeprefix("# "), " ".join(paragraphs[0].split()) if paragraphs else ""
