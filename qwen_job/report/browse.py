@@ -79,11 +79,10 @@ def find_runs(root: Path) -> list[Entry]:
     """Return the runs and sweeps below a folder, the newest first; links are not followed."""
     found = []
     for path in _folders(root):
-        names = {METRICS, TRAIN, DONE, SWEEP} & _names(path)
-        if names:
+        if names := _names(path):
             relative = path.relative_to(root).as_posix()
             written = max(_written(path / name) for name in names)
-            is_sweep = SWEEP in names and METRICS not in names
+            is_sweep = _is_sweep(names)
             found.append(Entry(relative, Progress() if is_sweep else progress_of(str(path)), is_sweep, written))
     return sorted(found, key=lambda entry: -entry.written)
 
@@ -101,10 +100,15 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _names(path: Path) -> set[str]:
+    """Return the files of a run or a sweep that are in ``path``; none in other folders."""
     try:
-        return set(os.listdir(path))  # noqa: PTH208
+        return {METRICS, TRAIN, DONE, SWEEP}.intersection(os.listdir(path))  # noqa: PTH208
     except OSError:
         return set()
+
+
+def _is_sweep(names: set[str]) -> bool:
+    return SWEEP in names and METRICS not in names
 
 
 def _written(path: Path) -> float:
@@ -227,8 +231,8 @@ def _entry(root: Path, name: str) -> Entry | None:
     folder = (root / name).resolve() if "\0" not in name else root.parent
     if not folder.is_relative_to(root):
         return None
-    names = {METRICS, TRAIN, DONE, SWEEP} & _names(folder)
-    return Entry(name, Progress(), SWEEP in names and METRICS not in names, 0.0) if names else None
+    names = _names(folder)
+    return Entry(name, Progress(), _is_sweep(names), 0.0) if names else None
 
 
 def _words(text: str) -> str:
