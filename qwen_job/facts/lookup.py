@@ -38,14 +38,12 @@ def find(name: str, folders: Sequence[Path], kind: str) -> Path:
     """
     wanted = str(name).strip().lower()
     stem = wanted.rsplit("/", 1)[-1]
-    for folder in folders:
-        direct = folder / f"{stem}.yaml"
-        if stem and not stem.startswith(".") and direct.is_file() and wanted in _declared(direct, kind):
-            return direct
+    # No path is made of the name itself, which may be longer than a file's name can be.
     # An alias is mostly the beginning of its file's name, or the other way round: those files come first.
     paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    same = [path for path in paths if path.stem == stem]
     near = [path for path in paths if stem and (path.stem.startswith(stem) or stem.startswith(path.stem))]
-    for path in dict.fromkeys(near + paths):
+    for path in dict.fromkeys(same + near + paths):
         if wanted in _declared(path, kind):
             return path
     raise UnknownName(_unknown(name, kind, sorted({str(read_facts(path)["name"]) for path in paths})))

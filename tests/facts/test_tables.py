@@ -12,7 +12,7 @@ import yaml
 from qwen_job.errors import JobError, ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.hardware import gpu_from_mapping, gpu_names, load_gpu
-from qwen_job.facts.lookup import UnknownName
+from qwen_job.facts.lookup import UnknownName, find
 from qwen_job.facts.model_shapes import load_model_shape, model_shape_from_config
 from qwen_job.facts.thinking import Thinking, known_thinking
 from qwen_job.facts.untrained import why_untrained
@@ -89,13 +89,15 @@ def test_an_unknown_gpu_names_its_neighbours() -> None:
         load_gpu("A100-60G")
 
 
-@pytest.mark.parametrize("name", ["../a100-80g", "", "/etc/passwd", "a100-80g\n", "*"])
+@pytest.mark.parametrize("name", ["../a100-80g", "", "/etc/passwd", "a100-80g\n", "*", "a" * 300])
 def test_a_name_is_never_a_path(name: str) -> None:
     if name.strip() == "a100-80g":
         assert load_gpu(name).name == "A100-80G"
         return
     with pytest.raises(UnknownName):
         load_gpu(name)
+    with pytest.raises(UnknownName):
+        find(name, [fact("models")], "model")
 
 
 def test_an_unknown_model_names_its_neighbours() -> None:
