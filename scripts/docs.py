@@ -19,6 +19,11 @@ from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.facts.train_settings import facts, schedulers
 from qwen_job.job.schema import job_schema
 
+CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CHECKOUT))
+
+from scripts.gallery import examples_page  # noqa: E402
+
 MODEL_PAGE = {
     "en": {
         "head": """\
@@ -69,7 +74,6 @@ Qwen3.5、3.6 和 3.8 只计文本模型：视觉编码器和多 token 预测头
 """,
     },
 }
-CHECKOUT = Path(__file__).resolve().parent.parent
 DOCS = CHECKOUT / "docs"
 
 
@@ -234,6 +238,8 @@ def main() -> int:
     pages = {
         "docs/cli.md": cli_reference,
         "docs/job.md": job_reference,
+        "docs/examples.md": examples_page,
+        "docs/examples.zh-CN.md": lambda: examples_page(chinese=True),
         "docs/models.md": model_reference,
         "docs/models.zh-CN.md": lambda: model_reference(chinese=True),
         "llms.txt": index_for_programs,  # last: it reads the others

@@ -22,7 +22,7 @@ from qwen_job.text import did_you_mean, visible
 # name -> (module:attribute, short help). The short help is repeated here so that --help imports no command; a test
 # keeps it equal to the command's own.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("qwen_job.cli.init:init", "Write a commented job.yaml to start from."),
+    "init": ("qwen_job.cli.init:init", "Write a commented job.yaml to start from, or one of the examples."),
     "plan": ("qwen_job.cli.plan:plan", "Show the values that the job will run with, and why."),
     "render": ("qwen_job.cli.render:render", "Render the job for one target, to stdout or to files (-o)."),
     "schema": ("qwen_job.cli.schema:schema", "Print the JSON Schema of job.yaml, for editors."),
@@ -58,7 +58,7 @@ _OTHER_COMMANDS = {
     "launch": "'qwen-job submit job.yaml --target TARGET'",
     "ps": "'qwen-job status'", "list": "'qwen-job status'", "ls": "'qwen-job status'", "stop": "'qwen-job cancel JOB'",
     "kill": "'qwen-job cancel JOB'", "serve": "'qwen-job docs serving'", "eval": "'qwen-job evaluate RUN'",
-    "version": "'qwen-job --version'", "examples": "'qwen-job init --example list'",
+    "version": "'qwen-job --version'", "examples": "'qwen-job init --list'",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from qwen_job.render.engine import TEMPLATES
 from tests.jobs import FIVE_LINES, PINNED, write
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.stem for path in (ROOT / "configs" / "jobs").glob("*.yaml"))
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -123,7 +124,9 @@ def test_every_command_and_option_is_described(path: tuple[str, ...], command: c
         (["render", "-t", "hostfile"], 3, "hostfile.hosts: is empty"),
         (["templates", "export", "t", "slurm/jb.sbatch.j2"], 2, "did you mean 'slurm/job.sbatch.j2'?"),
         (["init"], 5, "job.yaml: already exists"),
-        (["init", "other.yaml", "--example", "dmo"], 2, "did you mean 'demo'?"),
+        (["init", "other.yaml", "--from", "dmo"], 2, "--from: there is no example 'dmo'; did you mean demo?"),
+        (["init", "other.yaml", "--from", "72b"], 2, "did you mean qwen2.5-72b-h100-4x8, qwen2.5-72b-h100-8x8"),
+        (["init", "other.yaml", "--from", ""], 2, "'qwen-job init --list' lists them"),
         (["init", "/proc/x.yaml"], 5, "/proc/x.yaml: cannot be written"),
         (["completion", "tcsh"], 2, "'tcsh' is not one of"),
     ],
@@ -179,10 +182,16 @@ def test_init_plan_render_is_a_way_that_works(tmp_path: Path) -> None:
     assert run(tmp_path, "render", "-t", "slurm").stdout.startswith("#!/bin/bash -p\n")
 
 
-@pytest.mark.parametrize("example", sorted(path.stem for path in (ROOT / "configs" / "jobs").glob("*.yaml")))
+def test_init_asks_nothing_and_lists_the_examples(tmp_path: Path) -> None:
+    listed = run(tmp_path, "init", "--list")
+    assert not list(tmp_path.iterdir())
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == EXAMPLES
+    assert run(tmp_path, "init").stderr.endswith(listed.stdout)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_can_be_started_from(tmp_path: Path, example: str) -> None:
-    assert example in run(tmp_path, "init", "--example", "list").stdout.split()
-    assert run(tmp_path, "init", "--example", example).returncode == 0
+    assert run(tmp_path, "init", "--from", example).returncode == 0
     assert run(tmp_path, "plan", "--json").returncode == 0
 
 

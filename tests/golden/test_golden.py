@@ -23,8 +23,3 @@ def test_a_kept_file_is_what_the_code_makes_now(path: Path) -> None:
 
 def test_nothing_kept_is_left_over() -> None:
     assert golden.main(["--check"]) == 0, REFRESH
-
-
-def test_every_example_has_its_script() -> None:
-    scripts = {path.stem for path in (golden.ROOT / "slurm").glob("*.sbatch")}
-    assert scripts == {path.stem for path in (golden.ROOT / "configs" / "jobs").glob("*.yaml")} - {"demo"}

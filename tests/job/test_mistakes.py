@@ -208,7 +208,7 @@ def test_a_wrong_indent_shows_its_line(tmp_path: Path, text: str, line: int, wor
         (["validate"], "write 'qwen-job plan job.yaml'"), (["run"], "write 'qwen-job submit job.yaml --target local'"),
         (["help"], "write 'qwen-job --help'"), (["render", "-t", "k8s"], "did you mean 'kubernetes'?"),
         (["submit", "-t", "k8s"], "did you mean 'kubernetes'?"), (["render", "-t", "ssh"], "did you mean 'hostfile'?"),
-        (["init", "list"], "did you mean '--example list'?"), (["init", "demo"], "did you mean '--example demo'?"),
+        (["init", "list"], "did you mean '--list'?"), (["init", "demo"], "did you mean '--from demo'?"),
     ],
 )  # fmt: skip
 def test_a_command_of_another_program_is_told_ours(words: list[str], said: str) -> None:
