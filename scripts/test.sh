@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All tests after `make lint`:  test.sh [PYTEST_ARGS], which run a part and no image.
-# What waits for the Slurm cluster runs in one process, everything else beside it. The image is built meanwhile, with what
-# processor time is left. The launcher's coverage is shown, and held for the rooms that decide.
+# What waits for the Slurm cluster runs in one process, everything else in two beside it, a file's tests in one of them.
+# The image is built meanwhile, with what processor time is left. The launcher's coverage is shown, and held for the
+# rooms that decide.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -gt 0 ]; then
@@ -17,7 +18,8 @@ trap 'kill "$image" "$cluster" 2>/dev/null || true; rm -f "$log" "$cluster_log"'
 measured=()
 for room in cli job plan render launch errors resources; do measured+=("--cov=qwen_job.$room"); done
 others=0
-python -m pytest --ignore=tests/e2e --ignore=tests/slurmlab "${measured[@]}" --cov-report= --durations=15 || others=$?
+python -m pytest --ignore=tests/e2e --ignore=tests/slurmlab -n 2 --dist loadfile \
+    "${measured[@]}" --cov-report= --durations=15 || others=$?
 failed=0
 wait "$cluster" || failed=$?
 cat "$cluster_log"
