@@ -54,6 +54,7 @@ COPY charts /src/charts
 COPY docs /src/docs
 COPY slurm /src/slurm
 COPY configs /src/configs
+COPY scripts/package /src/scripts/package
 COPY qwen_job /src/qwen_job
 WORKDIR /src
 RUN /opt/tools/bin/python -m hatchling build -t wheel -d /opt/wheel \

@@ -22,6 +22,7 @@ from qwen_job.resources import resource
 from qwen_job.run.config import to_values
 from tests.jobs import bundle, pinned_plan
 from tests.support import optional
+from tests.support.pythons import interpreters
 
 ROOT = Path(__file__).parents[2]
 DIGEST = """
@@ -56,15 +57,8 @@ def test_hash_seed_language_and_time_zone_change_nothing() -> None:
 
 
 def others() -> list[str]:
-    """Return the other Python interpreters from 3.10 on that are on this machine."""
-    found = {}
-    for minor in (10, 11, 12, 13, 14):
-        if minor == sys.version_info.minor:
-            continue
-        pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"3.{minor}.*/bin/python3"))
-        paths = [Path(folder, f"python3.{minor}") for folder in os.environ["PATH"].split(":") if "shims" not in folder]
-        found[minor] = next((str(path) for path in [*pyenv, *paths] if path.exists()), None)
-    return [path for path in found.values() if path]
+    """Return the other Python interpreters that are on this machine."""
+    return [path for minor, path in interpreters().items() if minor != sys.version_info.minor]
 
 
 @pytest.mark.slow

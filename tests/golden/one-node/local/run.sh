@@ -1,5 +1,5 @@
 #!/bin/bash
-# qwen-job 0.1.0: one-node on this machine, 2 processes
+# qwen-job 0.2.0: one-node on this machine, 2 processes
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -euo pipefail
 
@@ -79,7 +79,7 @@ cluster:
   gpus_per_node: 2
 QWEN_JOB_END
 put "$run"/train.yaml << 'QWEN_JOB_END'
-# Written by qwen-job 0.1.0; job.yaml beside it is what it was made from.
+# Written by qwen-job 0.2.0; job.yaml beside it is what it was made from.
 version: 1
 name: one-node
 output_dir: /shared/runs/one-node

@@ -1,5 +1,5 @@
 #!/bin/bash
-# qwen-job 0.1.0: pdsh on 2 hosts over ssh (pdsh). Run it on any host that
+# qwen-job 0.2.0: pdsh on 2 hosts over ssh (pdsh). Run it on any host that
 # reaches the others; the run folder must be on storage that all of them share.
 # shellcheck disable=SC2016  # a dollar inside a value is text, never expanded
 set -uo pipefail
@@ -89,7 +89,7 @@ hostfile:
     - "2222"
 QWEN_JOB_END
 put "$run"/train.yaml << 'QWEN_JOB_END'
-# Written by qwen-job 0.1.0; job.yaml beside it is what it was made from.
+# Written by qwen-job 0.2.0; job.yaml beside it is what it was made from.
 version: 1
 name: pdsh
 output_dir: /shared/runs/pdsh
