@@ -55,7 +55,7 @@ def check(
     if svg is not None:
         _draw_lengths(report, svg, reading.options["max_length"])
     if report.errors:
-        raise DataError(f"{report.bad_rows} of {report.rows} rows cannot be used for training; correct them, "
+        raise DataError(f"{report.bad_rows:,} of {report.rows:,} rows cannot be used for training; correct them, "
                         "or use 'qwen-job data clean' to write a copy without them")  # fmt: skip
     if strict and report.counts.total():
         raise DataError(f"{report.counts.total()} warnings, and --strict counts them as errors")
@@ -103,8 +103,9 @@ def _print_lengths(report: Report) -> None:
 
     values = report.to_dict()
     about = "" if report.exact else " (estimated; use --model for an exact count)"
-    click.echo(f"{report.rows} conversations, {report.turns} turns, {report.tokens} tokens{about}, "
-               f"longest {report.longest}")  # fmt: skip
+    bad = f" ({report.bad_rows:,} invalid)" if report.bad_rows else ""
+    click.echo(f"{report.rows:,} rows{bad}, {report.turns:,} turns, {report.tokens:,} tokens{about}, "
+               f"longest {report.longest:,}")  # fmt: skip
     _print_kinds(report)
     counts, kinds = values["token_histogram"], values["kind_histogram"]
     most, samples = max(counts.values()), sum(counts.values())
@@ -112,16 +113,16 @@ def _print_lengths(report: Report) -> None:
         count, held = counts[edge], list(kinds[edge].values())
         parts = segments(round(_BAR * count / most), held)
         bar = "".join(click.style(glyph * part, fg=colour) for part, (glyph, colour) in zip(parts, _BARS, strict=True))
-        click.echo(f"{edge:>8} tokens {count:>9} {count / samples:6.1%} {bar or '▏' * (count > 0)}")
+        click.echo(f"{edge:>8} tokens {count:>9,} {count / samples:6.1%} {bar or '▏' * (count > 0)}")
 
 
 def _print_kinds(report: Report) -> None:
     kinds = {kind: (size, *bar) for (kind, size), bar in zip(report.by_kind.items(), _BARS, strict=True)}
     if report.tokens:
-        shown = [f"{click.style(glyph, fg=colour)} {kind} {size} ({size / report.tokens:.1%})"
+        shown = [f"{click.style(glyph, fg=colour)} {kind} {size:,} ({size / report.tokens:.1%})"
                  for kind, (size, glyph, colour) in kinds.items() if size]  # fmt: skip
         learnt = report.tokens - report.by_kind["prompt"]
-        click.echo(f"tokens by kind: {', '.join(shown)}; learnt {learnt} ({learnt / report.tokens:.1%})")
+        click.echo(f"tokens by kind: {', '.join(shown)}; learnt {learnt:,} ({learnt / report.tokens:.1%})")
 
 
 def _draw_lengths(report: Report, path: Path, max_length: int) -> None:

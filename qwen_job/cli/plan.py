@@ -94,20 +94,20 @@ def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
 def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | None, as_json: bool) -> None:
     from qwen_job.cli.plan_views import plan_as_dict, plan_lines, sweep_lines
 
-    made, missing = _plan(files, sets)
+    made, missing, refused = _plan(files, sets)
     if svg is not None:
         _draw(made, svg)
     if as_json:
         _print_json(plan_as_dict(made))
         return
-    click.echo("\n".join(plan_lines(made, missing, everything)))
+    click.echo("\n".join(plan_lines(made, missing, everything, refused)))
     show_words(made.warnings)
     if made.sweep:
         show_words(sweep_lines(made), "cyan", "note")
 
 
-def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
-    """Return the plan, with the data counted if it is on this machine, and why it could not be counted."""
+def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str, bool]:
+    """Return the plan, with the data counted if it is on this machine, why it could not be, and if it is refused."""
     from qwen_job.cli.job_template import check_template
     from qwen_job.job import load_job
     from qwen_job.plan import make_plan
@@ -115,25 +115,25 @@ def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str]:
 
     job = load_job(files, sets=sets)
     show_words(check_template(job))
-    data, missing, invalid = _data(job)
-    show_words((invalid,) if invalid else ())
+    data, missing, warnings = _data(job)
+    show_words(warnings)
     folder = Path(job.output).parent
     # Count space used by an earlier attempt as free: it is resumed or replaced. A machine without the data is not the
     # one that trains, and its disk says nothing.
     here = folder.is_dir() and not missing
     free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if here else None
-    return make_plan(job, data=data, disk_free_bytes=free), missing
+    return make_plan(job, data=data, disk_free_bytes=free), missing, bool(warnings)
 
 
-def _data(job: Job) -> tuple[DataSize | None, str, str]:
-    """Return the size of the data, why it could not be counted, and a warning about invalid rows."""
+def _data(job: Job) -> tuple[DataSize | None, str, tuple[str, ...]]:
+    """Return the size of the data, why it could not be counted, and warnings about rows that the run would refuse."""
     if job.data.samples is not None:
         if job.data.tokens_per_sample is None and job.data.packing:
-            return None, "without --tokens-per-sample, each conversation counts as a full row", ""
-        return None, "", ""
+            return None, "without --tokens-per-sample, each conversation counts as a full row", ()
+        return None, "", ()
     # Check this first: importing the readers takes as long as planning.
     if absent := [one.path for one in job.data.train if not is_name(one.path) and not Path(one.path).is_file()]:
-        return None, f"{absent[0]} is not on this machine; {ASK}", ""
+        return None, f"{absent[0]} is not on this machine; {ASK}", ()
     from qwen_job.cli.plan_count import data_size
 
     return data_size(job)
@@ -169,7 +169,7 @@ def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool)
     from qwen_job.cli.plan_views import show
     from qwen_job.plan.explain import explain
 
-    made, _ = _plan(files, sets)
+    made, *_ = _plan(files, sets)
     found = explain(made, field)
     if as_json:
         _print_json(vars(found))

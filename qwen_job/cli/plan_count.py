@@ -21,19 +21,21 @@ from qwen_job.facts.data_names import is_name, shown
 from qwen_job.job import Job
 from qwen_job.job.model import DataFile
 from qwen_job.job.paths import source_cache
+from qwen_job.plan.reasoning import CHATML, template_thinking
 from qwen_job.plan.schedule import DataSize
 
 # Text to read from all files together (about a second). Anything longer is estimated from its beginning.
 LIMIT_BYTES = 32 << 20
+_WOULD_END = f"the job would end with exit code {DataError.exit_code}"
 _COMPRESSED = (".gz", ".zst", ".zstd", ".parquet")
 
 
 class Counted(NamedTuple):
-    """What was read of data.train: its size, or why there is none; and a warning about rows that are invalid."""
+    """What was read of data.train: its size, or why it has none, and warnings about rows that the run refuses."""
 
     size: DataSize | None
     missing: str = ""
-    invalid: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -44,6 +46,7 @@ class _Sum:
     rows: int = 0
     bad: int = 0
     first_bad: str = ""
+    reasoned: int = 0
 
     def add(self, tokens: float) -> None:
         self.samples += 1
@@ -57,6 +60,7 @@ class _Sum:
         self.rows += other.rows
         self.bad += other.bad
         self.first_bad = self.first_bad or other.first_bad
+        self.reasoned += other.reasoned
 
 
 def _paths(job: Job, file: DataFile) -> list[Path]:
@@ -97,25 +101,43 @@ def data_size(job: Job, limit: int = LIMIT_BYTES) -> Counted:
     kept = 1 - held_out
     source = f"{words}, tokens estimated from the text"
     size = DataSize(round(total.samples * kept), total.tokens * kept, total.squares / total.tokens, source)
-    return Counted(size, invalid=_invalid(total, whole))
+    return Counted(size, warnings=tuple(filter(None, (_invalid(total, whole), _reasoned(job, total, whole)))))
 
 
 def _invalid(total: _Sum, whole: bool) -> str:
     """Return the warning about rows that the run would refuse; empty if there are none."""
     if not total.bad:
         return ""
-    read = f"{total.rows:,}" if whole else f"the first {total.rows:,}"
-    rows = "1 of {} rows is invalid" if total.bad == 1 else f"{total.bad:,} of {{}} rows are invalid"
+    rows = f"{_share(total.bad, total, whole)} invalid ({total.first_bad})"
+    fix = "'qwen-job data check' lists them, 'qwen-job data clean' writes a copy without them"
+    return f"data.train: {rows}; {_WOULD_END}; {fix}"
+
+
+def _reasoned(job: Job, total: _Sum, whole: bool) -> str:
+    """Return the warning about reasoning for which the chat template has no place; empty if there is none."""
+    if not total.reasoned:
+        return ""
+    template = "ChatML" if job.data.template == CHATML else f"the chat template of {job.model.name}"
+    have = _share(total.reasoned, total, whole).replace(" is", " has").replace(" are", " have")
     return (
-        f"data.train: {rows.format(read)} ({total.first_bad}); the job would end with exit code {DataError.exit_code}; "
-        "'qwen-job data check' lists them, 'qwen-job data clean' writes a copy without them"
+        f"data.train: {have} reasoning, for which {template} has no place; {_WOULD_END}; write data.thinking: strip to "
+        "train without it, as_written to train it as text, or choose a model that reasons, such as Qwen3"
     )
+
+
+def _share(some: int, total: _Sum, whole: bool) -> str:
+    """Return how many of the rows that were read: ``1 of 300 rows is``."""
+    read = f"{total.rows:,}" if whole else f"the first {total.rows:,}"
+    return f"1 of {read} rows is" if some == 1 else f"{some:,} of {read} rows are"
 
 
 def _count(job: Job, path: Path, limit: int) -> tuple[_Sum, float]:
     """Return the sums over the beginning of a file, and the ratio of the whole file to it (1.0: all was read)."""
     data = job.data
-    how = (data.format, data.turn_order, frozenset(data.ignore_keys), Counter[str](), data.thinking)
+    no_place = data.thinking == "keep" and template_thinking(job) == "none"
+    # As the run reads it: <think> in a text stays text where the template has no place for reasoning.
+    thinking = "as_written" if no_place else data.thinking
+    how = (data.format, data.turn_order, frozenset(data.ignore_keys), Counter[str](), thinking)
     found, read, ratio = _Sum(), 0, 1.0
     for chunk in read_chunks(path, min(CHUNK_BYTES, limit)):
         if read >= limit:
@@ -129,9 +151,14 @@ def _count(job: Job, path: Path, limit: int) -> tuple[_Sum, float]:
             found.bad += bool(faults)
             if faults and not found.first_bad:
                 found.first_bad = f"{path.name}:{row}: {faults[0][1]}: {faults[0][2]}"
+            found.reasoned += no_place and conversation is not None and _reasons(conversation)
             for tokens in _lengths(job, conversation) if conversation and not faults else ():
                 found.add(tokens)
     return found, 1.0
+
+
+def _reasons(conversation: Conversation) -> bool:
+    return any((turn.reasoning or "").strip() for turn in conversation.turns if turn.role == "assistant")
 
 
 def _lengths(job: Job, conversation: Conversation) -> Iterator[float]:

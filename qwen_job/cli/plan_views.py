@@ -19,6 +19,7 @@ from qwen_job.run.config import to_values
 from qwen_job.text import GIB, duration
 
 SHOWN_RUNNERS = 3
+_REFUSED = "The run would refuse the data: see the warnings about data.train"
 
 
 def plan_as_dict(plan: Plan) -> dict[str, Any]:
@@ -95,13 +96,14 @@ def _runner_as_dict(runner: Runner) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan, missing: str, everything: bool) -> list[str]:
-    """Return the plan as text; ``missing`` says why the data could not be counted."""
+def plan_lines(plan: Plan, missing: str, everything: bool, refused: bool = False) -> list[str]:
+    """Return the plan as text; ``missing``: why the data could not be counted, ``refused``: the run will refuse it."""
     parameters = plan.shape.num_parameters if plan.shape else 0
     scale, unit = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
     size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
     where = f"{plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}"
-    lines = [click.style(verdict(plan), bold=True)]
+    lines = [click.style(_REFUSED, bold=True)] if refused else []
+    lines.append(click.style(verdict(plan), bold=True))
     lines += [f"{plan.job.name}: {plan.job.model.name} ({size}) on {where}", "", *_decisions(plan)]
     memory = plan.run.memory if plan.run else None
     if memory is not None:

@@ -22,7 +22,8 @@ _ALTERNATIVE = {
 
 # GPUs that exist and have no file: no misspelling of one that has.
 _OTHER_GPUS = (
-    r"(GB?[23]00|B[123]00|A(2|10G?|16|30|40|[2456]000)|L4|L40|T4|P(4|40|100)|K80|MI\d+X?|RTX|[2345]0[5-9]0)(\b|-|$)"
+    r"(NVIDIA |GeForce |Tesla |Quadro |TITAN)*((GB?[23]00|B[123]00|A(2|10G?|16|30|40|[2456]000)|L4|L40|T4|P(4|40|100)"
+    r"|K80|MI\d+X?|[2345]0[5-9]0)(\b|-|$)|RTX|GTX|Ascend|TITAN|Gaudi)"
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import yaml
@@ -300,7 +301,10 @@ def place(document: Document, name: str, value: Any, at: Position) -> Path:
         raise JobError([Problem(*_place(at), f"{name[:60]}...", TOO_DEEP)])
     target: Any = document.value
     path: Path = ()
-    for part in steps[:-1]:
+    for part, following in pairwise(steps):
+        if following == "0" and isinstance(target, dict) and target.get(part) is None and path[:1] != ("sweep",):
+            message = f"the list has no items yet; write it whole: {dotted((*path, part))}=[...]"
+            raise JobError([Problem(*_place(at), name, message)])
         target, path = _step(target, part, path, at)
     key = _key(target, steps[-1], path, at)
     target[key] = value

@@ -75,6 +75,10 @@ class Job(Strict):
         """Return a :class:`Problem` that points at where ``path`` was written, if it was written."""
         return (self._document or Document({})).problem(path, message)
 
+    def text_of(self, *path: str | int) -> str:
+        """Return the text that the user wrote for ``path``; empty for a number, a mapping or a default."""
+        return (self._document.at(path) if self._document is not None else None) or ""
+
     def wrote(self, *path: str | int) -> bool:
         """Return whether the user wrote ``path``; False for a default."""
         return self._document is not None and path in self._document.positions

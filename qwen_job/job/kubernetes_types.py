@@ -35,10 +35,17 @@ def _written(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _meant(pattern: str, text: str) -> str:
+    """Return a quantity in Kubernetes' spelling: ``400GB`` is 400G, ``400 gib`` 400Gi."""
+    found = re.fullmatch(r"([\d.]+)\s*([kmgtpe])(i?)b?", text.strip(), re.IGNORECASE)
+    meant = f"{found[1]}{found[2].upper()}{found[3].lower()}" if found else ""
+    return f"; did you mean '{meant}'?" if re.fullmatch(pattern, meant) else ""
+
+
 def _amount(pattern: str, wrong: str) -> Any:
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise ValueError(wrong.format(text))
+            raise ValueError(wrong.format(text) + _meant(pattern, text))
         return text
 
     text = {"type": "string", "pattern": f"^({pattern})$", "maxLength": 30}

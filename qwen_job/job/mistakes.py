@@ -24,6 +24,12 @@ _NOUNS = {
     "int_parsing": "a whole number", "float_parsing": "a number", "bool_type": "true or false", "list_type": "a list",
     "dict_type": "'field: value' lines", "model_type": "'field: value' lines",
 }  # fmt: skip
+# pydantic's kind of error -> how the value is wrong, for a number outside its range and a text outside its length.
+_TOO = {
+    "greater_than": "too small", "greater_than_equal": "too small", "less_than": "too large",
+    "less_than_equal": "too large",
+}  # fmt: skip
+_BOUNDS = {"gt": "more than {:.12g}", "ge": "{:.12g} or more", "lt": "less than {:.12g}", "le": "{:.12g} or less"}
 _SHORT_REPR = reprlib.Repr()
 _SHORT_REPR.maxlist = _SHORT_REPR.maxdict = 20
 _SHORT_REPR.maxstring = _SHORT_REPR.maxother = 100
@@ -88,6 +94,13 @@ def _translate(document: Document, error: Any) -> Problem:
         message = f"{_show(given)} is not one of {context['expected']}"
         other = other_word(dotted(path), given)
         message += f"; write {other}" if other else did_you_mean(given, re.findall(r"'([^']+)'", context["expected"]))
+    elif kind in _TOO:
+        message = f"{_show(given)} is {_TOO[kind]}: write {_range(path, context)}"
+    elif kind in ("string_too_long", "too_long"):
+        what = "items" if isinstance(given, (list, dict)) else "characters"
+        message = f"{_show(given)} is too long: write at most {context['max_length']} {what}"
+    elif kind == "finite_number":
+        message = f"{_show(given)} is not a finite number{_example(path)}"
     elif kind in _NOUNS:
         message = f"{_EXPECTED}{_NOUNS[kind]}, not {_show(given)}{_form(kind, path, given)}"
     else:
@@ -112,6 +125,32 @@ def _form(kind: str, path: FieldPath, given: Any) -> str:
     if kind == "string_type" and is_item and isinstance(given, (int, float)):
         return f"; write it in quotes: '{given}'"
     return ""
+
+
+def _range(path: FieldPath, context: Any) -> str:
+    """Return the numbers that a field takes, with both bounds where it has two: ``more than 0 and less than 1``."""
+    model = _section(path[:-1])
+    field = model.model_fields.get(str(path[-1])) if model and path else None
+    bounds = _bounds_of(field) if field is not None else {}
+    bounds |= {name: value for name, value in context.items() if name in _BOUNDS}
+    if {"ge", "le"} <= bounds.keys():
+        return f"a number from {bounds['ge']:.12g} to {bounds['le']:.12g}{_example(path)}"
+    limits = [words.format(bounds[name]) for name, words in _BOUNDS.items() if name in bounds]
+    return " and ".join(limits) + _example(path)
+
+
+def _bounds_of(field: Any) -> dict[str, Any]:
+    """Return the bounds in the metadata of a field, of an ``Annotated`` type or of the types of a union."""
+    found: dict[str, Any] = {}
+    metadata: Any = getattr(field, "metadata", None) or getattr(field, "__metadata__", ())
+    for part in metadata:
+        found |= {name: value for name in _BOUNDS if (value := getattr(part, name, None)) is not None}
+        found |= _bounds_of(part)
+    inner = getattr(field, "annotation", None)
+    for one in (inner, *getattr(inner if inner is not None else field, "__args__", ())):
+        if one is not None and not isinstance(one, type):
+            found |= _bounds_of(one)
+    return found
 
 
 def _without_union_tags(value: Any, path: FieldPath) -> FieldPath:

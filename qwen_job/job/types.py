@@ -22,6 +22,7 @@ from qwen_job.job.slurm_time import slurm_seconds
 _CONTROL = r"[\x00-\x1f\x7f\x85\u2028\u2029]"
 _DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?"
 _CLOCK = r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?"
+_TWO_PARTS = r"\d+:\d\d"
 # Linux allows 15 characters of an interface's name.
 _INTERFACES = r"\^?=?[A-Za-z0-9_.@-]{1,15}(,[A-Za-z0-9_.@-]{1,15})*"
 ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -111,14 +112,35 @@ def _option_value(value: str | bool | None) -> str | bool | None:
 
 
 def seconds(value: Any) -> Any:
-    """Read a duration: ``90`` (seconds), ``2h30m``, ``1d``, or Slurm's ``[days-]hours:minutes[:seconds]``."""
+    """Read a duration: ``90`` (seconds), ``2h30m``, ``1d``, ``hours:minutes:seconds`` or ``days-hours:minutes``."""
     if isinstance(value, bool) or not isinstance(value, str):
         return value
+    if re.fullmatch(_TWO_PARTS, value):
+        raise ValueError(f"{value} can be hours and minutes or minutes and seconds: {_both_readings(value)}")
     found = re.fullmatch(_CLOCK, value) or re.fullmatch(_DURATION, value)
     if not found or not value:
-        raise ValueError(f"{value!r} is not a duration: write 2h30m, 12:30:00 or 1-00:00:00")
+        raise ValueError(f"{value!r} is not a duration: write 90s, 5m, 2h30m, 12:30:00 or 1-00:00:00{_meant(value)}")
     days, hours, minutes, secs = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + secs
+
+
+def _meant(value: str) -> str:
+    """Return what a duration in another spelling is here: ``5min`` is 5m."""
+    found = re.fullmatch(r"(\d+)\s*([dhms])\w*", value.strip(), re.IGNORECASE)
+    return f"; did you mean '{found[1]}{found[2].lower()}'?" if found else ""
+
+
+def _both_readings(clock: str) -> str:
+    """Return what to write for ``12:30``, which Slurm reads as minutes and seconds, and other programs as hours."""
+    first, second = (int(part) for part in clock.split(":"))
+    return f"write {first}h{second}m or {first}m{second}s" if second else f"write {first}h or {first}m"
+
+
+def unclear_time(text: str) -> str:
+    """Return how sbatch reads a time limit that looks like hours and minutes, and what to write; empty otherwise."""
+    if not re.fullmatch(_TWO_PARTS, text):
+        return ""
+    return f"{text} is read as sbatch reads it, as minutes and seconds; {_both_readings(text)} to say which"
 
 
 def _slurm_time(value: Any) -> Any:

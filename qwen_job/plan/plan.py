@@ -14,7 +14,9 @@ from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape, misspelt
 from qwen_job.facts.untrained import why_untrained
 from qwen_job.job import Job
+from qwen_job.job.document import dotted
 from qwen_job.job.model import CustomGpu
+from qwen_job.job.types import unclear_time
 from qwen_job.plan.advice import RunNumbers, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
@@ -114,7 +116,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     gpu = gpu_of(job)
     refuse_settings(job, gpu)
     shape, warnings = _shape(job)
-    warnings += _other_gpus(job, gpu)
+    warnings += [*_other_gpus(job, gpu), *_unclear_times(job)]
     interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)
     attention = decide_attention(job, gpu, precision, ledger, shape.attention_dropout if shape else 0.0)
@@ -251,6 +253,13 @@ def _other_gpus(job: Job, gpu: Gpu) -> list[str]:
     if not others:
         return []
     return [f"cluster.gpu: {written} is planned as {gpu.name}; {' and '.join(others)} is known, too: write which one"]
+
+
+def _unclear_times(job: Job) -> list[str]:
+    """Return a warning for each time limit that sbatch does not read as it looks."""
+    fields = (("slurm", "time"), ("evaluate", "time"))
+    found = ((dotted(field), unclear_time(job.text_of(*field))) for field in fields)
+    return [f"{name}: {message}" for name, message in found if message]
 
 
 def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:

@@ -25,7 +25,7 @@ def decide_thinking(job: Job, ledger: Ledger) -> list[str]:
         JobError: the template cannot be read, or is no Jinja template.
     """
     written = None if job.data.empty_think == "auto" else job.data.empty_think
-    thinking = _thinking(job)
+    thinking = template_thinking(job)
     if thinking is None:
         ledger.decide("data.empty_think", written, "auto", _RULE)
         return []
@@ -39,8 +39,12 @@ def decide_thinking(job: Job, ledger: Ledger) -> list[str]:
     return []
 
 
-def _thinking(job: Job) -> Thinking | None:
-    """Return what the job's chat template does; None if this machine does not have it."""
+def template_thinking(job: Job) -> Thinking | None:
+    """Return what the job's chat template does about reasoning; None if this machine does not have it.
+
+    Raises:
+        JobError: the template cannot be read, or is no Jinja template.
+    """
     template, source = job.data.template, job.model.resolved_source
     if template == CHATML or (template == AUTO and source == "random"):
         return "none"

@@ -25,6 +25,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     """
     section = plan.job.hostfile
     hosts = _hosts(plan)
+    _check_python(plan)
     lines = {"lines": hosts, "slots": plan.gpus_per_node}
     hostfile = render_template("hostfile/hostfile.j2", lines, folders)
     environment = _deepspeed_env(plan)
@@ -82,6 +83,28 @@ def _hosts(plan: Plan) -> list[str]:
     if launcher == "pdsh":
         _check_pdsh(plan, hosts)
     return hosts
+
+
+def _check_python(plan: Plan) -> None:
+    """Reject a ``~`` that was expanded here and is another user's home on the hosts.
+
+    Raises:
+        JobError: names ``hostfile.python``.
+    """
+    user = _user(plan.job.hostfile.ssh_options)
+    if user and plan.job.text_of("hostfile", "python").startswith("~"):
+        message = f"~ is your home on this machine, and the hosts run Python as {user}: write the path in full"
+        raise JobError([plan.job.problem(("hostfile", "python"), message)])
+
+
+def _user(options: Sequence[str]) -> str:
+    """Return the user whom the ssh options name: ``-l NAME``, ``-lNAME`` or ``-o User=NAME``; empty without one."""
+    for option, following in zip(options, [*options[1:], ""], strict=False):
+        if option == "-l":
+            return following
+        if found := re.fullmatch(r"-l(.+)|(?:-o)?\s*User[= ]\s*(\S+)", option, re.IGNORECASE):
+            return found[1] or found[2]
+    return ""
 
 
 def _check_pdsh(plan: Plan, hosts: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from qwen_job.render.bundle import Bundle
 from qwen_job.render.quote import Unrepresentable
 from qwen_job.render.references import reference_problems, sweep_problems
 from qwen_job.render.secret import secret_problems
+from qwen_job.render.tracker_keys import key_notes
 from qwen_job.render.unused import unused_notes
 
 # The module of each target, loaded when it is rendered.
@@ -50,7 +51,9 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     except Unrepresentable as error:
         path = _locate(plan.job.model_dump(), error.value) or ()
         raise JobError([plan.job.problem(path, str(error))]) from None
-    bundle = replace(bundle, run=plan.job.output, notes=(*bundle.notes, *unused_notes(plan, target)))
+    bundle = replace(
+        bundle, run=plan.job.output, notes=(*bundle.notes, *unused_notes(plan, target), *key_notes(plan, target))
+    )
     if plan.job.evaluate is None or target == "slurm":
         return bundle
     note = (

@@ -118,6 +118,20 @@ def test_an_invalid_row_is_counted_and_named(job: Path, row: str) -> None:
     result = CliRunner().invoke(cli, ["plan", str(job)], catch_exceptions=False, standalone_mode=False)
     assert "data.train: 1 of 641 rows is invalid (chats.json:641: " in result.stderr
     assert "would end with exit code 4; " in result.stderr and "640 conversations" in result.stdout
+    assert result.stdout.startswith("The run would refuse the data: see the warnings about data.train\nFits: ")
+
+
+@pytest.mark.parametrize(("sets", "count"), [([], 1), (["data.thinking=strip"], 0), (["data.thinking=as_written"], 0),
+                                            (["model=Qwen/Qwen3-8B"], 0), (["data.template=chatml"], 1)])  # fmt: skip
+def test_reasoning_without_a_place_in_the_template_is_warned_of(job: Path, sets: list[str], count: int) -> None:
+    answers = [{"reasoning_content": "hm", "content": "a"}, {"content": "<think>\nas text\n</think>\n\na"}]
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", **answer}]} for answer in answers]
+    (job.parent / "chats.json").write_text(json.dumps(rows), "utf-8")
+    given = [f"--set={one}" for one in ["model=Qwen/Qwen2.5-7B-Instruct", *sets]]
+    result = CliRunner().invoke(cli, ["plan", str(job), *given], catch_exceptions=False, standalone_mode=False)
+    assert result.stderr.count("1 of 2 rows has reasoning, for which") == count
+    assert result.stderr.count("write data.thinking: strip to train without it") == count
+    assert result.stdout.startswith("The run would refuse the data") == bool(count)
 
 
 def test_the_smallest_cluster(job: Path) -> None:

@@ -42,8 +42,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_check_of_good_data(run: Run) -> None:
     code, out, err = run("check", DEMO, "--strict")
     assert (code, err) == (0, "")
-    assert "72 conversations, 172 turns" in out and "█" in out
-    assert "tokens by kind: ░ prompt 2026 (70.0%), █ answer 867 (30.0%); learnt 867 (30.0%)" in out
+    assert "72 rows, 172 turns" in out and "█" in out
+    assert "tokens by kind: ░ prompt 2,026 (70.0%), █ answer 867 (30.0%); learnt 867 (30.0%)" in out
 
 
 def test_check_of_bad_data(run: Run, write: Callable[..., Path]) -> None:
@@ -237,3 +237,12 @@ def test_a_job_is_checked_alone(run: Run, job: Path) -> None:
     code, _, err = run("check", job)
     assert code == 3 and "job.yaml:2:1: invalid YAML" in err
     assert run("check", job.parent / "no.yaml")[0] == 5
+
+
+def test_check_counts_the_rows_and_of_them_the_invalid_ones(tmp_path: Path, run: Run) -> None:
+    rows = [conversation("q", f"a{number}") for number in range(1200)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([*rows, {"bad": 1}, conversation("q", "")]))
+    code, out, err = run("check", str(path))
+    assert code == 4 and "1,202 rows (2 invalid), 2,402 turns" in out
+    assert "2 of 1,202 rows cannot be used for training" in err

@@ -36,7 +36,7 @@ def test_five_lines_are_a_job(tmp_path: Path) -> None:
         ("train: {max_grad_norm: .inf}", "job.yaml:6:24: train.max_grad_norm: .inf is not a finite number, which JSON cannot represent"),
         ("partition: gpu", "job.yaml:6:1: partition: unknown field; did you mean 'slurm.partition'?"),
         ("slurm: {tme: 4}", "job.yaml:6:9: slurm.tme: unknown field; did you mean 'slurm.time'?"),
-        ("slurm: {time: soon}", "job.yaml:6:9: slurm.time: 'soon' is not a duration: write 2h30m, 12:30:00 or 1-00:00:00"),
+        ("slurm: {time: soon}", "job.yaml:6:9: slurm.time: 'soon' is not a duration: write 90s, 5m, 2h30m, 12:30:00 or 1-00:00:00"),
         ("slurm: {sbatch: {'a b': x}}", "job.yaml:6:18: slurm.sbatch.a b: 'a b' is not a valid option name: write a-b"),
         ("slurm: {partition: ' '}", "job.yaml:6:9: slurm.partition: is empty"),
         ('slurm: {partition: "a\\nb"}', "job.yaml:6:9: slurm.partition: contains the control character '\\n'; write it on one line, without it"),
@@ -51,7 +51,7 @@ def test_five_lines_are_a_job(tmp_path: Path) -> None:
         ("hostfile: {hosts: 'gpu[3-1]'}", "job.yaml:6:12: hostfile.hosts[0]: [3-1] runs backwards or is too long"),
         ("hostfile: {hosts: 'a b'}", "job.yaml:6:12: hostfile.hosts[0]: 'a b' is not a host name; write gpu01, gpu[001-128] or an address"),
         ("local: {python: 3}", "job.yaml:6:9: local.python: expected text, not 3"),
-        ("retry: {max_retries: -1}", "job.yaml:6:9: retry.max_retries: input should be greater than or equal to 0, not -1"),
+        ("retry: {max_retries: -1}", "job.yaml:6:9: retry.max_retries: -1 is too small: write 0 or more (Maximum number of times the job requeues itself)"),
     ],
 )  # fmt: skip
 def test_a_problem_names_its_place_and_the_way_out(tmp_path: Path, text: str, expected: str) -> None:
@@ -62,7 +62,7 @@ def test_a_problem_names_its_place_and_the_way_out(tmp_path: Path, text: str, ex
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
-        ("cluster.gpus_per_node=0", "cluster.gpus_per_node: input should be greater than or equal to 1, not 0"),
+        ("cluster.gpus_per_node=0", "cluster.gpus_per_node: 0 is too small: write 1 or more"),
         ("cluster.nodes=two", "cluster.nodes: expected a whole number, not 'two'"),
         ("cluster.gpu=5", "cluster.gpu: expected text or 'field: value' lines, not 5"),
         ("cluster.gpu={name: X}", "cluster.gpu.memory_gib: is required"),

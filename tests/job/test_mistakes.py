@@ -3,15 +3,21 @@
 # ruff: noqa: E501 - tables, one case a line
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import BaseModel, ValidationError
 
 from qwen_job.cli import cli
 from qwen_job.errors import JobError
+from qwen_job.job import Job
+from qwen_job.job.document import Document
 from qwen_job.job.load import load_job
+from qwen_job.job.mistakes import problems_of
 from qwen_job.render.configs import job_document
 from qwen_job.resources import resource
 from tests.jobs import FIVE_LINES, load, plan, problems, write
@@ -26,6 +32,12 @@ from tests.jobs import FIVE_LINES, load, plan, problems, write
         ("slurm: {memory: 400}", "slurm.memory", "write 400G or 400M"),
         ("slurm: {memory: '400'}", "slurm.memory", "write 400G or 400M"),
         ("kubernetes: {memory: 200}", "kubernetes.memory", "write it with its unit, e.g. 64Gi"),
+        ("kubernetes: {memory: 400GB}", "kubernetes.memory", "did you mean '400G'?"),
+        ("kubernetes: {memory: 64 gib}", "kubernetes.memory", "did you mean '64Gi'?"),
+        ("retry: {grace: '5:00'}", "retry.grace", "write 5h or 5m"),
+        ("retry: {grace: '1:30'}", "retry.grace", "write 1h30m or 1m30s"),
+        ("retry: {grace: 5min}", "retry.grace", "did you mean '5m'?"),
+        ("retry: {grace: 2 Hours}", "retry.grace", "did you mean '2h'?"),
         ("slurm: {scratch: $TMPDIR}", "slurm.scratch", "write ${TMPDIR} and add TMPDIR to uses_env"),
         ("container: {mounts: ['/data:$HOME/data']}", "container.mounts[0]", "write ${HOME} and add HOME to uses_env"),
         ("local: {python: $HOME/venv/bin/python}", "local.python", "(or write ~)"),
@@ -60,6 +72,20 @@ def test_a_tilde_is_the_users_home_in_every_path(tmp_path: Path, monkeypatch: py
         "/home/me/l",
     )
     assert job.container.mounts == ["/home/me/d:/d"]
+
+
+@pytest.mark.parametrize(
+    ("written", "readings"),
+    [("12:00", "write 12h or 12m"), ("90:00", "write 90h or 90m"), ("1:30", "write 1h30m or 1m30s")],
+)
+def test_a_time_limit_of_two_parts_is_planned_with_both_readings(tmp_path: Path, written: str, readings: str) -> None:
+    found = [one for one in plan(tmp_path, f"slurm: {{time: '{written}'}}").warnings if one.startswith("slurm.time:")]
+    assert f"slurm.time: {written} is read as sbatch reads it, as minutes and seconds; {readings} to say which" in found
+
+
+@pytest.mark.parametrize("written", ["12h", "12:00:00", "1-12", "1-12:30"])
+def test_a_time_limit_with_one_reading_needs_no_warning(tmp_path: Path, written: str) -> None:
+    assert not [one for one in plan(tmp_path, f"slurm: {{time: '{written}'}}").warnings if "sbatch reads" in one]
 
 
 @pytest.mark.parametrize(("written", "gpu", "other"), [("A100", "A100-80G", "A100-40G"), ("v100", "V100-32G", "V100-16G")])  # fmt: skip
@@ -131,7 +157,15 @@ def test_what_is_missing_here_is_an_error(tmp_path: Path, sets: str, field: str,
         ("data: {train: /d.json, max_seq_len: 4}", "data.max_seq_len", "write train.model_max_length"),
         ("max_seq_len: 4", "max_seq_len", "write train.model_max_length"),
         ("train: {memory_save_steps: 'off'}", "train.memory_save_steps", "expected auto or a whole number, not 'off' (Steps between"),
-        ("train: {memory_save_steps: -1}", "train.memory_save_steps", "greater than or equal to 0, not -1"),
+        ("train: {memory_save_steps: -1}", "train.memory_save_steps", "-1 is too small: write 0 or more (Steps between"),
+        ("cluster: {gpu: A100-80G, nodes: 0}", "cluster.nodes", "0 is too small: write 1 or more (Number of nodes)"),
+        ("train: {num_train_epochs: -1}", "train.num_train_epochs", "-1 is too small: write more than 0 (Number of"),
+        ("train: {adam_beta1: 1}", "train.adam_beta1", "1.0 is too large: write 0 or more and less than 1"),
+        ("data: {train: /d.json, eval_split: 2}", "data.eval_split", "2 is too large: write 0 or more and less than 1"),
+        ("data: {train: [{path: /d.json, weight: 0}]}", "data.train[0].weight", "write more than 0 and 1000 or less"),
+        ("hostfile: {port: 80}", "hostfile.port", "80 is too small: write a number from 1024 to 65535"),
+        ("deepspeed: {zero_stage: 4}", "deepspeed.zero_stage", "4 is too large: write a number from 0 to 3"),
+        ("cluster: {gpu: A100-80G, memory_gib: .inf}", "cluster.memory_gib", ".inf is not a finite number"),
         ("train: {torch_compile: maybe}", "train.torch_compile", "expected auto, true or false, not 'maybe' (Compile the layers"),
         ("train: {num_train_epochs: 'few'}", "train.num_train_epochs", "expected a number, not 'few'"),
         ("data: {train: []}", "data.train", "needs at least 1 item, not []"),
@@ -178,14 +212,51 @@ def test_a_field_in_the_wrong_place_is_told_the_right_one(tmp_path: Path, text: 
         ("model.path=/x", "model.path", "write model.name, with / or ./ in front"),
         ("cluster.gpus=8", "cluster.gpus", "write cluster.gpus_per_node"),
         *((f"cluster.gpu={name}", "cluster.gpu", f"{{name: {name}, memory_gib: N, compute_capability: N.N}}")
-          for name in ("B200", "A6000", "T4", "A10", "L40", "MI300X")),
-        *((f"cluster.gpu={name}", "cluster.gpu", "known: A100-40G, A100-80G") for name in ("B200", "A6000", "RTX-3090")),
+          for name in ("B200", "A6000", "T4", "A10", "L40", "MI300X", "RTX3090", "RTX 6000 Ada", "GeForce RTX 3090")),
+        *((f"cluster.gpu={name}", "cluster.gpu", "known: A100-40G, A100-80G") for name in ("B200", "A6000", "RTX-3090", "RTX3090")),
         ("cluster.gpu=H10O", "cluster.gpu", "did you mean H100-80G"),
     ],
 )  # fmt: skip
 def test_a_value_that_is_not_known_is_told_what_is(tmp_path: Path, sets: str, field: str, word: str) -> None:
     (found,) = problems(tmp_path, "", sets)
     assert found.startswith(f"--set: {field}: ") and word in found
+
+
+@pytest.mark.parametrize("name", ["notify.0.kind=slack", "hostfile.hosts[0]=a", "container.mounts.0=/x"])
+def test_an_item_of_a_list_that_is_empty_is_told_to_write_the_list(tmp_path: Path, name: str) -> None:
+    (found,) = problems(tmp_path, "", name)
+    assert "has no items yet; write it whole: " in found
+
+
+VALUES: list[object] = [-1, 0, 1e30, float("nan"), float("inf"), True, None, "", "x" * 600, [], {}, [[]], {"x": 1}, 2.5]
+
+
+def _fields(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, (*above, name))
+
+
+@pytest.mark.parametrize("section", list(Job.model_fields))
+def test_no_problem_has_a_sentence_of_the_library_that_validates(section: str) -> None:
+    """Every field gets every wrong value; each problem is in our words (about 2 s for all sections together)."""
+    seen = 0
+    for path in [path for path in _fields(Job) if path[0] == section]:
+        for value in VALUES:
+            whole = yaml.safe_load(FIVE_LINES)
+            inner = whole
+            for part in path[:-1]:
+                inner[part] = inner[part] if isinstance(inner.get(part), dict) else {}
+                inner = inner[part]
+            inner[path[-1]] = value
+            try:
+                Job.model_validate(whole)
+            except ValidationError as error:
+                for problem in problems_of(error, Document(whole)):
+                    seen += 1
+                    assert not re.search("(?i)input should|should be|should have|valid (string|dict)", problem.message)
+    assert seen
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_fields_with_the_same_last_part_keep_more_of_their_names(tmp_path: Path)
         ("sweep: {sweep.x: [1]}", "sweep.sweep.x: cannot be swept"),
         ("sweep: {train.seed: [1], train: {seed: [2]}}", "sweep.train.seed: is swept twice"),
         (f"sweep: {{train.seed: {list(range(1001))}}}", "sweep: makes 1001 runs; at most 1000"),
-        ("sweep: {cluster.nodes: [1, 0]}", "sweep.cluster.nodes[1]: input should be greater than or equal to 1"),
+        ("sweep: {cluster.nodes: [1, 0]}", "sweep.cluster.nodes[1]: 0 is too small: write 1 or more"),
         ("sweep: {cluster.gpu: [A100-80G, A101]}", "sweep.cluster.gpu[1]: "),
         ("sweep: {train.global_batch_size: [32, 3]}", "sweep.train.global_batch_size[1]: "),
     ],

@@ -10,7 +10,15 @@ from qwen_job.job.types import seconds
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("90s", 90), ("2h30m", 9000), ("1d", 86400), ("12:30:00", 45000), ("1-00:00:00", 86400), ("1:30", 5400), (90, 90)],
+    [
+        ("90s", 90),
+        ("2h30m", 9000),
+        ("1d", 86400),
+        ("12:30:00", 45000),
+        ("1-00:00:00", 86400),
+        ("1-12:30", 131400),
+        (90, 90),
+    ],
 )
 def test_durations(text: object, value: int) -> None:
     assert seconds(text) == value

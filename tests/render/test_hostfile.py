@@ -93,3 +93,18 @@ def test_deepspeed_reads_ten_thousand_hosts(tmp_path: Path) -> None:
     (tmp_path / "hostfile").write_text(made.text)
     hosts = fetch_hostfile(str(tmp_path / "hostfile"))
     assert len(hosts) == 10_000 and hosts["n00001"] == 2 and list(hosts)[-1] == "n10000"
+
+
+@pytest.mark.parametrize("options", [["-l", "bob"], ["-lbob"], ["-o", "User=bob"], ["-oUser=bob"]])
+def test_a_home_folder_of_this_machine_is_refused_for_another_user(tmp_path: Path, options: list[str]) -> None:
+    section = {"hosts": "a,b", "python": "~/venv/bin/python", "ssh_options": options}
+    with pytest.raises(JobError) as caught:
+        bundle(tmp_path, "hostfile", cluster={"nodes": 2}, hostfile=section)
+    assert "hostfile.python: ~ is your home on this machine, and the hosts run Python as bob" in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "2222"], ["-o", "UserKnownHostsFile=/dev/null"]])
+def test_a_home_folder_is_expanded_for_the_same_user(tmp_path: Path, options: list[str]) -> None:
+    section = {"hosts": "a,b", "python": "~/venv/bin/python", "ssh_options": options}
+    text = bundle(tmp_path, "hostfile", cluster={"nodes": 2}, hostfile=section).files["launch.sh"]
+    assert str(Path("~/venv/bin/python").expanduser()) in text

@@ -61,12 +61,19 @@ def _of_cluster(cluster: str, text: str) -> list[Entry]:
         answer = json.loads(text)
         jobs = answer["jobs"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EnvironmentFault(f"squeue --json: unexpected output ({error}); Slurm 21.08 or newer is needed") from None
+        raise _unexpected(error) from None
     if not jobs and answer.get("errors"):
         # Without a controller, squeue --json still exits with 0 and reports the error in its output.
         said = "; ".join(str(error.get("description") or error.get("error")) for error in answer["errors"])
         raise EnvironmentFault(f"squeue cannot reach a cluster: {said}; is slurmctld up, and is this a login node?")
-    return [replace(_entry(job), cluster=cluster) for job in sorted(jobs, key=_order)]
+    try:
+        return [replace(_entry(job), cluster=cluster) for job in sorted(jobs, key=_order)]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _unexpected(error) from None
+
+
+def _unexpected(error: Exception) -> EnvironmentFault:
+    return EnvironmentFault(f"squeue --json: unexpected output ({error}); Slurm 21.08 or newer is needed")
 
 
 def endings_of(text: str) -> dict[str, tuple[str, str]]:

@@ -19,8 +19,10 @@ from qwen_job.errors import ClusterRefused, EnvironmentFault
 from qwen_job.hosts import expand_hosts
 from qwen_job.job.slurm_time import slurm_seconds
 from qwen_job.launch.slurm.user_environment import clusters, environment
+from qwen_job.text import visible
 
 _UNREACHABLE = r"unable to contact slurm|configuration source|process configuration|connection refused|dns_srv"
+_REASON_LENGTH = 200
 _GPU = re.compile(r"(?:^|,)gpu(?::(?P<type>[^:,()]+))?:(?P<count>\d+)(?![^(]*\))")
 _DOWN = ("down", "drain", "fail", "maint", "not_responding", "powered_down", "unknown", "inval")
 # Container program -> container.runtime; empty for those that we cannot use (enroot needs pyxis).
@@ -113,15 +115,27 @@ def ask(*words: str, cluster: str = "") -> str:
     except subprocess.TimeoutExpired:
         raise EnvironmentFault(f"{words[0]}: no answer within a minute; is slurmctld up?") from None
     if done.returncode != 0:
-        said = " ".join(done.stderr.split())
-        if "--json" in words and re.search(r"unrecognized|invalid|unknown", said):
+        said = reason_in(done.stderr)
+        if "--json" in words and re.search(r"unrecognized|invalid|unknown", done.stderr):
             raise EnvironmentFault(f"{words[0]} --json: not supported by this Slurm ({said}); 21.08 or newer is needed")
-        if is_unreachable(said):
+        if is_unreachable(done.stderr):
             raise EnvironmentFault(
                 f"{words[0]} cannot reach a cluster: {said}; is slurmctld up, and is this a login node?"
             )
         raise ClusterRefused(f"{' '.join(words)}: {said}")
     return done.stdout
+
+
+def reason_in(output: str) -> str:
+    """Return the line of a tool's error messages that gives the reason: the fatal one, or the last error, or the first.
+
+    The lines before it describe attempts, and those after an unknown option are its usage.
+    """
+    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    for kind in ("fatal: ", "error: "):
+        if found := [line.partition(kind)[2] for line in lines if kind in line]:
+            return visible(found[-1], _REASON_LENGTH)
+    return visible(lines[0], _REASON_LENGTH) if lines else "no message"
 
 
 def is_unreachable(said: str) -> bool:

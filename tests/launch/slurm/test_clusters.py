@@ -83,3 +83,34 @@ def test_a_cluster_that_gives_no_answer_does_not_hide_the_others(queue: Queue) -
     assert find("here", None)[0].entry.state == "running"
     with pytest.raises(EnvironmentFault, match="slurm wice: the queue is unreachable"):
         find_live("tiny", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "squeue: error: resolve_ctls_from_dns_srv: Unknown host\nsqueue: error: fetch_config: lookup failed\n"
+            "squeue: fatal: Could not establish a configuration source\n",
+            "squeue cannot reach a cluster: Could not establish a configuration source; is slurmctld up",
+        ),
+        (
+            "squeue: unrecognized option --json\nUsage: squeue [-A]\n  -A, --all\n",
+            "unrecognized option --json); 21",
+        ),
+        ("\n", "no message"),
+    ],
+)
+def test_of_what_squeue_says_only_the_reason_is_shown(queue: Queue, said: str, shown: str) -> None:
+    (queue.folder / "bin" / "squeue").write_text(f"#!/bin/bash\ncat >&2 << 'E'\n{said}E\nexit 1\n")
+    result = CliRunner().invoke(cli, ["status", "--target", "slurm"])
+    message = str(result.exception)
+    assert shown in message and "resolve_ctls" not in message and "Usage" not in message
+    assert len(message) < 250
+
+
+@pytest.mark.parametrize("answer", ['{"jobs": [{"job_id": "x"}]}', '{"jobs": [5]}', "JOBID PARTITION NAME", "[]"])
+def test_an_answer_of_another_shape_is_a_fault_of_the_queue(queue: Queue, answer: str) -> None:
+    (queue.folder / "squeue.json").write_text(answer)
+    result = CliRunner().invoke(cli, ["status", "--target", "slurm"])
+    assert isinstance(result.exception, EnvironmentFault)
+    assert "squeue --json: unexpected output" in str(result.exception)
