@@ -9,7 +9,6 @@ characters are like this, and the pieces between them are two or three character
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -108,20 +107,39 @@ def _hash(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> NDArray[np.uin
 
 def _crossed(vocabulary: dict[bytes, int]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Return all pairs of Chinese characters that some token spans, even with only some of their bytes."""
-    starts, ends = defaultdict[bytes, list[int]](list), defaultdict[bytes, list[int]](list)
-    for code in range(_HAN[0], _HAN[1] + 1):
-        text = chr(code).encode()
-        for length in (1, 2, 3):
-            starts[text[:length]].append(code)
-            ends[text[-length:]].append(code)
     pairs: set[int] = set()
     for token in vocabulary:
         if token.isascii():
             continue
         for place in range(1, len(token)):
             if token[place] in _HAN_LEAD:
-                before = ends.get(token[max(0, place - 3) : place], ())
-                after = starts.get(token[place : place + 3], ())
-                pairs.update(left << 16 | right for left in before for right in after)
+                after = _starting_with(token[place : place + 3])
+                pairs.update(left << 16 | right for left in _ending_with(token[max(0, place - 3) : place])
+                             for right in after)  # fmt: skip
     both = np.fromiter(pairs, np.uint32, len(pairs))
     return both >> np.uint32(16), both & np.uint32(0xFFFF)
+
+
+@cache
+def _starting_with(prefix: bytes) -> range:
+    """Return the Chinese characters whose UTF-8 starts with 1 to 3 bytes, of which the first is a lead byte of one."""
+    if any(not 0x80 <= byte < 0xC0 for byte in prefix[1:]):
+        return range(0)
+    free = 6 * (3 - len(prefix))
+    first = (prefix[0] & 15) << 12
+    for shift, byte in zip((6, 0), prefix[1:], strict=False):
+        first |= (byte & 63) << shift
+    return range(max(first, _HAN[0]), min(first + (1 << free) - 1, _HAN[1]) + 1)
+
+
+@cache
+def _ending_with(suffix: bytes) -> range:
+    """Return the Chinese characters whose UTF-8 ends with 1 to 3 bytes."""
+    if len(suffix) == 3:
+        return _starting_with(suffix) if suffix[0] in _HAN_LEAD else range(0)
+    if any(not 0x80 <= byte < 0xC0 for byte in suffix):
+        return range(0)
+    last, step = 0, 1
+    for byte in suffix:
+        last, step = last << 6 | byte & 63, step << 6
+    return range(_HAN[0] + (last - _HAN[0]) % step, _HAN[1] + 1, step)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import tempfile
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from qwen_job.data.characters import SPACE, STABLE, HanCuts, character_classes
 from qwen_job.data.embedding import refuse_larger, tokenizer_size
 from qwen_job.data.encode import ChatTokenizer, Flat
-from qwen_job.data.vocabulary import bytes_of, is_qwen, probes
+from qwen_job.data.vocabulary import bytes_of, is_qwen, merged_by_rank, probes, ranks_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,16 +63,32 @@ def _fast(plain: ChatTokenizer, content: dict[str, Any]) -> FastTokenizer | None
         return None
     if len(marks) < 2:
         return None
-    # Without its control tokens, which are text here, and without NFC, which does not change stable text.
-    source = json.dumps(content | {"added_tokens": [], "normalizer": None, "post_processor": None})
     fast = FastTokenizer(
         plain,
-        load=lambda: gigatoken.load_hf_json(source),
+        load=_loader(gigatoken, content, vocabulary),
         marks=marks,
         cuts=HanCuts(vocabulary),
         slow_words=plain.text_tokens,
     )
     return fast if fast.agrees(probes(vocabulary, is_stable)) else None
+
+
+def _loader(gigatoken: Any, content: dict[str, Any], vocabulary: dict[bytes, int]) -> Callable[[], Any]:
+    """Return a function that makes a new tokenizer without control tokens, which are text here, and without NFC, which
+    does not change stable text.
+    """
+    if merged_by_rank(content):
+        ranks = ranks_file(vocabulary)
+
+        def load() -> Any:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(ranks)
+                file.flush()
+                return gigatoken.BPETokenizer.from_tiktoken(file.name, "qwen2")
+
+        return load  # in half the time
+    source = json.dumps(content | {"added_tokens": [], "normalizer": None, "post_processor": None})
+    return lambda: gigatoken.load_hf_json(source)
 
 
 class FastTokenizer(ChatTokenizer):
@@ -189,8 +206,10 @@ _NOTHING = Flat(np.empty(0, np.int32), np.empty(0, np.int64))
 
 def is_stable(text: str) -> bool:
     """Tell whether a text is not empty and every library agrees on its characters."""
+    if text.isascii():
+        return text != ""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return bool(text) and bool((character_classes()[codes] & STABLE).all())
+    return bool((character_classes()[codes] & STABLE).all())
 
 
 def _insert(codes: NDArray[np.uint32], at: NDArray[np.intp], mark: int) -> str:

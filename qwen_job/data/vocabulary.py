@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import json
 import random
 import re
+from binascii import b2a_base64
 from collections.abc import Callable, Collection, Iterable
+from itertools import accumulate, chain
 from typing import Any
 
 from qwen_job.chatml import PATTERN
@@ -86,19 +90,50 @@ def token_finder(tokens: Collection[str]) -> Callable[[Iterable[str]], set[str]]
 
 def bytes_of(vocab: dict[str, int]) -> dict[bytes, int]:
     """Return bytes -> ID of a byte-level vocabulary, undoing GPT-2's printable stand-ins for bytes."""
+    try:
+        joined = codecs.charmap_encode("".join(vocab), "strict", _STAND_INS)[0]
+    except UnicodeEncodeError:
+        return {}  # some tokens are not bytes, such as added ones
+    ends = list(accumulate(map(len, vocab)))
+    tokens = map(joined.__getitem__, map(slice, [0, *ends], ends))
+    return dict(zip(tokens, vocab.values(), strict=True))
+
+
+def _stand_ins() -> str:
+    """Return GPT-2's character for each byte: itself where it is printable, else one of those from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    back = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-    try:
-        return {bytes(map(back.__getitem__, token)): number for token, number in vocab.items()}
-    except KeyError:
-        return {}  # some tokens are not bytes, such as added ones
+    return "".join(chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256))
+
+
+_STAND_INS = codecs.charmap_build(_stand_ins())
+
+
+def merged_by_rank(content: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer is that of Qwen-1 to Qwen3, whose merges follow from its IDs, as in a .tiktoken file.
+
+    Others may be of this kind, too; of this one it is known.
+    """
+    vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+    if _cuts(content["pre_tokenizer"]) != [PATTERN, "bytes"] or list(vocab.values()) != list(range(len(vocab))):
+        return False
+    lines = merges if merges and isinstance(merges[0], str) else [" ".join(pair) for pair in merges]
+    return hashlib.sha256("\n".join(chain(vocab, lines)).encode()).hexdigest() == _QWEN_SHA256
+
+
+# Of the vocabulary and the merges that qwen.tiktoken makes.
+_QWEN_SHA256 = "6a7a8a11eb4f569e38571aa3663491e1ca4388228371affb992840fa035090da"
+
+
+def ranks_file(vocabulary: dict[bytes, int]) -> bytes:
+    """Return a vocabulary as a .tiktoken file has it: for each token a line of base64 and ID."""
+    return b"".join([b2a_base64(token, newline=False) + b" %d\n" % number for token, number in vocabulary.items()])
 
 
 def probes(vocabulary: dict[bytes, int], usable: Callable[[str], bool]) -> list[str]:
     """Return texts made from this vocabulary: triples of its ``usable`` tokens, and runs of one character."""
     choose = random.Random(0)
-    some = choose.sample(sorted(vocabulary), min(len(vocabulary), 6000))
+    some = choose.sample(list(vocabulary), min(len(vocabulary), 6000))
     tokens = [text for text in (token.decode(errors="ignore") for token in some) if usable(text)]
     runs = [char * length for char in " \n\tae0.=-*哈的。" for length in (2, 3, 5, 8, 13, 47)]
     return runs + ["".join(choose.choices(tokens, k=3)) for _ in range(2000)]

@@ -16,7 +16,7 @@ from qwen_job.data import encoder
 from qwen_job.data.characters import STABLE, HanCuts, character_classes
 from qwen_job.data.encode import ChatTokenizer, Flat
 from qwen_job.data.encoder import FastTokenizer, is_stable, load_encoder
-from qwen_job.data.vocabulary import bytes_of
+from qwen_job.data.vocabulary import bytes_of, merged_by_rank
 
 # How Qwen3.5's tokenizer splits text.
 WITH_MARKS = (
@@ -143,6 +143,33 @@ def test_a_wrong_short_cut_is_found_and_dropped(
     monkeypatch.setattr(fast, "_encode", lambda _texts: wrong)
     _same(ChatTokenizer.load(qwen), fast, SAMPLES)
     assert "the fast path differs" in caplog.text
+
+
+def test_qwens_own_merges_are_known_to_follow_from_its_ids(qwen: Path) -> None:
+    content = json.loads((qwen / "tokenizer.json").read_bytes())
+    assert merged_by_rank(content)
+    swapped = content["model"] | {"merges": content["model"]["merges"][::-1]}
+    assert not merged_by_rank(content | {"model": swapped})
+    renumbered = {token: number + 1 for token, number in content["model"]["vocab"].items()}
+    assert not merged_by_rank(content | {"model": content["model"] | {"vocab": renumbered}})
+    split_otherwise = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    assert not merged_by_rank(content | {"pre_tokenizer": split_otherwise})
+
+
+def test_merges_in_another_order_are_taken_from_the_file(qwen: Path, tmp_path: Path) -> None:
+    content = json.loads((qwen / "tokenizer.json").read_text(encoding="utf-8"))
+    merges = content["model"]["merges"]
+    content["model"]["merges"] = [*merges[100:], *merges[:100]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    plain, other = ChatTokenizer.load(tmp_path), ChatTokenizer.load(qwen)
+    assert plain.encode("the merging") != other.encode("the merging")
+    assert load_encoder(tmp_path).encode_flat(["the merging"]).ids.tolist() == plain.encode("the merging")
+
+
+@pytest.mark.parametrize("vocab", [{"Ā": 0, "Ġa": 1, "½": 2}, {"a": 0, "<|end of turn|>": 1}, {}])
+def test_the_bytes_of_a_vocabulary(vocab: dict[str, int]) -> None:
+    expected = {"Ā": b"\0", "Ġa": b" a", "½": b"\xbd"}
+    assert bytes_of(vocab) == ({expected[token]: number for token, number in vocab.items()} if "Ā" in vocab else {})
 
 
 def test_another_pattern_gets_no_short_cut(qwen: Path, tiny: Path, tmp_path: Path) -> None:
