@@ -1,4 +1,4 @@
-"""Write what the chart has in common with the package: values.yaml, values.schema.json and Chart.yaml's version.
+"""Write what the chart has in common with the package: Chart.yaml, values.yaml, its schema, and the README's table.
 
 scripts/chart.py           writes them
 scripts/chart.py --check   exits 1 when they are not what would be written
@@ -7,21 +7,22 @@ scripts/chart.py --check   exits 1 when they are not what would be written
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from qwen_job import __version__  # noqa: E402
 from qwen_job.job import load_job  # noqa: E402
 from qwen_job.job.types import ENV_NAME  # noqa: E402
 from qwen_job.plan import make_plan  # noqa: E402
 from qwen_job.render.kubernetes.chart_values import ChartValues  # noqa: E402
 from qwen_job.render.kubernetes.helm import values_text  # noqa: E402
 from qwen_job.run.config import TrainConfig  # noqa: E402
+from scripts.chart_metadata import chart_yaml, readme  # noqa: E402
 
 CHART = ROOT / "charts" / "qwen-job"
 NUMBER = r"^[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$"
@@ -32,12 +33,13 @@ REFERENCE = ROOT / "configs" / "jobs" / "qwen-1_8b-chat-a100.yaml"
 
 def generated() -> dict[str, str]:
     """Return file name -> text."""
-    chart = (CHART / "Chart.yaml").read_text("utf-8")
-    chart = re.sub(r"(?m)^(version|appVersion): .*$", lambda m: f'{m[1]}: "{__version__}"', chart)
+    values, rules = values_text(make_plan(load_job([REFERENCE])), shipped=True), schema()
+    text = (CHART / "README.md").read_text("utf-8")
     return {
-        "Chart.yaml": chart,
-        "values.yaml": values_text(make_plan(load_job([REFERENCE])), shipped=True),
-        "values.schema.json": json.dumps(schema(), indent=2) + "\n",
+        "Chart.yaml": chart_yaml(),
+        "values.yaml": values,
+        "values.schema.json": json.dumps(rules, indent=2) + "\n",
+        "README.md": readme(text, rules, yaml.safe_load(values)),
     }
 
 

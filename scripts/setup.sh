@@ -5,7 +5,7 @@
 #   test      .venv with the test tools as well
 #   trackers  .venv-trackers with the training stack, wandb, swanlab and mlflow
 #   vllm      .venv-vllm with vLLM's CPU build
-#   system    the distribution's packages for the Slurm lab, the image and a browser (only as root on Debian or Ubuntu)
+#   system    the distribution's packages for the Slurm lab, the image, a browser and a registry (only as root on Debian or Ubuntu)
 # Running it again costs nothing: each environment carries a stamp of what it was made from.
 # PYTHON: the interpreter to use, or its version (3.14), which uv downloads if it is installed.
 # TORCH_INDEX_URL: the package index for torch alone.
@@ -14,7 +14,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TORCH=$(grep '^torch==' constraints.txt)
-SYSTEM_PACKAGES=(slurm-wlm libslurm-dev libc6-dev munge iproute2 openssh-server openssh-client openssl pdsh)
+SYSTEM_PACKAGES=(slurm-wlm libslurm-dev libc6-dev munge iproute2 openssh-server openssh-client openssl pdsh docker-registry)
 
 venv=.venv
 oldest=11     # DeepSpeed and the pinned numpy need Python 3.11

@@ -11,7 +11,13 @@ from qwen_job.errors import JobError
 from qwen_job.job import Job, load_job
 from qwen_job.plan import Plan, make_plan
 from qwen_job.render import Bundle, render
+from qwen_job.resources import resource
 
+# The examples that are rendered for every target; tests/test_examples.py has all examples, each for its own target.
+EXAMPLES = [
+    resource("configs", "jobs", f"{name}.yaml")
+    for name in ("demo", "qwen-1_8b-chat-a100", "qwen-1_8b-chat-v100", "qwen-7b-chat-a100-2x8")
+]
 FIVE_LINES = """\
 name: tiny
 model: Qwen/Qwen-1_8B-Chat

@@ -65,9 +65,13 @@ class Kubernetes(Strict):
         "pytorchjob", description="pytorchjob (training-operator), trainjob (Trainer v2) or jobset"
     )
     master: bool = Field(False, description="PyTorchJob: use a Master and Workers instead of only elastic workers")
-    namespace: DnsLabel | None = None
-    labels: Annotated[dict[QualifiedName, LabelValue], not_ours(OWN_LABELS, "choose another label")] = {}
-    annotations: Annotated[dict[QualifiedName, FreeText], not_ours(OWN_ANNOTATIONS, "choose another")] = {}
+    namespace: DnsLabel | None = Field(None, description="Namespace of the objects; default: kubectl's or Helm's")
+    labels: Annotated[dict[QualifiedName, LabelValue], not_ours(OWN_LABELS, "choose another label")] = Field(
+        {}, description="Additional labels of the objects and pods"
+    )
+    annotations: Annotated[dict[QualifiedName, FreeText], not_ours(OWN_ANNOTATIONS, "choose another")] = Field(
+        {}, description="Additional annotations of the objects and pods"
+    )
     volumes: list[Volume] = Field([], description="Shared storage for model, data and output")
     shm_size: Memory = Field("16Gi", description="Size of /dev/shm; counts toward the pod's memory")
     cpu: Cores | None = Field(
@@ -81,7 +85,7 @@ class Kubernetes(Strict):
     )
     resources: Amounts = Field({}, description="Additional resources of a pod, e.g. {rdma/hca: '1'}")
     gpu_products: list[LabelValue] = Field([], description="Accepted values of the node label nvidia.com/gpu.product")
-    node_selector: dict[QualifiedName, LabelValue] = {}
+    node_selector: dict[QualifiedName, LabelValue] = Field({}, description="Labels that a node must have")
     tolerations: list[Toleration] = Field([], description="Additional tolerations; the GPU taint is always tolerated")
     topology: QualifiedName | None = Field(
         None, description="Keep all pods in one domain of this node label, e.g. topology.kubernetes.io/zone"
@@ -90,9 +94,9 @@ class Kubernetes(Strict):
     queue: (
         Annotated[str, Field(pattern=rf"^((kueue|volcano):{SUBDOMAIN}|volcano|coscheduling)$", max_length=71)] | None
     ) = Field(None, description="Gang scheduling: kueue:QUEUE, volcano, volcano:QUEUE or coscheduling")
-    priority_class: DnsSubdomain | None = None
-    service_account: DnsSubdomain | None = None
-    image_pull_secrets: list[DnsSubdomain] = []
+    priority_class: DnsSubdomain | None = Field(None, description="PriorityClass of the pods")
+    service_account: DnsSubdomain | None = Field(None, description="Service account of the pods; they get no token")
+    image_pull_secrets: list[DnsSubdomain] = Field([], description="Secrets with the login of the image's registry")
     env_from_secrets: list[DnsSubdomain] = Field(
         [], description="Secrets to load as environment variables, one per key"
     )

@@ -22,6 +22,7 @@ from qwen_job.render.kubernetes.pod_security import pod_security_level
 from qwen_job.render.quote import to_yaml
 from qwen_job.resources import resource
 from qwen_job.run.config import parse_config
+from tests.jobs import EXAMPLES
 from tests.support.helm import WHEELS, run_helm
 from tests.support.schemas import load, validate
 
@@ -209,7 +210,7 @@ def test_yamllint_finds_nothing(tmp_path: Path) -> None:
     more = "kubernetes.kind=trainjob,kubernetes.prepare=true,kubernetes.network_policy=true"
     (tmp_path / "chart.yaml").write_text(run_helm("template", "my-run", CHART))
     (tmp_path / "more.yaml").write_text(run_helm("template", "my-run", CHART, "--set", more))
-    for job in resource("configs", "jobs").glob("*.yaml"):
+    for job in EXAMPLES:
         plan = make_plan(load_job([job], sets=["kubernetes.prepare=true", "kubernetes.kind=jobset"]))
         for target in ("kubernetes", "helm"):
             (tmp_path / f"{job.stem}-{target}.yaml").write_text(render(plan, target).text, "utf-8")

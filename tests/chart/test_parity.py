@@ -11,11 +11,12 @@ from qwen_job.job import load_job
 from qwen_job.plan import Plan, make_plan
 from qwen_job.render import render
 from qwen_job.resources import resource
+from tests.jobs import EXAMPLES
 from tests.support.helm import WHEELS, run_helm
 from tests.support.schemas import load, validate
 
 CHART = resource("charts", "qwen-job")
-JOBS = sorted(resource("configs", "jobs").glob("*.yaml"))
+JOBS = [*EXAMPLES, resource("configs", "jobs", "qwen2.5-7b-kueue-h100-2x8.yaml")]
 REFERENCE = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
 VARIANTS = {
     "master": ["kubernetes.master=true"],

@@ -19,8 +19,7 @@ from qwen_job.job.document import Document
 from qwen_job.job.load import load_job
 from qwen_job.job.mistakes import problems_of
 from qwen_job.render.configs import job_document
-from qwen_job.resources import resource
-from tests.jobs import FIVE_LINES, load, plan, problems, write
+from tests.jobs import EXAMPLES, FIVE_LINES, load, plan, problems, write
 
 
 @pytest.mark.parametrize(
@@ -299,7 +298,6 @@ def _accepted(job: Path, command: list[str]) -> bool:
     return CliRunner().invoke(cli, [*command, str(job)]).exit_code == 0
 
 
-EXAMPLES = sorted(resource("configs", "jobs").glob("*.yaml"))
 TEXTS = ["", "slurm: {time: 24}", "evaluate: {}", "evaluate: {data: /a.json}", "model: ./nope", "image: a", "slurm: {nodes: 2}",
          "sweep: {train.seed: [1, 2]}", "sweep: {epochs: [1]}", "env: {A: $HOME}", "train: {global_batch_size: 3}"]  # fmt: skip
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs import EXAMPLES
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 KUBECTL = """#!/bin/bash
 echo "$*" >> {folder}/calls
@@ -40,7 +42,7 @@ def check(
 def test_every_example_is_asked_for_and_nothing_stays(tmp_path: Path) -> None:
     code, said = check(tmp_path, kinds="trainjobs.trainer.kubeflow.org\\n")
     calls = (tmp_path / "calls").read_text()
-    examples = len(list((CHECKOUT / "configs" / "jobs").glob("*.yaml")))
+    examples = len(EXAMPLES)
     assert (code, said.count("ok ")) == (0, 4 * examples + 1), said
     assert calls.count("--dry-run=server -f") == 2 * examples
     assert "delete namespace qwen-job-check" in calls.splitlines()[-1]

@@ -20,7 +20,7 @@ from qwen_job.render import render
 from qwen_job.render.configs import config_files
 from qwen_job.resources import resource
 from qwen_job.run.config import to_values
-from tests.jobs import bundle, pinned_plan
+from tests.jobs import EXAMPLES, bundle, pinned_plan
 from tests.support import optional
 from tests.support.pythons import interpreters
 
@@ -39,7 +39,7 @@ for target in ("slurm", "hostfile", "local"):
         for name, text in files.items():
             print(target, name, hashlib.sha256(text.encode()).hexdigest())
 """
-JOBS = [*sorted((ROOT / "tests" / "golden").glob("*.yaml")), *sorted(resource("configs", "jobs").glob("*.yaml"))]
+JOBS = [*sorted((ROOT / "tests" / "golden").glob("*.yaml")), *EXAMPLES]
 
 
 def digests(python: Path | str = sys.executable, **env: str) -> str:

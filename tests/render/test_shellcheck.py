@@ -12,8 +12,7 @@ import pytest
 from qwen_job.job import load_job
 from qwen_job.plan import make_plan
 from qwen_job.render import render
-from qwen_job.resources import resource
-from tests.jobs import bundle
+from tests.jobs import EXAMPLES, bundle
 
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 IMAGE = "registry.example.com/x:y"
@@ -59,6 +58,6 @@ def test_a_local_script_is_clean(tmp_path: Path) -> None:
     check(tmp_path, bundle(tmp_path, "local", env={"A": "it's"}).files)
 
 
-@pytest.mark.parametrize("path", sorted(resource("configs", "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_s_scripts_are_clean(tmp_path: Path, path: Path) -> None:
     check(tmp_path, render(make_plan(load_job([path])), "slurm").files)

@@ -29,7 +29,7 @@ PACKAGES = {
     "remote": "aiohttp boto3 moto ossfs s3fs",
     "kubernetes": "kubeflow kubeflow_trainer_api kubernetes kubernetes_validate",
 }
-NEEDS = (*PACKAGES, "slurm", "containers", "root", "compiler", "crds", "pythons", "browser")
+NEEDS = (*PACKAGES, "slurm", "containers", "root", "compiler", "crds", "pythons", "browser", "registry")
 _NEED_OF = {package: need for need, packages in PACKAGES.items() for package in packages.split()}
 
 

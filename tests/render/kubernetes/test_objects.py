@@ -17,6 +17,7 @@ from qwen_job.render import Bundle, render
 from qwen_job.render.kubernetes.objects import literal
 from qwen_job.render.kubernetes.pod_security import pod_security_level
 from qwen_job.resources import resource
+from tests.jobs import EXAMPLES
 from tests.support.schemas import load
 
 JOB = resource("configs", "jobs", "qwen-7b-chat-a100-2x8.yaml")
@@ -289,7 +290,7 @@ def test_the_launcher_is_told_when_to_give_up() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pytorchjob", "trainjob", "jobset"])
-@pytest.mark.parametrize("job", resource("configs", "jobs").glob("*.yaml"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("job", EXAMPLES, ids=lambda path: path.stem)
 def test_a_restricted_namespace_admits_every_example(job: Path, kind: str) -> None:
     plan = make_plan(load_job([job], sets=[f"kubernetes.kind={kind}", "kubernetes.prepare=true"]))
     assert "the pods meet the Pod Security level 'restricted'" in render(plan, "kubernetes").notes
