@@ -53,9 +53,9 @@ def chart_yaml() -> str:
 
 
 def changes(changelog: str) -> list[str]:
-    """Return the entries under the heading Chart of the newest version, each on one line and without markup."""
-    newest = re.split(r"(?m)^## ", changelog)[1]
-    found = re.search(r"(?ms)^Chart\n(.*?)(?:\n\n|\Z)", newest)
+    """Return this version's entries under the heading Chart, each on one line and without markup."""
+    version = re.search(rf"(?ms)^## {re.escape(__version__)}\b(.*?)(?:^## |\Z)", changelog)
+    found = re.search(r"(?ms)^Chart\n(.*?)(?:\n\n|\Z)", version[1]) if version else None
     entries = re.split(r"(?m)^- ", found[1])[1:] if found else []
     return [" ".join(entry.split()).replace("`", "") for entry in entries]
 
