@@ -1,19 +1,23 @@
 """Fit conversations that a chat template writes into ``max_length``: whole turns go first, and no call is cut.
 
 Every step renders the shortened conversation again, so that what remains is what a server would build. The result of a
-tool never stays without its call. What was cut is counted.
+tool never stays without its call. What was cut is counted. How many turns fit is guessed from the tokens of their
+texts, so that a long conversation is rendered a few times, not once for every turn.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qwen_job.chat.conversation import Conversation, Turn
+from qwen_job.chat.conversation import Conversation
 from qwen_job.chat.samples import Sample
 from qwen_job.chat.template import Unrenderable
+from qwen_job.data.cut_points import Part, exchanges_of, most, steps_of
+from qwen_job.data.sizes import TextSizer
 from qwen_job.data.writers import TemplateWriter
 from qwen_job.run.sections import DataSpec
 
@@ -28,6 +32,10 @@ def fit_rendered(
 
     Truncation leaves out the oldest exchanges, then the last steps of the last one; of what remains, it cuts the middle
     of the last question, and the end of the answer. A call or a thought without its answer is dropped instead.
+
+    Splitting makes pieces of as many exchanges as fit, each with the system prompt and the tools. An exchange that is
+    too long, such as the trace of an agent, is split between its steps; each piece then begins with the question, and
+    with the step before as context where there is room. Every turn is learnt once.
     """
     return _Fitting(writer, spec, counts).fit(_only(conversation, turns))
 
@@ -35,6 +43,7 @@ def fit_rendered(
 class _Fitting:
     def __init__(self, writer: TemplateWriter, spec: DataSpec, counts: Counter[str]) -> None:
         self._writer, self._spec, self._counts = writer, spec, counts
+        self._sizer = TextSizer(writer.tokenizer)
 
     def fit(self, conversation: Conversation) -> list[NDArray[np.int32]]:
         self._counts["long_samples"] += 1
@@ -48,59 +57,81 @@ class _Fitting:
         self._counts["split_pieces"] += len(documents)
         return documents
 
-    def _encoded(self, conversation: Conversation) -> tuple[Sample, NDArray[np.int32]] | None:
-        """Return the last sample of a conversation and its tokens; None if the template does not render it."""
+    def _encoded(self, conversation: Conversation) -> list[tuple[Sample, NDArray[np.int32]]]:
+        """Return the samples of a conversation and their tokens; none if the template does not render it."""
         try:
             samples = self._writer.maker.render(conversation, Counter())
         except Unrenderable:
-            return None
-        return (samples[-1], self._writer.encode([self._writer.document(samples[-1])])[0]) if samples else None
+            return []
+        return [(sample, self._writer.encode([self._writer.document(sample)])[0]) for sample in samples]
 
     def _fits(self, conversation: Conversation) -> bool:
         found = self._encoded(conversation)
-        return found is not None and found[1].size <= self._spec.max_length
+        return bool(found) and max(signed.size for _, signed in found) <= self._spec.max_length
+
+    def _room(self, conversation: Conversation) -> _Room:
+        return _Room(conversation, self._sizer, self._spec.max_length, self._fits)
 
     def _pieces(self, conversation: Conversation) -> list[Conversation]:
-        """Group exchanges, as many as fit, each group with the system prompt and the tools."""
-        pieces: list[list[Turn]] = []
-        for exchange in _exchanges(conversation.turns):
-            if pieces and self._fits(conversation._replace(turns=(*pieces[-1], *exchange))):
-                pieces[-1] += exchange
+        """Group exchanges, or the steps of one that is too long: as many as fit."""
+        parts, at = exchanges_of(conversation.turns), 0
+        room = self._room(conversation)
+        pieces: list[Conversation] = []
+        while at < len(parts):
+            first = next(n for n in range(at, len(parts)) if room.learns(parts[n]))  # the last part is learnt
+            kept = room.from_the_end(parts[at : first + 1])
+            start = first + 1 - kept
+            if kept:
+                end = first + 1 + room.more(parts[start:], kept)
+                # What follows the last learnt part would not be read; the next piece may need it as context.
+                end = next(n for n in range(end, start, -1) if room.learns(parts[n - 1]))
+            elif smaller := self._smaller(parts[first], conversation):
+                parts[first : first + 1] = smaller
+                continue
             else:
-                pieces.append([*exchange])
-        kept = [piece for piece in pieces if any(turn.learn for turn in piece)]
-        self._counts["pieces_without_answer"] += len(pieces) - len(kept)
-        return [conversation._replace(turns=tuple(piece)) for piece in kept]
+                start, end = first, first + 1
+            # Turns that are not learnt themselves, and for which there is no room before those that are.
+            self._counts["turns_cut"] += max(0, parts[start].before - parts[at].start)
+            pieces.append(room.piece(parts[start:end]))
+            at = end
+        return pieces
+
+    def _smaller(self, part: Part, conversation: Conversation) -> list[Part]:
+        """Return what takes the place of a part that does not fit: its steps, or itself with less context."""
+        if len(steps := steps_of(part, conversation.turns)) > 1:
+            self._counts["exchanges_split"] += 1
+            return steps
+        return [part._replace(before=part.start)] if part.before < part.start else []
 
     def _truncated(self, conversation: Conversation) -> list[NDArray[np.int32]]:
         before = self._encoded(conversation)
-        if before is not None and before[1].size <= self._spec.max_length:
-            return [before[1]]
+        if before and max(signed.size for _, signed in before) <= self._spec.max_length:
+            return [signed for _, signed in before]
         shorter = self._with_fewer_turns(conversation)
         found = self._encoded(shorter)
-        kept = self._cut(*found) if found is not None else None
-        if kept is None or before is None:
+        kept = self._cut(*found[-1]) if found else None
+        if kept is None or not before:
             self._counts["dropped"] += 1
             return []
         self._counts["truncated"] += 1
         self._counts["turns_cut"] += len(conversation.turns) - len(shorter.turns)
-        self._counts["tokens_cut"] += before[1].size - kept.size
+        self._counts["tokens_cut"] += before[-1][1].size - kept.size
         return [kept]
 
     def _with_fewer_turns(self, conversation: Conversation) -> Conversation:
-        exchanges = _exchanges(conversation.turns)
-        while len(exchanges) > 1 and any(turn.learn for turn in _flat(exchanges[1:])):
-            exchanges = exchanges[1:]
-            shorter = conversation._replace(turns=_flat(exchanges))
-            if self._fits(shorter):
-                return shorter
-        turns = _flat(exchanges)
-        learnt = [number for number, turn in enumerate(turns) if turn.learn]
-        for last in reversed(learnt[:-1]):
-            turns = turns[: last + 1]
-            if self._fits(conversation._replace(turns=turns)):
-                break
-        return conversation._replace(turns=turns)
+        """Leave out the oldest exchanges, then the last steps, as many as needed; one learnt turn remains."""
+        parts = exchanges_of(conversation.turns)
+        room = self._room(conversation)
+        kept = room.from_the_end(parts[1:]) if len(parts) > 1 else 0
+        shorter = room.piece(parts[-max(kept, 1) :])
+        if kept:
+            return shorter
+        learnt = [number for number, turn in enumerate(shorter.turns) if turn.learn]
+
+        def ends(count: int) -> Conversation:
+            return shorter._replace(turns=shorter.turns[: learnt[count - 1] + 1])
+
+        return ends(max(1, most(lambda count: self._fits(ends(count)), len(learnt) - 1, len(learnt) - 1)))
 
     def _cut(self, sample: Sample, signed: NDArray[np.int32]) -> NDArray[np.int32] | None:
         """Cut the middle of the last question and the end of the answer; None where that would leave a lie."""
@@ -147,15 +178,39 @@ def _only(conversation: Conversation, turns: tuple[int, ...]) -> Conversation:
     return conversation._replace(turns=tuple(kept))
 
 
-def _exchanges(turns: tuple[Turn, ...]) -> list[tuple[Turn, ...]]:
-    """Return the turns by question: a user's turn and all up to the next that follows an answer."""
-    exchanges: list[list[Turn]] = []
-    for turn in turns:
-        if not exchanges or (turn.role == "user" and exchanges[-1][-1].role != "user"):
-            exchanges.append([])
-        exchanges[-1].append(turn)
-    return [tuple(exchange) for exchange in exchanges]
+class _Room:
+    """How many of the parts of a conversation fit into a sample; guessed from the tokens of their texts first."""
 
+    def __init__(
+        self, conversation: Conversation, sizer: TextSizer, max_length: int, fits: Callable[[Conversation], bool]
+    ) -> None:
+        self._conversation, self._fits = conversation, fits
+        (sizes,) = sizer.measure([conversation])
+        first = len(sizes.turns) - len(conversation.turns)
+        self._ends = np.cumsum([0, *sizes.turns[first:]])
+        self._room = max_length - sum(sizes.turns[:first])
 
-def _flat(exchanges: list[tuple[Turn, ...]]) -> tuple[Turn, ...]:
-    return tuple(turn for exchange in exchanges for turn in exchange)
+    def learns(self, part: Part) -> bool:
+        """Tell whether a turn of a part is learnt."""
+        return any(turn.learn for turn in self._conversation.turns[part.start : part.end])
+
+    def piece(self, parts: Sequence[Part]) -> Conversation:
+        """Return the conversation of adjacent parts, with the context of the first."""
+        turns = self._conversation.turns
+        return self._conversation._replace(turns=(*parts[0].opening(turns), *turns[parts[0].start : parts[-1].end]))
+
+    def more(self, parts: Sequence[Part], kept: int) -> int:
+        """Return how many parts fit behind the first ``kept``, which do."""
+        opening = self._size(*parts[0].question) + self._size(parts[0].before, parts[0].start)
+        ends = [opening + self._size(parts[0].start, part.end) for part in parts[kept:]]
+        guess = int(np.searchsorted(ends, self._room, "right"))
+        return most(lambda more: self._fits(self.piece(parts[: kept + more])), guess, len(ends))
+
+    def from_the_end(self, parts: Sequence[Part]) -> int:
+        """Return how many parts fit, from the last on; 0: not even that."""
+        sizes = [self._size(part.start, parts[-1].end) for part in reversed(parts)]
+        guess = int(np.searchsorted(sizes, self._room, "right"))
+        return most(lambda count: self._fits(self.piece(parts[-count:])), guess, len(parts))
+
+    def _size(self, start: int, end: int) -> int:
+        return int(self._ends[end] - self._ends[start])

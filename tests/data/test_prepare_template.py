@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qwen_job.chat.samples import SampleMaker
 from qwen_job.data import open_prepared, prepare_data
 from qwen_job.data.encode import ChatTokenizer
 from qwen_job.data.prepare import fingerprint
@@ -232,6 +234,81 @@ def test_split_keeps_exchanges_whole(small: Modern, write: Write, tmp_path: Path
     for whole, _ in texts:
         assert whole.count("<tool_response>\n") <= whole.count('{"name": "look"')
         assert "# Tools" in whole
+
+
+def trace(steps: int, size: int) -> dict[str, Any]:
+    """Return the trace of an agent: one question, and a call with its reasoning and its result in each step."""
+    turns: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go north"}]
+    for number in range(steps):
+        call = {"type": "function", "function": {"name": "look", "arguments": {"where": f"place{number}."}}}
+        turns.append({"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]})
+        turns.append({"role": "tool", "content": f"seen{number}. " + "word " * size})
+    return {
+        "messages": [*turns, {"role": "assistant", "content": "There.", "reasoning_content": "so"}],
+        "tools": [TOOL],
+    }
+
+
+def test_split_divides_a_trace_between_its_steps_and_learns_each_once(
+    small: Modern, write: Write, tmp_path: Path
+) -> None:
+    texts, stats = fitted(write, small, tmp_path, [trace(12, 60)], long_samples="split")
+    calls = [call for _, learnt in texts for call in re.findall("place[0-9]+", learnt)]
+    assert calls == [f"place{number}" for number in range(12)]
+    assert sum("There." in learnt for _, learnt in texts) == 1
+    assert stats["exchanges_split"] == 1
+    assert stats["split_pieces"] == len(texts) > 2
+    assert not stats["truncated"] and not stats["dropped"] and not stats["turns_cut"]
+    before = "0"
+    for whole, _ in texts:
+        assert "Be brief." in whole and "Go north" in whole and "# Tools" in whole
+        seen, called = re.findall("seen([0-9]+)", whole), re.findall("place([0-9]+)", whole)
+        assert not set(seen) - set(called), "no result without its call"
+        assert called[0] == before, "the step before is repeated as context"
+        before = called[-1]
+
+
+def test_a_step_without_room_for_the_one_before_still_has_its_question(
+    small: Modern, write: Write, tmp_path: Path
+) -> None:
+    talk = trace(2, 5)
+    talk["messages"][3]["content"] = LONG + "word " * 300
+    texts, stats = fitted(write, small, tmp_path, [talk], long_samples="split")
+    assert [call for _, learnt in texts for call in re.findall("place[0-9]", learnt)] == ["place0", "place1"]
+    assert all("Go north" in whole for whole, _ in texts)
+    assert not stats["dropped"]
+
+
+def test_split_keeps_the_newest_turns_as_context_of_the_only_one_that_is_learnt(
+    small: Modern, write: Write, tmp_path: Path
+) -> None:
+    talk = row(*[f"{'question' if number % 2 == 0 else 'answer'}{number} " + "word " * 30 for number in range(20)])
+    texts, stats = fitted(write, small, tmp_path, [talk], long_samples="split")
+    whole, learnt = texts[-1]
+    assert learnt.startswith("answer19") and "answer17" in whole and "question0" not in whole
+    assert len(texts) == 10 and stats["turns_cut"] > 0
+
+
+@pytest.mark.parametrize("policy", ["split", "truncate"])
+def test_a_long_conversation_is_rendered_a_few_times_for_each_piece(
+    small: Modern, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    rendered = 0
+    render = SampleMaker.render
+
+    def counting(maker: SampleMaker, *given: Any) -> Any:
+        nonlocal rendered
+        rendered += 1
+        return render(maker, *given)
+
+    monkeypatch.setattr(SampleMaker, "render", counting)
+    talk = row(*[f"turn {number}" for number in range(1000)])
+    folder = prepare_data(
+        spec(write([talk]), max_length=MOST, long_samples=policy), small("qwen2_5"), tmp_path / "cache"
+    )
+    pieces = len(open_prepared(folder).train)
+    assert pieces == 1 if policy == "truncate" else pieces > 5
+    assert rendered <= 8 + 5 * pieces
 
 
 def test_drop_drops(small: Modern, write: Write, tmp_path: Path) -> None:
