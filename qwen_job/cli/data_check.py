@@ -51,7 +51,7 @@ def check(
     if as_json:
         click.echo(json_text(report.to_dict(), indent=2))
     else:
-        _print_report(report)
+        _print_report(report, reading.options["max_length"])
     if svg is not None:
         _draw_lengths(report, svg, reading.options["max_length"])
     if report.errors:
@@ -61,7 +61,7 @@ def check(
         raise DataError(f"{report.counts.total()} warnings, and --strict counts them as errors")
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Report, max_length: int) -> None:
     from qwen_job.data.rules import RULES
 
     for rule, (is_error, meaning) in RULES.items():
@@ -77,7 +77,7 @@ def _print_report(report: Report) -> None:
         if count > len(shown):
             click.echo(f"  ... and {count - len(shown)} more (--all shows them)")
     _print_counts(report)
-    _print_lengths(report)
+    _print_lengths(report, max_length)
 
 
 def _print_counts(report: Report) -> None:
@@ -98,8 +98,8 @@ def _print_counts(report: Report) -> None:
             click.echo(f"{title}: {', '.join(f'{visible(name, 40)} {count}' for name, count in found.items())}")
 
 
-def _print_lengths(report: Report) -> None:
-    from qwen_job.data.histogram import segments, shown_ranges
+def _print_lengths(report: Report, max_length: int) -> None:
+    from qwen_job.data.histogram import over, segments, shown_ranges
 
     values = report.to_dict()
     about = "" if report.exact else " (estimated; use --model for an exact count)"
@@ -109,11 +109,21 @@ def _print_lengths(report: Report) -> None:
     _print_kinds(report)
     counts, kinds = values["token_histogram"], values["kind_histogram"]
     most, samples = max(counts.values()), sum(counts.values())
+    if samples:
+        click.echo(f"{'length':>16} {'samples':>9} {'':>6} {'tokens':>6}")
     for edge in shown_ranges(counts) if samples else ():
         count, held = counts[edge], list(kinds[edge].values())
         parts = segments(round(_BAR * count / most), held)
         bar = "".join(click.style(glyph * part, fg=colour) for part, (glyph, colour) in zip(parts, _BARS, strict=True))
-        click.echo(f"{edge:>8} tokens {count:>9,} {count / samples:6.1%} {bar or '▏' * (count > 0)}")
+        of_tokens = sum(held) / max(report.tokens, 1)
+        click.echo(f"{edge:>9} tokens {count:>9,} {count / samples:6.1%} {of_tokens:6.1%} {bar or '▏' * (count > 0)}")
+    if samples:
+        quantiles = ", ".join(f"{share} up to {length:,}" for share, length in values["quantile_tokens"].items())
+        click.echo(f"of the samples: {quantiles} tokens")
+    longer, beyond = over(report.lengths, max_length)
+    if longer:
+        click.echo(f"over {max_length:,} tokens: {longer:,} samples ({longer / samples:.2%}), {beyond:,} tokens beyond "
+                   f"it ({beyond / report.tokens:.1%} of all); see data.long_samples")  # fmt: skip
 
 
 def _print_kinds(report: Report) -> None:

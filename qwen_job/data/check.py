@@ -17,6 +17,7 @@ from qwen_job.chat.samples import SampleMaker
 from qwen_job.data.arrange import COUNTED
 from qwen_job.data.contents import Contents
 from qwen_job.data.encode import ChatTokenizer, texts_of
+from qwen_job.data.histogram import quantiles
 from qwen_job.data.rows import read_rows
 from qwen_job.data.rules import RULES, Limits, RowFinding, inspect, lengths, read
 from qwen_job.data.sample_sizes import SampleSizer
@@ -25,7 +26,7 @@ from qwen_job.data.sizes import KINDS, Sizes, TextSizer
 from qwen_job.data.tool_rules import has_tools, tool_findings
 from qwen_job.data.vocabulary import token_finder
 
-BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576)
 _BATCH = 256
 
 
@@ -34,11 +35,11 @@ class Report:
     """What was found in some files.
 
     ``counts`` has every rule, ``findings`` the first of each rule (see ``check``). ``histogram`` counts samples by
-    tokens, up to each of BUCKETS and above, and ``kinds`` their tokens of each of KINDS; ``exact``: a tokenizer counted
-    the tokens, they are not estimated. ``unused_keys``: for each key that training ignores, the rows that have it;
-    ``added_tokens``: for each token added to the tokenizer, the conversations that have it; ``arranged``: what
-    ``turn_order`` changed; ``contents``: reasoning, tools and so on; ``schemas_compared``: false if tools were
-    not compared with their schemas, for want of a package.
+    tokens, up to each of BUCKETS and above, ``kinds`` their tokens of each of KINDS, and ``lengths`` samples by their
+    exact length; ``exact``: a tokenizer counted the tokens, they are not estimated. ``unused_keys``: for each key that
+    training ignores, the rows that have it; ``added_tokens``: for each token added to the tokenizer, the conversations
+    that have it; ``arranged``: what ``turn_order`` changed; ``contents``: reasoning, tools and so on;
+    ``schemas_compared``: false if tools were not compared with their schemas, for want of a package.
     """
 
     rows: int = 0
@@ -56,6 +57,7 @@ class Report:
     findings: list[RowFinding] = field(default_factory=list)
     histogram: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     kinds: list[list[int]] = field(default_factory=lambda: [[0] * len(KINDS) for _ in range(len(BUCKETS) + 1)])
+    lengths: Counter[int] = field(default_factory=Counter)
 
     @property
     def errors(self) -> int:
@@ -77,6 +79,7 @@ class Report:
             "tokens": self.tokens,
             "tokens_exact": self.exact,
             "longest_sample_tokens": self.longest,
+            "quantile_tokens": quantiles(self.lengths),
             "errors": self.errors,
             "counts": {rule: self.counts[rule] for rule in RULES},
             "unused_keys": dict(self.unused_keys),
@@ -203,6 +206,7 @@ def _add_sample(report: Report, kinds: Sequence[int]) -> None:
     total = sum(kinds)
     report.tokens += total
     report.longest = max(report.longest, total)
+    report.lengths[total] += 1
     bucket = bisect_left(BUCKETS, total)
     report.histogram[bucket] += 1
     held = report.kinds[bucket]

@@ -66,8 +66,13 @@ class _Fitting:
         return [(sample, self._writer.encode([self._writer.document(sample)])[0]) for sample in samples]
 
     def _fits(self, conversation: Conversation) -> bool:
-        found = self._encoded(conversation)
-        return bool(found) and max(signed.size for _, signed in found) <= self._spec.max_length
+        """Tell whether a sample of all turns fits: rendered for its last learnt turn, which the whole sample leads to.
+
+        Rendering what a server asks before every learnt turn would take the square of their number.
+        """
+        last = max((number for number, turn in enumerate(conversation.turns) if turn.learn), default=None)
+        found = self._encoded(_only(conversation, (last,))) if last is not None else []
+        return bool(found) and found[-1][1].size <= self._spec.max_length
 
     def _room(self, conversation: Conversation) -> _Room:
         return _Room(conversation, self._sizer, self._spec.max_length, self._fits)

@@ -10,6 +10,8 @@ from qwen_job.data.sizes import KINDS
 _WIDTH, _ROW, _LABEL, _TOP = 720, 24, 90, 66
 _COLOURS = {"prompt": "#999999", "reasoning": "#CC79A7", "call": "#E69F00", "answer": "#009E73"}
 _TOO_LONG = "#D55E00"
+# In thousandths.
+_SHARES = {"50%": 500, "90%": 900, "99%": 990, "99.9%": 999}
 
 Kinds = Mapping[str, Mapping[str, int]]
 
@@ -19,6 +21,23 @@ def shown_ranges(counts: Mapping[str, int]) -> list[str]:
     names = list(counts)
     filled = [at for at, name in enumerate(names) if counts[name]] or [0]
     return names[filled[0] : filled[-1] + 1]
+
+
+def quantiles(lengths: Mapping[int, int]) -> dict[str, int]:
+    """Return the length that each share of the samples does not exceed; ``lengths`` counts samples by length."""
+    total, seen, found = sum(lengths.values()), 0, dict[str, int]()
+    shares = list(_SHARES)
+    for length in sorted(lengths):
+        seen += lengths[length]
+        while shares and 1000 * seen >= _SHARES[shares[0]] * total:
+            found[shares.pop(0)] = length
+    return found
+
+
+def over(lengths: Mapping[int, int], max_length: int) -> tuple[int, int]:
+    """Return how many samples are longer than ``max_length`` tokens, and how many tokens they have beyond it."""
+    longer = {length: count for length, count in lengths.items() if length > max_length}
+    return sum(longer.values()), sum((length - max_length) * count for length, count in longer.items())
 
 
 def segments(length: int, kinds: Sequence[int]) -> list[int]:

@@ -98,6 +98,16 @@ def test_check_warns_of_what_prepare_would_cut(
     assert json.loads(out)["stats"]["long_samples"] == 1
 
 
+def test_check_shows_the_tail_of_the_lengths(run: Run, tiny: Path, write: Callable[..., Path]) -> None:
+    path = write([conversation("q", "a"), conversation("q " * 10, "b"), conversation("q", "字 " * 80_000)])
+    code, out, _ = run("check", path, "--tokenizer", tiny, "--max-length", 2048)
+    rows = [line.split() for line in out.splitlines() if " tokens " in line and line.lstrip()[:1] in "<>"]
+    assert code == 0 and rows[-1][0].startswith("<=") and int(rows[-1][0][2:]) >= 131072
+    assert rows[-1][2:5] == ["1", "33.3%", "100.0%"]
+    assert "of the samples: 50% up to" in out
+    assert "over 2,048 tokens: 1 samples (33.33%)" in out and "see data.long_samples" in out
+
+
 def test_warnings_count_when_strict(run: Run, write: Callable[..., Path]) -> None:
     path = write([conversation("q", "13812345678")])
     assert run("check", path)[0] == 0

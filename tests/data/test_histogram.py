@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qwen_job.data.histogram import segments, shown_ranges, svg
+from qwen_job.data.histogram import over, quantiles, segments, shown_ranges, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 COUNTS = {"<=32": 0, "<=64": 3, "<=128": 0, "<=256": 1, ">256": 2, ">512": 0}
@@ -39,6 +39,13 @@ def test_ranges_legend_and_what_is_too_long_are_written() -> None:
 def test_no_samples_are_no_error() -> None:
     assert "0 (0.0%)" in svg(dict.fromkeys(COUNTS, 0), dict.fromkeys(COUNTS, NONE), title="none", max_length=128)
     assert shown_ranges(dict.fromkeys(COUNTS, 0)) == ["<=32"]
+
+
+def test_the_tail_is_told_by_quantiles_and_by_what_is_over_a_row() -> None:
+    lengths = {10: 900, 100: 90, 1000: 9, 50_000: 1}
+    assert quantiles(lengths) == {"50%": 10, "90%": 10, "99%": 100, "99.9%": 1000}
+    assert over(lengths, 1000) == (1, 49_000)
+    assert (quantiles({}), over({}, 10)) == ({}, (0, 0))
 
 
 @pytest.mark.parametrize(
