@@ -26,6 +26,7 @@ OnNan = Literal["stop", "skip"]
 Resume = Literal["auto", "extend", "changed"]
 TorchCompile = Literal["auto"] | bool
 Export = Literal["text", "original"]
+SuiteBackend = Literal["transformers", "vllm"]
 WebhookKind = Literal["slack", "feishu", "dingtalk", "wecom", "json"]
 NotifyEvent = Literal["start", "done", "fault", "give_up"]
 NOTIFY_EVENTS: tuple[NotifyEvent, ...] = ("start", "done", "fault", "give_up")

@@ -100,7 +100,7 @@ def evaluate(
     files = _files(target, [data], progress)
     spec = _spec(target, files)
     questions = [_question(conversation, spec) for conversation in _conversations(files, spec, samples)]
-    first = _first_model(target, progress) if before else None
+    first = first_model(target, progress) if before else None
     quiet()
     results = [_measure(folder, spec, target, questions, max_new_tokens, progress) for folder in (first, target.model)]
     old, new = results
@@ -177,8 +177,8 @@ def _asked(conversation: Conversation) -> str:
     return next((turn.text for turn in reversed(conversation.turns) if turn.role == "user"), "")
 
 
-def _first_model(target: ChosenModel, progress: Notify) -> Path | None:
-
+def first_model(target: ChosenModel, progress: Notify) -> Path | None:
+    """Return the folder of the model that a run started from, None (and a line of text) where it cannot be had."""
     section, rows = target.section("model"), target.section("data").get("train")
     if target.run is None or not section:
         return None

@@ -20,6 +20,7 @@ from qwen_job.report.summary import Summary, summarize
 from qwen_job.report.timeline import ACCOUNTS, number
 from qwen_job.run.folder import DONE, METRICS, REPORT, TRAIN
 from qwen_job.run.reading import whole
+from qwen_job.run.scores import read_scores
 from qwen_job.text import GIB, duration, gib_or_mib, visible
 
 _ACCOUNT_NAMES = {
@@ -94,7 +95,7 @@ def page(summary: Summary, *, rewritten_every: float = 0, now: float | None = No
         _planned(summary),
         _memory(summary),
     ]
-    body += [_attempts(summary), _guards(summary), _evaluation(summary), _settings(summary)]
+    body += [_attempts(summary), _guards(summary), _scores(summary), _evaluation(summary), _settings(summary)]
     return document(title, body, refresh=live)
 
 
@@ -311,6 +312,23 @@ def _evaluation(summary: Summary) -> str:
     ]
     heading = ["question · 问题", "reference · 参考", "before · 训练前", "after · 训练后"]
     return table("Sample answers · 回答对比", heading, rows, kind="answers")
+
+
+def _scores(summary: Summary) -> str:
+    """Return the suite's scores before and after training; what got worse is marked."""
+    results = read_scores(summary.evaluation)
+    words = {"better": "better · 提高", "worse": "worse · 下降"}
+    rows = [[*one.cells[:-1], words.get(one.verdict, "")] for one in results]
+    heading = [
+        "task · 任务",
+        "metric · 指标",
+        "questions · 题数",
+        "before · 训练前",
+        "after · 训练后",
+        "difference · 变化",
+        "",
+    ]
+    return table("Scores · 基准评测", heading, rows, kind="scores")
 
 
 def _settings(summary: Summary) -> str:

@@ -4,7 +4,7 @@
 - ``sections``, ``config``: train.yaml, typed
 - ``reading``: JSON that a shared folder may hold, read within limits
 - ``metrics``, ``progress``, ``sweep_index``: metrics.jsonl; heartbeat and done.json; sweep.json
-- ``pins``: sources.json
+- ``pins``: sources.json;  ``scores``: evaluation.json
 - ``owner``: the job that works in the folder
 - ``manifest``: which checkpoint is complete, and which is the newest
 - ``space``: what the folder holds already of the planned disk space

@@ -27,6 +27,7 @@ PACKAGES = {
     "tools": "yamllint",  # and hadolint, a program
     "formats": "pyarrow tiktoken zstandard",
     "remote": "aiohttp boto3 moto ossfs s3fs",
+    "eval": "lm_eval",
     "kubernetes": "kubeflow kubeflow_trainer_api kubernetes kubernetes_validate",
 }
 NEEDS = (*PACKAGES, "slurm", "containers", "root", "compiler", "crds", "pythons", "browser", "registry")
