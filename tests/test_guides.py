@@ -16,7 +16,7 @@ from qwen_job.render import render
 from tests.jobs import write
 from tests.support.pages import blocks
 
-GUIDES = ("architecture", "image", "kubernetes", "plan", "slurm", "training", "watching")
+GUIDES = ("architecture", "image", "kubernetes", "plan", "python", "slurm", "training", "watching")
 
 
 def plain(checkout: Path, name: str, language: str) -> list[str]:
@@ -28,7 +28,7 @@ def plain(checkout: Path, name: str, language: str) -> list[str]:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_both_languages_show_the_same(checkout: Path, guide: str) -> None:
     english, chinese = (
-        [plain(checkout, f"{guide}{suffix}.md", language) for language in ("sh", "text", "yaml")]
+        [plain(checkout, f"{guide}{suffix}.md", language) for language in ("sh", "text", "yaml", "python")]
         for suffix in ("", ".zh-CN")
     )
     assert any(english) and english == chinese

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,10 @@ import yaml
 from click.testing import CliRunner
 
 from qwen_job.cli import cli
+from qwen_job.job import load_job
 from qwen_job.job.document import overlay
 from qwen_job.resources import resource
+from qwen_job.run.folder import RunFolder
 from tests.support.pages import blocks
 from tests.test_guides import plain
 
@@ -79,17 +79,18 @@ def test_there_are_ten_tasks_with_commands(checkout: Path) -> None:
     assert len(found) == 10 and all(fenced(body, "sh") for body in found.values())
 
 
-def test_the_python_of_the_page_compiles_and_reads_the_table_of_a_sweep(checkout: Path, tmp_path: Path) -> None:
+def test_the_python_of_the_page_reads_the_runs_of_a_sweep(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = blocks(checkout / "docs" / f"{PAGE}.md", "python")
     job = yaml.safe_dump({**yaml.safe_load(JOB), "sweep": {"train.seed": [1, 2]}, "output": str(tmp_path / "run")})
-    (tmp_path / "job.yaml").write_text(job, "utf-8")
-    (tmp_path / "qwen-job").write_text(f'#!/bin/sh\nexec {sys.executable} -m qwen_job "$@"\n', "utf-8")
-    (tmp_path / "qwen-job").chmod(0o755)
-    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(checkout)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True
-    )
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2"]
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(job, "utf-8")
+    first = RunFolder(Path(load_job(["job.yaml"]).points[0].job.output))
+    first.path.mkdir(parents=True)
+    first.metrics.write_text('{"type": "step", "loss": 3.5}\n{"type": "step", "loss": 2.5}\n', "utf-8")
+    exec(compile(code, f"{PAGE}.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == ["1 2.5", "2 not started"]
 
 
 @pytest.mark.parametrize(("readme", "chinese"), [("README.md", False), ("README.zh-CN.md", True)])

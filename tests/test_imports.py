@@ -47,6 +47,9 @@ SLOW = {
 }
 # Any other import inside a function of a room, with the reason. cli/ needs none: a command imports what it runs.
 LATE = {
+    ("qwen_job.api.job_template", "qwen_job.chat.sandbox"): "Jinja, needed for a template on this machine only",
+    ("qwen_job.api.jobs", "qwen_job.api.plan_count"): "the readers of data: importing them takes as long as planning",
+    ("qwen_job.api.jobs", "qwen_job.launch.host_lists"): "Slurm, needed for a hostfile only",
     ("qwen_job.facts.data_names", "urllib.parse"): "1 ms of start-up, needed for an address only",
     ("qwen_job.infer.terminal", "readline"): "changes how input() works, and is missing in some Python builds",
     ("qwen_job.infer.chat", "qwen_job.infer.answer"): "torch: a wrong path should not cost its seconds",

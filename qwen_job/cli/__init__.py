@@ -1,7 +1,7 @@
 """The command line: one command per file, imported only when it is called.
 
 Reading order: streams (stdin, stdout, stderr), options (what commands with a job share), then the commands in the order
-of :data:`COMMANDS`. ``plan`` prints with plan_views and counts data with plan_count.
+of :data:`COMMANDS`. ``plan`` prints with plan_views. What a job goes through is in :mod:`qwen_job.api`.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def reading_of(named: Sequence[str | Path], options: dict[str, Any]) -> Reading:
         return Reading(files_of(named), options)
     if len(named) > 1:
         raise UsageError(f"{jobs[0]}: give a job alone: its files and settings are read from it")
-    from qwen_job.cli.job_template import check_template
+    from qwen_job.api.job_template import check_template
     from qwen_job.job import load_job
 
     job = load_job(jobs)

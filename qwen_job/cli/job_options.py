@@ -87,13 +87,9 @@ def load_plan(
     job: str | None, files: tuple[str, ...], sets: tuple[str, ...], under: dict[str, Any] | None = None
 ) -> Plan:
     """Load the layers on top of ``under`` and plan the job; the default file is ./job.yaml."""
-    from qwen_job.cli.job_template import check_template
-    from qwen_job.job import load_job
-    from qwen_job.plan import make_plan
+    from qwen_job.api.jobs import load_job, plan_job
 
-    loaded = load_job(layers(job, files), sets=sets, under=under)
-    show_words(check_template(loaded))
-    return make_plan(loaded)
+    return plan_job(load_job(*layers(job, files), sets=sets, base=under), count_data=False)
 
 
 def layers(job: str | None, files: tuple[str, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +9,11 @@ import click
 
 from qwen_job.cli.job_options import layers, show_words
 from qwen_job.errors import EnvironmentFault, OutOfMemory, UsageError
-from qwen_job.facts.data_names import is_name
 from qwen_job.text import json_text
 
 if TYPE_CHECKING:
-    from qwen_job.job import Job
     from qwen_job.plan import Plan
-    from qwen_job.plan.schedule import DataSize
 
-# What to give where the data cannot be counted.
-ASK = "use --samples N --tokens-per-sample N to give the number of conversations and their average length"
 _MODES = ("fit", "explain", "compare", "calibrate")
 
 
@@ -94,49 +88,23 @@ def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
 def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | None, as_json: bool) -> None:
     from qwen_job.cli.plan_views import plan_as_dict, plan_lines, sweep_lines
 
-    made, missing, refused = _plan(files, sets)
+    made = _plan(files, sets)
     if svg is not None:
         _draw(made, svg)
     if as_json:
         _print_json(plan_as_dict(made))
         return
-    click.echo("\n".join(plan_lines(made, missing, everything, refused)))
+    click.echo("\n".join(plan_lines(made, everything)))
     show_words(made.warnings)
     if made.sweep:
         show_words(sweep_lines(made), "cyan", "note")
 
 
-def _plan(files: list[str], sets: tuple[str, ...]) -> tuple[Plan, str, bool]:
-    """Return the plan, with the data counted if it is on this machine, why it could not be, and if it is refused."""
-    from qwen_job.cli.job_template import check_template
-    from qwen_job.job import load_job
-    from qwen_job.plan import make_plan
-    from qwen_job.run.space import held_by
+def _plan(files: list[str], sets: tuple[str, ...]) -> Plan:
+    """Return the plan, with the data counted if it is on this machine."""
+    from qwen_job.api.jobs import load_job, plan_job
 
-    job = load_job(files, sets=sets)
-    show_words(check_template(job))
-    data, missing, warnings = _data(job)
-    show_words(warnings)
-    folder = Path(job.output).parent
-    # Count space used by an earlier attempt as free: it is resumed or replaced. A machine without the data is not the
-    # one that trains, and its disk says nothing.
-    here = folder.is_dir() and not missing
-    free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if here else None
-    return make_plan(job, data=data, disk_free_bytes=free), missing, bool(warnings)
-
-
-def _data(job: Job) -> tuple[DataSize | None, str, tuple[str, ...]]:
-    """Return the size of the data, why it could not be counted, and warnings about rows that the run would refuse."""
-    if job.data.samples is not None:
-        if job.data.tokens_per_sample is None and job.data.packing:
-            return None, "without --tokens-per-sample, each conversation counts as a full row", ()
-        return None, "", ()
-    # Check this first: importing the readers takes as long as planning.
-    if absent := [one.path for one in job.data.train if not is_name(one.path) and not Path(one.path).is_file()]:
-        return None, f"{absent[0]} is not on this machine; {ASK}", ()
-    from qwen_job.cli.plan_count import data_size
-
-    return data_size(job)
+    return plan_job(load_job(*files, sets=sets))
 
 
 def _draw(made: Plan, file: str) -> None:
@@ -150,13 +118,13 @@ def _draw(made: Plan, file: str) -> None:
 
 
 def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
+    from qwen_job.api.jobs import load_job, size_of_data
     from qwen_job.cli.plan_views import fit_as_dict, fit_lines
-    from qwen_job.job import load_job
     from qwen_job.plan.schedule import data_of
     from qwen_job.plan.search.smallest import smallest_clusters
 
-    job = load_job(files, sets=sets)
-    found = smallest_clusters(job, _data(job)[0] or data_of(job))
+    job = load_job(*files, sets=sets)
+    found = smallest_clusters(job, size_of_data(job)[0] or data_of(job))
     if as_json:
         _print_json([fit_as_dict(one) for one in found])
     else:
@@ -169,7 +137,7 @@ def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool)
     from qwen_job.cli.plan_views import show
     from qwen_job.plan.explain import explain
 
-    made, *_ = _plan(files, sets)
+    made = _plan(files, sets)
     found = explain(made, field)
     if as_json:
         _print_json(vars(found))
@@ -183,7 +151,7 @@ def _compare(first: list[str], second: list[str], sets: tuple[str, ...], as_json
     from qwen_job.cli.plan_views import compare_lines
     from qwen_job.plan.compare import compare
 
-    plans = [_plan(files, sets)[0] for files in (first, second)]
+    plans = [_plan(files, sets) for files in (first, second)]
     found = compare(*plans)
     if as_json:
         _print_json([{**vars(one), "ratio": one.ratio} for one in found])
@@ -192,12 +160,12 @@ def _compare(first: list[str], second: list[str], sets: tuple[str, ...], as_json
 
 
 def _calibrate(runs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], as_json: bool) -> None:
-    from qwen_job.job import load_job
+    from qwen_job.api.jobs import load_job
     from qwen_job.plan.estimate.calibrate import calibrate
     from qwen_job.plan.plan import gpu_of
     from qwen_job.run.folder import RunFolder
 
-    job = load_job(files or [str(RunFolder(Path(runs[0])).job)], sets=sets)
+    job = load_job(*(files or [RunFolder(Path(runs[0])).job]), sets=sets)
     gpu = gpu_of(job)
     cluster = job.cluster
     fitted = calibrate(runs, gpu, gpus_per_node=cluster.gpus_per_node, network_gbs=cluster.network_gbs)

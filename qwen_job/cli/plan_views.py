@@ -96,20 +96,20 @@ def _runner_as_dict(runner: Runner) -> dict[str, Any]:
     }
 
 
-def plan_lines(plan: Plan, missing: str, everything: bool, refused: bool = False) -> list[str]:
-    """Return the plan as text; ``missing``: why the data could not be counted, ``refused``: the run will refuse it."""
+def plan_lines(plan: Plan, everything: bool) -> list[str]:
+    """Return the plan as text."""
     parameters = plan.shape.num_parameters if plan.shape else 0
     scale, unit = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
     size = f"{parameters / scale:.3g} {unit} parameters" if parameters else "unknown size"
     where = f"{plan.nodes} x {plan.gpus_per_node} {plan.gpu.name}"
-    lines = [click.style(_REFUSED, bold=True)] if refused else []
+    lines = [click.style(_REFUSED, bold=True)] if plan.refuses_data else []
     lines.append(click.style(verdict(plan), bold=True))
     lines += [f"{plan.job.name}: {plan.job.model.name} ({size}) on {where}", "", *_decisions(plan)]
     memory = plan.run.memory if plan.run else None
     if memory is not None:
         title = f"Memory of {'one node' if plan.gpu.is_cpu else 'one GPU'}"
         lines += ["", *bar(memory.stack, title=title).splitlines(), "", *_host_and_disk(plan)]
-    lines += ["", *_time(plan, missing)]
+    lines += ["", *_time(plan, plan.uncounted)]
     return lines + _runners(plan, everything)
 
 

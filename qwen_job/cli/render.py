@@ -53,16 +53,12 @@ def render(
     qwen-job render job.yaml --target kubernetes | kubectl apply -f -
     qwen-job render -f site.yaml -f job.yaml --set train.learning_rate=2e-5 -t helm > values.yaml
     """
-    from qwen_job.render import render as render_one
+    from qwen_job.api.jobs import on_this_machine, render_job
     from qwen_job.render import render_each
 
     plan = load_plan(job, files, sets)
-    if target == "hostfile":
-        from qwen_job.launch.host_lists import with_hosts
-
-        plan = with_hosts(plan)
     if output is None and not (diff or separate):
-        bundle = render_one(plan, target, template_dirs)
+        bundle = render_job(plan, target, template_dirs=template_dirs)
         show_words(plan.warnings)
         others = ("use -o DIR to write launch.sh and .deepspeed_env as well",) if target == "hostfile" else ()
         show_words((*bundle.notes, *others, *_about_log(plan, target)), "cyan", "note")
@@ -70,7 +66,7 @@ def render(
         return
     if output is None and separate:
         raise click.UsageError("--separate writes several files: add -o DIR")
-    bundles = render_each(plan, target, template_dirs, separate=separate)
+    bundles = render_each(on_this_machine(plan, target), target, template_dirs, separate=separate)
     show_words(plan.warnings)
     show_words((*all_notes(bundles.values()), *_about_log(plan, target)), "cyan", "note")
     for folder, (_, bundle) in bundles.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 HEADER = ("ID", "NAME", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "NODES", "ATTEMPTS", "")
 STALE_SECONDS = 300
-_LIVE = ("pending", "running", "configuring", "completing", UNKNOWN)
 
 target_option = click.option("-t", "--target", type=TargetChoice(["slurm", "kubernetes"]), help="Only this target.")
 
@@ -61,12 +59,11 @@ def watch(job: str | None, target: str | None, interval: float) -> None:
 
     On a terminal, curves of loss and throughput are drawn below the table.
     """
+    from qwen_job.api.following import follow_job
     from qwen_job.cli.curves import Curves
-    from qwen_job.launch.find import look
 
     curves = Curves(sys.stdout.encoding)
-    while True:
-        looked = look(job, target)
+    for looked in follow_job(job, target, interval=interval):
         silent = [f"{name}: queue unreachable: {error}" for name, error in looked.unasked.items()]
         size = shutil.get_terminal_size()
         rows = size.lines - len(silent) - 1 if _redraws() else None
@@ -75,10 +72,6 @@ def watch(job: str | None, target: str | None, interval: float) -> None:
             left = rows - len(text.splitlines())
             text = "\n".join((text, *curves.lines(looked.found, size.columns - 1, left)))
         _draw(text, silent)
-        if not any(item.entry.state in _LIVE for item in looked.found):
-            looked.check()
-            return
-        time.sleep(interval)
 
 
 def _redraws() -> bool:

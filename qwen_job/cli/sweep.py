@@ -33,9 +33,9 @@ def sweep(job: str | None, files: tuple[str, ...], sets: tuple[str, ...], as_jso
     if job and os.path.isdir(job):  # noqa: PTH112  # Path.is_dir raises if a parent folder is not accessible
         folder, runs = runs_of_folder(Path(job))
     else:
-        from qwen_job.job import load_job
+        from qwen_job.api.jobs import load_job
 
-        folder, runs = runs_of_job(load_job(layers(job, files), sets=sets))
+        folder, runs = runs_of_job(load_job(*layers(job, files), sets=sets))
     found = outcomes(folder, runs)
     if as_json:
         click.echo(json_text([_as_dict(outcome) for outcome in found], indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
@@ -49,7 +50,7 @@ def load_job(
         EnvironmentFault: a file cannot be read.
         JobError: the job is invalid; lists all problems.
     """
-    document = Document(dict(under or {}))
+    document = spelt_out(Document(copy.deepcopy(dict(under or {}))))
     for file in files:
         layer = parse(_read(file), STDIN if str(file) == "-" else str(file))
         document = merge(document, spelt_out(layer))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -33,7 +34,10 @@ class LocalBackend(Backend):
         def pass_on(number: int, _: FrameType | None) -> None:
             process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-        before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        # Python lets only the main thread handle signals; a program that submits from another one handles its own.
+        ours = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        handled = ours if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, pass_on) for number in handled}
         try:
             assert process.stdin is not None
             # A script that exits early (done.json exists) does not read the rest of itself.

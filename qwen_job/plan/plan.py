@@ -55,7 +55,11 @@ class SweptRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A job with every number decided."""
+    """A job with every number decided.
+
+    ``uncounted`` says why the training data was not counted, where that was wanted; ``refuses_data``: the data has rows
+    that the run would refuse, which ``warnings`` name.
+    """
 
     job: Job
     gpu: Gpu
@@ -77,6 +81,8 @@ class Plan:
     considered: int = 0
     run: RunPlan | None = None
     sweep: tuple[SweptRun, ...] = ()
+    uncounted: str = ""
+    refuses_data: bool = False
 
     @property
     def nodes(self) -> int:

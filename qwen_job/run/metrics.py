@@ -14,12 +14,14 @@ from qwen_job.run.reading import last_line, parse_line, read_lines
 _MOST_BEHIND = 8 * 2**20
 
 
-def read_metrics(run: Path, unread: list[str] | None = None) -> list[dict[str, Any]]:
+def read_metrics(run: str | Path, unread: list[str] | None = None) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl, in order; empty without the file.
 
-    A line that a crash cut short, or that is not ours, is left out. ``unread``: gets a line about it.
+    ``run`` is the run folder. Each line has a ``type``: ``step`` (with ``step``, ``loss``, ``learning_rate``,
+    ``tokens_per_second``), ``eval`` (with ``loss`` on held-out data), ``end`` and others. A line that a crash cut
+    short, or that is not ours, is left out. ``unread``: gets a line about it.
     """
-    return read_lines(RunFolder(run).metrics, unread)
+    return read_lines(RunFolder(Path(run)).metrics, unread)
 
 
 def last_metric(run: Path, kind: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_compressed_data_and_weights_count_too(job: Path) -> None:
 
 
 def test_long_data_is_estimated_from_its_beginning(job: Path) -> None:
-    from qwen_job.cli.plan_count import data_size
+    from qwen_job.api.plan_count import data_size
     from qwen_job.job import load_job
 
     size, missing, _ = data_size(load_job([job]), limit=20_000)
@@ -67,7 +67,7 @@ def test_long_data_is_estimated_from_its_beginning(job: Path) -> None:
 
 
 def test_tools_calls_and_reasoning_count_too(job: Path) -> None:
-    from qwen_job.cli.plan_count import data_size
+    from qwen_job.api.plan_count import data_size
     from qwen_job.job import load_job
 
     question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -57,7 +57,7 @@ def test_the_first_hour_works_in_an_empty_environment(built: Built, tmp_path: Pa
         return done.stdout
 
     run("init", "job.yaml")
-    run("init", "demo.yaml", "--example", "demo")
+    run("init", "demo.yaml", "--from", "demo")
     data = next((home / "lib").glob("python*/site-packages/qwen_job/_resources/configs/data/demo.json"))
     assert run("plan", "demo.yaml").startswith("Fits")
     assert run("plan", "job.yaml", "--samples", "100", "--tokens-per-sample", "100").startswith("Fits")
