@@ -17,6 +17,7 @@ from unittest import mock
 
 import torch
 
+from benchmarks.gpu_day import variants
 from benchmarks.gpu_day.product import Sizes
 from benchmarks.gpu_day.workbench import Ledger, Rows, clean, device
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape
@@ -80,6 +81,8 @@ def attentions(sizes: Sizes) -> dict[str, str]:
     return {
         "varlen": "bfloat16",
         "varlen, blocks for whole rows": "bfloat16",
+        "varlen, FA4": "bfloat16",
+        "varlen, FA3": "bfloat16",
         "varlen in fp16": "float16",
         "memory-efficient, as below 8.0": "float16",
         "sdpa with a mask": "float16",
@@ -112,7 +115,8 @@ def attention(name: str, dtype: str, batch: Batch, shape: ModelShape) -> dict[st
             part.grad = None
         call().backward(slope)
 
-    taken = seconds(work)
+    with variants.flash(name[-3:]) if name.endswith(("FA3", "FA4")) else nullcontext():
+        taken = seconds(work)
     exact = [part[:1].detach().float().requires_grad_() for part in parts]
     repeats = heads // kv_heads
     wide = [exact[0], *(part.repeat_interleave(repeats, 1) for part in exact[1:])]

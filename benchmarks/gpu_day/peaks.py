@@ -16,6 +16,7 @@ from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.plan.train_config import train_config
 
 SMALL, QWEN3, MIDDLE, LARGE = "qwen1.5-1.8b-chat", "qwen3-1.7b", "qwen3-4b", "qwen2.5-7b-instruct"
+HYBRID = "qwen3.5-2b"
 PLAIN = {"gradient_checkpointing": False}
 CHECKPOINTED = {"gradient_checkpointing": True}
 
@@ -40,6 +41,7 @@ def settings(sizes: Sizes) -> dict[str, dict[str, Any]]:
             "1.8B, 4 x 2048, ZeRO-3": (SMALL, 4, 2048, PLAIN | zero(3)),
             "1.8B, 4 x 8192, ZeRO-3, checkpointing": (SMALL, 4, 8192, CHECKPOINTED | zero(3)),
             "1.7B (Qwen3), 4 x 2048": (QWEN3, 4, 2048, PLAIN),
+            "2B (Qwen3.5), 4 x 2048": (HYBRID, 4, 2048, PLAIN),
             "4B (Qwen3), 2 x 2048": (MIDDLE, 2, 2048, PLAIN),
             "4B (Qwen3), 4 x 8192, checkpointing": (MIDDLE, 4, 8192, CHECKPOINTED),
             "1.8B, 4 x 2048, optimizer offloaded": (SMALL, 4, 2048, PLAIN | zero(2, offload=True)),

@@ -14,6 +14,7 @@ SIDES = {
     "liger": "stock Trainer + Liger, packed, documents not kept apart",
     "reference": "as in finetune.py: one conversation per row, padded, checkpointing, no fused loss",
     "qwen3": "ours, Qwen3-1.7B, as the plan chooses",
+    "qwen3.5": "ours, Qwen3.5-2B, as the plan chooses",
 }
 
 
@@ -67,7 +68,7 @@ def _speed(tasks: dict[str, dict[str, Any]]) -> str:
             continue
         speed, mfu = figures["tokens_per_second"], figures.get("mfu")
         batch = figures.get("micro_batch", "")
-        share = "" if side == "qwen3" else f"{speed / GOAL:.0%}"
+        share = "" if side.startswith("qwen3") else f"{speed / GOAL:.0%}"
         memory, planned = figures.get("memory_bytes"), figures.get("planned_bytes")
         rows.append((words, batch, f"{speed:,.0f}", share, f"{mfu:.1%}" if mfu else "", gib(memory), gib(planned)))
     if not rows:

@@ -49,7 +49,7 @@ def all_tasks(place: Place) -> list[Task]:
     tiny = place.sizes.tiny
     seconds = {
         "machine": 20, "tests": 130, "default": 190, "restart": 45, "liger": 60, "peaks": 60, "variants": 60,
-        "qwen3": 75, "kernels": 60, "peer-save": 75, "eager": 75, "compiled": 75, "reference": 60,
+        "qwen3": 75, "qwen3.5": 90, "kernels": 60, "peer-save": 75, "eager": 75, "compiled": 75, "reference": 60,
     }  # fmt: skip
     works: dict[str, Any] = {
         "machine": partial(worker, place, "machine"),
@@ -60,6 +60,7 @@ def all_tasks(place: Place) -> list[Task]:
         "peaks": partial(worker, place, "peaks"),
         "variants": partial(worker, place, "variants"),
         "qwen3": partial(side, place, "qwen3", {"model": "qwen2-tiny" if tiny else "qwen3-1.7b"}),
+        "qwen3.5": partial(side, place, "qwen3.5", {"model": "qwen2-tiny" if tiny else "qwen3.5-2b"}),
         "kernels": partial(worker, place, "kernels"),
         "peer-save": partial(peer_save, place),
         "eager": partial(side, place, "eager", {"torch_compile": False}),

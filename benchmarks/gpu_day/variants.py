@@ -8,10 +8,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+from benchmarks.gpu_day import merged
 from benchmarks.gpu_day.product import Sizes, plan_for
 
 WARM, TIMED = 4, 6  # steps; a rehearsal has one of each
@@ -37,23 +39,34 @@ def rows_at_once(micro: int, sizes: Sizes) -> dict[str, Any]:
 def variants(sizes: Sizes) -> dict[str, Variant]:
     """Return the variants by name; the first is the plan's choice."""
     if sizes.tiny:
-        return {"the plan's choice": Variant({}), "DeepSpeed's own way": Variant({}, "DeepSpeed's gradients")}
+        names = "DeepSpeed's gradients", "all merged", "one chunk", "FA3"
+        return {"the plan's choice": Variant({})} | {name: Variant({}, name) for name in names}
     overlapped = {"overlap_comm": True, "reduce_bucket_size": 200_000_000}
+    compiled = {"torch_compile": True}
+    autotuned = compiled | {"torch_compile_mode": "max-autotune-no-cudagraphs"}
+    zero_3 = {"deepspeed": {"zero_stage": 3}}
     return {
         "the plan's choice": Variant({}),
         "not compiled": Variant({"torch_compile": False}),
-        "compiled": Variant({"torch_compile": True}),
+        "compiled": Variant(compiled),
+        "FlashAttention 4": Variant({}, "FA4"),
+        "FlashAttention 3": Variant({}, "FA3"),
+        "q, k and v in one product, gate and up in one": Variant({}, "all merged"),
+        "gate and up in one product": Variant({}, "gate and up"),
         "8 rows at once": Variant(rows_at_once(8, sizes)),
         "16 rows at once": Variant(rows_at_once(16, sizes)),
+        "loss in chunks of 8,192": Variant({}, "large chunks"),
+        "the same, the head's gradient in 16 bits": Variant({}, "one chunk"),
         "DeepSpeed's own way with gradients": Variant({}, "DeepSpeed's gradients"),
         "attention launched for whole rows": Variant({}, "whole rows"),
-        "loss in chunks of 8,192": Variant({}, "large chunks"),
-        "compiled, gate and up in one product": Variant({"torch_compile": True}, "gate and up"),
         "communication as on several GPUs": Variant(config(zero_optimization=overlapped)),
         "DeepSpeed's timers on": Variant(config(timers={"throughput": {"enabled": True, "synchronized": True}})),
         "ZeRO-1": Variant({"deepspeed": {"zero_stage": 1}}),
-        "compiled, coordinate descent": Variant({"torch_compile": True}, "coordinate descent"),
-        "compiled, max-autotune": Variant({"torch_compile": True, "torch_compile_mode": "max-autotune-no-cudagraphs"}),
+        "compiled, coordinate descent": Variant(compiled, "coordinate descent"),
+        "compiled, CUDA graphs": Variant(compiled | {"torch_compile_mode": "reduce-overhead"}),
+        "compiled, max-autotune": Variant(autotuned),
+        "ZeRO-3": Variant(zero_3),
+        "ZeRO-3, compiled": Variant(compiled | zero_3),
     }
 
 
@@ -94,24 +107,41 @@ def large_chunks() -> Iterator[None]:
 
 
 @contextmanager
-def merged_gate_and_up() -> Iterator[None]:
-    """Multiply by gate's and up's weights in one product of a copy of both, which costs a pass over the weights."""
-    import torch
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
+def one_chunk() -> Iterator[None]:
+    """Take the loss of up to 8,192 positions at once, the head's gradient in the 16 bits of its weight, not float32."""
+    from qwen_job.train import loss
 
-    def forward(self: Any, hidden: Any) -> Any:
-        both = torch.nn.functional.linear(hidden, torch.cat([self.gate_proj.weight, self.up_proj.weight]))
-        gate, up = both.chunk(2, dim=-1)
-        return self.down_proj(self.act_fn(gate) * up)
+    def product(total: Any, left: Any, right: Any) -> Any:
+        return left @ right if total is None else total.add_(left @ right)
 
-    with mock.patch.object(Qwen2MLP, "forward", forward):
+    with large_chunks(), mock.patch.object(loss, "_add_product", product):
         yield
 
 
+@contextmanager
+def flash(version: str) -> Iterator[None]:
+    """Let torch's FlashAttention be that of another package: FA3 (flash_attn_interface), FA4 (flash-attn-4).
+
+    Raises:
+        ImportError: this machine does not have it.
+    """
+    from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
+
+    activate_flash_attention_impl(version)
+    try:
+        yield
+    finally:
+        restore_flash_attention_impl()
+
+
 AROUND: dict[str, Any] = {
-    "large chunks": large_chunks,
-    "gate and up": merged_gate_and_up,
     "": nullcontext,
+    "large chunks": large_chunks,
+    "one chunk": one_chunk,
+    "gate and up": merged.merged_feed_forward,
+    "all merged": merged.merged_layers,
+    "FA3": partial(flash, "FA3"),
+    "FA4": partial(flash, "FA4"),
     "coordinate descent": coordinate_descent,
     "DeepSpeed's gradients": own_gradients,
     "whole rows": whole_rows,
@@ -123,6 +153,7 @@ def measure(bench: Any, sizes: Sizes, home: Path, variant: Variant) -> dict[str,
     plan = plan_for(sizes, home, "variants", **variant.changes)
     around: AbstractContextManager[None] = AROUND[variant.around]()
     warm, timed = (1, 1) if sizes.tiny else (WARM, TIMED)
+    merged.copied.clear()
     with around:
         found = bench.measure(plan, steps=warm + timed)
     seconds = statistics.median(found.seconds[warm:])
@@ -136,4 +167,5 @@ def measure(bench: Any, sizes: Sizes, home: Path, variant: Variant) -> dict[str,
         "reserved": found.reserved,
         "graphs": found.graphs,
         "micro_batch": plan.batch.micro_batch_size,
+        "copied_weights": len(merged.copied),
     }

@@ -1,6 +1,8 @@
-"""DeepSpeed's ZeRO-1 and ZeRO-2 with fewer passes over the gradients, and one wait of the host in a step.
+"""DeepSpeed's ZeRO with fewer passes over the gradients, and with ZeRO-1 and ZeRO-2 one wait of the host in a step.
 
-- ``use_lean_zero``: changes an optimizer that DeepSpeed has built; its gradients are sums over ranks from then on
+- ``use_lean_zero``: changes an optimizer that DeepSpeed has built; with ZeRO-1 and ZeRO-2, its gradients are sums over
+  ranks from then on
+- ``measure_partitions``: with ZeRO-3, one pass measures the gradients
 - ``OneNorm``: on any number of ranks, one pass measures the gradients and finds what is not finite in them
 - ``InPlace``: on one rank, gradients add up where autograd leaves them, and become float32 and clipped in one pass
 
@@ -20,9 +22,12 @@ from qwen_job.train.gradients import squared_norm
 
 
 def use_lean_zero(optimizer: Any) -> None:
-    """Change DeepSpeed's ``optimizer``, if it is that of ZeRO-1 or ZeRO-2; leave any other as it is."""
+    """Change DeepSpeed's ``optimizer``, if it is that of a ZeRO stage; leave any other as it is."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+    if type(optimizer) is DeepSpeedZeroOptimizer_Stage3:
+        measure_partitions(optimizer)
     if type(optimizer) is not DeepSpeedZeroOptimizer:
         return
     if optimizer.gradient_predivide_factor == 1.0:
@@ -37,6 +42,24 @@ def use_lean_zero(optimizer: Any) -> None:
     alone = torch.distributed.get_world_size(optimizer.dp_process_group) == 1
     if alone and same and wide and not padded:
         InPlace(optimizer, norm)
+
+
+def measure_partitions(optimizer: Any) -> None:
+    """Measure ZeRO-3's gradients in one pass and one collective: DeepSpeed has both for each of its groups, in float64.
+
+    Where the optimizer is in host memory, or ranks share parameters in another way, DeepSpeed's own way stays.
+    """
+    weights = [weight for group in optimizer.fp16_groups for weight in group]
+    split = all(optimizer._get_param_partition_group(weight) is optimizer.dp_process_group for weight in weights)
+    if optimizer.offload_optimizer or optimizer.use_muon or optimizer.model_parallel_group is not None or not split:
+        return
+
+    def norms() -> list[Tensor]:
+        squares = squared_norm([slope for group in optimizer.averaged_gradients.values() for slope in group])
+        torch.distributed.all_reduce(squares, group=optimizer.dp_process_group)
+        return [squares.sqrt()]
+
+    optimizer._get_norm_groups = norms
 
 
 class OneNorm:

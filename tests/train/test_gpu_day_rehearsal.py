@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.gpu_day import __main__ as command
 from benchmarks.gpu_day import peaks, product, tasks, wheels
-from benchmarks.gpu_day.day import ROOT
+from benchmarks.gpu_day.day import ROOT, Results
+from benchmarks.gpu_day.variants import variants
 from qwen_job.plan.estimate.memory import Constants, estimate_memory
 from qwen_job.plan.search.choice import layout_of
 
@@ -67,10 +68,20 @@ def test_constants_are_fitted_to_every_second_peak_and_judged_on_the_others(
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert command.main(["--fit", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "activation_factor 1.1, context_bytes 1,200,000,000, fragmentation 0.02: fitted to 7 rows" in printed
+    assert "activation_factor 1.1, context_bytes 1,200,000,000, fragmentation 0.02: fitted to 8 rows" in printed
     assert "fitted, device: median error of 7 test rows 0.0%" in printed
     with pytest.raises(SystemExit, match="does not exist"):
         command.main(["--fit", "--out", str(tmp_path / "none")])
+
+
+def test_every_variant_and_side_is_a_job_that_can_be_planned(tmp_path: Path) -> None:
+    sizes = product.full_sizes("NVIDIA H200", 139.7, 9.0)
+    planned = {name: product.plan_for(sizes, tmp_path, "v", **row.changes) for name, row in variants(sizes).items()}
+    assert {name for name, plan in planned.items() if plan.choice.zero_stage == 3} == {"ZeRO-3", "ZeRO-3, compiled"}
+    place = tasks.Place(tmp_path, tmp_path, sizes, Results(tmp_path / "results.json", {}))
+    sides = {task.name for task in tasks.all_tasks(place)}
+    assert {"default", "eager", "compiled", "liger", "reference", "qwen3", "qwen3.5"} <= sides
+    assert product.plan_for(sizes, tmp_path, "hybrid", model="qwen3.5-2b").memory is not None
 
 
 def test_outcomes_are_read_while_tests_run_side_by_side_or_one_after_the_other() -> None:
@@ -98,6 +109,9 @@ def test_a_worker_measures_peaks_variants_kernels_and_ceilings(tmp_path: Path) -
     assert found["machine"]["copy"]["gb_per_second"] > 0
     assert all(row["planned"] > 0 and row["loss"] > 5 for row in found["peaks"].values())
     assert [row["graphs"] > 0 for row in found["peaks"].values()] == [True, False]
-    base, other = found["variants"].values()
-    assert base["losses"] == pytest.approx(other["losses"], abs=1e-3) and len(base["losses"]) == 2
+    base, *others, missing = found["variants"].values()
+    assert len(others) == 3 and len(base["losses"]) == 2
+    assert all(row["losses"] == pytest.approx(base["losses"], abs=1e-3) for row in others)
+    assert all(row["copied_weights"] == 0 for row in others), "ZeRO-2 holds q, k and v side by side"
+    assert missing["error"].startswith("ModuleNotFoundError: No module named 'flash_attn_interface'")
     assert all(row.get("error", 0) == pytest.approx(0, abs=1e-5) for row in found["kernels"].values())

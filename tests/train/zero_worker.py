@@ -23,6 +23,8 @@ CLIPPED = 0.01  # a norm far below the gradients' own
 WAYS: list[tuple[Any, ...]] = [*itertools.product((1, 2), ("fp32", "bf16", "fp16"), (0.0, CLIPPED, 100.0))]
 # With the optimizer in host memory, too: torch's own, which needs no compiler.
 WAYS += [(2, "bf16", clip, "offload") for clip in (0.0, CLIPPED)]
+# Its gradients are measured in one pass as well.
+WAYS += [(3, precision, clip) for precision in ("bf16", "fp16") for clip in (0.0, CLIPPED)]
 
 
 class Model(torch.nn.Module):
@@ -72,7 +74,7 @@ def train(stage: int, precision: str, clip: float, offload: str = "") -> dict[st
         applied.append(bool(engine.was_step_applied()))
         assert all(p.grad is None for p in model.parameters())
     states = list(optimizer.state.values())
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = {name: getattr(p, "ds_tensor", p).detach().clone() for name, p in model.named_parameters()}
     return {"weights": weights, "states": states, "norms": norms, "applied": applied, "hooks": hooks}
 
 
