@@ -116,6 +116,7 @@ def job_reference() -> str:
         parts += _refused() if name == "train" else []
     for name, title in (
         ("DataFile", "An item of `data.train`"),
+        ("Suite", "`evaluate.suite`"),
         ("Notify", "An item of `notify`"),
         ("Volume", "An item of `kubernetes.volumes`"),
     ):

@@ -119,7 +119,7 @@ def _check_complete(plans: Sequence[Plan], target: str, tell: Tell) -> None:
         message = f"{plan.job.output} is complete (done.json), so the job would end at once: choose another output"
         if target == "slurm" and plan.job.evaluate is None:
             raise JobError([plan.job.problem(("output",), message)])
-        unless = ", unless you only want the evaluation" if plan.job.evaluate else ""
+        unless = ", unless you only want the evaluation" if plan.job.evaluate and target == "slurm" else ""
         tell("warning", f"output: {message}{unless}")
 
 

@@ -124,11 +124,12 @@ def _check_settings(document: Document, job: Job | None) -> list[Problem]:
 
 
 def _check_evaluate(document: Document, job: Job | None) -> list[Problem]:
-    """Return a problem for an evaluation that has no data."""
-    if job is None or job.evaluate is None or job.evaluate.data or job.data.eval:
+    """Return a problem for an evaluation that has neither data nor a suite."""
+    if job is None or job.evaluate is None or job.evaluate.data or job.evaluate.suite or job.data.eval:
         return []
     why = "the share of data.eval_split is in no file" if job.data.eval_split else "data.eval is empty"
-    message = f"is required because {why}: name a file of conversations that are not in the training data"
+    instead = "name a file of conversations that are not in the training data, or set evaluate.suite"
+    message = f"is required because {why}: {instead}"
     return [document.problem(("evaluate", "data"), message)]
 
 

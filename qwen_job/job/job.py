@@ -13,9 +13,10 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 
 from qwen_job.errors import Problem
 from qwen_job.job.document import Document, Path, dotted
+from qwen_job.job.evaluation import Evaluate
 from qwen_job.job.hostfile import Hostfile
 from qwen_job.job.kubernetes import Kubernetes
-from qwen_job.job.model import Cluster, Container, Data, DeepSpeed, Evaluate, Local, Model, Retry, Train
+from qwen_job.job.model import Cluster, Container, Data, DeepSpeed, Local, Model, Retry, Train
 from qwen_job.job.notify import Monitor, Notify, one_or_more
 from qwen_job.job.planning import Planning
 from qwen_job.job.slurm import Slurm
@@ -49,7 +50,7 @@ class Job(Strict):
     kubernetes: Kubernetes = section()
     hostfile: Hostfile = section()
     local: Local = section()
-    evaluate: Evaluate | None = Field(None, description="Evaluate the model after training (Slurm); see below")
+    evaluate: Evaluate | None = Field(None, description="Evaluate the model after training; see below")
     sweep: dict[str, Any] = Field(
         {},
         description="A grid of values by field, e.g. {train.learning_rate: [1e-5, 2e-5]}; one run per combination",

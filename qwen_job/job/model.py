@@ -1,4 +1,4 @@
-"""The sections of a job: Model, Data, Cluster, Train, DeepSpeed, Container, Retry, Evaluate and Local.
+"""The sections of a job: Model, Data, Cluster, Train, DeepSpeed, Container, Retry and Local.
 
 Slurm, Kubernetes, the hostfile and the plan's constants have a module each; ``job.py`` joins them.
 """
@@ -21,7 +21,6 @@ from qwen_job.job.types import (
     Place,
     Positive,
     Seconds,
-    SlurmTime,
     Strict,
     Text,
 )
@@ -395,18 +394,6 @@ class Retry(Strict):
         "seconds) in a row without a newer checkpoint, before the job is requeued; 0: none",
     )
     grace: Seconds = Field(choices.GRACE_SECONDS, description="Time to allow for saving a checkpoint")
-
-
-class Evaluate(Strict):
-    """An evaluation job on one GPU after training: held-out loss, perplexity, sample answers. ``{}`` is enough."""
-
-    data: DataPath | None = Field(
-        None, description="Held-out conversations, named as in data.train; default: the first entry of data.eval"
-    )
-    samples: Count = Field(5, description="Number of sample questions")
-    max_new_tokens: Positive = Field(128, description="Maximum answer length")
-    before: bool = Field(True, description="Also measure the model before training")
-    time: SlurmTime | None = Field(None, description="Time limit of the evaluation; default: the partition's")
 
 
 class Local(Strict):

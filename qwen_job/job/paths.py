@@ -12,6 +12,7 @@ from qwen_job.facts import choices
 from qwen_job.facts.data_names import is_name
 from qwen_job.job.document import Document
 from qwen_job.job.document import Path as FieldPath
+from qwen_job.job.evaluation import suite_problems
 from qwen_job.job.job import Job
 from qwen_job.text import did_you_mean
 
@@ -55,6 +56,8 @@ def paths_of(job: Job) -> list[JobPath]:
                 found.append(JobPath(("data", name, index, "path"), file.path, is_file=True))
     if job.evaluate and job.evaluate.data and not is_name(job.evaluate.data):
         found.append(JobPath(("evaluate", "data"), job.evaluate.data, is_file=True))
+    if job.evaluate and job.evaluate.suite and job.evaluate.suite.folder:
+        found.append(JobPath(("evaluate", "suite", "folder"), job.evaluate.suite.folder))
     return found
 
 
@@ -67,7 +70,8 @@ def resolve_paths(job: Job, document: Document) -> Job:
     """Return the job with absolute paths: relative ones start at the folder of the file that contains them.
 
     Raises:
-        JobError: a path is a URL, is too long or names an unknown user's home; a relative one is missing.
+        JobError: a path is a URL, is too long or names an unknown user's home; a relative one is missing;
+            a suite's folder lacks a task or its rows.
     """
     # Listed even when empty, so that the job.yaml of every run shows whether it evaluates.
     job = _replaced(job, ("data", "eval"), list(job.data.eval))
@@ -76,6 +80,8 @@ def resolve_paths(job: Job, document: Document) -> Job:
     for field, path in fields:
         job = _replaced(job, field, _absolute(path, field, document))
     _refuse_missing(job, document)
+    if problems := list(suite_problems(job.evaluate.suite if job.evaluate else None, document)):
+        raise JobError(problems)
     return job
 
 

@@ -25,6 +25,8 @@ def job_schema() -> dict[str, Any]:
     _accept(definitions, "Model", [{"type": "string"}])
     _accept(definitions, "DataFile", [{"type": "string"}])
     _accept(definitions, "Data", [{"type": "string"}, {"type": "array", "items": {"$ref": "#/$defs/DataFile"}}])
+    _accept(definitions, "Suite", [{"type": "string"}, {"type": "array", "items": {"type": "string"}}])
+    _accept_one(definitions["Suite"]["anyOf"][-1]["properties"], "tasks")
     _accept_one(definitions["Data"]["anyOf"][-1]["properties"], "train")
     _accept_one(definitions["Data"]["anyOf"][-1]["properties"], "eval")
     _accept_one(definitions["Hostfile"]["properties"], "hosts")

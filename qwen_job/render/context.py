@@ -25,6 +25,7 @@ def shell_context(
     preflight: Sequence[str] = (),
     scratch: str | None = None,
     evaluate: Sequence[str] = (),
+    check_suite: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the context of a shell script: the configs, the node script and the job's numbers."""
     common = {
@@ -48,6 +49,7 @@ def shell_context(
         "preflight": list(preflight),
         "scratch": scratch,
         "evaluate": list(evaluate),
+        "check_suite": list(check_suite),
         **node_settings(plan, runtime),
     }
     node_script = render_template("common/node.sh.j2", node, folders)

@@ -14,6 +14,7 @@ from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.context import node_check, shell_context
 from qwen_job.render.engine import render_template
+from qwen_job.render.evaluation import check_words, evaluate_words
 from qwen_job.render.quote import Unrepresentable, deepspeed_env
 
 
@@ -29,12 +30,15 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     lines = {"lines": hosts, "slots": plan.gpus_per_node}
     hostfile = render_template("hostfile/hostfile.j2", lines, folders)
     environment = _deepspeed_env(plan)
+    evaluates = section.launcher != "pdsh"  # whose launcher starts the trainers, not our script on the nodes
     context = shell_context(
         plan,
         folders,
         python=section.python,
         launcher=section.launcher,
         preflight=node_check(plan) if section.preflight else (),
+        evaluate=evaluate_words(plan) if evaluates else (),
+        check_suite=check_words(plan) if evaluates else (),
     )
     context |= {
         "preflight": section.preflight,

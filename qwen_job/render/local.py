@@ -10,6 +10,7 @@ from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.context import shell_context
 from qwen_job.render.engine import render_template
+from qwen_job.render.evaluation import check_words, evaluate_words
 
 
 def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
@@ -21,7 +22,9 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     if plan.nodes > 1:
         message = f"{plan.nodes} nodes, but this machine is only one; set cluster.nodes: 1, or choose another target"
         raise JobError([plan.job.problem(("cluster", "nodes"), message)])
-    context = shell_context(plan, folders, python=plan.job.local.python)
+    context = shell_context(
+        plan, folders, python=plan.job.local.python, evaluate=evaluate_words(plan), check_suite=check_words(plan)
+    )
     return Bundle(
         "local", {"run.sh": render_template("local/run.sh.j2", context, folders)}, "run.sh", frozenset({"run.sh"})
     )

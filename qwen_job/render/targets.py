@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from qwen_job.errors import JobError
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
+from qwen_job.render.evaluation import evaluate_words
 from qwen_job.render.quote import Unrepresentable
 from qwen_job.render.references import reference_problems, sweep_problems
 from qwen_job.render.secret import secret_problems
@@ -54,13 +56,23 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     bundle = replace(
         bundle, run=plan.job.output, notes=(*bundle.notes, *unused_notes(plan, target), *key_notes(plan, target))
     )
-    if plan.job.evaluate is None or target == "slurm":
-        return bundle
-    note = (
-        "evaluate: a separate job on Slurm only; after the training run: "
-        f"qwen-job evaluate {plan.job.output} --data FILE"
-    )
-    return replace(bundle, notes=(*bundle.notes, note))
+    return replace(bundle, notes=(*bundle.notes, *_evaluation_notes(plan, target)))
+
+
+def _evaluation_notes(plan: Plan, target: str) -> Iterator[str]:
+    """Yield where an evaluation is not part of the job, and what its suite needs on the nodes."""
+    if plan.job.evaluate is None:
+        return
+    if target in ("kubernetes", "helm") or (target == "hostfile" and plan.job.hostfile.launcher == "pdsh"):
+        where = "with hostfile.launcher: pdsh" if target == "hostfile" else f"on {target}"
+        command = shlex.join(["qwen-job", *evaluate_words(plan)])
+        yield f"evaluate: not part of the job {where}; after the training run: {command}"
+    suite = plan.job.evaluate.suite
+    if suite is not None:
+        yield (
+            "evaluate.suite: lm-eval and the data of its tasks must be on the nodes: pip install 'qwen-job[eval]', and "
+            "where they have no internet access 'qwen-job evaluate --check' with the same tasks and HF_HOME"
+        )
 
 
 def render_each(

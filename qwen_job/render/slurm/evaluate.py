@@ -11,6 +11,7 @@ from typing import Any
 from qwen_job.plan import Plan
 from qwen_job.render.container import batch_settings
 from qwen_job.render.engine import render_template
+from qwen_job.render.evaluation import evaluate_words
 from qwen_job.render.slurm.cpus_and_memory import all_runs, bytes_of
 from qwen_job.render.slurm.gpu_request import other_gres
 from qwen_job.render.slurm.sbatch_options import checked, evaluate_name, sbatch_options, slurm_gives_gpus, srun_options
@@ -108,14 +109,4 @@ def _task(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _node(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
-    return slurm_context(plan, folders, launcher="evaluate", evaluate=_words(plan))
-
-
-def _words(plan: Plan) -> list[str]:
-    """Return the words after ``qwen-job``; a job that evaluates names data, which its loader checks."""
-    wanted = plan.job.evaluate
-    assert wanted is not None
-    data = wanted.data or plan.job.data.eval[0].path
-    words = ["evaluate", plan.job.output, "--data", data, "--samples", str(wanted.samples)]
-    words += ["--max-new-tokens", str(wanted.max_new_tokens)]
-    return words if wanted.before else [*words, "--no-before"]
+    return slurm_context(plan, folders, launcher="evaluate", evaluate=evaluate_words(plan))

@@ -210,12 +210,6 @@ def test_a_follow_up_that_succeeds_has_no_container_to_remove(tmp_path: Path) ->
     assert engine_calls(tmp_path, "podman", 0) == []
 
 
-def test_other_targets_say_that_they_do_not_measure(tmp_path: Path) -> None:
-    (note,) = bundle(tmp_path, "local", evaluate={"data": "/held-out.json"}).notes
-    assert note.startswith("evaluate: ")
-    assert note.endswith("qwen-job evaluate /runs/tiny --data FILE")
-
-
 def test_a_model_without_success_is_not_measured(tmp_path: Path) -> None:
     made, _ = follow_up(tmp_path, output=str(tmp_path / "run"))
     env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "5"}

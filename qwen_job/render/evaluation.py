@@ -1,0 +1,36 @@
+"""The command that evaluates a trained model, the same on every target."""
+
+from __future__ import annotations
+
+from qwen_job.job.evaluation import Suite
+from qwen_job.plan import Plan
+
+
+def evaluate_words(plan: Plan) -> list[str]:
+    """Return the words after ``qwen-job`` that evaluate the job's run, empty for a job that does not."""
+    wanted = plan.job.evaluate
+    if wanted is None:
+        return []
+    words = ["evaluate", plan.job.output]
+    # A job without a suite has data, which its loader checks.
+    if data := wanted.data or next((file.path for file in plan.job.data.eval), None):
+        words += ["--data", data, "--samples", str(wanted.samples), "--max-new-tokens", str(wanted.max_new_tokens)]
+    words += _suite_words(wanted.suite) if wanted.suite else []
+    return words if wanted.before else [*words, "--no-before"]
+
+
+def check_words(plan: Plan) -> list[str]:
+    """Return the words that load the tasks of a job's suite and their data, empty without a suite."""
+    suite = plan.job.evaluate.suite if plan.job.evaluate else None
+    return ["evaluate", "--check", *_suite_words(suite)] if suite else []
+
+
+def _suite_words(suite: Suite) -> list[str]:
+    words = [word for name in suite.tasks for word in ("--task", name)]
+    given = {
+        "--task-folder": suite.folder, "--limit": suite.limit, "--few-shot": suite.few_shot,
+        "--batch-size": suite.batch_size, "--backend": None if suite.backend == "transformers" else suite.backend,
+    }  # fmt: skip
+    words += [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    words += [] if suite.chat_template else ["--no-chat-template"]
+    return [*words, "--run-code"] if suite.run_code else words
