@@ -53,6 +53,8 @@ LOSS_SPIKE_FACTOR = 10.0
 HANG_SECONDS = 900
 GRACE_SECONDS = 120
 REPORT_EVERY = 120
+# Longer rows are trained longest first by default: a lack of memory may else show in the last hour only.
+LONGEST_FIRST_ABOVE = 32_768
 # Restarts in place in a row without a newer checkpoint.
 IN_PLACE = 3
 

@@ -317,6 +317,11 @@ class Train(Strict):
         choices.LOSS_SPIKE_FACTOR,
         description="Stop if the loss stays above this multiple of its usual value, and a nat above it; null: never",
     )
+    longest_first: bool | None = Field(
+        None,
+        description="Train the longest rows in the first step, so that a lack of memory shows in the first minute; "
+        "default: where model_max_length is over 32,768",
+    )
     skip_rows: list[Count] = Field([], description="Prepared rows to skip, by the numbers in the error message")
     resume: choices.Resume = Field(
         "auto",
@@ -348,6 +353,12 @@ class Train(Strict):
     def extra(self) -> dict[str, Any]:
         """The other TrainingArguments that the user set, by name."""
         return dict(self.model_extra or {})
+
+    @property
+    def begins_with_longest(self) -> bool:
+        """Whether the first step trains the longest rows: ``longest_first``, or its default."""
+        default = self.model_max_length > choices.LONGEST_FIRST_ABOVE
+        return default if self.longest_first is None else self.longest_first
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -148,6 +148,9 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     if question is not None:
         run = plan_run(job, question, choice, data or data_of(job), compiles=torch_compile is not False)
     batch = decide_batch(job, ledger, rows, choice.micro_batch_size, reason)
+    if job.train.begins_with_longest or job.train.longest_first is not None:
+        reason = "a lack of memory for rows this long shows in the first step"
+        ledger.decide("train.longest_first", job.train.longest_first, job.train.begins_with_longest, reason)
     if question is not None and run is not None:
         warnings += _warnings(job, question, choice, run, disk_free_bytes)
     own = tuple(warnings)

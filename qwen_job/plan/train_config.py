@@ -142,6 +142,7 @@ def _training(plan: Plan) -> Training:
     written = {name: getattr(train, name) for name in type(train).model_fields if name not in _ELSEWHERE}
     written["per_device_train_batch_size"] = plan.batch.micro_batch_size
     written["gradient_accumulation_steps"] = plan.batch.gradient_accumulation_steps
+    written["longest_first"] = train.begins_with_longest
     written["memory_save_steps"] = plan.memory_save_steps
     if train.eval_steps is None and (plan.job.data.eval or plan.job.data.eval_split):
         written["eval_steps"] = train.save_steps

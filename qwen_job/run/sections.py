@@ -175,6 +175,7 @@ class Training(Section):
     save_steps: int = Field(default=choices.SAVE_STEPS, ge=0)
     save_total_limit: int | None = Field(default=choices.SAVE_TOTAL_LIMIT, ge=1)
     memory_save_steps: Literal["auto"] | Annotated[int, Field(ge=0)] = 0
+    longest_first: bool = False
     dataloader_num_workers: int = Field(default=choices.DATALOADER_WORKERS, ge=0)
     report_to: list[str] = Field(default=[choices.REPORT_TO])
     early_stopping_patience: int | None = Field(default=None, ge=1)

@@ -63,10 +63,15 @@ class StepSampler:
         self.epoch = 0
         self._begin = (0, 0)
         self._left_out: frozenset[int] = frozenset()
+        self._first_rows: list[int] = []
 
     def leave_out(self, rows: Sequence[int]) -> None:
         """Replace these rows by ``EMPTY``."""
         self._left_out = frozenset(rows)
+
+    def begin_with(self, rows: Sequence[int]) -> None:
+        """Let the first epoch begin with these rows; the others keep their order."""
+        self._first_rows = list(rows)
 
     def begin_at(self, epoch: int, row: int) -> None:
         """Skip the first ``row`` rows of ``epoch``, which are trained already."""
@@ -81,7 +86,11 @@ class StepSampler:
         if self.seed is None:
             return list(range(self.rows))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return torch.randperm(self.rows, generator=generator).tolist()
+        order: list[int] = torch.randperm(self.rows, generator=generator).tolist()
+        if self.epoch or not self._first_rows:
+            return order
+        first = set(self._first_rows)
+        return [*self._first_rows, *(row for row in order if row not in first)]
 
     @property
     def _first(self) -> int:

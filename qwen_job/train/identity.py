@@ -31,13 +31,17 @@ _PARTS = ("tokens", "docs", "members", "rows")
 
 
 class Identity(NamedTuple):
-    """``data`` and ``model`` are digests; ``rows``: of an epoch; ``width``: rows of a step since ``course``."""
+    """``data`` and ``model`` are digests; ``rows``: of an epoch; ``width``: rows of a step since ``course``.
+
+    ``longest``: so many of the longest rows came first in the first epoch; the width of the run's first step, or 0.
+    """
 
     data: str
     model: str
     rows: int
     width: int
     course: Course = Course()
+    longest: int = 0
 
     def text(self) -> str:
         """Return the content of a checkpoint's identity.json."""
@@ -49,14 +53,17 @@ def read_identity(checkpoint: Path) -> Identity | None:
     try:
         values: dict[str, Any] = strict_json.loads((checkpoint / IDENTITY).read_text(encoding="utf-8"))
         numbers = int(values["rows"]), int(values["width"])
-        return Identity(str(values["data"]), str(values["model"]), *numbers, Course(*map(int, values["course"])))
+        course = Course(*map(int, values["course"]))
+        # Earlier versions had no such order.
+        return Identity(str(values["data"]), str(values["model"]), *numbers, course, int(values.get("longest", 0)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def identity_of(prepared: Path, rows: int, model_folder: Path, width: int) -> Identity:
+def identity_of(prepared: Path, rows: int, model_folder: Path, width: int, *, longest_first: bool = False) -> Identity:
     """Measure what this run would train on: ``rows`` prepared rows, ``width`` of them in a step."""
-    return Identity(rows_digest(prepared), model_digest(model_folder), rows, width)
+    longest = width if longest_first else 0
+    return Identity(rows_digest(prepared), model_digest(model_folder), rows, width, longest=longest)
 
 
 def rows_digest(prepared: Path) -> str:

@@ -121,27 +121,32 @@ def choose_checkpoint(
             log.say(f"train.resume: extend: the run was complete; training continues from step {found.step}")
         if changed := changes_since(found.path, config):
             log.say(f"changed since {found.path.name} was saved, and used from now on: {'; '.join(changed)}")
-        course, notes = resume_course(found.step, read_identity(found.path), now, config.resume, config.output_dir)
+        before = read_identity(found.path)
+        course, notes = resume_course(found.step, before, now, config.resume, config.output_dir)
+        longest = before.longest if before else 0
+        if bool(longest) != bool(now.longest):
+            notes.append("train.longest_first: has no effect on a run that has begun: its rows keep their order")
         for note in notes:
             log.say(note)
-        now = now._replace(course=course)
+        now = now._replace(course=course, longest=longest)
         if found.world_size == place.world_size or stage == 0:
             return json.dumps([[found.step, str(found.path), False, on_disk], now])
         log.say(f"it was saved on {found.world_size} ranks, and {place.world_size} are running: converting it")
         return json.dumps([[found.step, str(make_universal(found)), True, on_disk], now])
 
-    resumed, (data, model, rows, width, course) = json.loads(tell(store, "checkpoint", place.is_first, choose))
+    resumed, (data, model, rows, width, course, longest) = json.loads(tell(store, "checkpoint", place.is_first, choose))
     resume = None
     if resumed is not None:
         step, path, universal, saved = resumed
         path = remembered.path if remembered else Path(path)  # each node has its own part in memory
         resume = Resume(step, path, universal, saved, remembered is not None)
-    return Beginning(resume, Identity(data, model, rows, width, Course(*course)))
+    return Beginning(resume, Identity(data, model, rows, width, Course(*course), longest))
 
 
 def identify(config: TrainConfig, prepared: Path, model_folder: Path) -> Identity:
     """Measure what would be trained: rows, model, and the width of a step."""
-    return identity_of(prepared, len(open_prepared(prepared).train), model_folder, config.global_batch_size)
+    rows, width = len(open_prepared(prepared).train), config.global_batch_size
+    return identity_of(prepared, rows, model_folder, width, longest_first=config.training.longest_first)
 
 
 def refuse_without_progress(folder: Path, step: int | None) -> None:

@@ -25,6 +25,7 @@ _OF_THE_MACHINE = frozenset(
         "save_strategy",
         "save_steps",
         "save_total_limit",
+        "longest_first",  # the order that the run began with is kept
         "memory_save_steps",
         "report_to",
         "early_stopping_patience",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -176,7 +176,9 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         engine=engine,
         gradients=GradientStep(engine, objective, routing, ranks, pad_id, own_time),
         shape=shape,
-        train_rows=training_rows(config, arguments, data.train, ranks, pad_id, length),
+        train_rows=training_rows(
+            config, arguments, data.train, ranks, pad_id, length, longest_rows(data.train, identity.longest)
+        ),
         held_out_rows=partial(held_out_rows, config, arguments, data.eval, ranks, pad_id, length),
         track=track,
         state=state,
@@ -220,18 +222,30 @@ def _rehearsals(
 
 
 def training_rows(
-    config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int, length: int = 1
+    config: TrainConfig,
+    arguments: Arguments,
+    rows: Rows,
+    ranks: Ranks,
+    pad_id: int,
+    length: int = 1,
+    first_rows: Sequence[int] = (),
 ) -> Loader:
     """Return this rank's micro-batches: one permutation of the rows an epoch, dealt to steps whatever the ranks.
 
-    ``length``: tokens that a row has at least, pads counted.
+    ``length``: tokens that a row has at least, pads counted. ``first_rows``: those that the first epoch begins with.
     """
     training = config.training
     seed = config.seed if arguments.data_seed is None else arguments.data_seed
     micro, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     sampler = StepSampler(len(rows), micro, accumulation, ranks.rank, ranks.world_size, seed)
     sampler.leave_out(config.guards.skip_rows)
+    sampler.begin_with(first_rows)
     return _loader(config, arguments, rows, sampler, pad_id, length, training.dataloader_num_workers)
+
+
+def longest_rows(rows: PackedRows, count: int) -> list[int]:
+    """Return the numbers of the ``count`` longest rows, the longest first."""
+    return np.argsort(-rows.row_lengths().astype(np.int64), kind="stable")[:count].tolist() if count else []
 
 
 def held_out_rows(

@@ -37,6 +37,17 @@ def test_what_was_left_to_the_plan_is_decided(tmp_path: Path) -> None:
     assert "auto" not in (config.fused_loss, config.attention)
 
 
+def test_rows_over_32k_begin_with_the_longest_unless_the_job_says_otherwise(tmp_path: Path) -> None:
+    def decided(text: str) -> tuple[bool, dict[str, bool]]:
+        made = plan(tmp_path, f"train: {{{text}}}\n")
+        noted = {one.field: one.value for one in made.decisions if one.field == "train.longest_first"}
+        return train_config(made).training.longest_first, noted
+
+    assert decided("model_max_length: 32768") == (False, {})
+    assert decided("model_max_length: 32769") == (True, {"train.longest_first": True})
+    assert decided("model_max_length: 32769, longest_first: false") == (False, {"train.longest_first": False})
+
+
 def test_it_holds_the_decided_numbers_and_the_user_s_extras(tmp_path: Path) -> None:
     made = plan(tmp_path, "train: {run_name: first, learning_rate: 3e-6}\nslurm: {time: 1h}\nretry: {grace: 1m}\n")
     config = train_config(made)

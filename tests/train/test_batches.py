@@ -64,6 +64,23 @@ def test_epochs_differ_and_repeat() -> None:
     assert list(StepSampler(3, 1, 1, 0, 1, None)) == [[0], [1], [2]]
 
 
+def test_the_first_step_has_the_longest_rows_whatever_the_ranks_and_the_others_keep_their_order() -> None:
+    def first_step(world: int) -> set[int]:
+        samplers = [StepSampler(20, 1, 4 // world, rank, world, 5) for rank in range(world)]
+        for sampler in samplers:
+            sampler.begin_with([7, 3, 11, 0])
+        return {row for sampler in samplers for batch in list(sampler)[: 4 // world] for row in batch}
+
+    assert first_step(1) == first_step(2) == first_step(4) == {7, 3, 11, 0}
+    plain, longest = (StepSampler(20, 1, 4, 0, 1, 5) for _ in range(2))
+    longest.begin_with([7, 3, 11, 0])
+    order = longest.order()
+    assert order[:4] == [7, 3, 11, 0]
+    assert order[4:] == [row for row in plain.order() if row not in {7, 3, 11, 0}]
+    longest.set_epoch(1), plain.set_epoch(1)
+    assert longest.order() == plain.order()
+
+
 def test_a_document_never_predicts_the_next_one() -> None:
     batch = collate([(0, row(3, 2)), (1, row(4))], pad_id=0)
     assert batch["targets"].tolist() == [

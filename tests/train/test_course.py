@@ -99,6 +99,11 @@ def test_an_identity_comes_back_and_an_earlier_checkpoint_has_none(tmp_path: Pat
     assert read_identity(tmp_path) is None
     (tmp_path / "identity.json").write_text(BEGUN._replace(course=Course(3, 1, 2)).text())
     assert read_identity(tmp_path) == BEGUN._replace(course=Course(3, 1, 2))
+    (tmp_path / "identity.json").write_text(BEGUN._replace(longest=4).text())
+    assert read_identity(tmp_path) == BEGUN._replace(longest=4)
+    earlier = {name: value for name, value in json.loads(BEGUN.text()).items() if name != "longest"}
+    (tmp_path / "identity.json").write_text(json.dumps(earlier))
+    assert read_identity(tmp_path) == BEGUN
     course, notes = resume_course(30, None, BEGUN, "auto", tmp_path)
     assert course == Course() and "earlier version" in notes[0]
 

@@ -103,6 +103,26 @@ def test_another_global_batch_skips_and_repeats_no_row(over: Path) -> None:
     assert last["epoch"] == 1.0 and last["step"] == 4 + -(-(rows - 8) // 4)
 
 
+def test_the_longest_rows_come_first_and_stay_there_when_the_run_resumes_otherwise(over: Path) -> None:
+    """Two runs of two seconds each."""
+    ordered = {**SHORT, "data__packing": False, "training__max_steps": 6, "training__save_total_limit": None}
+    whole = tiny.write_run(over.parent / "longest", 0, **{**ordered, "training__longest_first": True})
+    code, output = tiny.run(whole, 1)
+    assert code == 0, output
+    expected = {line["step"]: (line["tokens"], line["loss"]) for line in tiny.metrics(whole.parent, "step")}
+    assert expected[1][0] == max(tokens for tokens, _ in expected.values())
+    part = over.parent / "longest-resumed"
+    shutil.copytree(whole.parent, part)
+    for made in (part / "checkpoints" / "step-4", part / "checkpoints" / "step-6"):
+        shutil.rmtree(made)
+    (part / "done.json").unlink()
+    code, output = tiny.run(tiny.write_run(part, 0, **ordered), 1)
+    assert code == 0 and "resuming from step-2" in output, output
+    assert "train.longest_first: has no effect on a run that has begun" in output
+    resumed = tiny.metrics(part, "step")[-4:]
+    assert {line["step"]: (line["tokens"], line["loss"]) for line in resumed} == {n: expected[n] for n in (3, 4, 5, 6)}
+
+
 def test_one_mislabelled_row_of_short_answers_is_reported_and_ends_no_run(tmp_path: Path) -> None:
     rows = [{"instruction": f"Ask {number}", "output": "ok"} for number in range(40)]
     rows[23]["output"] = "97 zebras"

@@ -167,6 +167,7 @@ training:
   save_steps: 500
   save_total_limit: 2
   memory_save_steps: auto
+  longest_first: false
   dataloader_num_workers: 1
   report_to:
     - tensorboard
