@@ -39,9 +39,21 @@ class _WithRules(click.Command):
 @click.option(
     "--keep", multiple=True, metavar="RULE", help="Keep rows with this finding, unless it is an error (repeatable)."
 )
+@click.option(
+    "--hold-out",
+    type=(click.FloatRange(0, 1, min_open=True, max_open=True), FILE),
+    metavar="SHARE FILE",
+    help="Write this share of the good rows to FILE in place of TARGET, for data.eval: 0.02 held-out.jsonl.",
+)
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists. SOURCE is never changed.")
 def clean(
-    source: str | Path, target: Path, drop: tuple[str, ...], keep: tuple[str, ...], force: bool, **options: Any
+    source: str | Path,
+    target: Path,
+    drop: tuple[str, ...],
+    keep: tuple[str, ...],
+    hold_out: tuple[float, Path] | None,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Copy the good rows of SOURCE to TARGET, and list the others with reasons in TARGET.dropped.jsonl.
 
@@ -51,17 +63,20 @@ def clean(
     that were converted to JSON twice are converted back, and results of tools are put in the order of their calls. They
     are otherwise unchanged: pass the same --turn-order and --ignore-key settings to training.
     """
-    from qwen_job.data.clean import DROPPED_BY_DEFAULT
+    from qwen_job.data.clean import DROPPED_BY_DEFAULT, HoldOut
     from qwen_job.data.clean import clean as run
     from qwen_job.data.repair import REPAIRS
 
     rules = (set(DROPPED_BY_DEFAULT) | _known(drop)) - _known(keep)
     file = file_of(source)
-    result = run(file, target, Reading([file], options).examiner(), drop=rules, force=force)
+    held = HoldOut(*hold_out) if hold_out else None
+    result = run(file, target, Reading([file], options).examiner(), drop=rules, hold_out=held, force=force)
     reasons = ", ".join(f"{rule} {count}" for rule, count in sorted(result.by_rule.items())) or "nothing"
     click.echo(f"kept {result.kept} (repaired {result.repaired}), dropped {result.dropped}: {reasons}", err=True)
     for name, count in sorted(result.by_repair.items()):
         click.echo(f"{count} {'row' if count == 1 else 'rows'}: {REPAIRS[name]}", err=True)
+    if held:
+        click.echo(f"held out {result.held_out} of the kept rows: {held.target}", err=True)
     click.echo(f"dropped rows are listed in {result.dropped_list}", err=True)
     show_path(target)
 

@@ -10,13 +10,16 @@ import click
 
 from qwen_job.cli.data_options import DATA
 from qwen_job.cli.job_options import say
-from qwen_job.errors import UsageError
 from qwen_job.text import json_text, visible_lines
 
 
 @click.command()
 @click.argument("run_or_model", type=click.Path(path_type=Path), required=False)
-@click.option("--data", type=DATA, help="Conversations that were not used in training.")
+@click.option(
+    "--data",
+    type=DATA,
+    help="Conversations that were not used in training [default: what the run held out: data.eval or eval_split].",
+)
 @click.option("--samples", type=click.IntRange(min=0), default=5, show_default=True, help="Number of sample questions.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Maximum answer length."
@@ -51,7 +54,7 @@ def evaluate(
 ) -> None:
     """Measure held-out loss and benchmark scores, before and after training.
 
-    With --data: loss and perplexity of the answers in conversations, and sample answers. With --task or --task-folder:
+    Loss and perplexity of the answers in --data, and sample answers. With --task or --task-folder:
     scores of lm-eval (pip install 'qwen-job[eval]'). For a run, the result is saved in its evaluation.json and appears
     in report.html and the model card.
     """
@@ -64,11 +67,9 @@ def evaluate(
         return
     if run_or_model is None:
         raise click.UsageError("Missing argument 'RUN_OR_MODEL'")
-    if data is None and not asks:
-        raise UsageError("--data, --task or --task-folder: give what to measure")
     found: dict[str, Any] = {}
     lines: list[str] = []
-    if data is not None:
+    if data is not None or not asks:
         _held_out(found, lines, run_or_model, data, samples=samples, before=before, max_new_tokens=max_new_tokens)
     if asks:
         _scores(found, lines, run_or_model, wanted, before)
@@ -76,7 +77,7 @@ def evaluate(
     click.echo(json_text(saved or found, indent=2) if as_json else "\n".join(lines))
 
 
-def _held_out(found: dict[str, Any], lines: list[str], path: Path, data: str | Path, **options: Any) -> None:
+def _held_out(found: dict[str, Any], lines: list[str], path: Path, data: str | Path | None, **options: Any) -> None:
     from qwen_job.infer.evaluate import as_text
     from qwen_job.infer.evaluate import evaluate as measure
 

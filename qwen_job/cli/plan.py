@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.job_options import layers, show_words
-from qwen_job.errors import EnvironmentFault, OutOfMemory, UsageError
+from qwen_job.cli.job_options import TARGETS, TargetChoice, layers, show_words
+from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, UsageError
 from qwen_job.text import json_text
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ _MODES = ("fit", "explain", "compare", "calibrate")
 @click.option("--explain", metavar="FIELD", help="Explain one value.")
 @click.option("--compare", metavar="JOB2", help="Show the differences to another job (-f and --set apply to both).")
 @click.option("--calibrate", is_flag=True, help="Calibrate the estimates with finished runs: plan --calibrate RUN...")
+@click.option(
+    "-t", "--target", type=TargetChoice(TARGETS), help="Check the job for it [default: those it has sections for]."
+)
 @click.option("--svg", metavar="FILE", help="Draw the memory as an SVG image.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -59,7 +62,7 @@ def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], a
     elif mode == "compare":
         _compare(chosen, [*files, options["compare"]], sets, as_json)
     else:
-        _show(chosen, sets, options["everything"], options["svg"], as_json)
+        _show(chosen, sets, as_json=as_json, **options)
 
 
 def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
@@ -72,7 +75,7 @@ def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
     words = " and ".join(f"--{name}" for name in modes)
     if len(modes) > 1:
         raise UsageError(f"{words} cannot be combined; run one after the other")
-    for name, given in (("all", options["everything"]), ("svg", options["svg"])):
+    for name, given in (("all", options["everything"]), ("svg", options["svg"]), ("target", options["target"])):
         if modes and given:
             raise UsageError(f"--{name} cannot be combined with {words}; remove one of them")
     if "calibrate" in modes:
@@ -85,19 +88,51 @@ def _mode(jobs: tuple[str, ...], options: dict[str, Any]) -> str:
     return modes[0] if modes else ""
 
 
-def _show(files: list[str], sets: tuple[str, ...], everything: bool, svg: str | None, as_json: bool) -> None:
+def _show(
+    files: list[str],
+    sets: tuple[str, ...],
+    *,
+    everything: bool,
+    svg: str | None,
+    target: str | None,
+    as_json: bool,
+    **_: Any,
+) -> None:
     from qwen_job.cli.plan_views import plan_as_dict, plan_lines, sweep_lines
 
     made = _plan(files, sets)
+    elsewhere = _check_targets(made, target)
     if svg is not None:
         _draw(made, svg)
     if as_json:
         _print_json(plan_as_dict(made))
         return
     click.echo("\n".join(plan_lines(made, everything)))
-    show_words(made.warnings)
+    show_words((*made.warnings, *elsewhere))
     if made.sweep:
         show_words(sweep_lines(made), "cyan", "note")
+
+
+def _check_targets(made: Plan, target: str | None) -> tuple[str, ...]:
+    """Return a warning for each target that would refuse the job, where another accepts it.
+
+    Raises:
+        JobError: the wanted target refuses the job, or all that the job is written for.
+    """
+    from qwen_job.api.jobs import on_this_machine
+    from qwen_job.render.refusals import refusals, targets_of
+
+    asked = [target] if target else targets_of(made.job)
+    refused = refusals(on_this_machine(made, target) if target else made, asked)
+    if len(refused) == len(asked):
+        # Targets word a secret's safe way differently: one problem a field is enough.
+        problems = {(one.field, one.line): one for found in reversed(refused.values()) for one in reversed(found)}
+        raise JobError(list(reversed(problems.values())))
+    return tuple(
+        f"{problem.field}: {name} refuses the job: {problem.message}"
+        for name, found in refused.items()
+        for problem in found
+    )
 
 
 def _plan(files: list[str], sets: tuple[str, ...]) -> Plan:

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_job.cli.job_options import TargetChoice, all_notes, job_options, load_plan, show_words
+from qwen_job.cli.job_options import TARGETS, TargetChoice, all_notes, job_options, load_plan, show_words
 from qwen_job.errors import EnvironmentFault
 from qwen_job.text import visible
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
-
-TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
 
 
 @click.command()

@@ -20,6 +20,7 @@ from qwen_job.chat.traits import traits_of
 from qwen_job.data.assemble import Assembler
 from qwen_job.data.chunk_encoder import Task
 from qwen_job.data.embedding import refuse_larger
+from qwen_job.data.held_out import keep_held_out
 from qwen_job.data.prepared import (
     LAYOUT,
     SPLITS,
@@ -51,6 +52,8 @@ def ready_rows(config: TrainConfig, model: Path, log: Callable[[str], None]) -> 
     index = read_index(folder)
     for line in [*(describe_template(index) if index else []), *describe(open_prepared(folder).stats)]:
         log(f"data: {line}")
+    if count := keep_held_out(config.data, folder, config.folder):
+        log(f"data: {count} held-out rows are in {config.folder.held_out}")
     return folder
 
 

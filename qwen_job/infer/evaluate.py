@@ -27,13 +27,13 @@ from qwen_job.data.rows import read_rows
 from qwen_job.data.sample import sample_texts
 from qwen_job.data.sources import local_files
 from qwen_job.data.writers import settings_of
-from qwen_job.errors import DataError, QwenJobError
+from qwen_job.errors import DataError, QwenJobError, UsageError
 from qwen_job.facts.data_names import shown
 from qwen_job.infer.chat import quiet
 from qwen_job.infer.columns import side_by_side
 from qwen_job.infer.source import ChosenModel, Sampling, find_model
 from qwen_job.models import ensure_model
-from qwen_job.run.folder import RunFolder
+from qwen_job.run.folder import HELD_OUT, RunFolder
 from qwen_job.run.sections import DataFile, DataSpec, ModelSpec
 from qwen_job.text import visible_lines
 
@@ -83,11 +83,18 @@ class Evaluation:
 
 
 def evaluate(
-    path: Path, data: str | Path, *, samples: int = 5, before: bool = True, max_new_tokens: int = 128, progress: Notify
+    path: Path,
+    data: str | Path | None = None,
+    *,
+    samples: int = 5,
+    before: bool = True,
+    max_new_tokens: int = 128,
+    progress: Notify,
 ) -> Evaluation:
     """Measure the model of a run folder or a model folder on conversations in any supported format.
 
     ``data``: a file, or a name of data, whose files are fetched; a name of the run's own data means the run's version.
+    None: what the run holds out, its first entry of data.eval or the share of data.eval_split.
 
     With ``before``, the model that the run started from is measured as well; if it is not available any more, a line
     reports it and its column is omitted.
@@ -95,8 +102,10 @@ def evaluate(
     Raises:
         ModelError: there is no model.
         DataError: the file has no conversations with an answer.
+        UsageError: ``data`` is None, and the run holds nothing out.
     """
     target = find_model(path)
+    data = _held_out_of(target) if data is None else data
     files = _files(target, [data], progress)
     spec = _spec(target, files)
     questions = [_question(conversation, spec) for conversation in _conversations(files, spec, samples)]
@@ -117,6 +126,21 @@ def evaluate(
         after=new.loss,
         answers=[SampleAnswer(_asked(one), reference, was, now) for one, was, (reference, now) in answers],
     )
+
+
+def _held_out_of(target: ChosenModel) -> str | Path:
+    """Return what a run holds out."""
+    section = target.section("data")
+    listed, share = section.get("eval"), section.get("eval_split")
+    if isinstance(listed, list) and listed:
+        first = listed[0]
+        return str((first.get("source") or first.get("path")) if isinstance(first, dict) else first)
+    if target.run is not None and RunFolder(target.run).held_out.is_file():
+        return RunFolder(target.run).held_out
+    why = f"{target.run} holds nothing out" if target.run else "this is a model, not a run"
+    if share:
+        why = f"the run has no {HELD_OUT}, which an earlier version did not write"
+    raise UsageError(f"--data FILE is required, because {why}: name conversations that were not used in training")
 
 
 @dataclass(frozen=True)

@@ -125,11 +125,14 @@ def _check_settings(document: Document, job: Job | None) -> list[Problem]:
 
 def _check_evaluate(document: Document, job: Job | None) -> list[Problem]:
     """Return a problem for an evaluation that has neither data nor a suite."""
-    if job is None or job.evaluate is None or job.evaluate.data or job.evaluate.suite or job.data.eval:
+    if job is None or job.evaluate is None or job.evaluate.data or job.evaluate.suite:
         return []
-    why = "the share of data.eval_split is in no file" if job.data.eval_split else "data.eval is empty"
-    instead = "name a file of conversations that are not in the training data, or set evaluate.suite"
-    message = f"is required because {why}: {instead}"
+    if job.data.eval or job.data.eval_split:
+        return []
+    message = (
+        "is required because nothing is held out: name conversations that are not in the training data, write "
+        "data.eval or data.eval_split, or set evaluate.suite"
+    )
     return [document.problem(("evaluate", "data"), message)]
 
 

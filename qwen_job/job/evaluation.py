@@ -63,7 +63,9 @@ class Evaluate(Strict):
     """An evaluation on one GPU after training: held-out loss, perplexity, sample answers, benchmark scores."""
 
     data: DataPath | None = Field(
-        None, description="Held-out conversations, named as in data.train; default: the first entry of data.eval"
+        None,
+        description="Held-out conversations, named as in data.train; default: the first entry of data.eval, or the "
+        "share of data.eval_split",
     )
     samples: Count = Field(5, description="Number of sample questions")
     max_new_tokens: Positive = Field(128, description="Maximum answer length")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from qwen_job.job import Job
 from qwen_job.job.evaluation import Suite
 from qwen_job.plan import Plan
+from qwen_job.run.folder import RunFolder
 
 
 def evaluate_words(plan: Plan) -> list[str]:
@@ -13,10 +17,17 @@ def evaluate_words(plan: Plan) -> list[str]:
         return []
     words = ["evaluate", plan.job.output]
     # A job without a suite has data, which its loader checks.
-    if data := wanted.data or next((file.path for file in plan.job.data.eval), None):
+    if data := wanted.data or _held_out(plan.job):
         words += ["--data", data, "--samples", str(wanted.samples), "--max-new-tokens", str(wanted.max_new_tokens)]
     words += _suite_words(wanted.suite) if wanted.suite else []
     return words if wanted.before else [*words, "--no-before"]
+
+
+def _held_out(job: Job) -> str | None:
+    """Return the conversations that the run holds out, None if it holds out none."""
+    if job.data.eval:
+        return job.data.eval[0].path
+    return str(RunFolder(Path(job.output)).held_out) if job.data.eval_split else None
 
 
 def check_words(plan: Plan) -> list[str]:

@@ -3,6 +3,7 @@
 job.yaml train.yaml deepspeed.json    what ran, exactly
 checkpoints/step-N/manifest.json      sharded state; without its manifest, a checkpoint does not exist
 prepared/                             the packed rows, where no other cache is named
+held-out.jsonl                        the rows of data.eval_split, which are not trained on
 sources.json                          which version of each data set by name the run trains on
 metrics.jsonl heartbeat               a line per step; the time and step last seen
 metrics.prom                          the newest figures, for Prometheus
@@ -24,14 +25,14 @@ JOB, TRAIN, DEEPSPEED = "job.yaml", "train.yaml", "deepspeed.json"
 METRICS, HEARTBEAT, DONE = "metrics.jsonl", "heartbeat", "done.json"
 REPORT, EVALUATION, SWEEP, PROMETHEUS = "report.html", "evaluation.json", "sweep.json", "metrics.prom"
 CHECKPOINTS, PREPARED, MODEL, KERNELS = "checkpoints", "prepared", "model", "kernels.zip"
-SOURCES = "sources.json"
+SOURCES, HELD_OUT = "sources.json", "held-out.jsonl"
 LAUNCH, LOGS = "launch", "logs"
 # In a checkpoint.
 MANIFEST, IDENTITY, STATE = "manifest.json", "identity.json", "trainer_state.json"
 SCHEDULE, SETTINGS = "scheduler.pt", "settings.json"
 # In launch/.
 LEASE, OWNER, ENDS_AT, ATTEMPTS, TOKEN = "lease", "job", "ends_at", "tries.json", "token"
-NOTIFIED, LAST_ATTEMPT = "notified.json", "last_attempt"
+NOTIFIED, LAST_ATTEMPT, HELD_OUT_OF = "notified.json", "last_attempt", "held_out_of"
 
 _STEP = re.compile(r"step-([0-9]+)")
 
@@ -106,6 +107,16 @@ class RunFolder:
     def sources(self) -> Path:
         """The versions and files of the data that job.yaml names: of hubs and addresses."""
         return self.path / SOURCES
+
+    @property
+    def held_out(self) -> Path:
+        """The rows of the training data that ``data.eval_split`` holds out."""
+        return self.path / HELD_OUT
+
+    @property
+    def held_out_of(self) -> Path:
+        """The name of the prepared data that the held-out rows belong to."""
+        return self.launch / HELD_OUT_OF
 
     @property
     def model(self) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from qwen_job.cli.evaluate import evaluate as command
-from qwen_job.errors import DataError
+from qwen_job.errors import DataError, UsageError
 from qwen_job.infer.columns import side_by_side, width_of, wrap
 from qwen_job.infer.evaluate import evaluate
 from tests.support.taught import ANSWER, CONVERSATION, QUESTION
@@ -68,6 +68,21 @@ def test_data_that_cannot_be_evaluated_is_named(taught: Path, tmp_path: Path) ->
     bad.write_text('[{"conversations": [{"from": "user", "value": "x"}, {"from": "robot", "value": "y"}]}]')
     with pytest.raises(DataError, match=r"bad\.json: row 1"):
         evaluate(taught, bad, progress=print)
+
+
+def test_without_data_a_run_s_own_is_measured_or_asked_for(taught: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--data FILE is required, because .* holds nothing out"):
+        evaluate(taught, progress=print)
+    with pytest.raises(UsageError, match="this is a model, not a run"):
+        evaluate(taught / "model", progress=print)
+    run = tmp_path / "run"
+    shutil.copytree(taught, run)
+    text = (run / "train.yaml").read_text()
+    (run / "train.yaml").write_text(text.replace("train:\n", f"eval:\n  - path: {data}\n  train:\n", 1))
+    assert evaluate(run, samples=0, before=False, progress=print).data == str(data)
+    (run / "train.yaml").write_text(text.replace("train:\n", "eval_split: 0.1\n  train:\n", 1))
+    with pytest.raises(UsageError, match=r"the run has no held-out\.jsonl"):
+        evaluate(run, progress=print)
 
 
 def test_wide_characters_take_two_columns() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen_job.infer.evaluate import evaluate
 from tests.train import tiny
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
@@ -33,6 +34,14 @@ def test_the_loss_falls_and_every_step_is_recorded(finished: Path) -> None:
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
     assert all(line["tokens"] > 0 and line["memory_bytes"] > 0 for line in steps)
+
+
+def test_the_held_out_rows_are_a_file_that_evaluate_measures(finished: Path) -> None:
+    held_out = (finished / "held-out.jsonl").read_text("utf-8").splitlines()
+    trained = {line["step"]: line["loss"] for line in tiny.metrics(finished, "eval")}
+    result = evaluate(finished, samples=1, before=False, max_new_tokens=4, progress=print)
+    assert result.conversations == len(held_out) > 0 and result.data == str(finished / "held-out.jsonl")
+    assert result.after.loss == pytest.approx(trained[max(trained)], rel=1e-4)
 
 
 def test_the_schedule_is_a_cosine_with_warmup(finished: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_chain_is_an_array_of_one_at_a_time_and_never_requeues(tmp_path: Path)
         ({"slurm": {"chain": 2, "requeue": True}}, "slurm.chain: replaces requeueing"),
         ({"slurm": {"sbatch": {"array": "0-3"}}}, "slurm.sbatch.array: would start several jobs"),
         ({"slurm": {"chain": 1}}, "slurm.chain: "),
-        ({"evaluate": {}}, "evaluate.data: is required because data.eval is empty"),
+        ({"evaluate": {}}, "evaluate.data: is required because nothing is held out"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, sections: Any, message: str) -> None:
@@ -208,6 +208,12 @@ def test_the_container_of_a_killed_follow_up_is_removed(tmp_path: Path, runtime:
 
 def test_a_follow_up_that_succeeds_has_no_container_to_remove(tmp_path: Path) -> None:
     assert engine_calls(tmp_path, "podman", 0) == []
+
+
+def test_the_follow_up_evaluates_what_the_run_holds_out(tmp_path: Path) -> None:
+    made = bundle(tmp_path, "slurm", evaluate={"before": False}, data={"eval_split": 0.02})
+    text = made.files["tiny-evaluate.sbatch"]
+    assert "-m qwen_job evaluate /runs/tiny --data /runs/tiny/held-out.jsonl --samples 5 " in text
 
 
 def test_a_model_without_success_is_not_measured(tmp_path: Path) -> None:
