@@ -9,6 +9,7 @@ In reading order:
 - ``model_names``: how a model is named; ``untrained``: official models that cannot be trained
 - ``train_settings``: the settings allowed under ``train``
 - ``compiling``: when layers are compiled by default
+- ``released``: the release that this copy is, and its images
 - ``deepspeed_keys``: the keys of DeepSpeed's JSON
 """
 

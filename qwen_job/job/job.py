@@ -34,7 +34,11 @@ class Job(Strict):
     data: Data = Field(description="Conversations to train on, e.g. /shared/data/chats.json")
     output: Text = Field(description="Run folder, on storage that all nodes share")
     cluster: Cluster = Field(description="The nodes, e.g. {gpu: A100-80G, nodes: 1, gpus_per_node: 2}")
-    image: Text | None = Field(None, description="Container image, preferably with its digest (name@sha256:...)")
+    image: Text | None = Field(
+        None,
+        description="Container image, preferably with its digest (name@sha256:...); default: the one of this version, "
+        "which a checkout has to build",
+    )
     train: Train = section()
     deepspeed: DeepSpeed = section()
     plan: Planning = section()

@@ -2,7 +2,7 @@
 
 - ``targets``: plan to bundle for any target; ``bundle``: the result
 - ``quote``: the one place that quotes; ``engine``: the one Jinja environment; ``sandbox``: users' own templates
-- ``configs``, ``container``, ``context``: what the templates of all targets are given
+- ``configs``, ``container``, ``context``, ``default_image``: what the templates of all targets are given
 - ``secret``: no file may contain a secret
 - ``local``, ``hostfile``, ``slurm``, ``kubernetes``: the targets
 """

@@ -16,6 +16,7 @@ from qwen_job.errors import JobError
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.paths import paths_of
 from qwen_job.plan import Plan
+from qwen_job.render.default_image import default_image, how_to_build
 from qwen_job.render.references import notify_variables
 
 # Set on the node, so runtimes that start with an empty environment must pass them on.
@@ -145,9 +146,10 @@ def _image_field(plan: Plan) -> FieldPath:
 def _image(plan: Plan) -> str:
     """Return the image in the form that the runtime expects."""
     runtime = plan.job.container.runtime
-    image = plan.job.container.image or plan.job.image
+    image = plan.job.container.image or plan.job.image or default_image(plan)
     if not image:
-        message = f"container.runtime {runtime} needs an image: set image or container.image"
+        build = f"a checkout has no released one, so build and push it with {how_to_build(plan)}"
+        message = f"container.runtime {runtime} needs an image: set image or container.image; {build}"
         raise JobError([plan.job.problem(("container", "runtime"), message)])
     if problem := _image_problem(runtime, image):
         raise JobError([plan.job.problem(_image_field(plan), problem)])

@@ -13,6 +13,7 @@ from qwen_job.errors import JobError
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
+from qwen_job.render.default_image import image_notes
 from qwen_job.render.evaluation import evaluate_words
 from qwen_job.render.quote import Unrepresentable
 from qwen_job.render.references import reference_problems, sweep_problems
@@ -53,10 +54,9 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     except Unrepresentable as error:
         path = _locate(plan.job.model_dump(), error.value) or ()
         raise JobError([plan.job.problem(path, str(error))]) from None
-    bundle = replace(
-        bundle, run=plan.job.output, notes=(*bundle.notes, *unused_notes(plan, target), *key_notes(plan, target))
-    )
-    return replace(bundle, notes=(*bundle.notes, *_evaluation_notes(plan, target)))
+    more = (*image_notes(plan, target), *unused_notes(plan, target), *key_notes(plan, target))
+    notes = (*bundle.notes, *more, *_evaluation_notes(plan, target))
+    return replace(bundle, run=plan.job.output, notes=notes)
 
 
 def _evaluation_notes(plan: Plan, target: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from qwen_job.job.kubernetes import Kubernetes, Volume
 from qwen_job.job.paths import JobPath, paths_of
 from qwen_job.plan import Plan
 from qwen_job.render.configs import config_files
+from qwen_job.render.default_image import built_image, default_image
 from qwen_job.render.kubernetes.needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
@@ -73,12 +74,10 @@ def settings(plan: Plan) -> Settings:
         problems.append(job.problem(("env",), "the configuration is over 1 MB, the limit for a ConfigMap"))
     if problems:
         raise JobError(problems)
-    if not job.image:
-        notes.append(f"image: not set, so {default_image(plan)!r} must be on the nodes; set the image that you pushed")
     notes += [*_section_notes(plan, volumes), *request_notes(plan), *_prepare_notes(plan)]
     return Settings(
         name=job.name,
-        image=job.image or default_image(plan),
+        image=job.image or default_image(plan) or built_image(plan),
         output=job.output,
         nodes=plan.nodes,
         gpus_per_node=plan.gpus_per_node,
@@ -99,13 +98,6 @@ def _settled(plan: Plan, volumes: list[Volume]) -> Kubernetes:
     cores = str(cpus * plan.gpus_per_node) if cpus and not written(section, "cpu") else section.cpu
     resource = None if plan.gpu.is_cpu else section.gpu_resource
     return section.model_copy(update={"volumes": volumes, "cpu": cores, "gpu_resource": resource})
-
-
-def default_image(plan: Plan) -> str:
-    """Return the name that ``make image`` gives to the image for this GPU."""
-    if plan.gpu.is_cpu:
-        return "localhost/qwen-job:cpu"
-    return f"localhost/qwen-job:{'ampere' if plan.gpu.compute_capability >= 8 else 'v100'}"
 
 
 def _name_problems(plan: Plan) -> Iterator[Problem]:

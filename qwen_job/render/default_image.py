@@ -1,0 +1,56 @@
+"""The image of a job that names none: the released one of this version, or in a checkout the one to build."""
+
+from __future__ import annotations
+
+from qwen_job import __version__
+from qwen_job.errors import EnvironmentFault, JobError
+from qwen_job.facts.released import released_image
+from qwen_job.plan import Plan
+
+# Targets whose pods always run an image.
+_PODS = ("kubernetes", "helm")
+
+
+def image_set(plan: Plan) -> str:
+    """Return the set of images that is built for the plan's GPU."""
+    if plan.gpu.is_cpu:
+        return "cpu"
+    return "ampere" if plan.gpu.compute_capability >= 8 else "v100"
+
+
+def default_image(plan: Plan) -> str | None:
+    """Return the released image for the plan's GPU, by digest; None in a checkout, which has to build its own.
+
+    Raises:
+        JobError: the release has no image for this GPU.
+    """
+    try:
+        return released_image(image_set(plan))
+    except EnvironmentFault as error:
+        raise JobError([plan.job.problem(("image",), f"write one: it is not set, and {error}")]) from None
+
+
+def built_image(plan: Plan) -> str:
+    """Return the name that ``make image`` gives to the image for the plan's GPU."""
+    return f"localhost/qwen-job:{image_set(plan)}"
+
+
+def how_to_build(plan: Plan) -> str:
+    """Return the command that builds the image and names it for a registry."""
+    name = image_set(plan)
+    return f"'make image SET={name} IMAGE=REGISTRY/qwen-job:{name}'"
+
+
+def image_notes(plan: Plan, target: str) -> list[str]:
+    """Return a note about the image that a job runs without having named it."""
+    job = plan.job
+    in_container = target == "slurm" and job.container.runtime != "none" and not job.container.image
+    if job.image or not (target in _PODS or in_container):
+        return []
+    released = default_image(plan)
+    if released:
+        return [f"image: not set, so the image of qwen-job {__version__} for this GPU is used: {released}"]
+    return [
+        f"image: not set, and a checkout has no released one, so {built_image(plan)!r} must be on the nodes: build and "
+        f"push it with {how_to_build(plan)}, and set image"
+    ]

@@ -1,0 +1,221 @@
+"""A release, tried without a registry: the dry run does what the workflow does, and what it builds is by digest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from qwen_job import __version__
+from scripts.publish import files
+from scripts.publish.release import STEPS
+from scripts.publish.release_run import NO_DIGEST, SETS, Refused, Run
+from tests.support.helm import helm
+
+# Writes down how it is called; docker also writes the digest of what it pushed, cosign a signature.
+STANDS_IN = """#!/bin/bash
+echo "${0##*/} $*" >> "$CALLS"
+while [ $# -gt 1 ]; do
+    [ "$1" != --bundle ] || echo signature > "$2"
+    [ "$1" != --metadata-file ] || printf '{"containerimage.digest": "sha256:%064d"}' 7 > "$2"
+    shift
+done
+"""
+
+
+class Released(NamedTuple):
+    """One run of scripts/release: its folder, what it printed, and the calls of programs that publish or sign."""
+
+    out: Path
+    shown: str
+    calls: list[str]
+
+
+def release(folder: Path, *words: str, **environ: str) -> Released:
+    """Run scripts/release, with programs in the place of docker, cosign, gh and helm push."""
+    tools, calls = folder / "tools", folder / "calls"
+    tools.mkdir(parents=True)
+    calls.touch()
+    for name in ("docker", "cosign", "gh"):
+        (tools / name).write_text(STANDS_IN)
+        (tools / name).chmod(0o755)
+    push = f'#!/bin/bash\n[ "$1" = push ] || exec {shlex.quote(str(helm()))} "$@"\necho "${{0##*/}} $*" >> "$CALLS"\n'
+    (tools / "helm").write_text(push)
+    (tools / "helm").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["scripts/release", *words, "-o", str(folder / "out")],
+        env={**os.environ, "PATH": path, "PYTHON": sys.executable, "CALLS": str(calls), "HELM": "helm", **environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Released(folder / "out", done.stdout, calls.read_text("utf-8").splitlines())
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """Return a dry run of all steps, with a second registry (10 s: it builds and packages)."""
+    return release(tmp_path_factory.mktemp("dry"), "--dry-run", SECOND_REGISTRY="registry.example.com/team/")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """Return a run that publishes, to programs that only write down how they are called."""
+    folder = tmp_path_factory.mktemp("real")
+    # The checkout under test may have changes, which the step check refuses.
+    steps = [step for step in STEPS if step != "check"]
+    return release(folder, *steps, SECOND_REGISTRY="registry.example.com/team/")
+
+
+def commands(released: Released, kind: str) -> list[str]:
+    """Return the commands that were printed, without the folder of this run."""
+    found = re.findall(rf"^{kind}(.*)$", released.shown, re.MULTILINE)
+    return [re.sub(r"sha256:\w{64}", "DIGEST", line.replace(str(released.out), "OUT")) for line in found]
+
+
+def test_a_dry_run_publishes_and_signs_nothing(dry: Released) -> None:
+    assert dry.calls == []
+    programs = [shlex.split(line)[0] for line in commands(dry, r"\(not run\) \$ ")]
+    assert set(programs) == {"docker", "cosign", "helm", "gh"}
+
+
+def test_a_dry_run_prints_what_a_release_runs(dry: Released, real: Released) -> None:
+    ran = [line for line in commands(real, r"\$ ") if not re.match(r"\S*python|helm package", line)]
+    assert commands(dry, r"\(not run\) \$ ") == ran != []
+    assert len(real.calls) == len(ran)
+
+
+def test_every_image_and_file_is_signed(real: Released) -> None:
+    signed = [shlex.split(line) for line in real.calls if line.startswith("cosign ")]
+    blobs = {Path(words[-1]).name for words in signed if words[1] == "sign-blob"}
+    made = {path.name for path in (real.out / "dist").iterdir()}
+    assert blobs == {name for name in made if not name.endswith(".sigstore.json")}
+    assert all(f"{name}.sigstore.json" in real.calls[-1] for name in blobs)
+    images = [words[-1] for words in signed if words[1] == "sign"]
+    assert len(images) == 2 * len(SETS) and all("@sha256:" in image for image in images)
+
+
+def test_the_wheel_and_the_chart_run_the_images_of_the_release(real: Released, tmp_path: Path) -> None:
+    digest = f"sha256:{7:064d}"
+    zipfile.ZipFile(next((real.out / "dist").glob("*.whl"))).extractall(tmp_path)
+    filled = yaml.safe_load((tmp_path / "qwen_job" / "facts" / "release.yaml").read_text("utf-8"))
+    assert filled["version"] == __version__ and filled["digests"] == dict.fromkeys(SETS, digest)
+    job = {
+        "name": "a",
+        "model": "Qwen/Qwen-1_8B-Chat",
+        "data": "/s/a.json",
+        "output": "/s/o",
+        "cluster": {"gpu": "H100"},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    words = [sys.executable, "-P", "-m", "qwen_job", "render", "job.yaml", "-t", "kubernetes"]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert f"ghcr.io/qwen-job/qwen-job@{digest}" in done.stdout
+    chart = subprocess.run(
+        [helm(), "show", "values", real.out / "dist" / f"qwen-job-{__version__}.tgz"], capture_output=True, text=True
+    )
+    assert f"qwen-job@{digest}" in chart.stdout
+    assert re.fullmatch(r"[0-9a-f]{40}", filled["commit"])
+
+
+def test_a_dry_run_s_digests_are_of_no_image(dry: Released) -> None:
+    text = (dry.out / "source" / "qwen_job" / "facts" / "release.yaml").read_text("utf-8")
+    assert text.count(NO_DIGEST) == len(SETS)
+
+
+@pytest.mark.usefixtures("dry")
+def test_the_checkout_stays_unfilled(checkout: Path) -> None:
+    values = yaml.safe_load((checkout / "qwen_job" / "facts" / "release.yaml").read_text("utf-8"))
+    assert (values["version"], values["commit"], set(values["digests"].values())) == (None, None, {None})
+
+
+def test_the_notes_are_the_changelog_s_with_the_images(real: Released, checkout: Path) -> None:
+    notes = (real.out / "notes.md").read_text("utf-8")
+    changes = (checkout / "CHANGELOG.md").read_text("utf-8").partition(f"\n## {__version__}\n")[2].partition("\n## ")[0]
+    assert notes.startswith(changes.strip()) and len(changes) > 1000
+    assert notes.count("| `ghcr.io/qwen-job/qwen-job@sha256:") == len(SETS) and "cosign verify " in notes
+
+
+def test_the_sbom_lists_what_the_wheel_needs(dry: Released) -> None:
+    bill = json.loads((dry.out / "dist" / f"qwen_job-{__version__}.cdx.json").read_text("utf-8"))
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    names = {one["name"] for one in bill["components"]}
+    assert {"click", "jinja2", "markupsafe", "pydantic", "pydantic-core", "pyyaml"} <= names
+    assert not names & {"torch", "numpy", "pytest"}
+    references = {one["bom-ref"] for one in (*bill["components"], bill["metadata"]["component"])}
+    assert {one for entry in bill["dependencies"] for one in (entry["ref"], *entry["dependsOn"])} == references
+
+
+def test_the_workflow_runs_every_step_in_order(checkout: Path) -> None:
+    workflow = yaml.safe_load((checkout / ".github" / "workflows" / "release.yml").read_text("utf-8"))
+    lines = [
+        step["run"]
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "scripts/release" in step.get("run", "")
+    ]
+    steps = [word for line in lines for word in shlex.split(line)[1:] if word in STEPS]
+    assert steps == list(STEPS)
+    assert workflow["jobs"]["images"]["strategy"]["matrix"]["set"] == list(SETS)
+    assert workflow["jobs"]["release"]["permissions"]["id-token"] == "write"
+
+
+def test_a_tag_of_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"the tag is v9\.9 and .* says"):
+        files.check(Run(tmp_path, "v9.9", environ={}))
+
+
+def test_a_version_without_changes_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, environ={})
+    run.version = "9.9.9"
+    with pytest.raises(Refused, match=r"no section '## 9\.9\.9'"):
+        files.changes(run)
+
+
+def test_a_release_without_one_of_its_images_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, dry=False, environ={})
+    (tmp_path / "digests").mkdir()
+    (tmp_path / "digests" / "cpu.json").write_text(json.dumps({"containerimage.digest": f"sha256:{'a' * 64}"}))
+    with pytest.raises(Refused, match=r"no digest of the image ampere, v100"):
+        run.digests()
+    for name in SETS:
+        (tmp_path / "digests" / f"{name}.json").write_text("{}")
+    with pytest.raises(Refused, match=r"has no containerimage\.digest"):
+        run.digests()
+
+
+@pytest.mark.parametrize(
+    ("step", "words"), [("build", "run the step fill first"), ("sign", "run the step build first")]
+)
+def test_a_step_out_of_order_names_the_one_before(tmp_path: Path, step: str, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        STEPS[step](Run(tmp_path, environ={}))
+
+
+def test_a_failing_program_ends_the_release(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"false failed \(1\)"):
+        Run(tmp_path, dry=False, environ={"PATH": os.environ["PATH"]}).publish("false")
+    with pytest.raises(Refused, match="nowhere is not installed"):
+        Run(tmp_path, dry=False, environ={"PATH": os.environ["PATH"]}).publish("nowhere")
+
+
+@pytest.mark.parametrize("words", [["fly"], ["--set", "a100"]])
+def test_a_wrong_word_names_the_right_ones(checkout: Path, words: list[str]) -> None:
+    done = subprocess.run(
+        [checkout / "scripts" / "release", "--dry-run", *words],
+        env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0 and ("images" in done.stderr or "ampere, v100, cpu" in done.stderr)
