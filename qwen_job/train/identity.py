@@ -33,7 +33,7 @@ _PARTS = ("tokens", "docs", "members", "rows")
 class Identity(NamedTuple):
     """``data`` and ``model`` are digests; ``rows``: of an epoch; ``width``: rows of a step since ``course``.
 
-    ``longest``: so many of the longest rows came first in the first epoch; the width of the run's first step, or 0.
+    ``longest``: how many of the longest rows came first in the first epoch; the width of the run's first step, or 0.
     """
 
     data: str
