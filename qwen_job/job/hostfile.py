@@ -22,6 +22,13 @@ def _expandable(pattern: str) -> str:
     return pattern
 
 
+def _range(pattern: str) -> str:
+    if is_elsewhere(pattern):
+        raise ValueError(f"{pattern[:80]!r} is not a host: write names or ranges, e.g. gpu[05-06]")
+    expand_hosts([pattern])
+    return pattern
+
+
 def _host(text: str) -> str:
     if not is_host(text):
         raise ValueError(f"{text[:80]!r} is not an address: write a host name or an IP address, e.g. 10.0.0.7")
@@ -36,6 +43,9 @@ class Hostfile(Strict):
         description="Names and ranges: gpu01, gpu[001-128], 10.0.0.7; a file with hosts: ./hosts.txt; slurm: the nodes "
         "of the current allocation; slurm:JOBID: the nodes of a running job",
     )
+    spare_hosts: list[Annotated[Text, AfterValidator(_range)]] = Field(
+        [], description="Names and ranges of more hosts: the first takes the place of a host that fails, and so on"
+    )
     launcher: Literal["torchrun", "deepspeed", "pdsh"] = Field(
         "torchrun",
         description="torchrun: one ssh per node; deepspeed: --no_ssh on each node; pdsh: DeepSpeed's launcher",
@@ -48,7 +58,7 @@ class Hostfile(Strict):
     preflight: bool = Field(True, description="Check every host before training")
     ssh_options: list[Text] = Field([], description="Additional ssh options, one per item, e.g. -p, '2222'")
 
-    @field_validator("hosts", mode="before")
+    @field_validator("hosts", "spare_hosts", mode="before")
     @classmethod
     def _one_host(cls, value: Any) -> Any:
         value = [value] if isinstance(value, str) else value

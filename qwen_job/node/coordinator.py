@@ -11,8 +11,10 @@ connection each, on the job's rendezvous port. ``G`` counts the attempts of this
     coordinator  prepare G+1        restart in place: after a pause, all check their nodes
     coordinator  end CODE WHY       no further attempt: each launcher exits with the code of a rank here, or CODE
 
-A connection that ends is a launcher that is gone: then nobody restarts in place, and the outer way does (a requeue, a
-new pod). A line about another G than the current one has no effect.
+A connection that ends is a launcher that is gone. Where something starts it again (``rejoin``: a new pod), the others
+stay, and the next attempt starts once a launcher with its number has said hello; without node 0 nobody coordinates,
+and the others connect to its successor. Elsewhere all end, and the outer way follows (a requeue). A line of another G
+than the current one has no effect.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -28,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qwen_job.errors import Hang, RendezvousFailed, Retryable
+from qwen_job.errors import Hang, RendezvousFailed, Retryable, StoppedAndSaved
 from qwen_job.sockets import Waiting
 
 _LINE_BYTES = 65536
@@ -75,11 +78,16 @@ class Budget:
         return self.spent if self.spent <= self.most else None
 
 
-def restartable(exits: list[Exit]) -> bool:
-    """Return whether a restart on the same nodes may help: not after a final exit code, nor after a stop request."""
-    if any(one.leaving or one.fault for one in exits):
+def restartable(exits: list[Exit], *, without_leaving: bool = False) -> bool:
+    """Return whether a restart may help: not after a final exit code, nor after a stop request.
+
+    ``without_leaving``: others take the place of the nodes with a stop request, for which all ranks have saved.
+    """
+    if any(one.fault or (one.leaving and not without_leaving) for one in exits):
         return False
-    allowed = (0, Retryable.exit_code, Hang.exit_code)
+    allowed = {0, Retryable.exit_code, Hang.exit_code}
+    if any(one.leaving for one in exits):
+        allowed.add(StoppedAndSaved.exit_code)
     return all(code < 0 or code in allowed for one in exits for code in one.codes)
 
 
@@ -94,7 +102,8 @@ class _Peer:
 class Coordinator:
     """The agreement of one job; ``listening`` is its socket, ``say`` prints a line.
 
-    ``restarting`` hears why each restart in place came.
+    ``restarting`` hears why each restart in place came. ``rejoin``: how many seconds the other nodes wait for one that
+    is gone; 0: all end.
     """
 
     def __init__(
@@ -106,8 +115,10 @@ class Coordinator:
         budget: Budget,
         say: Callable[[str], None],
         restarting: Callable[[str], None] = lambda _: None,
+        rejoin: float = 0.0,
     ) -> None:
         self.messages = 0
+        self._rejoin = rejoin
         self._restarting = restarting
         self._listening, self._job, self._nodes, self._timeout = listening, job, nodes, timeout
         self._budget, self._say = budget, say
@@ -176,9 +187,27 @@ class Coordinator:
             self._selector.unregister(peer.connection)
         peer.connection.close()
         if self._peers.get(peer.node) is peer:
-            del self._peers[peer.node]
-            if self._phase != "over" and self._phase != "meeting":
-                self._end(Retryable.exit_code, f"the launcher of node {peer.node} ({peer.host}) is gone")
+            if self._phase not in ("over", "meeting"):
+                self._lose(peer, f"the launcher of node {peer.node} ({peer.host}) is gone")
+            else:
+                del self._peers[peer.node]
+
+    def _lose(self, peer: _Peer, why: str) -> None:
+        """Let the other nodes wait for the one that is gone; end on all of them where nothing brings it back."""
+        del self._peers[peer.node]
+        self._ready.pop(peer.node, None)
+        if not self._rejoin or not peer.node:
+            self._end(Retryable.exit_code, why)
+        elif self._phase == "running":
+            self._over({"why": why, "code": -signal.SIGKILL, "grace": 0.0})
+        elif self._phase == "ending":
+            self._decide_if_ended()
+        elif self._budget.take() is None:
+            self._end(Retryable.exit_code, self._fruitless(why))
+        else:
+            self._enter("preparing")
+            self._waiting = Waiting(self._rejoin, self._say)
+            self._say(f"{why}: {self._absence()}")
 
     def _take(self, peer: _Peer, what: str, message: dict[str, Any]) -> None:
         if what == "hello":
@@ -195,7 +224,7 @@ class Coordinator:
             self._ended[peer.node] = Exit(codes, str(message["why"]), bool(message["leaving"]))
             self._decide_if_ended()
         elif what == "fault":
-            self._end(Retryable.exit_code, str(message["why"]))
+            self._fault(peer, str(message["why"]))
 
     def _meet(self, peer: _Peer, message: dict[str, Any]) -> None:
         node, known = int(message["node"]), self._peers.get(int(message["node"]))
@@ -204,6 +233,9 @@ class Coordinator:
             refused = f"another job ({self._job}) uses this port"
         elif message["nodes"] != self._nodes or not 0 <= node < self._nodes:
             refused = f"it was started as node {node} of {message['nodes']}, and node 0 expects {self._nodes} nodes"
+        elif self._phase != "meeting" and self._rejoin and node:
+            self._replace(known)
+            refused = "the job has ended" if self._phase == "over" else ""
         elif known is not None or self._phase != "meeting":
             other = f" by {known.host}" if known else ""
             refused = f"node {node} is already taken{other}: each node needs its own --node_rank"
@@ -213,9 +245,26 @@ class Coordinator:
             return
         peer.node, peer.host = node, str(message["host"])
         self._peers[node] = peer
-        if len(self._peers) == self._nodes:
+        if self._phase == "preparing":
+            _send(peer.connection, {"what": "prepare", "G": self._generation, "pause": 0.0})
+        elif self._phase == "ending":
+            self._ended.setdefault(node, Exit([]))
+        elif len(self._peers) == self._nodes:
             self._enter("preparing")
             self._start_if_ready()
+
+    def _replace(self, known: _Peer | None) -> None:
+        """Let go of a launcher whose successor has come before its end was noticed."""
+        if known is not None:
+            _send(known.connection, {"what": "refused", "why": f"another launcher has become node {known.node}"})
+            self._drop(known)
+
+    def _fault(self, peer: _Peer, why: str) -> None:
+        if self._rejoin and peer.node:
+            _dismiss(peer)
+            self._lose(peer, why)
+        else:
+            self._end(Retryable.exit_code, why)
 
     def _start_if_ready(self) -> None:
         if self._phase == "preparing" and len(self._ready) == self._nodes:
@@ -229,35 +278,56 @@ class Coordinator:
         self._tell(what="over", G=self._generation, code=int(message["code"]), grace=float(message["grace"]))
 
     def _decide_if_ended(self) -> None:
-        if len(self._ended) < self._nodes:
+        if any(node not in self._ended for node in self._peers):
             return
-        exits = [self._ended[node] for node in range(self._nodes)]
+        exits = [self._ended[node] for node in sorted(self._ended)]
+        leaving = [self._peers[node] for node in sorted(self._peers) if self._ended[node].leaving]
+        others_stay = bool(self._rejoin and leaving and not any(peer.node == 0 for peer in leaving))
         if all(code == 0 for one in exits for code in one.codes) and self._phase == "running":
             self._end(0, "")
-        elif not self._budget.most or not restartable(exits):
+        elif not self._budget.most or not restartable(exits, without_leaving=others_stay):
             # A rank that ended by itself has given the reason.
             self._end(Retryable.exit_code, self._why if self._killed else "")
         elif (spent := self._budget.take()) is None:
-            self._end(Retryable.exit_code, f"{self._why}; {self._budget.most} restarts in place (retry.in_place) "
-                      "reached no newer checkpoint")  # fmt: skip
+            self._end(Retryable.exit_code, self._fruitless(self._why))
         else:
+            for peer in leaving:
+                self._why = f"node {peer.node} ({peer.host}) was asked to stop"
+                _dismiss(peer)
+                del self._peers[peer.node]
             self._restart(spent)
+
+    def _fruitless(self, why: str) -> str:
+        return f"{why}; {self._budget.most} restarts in place (retry.in_place) reached no newer checkpoint"
 
     def _restart(self, spent: int) -> None:
         pause = _PAUSES[min(spent, len(_PAUSES)) - 1]
         self._generation += 1
         self._enter("preparing")
+        self._waiting = Waiting(self._rejoin, self._say)
         self._say(
             f"{self._why}: restarting all ranks in place ({spent} of {self._budget.most} without a newer checkpoint)"
             + (f" after {pause:.0f} s" if pause else "")
+            + (f"; {self._absence()}" if self._absent() else "")
         )
         self._tell(what="prepare", G=self._generation, pause=pause)
         self._restarting(self._why)
 
+    def _absent(self) -> list[str]:
+        return [str(node) for node in range(self._nodes) if node not in self._peers]
+
+    def _absence(self) -> str:
+        return f"waiting up to {self._rejoin:.0f} s for node {', '.join(self._absent()[:16])} to come back"
+
     def _look_at_the_clock(self) -> None:
         passed = time.monotonic() - self._since
-        absent = [str(node) for node in range(self._nodes) if node not in self._peers]
-        if self._phase == "meeting" and absent:
+        absent = self._absent()
+        if self._phase == "preparing" and absent:
+            self._waiting.report(f"node {', '.join(absent[:16])} to come back")
+            if passed > self._rejoin:
+                message = f"node {', '.join(absent[:16])} did not come back within {self._rejoin:.0f} s"
+                self._end(RendezvousFailed.exit_code, f"{self._why or 'before the first step'}; {message}")
+        elif self._phase == "meeting" and absent:
             self._waiting.report(f"{len(absent)} of {self._nodes} nodes: {', '.join(absent[:16])}")
             if passed > self._timeout:
                 self._end(
@@ -292,6 +362,11 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     """Send one line; a launcher that is gone is noticed where its connection is read."""
     with contextlib.suppress(OSError):
         connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _dismiss(peer: _Peer) -> None:
+    """Let one node end, for which the others wait; its exit code is that of a node without failed ranks."""
+    _send(peer.connection, {"what": "end", "code": Retryable.exit_code, "why": ""})
 
 
 def keep_alive(connection: socket.socket) -> None:

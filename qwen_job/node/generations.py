@@ -113,8 +113,8 @@ class Generations:
         self._not_before = 0.0
         relay.pids = lambda: list(self._running)
 
-    def run(self) -> int:
-        """Return the node's exit code.
+    def run(self, *, rejoin: bool = False) -> int | None:
+        """Return the node's exit code; with ``rejoin``, None if node 0 is gone and its successor is worth the wait.
 
         Raises:
             RendezvousFailed: the nodes did not meet.
@@ -127,7 +127,9 @@ class Generations:
                         return code
                 if self._connection.lost:
                     self._say("the launcher of node 0 is gone")
-                    return self._leave(Retryable.exit_code)
+                    code = self._leave(Retryable.exit_code)
+                    waits = rejoin and self._place.node and not self._relay.used and code >= Retryable.exit_code
+                    return None if waits else code
                 self._watch()
                 self._prepare()
                 self._wait()

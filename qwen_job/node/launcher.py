@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qwen_job import strict_yaml
-from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, UsageError
+from qwen_job.errors import EnvironmentFault, QwenJobError, RendezvousFailed, StoppedAndSaved, UsageError
 from qwen_job.node import attempts, generations
 from qwen_job.node.checks import check_start
 from qwen_job.node.companion import Companion
@@ -136,6 +136,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--in_place", type=int, default=0, help="restarts in place in a row without a newer checkpoint; 0: none"
     )
     parser.add_argument(
+        "--rejoin", action="store_true", help="wait --rdzv_timeout seconds for the launcher of a lost node"
+    )
+    parser.add_argument(
         "--time_limit_seconds", "--time-limit-seconds", type=float, help="of this attempt, from its start"
     )
     parser.add_argument("--grace_seconds", "--grace-seconds", type=float, default=120.0, help="time to save after HUP")
@@ -200,7 +203,10 @@ def _coordinate(
         return max(newest_step(folder) if folder else -1, memory.newest() if memory else -1)
 
     budget = Budget(options.in_place, newest)
-    coordinator = Coordinator(listening, options.rdzv_id, options.nnodes, options.rdzv_timeout, budget, say, restarting)
+    rejoin = options.rdzv_timeout if _rejoins(options) else 0.0
+    coordinator = Coordinator(
+        listening, options.rdzv_id, options.nnodes, options.rdzv_timeout, budget, say, restarting, rejoin
+    )
     coordinator.begin()
     return coordinator
 
@@ -217,16 +223,30 @@ def _run(
     starter = Warm(options.command) if warm else Cold(options.command)
     coordinator = _coordinate(options, folder, memory, restarting) if options.node_rank == 0 else None
     place = generations.Place(options.node_rank, options.nnodes, options.nproc_per_node, options.master_addr)
-    connection = generations.Connection(_meet(options), options.rdzv_id, place)
     try:
-        attempts_here = generations.Generations(
-            place, connection, starter, relay, lambda: check_start(options.command), say
-        )
-        return attempts_here.run()
+        while True:
+            connection = generations.Connection(_meet(options), options.rdzv_id, place)
+            try:
+                attempts_here = generations.Generations(
+                    place, connection, starter, relay, lambda: check_start(options.command), say
+                )
+                code = attempts_here.run(rejoin=_rejoins(options))
+            finally:
+                connection.socket.close()
+            if code is not None:
+                return code
+            relay.waiting()
+            if relay.used:
+                return StoppedAndSaved.exit_code
+            say(f"waiting up to {options.rdzv_timeout:.0f} s for node 0 to come back")
     finally:
-        connection.socket.close()
         if coordinator is not None:
             coordinator.finish()
+
+
+def _rejoins(options: argparse.Namespace) -> bool:
+    """Return whether nodes wait for one that is lost; it counts as a restart in place."""
+    return bool(options.rejoin and options.in_place and options.nnodes > 1)
 
 
 def _threads(workers: int) -> int:

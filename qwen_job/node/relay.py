@@ -39,6 +39,11 @@ class Relay:
         with self._deciding:
             self._waiting = False
 
+    def waiting(self) -> None:
+        """Note that there are no workers any more, and that the launcher waits for another node."""
+        with self._deciding:
+            self._waiting = True
+
     def started(self) -> None:
         """Forward to new workers what arrived while they were started."""
         if self.used:

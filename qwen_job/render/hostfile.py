@@ -43,6 +43,9 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
     context |= {
         "preflight": section.preflight,
         "hostfile": hostfile,
+        "hosts": hosts,
+        "spares": _spares(plan, hosts),
+        "fixed_master": section.master_addr is not None,
         "deepspeed_env": environment,
         "master_addr": section.master_addr or hosts[0],
         "port": section.port,
@@ -71,6 +74,8 @@ def _hosts(plan: Plan) -> list[str]:
         twice = _repeated(written)
         once = f" ({', '.join(twice[:3])} more than once, which counts once)" if twice else ""
         message = f"names {len(hosts)} hosts{once}, but cluster.nodes is {plan.nodes}; make them equal"
+        if len(hosts) > plan.nodes:
+            message += ", or move the others to hostfile.spare_hosts"
         raise JobError([plan.job.problem(("hostfile", "hosts"), message)])
     own = [host for host in hosts if is_loopback(host)]
     if own and len(hosts) > 1:
@@ -109,6 +114,21 @@ def _user(options: Sequence[str]) -> str:
         if found := re.fullmatch(r"-l(.+)|(?:-o)?\s*User[= ]\s*(\S+)", option, re.IGNORECASE):
             return found[1] or found[2]
     return ""
+
+
+def _spares(plan: Plan, hosts: Sequence[str]) -> list[str]:
+    section = plan.job.hostfile
+    spares = expand_hosts(section.spare_hosts)
+    problem = ""
+    if spares and section.launcher != "torchrun":
+        problem = f"hostfile.launcher: {section.launcher} does not use spare hosts: use torchrun, or remove them"
+    elif twice := [host for host in spares if host in hosts]:
+        problem = f"{twice[0]} is one of hostfile.hosts, too: list it once"
+    elif own := [host for host in spares if is_loopback(host)]:
+        problem = f"{own[0]} means a different machine on each host: use a name by which the others reach it"
+    if problem:
+        raise JobError([plan.job.problem(("hostfile", "spare_hosts"), problem)])
+    return spares
 
 
 def _check_pdsh(plan: Plan, hosts: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
-"""Two hosts reached over ssh, without a scheduler: torchrun on each node, and DeepSpeed's own launcher over pdsh."""
+"""Hosts reached over ssh, without a scheduler: torchrun on each node, and DeepSpeed's own launcher over pdsh."""
 
 from __future__ import annotations
 
+import functools
+import json
 import signal
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.steps import DEMO, SHORT, check_finished, environment
+from tests.e2e.steps import DEMO, SHORT, check_finished, environment, metrics
 from tests.slurmlab import Lab
 from tests.slurmlab.config import SSH_PORT
 
@@ -20,8 +22,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def hosts(make_slurm: Callable[..., Lab]) -> Lab:
-    """Two hosts with sshd that know nothing of each other's environment."""
-    return make_slurm(2, ssh=True)
+    """Four hosts with sshd that know nothing of each other's environment; most tests use two."""
+    return make_slurm(4, ssh=True)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "pdsh"])
@@ -65,6 +67,38 @@ def test_a_host_that_is_not_fit_is_named_before_training(hosts: Lab, tmp_path: P
     assert "qwen-job: node2 ended first, with exit code 5; the end of " in done.stderr
     assert "node2: the cache /proc/none is not writable" in done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_spare_hosts_take_the_place_of_those_that_lose_power(hosts: Lab, tmp_path: Path) -> None:
+    """First of the second host, then of the first, whose address all others use. Costs three starts of the demo."""
+    run = tmp_path / "run"
+    more = ["hostfile.spare_hosts=node[3-4]", "train.num_train_epochs=6", "train.save_steps=2"]
+    script = rendered(hosts, tmp_path, "torchrun", sys.executable, *more)
+
+    def trains(attempt: int) -> bool:
+        return (run / "metrics.jsonl").exists() and len(metrics(run, "start")) > attempt and saved_since_start(run)
+
+    with hosts.popen("node4", ["bash", str(script)], env=environment()) as launcher:
+        try:
+            for attempt, lost in enumerate(["node2", "node1"]):
+                hosts.wait(functools.partial(trains, attempt), 240, f"attempt {attempt} saves")
+                hosts.crash(lost)
+            output = "".join(map(str, launcher.communicate(timeout=420)))
+        finally:
+            for lost in ("node1", "node2"):
+                hosts.boot(lost)
+    assert launcher.returncode == 0, output
+    assert [start["world_size"] for start in metrics(run, "start")] == [2, 2, 2]
+    last = json.loads((run / "done.json").read_text())["total_steps"]
+    assert {step["step"] for step in metrics(run, "step")} == set(range(1, last + 1))
+    assert "node2 cannot be reached" in output and "continues on node1,node3, 1 spare hosts left" in output
+    assert "node1 failed" in output and "continues on node4,node3, 0 spare hosts left" in output
+    assert (run / "launch" / "hostfile").read_text() == "node4 slots=1\nnode3 slots=1\n"
+
+
+def saved_since_start(run: Path) -> bool:
+    kinds = [json.loads(line)["type"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return "save" in kinds[len(kinds) - kinds[::-1].index("start") :]
 
 
 def test_a_launcher_that_is_ended_lets_all_nodes_save(hosts: Lab, tmp_path: Path) -> None:

@@ -39,12 +39,13 @@ class Launcher:
 class Job:
     """A coordinator and the launchers of ``nodes`` nodes."""
 
-    def __init__(self, nodes: int, most: int, timeout: float = 20) -> None:
+    def __init__(self, nodes: int, most: int, timeout: float = 20, rejoin: float = 0) -> None:
         self.nodes, self.newest, self.said = nodes, -1, list[str]()
         listening = listen()
         self.port = int(listening.getsockname()[1])
         budget = Budget(most, lambda: self.newest)
-        self.coordinator = Coordinator(listening, JOB, nodes, timeout, budget, self.said.append)
+        say = self.said.append
+        self.coordinator = Coordinator(listening, JOB, nodes, timeout, budget, say, rejoin=rejoin)
         self.coordinator.begin()
         self.launchers: list[Launcher] = []
 

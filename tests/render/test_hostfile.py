@@ -39,7 +39,10 @@ def test_ssh_s_options_reach_every_launcher_and_only_the_first_host_has_an_addre
     ("sections", "message"),
     [
         ({}, "hostfile.hosts: is empty"),
-        ({"hostfile": {"hosts": "a,b"}}, "hostfile.hosts: names 2 hosts, but cluster.nodes is 1; make them equal"),
+        (
+            {"hostfile": {"hosts": "a,b"}},
+            "hostfile.hosts: names 2 hosts, but cluster.nodes is 1; make them equal, or move",
+        ),
         ({"hostfile": {"hosts": ["gpu1", "gpu1"]}, "cluster": {"nodes": 2}}, "names 1 hosts (gpu1 more than once"),
         ({"hostfile": {"hosts": ["slurm:7"]}}, "hostfile.hosts[0]: 'slurm:7' is not a host"),
         (
@@ -61,6 +64,13 @@ def test_ssh_s_options_reach_every_launcher_and_only_the_first_host_has_an_addre
         (
             {"hostfile": {"hosts": "a,b", "master_addr": "localhost"}, "cluster": {"nodes": 2}},
             "hostfile.master_addr: localhost means a different machine",
+        ),
+        ({"hostfile": {"hosts": "a", "spare_hosts": "a"}}, "hostfile.spare_hosts: a is one of hostfile.hosts, too"),
+        ({"hostfile": {"hosts": "a", "spare_hosts": "localhost"}}, "hostfile.spare_hosts: localhost means a different"),
+        ({"hostfile": {"hosts": "a", "spare_hosts": ["slurm"]}}, "hostfile.spare_hosts[0]: 'slurm' is not a host"),
+        (
+            {"hostfile": {"hosts": "a", "spare_hosts": "b", "launcher": "pdsh"}},
+            "hostfile.spare_hosts: hostfile.launcher: pdsh does not use spare hosts: use torchrun",
         ),
         ({"hostfile": {"hosts": "ubuntu@a"}}, "write a, and hostfile.ssh_options: [-l, ubuntu]"),
         ({"hostfile": {"hosts": "a:2222"}}, "write a, and hostfile.ssh_options: [-p, '2222']"),

@@ -50,7 +50,13 @@ def test_a_slurm_script_is_clean(tmp_path: Path, job: str) -> None:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "pdsh"])
 def test_a_hostfile_s_script_is_clean(tmp_path: Path, launcher: str) -> None:
-    section = {"hosts": "a", "launcher": launcher, "ssh_options": ["-p", "22 22" if launcher != "pdsh" else "2222"]}
+    spares = ["c", "d"] if launcher == "torchrun" else []
+    section = {
+        "spare_hosts": spares,
+        "hosts": "a",
+        "launcher": launcher,
+        "ssh_options": ["-p", "22 22" if launcher != "pdsh" else "2222"],
+    }
     check(tmp_path, bundle(tmp_path, "hostfile", hostfile=section).files)
 
 

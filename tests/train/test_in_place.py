@@ -125,22 +125,39 @@ def launched(words: list[str], **extra: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
+class Nodes:
+    """Two launchers with one rank each, as on two nodes; ``outputs`` of those that have been replaced come first."""
+
+    def __init__(self, train_yaml: Path, *options: str) -> None:
+        self.train_yaml = train_yaml
+        self._words = [sys.executable, "-m", "qwen_job.node.launcher", "--nnodes", "2", "--nproc_per_node", "1"]
+        self._words += ["--in_place", "2", "--master_port", str(free_port()), *options, "--node_rank"]
+        self.launchers = [self.launch(node) for node in (0, 1)]
+
+    def launch(self, node: int) -> subprocess.Popen[str]:
+        return launched([*self._words, str(node), "--", "--config", str(self.train_yaml)])
+
+    def power_cut(self, node: int) -> None:
+        """Kill all of one node."""
+        for process in (*below(self.launchers[node]), self.launchers[node]):
+            process.kill()
+        self.launchers[node].communicate()
+
+    def end(self) -> None:
+        for launcher in self.launchers:
+            launcher.kill()
+            launcher.communicate()
+
+
 @pytest.fixture
-def two_nodes(home: Path) -> Iterator[tuple[Path, list[subprocess.Popen[str]]]]:
-    """Two launchers with one rank each, as on two nodes."""
-    train_yaml = tiny.write_run(home / f"nodes{free_port()}", **LONG)
-    port = free_port()
-    words = [sys.executable, "-m", "qwen_job.node.launcher", "--nnodes", "2", "--nproc_per_node", "1"]
-    words += ["--in_place", "2", "--master_port", str(port), "--node_rank"]
-    launchers = [launched([*words, str(node), "--", "--config", str(train_yaml)]) for node in (0, 1)]
-    yield train_yaml, launchers
-    for launcher in launchers:
-        launcher.kill()
-        launcher.communicate()
+def two_nodes(home: Path) -> Iterator[Nodes]:
+    nodes = Nodes(tiny.write_run(home / f"nodes{free_port()}", **LONG))
+    yield nodes
+    nodes.end()
 
 
-def test_all_nodes_restart_together(two_nodes: tuple[Path, list[subprocess.Popen[str]]], calm: bytes) -> None:
-    train_yaml, launchers = two_nodes
+def test_all_nodes_restart_together(two_nodes: Nodes, calm: bytes) -> None:
+    train_yaml, launchers = two_nodes.train_yaml, two_nodes.launchers
     after_a_step(train_yaml, 0, launchers[0])
     # A stopped rank does not hold up the restart.
     one, other = ranks(below(*launchers))
@@ -153,17 +170,35 @@ def test_all_nodes_restart_together(two_nodes: tuple[Path, list[subprocess.Popen
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_launcher_that_is_killed_ends_the_attempt_on_all_nodes(
-    two_nodes: tuple[Path, list[subprocess.Popen[str]]], node: int
-) -> None:
-    train_yaml, launchers = two_nodes
-    after_a_step(train_yaml, 0, launchers[0])
+def test_a_launcher_that_is_killed_ends_the_attempt_on_all_nodes(two_nodes: Nodes, node: int) -> None:
+    launchers = two_nodes.launchers
+    after_a_step(two_nodes.train_yaml, 0, launchers[0])
     everything = below(*launchers)
     launchers[node].kill()
     output, _ = launchers[1 - node].communicate(timeout=30)
     assert launchers[1 - node].returncode == 128, output
     assert f"the launcher of node {node}" in output
     until(lambda: not any(map(lives, everything)), seconds=20)
+
+
+def test_a_node_that_is_lost_and_started_again_is_waited_for(home: Path, calm: bytes) -> None:
+    """First the second node, then the one that all others connect to; the launcher of the other one stays."""
+    nodes = Nodes(tiny.write_run(home / "rejoin", **LONG), "--rejoin", "--rdzv_timeout", "120")
+    try:
+        after_a_step(nodes.train_yaml, 0, nodes.launchers[0])
+        nodes.power_cut(1)
+        nodes.launchers[1] = nodes.launch(1)
+        after_a_step(nodes.train_yaml, 1, nodes.launchers[0])
+        nodes.power_cut(0)
+        nodes.launchers[0] = nodes.launch(0)
+        after_a_step(nodes.train_yaml, 2, nodes.launchers[1])
+        outputs = [launcher.communicate(timeout=240)[0] for launcher in nodes.launchers]
+    finally:
+        nodes.end()
+    assert [launcher.returncode for launcher in nodes.launchers] == [0, 0], outputs
+    assert weights(nodes.train_yaml) == calm
+    assert [line.get("in_place", 0) for line in starts(nodes.train_yaml)] == [0, 1, 0]
+    assert "waiting up to 120 s for node 0 to come back" in outputs[1]
 
 
 def test_a_final_error_does_not_restart(home: Path) -> None:

@@ -226,6 +226,8 @@ def command(chosen: Settings) -> list[str]:
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
         "--max_without_progress", str(chosen.max_without_progress), "--in_place", str(chosen.in_place),
+        # When a pod is lost, a JobSet replaces all pods, a PyTorchJob that one.
+        *(["--rejoin"] if chosen.nodes > 1 and chosen.section.kind == "pytorchjob" else []),
         *([] if limit is None else ["--time_limit_seconds", str(limit)]),
         "--", "--config", f"{CONFIG_PATH}/{TRAIN}",
     ]  # fmt: skip

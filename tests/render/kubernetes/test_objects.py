@@ -289,6 +289,13 @@ def test_the_launcher_is_told_when_to_give_up() -> None:
     assert command[command.index("--max_without_progress") + 1] == "7"
 
 
+def test_the_pods_of_a_pytorchjob_wait_for_one_that_is_lost() -> None:
+    two = ["cluster.nodes=2", "cluster.gpus_per_node=1"]
+    assert "--rejoin" in pod(*two)["containers"][0]["command"]
+    assert "--rejoin" not in pod("cluster.nodes=1")["containers"][0]["command"]
+    assert "--rejoin" not in rendered(*two, "kubernetes.kind=trainjob").text
+
+
 @pytest.mark.parametrize("kind", ["pytorchjob", "trainjob", "jobset"])
 @pytest.mark.parametrize("job", EXAMPLES, ids=lambda path: path.stem)
 def test_a_restricted_namespace_admits_every_example(job: Path, kind: str) -> None:

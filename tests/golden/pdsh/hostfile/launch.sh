@@ -346,76 +346,97 @@ TORCH_NCCL_TRACE_BUFFER_SIZE=2000
 QWEN_JOB_ENV_END
 master_addr=a
 master_port=29500
-rdzv_id="hosts-$(date +%s)-$$"
-echo "$rdzv_id" > "$run/launch/token" || exit 5
-
+chosen=(a b)
 pids=()
 stopping=
 # When its connection closes, a node gets SIGHUP: its workers save at the next step and exit.
 hang_up() { for pid in "${pids[@]}"; do kill -s TERM "$pid" 2> /dev/null || true; done; }
 trap 'stopping=yes; hang_up' TERM INT HUP
 
-log="$run/logs/node-0.log"
-touch -- "$log" || exit 5
-said=$(wc -l < "$log")
 # First each host checks that it sees the same folder as this one (205: it does not). Storage may need a moment to show
 # a new file. Then it becomes node.sh, with its own log, so that its last lines need no connection.
 on_host='for i in 1 2 3 4 5; do if read -r token 2> /dev/null < "$1/launch/token" && [ "$token" = "$5" ]; then'
 on_host+=' exec bash "$1/launch/node.sh" "$2" "$3" "$4" "$5" >> "$1/logs/node-$2.log" 2>&1; fi; sleep 1; done; exit 205'
-rank=0
-hosts=()
-while read -r host _; do
-  hosts+=("$host")
-  # With -tt a node gets SIGHUP when we close the connection.
-  ssh -tt -o BatchMode=yes -p 2222 -o LogLevel=ERROR -o ServerAliveInterval=30 "$host" \
-    "exec bash -c $(printf '%q ' "$on_host" qwen-job "$run" "$rank" "$master_addr" "$master_port" "$rdzv_id")" \
-    < /dev/null > /dev/null &
-  pids+=($!)
-  rank=$((rank + 1))
-done < "$run/launch/hostfile"
-ranks=$rank
-if [ -n "$stopping" ]; then hang_up; fi
-tail -n "+$((said + 1))" -F "$log" 2> /dev/null &
-tail_pid=$!
+remote=(ssh -o BatchMode=yes -p 2222 -o LogLevel=ERROR)
 
-# The first node that fails stops the others.
-code=0
-while [ -n "${pids[*]}" ]; do
-  wait -n
-  for rank in "${!pids[@]}"; do
-    if kill -0 "${pids[rank]}" 2> /dev/null; then continue; fi
-    wait "${pids[rank]}"
-    node_code=$?
-    unset "pids[rank]"
-    if [ "$node_code" -eq 0 ] || [ "$code" -ne 0 ]; then continue; fi
-    code=$node_code
-    if [ "$code" -eq 205 ]; then
-      code=5
-      echo "qwen-job: output: $run on ${hosts[rank]} is not the folder that this host sees: put output on shared storage" >&2
-    elif [ -z "$stopping" ] && [ "$rank" -gt 0 ]; then
-      echo "qwen-job: ${hosts[rank]} ended first, with exit code $code; the end of $run/logs/node-$rank.log:" >&2
-      tail -n 5 -- "$run/logs/node-$rank.log" >&2
+# find_bad RANK...: note the hosts of these ranks that cannot be reached.
+find_bad() {
+  local rank
+  for rank in "$@"; do
+    if ! "${remote[@]}" -o ConnectTimeout=10 "${chosen[rank]}" true < /dev/null > /dev/null 2>&1; then
+      bad[rank]=${chosen[rank]}
+      echo "qwen-job: ${chosen[rank]} cannot be reached" >&2
     fi
-    hang_up
   done
-done
+}
 
-# Nodes that lost their connection save first. If one of them has a final exit code, it is the reason.
-for ((seconds = 0; code != 0 && seconds < 120; seconds++)); do
-  if ! grep -qs running "$run/launch/exit.$rdzv_id".*; then break; fi
-  if [ "$seconds" -eq 1 ]; then echo "qwen-job: waiting for the nodes to save and exit" >&2; fi
-  sleep 1
-done
-for ((rank = 0; code != 0 && rank < ranks; rank++)); do
-  if ! read -r node_code _ 2> /dev/null < "$run/launch/exit.$rdzv_id.$rank"; then continue; fi
-  case $code:$node_code in
-    *:0 | *:1 | *:143) ;;
-    12[89]:* | 143:* | 255:*) code=$node_code ;;
-    1??:* | 2??:*) if [ "$node_code" -lt 128 ]; then code=$node_code; fi ;;
-  esac
-done
-sleep 1 # for the tail of the log
-kill "$tail_pid" 2> /dev/null
+# attempt: run node.sh on the chosen hosts to its end, and set code.
+attempt() {
+  local log="$run/logs/node-0.log" rank node_code seconds said tail_pid running=()
+  rdzv_id="hosts-$(date +%s)-$$-$round"
+  echo "$rdzv_id" > "$run/launch/token" || exit 5
+  touch -- "$log" || exit 5
+  said=$(wc -l < "$log")
+  pids=()
+  for rank in "${!chosen[@]}"; do
+    # With -tt a node gets SIGHUP when we close the connection.
+    "${remote[@]}" -tt -o ServerAliveInterval=30 "${chosen[rank]}" \
+      "exec bash -c $(printf '%q ' "$on_host" qwen-job "$run" "$rank" "$master_addr" "$master_port" "$rdzv_id")" \
+      < /dev/null > /dev/null &
+    pids+=($!)
+  done
+  if [ -n "$stopping" ]; then hang_up; fi
+  tail -n "+$((said + 1))" -F "$log" 2> /dev/null &
+  tail_pid=$!
+
+  # The first node that fails stops the others.
+  code=0
+  while [ -n "${pids[*]}" ]; do
+    wait -n
+    for rank in "${!pids[@]}"; do
+      if kill -0 "${pids[rank]}" 2> /dev/null; then continue; fi
+      wait "${pids[rank]}"
+      node_code=$?
+      unset "pids[rank]"
+      if [ "$node_code" -eq 0 ] || [ "$code" -ne 0 ]; then continue; fi
+      code=$node_code
+      if [ "$code" -eq 205 ]; then
+        code=5
+        echo "qwen-job: output: $run on ${chosen[rank]} is not the folder that this host sees: put output on shared storage" >&2
+      elif [ -z "$stopping" ] && [ "$rank" -gt 0 ]; then
+        echo "qwen-job: ${chosen[rank]} ended first, with exit code $code; the end of $run/logs/node-$rank.log:" >&2
+        tail -n 5 -- "$run/logs/node-$rank.log" >&2
+      fi
+      hang_up
+    done
+  done
+
+  # Nodes that lost their connection save first. If one of them has a final exit code, it is the reason.
+  bad=()
+  for ((seconds = 0; code != 0 && seconds < 120; seconds++)); do
+    running=()
+    for rank in "${!chosen[@]}"; do
+      if [ -z "${bad[rank]:-}" ] && grep -qs running "$run/launch/exit.$rdzv_id.$rank"; then running+=("$rank"); fi
+    done
+    if [ -z "${running[*]}" ]; then break; fi
+    if [ "$seconds" -eq 1 ]; then echo "qwen-job: waiting for the nodes to save and exit" >&2; fi
+    if [ "$seconds" -eq 10 ]; then find_bad "${running[@]}"; fi
+    sleep 1
+  done
+  for rank in "${!chosen[@]}"; do
+    if [ "$code" -eq 0 ] || ! read -r node_code _ 2> /dev/null < "$run/launch/exit.$rdzv_id.$rank"; then continue; fi
+    case $code:$node_code in
+      *:0 | *:1 | *:143) ;;
+      12[89]:* | 143:* | 255:*) code=$node_code ;;
+      1??:* | 2??:*) if [ "$node_code" -lt 128 ]; then code=$node_code; fi ;;
+    esac
+  done
+  sleep 1 # for the tail of the log
+  kill "$tail_pid" 2> /dev/null
+}
+
+round=0
+attempt
 if [ "$code" -ne 0 ]; then exit "$code"; fi
 if [ -n "$stopping" ]; then exit 160; fi
 trap - TERM INT HUP
