@@ -49,6 +49,11 @@ test-trackers: ## train with wandb, swanlab and mlflow, offline, and read back w
 test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (15 minutes)
 	@[ -n "$${VLLM_PYTHON:-}" ] || scripts/setup.sh vllm
 	@.venv/bin/python -m pytest tests/serving -m vllm $(PYTEST_ARGS)
+site: ## build the documentation site, both languages, into build/site (with build/media, if site-media made it)
+	@scripts/setup.sh site
+	@.venv-site/bin/python scripts/site/build.py $(if $(wildcard build/media/demo.cast),--media build/media)
+site-media: test-tools ## record the demo and take pictures of its report for the site (3 minutes, and a Chromium)
+	@$(RUN) python scripts/site/media.py
 image: ## build the training image (SET=, IMAGE=name:tag, WITH_COMPILER=0, PACKAGES="wandb", WARM=runs/mine)
 	scripts/image/build $(SET) $(IMAGE)
 image-test: ## build the CPU set and run the demo in it: any uid, read-only root, no network (minutes)

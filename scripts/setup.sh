@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Set up what the Makefile's commands need:  setup.sh check | run | test | trackers | vllm | system
+# Set up what the Makefile's commands need:  setup.sh check | run | test | trackers | vllm | site | system
 #   check     .venv-check with the launcher and its test tools: no torch, no numpy
 #   run       .venv with the launcher and the training stack
 #   test      .venv with the test tools as well
 #   trackers  .venv-trackers with the training stack, wandb, swanlab and mlflow
 #   vllm      .venv-vllm with vLLM's CPU build
+#   site      .venv-site with the generator of the documentation site
 #   system    the distribution's packages for the Slurm lab, the image, a browser and a registry (only as root on Debian or Ubuntu)
 # Running it again costs nothing: each environment carries a stamp of what it was made from.
 # PYTHON: the interpreter to use, or its version (3.14), which uv downloads if it is installed.
@@ -120,6 +121,17 @@ vllm() {
     touch .venv-vllm/installed
 }
 
+site() {
+    local wanted=scripts/site/requirements.txt
+    [ ! -e .venv-site/installed ] || [ "$wanted" -nt .venv-site/installed ] || return 0
+    say "Installing mkdocs-material into .venv-site: once ..."
+    oldest=10
+    "$(find_python)" -m venv --clear .venv-site
+    venv=.venv-site
+    pip install --requirement "$wanted"
+    touch .venv-site/installed
+}
+
 # The container tools, by command: other packages bring them too (docker's runc), and would be removed for Debian's.
 CONTAINER_TOOLS=(buildah:buildah podman:podman runc:runc debootstrap:debootstrap mksquashfs:squashfs-tools ch-run:charliecloud-runtime gcc:gcc g++:g++)
 
@@ -176,11 +188,11 @@ system() {
 }
 
 case ${1:-} in
-check | trackers | vllm | system) "$1" ;;
+check | trackers | vllm | site | system) "$1" ;;
 run) environment train ;;
 test) environment train,test ;;
 *)
-    sed -n '2,12s/^# \{0,1\}//p' "$0"
+    sed -n '2,13s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

@@ -30,7 +30,7 @@ PACKAGES = {
     "eval": "lm_eval",
     "kubernetes": "kubeflow kubeflow_trainer_api kubernetes kubernetes_validate",
 }
-NEEDS = (*PACKAGES, "slurm", "containers", "root", "compiler", "crds", "pythons", "browser", "registry")
+NEEDS = (*PACKAGES, "slurm", "containers", "root", "compiler", "crds", "pythons", "browser", "registry", "site")
 _NEED_OF = {package: need for need, packages in PACKAGES.items() for package in packages.split()}
 
 
