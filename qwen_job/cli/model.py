@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qwen_job.cli.job_options import say
 from qwen_job.errors import ModelError, UsageError
-from qwen_job.text import show_path
+from qwen_job.text import show_path, visible
+
+if TYPE_CHECKING:
+    from qwen_job.models.publish import Publication
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -21,6 +26,7 @@ def model() -> None:
     qwen-job model fetch Qwen/Qwen-1_8B-Chat              once, on a machine with internet access
     qwen-job model convert ./Qwen-1_8B-Chat ./native      Qwen-1 to a layout that transformers and vLLM load
     qwen-job model export RUN/model ./out --layout qwen1  back to Qwen-1, for the original model.chat
+    qwen-job model push RUN hf:OWNER/NAME                 show what would go up; --yes pushes it
     """
 
 
@@ -115,3 +121,50 @@ def check(folder: Path) -> None:
         say(note)
     count = count_parameters(expected_shapes(config))
     click.echo(f"{folder}: complete: {config['model_type']}, {count:,} parameters")
+
+
+@model.command()
+@click.argument("run_or_model", type=_FOLDER)
+@click.argument("repo")
+@click.option("--yes", is_flag=True, help="Push; without it nothing is sent.")
+@click.option("--public", is_flag=True, help="Let everybody read it; a new repository is private by default.")
+def push(run_or_model: Path, repo: str, yes: bool, public: bool) -> None:
+    """Push a trained model to Hugging Face or ModelScope.
+
+    REPO is hf:OWNER/NAME or ms:OWNER/NAME. Without --yes, the files that would go up and what is left out are listed,
+    and nothing is sent. A push that was interrupted resumes: run it again. Log in with HF_TOKEN or
+    MODELSCOPE_API_TOKEN, or the hub's own command; mirrors as for 'model fetch'. Needs: pip install 'qwen-job[hub]'.
+    """
+    from qwen_job.models.publish import publication
+    from qwen_job.remote.push import destination
+
+    hub, repository = destination(repo)
+    what = publication(run_or_model)
+    for line in _look(what, "public" if public else "private", hub.page(repository)):
+        click.echo(visible(line))
+    if not yes:
+        say("nothing was sent: look at the list, then add --yes")
+        return
+    hub.require_login()
+    say(f"pushing {len(what.files)} files to {hub.page(repository)}")
+    hub.push(repository, what.folder, list(what.files), public=public, progress=say)
+    click.echo(hub.page(repository))
+
+
+def _look(what: Publication, visibility: str, page: str) -> Iterator[str]:
+    """Yield what would go up, a file a line, with its size, and what the reader should know before."""
+    width = max(map(len, what.files))
+    yield f"{what.folder} to {page} ({visibility})"
+    for name, size in what.files.items():
+        yield f"  {name:<{width}}  {size:>15,} bytes"
+    yield f"{len(what.files)} files, {sum(what.files.values()):,} bytes"
+    if what.left_out:
+        more = f" and {len(what.left_out) - 5} more" if len(what.left_out) > 5 else ""
+        yield f"left out: {', '.join(what.left_out[:5])}{more}"
+    if "README.md" not in what.files:
+        yield "there is no model card (README.md): 'qwen-job evaluate RUN' writes one for a run"
+    elif not what.head.get("license"):
+        yield "README.md: names no license: others may not use the model"
+    for key in ("license", "base_model", "datasets"):
+        if value := what.head.get(key):
+            yield f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}"

@@ -100,7 +100,7 @@ class Hub(ABC):
 
     def commit(self, repository: str, revision: str, progress: Callable[[str], None] | None = None) -> str | None:
         """Return the commit that a branch or tag means now, None where the hub does not say."""
-        with self._faults(repository, revision), _warnings_to(self.package, progress):
+        with self._faults(repository, revision), warnings_to(self.package, progress):
             return self._commit(repository, revision)
 
     def list_files(
@@ -110,7 +110,7 @@ class Hub(ABC):
 
         ``progress`` gets the library's warnings, such as its retries.
         """
-        with self._faults(repository, revision), _warnings_to(self.package, progress):
+        with self._faults(repository, revision), warnings_to(self.package, progress):
             files = list(self._files(repository, revision))
         for file in files:
             if not file.path:
@@ -136,7 +136,7 @@ class Hub(ABC):
 
         The caller verifies them: Hugging Face's library checks sizes only. ``progress`` gets the library's warnings.
         """
-        with self._faults(repository, revision), _warnings_to(self.package, progress):
+        with self._faults(repository, revision), warnings_to(self.package, progress):
             self._download(repository, revision, files, folder)
 
     def cached(self, repository: str, revision: str) -> Path | None:
@@ -146,7 +146,7 @@ class Hub(ABC):
         """
         if not self.installed:
             return None
-        with contextlib.suppress(Exception), _warnings_to(self.package, None):
+        with contextlib.suppress(Exception), warnings_to(self.package, None):
             return self._cached(repository, revision)
         return None
 
@@ -230,7 +230,7 @@ class _ToProgress(logging.Handler):
 
 
 @contextlib.contextmanager
-def _warnings_to(package: str, progress: Callable[[str], None] | None) -> Iterator[None]:
+def warnings_to(package: str, progress: Callable[[str], None] | None) -> Iterator[None]:
     """Send what a library logs to ``progress`` instead of standard error."""
     logger = logging.getLogger(package)
     before, propagate = logger.handlers[:], logger.propagate

@@ -53,7 +53,7 @@ class HuggingFace(Hub):
 
     def _download(self, repository: str, revision: str, files: Sequence[RemoteFile], folder: Path) -> None:
         (folder / SCRATCH).mkdir(exist_ok=True)
-        with _no_bars(), ThreadPoolExecutor(WORKERS) as workers:
+        with no_bars(), ThreadPoolExecutor(WORKERS) as workers:
             jobs = [workers.submit(self._download_file, repository, revision, file, folder) for file in files]
             for job in jobs:
                 job.result()
@@ -94,7 +94,8 @@ class HuggingFace(Hub):
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
+    """Draw no progress bars in the block."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     drawn = not are_progress_bars_disabled()
