@@ -1,4 +1,4 @@
-"""What of a trained model is published: the files of a finished export, and nothing that lies beside them."""
+"""What of a trained model is published: the files of a finished export, and nothing else in its folder."""
 
 from __future__ import annotations
 
