@@ -1,6 +1,6 @@
 """Faults, starts and a long queue on a real Slurm of two nodes on this machine (tests/slurmlab).
 
-    python benchmarks/bench_faults.py faults   # a rank killed every minute, a save about every 10 s
+    python benchmarks/bench_faults.py faults   # a rank killed every minute, beside an undisturbed run
     python benchmarks/bench_faults.py start    # from sbatch to the first step, against a bare srun torchrun
     python benchmarks/bench_faults.py status   # `qwen-job status` with 1,000 jobs in the queue
 
@@ -24,13 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qwen_job.report.page import main_figures
 from qwen_job.run.metrics import read_metrics
-from tests.chaos.run import Run
+from tests.chaos.run import Run, weights
 from tests.e2e.steps import environment
 from tests.slurmlab import Lab
 
 EVERY_SECONDS = 60.0
 SAVE_STEPS = 26
 JOBS = 1000
+# Slurm's default: a requeue costs that long.
+CRED_EXPIRE = 120
 BARE = """#!/bin/bash
 #SBATCH --nodes=2 --ntasks-per-node=1 --output={folder}/out
 export OMP_NUM_THREADS=1
@@ -48,7 +50,7 @@ def main() -> int:
     # /tmp is each host's own.
     folder = Path(tempfile.mkdtemp(prefix="qwen-job-bench-", dir="/var/tmp"))
     try:
-        with Lab(2) as lab:
+        with Lab(2, cred_expire=CRED_EXPIRE) as lab:
             if options.what == "faults":
                 return faults(lab, folder, options.steps)
             return start(lab, folder) if options.what == "start" else status(lab)
@@ -57,9 +59,12 @@ def main() -> int:
 
 
 def faults(lab: Lab, folder: Path, steps: int) -> int:
-    """Kill the two ranks in turn, one a minute, until the job is over."""
+    """Train undisturbed, then the same with the two ranks killed in turn, one a minute, until the job is over."""
     settings = {"train__max_steps": steps, "train__save_steps": SAVE_STEPS, "retry__max_retries": 100}
-    run = Run(lab, folder, **settings).submit()
+    calm = Run(lab, folder / "calm", **settings).submit()
+    print(f"undisturbed: job {calm.wait_end(3000)}")
+    print("\n".join(main_figures(calm.path)[-2:]))
+    run = Run(lab, folder / "disturbed", **settings).submit()
     over = threading.Event()
     kills: list[float] = []
     killer = threading.Thread(target=_kill_in_turn, args=(run, over, kills), daemon=True)
@@ -81,7 +86,11 @@ def faults(lab: Lab, folder: Path, steps: int) -> int:
     requeues = [wait for moment in _requeues(run.output) if (wait := _to_first_step(lines, moment))]
     if requeues:
         print(f"From the requeue to the first new step: {', '.join(f'{wait:.0f}' for wait in requeues)} s")
-    return 0 if state == "COMPLETED" else 1
+    if state != "COMPLETED":
+        return 1
+    equal = weights(run.path) == weights(calm.path)
+    print(f"Weights of the two runs: {'equal' if equal else 'different'}, byte by byte")
+    return 0 if equal else 1
 
 
 def _kill_in_turn(run: Run, over: threading.Event, kills: list[float]) -> None:

@@ -28,6 +28,8 @@ class Shape:
     gpu_type: str = "h100"
     extra_conf: str = ""
     nameless: bool = False
+    # A requeued job waits until its old credential expires: Slurm's default is 120 s, too long for a test.
+    cred_expire: int = 5
 
     @property
     def names(self) -> list[str]:
@@ -106,8 +108,7 @@ SlurmctldHost={CONTROLLER}({shape.address(CONTROLLER)})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job waits until its old credential expires, by default after 120 s.
-AuthInfo=socket={root}/munge/socket,cred_expire=5
+AuthInfo=socket={root}/munge/socket,cred_expire={shape.cred_expire}
 SlurmctldPidFile={root}/pids/slurmctld.daemon
 SlurmdPidFile={root}/pids/slurmd.%n.daemon
 StateSaveLocation={root}/state

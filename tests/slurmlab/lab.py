@@ -61,6 +61,7 @@ class Lab:
         gpu_type: str = "h100",
         extra_conf: str = "",
         nameless: bool = False,
+        cred_expire: int = 5,
         shared: Sequence[Path] = (),
         root: Path | None = None,
         detached: bool = False,
@@ -75,7 +76,7 @@ class Lab:
             )
         self.ssh = ssh
         self.shared = [CHECKOUT, *shared]
-        self._open(root, Shape(nodes, gpu_type, extra_conf, nameless), detached=detached)
+        self._open(root, Shape(nodes, gpu_type, extra_conf, nameless, cred_expire), detached=detached)
 
     def _open(self, root: Path, shape: Shape, *, detached: bool) -> None:
         self.root = root
