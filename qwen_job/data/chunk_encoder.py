@@ -18,6 +18,7 @@ from qwen_job.data.fit import fit
 from qwen_job.data.fit_rendered import fit_rendered
 from qwen_job.data.formats import RecordError, detect_format, parse_record
 from qwen_job.data.order import order_problems
+from qwen_job.data.plain_rows import plain_row
 from qwen_job.data.prepared import DOCUMENT, SPLITS, TOKEN, TOKENIZER_SIZE, UNUSED_KEY
 from qwen_job.data.rows import Chunk, Malformed, parse_chunk
 from qwen_job.data.understood import FORMAT, HOLDS, understood
@@ -131,16 +132,23 @@ class ChunkEncoder:
         given = "" if self._spec.format == "auto" else self._spec.format
         # Few rows differ in these: format, keys that training ignores, and what there is besides plain turns.
         read: Counter[tuple[str, tuple[str, ...], tuple[str, ...]]] = Counter()
+        usual = not (given or self._ignored) and self._spec.turn_order == "strict"
         for row, value in parse_chunk(task.chunk):
-            try:
-                layout = given or (detect_format(value) if type(value) is dict else "auto")
-                conversation = read_row(value, layout, *how)
-            except RecordError as error:
-                bad.add(row, error)
-                continue
-            if conversation is None:
-                continue
-            read[layout, conversation.unused, understood(conversation)] += 1
+            plain = plain_row(value) if usual else None
+            if plain is not None:
+                layout, conversation = plain
+                read[layout, conversation.unused, ()] += 1
+            else:
+                try:
+                    layout = given or (detect_format(value) if type(value) is dict else "auto")
+                    found = read_row(value, layout, *how)
+                except RecordError as error:
+                    bad.add(row, error)
+                    continue
+                if found is None:
+                    continue
+                conversation = found
+                read[layout, conversation.unused, understood(conversation)] += 1
             if conversation.system == "" and self._writer.adds_system:
                 counts["without_system"] += 1
             if weight >= 1 or copies(weight, task.file, row):

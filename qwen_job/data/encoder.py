@@ -16,6 +16,7 @@ import resource
 import tempfile
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,27 @@ class FastTokenizer(ChatTokenizer):
 
     def _encode(self, texts: Sequence[str]) -> Flat | None:
         """Return the IDs, or None if every mark occurs in these texts."""
+        narrow = np.fromiter(map(str.isascii, texts), np.bool_, len(texts))
+        if narrow.all():
+            return self._encode_ascii(texts)
+        if not narrow.any():
+            return self._encode_wide(texts)
+        return _merged(narrow, self._encode_ascii(_where(texts, narrow)), self._encode_wide(_where(texts, ~narrow)))
+
+    def _encode_ascii(self, texts: Sequence[str]) -> Flat | None:
+        """Encode texts of ASCII characters, which need no look at each of them: all are stable, and none is Chinese."""
+        # At the end of a text, a run of spaces is one word; before a mark, its last space is a separate word.
+        slow = np.fromiter(
+            (text[-1:] in _ASCII_SPACES and text[-2:-1] in _ASCII_SPACES for text in texts), np.bool_, len(texts)
+        )
+        mark = next(iter(self._marks))
+        joined = mark.join([*texts, ""])
+        slow |= self._with_slow_words(texts, joined)
+        if slow.any():
+            return self._mixed(texts, slow)
+        return self._at_marks(self._native.encode(joined), self._marks[mark], len(texts))
+
+    def _encode_wide(self, texts: Sequence[str]) -> Flat | None:
         joined = "".join(texts)
         marks = [mark for mark in self._marks if mark not in joined][:2]
         if len(marks) < 2:
@@ -154,30 +176,20 @@ class FastTokenizer(ChatTokenizer):
         if slow.any():
             return self._mixed(texts, slow)
         cuts = self._cuts.find(codes, classes)
-        return self._marked(_insert(codes, cuts, ord(marks[1])) if cuts.size else joined, marks, len(texts))
+        ids = self._native.encode(_insert(codes, cuts, ord(marks[1])) if cuts.size else joined)
+        return self._at_marks(ids[ids != self._marks[marks[1]]], self._marks[marks[0]], len(texts))
 
-    def _marked(self, text: str, marks: list[str], count: int) -> Flat | None:
-        end, cut = self._marks[marks[0]], self._marks[marks[1]]
-        ids = self._native.encode(text)
-        ids = ids[ids != cut].view(np.int32)
-        is_end = ids == end
+    def _at_marks(self, ids: NDArray[np.uint32], mark: int, count: int) -> Flat | None:
+        """Return the IDs of ``count`` texts that end with a mark each; None: there are not so many marks."""
+        is_end = ids == mark
         at = np.flatnonzero(is_end)
         if at.size != count:
             return None
-        return Flat(ids[~is_end], np.diff(at, prepend=-1) - 1)
+        return Flat(ids[~is_end].view(np.int32), np.diff(at, prepend=-1) - 1)
 
     def _mixed(self, texts: Sequence[str], slow: NDArray[np.bool_]) -> Flat | None:
-        late = super().encode_flat([text for text, is_slow in zip(texts, slow, strict=True) if is_slow])
-        others = [text for text, is_slow in zip(texts, slow, strict=True) if not is_slow]
-        soon = self._encode(others) if others else _NOTHING
-        if soon is None:
-            return None
-        lengths = np.empty(len(texts), np.int64)
-        lengths[slow], lengths[~slow] = late.lengths, soon.lengths
-        is_late = np.repeat(slow, lengths)
-        ids = np.empty(is_late.size, np.int32)
-        ids[is_late], ids[~is_late] = late.ids, soon.ids
-        return Flat(ids, lengths)
+        late, others = super().encode_flat(_where(texts, slow)), _where(texts, ~slow)
+        return _merged(slow, late, self._encode(others) if others else _NOTHING)
 
     def _slow(
         self, texts: Sequence[str], joined: str, classes: NDArray[np.uint8], ends: NDArray[np.int64]
@@ -186,6 +198,10 @@ class FastTokenizer(ChatTokenizer):
         # At the end of a text, a run of spaces is one word; before a mark, its last space is a separate word.
         slow: NDArray[np.bool_] = (classes[ends - 1] & classes[np.maximum(ends, 2) - 2] & SPACE) != 0
         slow[np.searchsorted(ends, np.flatnonzero((classes & STABLE) == 0))] = True
+        return slow | self._with_slow_words(texts, joined)
+
+    def _with_slow_words(self, texts: Sequence[str], joined: str) -> NDArray[np.bool_]:
+        slow = np.zeros(len(texts), np.bool_)
         for word in (word for start, words in self._slow_words.items() if start in joined for word in words):
             if word in joined:
                 slow |= np.fromiter((word in text for text in texts), np.bool_, len(texts))
@@ -202,6 +218,24 @@ class FastTokenizer(ChatTokenizer):
 
 
 _NOTHING = Flat(np.empty(0, np.int32), np.empty(0, np.int64))
+# White space other than line ends, as in the table of characters.
+_ASCII_SPACES = frozenset("\t\v\f\x1c\x1d\x1e\x1f ")
+
+
+def _where(texts: Sequence[str], wanted: NDArray[np.bool_]) -> list[str]:
+    return list(compress(texts, wanted.tolist()))
+
+
+def _merged(first: NDArray[np.bool_], ones: Flat | None, others: Flat | None) -> Flat | None:
+    """Return the IDs of all texts in their order: ``ones`` where ``first`` is true, ``others`` elsewhere."""
+    if ones is None or others is None:
+        return None
+    lengths = np.empty(first.size, np.int64)
+    lengths[first], lengths[~first] = ones.lengths, others.lengths
+    of_ones = np.repeat(first, lengths)
+    ids = np.empty(of_ones.size, np.int32)
+    ids[of_ones], ids[~of_ones] = ones.ids, others.ids
+    return Flat(ids, lengths)
 
 
 def is_stable(text: str) -> bool:

@@ -40,7 +40,7 @@ def order_problems(conversation: Conversation, turn_order: str = "strict") -> It
         message = f"hold no assistant answer to learn from; add one or remove the conversation{_FIX}"
         yield RecordError("turns", message, "order")
     texts = _texts(conversation)
-    if _has_lone_surrogate("".join(texts)):
+    if has_lone_surrogate("".join(texts)):
         yield from _surrogates(texts, len(turns))
 
 
@@ -102,7 +102,7 @@ def _texts(conversation: Conversation) -> list[str]:
 
 def _surrogates(texts: list[str], turns: int) -> Iterator[RecordError]:
     for number, text in enumerate(texts):
-        if _has_lone_surrogate(text):
+        if has_lone_surrogate(text):
             where = "system" if not number else "tools" if number > turns else f"turn {number}"
             message = r"holds half of a surrogate pair (\ud800-\udfff); re-export the text as UTF-8"
             yield RecordError(where, message, "encoding")
@@ -113,7 +113,8 @@ def _everything_in(turn: Turn) -> str:
     return "".join([turn.text, turn.reasoning or "", turn.name, turn.call_id, *calls])
 
 
-def _has_lone_surrogate(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
+    """Tell whether a text holds half of a surrogate pair, which UTF-8 cannot encode."""
     if text.isascii():
         return False
     try:
