@@ -180,7 +180,7 @@ class FastTokenizer(ChatTokenizer):
         return self._at_marks(ids[ids != self._marks[marks[1]]], self._marks[marks[0]], len(texts))
 
     def _at_marks(self, ids: NDArray[np.uint32], mark: int, count: int) -> Flat | None:
-        """Return the IDs of ``count`` texts that end with a mark each; None: there are not so many marks."""
+        """Return the IDs of ``count`` texts that end with a mark each; None: there are fewer marks."""
         is_end = ids == mark
         at = np.flatnonzero(is_end)
         if at.size != count:
