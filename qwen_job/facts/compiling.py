@@ -12,17 +12,23 @@ LINEAR_KERNELS_FROM = COMPILES_FROM
 
 
 MIXTURE = "a mixture of experts, whose routing is watched"
+SHARED = "rows that GPUs share, whose heads they exchange inside a layer"
 
 
-def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: int, experts: bool = False) -> str:
+def why_eager(
+    capability: tuple[int, int] | None, *, packed: bool, zero_stage: int, experts: bool = False, shared: bool = False
+) -> str:
     """Return why layers are not compiled by default; empty: they are.
 
-    ``capability``: the GPU's compute capability, None on a CPU. ``experts``: the model is a mixture of them.
+    ``capability``: the GPU's compute capability, None on a CPU. ``experts``: the model is a mixture of them;
+    ``shared``: several GPUs share each row.
     """
     if capability is None:
         return "no GPU"
     if experts:
         return MIXTURE
+    if shared:
+        return SHARED
     if capability < COMPILES_FROM:
         return f"compute capability {'.'.join(map(str, capability))} < {'.'.join(map(str, COMPILES_FROM))}"
     if not packed:

@@ -293,6 +293,11 @@ class Train(Strict):
     load_best_model_at_end: bool = False
     seed: Seed = choices.SEED
     attention: Literal["auto", choices.Attention] = Field("auto", description="Attention kernel")
+    sequence_parallel_size: Literal["auto"] | Positive = Field(
+        "auto",
+        description="GPUs of a node that share each row (Ulysses), for rows that are too long for one; auto: 1 where "
+        "rows fit",
+    )
     fused_loss: Literal["auto", choices.FusedLoss] = Field(
         "auto", description="Cross-entropy that never materializes the full logits"
     )

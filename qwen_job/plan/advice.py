@@ -185,11 +185,11 @@ def _global_batch(question: Question, choice: Choice, run: RunNumbers) -> PlanWa
     available = run.samples if run.rows is None else run.rows
     if available is None:
         return None
-    rows = choice.micro_batch_size * choice.gradient_accumulation_steps * question.world_size
+    rows, groups = choice.global_batch_size(question.world_size), question.world_size // choice.sequence_parallel_size
     steps = available / rows
     if steps >= FEWEST_STEPS_AN_EPOCH:
         return None
-    better = max(question.world_size, available // FEWEST_STEPS_AN_EPOCH // question.world_size * question.world_size)
+    better = max(groups, available // FEWEST_STEPS_AN_EPOCH // groups * groups)
     message = f"{rows} rows a step make {steps:.1f} steps per epoch of {available} rows"
     fix = f"write {better}" if better < rows else "use fewer GPUs or more data"
     return PlanWarning("train.global_batch_size", message, fix)

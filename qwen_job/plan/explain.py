@@ -51,6 +51,7 @@ _CHOSEN = {
     "deepspeed.offload_optimizer": "offload_optimizer",
     "train.gradient_checkpointing": "gradient_checkpointing",
     "train.per_device_train_batch_size": "micro_batch_size",
+    "train.sequence_parallel_size": "sequence_parallel_size",
 }
 
 

@@ -37,10 +37,13 @@ from qwen_job.plan.schedule import DataSize, RunPlan, data_of, plan_run
 from qwen_job.plan.search.choice import Answer, Choice, Question, Runner
 from qwen_job.plan.search.sharding import (
     choose_for,
+    least_rows,
     question_of,
     reason_of,
     reference_choice,
     refuse_contradictions,
+    refuse_sharing,
+    sharing_of,
 )
 from qwen_job.text import GIB
 
@@ -129,7 +132,8 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     fused_loss = decide_fused_loss(job, gpu, precision, ledger)
     warnings += decide_thinking(job, ledger)
     _decide_export(job, shape, ledger)
-    rows = rows_per_gpu(job)
+    refuse_sharing(job, shape, attention)
+    rows = least_rows(job)
     refuse_contradictions(job, gpu.is_cpu)
     question, answer, run = None, Answer(None), None
     if shape is None:
@@ -142,12 +146,15 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
         choice, answer = choose_for(job, question)
         reason = reason_of(question, answer)
     _note_choice(job, choice, reason, ledger)
+    size = choice.sequence_parallel_size
+    written = None if job.train.sequence_parallel_size == "auto" else job.train.sequence_parallel_size
+    ledger.decide("train.sequence_parallel_size", written, size, sharing_of(question, choice))
     mixture = shape is not None and shape.experts is not None
-    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, experts=mixture)
+    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, experts=mixture, shared=size > 1)
     memory_save_steps, choice = decide_memory_saves(job, question, choice, ledger)
     if question is not None:
         run = plan_run(job, question, choice, data or data_of(job), compiles=torch_compile is not False)
-    batch = decide_batch(job, ledger, rows, choice.micro_batch_size, reason)
+    batch = decide_batch(job, ledger, rows_per_gpu(job, size), choice.micro_batch_size, reason, size)
     if job.train.begins_with_longest or job.train.longest_first is not None:
         reason = "a lack of memory for rows this long shows in the first step"
         ledger.decide("train.longest_first", job.train.longest_first, job.train.begins_with_longest, reason)
@@ -224,7 +231,7 @@ def question_for(job: Job, gpu_name: str | None = None) -> Question:
     precision = decide_precision(job, gpu, ledger)
     # A fixed global batch is divided over every cluster size that is evaluated.
     fixed = job.train.global_batch_size is not None
-    rows = 1 if fixed else rows_per_gpu(job)
+    rows = 1 if fixed else least_rows(job)
     attention, loss = decide_attention(job, gpu, precision, ledger), decide_fused_loss(job, gpu, precision, ledger)
     asked = question_of(job, gpu, shape, rows=rows, precision=precision, attention=attention, fused_loss=loss)
     return replace(asked, micro_batch_size=job.train.per_device_train_batch_size) if fixed else asked

@@ -68,7 +68,7 @@ def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None
     """Return the run that the choice gives with this data; ``compiles``: layers are compiled before the first step."""
     train = job.train
     rows, fill = _rows(job, data)
-    batch = choice.micro_batch_size * choice.gradient_accumulation_steps * question.world_size
+    batch = choice.global_batch_size(question.world_size)
     per_epoch = None if rows is None else max(1, math.ceil(rows / batch))
     steps = train.max_steps if train.max_steps > 0 else None
     if steps is None and per_epoch is not None:

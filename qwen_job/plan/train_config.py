@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Fields of train that train.yaml keeps outside its training section, or in a different form.
 _ELSEWHERE = {
     "attention", "bf16", "fp16", "fused_loss", "global_batch_size", "gradient_checkpointing", "hang_seconds",
-    "export", "loss_spike_factor", "model_max_length", "on_nan", "resume", "router_aux_loss_coef", "seed", "skip_rows",
-    "torch_compile",
+    "export", "loss_spike_factor", "model_max_length", "on_nan", "resume", "router_aux_loss_coef", "seed",
+    "sequence_parallel_size", "skip_rows", "torch_compile",
 }  # fmt: skip
 # Fields of data that only the plan reads.
 _FOR_THE_PLAN = ("samples", "tokens_per_sample")
@@ -44,6 +44,7 @@ def train_config(plan: Plan) -> TrainConfig:
         device="cpu" if gpu.is_cpu else "cuda",
         precision=plan.precision,
         attention=plan.attention,
+        sequence_parallel_size=plan.choice.sequence_parallel_size,
         fused_loss=plan.fused_loss,
         torch_compile=plan.torch_compile,
         gradient_checkpointing=plan.choice.gradient_checkpointing,

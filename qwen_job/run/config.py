@@ -62,6 +62,7 @@ class TrainConfig(Section):
     device: Literal["cpu", "cuda"] = "cuda"
     precision: choices.Precision = "bf16"
     attention: choices.Attention = "sdpa"
+    sequence_parallel_size: int = Field(default=1, ge=1)
     fused_loss: choices.FusedLoss = "none"
     torch_compile: choices.TorchCompile = "auto"
     gradient_checkpointing: bool = True
@@ -79,8 +80,9 @@ class TrainConfig(Section):
 
     @property
     def global_batch_size(self) -> int:
-        """Rows per optimizer step: micro-batch x accumulation x world size."""
-        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * self.world_size
+        """Rows per optimizer step: micro-batch x accumulation x groups of ranks that share rows."""
+        groups = self.world_size // self.sequence_parallel_size
+        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * groups
 
     @property
     def folder(self) -> RunFolder:

@@ -66,7 +66,7 @@ def train(
         if resumed is not None and resumed.universal:
             deepspeed = {**deepspeed, "checkpoint": {**deepspeed.get("checkpoint", {}), "load_universal": True}}
         seconds, folder = config.guards.hang_seconds, config.folder.logs
-        watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder)
+        watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder, config.sequence_parallel_size)
         watchdog.loading()
         attempt = Attempt(config, deepspeed, place, store, stop_request, log, around)
         loaded = load(attempt, model_folder, prepared)
@@ -76,6 +76,7 @@ def train(
             step or 0,
             attempt=log.attempt,
             world_size=place.world_size,
+            sequence_parallel_size=config.sequence_parallel_size,
             resumed_from=step,
             from_memory=resumed is not None and resumed.in_memory,
             host=os.uname().nodename,

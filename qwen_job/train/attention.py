@@ -5,6 +5,7 @@
 - ``varlen``: torch's kernels that take boundaries, registered with transformers: FlashAttention from compute capability
   8.0 on, the memory-efficient kernel below, whose cost follows the documents' lengths, too
 - ``block_mask``: the same boundaries as a mask, for sdpa and eager
+- ``by_document``: the same boundaries without a mask, one call of sdpa for each document, where GPUs share rows
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ def implementation(kind: str) -> str:
     """Return the name by which transformers knows this attention, registering ours first."""
     if kind != "varlen":
         return kind
+    register(varlen)
+    return VARLEN
+
+
+def register(attend: Callable[..., Any]) -> None:
+    """Let transformers call ``attend`` for models whose attention is ``VARLEN``."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(VARLEN, varlen)
-    return VARLEN
+    AttentionInterface.register(VARLEN, attend)
 
 
 class Kernel(NamedTuple):
@@ -231,6 +237,30 @@ def varlen(
     chosen = {name: value for name, value in options.items() if name in varlen_kernel().takes}
     attended: Any = varlen_kernel().call(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **chosen)
     return attended.unsqueeze(0), None
+
+
+def by_document(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as ``varlen`` does, on any device and in any precision: memory grows with the row, not with its square."""
+    if cu_seq_lens_q is None:
+        return varlen(module, query, key, value, attention_mask, scaling, **options)
+    # Repeated, because grouped heads are not offered by every kernel that needs no matrix of scores.
+    groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, 1) if groups > 1 else part for part in (key, value))
+    lengths = cu_seq_lens_q.diff().tolist()
+    attended = [
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        for q, k, v in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    ]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
 def _last_queries(queries: int, keys: int, window: int, like: torch.Tensor) -> torch.Tensor:

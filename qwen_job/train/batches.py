@@ -47,6 +47,8 @@ class Rows(Protocol):
 class StepSampler:
     """Yields one rank's micro-batches of row numbers, an epoch at a time.
 
+    Ranks that share rows (sequence_parallel.py) are one here: ``rank`` is their group, ``world_size`` counts groups.
+
     Step s of an epoch takes rows [s G, (s + 1) G) of one permutation, G the global batch. They are dealt to
     micro-batches first and ranks second, so the rows of a step depend on G alone. The last step of an epoch
     is shorter; ranks that get too few rows are filled up with ``EMPTY``. Every row is seen exactly once an epoch, even
@@ -124,7 +126,7 @@ class Loader(DataLoader[Any]):
     """A DataLoader over ``StepSampler`` that begins anywhere in an epoch without reading the rows before.
 
     ``prefetch`` is how many batches each worker keeps ready (torch's own default: 2), ``persistent`` keeps the workers
-    from one epoch to the next; both have no effect without workers.
+    from one epoch to the next; both have no effect without workers. ``length`` and ``multiple``: see ``collate``.
     """
 
     def __init__(
@@ -138,12 +140,13 @@ class Loader(DataLoader[Any]):
         *,
         prefetch: int | None = None,
         persistent: bool = False,
+        multiple: int = 1,
     ) -> None:
         self.sampler_of_steps = sampler
         super().__init__(
             _RowDataset(rows),
             batch_sampler=sampler,
-            collate_fn=partial(collate, pad_id=pad_id, length=length),
+            collate_fn=partial(collate, pad_id=pad_id, length=length, multiple=multiple),
             num_workers=workers,
             pin_memory=pin,
             prefetch_factor=prefetch if workers else None,
@@ -165,14 +168,15 @@ def _outlive_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1) -> Batch:
-    """Return B rows as tensors [B, S], S the longest row, ``length`` at least.
+def collate(items: Sequence[tuple[int, Any]], pad_id: int, length: int = 1, multiple: int = 1) -> Batch:
+    """Return B rows as tensors [B, S], S the longest row, ``length`` at least, and a multiple of ``multiple``.
 
     ``targets[b, i]`` is the token that position i should predict, ``IGNORE`` where it predicts nothing: in
     masked text, on pads, and at the end of a document, whose next token belongs to another one. Pads continue
     the last document: causal attention hides them from every real token.
     """
     size = max(length, *(len(row.input_ids) for _, row in items if row is not None), 1)
+    size = -(-size // multiple) * multiple
     shape = (len(items), size)
     rows = [row for _, row in items if row is not None]
     batch: Batch = {

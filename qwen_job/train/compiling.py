@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from qwen_job.facts.compiling import MIXTURE, why_eager
+from qwen_job.facts.compiling import MIXTURE, SHARED, why_eager
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.metrics import read_metrics
 from qwen_job.toolchain import missing_tool
@@ -99,6 +99,8 @@ def _why_not(setting: Setting, model: Any) -> str:
     """Return why this rank cannot compile or should not; empty: it does."""
     if routers_of(model):
         return MIXTURE
+    if setting.config.sequence_parallel_size > 1:
+        return SHARED
     config, variables = setting.config, ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
     if config.torch_compile == "auto":
         on_gpu = config.device == "cuda"

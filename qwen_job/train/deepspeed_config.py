@@ -42,6 +42,8 @@ def resolve(config: TrainConfig, given: DeepSpeedConfig, source: str) -> tuple[D
     left = _find_auto(result)
     if left:
         raise JobError([Problem(source, 0, 0, key, 'cannot resolve "auto": write a number') for key in left])
+    # To DeepSpeed, ranks that share rows are ranks with separate rows: see sequence_parallel.py.
+    result["train_batch_size"] *= config.sequence_parallel_size
     return result, notes
 
 

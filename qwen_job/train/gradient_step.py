@@ -18,6 +18,7 @@ from qwen_job.train.experts import Routing, Seen
 from qwen_job.train.flops import StepTotals
 from qwen_job.train.loss import Objective
 from qwen_job.train.ranks import Ranks
+from qwen_job.train.sequence_parallel import slice_of
 from qwen_job.train.straggler import OwnTime
 
 
@@ -69,8 +70,8 @@ class GradientStep:
             engine.backward(total, scale_wrt_gas=False)
 
     def plain_loss(self, batch: Batch) -> torch.Tensor:
-        """Return the summed loss of a micro-batch, held out or not."""
-        return self.objective(self.engine, on_device(batch, self._ranks.device))
+        """Return the summed loss of a micro-batch, held out or not: of this rank's slice where ranks share rows."""
+        return self.objective(self.engine, on_device(slice_of(batch, self._ranks), self._ranks.device))
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         if self.routing is None:

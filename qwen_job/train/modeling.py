@@ -34,8 +34,9 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
         EnvironmentFault: this GPU's attention kernel does not do what it should.
     """
     _check_config(config, folder)
+    kind = config.attention if config.sequence_parallel_size == 1 else "varlen"  # ours: see share_rows
     with _partitioned(deepspeed):
-        model, report = load_native(folder, DTYPES[config.precision], implementation(config.attention))
+        model, report = load_native(folder, DTYPES[config.precision], implementation(kind))
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 from qwen_job.errors import QwenJobError
+from qwen_job.facts.sequence_parallel import Divided, rank_name, sizes
 from qwen_job.plan.estimate.calibrate import layout_of
+from qwen_job.plan.estimate.layout import Layout, why_not_shared
 from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.text import GIB, gib
@@ -36,6 +39,8 @@ def suggestions(
     found = changes(config, zero)
     if now is None or capacity is None:
         return Suggestions([text for text, _ in found][:3], fit=False)
+    shorter = next((place for place, (text, _) in enumerate(found) if "max_length" in text), len(found))
+    found[shorter:shorter] = _more_sharing(config, now)
     planned = estimate_memory(now).gpu_bytes
     factor = max(1.0, (peak_bytes or 0) / planned, capacity / planned)
     fitting = []
@@ -44,6 +49,22 @@ def suggestions(
         if need <= _SHARE_OF_GPU * capacity:
             fitting.append(f"{text} (about {need / GIB:.0f} GiB)")
     return Suggestions(fitting[:3], fit=True)
+
+
+def _more_sharing(config: TrainConfig, now: Layout) -> list[tuple[str, dict[str, Any]]]:
+    """List the larger numbers of GPUs that could share each row, with the same rows in a micro-batch and in a step."""
+    if why_not_shared(now.shape, now.attention):
+        return []
+    shape, gpus = now.shape, int(os.environ.get("LOCAL_WORLD_SIZE", config.world_size))
+    heads = shape.num_attention_heads, shape.num_key_value_heads
+    larger = [one for one in sizes(Divided(*heads, config.data.max_length, gpus)) if one > now.sequence_parallel_size]
+    found: list[tuple[str, dict[str, Any]]] = []
+    for size in larger:
+        steps = now.gradient_accumulation_steps * size // now.sequence_parallel_size
+        change = {"sequence_parallel_size": size, "gradient_accumulation_steps": steps}
+        if size % now.sequence_parallel_size == 0:
+            found.append((f"sequence_parallel_size: {size} with gradient_accumulation_steps: {steps}", change))
+    return found
 
 
 def changes(config: TrainConfig, zero: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -103,7 +124,10 @@ def oom_message(
     numbers = f"planned {_gib(planned)}, peak before the failure {_gib(peak_bytes)}"
     if capacity is not None:
         numbers += f", the GPU has {_gib(capacity)}"
-    return f"out of memory ({error}); {numbers}; {advice(suggestions(config, deepspeed, peak_bytes, capacity))}"
+    size = config.sequence_parallel_size
+    who = f" on {rank_name(int(os.environ.get('RANK', '0')), size)}" if size > 1 else ""
+    found = advice(suggestions(config, deepspeed, peak_bytes, capacity))
+    return f"out of memory{who} ({error}); {numbers}; {found}"
 
 
 def _gib(number: int | None) -> str:

@@ -11,11 +11,35 @@ Value = TypeVar("Value")
 
 
 class Ranks(NamedTuple):
-    """This rank among the others; every method is a collective of all ranks."""
+    """This rank among the others; every method is a collective of all ranks.
+
+    Each ``sequence_parallel_size`` consecutive ranks are a group that shares every row: see sequence_parallel.py.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    sequence_parallel_size: int = 1
+
+    @property
+    def groups(self) -> int:
+        """The number of groups: of rows that are computed at once."""
+        return self.world_size // self.sequence_parallel_size
+
+    @property
+    def group(self) -> int:
+        """The number of this rank's group, from 0."""
+        return self.rank // self.sequence_parallel_size
+
+    @property
+    def slice_number(self) -> int:
+        """Which slice of its group's rows this rank computes, from 0."""
+        return self.rank % self.sequence_parallel_size
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether this rank is the one of its group whose rows are counted."""
+        return self.slice_number == 0
 
     def gather_numbers(self, numbers: list[int]) -> torch.Tensor:
         """Return every rank's numbers: [world_size, len(numbers)], int64 on the CPU."""

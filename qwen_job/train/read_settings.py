@@ -61,11 +61,17 @@ def keep(arguments: list[str], config: TrainConfig, deepspeed: DeepSpeedConfig) 
 def _other_world(config: TrainConfig, world_size: int) -> tuple[TrainConfig, str]:
     """Keep the global batch on another number of ranks, so that the run means the same."""
     rows, micro = config.global_batch_size, config.training.per_device_train_batch_size
-    accumulation, rest = divmod(rows, micro * world_size)
+    groups, odd = divmod(world_size, size := config.sequence_parallel_size)
+    if odd:
+        raise UsageError(
+            f"train.yaml was planned for {config.world_size} ranks, {world_size} are running, and these cannot share "
+            f"rows by {size}: plan the job again for {world_size} ranks"
+        )
+    accumulation, rest = divmod(rows, micro * groups)
     if rest or not accumulation:
         raise UsageError(
             f"train.yaml was planned for {config.world_size} ranks, {world_size} are running, and the global batch "
-            f"of {rows} does not divide by {world_size} x {micro}: plan the job again for {world_size} ranks"
+            f"of {rows} does not divide by {groups} x {micro}: plan the job again for {world_size} ranks"
         )
     changed = config.model_copy(deep=True)
     changed.world_size = world_size

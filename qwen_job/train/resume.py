@@ -121,6 +121,8 @@ def choose_checkpoint(
             log.say(f"train.resume: extend: the run was complete; training continues from step {found.step}")
         if changed := changes_since(found.path, config):
             log.say(f"changed since {found.path.name} was saved, and used from now on: {'; '.join(changed)}")
+        if note := sharing_note(config):
+            log.say(note)
         before = read_identity(found.path)
         course, notes = resume_course(found.step, before, now, config.resume, config.output_dir)
         longest = before.longest if before else 0
@@ -141,6 +143,15 @@ def choose_checkpoint(
         path = remembered.path if remembered else Path(path)  # each node has its own part in memory
         resume = Resume(step, path, universal, saved, remembered is not None)
     return Beginning(resume, Identity(data, model, rows, width, Course(*course), longest))
+
+
+def sharing_note(config: TrainConfig) -> str:
+    """Return what to report where the attempt before shared rows by another number of ranks, or ""."""
+    starts = [line for line in read_metrics(config.output_dir) if line.get("type") == "start"]
+    before, now = starts[-1].get("sequence_parallel_size", 1) if starts else 1, config.sequence_parallel_size
+    if not starts or before == now:
+        return ""
+    return f"train.sequence_parallel_size: {before} -> {now}: numbers may differ in their last digits"
 
 
 def identify(config: TrainConfig, prepared: Path, model_folder: Path) -> Identity:

@@ -49,6 +49,7 @@ from qwen_job.train.resume import Beginning
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.saver import Saver, restore_random_state
+from qwen_job.train.sequence_parallel import check_shared, share_rows
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.straggler import OwnTime
 from qwen_job.train.trainer import Parts, Trainer
@@ -104,6 +105,7 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
     if unknown := unknown_fields(read_text_config(model_folder)):
         notes.append(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
     notes += left_out(model_folder, kept=config.export == "original")
+    check_shared(config, arguments, model)
     device = _device(config, attempt.place)
     notes += keep_documents_apart(model, device, DTYPES[config.precision])
     notes += rehearse(model, model_folder, config) if attempt.place.is_first else []
@@ -124,16 +126,18 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     _seed(config.seed, full_determinism=arguments.full_determinism)
     _set_log_level(arguments, place)
     device = _device(config, place)
-    ranks = Ranks(place.rank, place.world_size, device)
+    size = config.sequence_parallel_size
+    ranks = Ranks(place.rank, place.world_size, device, size)
+    share_rows(model, config.attention, ranks)
     objective = Objective(
         LossHead(model, _fused_loss(config, log)),
-        config.attention,
+        "varlen" if size > 1 else config.attention,
         DTYPES[config.precision],
         window_of(model.config),
         linear=bool(linear_layers(model)),
     )
     shape, pad_id = shape_of(model), control_tokens(loaded.model_folder).get("<|endoftext|>", 0)
-    track = _track(config, identity.course, len(data.train), place.world_size)
+    track = _track(config, identity.course, len(data.train), ranks.groups)
     state = RunState.load(resume.path) if resume else RunState()
     state.max_steps = log.total_steps = _total_steps(config, track, resume.step if resume else None)
     check_schedule(config, arguments, state.max_steps)
@@ -144,7 +148,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     setting = Setting(config, attempt.deepspeed, place, attempt.store, ranks, log)
     rehearsals = _rehearsals(config, arguments, data, partial(objective, engine.module), device, pad_id)
     compiled = compile_layers(setting, engine.module, loaded.model_folder, rehearsals, resume.step if resume else 0)
-    length = config.data.max_length if compiled else 1  # compiled layers want one shape
+    shape_of_rows = (config.data.max_length if compiled else 1, size)  # compiled layers want one shape
     schedule = Schedule(config, arguments, engines.torch_optimizer(engine), state.max_steps)
     if resume:
         engines.load_checkpoint(engine, resume.path, config)
@@ -166,7 +170,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     saver = Saver(
         config, checkpointer, engine, schedule, state, identity, ranks, log, resume.saved if resume else None, memory
     )
-    own_time = OwnTime(device, counts_forward=zero_stage(attempt.deepspeed) < 3)
+    own_time = OwnTime(device, counts_forward=zero_stage(attempt.deepspeed) < 3 and size == 1)
     routing = Routing(engine.module, coefficient, ranks) if routers_of(model) else None
     named = partial(source_of, data.train, files=data.files)
     parts = Parts(
@@ -177,9 +181,9 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         gradients=GradientStep(engine, objective, routing, ranks, pad_id, own_time),
         shape=shape,
         train_rows=training_rows(
-            config, arguments, data.train, ranks, pad_id, length, longest_rows(data.train, identity.longest)
+            config, arguments, data.train, ranks, pad_id, shape_of_rows, longest_rows(data.train, identity.longest)
         ),
-        held_out_rows=partial(held_out_rows, config, arguments, data.eval, ranks, pad_id, length),
+        held_out_rows=partial(held_out_rows, config, arguments, data.eval, ranks, pad_id, shape_of_rows),
         track=track,
         state=state,
         schedule=schedule,
@@ -227,20 +231,21 @@ def training_rows(
     rows: Rows,
     ranks: Ranks,
     pad_id: int,
-    length: int = 1,
+    shape: tuple[int, int] = (1, 1),
     first_rows: Sequence[int] = (),
 ) -> Loader:
     """Return this rank's micro-batches: one permutation of the rows an epoch, dealt to steps whatever the ranks.
 
-    ``length``: tokens that a row has at least, pads counted. ``first_rows``: those that the first epoch begins with.
+    ``shape``: tokens that a row has at least, pads counted, and what their number is a multiple of. ``first_rows``:
+    those that the first epoch begins with.
     """
     training = config.training
     seed = config.seed if arguments.data_seed is None else arguments.data_seed
     micro, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    sampler = StepSampler(len(rows), micro, accumulation, ranks.rank, ranks.world_size, seed)
+    sampler = StepSampler(len(rows), micro, accumulation, ranks.group, ranks.groups, seed)
     sampler.leave_out(config.guards.skip_rows)
     sampler.begin_with(first_rows)
-    return _loader(config, arguments, rows, sampler, pad_id, length, training.dataloader_num_workers)
+    return _loader(config, arguments, rows, sampler, pad_id, shape, training.dataloader_num_workers)
 
 
 def longest_rows(rows: PackedRows, count: int) -> list[int]:
@@ -249,16 +254,27 @@ def longest_rows(rows: PackedRows, count: int) -> list[int]:
 
 
 def held_out_rows(
-    config: TrainConfig, arguments: Arguments, rows: Rows, ranks: Ranks, pad_id: int, length: int = 1
+    config: TrainConfig,
+    arguments: Arguments,
+    rows: Rows,
+    ranks: Ranks,
+    pad_id: int,
+    shape: tuple[int, int] = (1, 1),
 ) -> Loader:
     """Return this rank's held-out micro-batches, in the rows' own order."""
     micro = arguments.per_device_eval_batch_size
-    sampler = StepSampler(len(rows), micro, 1, ranks.rank, ranks.world_size, None)
-    return _loader(config, arguments, rows, sampler, pad_id, length, 0)
+    sampler = StepSampler(len(rows), micro, 1, ranks.group, ranks.groups, None)
+    return _loader(config, arguments, rows, sampler, pad_id, shape, 0)
 
 
 def _loader(
-    config: TrainConfig, arguments: Arguments, rows: Rows, sampler: StepSampler, pad_id: int, length: int, workers: int
+    config: TrainConfig,
+    arguments: Arguments,
+    rows: Rows,
+    sampler: StepSampler,
+    pad_id: int,
+    shape: tuple[int, int],
+    workers: int,
 ) -> Loader:
     return Loader(
         rows,
@@ -266,7 +282,8 @@ def _loader(
         pad_id,
         workers,
         config.device == "cuda" and arguments.dataloader_pin_memory,
-        length,
+        shape[0],
+        multiple=shape[1],
         prefetch=arguments.dataloader_prefetch_factor,
         persistent=arguments.dataloader_persistent_workers,
     )
@@ -283,8 +300,8 @@ def _engine(attempt: Attempt, model: Any, arguments: Arguments) -> engines.Engin
     return engines.build_engine(model, optimizer, attempt.deepspeed)
 
 
-def _track(config: TrainConfig, course: Course, rows: int, world_size: int) -> Track:
-    micro = config.training.per_device_train_batch_size * world_size
+def _track(config: TrainConfig, course: Course, rows: int, groups: int) -> Track:
+    micro = config.training.per_device_train_batch_size * groups
     return Track(course, rows, micro, config.global_batch_size)
 
 

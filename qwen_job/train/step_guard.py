@@ -89,15 +89,18 @@ class StepGuard:
         return loss
 
     def _replace_broken(self, batch: Batch, loss: torch.Tensor, stand_in: Callable[[], torch.Tensor]) -> torch.Tensor:
-        broken = (~torch.isfinite(loss.detach())).to(torch.float32)
-        anyone = self._ranks.sum(broken.clone())
-        if anyone.item() == 0:
+        ranks = self._ranks
+        verdicts = ranks.gather_numbers([int(not torch.isfinite(loss.detach()))])
+        # A group computes its row together: all of it is left out, whichever slice is broken.
+        broken = verdicts.view(ranks.groups, -1).any(1)
+        if not broken.any():
             return loss
         nothing = stand_in()
-        self.skipped += int(anyone.item())
-        self._replaced += int(anyone.item())
-        self._report_skip([batch] if broken.item() else [], "the loss is not finite")
-        return nothing if broken.item() else loss
+        self.skipped += int(broken.sum())
+        self._replaced += int(broken.sum())
+        mine = bool(broken[ranks.group])
+        self._report_skip([batch] if mine else [], "the loss is not finite")
+        return nothing if mine else loss
 
     def judge_loss(self) -> None:
         """Agree on the step's mean loss, before its update.
@@ -110,7 +113,7 @@ class StepGuard:
         reason = self._losses.judge(self.mean_loss, self._targets)
         if reason is None and self.is_jumping:
             self._report_jump()
-        nothing_left = self._replaced == len(self._judged) * self._ranks.world_size
+        nothing_left = self._replaced == len(self._judged) * self._ranks.groups
         self.broken = self.broken + 1 if self._replaced and nothing_left else 0
         if self.broken >= _MOST_BROKEN:
             reason = f"no row had a finite loss, {_MOST_BROKEN} steps in a row"
@@ -186,4 +189,6 @@ class StepGuard:
     def _gather(self, batches: list[Batch]) -> list[Suspect]:
         rows = [row for batch in batches for row in batch["rows"]]
         mine = Suspect(self._ranks.rank, rows, [self._source_of(row) for row in rows[:6]])
-        return [suspect for suspect in self._ranks.gather(mine) if suspect.rows]
+        found = [suspect for suspect in self._ranks.gather(mine) if suspect.rows]
+        # Ranks that share rows name the same ones.
+        return list({tuple(suspect.rows): suspect for suspect in reversed(found)}.values())[::-1]

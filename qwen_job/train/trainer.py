@@ -149,10 +149,11 @@ class Trainer:
         """Exchange in a single collective what the ranks must agree on before a step; returns its sums."""
         stop_request = self.parts.stop_request
         stop = stop_request.heard(self.config.plan.step_seconds or 0.0)
+        counted = batches if self.ranks.counts_rows else []
         mine = [
-            sum(len(batch["chosen"]) for batch in batches),
-            sum(batch["tokens"] for batch in batches),
-            sum(batch["pairs"] for batch in batches),
+            sum(len(batch["chosen"]) for batch in counted),
+            sum(batch["tokens"] for batch in counted),
+            sum(batch["pairs"] for batch in counted),
             int(stop),
             int(self.saver.checkpointer.written),
             self._memory(),
@@ -225,7 +226,7 @@ class Trainer:
             for batch in self.parts.held_out_rows():
                 self.parts.watchdog.moved(self.state.global_step + 1, "evaluating")
                 sums[0] += self.parts.gradients.plain_loss(batch).double()
-                sums[1] += len(batch["chosen"])
+                sums[1] += len(batch["chosen"]) if self.ranks.counts_rows else 0
         self.ranks.sum(sums)
         self.eval_loss = loss = (sums[0] / sums[1].clamp(min=1)).item()
         perplexity, step = math.exp(min(loss, 700.0)), self.state.global_step

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.errors import Hang
+from qwen_job.facts.sequence_parallel import rank_name
 from qwen_job.train.patience import STEPPING, Patience
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ class Standing(NamedTuple):
 class Watchdog:
     """Watches this rank; call :meth:`moved` at every progress, and :meth:`rest` when training is over."""
 
-    def __init__(self, store: Store | None, rank: int, world_size: int, seconds: float, folder: Path) -> None:
+    def __init__(
+        self, store: Store | None, rank: int, world_size: int, seconds: float, folder: Path, group_size: int = 1
+    ) -> None:
         self._store = store
         self._rank = rank
-        self._world_size = world_size
+        self._world_size, self._group_size = world_size, group_size
         self._seconds = seconds
         self._patience = Patience(seconds)
         self._folder = folder
@@ -116,7 +119,8 @@ class Watchdog:
                 faulthandler.dump_traceback(out, all_threads=True)
         except OSError as error:
             print(f"qwen-job: {path} could not be written: {error}", file=sys.stderr)
-        text = hang_message(self._rank, limit, self._standings(), self._world_size, 2 * pause + 1)
+        standings = self._standings()
+        text = hang_message(self._rank, limit, standings, self._world_size, 2 * pause + 1, self._group_size)
         text += self._patience.why(limit) if self._phase != LOADING else ""
         print(f"qwen-job: {text}; stacks in {path}", file=sys.stderr, flush=True)
         os._exit(Hang.exit_code)
@@ -133,25 +137,32 @@ class Watchdog:
         return found
 
 
-def hang_message(rank: int, seconds: float, standings: list[Standing], world_size: int, fresh: float) -> str:
-    """Name the ranks that are behind: those silent for ``fresh`` seconds, and those at the lowest step."""
+def hang_message(
+    rank: int, seconds: float, standings: list[Standing], world_size: int, fresh: float, group_size: int = 1
+) -> str:
+    """Name the ranks that are behind: those silent for ``fresh`` seconds, and those at the lowest step.
+
+    ``group_size`` ranks share rows, and wait for one another in every layer.
+    """
     now = time.time()
     silent = [item for item in standings if now - item.seen > fresh]
     missing = sorted(set(range(world_size)) - {item.rank for item in standings})
     slowest = min((item.step for item in standings), default=0)
     behind = [item for item in standings if item.step == slowest and item not in silent]
-    parts = [f"rank {rank}: no progress for {seconds:.0f} s"]
+    parts = [f"{rank_name(rank, group_size)}: no progress for {seconds:.0f} s"]
     if silent:
-        parts.append("no sign of life from " + _names(silent))
+        parts.append("no sign of life from " + _names(silent, group_size))
     if missing:
         parts.append("no contact yet with ranks " + ", ".join(map(str, missing)))
     if behind and len(behind) < len(standings):
-        parts.append("behind the others: " + _names(behind))
+        parts.append("behind the others: " + _names(behind, group_size))
     elif behind:
-        parts.append(f"all ranks are at step {slowest}: " + _names(behind))
+        parts.append(f"all ranks are at step {slowest}: " + _names(behind, group_size))
     return "; ".join(parts)
 
 
-def _names(standings: list[Standing]) -> str:
-    shown = [f"rank {item.rank} on {item.host} (step {item.step}, {item.phase})" for item in standings[:8]]
+def _names(standings: list[Standing], group_size: int) -> str:
+    shown = [
+        f"{rank_name(item.rank, group_size)} on {item.host} (step {item.step}, {item.phase})" for item in standings[:8]
+    ]
     return ", ".join(shown) + (f" and {len(standings) - 8} more" if len(standings) > 8 else "")

@@ -22,7 +22,7 @@ NOT_THEIRS = {
 OURS = {
     "attention", "early_stopping_patience", "export", "fused_loss", "global_batch_size", "hang_seconds",
     "longest_first", "loss_spike_factor", "memory_save_steps", "model_max_length", "on_nan", "resume",
-    "router_aux_loss_coef", "skip_rows",
+    "router_aux_loss_coef", "sequence_parallel_size", "skip_rows",
 }  # fmt: skip
 GIVEN = Circumstances(evaluates=True, on_cpu=False, ampere=True)
 DEFAULTS = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}

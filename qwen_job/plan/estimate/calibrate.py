@@ -142,6 +142,7 @@ def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | 
         fused_loss=train.fused_loss,
         fused_norms=train.device == "cuda",
         lean_zero=True,
+        sequence_parallel_size=train.sequence_parallel_size,
     )
 
 

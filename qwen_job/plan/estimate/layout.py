@@ -15,10 +15,11 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 class Layout(NamedTuple):
     """A model, the GPUs, and how one step is computed on them.
 
-    ``world_size`` counts processes, one per GPU; ``gpu`` is None for an unknown device; ``fused_norms``: norms as our
-    trainer computes them on a GPU (train/kernels.py), otherwise as transformers does; ``lean_zero``: a lone rank's
-    gradients as our trainer keeps them (train/lean_zero.py), otherwise as DeepSpeed does; ``compiled``: layers and loss
-    under torch.compile; ``expandable_segments``: of torch's allocator, as environment.py sets them.
+    ``world_size`` counts processes, one per GPU, of which ``sequence_parallel_size`` share each row; ``gpu`` is None
+    for an unknown device; ``fused_norms``: norms as our trainer computes them on a GPU (train/kernels.py), otherwise as
+    transformers does; ``lean_zero``: a lone rank's gradients as our trainer keeps them (train/lean_zero.py), otherwise
+    as DeepSpeed does; ``compiled``: layers and loss under torch.compile; ``expandable_segments``: of torch's allocator,
+    as environment.py sets them.
     """
 
     shape: ModelShape
@@ -38,6 +39,7 @@ class Layout(NamedTuple):
     lean_zero: bool = False
     compiled: bool = False
     expandable_segments: bool = True
+    sequence_parallel_size: int = 1
 
     @property
     def on_cpu(self) -> bool:
@@ -46,8 +48,8 @@ class Layout(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens per micro-batch, including padding."""
-        return self.micro_batch_size * self.sequence_length
+        """Tokens per micro-batch that a GPU has, including padding: its slice of rows that are shared."""
+        return self.micro_batch_size * self.sequence_length // self.sequence_parallel_size
 
     @property
     def element(self) -> int:
@@ -79,3 +81,16 @@ class Layout(NamedTuple):
     def shard(self) -> int:
         """Parameters per rank if sharded over all ranks."""
         return -(-self.shape.num_parameters // self.world_size)
+
+
+def why_not_shared(shape: ModelShape, attention: str) -> str:
+    """Return why GPUs cannot share rows of this model exactly, or ""."""
+    if shape.linear:
+        return "layers of linear attention carry a state along the row, which GPUs do not exchange yet"
+    if shape.experts:
+        return "experts are not counted over slices yet"
+    if shape.attention_dropout:
+        return f"the model's attention_dropout is {shape.attention_dropout:g}, and would differ from GPU to GPU"
+    if attention == "eager":
+        return "eager attention holds a matrix of rows x rows: write train.attention: auto"
+    return ""

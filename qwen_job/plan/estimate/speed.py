@@ -315,16 +315,34 @@ def _link_seconds(layout: Layout, gpu: Gpu, network_gbs: float | None, constants
     traffic = communication_bytes(layout.shape, layout.zero_stage, layout.world_size, layout.precision, steps)
     if not traffic:
         return 0.0
-    links = []
-    if gpu.is_cpu:
-        links.append(GLOO_GBS)
-    elif gpu.nvlink_gbs:
-        links.append(gpu.nvlink_gbs / 2 * constants.nvlink_efficiency)
-    elif gpu.pcie_gbs:
-        links.append(gpu.pcie_gbs / 2 * constants.pcie_efficiency)
+    within = _node_gbs(gpu, constants)
+    links = [] if within is None else [within]
     if layout.nodes > 1:
         links.append((network_gbs or DEFAULT_NETWORK_GBS) * constants.network_efficiency)
-    return traffic / (min(links or [DEFAULT_NETWORK_GBS]) * 1e9)
+    exchanged = exchange_bytes(layout) / (within or DEFAULT_NETWORK_GBS)
+    return (traffic / min(links or [DEFAULT_NETWORK_GBS]) + exchanged) / 1e9
+
+
+def _node_gbs(gpu: Gpu, constants: SpeedConstants) -> float | None:
+    """Return the 10^9 bytes/s between two GPUs of a node, in one direction; None where it is unknown."""
+    if gpu.is_cpu:
+        return GLOO_GBS
+    if gpu.nvlink_gbs:
+        return gpu.nvlink_gbs / 2 * constants.nvlink_efficiency
+    return gpu.pcie_gbs / 2 * constants.pcie_efficiency if gpu.pcie_gbs else None
+
+
+def exchange_bytes(layout: Layout) -> float:
+    """Bytes that one rank sends in a step to the others that share its rows (Ulysses, arXiv:2309.14509, section 3).
+
+    Queries, keys, values and outputs of its slice, but what it keeps, in the forward and the backward pass, and forward
+    again with checkpointing. Keys and values are repeated where ranks are more than key-value heads.
+    """
+    shape, size = layout.shape, layout.sequence_parallel_size
+    repeated = max(1, size // shape.num_key_value_heads)
+    token = layout.element * (2 * shape.query_size + 2 * repeated * shape.key_value_size)
+    passes = layout.gradient_accumulation_steps * (3 if layout.gradient_checkpointing else 2)
+    return passes * shape.attention_layers * layout.tokens * token * (size - 1) / size
 
 
 def _offload_seconds(layout: Layout, gpu: Gpu, constants: SpeedConstants) -> dict[str, float]:

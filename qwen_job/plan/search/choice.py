@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
-from qwen_job.plan.estimate.layout import Layout
+from qwen_job.facts.sequence_parallel import Divided, sizes
+from qwen_job.plan.estimate.layout import Layout, why_not_shared
 from qwen_job.plan.estimate.memory import Constants, MemoryEstimate, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate, estimate_speed
 from qwen_job.text import GIB
@@ -33,7 +34,8 @@ USUAL_TOKENS = 2048
 class Question:
     """The search's input: one model on one kind of GPU. Fields that are None are free.
 
-    ``rows_per_gpu`` is micro-batch x accumulation; with ``global_batch_size`` it follows from the number of GPUs.
+    ``rows_per_gpu`` is micro-batch x accumulation; with ``global_batch_size`` it follows from the number of GPUs, or of
+    groups that share rows. ``gradient_accumulation_steps`` fixes a micro-batch that is not fixed itself.
     ``host_memory_bytes`` is per node; None skips the check. ``network_gbs``: see ``estimate_speed``.
     If the constants are None, the device's defaults are used.
     """
@@ -54,6 +56,8 @@ class Question:
     offload_optimizer: bool | None = None
     gradient_checkpointing: bool | None = None
     micro_batch_size: int | None = None
+    sequence_parallel_size: int | None = None
+    gradient_accumulation_steps: int | None = None
     host_memory_bytes: int | None = None
     network_gbs: float | None = None
     storage_gbs: float | None = None
@@ -69,11 +73,25 @@ class Question:
         return self.nodes * self.gpus_per_node
 
     @property
-    def rows(self) -> int:
-        """Rows per GPU in an optimizer step; 0 if the global batch is not a multiple of the GPUs."""
+    def divided(self) -> Divided:
+        """What GPUs that share rows divide among them."""
+        shape = self.shape
+        return Divided(shape.num_attention_heads, shape.num_key_value_heads, self.sequence_length, self.gpus_per_node)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of GPUs that may share a row, the least first; 1 alone where shared rows would not be exact."""
+        every = [1] if self.gpu.is_cpu or why_not_shared(self.shape, self.attention) else sizes(self.divided)
+        if (fixed := self.sequence_parallel_size) is None:
+            return every
+        return [fixed] if fixed in sizes(self.divided) else []
+
+    def rows(self, size: int = 1) -> int:
+        """Rows of an optimizer step per group of ``size`` GPUs; 0 if they are not a multiple of the groups."""
         if self.global_batch_size is None:
             return self.rows_per_gpu
-        return 0 if self.global_batch_size % self.world_size else self.global_batch_size // self.world_size
+        groups = self.world_size // size
+        return 0 if self.global_batch_size % groups else self.global_batch_size // groups
 
 
 class Choice(NamedTuple):
@@ -90,6 +108,11 @@ class Choice(NamedTuple):
     memory: MemoryEstimate | None = None
     speed: SpeedEstimate | None = None
     misfit: str = ""
+    sequence_parallel_size: int = 1
+
+    def global_batch_size(self, world_size: int) -> int:
+        """Rows of a step on ``world_size`` GPUs."""
+        return self.micro_batch_size * self.gradient_accumulation_steps * (world_size // self.sequence_parallel_size)
 
     @property
     def fits(self) -> bool:
@@ -106,6 +129,7 @@ class Choice(NamedTuple):
         parts = [f"ZeRO-{self.zero_stage}"]
         parts += ["optimizer on the host"] if self.offload_optimizer else []
         parts += ["checkpointing"] if self.gradient_checkpointing else []
+        parts += [f"rows shared by {self.sequence_parallel_size} GPUs"] if self.sequence_parallel_size > 1 else []
         return f"{', '.join(parts)}, micro-batch {self.micro_batch_size}"
 
 
@@ -127,13 +151,27 @@ class Answer(NamedTuple):
 def choose(question: Question) -> Answer:
     """Return the fastest combination that fits; if several are equally fast, the one that needs the least memory.
 
-    If speeds are unknown, no offload, no checkpointing and ZeRO-2 (the reference script's stage) are preferred.
+    Rows are shared by as few GPUs as possible: by none where they fit on one. If speeds are unknown, no offload, no
+    checkpointing and ZeRO-2 (the reference script's stage) are preferred.
     """
-    choices = list(combinations(question))
-    fitting = sorted((choice for choice in choices if choice.fits), key=_preference)
+    choices: list[Choice] = []
+    fitting: list[Choice] = []
+    for size in question.sizes:
+        found = list(_combinations(question, size))
+        choices += found
+        fitting = sorted((choice for choice in found if choice.fits), key=_preference)
+        if fitting or (not found and lacks_only_rows(question)):
+            break
     if not fitting:
         return Answer(None, _runners(None, choices), len(choices))
     return Answer(fitting[0], _runners(fitting[0], choices), len(choices))
+
+
+def lacks_only_rows(question: Question) -> bool:
+    """Tell whether a row fits on one GPU, and the global batch does not divide: no reason for GPUs to share rows."""
+    if question.global_batch_size is None or 1 not in question.sizes or any(_combinations(question, 1)):
+        return False
+    return choose(replace(question, sequence_parallel_size=1, global_batch_size=None)).best is not None
 
 
 def combinations(question: Question) -> Iterator[Choice]:
@@ -141,14 +179,21 @@ def combinations(question: Question) -> Iterator[Choice]:
 
     ZeRO-0 is only considered if the user asks for it: ZeRO-1 computes the same in less memory.
     """
+    for size in question.sizes:
+        yield from _combinations(question, size)
+
+
+def _combinations(question: Question, size: int) -> Iterator[Choice]:
+    """Yield the combinations in which ``size`` GPUs share each row."""
     for stage in _free(question.zero_stage, (1, 2, 3)):
         for offload in _free(question.offload_optimizer, (False, True)):
             if offload and (stage == 0 or question.gpu.is_cpu):
                 continue
             for checkpointing in _free(question.gradient_checkpointing, (False, True)):
-                for micro in _micro_batches(question):
-                    steps = max(1, question.rows // micro)
-                    yield _evaluate(question, Choice(stage, offload, checkpointing, micro, steps))
+                for micro in _micro_batches(question, size):
+                    steps = max(1, question.rows(size) // micro)
+                    choice = Choice(stage, offload, checkpointing, micro, steps, sequence_parallel_size=size)
+                    yield _evaluate(question, choice)
 
 
 def fit(question: Question, largest: int = LARGEST_CLUSTER) -> tuple[int, Answer] | None:
@@ -164,19 +209,21 @@ def _free(value: T | None, possible: Sequence[T]) -> Sequence[T]:
     return possible if value is None else (value,)
 
 
-def _micro_batches(question: Question) -> list[int]:
-    """Return the micro-batches to evaluate: the powers of two that divide a GPU's rows."""
-    rows, sizes, size = question.rows, [], 1
-    if question.micro_batch_size is not None:
-        return [question.micro_batch_size] if rows and rows % question.micro_batch_size == 0 else []
+def _micro_batches(question: Question, shared_by: int) -> list[int]:
+    """Return the micro-batches to evaluate: the powers of two that divide the rows of a GPU, or of those that share."""
+    rows, found, size = question.rows(shared_by), [], 1
+    if (fixed := question.micro_batch_size) is None and question.gradient_accumulation_steps is not None:
+        fixed = rows // question.gradient_accumulation_steps
+    if fixed is not None:
+        return [fixed] if rows and fixed and rows % fixed == 0 else []
     most = min(rows, LARGEST_MICRO_BATCH)
     if question.gpu.is_cpu:
         most = min(most, max(1, USUAL_TOKENS // question.sequence_length))
     while size <= most:
         if rows % size == 0:
-            sizes.append(size)
+            found.append(size)
         size *= 2
-    return sizes
+    return found
 
 
 def layout_of(question: Question, choice: Choice) -> Layout:
@@ -198,6 +245,7 @@ def layout_of(question: Question, choice: Choice) -> Layout:
         fused_norms=question.gpu is None or not question.gpu.is_cpu,
         lean_zero=True,
         expandable_segments=question.expandable_segments,
+        sequence_parallel_size=choice.sequence_parallel_size,
     )
 
 
@@ -260,9 +308,10 @@ def _digits(value: float) -> int:
 
 def _runners(best: Choice | None, choices: Sequence[Choice]) -> list[Runner]:
     """Return the best of every other kind (stage, offload, checkpointing) and why it lost, fitting ones first."""
-    kinds: dict[tuple[int, bool, bool], Choice] = {}
+    kinds: dict[tuple[int, bool, bool, int], Choice] = {}
     for choice in sorted(choices, key=lambda choice: (not choice.fits, _rank(choice))):
-        kinds.setdefault((choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing), choice)
+        size = choice.sequence_parallel_size
+        kinds.setdefault((choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing, size), choice)
     others = [choice for choice in kinds.values() if choice is not best]
     others.sort(key=lambda choice: (not choice.fits, _rank(choice)))
     return [Runner(choice, _why(best, choice)) for choice in others]

@@ -24,6 +24,7 @@ FIXABLE = {
     "offload_optimizer": "deepspeed.offload_optimizer",
     "gradient_checkpointing": "train.gradient_checkpointing",
     "micro_batch_size": "train.per_device_train_batch_size",
+    "sequence_parallel_size": "train.sequence_parallel_size",
 }
 
 

@@ -2,22 +2,29 @@
 
 - ``question_of``: the search's question for a job
 - ``choose_for``, ``reason_of``: the fastest layout that fits, and why
+- ``refuse_sharing``, ``sharing_of``: the GPUs that share a row, and why
 - ``reference_choice``: the layout for a model of unknown shape
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qwen_job.errors import JobError
 from qwen_job.facts.hardware import Gpu, gpu_names, load_gpu
 from qwen_job.facts.model_shapes import ModelShape
+from qwen_job.facts.sequence_parallel import Divided
+from qwen_job.facts.sequence_parallel import refusal as refusal_of_size
 from qwen_job.job import Job
+from qwen_job.plan.batch import rows_per_gpu
 from qwen_job.plan.environment import segments_grow
 from qwen_job.plan.estimate.constants import constants_from
+from qwen_job.plan.estimate.layout import why_not_shared
 from qwen_job.plan.estimate.memory import Constants
 from qwen_job.plan.estimate.speed import SpeedConstants
 from qwen_job.plan.precision import BF16_FROM
-from qwen_job.plan.search.choice import MARGIN, Answer, Choice, Question, choose
-from qwen_job.plan.search.nearest import refusal
+from qwen_job.plan.search.choice import MARGIN, Answer, Choice, Question, choose, lacks_only_rows
+from qwen_job.plan.search.nearest import least_misfit, refusal
 from qwen_job.text import GIB, gib
 
 
@@ -27,9 +34,6 @@ def question_of(
     """Return the search's question for a job: fields that the user wrote are fixed, the others are free."""
     train, cluster = job.train, job.cluster
     constants, speed_constants = _constants(job, gpu)
-    micro = train.per_device_train_batch_size
-    if micro is None and train.gradient_accumulation_steps is not None:
-        micro = rows // train.gradient_accumulation_steps
     return Question(
         shape=shape,
         gpu=gpu,
@@ -44,7 +48,9 @@ def question_of(
         zero_stage=job.deepspeed.zero_stage,
         offload_optimizer=job.deepspeed.offload_optimizer,
         gradient_checkpointing=train.gradient_checkpointing,
-        micro_batch_size=micro,
+        micro_batch_size=train.per_device_train_batch_size,
+        sequence_parallel_size=_size_of(job),
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
         host_memory_bytes=int(cluster.memory_gib * GIB) if cluster.memory_gib else None,
         network_gbs=cluster.network_gbs,
         storage_gbs=cluster.storage_gbs,
@@ -71,9 +77,66 @@ def choose_for(job: Job, question: Question) -> tuple[Choice, Answer]:
     """
     answer = choose(question)
     if answer.best is None:
+        if lacks_only_rows(question):
+            rows_per_gpu(job)
         field, why = refusal(question, able_gpus(question))
         raise JobError([job.problem(tuple(field.split(".")), why)])
     return answer.best, answer
+
+
+def _size_of(job: Job) -> int | None:
+    """Return the GPUs that share a row where the job decides it, None where the plan does."""
+    written = job.train.sequence_parallel_size
+    # Its noise depends on a row's length, and GPUs that share it have slices.
+    return (1 if "neftune_noise_alpha" in job.train.extra else None) if written == "auto" else written
+
+
+def least_rows(job: Job) -> int:
+    """Return the rows of a step for each GPU, or for each group of as few GPUs as the global batch allows.
+
+    Raises:
+        JobError: the global batch divides in no way.
+    """
+    written = job.train.sequence_parallel_size
+    if written != "auto":
+        return rows_per_gpu(job, written)
+    gpus = job.cluster.gpus_per_node
+    for size in (size for size in range(1, gpus + 1) if gpus % size == 0):
+        try:
+            return rows_per_gpu(job, size)
+        except JobError:
+            continue
+    return rows_per_gpu(job)
+
+
+def refuse_sharing(job: Job, shape: ModelShape | None, attention: str) -> None:
+    """Refuse a number of GPUs that cannot share rows of this model on these nodes.
+
+    Raises:
+        JobError: names the numbers that can, or what to change.
+    """
+    size, gpus = job.train.sequence_parallel_size, job.cluster.gpus_per_node
+    if size == "auto" or size == 1:
+        return
+    heads = (shape.num_attention_heads, shape.num_key_value_heads) if shape else (size, size)
+    why = refusal_of_size(size, Divided(*heads, job.train.model_max_length, gpus))
+    if not why and shape is not None and (why := why_not_shared(shape, attention)):
+        why += "; write 1"
+    if not why and "neftune_noise_alpha" in job.train.extra:
+        why = "train.neftune_noise_alpha depends on the length of a row, and a GPU has a slice; remove one of them"
+    if why:
+        raise JobError([job.problem(("train", "sequence_parallel_size"), f"{size}: {why}")])
+
+
+def sharing_of(question: Question | None, choice: Choice) -> str:
+    """Return why as many GPUs share a row as the plan says."""
+    if question is None:
+        return "the model's shape is unknown"
+    length = f"rows of {question.sequence_length:,} tokens"
+    if choice.sequence_parallel_size == 1:
+        return f"{length} fit on one {'process' if question.gpu.is_cpu else 'GPU'}"
+    least = least_misfit(replace(question, sequence_parallel_size=1, global_batch_size=None))
+    return f"{length} do not fit on one GPU" + (f": {least.misfit}" if least else "")
 
 
 def reason_of(question: Question, answer: Answer) -> str:
@@ -94,6 +157,7 @@ def reference_choice(job: Job, rows: int, on_cpu: bool) -> Choice:
         gradient_checkpointing=not on_cpu if checkpointing is None else checkpointing,
         micro_batch_size=micro,
         gradient_accumulation_steps=accumulation or rows // micro,
+        sequence_parallel_size=_size_of(job) or 1,
     )
 
 

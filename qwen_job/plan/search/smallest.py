@@ -55,7 +55,7 @@ def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
 def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: bool = False) -> Smallest:
     for nodes, gpus in _sizes(question, job.cluster.gpus_per_node, doubling):
         asked = replace(question, nodes=nodes, gpus_per_node=gpus)
-        if not asked.rows or asked.rows % (asked.micro_batch_size or 1):
+        if not any(rows and rows % (asked.micro_batch_size or 1) == 0 for rows in map(asked.rows, asked.sizes)):
             continue
         best = choose(asked).best
         if best is not None:

@@ -99,6 +99,7 @@ world_size: 8
 device: cuda
 precision: bf16
 attention: varlen
+sequence_parallel_size: 1
 fused_loss: chunked
 torch_compile: auto
 gradient_checkpointing: true

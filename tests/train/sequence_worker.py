@@ -1,0 +1,216 @@
+"""python -m tests.train.sequence_worker OUTPUT, on each rank: train tiny models with shared rows, in each of WAYS.
+
+Plain SGD, because Adam hides a wrong factor. OUTPUT gets what each way came to, and what one process without DeepSpeed,
+packing or shared rows came to.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+from qwen_job.models.loading import load_native
+from qwen_job.train import deepspeed_engine as engines
+from qwen_job.train.attention import implementation
+from qwen_job.train.batches import collate
+from qwen_job.train.flops import StepTotals
+from qwen_job.train.gradient_step import GradientStep
+from qwen_job.train.loss import LossHead, Objective
+from qwen_job.train.modeling import _partitioned
+from qwen_job.train.ranks import Ranks
+from qwen_job.train.rendezvous import quiet_deepspeed
+from qwen_job.train.sequence_parallel import share_rows
+from qwen_job.train.step_guard import StepGuard
+from qwen_job.train.straggler import OwnTime
+from tests.support.tiny_models import write_folder
+
+STEPS, RATE = 3, 0.5
+_SKIPPING: Any = SimpleNamespace(guards=SimpleNamespace(on_nan="skip", loss_spike_factor=None), precision="fp32")
+_NO_LOG: Any = SimpleNamespace(write=lambda *_, **__: None, say=lambda _: None)
+# The documents of each row: packed, alone, and of odd lengths. A step has all rows.
+DOCUMENTS = ((37, 90), (128,), (5, 3, 70, 49), (61,))
+# Kind of model and key-value heads (of 4 query heads).
+MODELS = (("qwen2", 4), ("qwen2", 2), ("qwen2", 1), ("qwen3", 2))
+
+
+class Way(NamedTuple):
+    """One way to train; ``size`` ranks share a row, ``micro`` rows are in a micro-batch."""
+
+    model: str = "qwen2"
+    keys: int = 2
+    stage: int = 2
+    size: int = 2
+    micro: int = 1
+    reduce_scatter: bool = True
+    checkpointing: bool = False
+    loss: str = "none"
+    offload: bool = False
+    broken: bool = False  # rank 1's slice of row 2 has no finite loss: the row is left out
+
+
+WAYS = {
+    2: [
+        *(Way(stage=stage, reduce_scatter=scatter) for stage in (1, 2, 3) for scatter in (True, False)),
+        Way(stage=0),
+        Way(stage=2, size=1),
+        Way("qwen2", 4, stage=1, micro=4),
+        Way("qwen2", 1, stage=2, micro=2, checkpointing=True, loss="chunked"),
+        Way("qwen3", 2, stage=3, micro=2, checkpointing=True, loss="chunked"),
+        Way("qwen3", 2, stage=2),
+        *(Way(stage=stage, offload=True) for stage in (2, 3)),
+        Way(stage=3, broken=True),
+    ],
+    4: [
+        *(Way(stage=stage, size=2) for stage in (0, 1, 2, 3)),
+        Way(stage=3, size=2, reduce_scatter=False, micro=2, checkpointing=True),
+        Way("qwen3", 2, stage=2, size=4, checkpointing=True),
+        Way("qwen2", 1, stage=3, size=4, micro=4),
+    ],
+}
+
+
+class Row(NamedTuple):
+    """A prepared row."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    document_lengths: tuple[int, ...]
+
+
+def rows() -> list[Row]:
+    """Return the rows of a step. Row 0 has nothing to learn in its first half, row 3 in its second."""
+    generator, found = torch.Generator().manual_seed(5), []
+    for number, documents in enumerate(DOCUMENTS):
+        size = sum(documents)
+        tokens = torch.randint(1, 300, (size,), generator=generator).tolist()
+        masked = {0: range(size // 2 + 2), 3: range(size // 2, size)}.get(number, range(0, size, 7))
+        labels = [-100 if place in masked else token for place, token in enumerate(tokens)]
+        found.append(Row(tokens, labels, [place for length in documents for place in range(length)], documents))
+    return found
+
+
+def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
+    """Train a few steps as a run does."""
+    groups = ranks.groups
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": way.micro,
+        "zero_optimization": {"stage": way.stage, "reduce_scatter": way.reduce_scatter},
+        "zero_force_ds_cpu_optimizer": False,  # it is compiled, and Adam
+    }
+    if way.offload:
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    kind = "sdpa" if way.size == 1 else implementation("varlen")
+    with _partitioned(settings):
+        model, _ = load_native(folder / f"{way.model}-{way.keys}", torch.float32, kind)
+    share_rows(model, "sdpa", ranks)
+    if way.checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    engine: Any = engines.build_engine(model, torch.optim.SGD(model.parameters(), lr=RATE), settings)
+    objective = Objective(LossHead(model, way.loss), "sdpa" if way.size == 1 else "varlen", torch.float32, None)
+    gradients = GradientStep(engine, objective, None, ranks, 0, OwnTime(ranks.device, counts_forward=False))
+    mine = list(enumerate(rows()))[ranks.group :: groups]
+    batches = [collate(mine[at : at + way.micro], 0, multiple=way.size) for at in range(0, len(mine), way.micro)]
+    every = [collate([one], 0) for one in enumerate(rows())]
+    totals = StepTotals(sum(len(one["chosen"]) for one in every), sum(one["tokens"] for one in every), 0, 0)
+    losses, norms = [], []
+    guard = StepGuard(_SKIPPING, ranks, _NO_LOG, source_of=str, settle=lambda: None)
+
+    def judge(batch: Any, loss: torch.Tensor, stand_in: Any) -> torch.Tensor:
+        is_broken = way.broken and batch["rows"] == [2] and ranks.rank == 1
+        return guard.take(batch, loss * float("nan") if is_broken else loss, stand_in)
+
+    for step in range(STEPS):
+        engine.train()
+        guard.begin(step + 1, totals.targets)
+        gradients.compute(batches, totals, judge, lambda _: None)
+        guard.judge_loss()
+        engine.step()
+        losses.append(guard.mean_loss)
+        norms.append(engines.gradient_norm_of(engine))
+    engine.eval()
+    with torch.no_grad():
+        held_out = ranks.sum(torch.stack([gradients.plain_loss(batch).double() for batch in batches]).sum())
+    weights = engines.whole_weights(engine, settings)
+    held_out_loss = held_out.item() / totals.targets
+    return {
+        "losses": losses,
+        "norms": norms,
+        "held_out": held_out_loss,
+        "weights": weights,
+        "skipped": guard.skipped,
+    }
+
+
+def reference(model_folder: Path, left_out: Sequence[int] = ()) -> dict[str, Any]:
+    """Train in one process, each document alone, with transformers' own forward pass, but for rows ``left_out``."""
+    model, _ = load_native(model_folder, torch.float32, "sdpa")
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    documents = [
+        (torch.tensor([tokens]), torch.tensor(labels), number in left_out)
+        for number, row in enumerate(rows())
+        for tokens, labels in zip(*(_cut(part, row) for part in (row.input_ids, row.labels)), strict=True)
+    ]
+    targets = sum(int((labels[1:] != -100).sum()) for _, labels, _ in documents)
+
+    def total(*, training: bool) -> torch.Tensor:
+        taken = [(tokens, labels) for tokens, labels, out in documents if not (training and out)]
+        return torch.stack([_loss(model, *document) for document in taken]).sum() / targets
+
+    losses, norms = [], []
+    for _ in range(STEPS):
+        loss = total(training=True)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    with torch.no_grad():
+        held_out = total(training=False).item()
+    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    return {"losses": losses, "norms": norms, "held_out": held_out, "weights": weights}
+
+
+def _cut(tokens: list[int], row: Row) -> list[list[int]]:
+    found, start = [], 0
+    for length in row.document_lengths:
+        found.append(tokens[start : start + length])
+        start += length
+    return found
+
+
+def _loss(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+
+
+def main(output: str) -> None:
+    """Train in every way; rank 0 writes what came of it."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    results: dict[Any, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for kind, keys in MODELS:
+            folder = write_folder(Path(scratch) / f"{kind}-{keys}", kind, num_key_value_heads=keys)
+            results[kind, keys, False] = reference(folder)
+        results["qwen2", 2, True] = reference(Path(scratch) / "qwen2-2", left_out=[2])
+        for way in WAYS[world]:
+            ranks = Ranks(rank, world, torch.device("cpu"), way.size)
+            results[tuple(way)] = train(way, Path(scratch), ranks)
+    if rank == 0:
+        torch.save(results, output)
+
+
+if __name__ == "__main__":
+    quiet_deepspeed("cpu")
+    import deepspeed
+
+    deepspeed.init_distributed("gloo", verbose=False)
+    gc.disable()  # an engine that is collected within an import breaks it: CPython issue 106176
+    main(sys.argv[1])
