@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -11,17 +12,20 @@ from typing import Any
 import yaml
 
 from qwen_job import __version__
-from qwen_job.atomic import sha256_of, write_atomically
+from qwen_job.atomic import read_limited, sha256_of, write_atomically
 from qwen_job.errors import EnvironmentFault, ModelError
 from qwen_job.facts.model_files import is_qwen1, read_config
 from qwen_job.facts.model_names import is_qwen1_id
 from qwen_job.models.fetch import cached_folder
+from qwen_job.report.card_head import head_of
 from qwen_job.report.serving import Serving, serving_of
 from qwen_job.report.summary import Summary, summarize
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.pins import pin_key, read_pins
-from qwen_job.run.reading import read_object
+from qwen_job.run.reading import MAX_OBJECT, read_object, whole
+from qwen_job.run.scores import HEADING, harness_of, read_scores
 from qwen_job.run.sections import ModelSpec
+from qwen_job.text import duration
 
 # The first release of transformers with the architecture; tested for Qwen2.
 OLDEST = {
@@ -82,9 +86,11 @@ def write_model_card(run_dir: Path) -> Path:
     """Write ``run_dir``/model/README.md with data hashes, settings and figures. Hashing the data files takes time.
 
     Raises:
-        EnvironmentFault: model/ is not writable.
+        EnvironmentFault: model/ is not writable, or somebody edited the card.
     """
     path = RunFolder(run_dir).model / "README.md"
+    if _is_edited(path):
+        raise EnvironmentFault(f"{path}: was edited, so it is left as it is: add what is new by hand, or remove it")
     try:
         write_atomically(path, card(summarize(run_dir)))
     except OSError as error:
@@ -99,11 +105,8 @@ def card(summary: Summary) -> str:
     name = str(section.get("name") or "unknown").rstrip("/")
     # A path means nothing to others, and may disclose too much.
     base = name if from_hub else Path(name).name
-    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["qwen", "chat"]}
-    head["base_model"] = name if from_hub else "local"
     data = summary.section("data")
-    if published := _published(data):
-        head["datasets"] = published
+    head = head_of(summary, _published(data))
     serving = serving_of(RunFolder(summary.folder).model)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
@@ -120,8 +123,30 @@ def card(summary: Summary) -> str:
         _table(("setting", "value"), _settings(summary)),
         "## Figures",
         _table(("figure", "value"), _figures(summary)),
+        *_scores(summary),
     ]
-    return "\n\n".join(parts) + "\n"
+    return _signed("\n\n".join(parts) + "\n")
+
+
+def _signed(text: str) -> str:
+    """Append a mark by which a card that somebody edited is known."""
+    return f"{text}\n<!-- qwen-job {hashlib.sha256(text.encode()).hexdigest()[:16]} -->\n"
+
+
+def _is_edited(path: Path) -> bool:
+    try:
+        text = read_limited(path, MAX_OBJECT).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return False
+    return text != _signed(text.rpartition("\n<!-- qwen-job ")[0])
+
+
+def _scores(summary: Summary) -> Iterator[str]:
+    results = read_scores(summary.evaluation)
+    if results:
+        yield "## Scores"
+        yield f"Measured with {_cell(harness_of(summary.evaluation))}, before and after training, ± standard error."
+        yield _table(HEADING, (one.cells for one in results))
 
 
 def _use(summary: Summary, serving: Serving) -> str:
@@ -210,6 +235,8 @@ def _settings(summary: Summary) -> Iterator[tuple[str, ...]]:
 
 def _figures(summary: Summary) -> Iterator[tuple[str, ...]]:
     for label, value in (
+        ("Hardware", _hardware(summary)),
+        ("Training time, with restarts", duration(seconds) if (seconds := sum(summary.seconds.values())) else None),
         ("Steps", summary.done.get("step") or summary.last("step")),
         ("Tokens trained, excluding padding", int(summary.total("tokens")) or None),
         ("Training loss, last step", summary.last("loss")),
@@ -219,7 +246,17 @@ def _figures(summary: Summary) -> Iterator[tuple[str, ...]]:
         ("MFU, median", summary.median("mfu")),
     ):
         if value is not None:
-            yield label, f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+            yield (
+                label,
+                value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}",
+            )
+
+
+def _hardware(summary: Summary) -> str | None:
+    """Return what the last attempt ran on, None where it did not record it."""
+    start = summary.attempts[-1].events[0] if summary.attempts else {}
+    count, name = whole(start.get("world_size")), start.get("hardware")
+    return f"{count:,} x {name}" if count and isinstance(name, str) else None
 
 
 def _table(heading: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:

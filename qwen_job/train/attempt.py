@@ -52,7 +52,7 @@ def train(
 
         # Imported late: a wrong setting should not cost these seconds.
         from qwen_job.train.resume import choose_checkpoint, identify
-        from qwen_job.train.setup import Attempt, build_trainer, load
+        from qwen_job.train.setup import Attempt, build_trainer, hardware, load
 
         stage, around, remembered = zero_stage(deepspeed), None, None
         if every := config.training.memory_save_steps:
@@ -80,6 +80,7 @@ def train(
             resumed_from=step,
             from_memory=resumed is not None and resumed.in_memory,
             host=os.uname().nodename,
+            hardware=hardware(config.device),
             **restarted(),
         )
         trainer = build_trainer(attempt, loaded, beginning, watchdog)

@@ -114,6 +114,11 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
     return Loaded(model, arguments, data, model_folder)
 
 
+def hardware(device: str) -> str:
+    """Return the name of this process's GPU, or the processor's kind."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU ({os.uname().machine})"
+
+
 def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchdog: Watchdog) -> Trainer:
     """Return a trainer at the step where the run begins or resumes. A collective of all ranks.
 
