@@ -18,6 +18,7 @@ from qwen_job.facts.config_fields import check_fields, dropout_of, longest_row
 from qwen_job.facts.families import FAMILIES, FULL, LINEAR, SLIDING, layer_kinds, text_config
 from qwen_job.facts.lookup import find, read_facts
 from qwen_job.facts.model_files import read_config, read_json
+from qwen_job.facts.positions import own_length
 from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
 from qwen_job.text import MISSPELT, did_you_mean
 
@@ -76,6 +77,8 @@ class ModelShape:
 
     ``intermediate_size`` is the real width of the feed-forward layer (half of what Qwen-1 configs say).
     ``attention_bias``: biases on q, k and v (Qwen-1 to Qwen2.5). ``qk_norm``: an RMSNorm per head (Qwen3).
+    ``max_position_embeddings``: the positions that it is meant for, YaRN in its config counted.
+    ``rope_factor``: by how much model.rope_scaling has stretched these positions.
     ``longest_row``: tokens up to which positions are encoded the same in every batch; None: any number.
     ``output_gate``: queries come with a gate for attention's output (Qwen3.5).
     """
@@ -95,6 +98,7 @@ class ModelShape:
     qk_norm: bool
     attention_dropout: float = 0.0
     longest_row: int | None = None
+    rope_factor: float = 1.0
     output_gate: bool = False
     experts: Experts | None = None
     linear: LinearAttention | None = None
@@ -249,7 +253,9 @@ def model_shape_from_config(config: Mapping[str, Any], name: str, where: str = "
         intermediate_size=need("intermediate_size") // (2 if qwen1 else 1) if dense else 0,
         vocab_size=need("vocab_size"),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        max_position_embeddings=need("seq_length") if qwen1 else need("max_position_embeddings"),
+        max_position_embeddings=max(
+            need("seq_length" if qwen1 else "max_position_embeddings"), own_length(config) or 1
+        ),
         attention_bias=qwen1 or bool(config.get("attention_bias", model_type in ("qwen2", "qwen2_moe"))),
         qk_norm=qk_norm,
         attention_dropout=dropout_of(config),

@@ -14,6 +14,7 @@ import torch
 
 from qwen_job.chat.chosen import Chosen
 from qwen_job.data.encode import ChatTokenizer
+from qwen_job.facts.positions import own_length
 from qwen_job.infer.prompting import Prompter
 from qwen_job.infer.source import Sampling
 from qwen_job.models.completeness import check_folder, stop_ids
@@ -26,7 +27,7 @@ class Answerer:
     def __init__(self, model: Any, prompter: Prompter, stops: Sequence[int]) -> None:
         self.model, self.prompter, self.stops = model, prompter, frozenset(stops)
         self.tokenizer = prompter.tokenizer
-        self.limit = int(model.config.max_position_embeddings)
+        self.limit = own_length(model.config.to_dict()) or int(model.config.max_position_embeddings)
         self._seen: list[int] = []
         self._cache: Any = None
 

@@ -11,6 +11,7 @@ from qwen_job.facts import choices
 from qwen_job.facts.data_names import is_name, parse
 from qwen_job.facts.model_names import resolve_source
 from qwen_job.job.places import as_list
+from qwen_job.job.rope_scaling import RopeScaling
 from qwen_job.job.types import (
     BelowOne,
     Count,
@@ -80,6 +81,11 @@ class Model(Strict):
     )
     revision: Text | None = Field(None, description="Branch, tag or commit on the hub")
     cache_dir: Text | None = Field(None, description="Folder for downloads and conversions, shared by all nodes")
+    rope_scaling: RopeScaling | None = Field(
+        None,
+        description="Train and export with YaRN, for rows beyond the model's own length: a factor, or what Qwen's "
+        "cards write into config.json",
+    )
 
     @model_validator(mode="before")
     @classmethod

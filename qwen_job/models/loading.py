@@ -7,6 +7,7 @@ are safetensors. Nothing else in config.json is read: no kernel of a hub, no cus
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,23 @@ from qwen_job.models.linear_attention import choose_by_device
 EXPERTS = "grouped_mm"
 
 
-def load_native(folder: Path, dtype: torch.dtype | str, attention: str) -> tuple[Any, dict[str, Any]]:
+def load_native(
+    folder: Path, dtype: torch.dtype | str, attention: str, config: Mapping[str, object] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Return the model and transformers' report of missing, unexpected and mismatched weights.
 
     Args:
         folder: a native folder; Qwen-1 and .bin folders are converted first.
         dtype: of the loaded weights, or ``auto`` for their own.
         attention: a kernel's name as transformers knows it: never left to the folder.
+        config: the text model's config in place of the folder's, such as with other positions.
 
     Raises:
         ModelError: config.json is wrong, or transformers cannot load the weights.
     """
     import transformers
 
-    config = read_text_config(folder)
+    config = read_text_config(folder) if config is None else config
     expected_shapes(config)  # refuses every other model_type
     check_config(config)
     model_class = getattr(transformers, family_of(config).architecture)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qwen_job.facts.model_names import is_qwen1_id
+from qwen_job.facts.positions import base_length, factor_for
 from qwen_job.plan.estimate.layout import DELTA_KERNELS_FROM
 from qwen_job.plan.estimate.speed import fallback_seconds
 from qwen_job.plan.search.choice import HOST_MARGIN, Choice, Question, choose, layout_of
@@ -66,7 +67,7 @@ def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[Pl
         _slow_network(question, choice),
         _no_delta_kernels(question, choice),
         _small_batches(question, choice),
-        _too_long(question),
+        _positions(question),
         _learning_rate(run),
         _global_batch(question, choice, run),
         _overfit(run),
@@ -161,15 +162,23 @@ def _small_batches(question: Question, choice: Choice) -> PlanWarning | None:
     return PlanWarning("train.per_device_train_batch_size", message, fix)
 
 
-def _too_long(question: Question) -> PlanWarning | None:
-    most = question.shape.max_position_embeddings
-    if question.sequence_length <= most:
+def _positions(question: Question) -> PlanWarning | None:
+    """Warn of rows beyond the model's own length, and of YaRN for rows within it."""
+    length, most, factor = question.sequence_length, question.shape.max_position_embeddings, question.shape.rope_factor
+    base = base_length(round(most / factor))
+    if factor > 1 and length <= base:
+        message = (
+            f"rows of {length} tokens are within the {base} of the model itself, and YaRN changes short texts, too"
+        )
+        return PlanWarning("model.rope_scaling", message, "remove it, or raise train.model_max_length")
+    if length <= most:
         return None
-    message = f"{question.sequence_length} tokens are more than the {most} that {question.shape.name} was trained for"
+    message = f"{length} tokens are more than the {most} that {question.shape.name} was trained for"
+    if factor > 1:
+        message = f"{length} tokens are more than the {most} of model.rope_scaling"
+    fix = f"write {most} or less, or model.rope_scaling: {factor_for(length, base)} (YaRN, as Qwen's cards have it)"
     older = "; the dynamic NTK and logn attention of the first generation are not used here"
-    return PlanWarning(
-        "train.model_max_length", message, f"write {most} or less{older if is_qwen1_id(question.shape.name) else ''}"
-    )
+    return PlanWarning("train.model_max_length", message, fix + (older if is_qwen1_id(question.shape.name) else ""))
 
 
 def _learning_rate(run: RunNumbers) -> PlanWarning | None:

@@ -12,6 +12,7 @@ from qwen_job.facts.config_fields import too_long
 from qwen_job.facts.hardware import Gpu, load_gpu, other_sizes
 from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape, misspelt
+from qwen_job.facts.positions import base_length
 from qwen_job.facts.untrained import why_untrained
 from qwen_job.job import Job
 from qwen_job.job.document import dotted
@@ -297,10 +298,29 @@ def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
     if job.train.router_aux_loss_coef and not shape.experts:
         message = f"{name} has no experts; remove the field, or take a mixture of experts"
         raise JobError([job.problem(("train", "router_aux_loss_coef"), message)])
+    shape = _scaled(job, shape)
     if shape.longest_row is not None and job.train.model_max_length > shape.longest_row:
         message = too_long(job.train.model_max_length, shape.longest_row)
         raise JobError([job.problem(("train", "model_max_length"), message)])
     return shape, []
+
+
+def _scaled(job: Job, shape: ModelShape) -> ModelShape:
+    """Return the shape with the positions that model.rope_scaling gives it.
+
+    Raises:
+        JobError: the scaling would not be part of what is exported.
+    """
+    scaling = job.model.rope_scaling
+    if scaling is None:
+        return shape
+    if job.train.export == "original":
+        message = "is written into the text model's config, and train.export: original keeps the folder's; write text"
+        raise JobError([job.problem(("model", "rope_scaling"), message)])
+    base = scaling.original_max_position_embeddings or base_length(shape.max_position_embeddings)
+    return replace(
+        shape, max_position_embeddings=round(base * scaling.factor), rope_factor=scaling.factor, longest_row=None
+    )
 
 
 def _decide_export(job: Job, shape: ModelShape | None, ledger: Ledger) -> None:

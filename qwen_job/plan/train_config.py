@@ -13,7 +13,18 @@ from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.plan.schedule import PACKED_FILL
 from qwen_job.plan.search.choice import layout_of
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.sections import DataFile, DataSpec, Guards, ModelSpec, Monitor, Planned, Stop, Training, Webhook
+from qwen_job.run.sections import (
+    DataFile,
+    DataSpec,
+    Guards,
+    ModelSpec,
+    Monitor,
+    Planned,
+    RopeScaling,
+    Stop,
+    Training,
+    Webhook,
+)
 
 if TYPE_CHECKING:
     from qwen_job.plan.plan import Plan
@@ -57,6 +68,7 @@ def train_config(plan: Plan) -> TrainConfig:
             source=job.model.resolved_source,
             revision=job.model.revision,
             cache_dir=Path(plan.job.model_cache),
+            rope_scaling=_rope_scaling(job),
         ),
         data=_data(job),
         training=_training(plan),
@@ -71,6 +83,11 @@ def train_config(plan: Plan) -> TrainConfig:
         monitor=_monitor(job),
         plan=_planned(plan),
     )
+
+
+def _rope_scaling(job: Job) -> RopeScaling | None:
+    scaling = job.model.rope_scaling
+    return RopeScaling.model_construct(**dict(scaling)) if scaling is not None else None
 
 
 def _monitor(job: Job) -> Monitor:

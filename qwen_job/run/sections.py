@@ -33,6 +33,14 @@ class Fixed(Section):
 _Kind = TypeVar("_Kind", bound=Fixed)
 
 
+class RopeScaling(Fixed):
+    """YaRN: positions reach ``factor`` times ``original_max_position_embeddings``, None for the model's own."""
+
+    rope_type: Literal["yarn"] = "yarn"
+    factor: float = Field(gt=1)
+    original_max_position_embeddings: int | None = Field(default=None, ge=1)
+
+
 class ModelSpec(Fixed):
     """One model: ``name`` is a hub id, a folder (local) or a name in qwen_job/facts/models/ (random)."""
 
@@ -40,6 +48,7 @@ class ModelSpec(Fixed):
     source: choices.Source
     revision: str | None = None
     cache_dir: Path | None = None
+    rope_scaling: RopeScaling | None = None
 
     @model_validator(mode="before")
     @classmethod

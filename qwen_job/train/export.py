@@ -23,6 +23,7 @@ from qwen_job.atomic import sync_file, sync_folder, write_atomically
 from qwen_job.chatml import END_OF_TEXT, IM_END, SPECIAL_TOKENS
 from qwen_job.errors import ModelError
 from qwen_job.facts.model_files import read_json
+from qwen_job.facts.positions import own_length
 from qwen_job.models.generation import exported, pad_of, stops_of
 from qwen_job.models.loading import load_native
 from qwen_job.models.template_files import write_template
@@ -121,6 +122,8 @@ def rehearse(model: Any, source: Path, config: TrainConfig) -> list[str]:
 
     if config.export == "original":
         refuse_without_whole(source)
+        if config.model.rope_scaling is not None:
+            raise ModelError("model.rope_scaling: train.export: original keeps the folder's config.json; write text")
     with tempfile.TemporaryDirectory(dir=config.output_dir, prefix=".rehearsal-") as scratch:
         folder = Path(scratch)
         try:
@@ -136,7 +139,7 @@ def rehearse(model: Any, source: Path, config: TrainConfig) -> list[str]:
 
 def _length_note(model: Any, config: TrainConfig) -> list[str]:
     """Return a warning where rows are longer than the positions that the model was trained with."""
-    most, length = int(model.config.max_position_embeddings), config.data.max_length
+    most, length = own_length(model.config.to_dict()) or config.data.max_length, config.data.max_length
     if length <= most:
         return []
     older = original_folder(config.model) is not None

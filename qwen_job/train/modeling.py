@@ -13,6 +13,7 @@ import torch
 from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields, longest_row, too_long
 from qwen_job.facts.model_files import read_text_config
+from qwen_job.facts.positions import with_yarn
 from qwen_job.models.loading import load_native
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation, try_kernel, window_of
@@ -33,10 +34,10 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
             would not be honoured.
         EnvironmentFault: this GPU's attention kernel does not do what it should.
     """
-    _check_config(config, folder)
+    values = _checked_config(config, folder)
     kind = config.attention if config.sequence_parallel_size == 1 else "varlen"  # ours: see share_rows
     with _partitioned(deepspeed):
-        model, report = load_native(folder, DTYPES[config.precision], implementation(kind))
+        model, report = load_native(folder, DTYPES[config.precision], implementation(kind), values)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
@@ -67,12 +68,17 @@ def _partitioned(deepspeed: DeepSpeedConfig) -> Iterator[None]:
         del kept
 
 
-def _check_config(config: TrainConfig, folder: Path) -> None:
-    values = read_text_config(folder)
+def _checked_config(config: TrainConfig, folder: Path) -> dict[str, object]:
+    """Return the config to build the model from: the folder's, with the positions that train.yaml asks for."""
+    values, scaling = read_text_config(folder), config.model.rope_scaling
     check_fields(values, f"{folder}/config.json")
+    if scaling is not None:
+        original = scaling.original_max_position_embeddings
+        values = with_yarn(values, scaling.factor, original, f"{folder}/config.json")
     longest, length = longest_row(values), config.data.max_length
     if longest is not None and length > longest:
         raise ModelError(f"{folder}/config.json: rope_scaling: {too_long(length, longest)}")
+    return values
 
 
 def shape_of(model: Any) -> Shape:

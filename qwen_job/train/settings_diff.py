@@ -59,6 +59,8 @@ def settings_text(config: TrainConfig) -> str:
     data = plain(config.data)
     data |= {split: [_entry(file) for file in getattr(config.data, split)] for split in ("train", "eval")}
     values |= {f"data.{name}": data[name] for name in _OF_THE_DATA}
+    if config.model.rope_scaling is not None:
+        values["model.rope_scaling"] = plain(config.model.rope_scaling)
     if config.router_aux_loss_coef is not None:
         values["router_aux_loss_coef"] = config.router_aux_loss_coef
     if config.guards.skip_rows:

@@ -409,9 +409,10 @@ def test_rows_longer_than_the_models_are_warned_of(name: str, older: bool, tmp_p
     sets = (f"model.name={name}", "train.model_max_length=40000", "cluster.gpus_per_node=8")
     planned = [line for line in plan(tmp_path, "", *sets).warnings if line.startswith("train.model_max_length")]
     values, _ = tiny.settings(tmp_path, data__max_length=40000, model__name=name, model__source="modelscope")
-    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=32768))
+    model = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: {"max_position_embeddings": 32768}))
     noted = _length_note(model, parse_config(values, "train.yaml"))
     assert len(planned) == len(noted) == 1
+    assert ("model.rope_scaling: 5 (YaRN" if older else "model.rope_scaling: 2 (YaRN") in planned[0]
     assert ["NTK" in line for line in (*planned, *noted)] == [older, older]
     values["data"]["max_length"] = 32768
     assert _length_note(model, parse_config(values, "train.yaml")) == []

@@ -111,6 +111,7 @@ model:
   source: modelscope
   revision: null
   cache_dir: /shared/runs/.qwen-job-cache
+  rope_scaling: null
 data:
   train:
     - path: /shared/data/chats.json
