@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from qwen_job.job import load_job  # noqa: E402
-from qwen_job.job.schema import job_schema, site_schema  # noqa: E402
+from qwen_job.job.schema import catalog_entry, job_schema, site_schema  # noqa: E402
 from qwen_job.plan import make_plan  # noqa: E402
 from qwen_job.render import render  # noqa: E402
 
@@ -29,6 +29,7 @@ def expected() -> dict[Path, str]:
     files = {
         ROOT / "configs" / "job.schema.json": _json(job_schema()),
         ROOT / "configs" / "site.schema.json": _json(site_schema()),
+        ROOT / "configs" / "schemastore.json": _json(catalog_entry()),
     }
     for name in SCRIPTS:
         job = load_job([ROOT / "configs" / "jobs" / f"{name}.yaml"])

@@ -54,7 +54,7 @@ class Hostfile(Strict):
         None, description="Address of the first host as the others reach it; default: its name in hosts"
     )
     port: Annotated[int, Field(ge=1024, le=65535)] = Field(29500, description="Rendezvous port on the first host")
-    python: Place = "python3"
+    python: Place = Field("python3", description="Python with the training stack, on every host")
     preflight: bool = Field(True, description="Check every host before training")
     ssh_options: list[Text] = Field([], description="Additional ssh options, one per item, e.g. -p, '2222'")
 

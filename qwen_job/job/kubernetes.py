@@ -35,7 +35,7 @@ from qwen_job.job.types import EnvName, FreeText, Strict
 class Volume(Strict):
     """A volume and its mount path. Set exactly one of pvc, nfs and host_path, or a size to create a claim."""
 
-    name: DnsLabel
+    name: DnsLabel = Field(description="Name of the volume in the pods")
     mount_path: MountPath = Field(description="Path in the pods; the job's paths must be below it")
     pvc: DnsSubdomain | None = Field(None, description="Name of a PersistentVolumeClaim; created if size is set")
     nfs: Annotated[str, Field(pattern=r"^[^\s:][^:]*:/[^\x00-\x1f\x7f]*$")] | None = Field(
@@ -46,9 +46,13 @@ class Volume(Strict):
     )
     size: Storage | None = Field(None, description="Create the claim with this much storage; it is kept after the job")
     storage_class: DnsSubdomain | None = Field(None, description="Storage class of the created claim")
-    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"] = "ReadWriteMany"
-    sub_path: Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"), forward] | None = None
-    read_only: bool = False
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany", "ReadWriteOncePod"] = Field(
+        "ReadWriteMany", description="Access mode of the created claim"
+    )
+    sub_path: Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"), forward] | None = Field(
+        None, description="Folder of the volume to mount in place of its root"
+    )
+    read_only: bool = Field(False, description="Mount it read-only")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Volume":

@@ -203,13 +203,13 @@ class Data(Strict):
 class CustomGpu(Strict):
     """A GPU that is not in qwen_job/facts/gpus, described by its figures."""
 
-    name: Text
-    memory_gib: Annotated[float, Field(gt=0, le=1e6)]
-    compute_capability: Annotated[float, Field(gt=0, le=1000)]
+    name: Text = Field(description="Its name, as the plan shows it")
+    memory_gib: Annotated[float, Field(gt=0, le=1e6)] = Field(description="Memory of one GPU, in GiB")
+    compute_capability: Annotated[float, Field(gt=0, le=1000)] = Field(description="CUDA compute capability, e.g. 8.0")
     peak_tflops: dict[choices.Precision, float] = Field(
         {}, description="Dense TFLOP/s by precision; without it, no MFU"
     )
-    memory_bandwidth_gbs: Annotated[float, Field(gt=0)] | None = None
+    memory_bandwidth_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="Memory bandwidth in GB/s")
     nvlink_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s, sum of both directions")
     pcie_gbs: Annotated[float, Field(gt=0)] | None = Field(None, description="GB/s, sum of both directions")
 
@@ -272,15 +272,17 @@ class Train(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         choices.WEIGHT_DECAY, description="Weight decay, except for norms and biases"
     )
-    adam_beta1: BelowOne = choices.ADAM_BETA1
-    adam_beta2: BelowOne = choices.ADAM_BETA2
-    adam_epsilon: Annotated[float, Field(gt=0)] = choices.ADAM_EPSILON
-    max_grad_norm: Annotated[float, Field(ge=0)] = choices.MAX_GRAD_NORM
+    adam_beta1: BelowOne = Field(choices.ADAM_BETA1, description="Decay of AdamW's first moment")
+    adam_beta2: BelowOne = Field(choices.ADAM_BETA2, description="Decay of AdamW's second moment")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(choices.ADAM_EPSILON, description="AdamW's epsilon")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        choices.MAX_GRAD_NORM, description="Clip gradients to this norm; 0 does not clip"
+    )
     lr_scheduler_type: Scheduler = Field(
         choices.SCHEDULER, description="How the learning rate changes after the warmup"
     )
     warmup_ratio: Fraction = Field(choices.WARMUP_RATIO, description="Fraction of all steps used for warmup")
-    logging_steps: Positive = 1
+    logging_steps: Positive = Field(1, description="Steps between two lines of the trackers (report_to)")
     eval_steps: Positive | None = Field(None, description="Steps between evaluations; default: save_steps")
     save_steps: Positive = Field(choices.SAVE_STEPS, description="Steps between checkpoints")
     save_total_limit: Positive = Field(choices.SAVE_TOTAL_LIMIT, description="Number of checkpoints to keep")
@@ -289,15 +291,15 @@ class Train(Strict):
         description="Steps between states kept in host memory, from which a restart on the same nodes resumes; auto: "
         "as often as costs 1% of the time, where they fit; 0: never",
     )
-    dataloader_num_workers: Count = choices.DATALOADER_WORKERS
+    dataloader_num_workers: Count = Field(choices.DATALOADER_WORKERS, description="Processes per rank that read data")
     report_to: list[Reporter] = Field(
         [choices.REPORT_TO], description="Experiment trackers; metrics.jsonl is always written"
     )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many evaluations without a better loss"
     )
-    load_best_model_at_end: bool = False
-    seed: Seed = choices.SEED
+    load_best_model_at_end: bool = Field(False, description="Export the checkpoint with the best evaluation")
+    seed: Seed = Field(choices.SEED, description="Seed of the order of the data, dropout and new weights")
     attention: Literal["auto", choices.Attention] = Field("auto", description="Attention kernel")
     sequence_parallel_size: Literal["auto"] | Positive = Field(
         "auto",

@@ -1,4 +1,4 @@
-"""The JSON Schema of job.yaml."""
+"""The JSON Schema of job.yaml, and the entry with which SchemaStore hands it to editors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 from qwen_job.facts.train_settings import facts
 from qwen_job.job.job import Job
+from qwen_job.text import json_text
 
+# Where the committed schemas are read from.
+ADDRESS = "https://raw.githubusercontent.com/qwen-job/qwen-job/main/configs"
 _KINDS = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "dict": "object", "list": "array"}
 _NEEDS = {
     "evaluation": "held-out rows (data.eval or data.eval_split)",
@@ -48,9 +51,44 @@ def job_schema() -> dict[str, Any]:
     for section, name in (("Kubernetes", "active_deadline"), ("Kubernetes", "ttl_after_finished")):
         _accept_text(definitions[section]["properties"], name)
     _accept_text(definitions["Retry"]["properties"], "grace")
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "qwen-job job.yaml"
-    return schema
+    _describe(schema)
+    return _headed(schema, "job", "qwen-job job.yaml", "A fine-tuning job of qwen-job")
+
+
+def _headed(schema: dict[str, Any], name: str, title: str, description: str) -> dict[str, Any]:
+    """Return the schema with what identifies it; the keys come first, where a reader looks for them."""
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"{ADDRESS}/{name}.schema.json",
+        "title": title,
+        "description": description,
+    }
+    return {**head, **{key: value for key, value in schema.items() if key not in head}}
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    """Describe each section by its own first sentence, and each setting of TrainingArguments by what it takes."""
+    definitions = schema["$defs"]
+    for field in schema["properties"].values():
+        section = str(field.get("$ref", "")).rpartition("/")[2]
+        if section and "description" not in field:
+            field["description"] = definitions[section]["description"].partition("\n")[0]
+    for name, field in definitions["Train"]["properties"].items():
+        always = f"; always {json_text(field['const'])} here" if "const" in field else ""
+        field.setdefault("description", f"{name} of Hugging Face's TrainingArguments{always}")
+
+
+def catalog_entry() -> dict[str, Any]:
+    """Return the entry for SchemaStore's catalog: editors that use it then know job files by their names.
+
+    job.yaml alone is too common a name for a catalog of all programs; a first line in the file names the schema there.
+    """
+    return {
+        "name": "qwen-job",
+        "description": "A fine-tuning job of qwen-job",
+        "fileMatch": ["qwen-job.yaml", "qwen-job.yml", "*.qwen-job.yaml", "*.qwen-job.yml"],
+        "url": f"{ADDRESS}/job.schema.json",
+    }
 
 
 def _setting(fact: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +104,7 @@ def site_schema() -> dict[str, Any]:
     schema = job_schema()
     schema.pop("required", None)
     schema["$defs"]["Cluster"].pop("required", None)
-    schema["title"] = "qwen-job site profile"
-    return schema
+    return _headed(schema, "site", "qwen-job site profile", "Defaults of a cluster, which job.yaml overrides")
 
 
 def _accept(definitions: dict[str, Any], name: str, forms: list[dict[str, Any]]) -> None:

@@ -18,11 +18,11 @@ OptionName = Annotated[str, AfterValidator(option_name)]
 class Slurm(Strict):
     """Slurm settings. Set any other option through ``sbatch`` and ``srun``, by its long name."""
 
-    partition: Text | None = None
-    account: Text | None = None
-    qos: Text | None = None
-    constraint: Text | None = None
-    reservation: Text | None = None
+    partition: Text | None = Field(None, description="Partition, or several with commas between; default: Slurm's")
+    account: Text | None = Field(None, description="Account that the job is charged to")
+    qos: Text | None = Field(None, description="Quality of service")
+    constraint: Text | None = Field(None, description="Features that the nodes must have, e.g. nvlink&ib")
+    reservation: Text | None = Field(None, description="Reservation to run in")
     time: SlurmTime | None = Field(
         None, description="Time limit with its unit: 2h30m, or in sbatch's format: 12:30:00, 1-12 (days-hours), 90:00"
     )

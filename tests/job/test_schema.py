@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from qwen_job.job.document import parse
-from qwen_job.job.schema import job_schema
+from qwen_job.job.schema import ADDRESS, catalog_entry, job_schema
 from qwen_job.resources import resource
 from tests.jobs import FIVE_LINES, problems
 
@@ -77,6 +79,32 @@ def test_what_the_loader_refuses_the_schema_refuses(text: str) -> None:
     assert not VALIDATOR.is_valid({**read(FIVE_LINES), **read(text)})
 
 
-def test_every_field_is_described_or_plain() -> None:
-    sections = job_schema()["properties"]
-    assert all("description" in field or "$ref" in field or "allOf" in field for field in sections.values())
+def undescribed(schema: Any, path: str = "") -> Iterator[str]:
+    """Yield the fields of job.yaml without a description; Kubernetes' own objects have theirs in its documentation."""
+    for name, field in schema.get("properties", {}).items():
+        if "description" not in field:
+            yield f"{path}{name}"
+    for name, part in schema.get("$defs", {}).items():
+        for form in part.get("anyOf", [part]):
+            yield from undescribed(form, f"{name}.")
+
+
+def test_every_field_is_described() -> None:
+    assert [*undescribed(job_schema())] == []
+
+
+@pytest.mark.parametrize("name", ["job", "site"])
+def test_a_schema_says_what_it_is_and_where(name: str) -> None:
+    text = resource("configs", f"{name}.schema.json").read_text("utf-8")
+    head = list(json.loads(text).items())[:4]
+    assert [key for key, _ in head] == ["$schema", "$id", "title", "description"]
+    assert dict(head)["$id"] == f"{ADDRESS}/{name}.schema.json"
+
+
+def test_the_catalog_s_entry_is_complete_and_matches_job_files_only() -> None:
+    entry = json.loads(resource("configs", "schemastore.json").read_text("utf-8"))
+    assert entry == catalog_entry() and entry["url"] == job_schema()["$id"]
+    assert set(entry) == {"name", "description", "fileMatch", "url"}
+    assert any(fnmatch("big.qwen-job.yaml", pattern) for pattern in entry["fileMatch"])
+    # As the catalog's own rules have it: no name that other programs use.
+    assert not any(fnmatch(name, pattern) for name in ("job.yaml", "values.yaml") for pattern in entry["fileMatch"])
