@@ -20,15 +20,30 @@ KNOWN = (
     "managed_gradient_accumulation",
 )  # fmt: skip
 
+# Of AutoEP's keys (deepspeed/module_inject/auto_ep_config.py) those that do not change what the model computes.
+_EXPERT_PARALLEL = (
+    "enabled", "autoep_size", "use_grouped_mm", "disable_triton_grouped_mm", "comm_backend", "comm_num_sm",
+    "comm_qp_margin", "comm_max_tokens_per_rank", "async_split_plan",
+)  # fmt: skip
+
 
 def key_fault(key: str, value: object) -> str:
-    """Return what is wrong with a key of the top level: it looks like a misspelt one, or is not offered; else ""."""
-    if key == "expert_parallel" and isinstance(value, dict) and value.get("enabled", False) is not False:
-        return (
-            "is not offered: a checkpoint's experts would be split over the ranks, and a model exported from it would "
-            "hold those of rank 0; remove it: ZeRO-3 splits the experts, too"
-        )
+    """Return what is wrong with a key of the top level; "" unless it looks like a misspelt one, or is not offered."""
+    if key == "expert_parallel":
+        return _expert_parallel_fault(value)
     if key in KNOWN:
         return ""
     meant = did_you_mean(key, KNOWN, cutoff=MISSPELT)
     return f"DeepSpeed has no such key and would ignore it{meant}" if meant else ""
+
+
+def _expert_parallel_fault(block: object) -> str:
+    if not isinstance(block, dict):
+        return ""  # the reader of the whole file says what it expects
+    size = block.get("autoep_size", 1)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        return f"autoep_size: expected a positive whole number, found {size!r}"
+    others = [str(key) for key in block if key not in _EXPERT_PARALLEL]
+    if others:
+        return f"{others[0]}: is not offered: the model says how its experts work; remove it"
+    return ""

@@ -29,12 +29,13 @@ class FileEntry(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """One complete checkpoint."""
+    """One complete checkpoint; ``expert_parallel_size``: ranks that shared the experts of a layer."""
 
     step: int
     path: Path
     world_size: int
     zero_stage: int
+    expert_parallel_size: int = 1
 
 
 def describe(path: Path) -> FileEntry:
@@ -43,13 +44,22 @@ def describe(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, sha256_of(path))
 
 
-def write_manifest(folder: Path, *, step: int, world_size: int, zero_stage: int, files: dict[str, FileEntry]) -> None:
+def write_manifest(
+    folder: Path,
+    *,
+    step: int,
+    world_size: int,
+    zero_stage: int,
+    files: dict[str, FileEntry],
+    expert_parallel_size: int = 1,
+) -> None:
     """Write the manifest that makes ``folder`` complete; the keys of ``files`` are paths relative to it."""
     content = {
         "version": 1,
         "step": step,
         "world_size": world_size,
         "zero_stage": zero_stage,
+        "expert_parallel_size": expert_parallel_size,
         "files": {name: entry._asdict() for name, entry in sorted(files.items())},
     }
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
@@ -59,7 +69,8 @@ def check(folder: Path, *, hashes: bool = True) -> Checkpoint | str:
     """Return the checkpoint in ``folder``, or the reason why it is incomplete."""
     try:
         content, files = _read(folder)
-        found = Checkpoint(content["step"], folder, content["world_size"], content["zero_stage"])
+        split = content.get("expert_parallel_size", 1)
+        found = Checkpoint(content["step"], folder, content["world_size"], content["zero_stage"], split)
     except FileNotFoundError:
         return "it has no manifest: its save was interrupted"
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -48,7 +48,7 @@ class Sum(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of one node's ranks at a step, complete; ``nodes`` and ``world_size`` of the attempt that saved it."""
+    """The state of one node's ranks at a step, complete; its numbers are those of the attempt that saved it."""
 
     node: int
     step: int
@@ -57,6 +57,7 @@ class State(NamedTuple):
     world_size: int
     zero_stage: int
     files: dict[str, Sum]
+    expert_parallel_size: int = 1
 
     @property
     def bytes(self) -> int:
@@ -181,6 +182,7 @@ def manifest_text(state: State) -> str:
         "nodes": state.nodes,
         "world_size": state.world_size,
         "zero_stage": state.zero_stage,
+        "expert_parallel_size": state.expert_parallel_size,
         "files": {name: list(entry) for name, entry in sorted(state.files.items())},
     }
     return json.dumps(content) + "\n"
@@ -196,12 +198,13 @@ def parse_manifest(text: bytes | str, path: Path) -> State:
     try:
         files = {str(name): Sum(int(size), int(crc)) for name, (size, crc) in value["files"].items()}
         numbers = [int(value[key]) for key in ("node", "step", "nodes", "world_size", "zero_stage")]
+        split = int(value.get("expert_parallel_size", 1))
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"no manifest ({error})") from None
     if any(name.startswith("/") or ".." in Path(name).parts for name in files):
         raise ValueError("names files outside its folder")
     node, step, nodes, world_size, zero_stage = numbers
-    return State(node, step, path, nodes, world_size, zero_stage, files)
+    return State(node, step, path, nodes, world_size, zero_stage, files, split)
 
 
 def states(homes: Iterable[Path]) -> list[State]:

@@ -19,7 +19,6 @@ from qwen_job.run.manifest import newest_step
 from qwen_job.run.metrics import read_metrics
 from qwen_job.run.signals import StopRequest
 from qwen_job.text import duration
-from qwen_job.train.deepspeed_config import zero_stage
 from qwen_job.train.remembered import find_remembered, neighbourhood
 from qwen_job.train.rendezvous import Place, join, once, tell
 from qwen_job.train.runlog import RunLog
@@ -54,13 +53,13 @@ def train(
         from qwen_job.train.resume import choose_checkpoint, identify
         from qwen_job.train.setup import Attempt, build_trainer, hardware, load
 
-        stage, around, remembered = zero_stage(deepspeed), None, None
+        around, remembered = None, None
         if every := config.training.memory_save_steps:
-            around = neighbourhood(config.output_dir, place, store, stage, every, log.say)
+            around = neighbourhood(config.output_dir, place, store, deepspeed, every, log.say)
         if around is not None:
             remembered = find_remembered(around, newest_step(config.output_dir), log.say)
         beginning = choose_checkpoint(
-            config, stage, place, store, log, lambda: identify(config, prepared, model_folder), remembered
+            config, deepspeed, place, store, log, lambda: identify(config, prepared, model_folder), remembered
         )
         resumed = beginning.resume
         if resumed is not None and resumed.universal:

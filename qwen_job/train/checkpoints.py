@@ -64,12 +64,18 @@ class Checkpointer(CheckpointEngine):  # type: ignore[misc]
     """
 
     def __init__(
-        self, folder: Path, *, zero_stage: int, background: bool, guard: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        *,
+        zero_stage: int,
+        background: bool,
+        expert_parallel_size: int = 1,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self.guard = guard
         self.folder = folder
-        self.disk = Disk(folder, zero_stage)
+        self.disk = Disk(folder, zero_stage, expert_parallel_size)
         self.medium: Medium | Disk = self.disk
         self.background = background
         self._snapshots = Snapshots()

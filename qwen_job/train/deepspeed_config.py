@@ -39,6 +39,7 @@ def resolve(config: TrainConfig, given: DeepSpeedConfig, source: str) -> tuple[D
     result.setdefault("timers", {"throughput": {"enabled": False}})
     _fill_known(result, config, source)
     _fill_zero(result["zero_optimization"])
+    _check_experts(result, config.world_size, source)
     left = _find_auto(result)
     if left:
         raise JobError([Problem(source, 0, 0, key, 'cannot resolve "auto": write a number') for key in left])
@@ -50,6 +51,12 @@ def resolve(config: TrainConfig, given: DeepSpeedConfig, source: str) -> tuple[D
 def zero_stage(deepspeed: DeepSpeedConfig) -> int:
     """Return the ZeRO stage, 0 to 3."""
     return int(deepspeed.get("zero_optimization", {}).get("stage", 0))
+
+
+def expert_parallel_size(deepspeed: DeepSpeedConfig) -> int:
+    """Return how many ranks share the experts of a layer; 1: each has all of them."""
+    block = deepspeed.get("expert_parallel") or {}
+    return int(block.get("autoep_size", 1)) if block.get("enabled") else 1
 
 
 def offloads_optimizer(deepspeed: DeepSpeedConfig) -> bool:
@@ -127,6 +134,27 @@ def _fill_zero(zero: dict[str, Any]) -> None:
             zero[key] = value
     if zero.get("stage") == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+
+
+def _check_experts(result: DeepSpeedConfig, world_size: int, source: str) -> None:
+    """Drop a block about experts that asks for nothing.
+
+    Raises:
+        JobError: the experts cannot be split over this number of ranks, or with this ZeRO stage.
+    """
+    field = "expert_parallel"
+    if not isinstance(result.get(field, {}), dict):
+        raise JobError([Problem(source, 0, 0, field, f"expected fields, not {result[field]!r}")])
+    size, field = expert_parallel_size(result), f"{field}.autoep_size"
+    if size == 1:
+        result.pop("expert_parallel", None)
+        return
+    if world_size % size:
+        why = f"{size} does not divide {world_size} ranks; write one that does"
+        raise JobError([Problem(source, 0, 0, field, why)])
+    if zero_stage(result) == 0:
+        why = "needs ZeRO: stage 0 clips gradients by a norm that is not that of all experts; write stage 1, 2 or 3"
+        raise JobError([Problem(source, 0, 0, field, why)])
 
 
 def _find_auto(value: object, path: str = "") -> list[str]:

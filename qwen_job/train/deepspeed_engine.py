@@ -19,7 +19,9 @@ import deepspeed
 import torch
 
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
-from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
+from qwen_job.train import expert_parallel
+from qwen_job.train.deepspeed_config import expert_parallel_size, offloads_optimizer, zero_stage
+from qwen_job.train.expert_parallel import expert_settings, unrecorded
 from qwen_job.train.experts import gather_blocks_whole
 from qwen_job.train.gradients import measure_gradients
 from qwen_job.train.lean_zero import use_lean_zero
@@ -65,7 +67,10 @@ def build_engine(model: Any, optimizer: torch.optim.Optimizer, settings: DeepSpe
     if offloads_optimizer(settings) and settings.get("zero_force_ds_cpu_optimizer", True):
         optimizer = _on_cpu(optimizer)
     gather_blocks_whole(model)
-    engine: Engine = deepspeed.initialize(model=model, optimizer=optimizer, config=given)[0]
+    if expert_parallel_size(settings) > 1:
+        given["expert_parallel"] = expert_settings(model, settings)
+    with unrecorded():
+        engine: Engine = deepspeed.initialize(model=model, optimizer=optimizer, config=given)[0]
     measure_gradients(engine)
     use_lean_zero(engine.optimizer)
     return engine
@@ -89,10 +94,23 @@ def torch_optimizer(engine: Engine) -> torch.optim.Optimizer:
 
 def load_checkpoint(engine: Any, checkpoint: Path, config: TrainConfig) -> None:
     """Load weights and optimizer of a checkpoint, which may be a universal one. A collective of all ranks."""
+    names = [group.get("name") for group in torch_optimizer(engine).param_groups]
     loaded, _ = engine.load_checkpoint(str(checkpoint), load_lr_scheduler_states=True)
     if loaded is None:
         raise RuntimeError(f"DeepSpeed found no checkpoint in {checkpoint}")
     _separate_groups(engine, config.training.weight_decay)
+    for group, name in zip(torch_optimizer(engine).param_groups, names, strict=True):
+        if name is not None:
+            group["name"] = name  # that of another size of groups came with the checkpoint
+
+
+def reload(engine: Any, checkpoint: Path, config: TrainConfig) -> None:
+    """Load a checkpoint that these very ranks saved, whatever the run was resumed from. A collective of all ranks."""
+    universal, engine._config.load_universal_checkpoint = engine._config.load_universal_checkpoint, False
+    try:
+        load_checkpoint(engine, checkpoint, config)
+    finally:
+        engine._config.load_universal_checkpoint = universal
 
 
 def _separate_groups(engine: Engine, weight_decay: float) -> None:
@@ -103,8 +121,8 @@ def _separate_groups(engine: Engine, weight_decay: float) -> None:
     optimizer = getattr(engine.optimizer, "optimizer", None)
     if optimizer is None:
         return
-    decays = [weight_decay, 0.0] if len(optimizer.param_groups) == 2 else []
-    for group, decay in zip(optimizer.param_groups, decays, strict=False):
+    decays = [weight_decay, 0.0, weight_decay] if len(optimizer.param_groups) > 1 else []
+    for group, decay in zip(optimizer.param_groups, decays, strict=False):  # the third has experts
         group["weight_decay"] = decay
     for state in optimizer.state.values():
         if torch.is_tensor(state.get("step")):
@@ -137,7 +155,9 @@ def weights_are_finite(engine: Engine, ranks: Ranks) -> bool:
 
 
 def whole_weights(engine: Any, settings: DeepSpeedConfig) -> dict[str, torch.Tensor]:
-    """Return all weights by name, put together on rank 0 where ZeRO-3 split them. A collective of all ranks."""
+    """Return all weights by name, put together on rank 0 where ranks split them. A collective of all ranks."""
+    if expert_parallel_size(settings) > 1:
+        return expert_parallel.whole_weights(engine, settings)
     if zero_stage(settings) == 3:
         gathered: dict[str, torch.Tensor] = engine._zero3_consolidated_16bit_state_dict()
         return gathered

@@ -115,7 +115,11 @@ class Routing:
         self._tokens = 0
         self._sums = self._no_sums()
         self._load: Tensor | None = None
+        self._logits: Tensor | None = None
         self._hooks = [router.register_forward_hook(partial(self._note, n)) for n, router in enumerate(routers)]
+        # AutoEP's router does not return its logits, which its own linear layer has just computed.
+        gates = [router.get_submodule("gate") for router in routers if hasattr(router, "gate")]
+        self._hooks += [gate.register_forward_hook(self._keep_logits) for gate in gates]
 
     def begin(self, tokens: int) -> None:
         """Begin a step of ``tokens`` real tokens on all ranks."""
@@ -187,12 +191,17 @@ class Routing:
         options: dict[str, Any] = {"dtype": torch.float64, "device": self._ranks.device}
         return torch.zeros(self._layers + 1, self._experts, **options), torch.zeros(self._layers, **options)
 
-    def _note(self, layer: int, _router: torch.nn.Module, _inputs: Any, output: Any) -> None:
-        """Note what a router of transformers returned: logits [tokens, experts], weights, choices [tokens, chosen].
+    def _keep_logits(self, _gate: torch.nn.Module, _inputs: Any, logits: Tensor) -> None:
+        self._logits = logits
 
-        With an auxiliary loss the same is computed when a checkpointed layer runs again, and dropped.
+    def _note(self, layer: int, router: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        """Note what a router returned: logits [tokens, experts], weights, choices [tokens, chosen] in transformers.
+
+        AutoEP's returns weights, choices and counts. With an auxiliary loss the same is computed when a checkpointed
+        layer runs again, and dropped.
         """
-        logits, _, choices = output
+        logits, _, choices = (self._logits, *output[:2]) if hasattr(router, "gate") else output
+        self._logits = None
         if self._now is None or len(logits) != len(self._now.real):
             return
         seen, wanted = self._now, bool(self.coefficient) and torch.is_grad_enabled()

@@ -25,7 +25,9 @@ from qwen_job.train.straggler import OwnTime
 class Judge(Protocol):
     """What looks at every micro-batch's summed loss and may replace it: see ``StepGuard.take``."""
 
-    def __call__(self, batch: Batch, loss: torch.Tensor, stand_in: Callable[[], torch.Tensor], /) -> torch.Tensor: ...
+    def __call__(
+        self, batch: Batch, loss: torch.Tensor, stand_in: Callable[[bool], torch.Tensor], /
+    ) -> torch.Tensor: ...
 
 
 class GradientStep:
@@ -64,7 +66,7 @@ class GradientStep:
             moved("computing")
             found = self._own_time.of_forward(partial(self._loss, batch))
             seen = self._seen
-            loss = judge(batch, found, partial(self._loss_of_nothing, batch))
+            loss = judge(batch, found, partial(self._stand_in, batch))
             total = self._balanced(loss * share, seen if loss is found else self._seen, ranks)
             engine.set_gradient_accumulation_boundary(number == len(batches))
             engine.backward(total, scale_wrt_gas=False)
@@ -79,8 +81,12 @@ class GradientStep:
         loss, self._seen = self.routing.watch(batch, partial(self.plain_loss, batch))
         return loss
 
-    def _loss_of_nothing(self, batch: Batch) -> torch.Tensor:
-        return self._loss(empty_like(batch, self._pad_id))
+    def _stand_in(self, batch: Batch, broken: bool) -> torch.Tensor:
+        """Return a loss without the broken micro-batches: that of nothing, or of ``batch`` where another rank's is.
+
+        It is computed again there: ranks that exchange tokens also exchange their gradients, of the same forward pass.
+        """
+        return self._loss(empty_like(batch, self._pad_id) if broken else batch)
 
     def _balanced(self, loss: torch.Tensor, seen: Seen | None, ranks: int) -> torch.Tensor:
         """Return ``loss`` with what the balance of experts adds to it, where there are any."""

@@ -45,8 +45,8 @@ class Medium(Protocol):
 class Disk:
     """The run's folder of checkpoints: files are synced and hashed."""
 
-    def __init__(self, folder: Path, zero_stage: int) -> None:
-        self.folder, self.zero_stage = folder, zero_stage
+    def __init__(self, folder: Path, zero_stage: int, expert_parallel_size: int = 1) -> None:
+        self.folder, self.zero_stage, self.expert_parallel_size = folder, zero_stage, expert_parallel_size
 
     @property
     def leads(self) -> bool:
@@ -73,7 +73,14 @@ class Disk:
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
         sync_folder(self.folder)
-        write_manifest(target, step=step, world_size=dist.get_world_size(), zero_stage=self.zero_stage, files=entries)
+        write_manifest(
+            target,
+            step=step,
+            world_size=dist.get_world_size(),
+            zero_stage=self.zero_stage,
+            files=entries,
+            expert_parallel_size=self.expert_parallel_size,
+        )
 
 
 class Memory:
@@ -82,8 +89,8 @@ class Memory:
     ``kept``: the step of the newest state that all nodes have; it is deleted when the next but one is begun.
     """
 
-    def __init__(self, home: Path, local_rank: int, ranks: int, zero_stage: int) -> None:
-        self.home, self.zero_stage = home, zero_stage
+    def __init__(self, home: Path, local_rank: int, ranks: int, zero_stage: int, expert_parallel_size: int = 1) -> None:
+        self.home, self.zero_stage, self.expert_parallel_size = home, zero_stage, expert_parallel_size
         self._local_rank = local_rank
         self.ranks = ranks
         self.node, self.nodes = dist.get_rank() // ranks, dist.get_world_size() // ranks
@@ -111,4 +118,4 @@ class Memory:
         mine = files[self.node * self.ranks : (self.node + 1) * self.ranks]
         entries = {name: entry for part in mine for name, entry in part.items()}
         place = (self.node, step, self.path(step), self.nodes, dist.get_world_size(), self.zero_stage)
-        memory.publish(State(*place, entries))
+        memory.publish(State(*place, entries, self.expert_parallel_size))

@@ -34,7 +34,8 @@ class MemorySaves:
     """
 
     def __init__(self, around: Neighbourhood, every: MemorySaveSteps, ranks: Ranks, kept: int | None = None) -> None:
-        self.medium = Memory(around.home, around.place.local_rank, around.ranks, around.zero_stage)
+        split = around.expert_parallel_size
+        self.medium = Memory(around.home, around.place.local_rank, around.ranks, around.zero_stage, split)
         self._around, self._ranks, self._every = around, ranks, every
         self._interval = every if every != "auto" else _WARM_STEPS
         self._last: int | None = kept

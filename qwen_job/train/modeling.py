@@ -17,7 +17,8 @@ from qwen_job.facts.positions import with_yarn
 from qwen_job.models.loading import load_native
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation, try_kernel, window_of
-from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
+from qwen_job.train.deepspeed_config import expert_parallel_size, offloads_optimizer, zero_stage
+from qwen_job.train.expert_parallel import set_experts_apart
 from qwen_job.train.flops import Shape
 from qwen_job.train.kernels import use_lean_kernels
 from qwen_job.train.packed_state import linear_layers
@@ -109,7 +110,10 @@ def parameter_is_matrix(name: str, parameter: Any) -> bool:
 
 
 def build_optimizer(model: Any, config: TrainConfig, deepspeed: DeepSpeedConfig) -> torch.optim.Optimizer:
-    """AdamW over two groups, decayed and not; DeepSpeed's CPU kernel where the state lives in host memory."""
+    """AdamW over two groups, decayed and not; DeepSpeed's CPU kernel where the state lives in host memory.
+
+    A third one has the experts if ranks split them.
+    """
     training = config.training
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -117,6 +121,8 @@ def build_optimizer(model: Any, config: TrainConfig, deepspeed: DeepSpeedConfig)
         {"params": [p for name, p in named if not parameter_is_matrix(name, p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if (size := expert_parallel_size(deepspeed)) > 1:
+        groups = set_experts_apart(groups, model, size)
     settings: dict[str, Any] = {
         "lr": training.learning_rate,
         "betas": (training.adam_beta1, training.adam_beta2),

@@ -33,7 +33,7 @@ def suggestions(
     """
     zero = dict(deepspeed.get("zero_optimization", {}))
     try:
-        now = layout_of(config, zero)
+        now = layout_of(config, deepspeed)
     except QwenJobError:
         now = None
     found = changes(config, zero)

@@ -50,8 +50,10 @@ class Schedule:
         return state
 
     def load(self, checkpoint: Path) -> None:
-        """Continue where ``checkpoint`` was saved."""
-        self._curve.load_state_dict(torch.load(checkpoint / SCHEDULE, weights_only=True))
+        """Continue where ``checkpoint`` was saved; its optimizer may have had another number of groups, all alike."""
+        state, groups = torch.load(checkpoint / SCHEDULE, weights_only=True), len(self._optimizer.param_groups)
+        state |= {name: value[:1] * groups for name, value in state.items() if isinstance(value, list)}
+        self._curve.load_state_dict(state)
 
     def renew(self, next_step: int) -> str | None:
         """Apply train.yaml's learning rate and length after a checkpoint of other settings; returns what changed."""

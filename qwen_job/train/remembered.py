@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.facts.choices import MemorySaveSteps
 from qwen_job.run import states as memory
+from qwen_job.run.config import DeepSpeedConfig
 from qwen_job.run.states import State
+from qwen_job.train.deepspeed_config import expert_parallel_size, zero_stage
 from qwen_job.train.neighbour import Address, Server, adopt, fetch
 from qwen_job.train.rendezvous import Place, tell
 
@@ -50,11 +52,13 @@ class Remembered(NamedTuple):
 class Neighbourhood:
     """The nodes of a run that keep states in memory, seen from one rank. A collective of all ranks builds it."""
 
-    def __init__(self, run: Path, home: Path, place: Place, store: Store, zero_stage: int) -> None:
+    def __init__(
+        self, run: Path, home: Path, place: Place, store: Store, zero_stage: int, expert_parallel_size: int = 1
+    ) -> None:
         self.run, self.home, self.place, self.store = run, home, place, store
         self.ranks = local_world_size()
         self.node, self.nodes = place.rank // self.ranks, place.world_size // self.ranks
-        self.zero_stage = zero_stage
+        self.zero_stage, self.expert_parallel_size = zero_stage, expert_parallel_size
         self.leads = place.local_rank == 0
         self.token = tell(store, f"{_KEY}/token", place.is_first, lambda: secrets.token_hex(16))
         serves = self.leads and self.nodes > 1
@@ -63,10 +67,10 @@ class Neighbourhood:
 
     def states(self) -> list[State]:
         """Return what this host has that could belong to these ranks, newest first."""
-        shape = (self.nodes, self.place.world_size, self.zero_stage)
+        shape = (self.nodes, self.place.world_size, self.zero_stage, self.expert_parallel_size)
         own, *others = self.home, *(home for home in memory.homes_here(self.run, self.home.parent) if home != self.home)
         found = memory.states([own, *others])
-        return [state for state in found if (state.nodes, state.world_size, state.zero_stage) == shape]
+        return [state for state in found if _shape_of(state) == shape]
 
     def _offer(self, node: int) -> Offer:
         def mine() -> str:
@@ -99,9 +103,15 @@ def local_world_size() -> int:
 
 
 def neighbourhood(
-    run: Path, place: Place, store: Store, zero_stage: int, every: MemorySaveSteps, say: Callable[[str], None]
+    run: Path,
+    place: Place,
+    store: Store,
+    deepspeed: DeepSpeedConfig,
+    every: MemorySaveSteps,
+    say: Callable[[str], None],
 ) -> Neighbourhood | None:
     """Return the nodes that keep states in memory; None unless every node does. A collective of all ranks."""
+    split = expert_parallel_size(deepspeed)
     home = os.environ.get(memory.HOME, "")
     ranks = local_world_size()
     leaders = range(0, place.world_size, ranks)
@@ -111,7 +121,14 @@ def neighbourhood(
         say(f"no state is kept in memory: node {', '.join(map(str, without[:8]))} has no room for it")
     elif without and every != "auto":
         say(f"train.memory_save_steps: {every} is ignored: only the job's own launcher keeps states in memory")
-    return None if without else Neighbourhood(run, Path(home), place, store, zero_stage)
+    elif not without and split > 1 and len(leaders) > 1:
+        say("no state is kept in memory: of several nodes, only the first would have the experts that ranks split")
+        return None
+    return None if without else Neighbourhood(run, Path(home), place, store, zero_stage(deepspeed), split)
+
+
+def _shape_of(state: State) -> tuple[int, int, int, int]:
+    return state.nodes, state.world_size, state.zero_stage, state.expert_parallel_size
 
 
 def find_remembered(around: Neighbourhood, least: int, say: Callable[[str], None]) -> Remembered | None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from qwen_job.data import open_prepared
 from qwen_job.errors import JobError, NoProgress
-from qwen_job.run.config import TrainConfig
+from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.folder import step_name
 from qwen_job.run.manifest import Checkpoint, newest, wrong_hash
 from qwen_job.run.metrics import read_metrics
 from qwen_job.train.course import Course
+from qwen_job.train.deepspeed_config import expert_parallel_size, zero_stage
 from qwen_job.train.identity import Identity, identity_of, read_identity, resume_course
 from qwen_job.train.remembered import Remembered
 from qwen_job.train.rendezvous import Place, tell
@@ -84,7 +85,7 @@ def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, s
 
 def choose_checkpoint(
     config: TrainConfig,
-    stage: int,
+    deepspeed: DeepSpeedConfig,
     place: Place,
     store: Store,
     log: RunLog,
@@ -99,13 +100,14 @@ def choose_checkpoint(
     Raises:
         JobError: the checkpoint was saved with another ZeRO stage, or belongs to other data or another model.
     """
+    stage, split = zero_stage(deepspeed), expert_parallel_size(deepspeed)
     refused = {} if remembered else refuse_corrupt(config.folder.checkpoints, place, store)
 
     def choose() -> str:
         found, passed_over = newest(config.folder.checkpoints, hashes=False, refused=refused)
         on_disk = found.step if found else None
         if remembered:
-            found, passed_over = Checkpoint(remembered.step, remembered.path, place.world_size, stage), []
+            found, passed_over = Checkpoint(remembered.step, remembered.path, place.world_size, stage, split), []
         refuse_without_progress(config.output_dir, found.step if found else None)
         for line in passed_over:
             log.say(f"checkpoints: {line}")
@@ -131,10 +133,11 @@ def choose_checkpoint(
         for note in notes:
             log.say(note)
         now = now._replace(course=course, longest=longest)
-        if found.world_size == place.world_size or stage == 0:
+        if stage == 0 or (found.world_size, found.expert_parallel_size) == (place.world_size, split):
             return json.dumps([[found.step, str(found.path), False, on_disk], now])
-        log.say(f"it was saved on {found.world_size} ranks, and {place.world_size} are running: converting it")
-        return json.dumps([[found.step, str(make_universal(found)), True, on_disk], now])
+        for line in _conversions(found, place.world_size, split):
+            log.say(line)
+        return json.dumps([[found.step, str(make_universal(found, split)), True, on_disk], now])
 
     resumed, (data, model, rows, width, course, longest) = json.loads(tell(store, "checkpoint", place.is_first, choose))
     resume = None
@@ -152,6 +155,14 @@ def sharing_note(config: TrainConfig) -> str:
     if not starts or before == now:
         return ""
     return f"train.sequence_parallel_size: {before} -> {now}: numbers may differ in their last digits"
+
+
+def _conversions(found: Checkpoint, world_size: int, split: int) -> Iterator[str]:
+    """Yield why a checkpoint is converted."""
+    if found.world_size != world_size:
+        yield f"it was saved on {found.world_size} ranks, and {world_size} are running: converting it"
+    if found.expert_parallel_size != split:
+        yield f"its experts were split over {found.expert_parallel_size} ranks, now over {split}: converting it"
 
 
 def identify(config: TrainConfig, prepared: Path, model_folder: Path) -> Identity:

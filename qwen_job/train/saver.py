@@ -17,7 +17,7 @@ from qwen_job.run.config import TrainConfig
 from qwen_job.run.folder import IDENTITY, SCHEDULE, SETTINGS, STATE, step_name
 from qwen_job.run.manifest import check, prune
 from qwen_job.train.checkpoints import Checkpointer, MemoryFull
-from qwen_job.train.deepspeed_engine import Engine
+from qwen_job.train.deepspeed_engine import Engine, reload
 from qwen_job.train.identity import Identity
 from qwen_job.train.memory_saves import MemorySaves
 from qwen_job.train.ranks import Ranks
@@ -147,8 +147,19 @@ class Saver:
                 f"step-{best} had the lowest held-out loss but cannot be used ({found}): keeping the last weights"
             )
             return False
+        split = self.checkpointer.disk.expert_parallel_size
+        here = (self._ranks.world_size, split)
+        if max(split, found.expert_parallel_size) > 1 and (found.world_size, found.expert_parallel_size) != here:
+            self._log.say(
+                f"{found.path.name} had the lowest held-out loss, but was saved on {found.world_size} ranks, with "
+                f"experts split over {found.expert_parallel_size}: keeping the last weights"
+            )
+            return False
         self._log.say(f"taking the weights of {found.path.name}, the lowest held-out loss")
-        load_weights(self.engine.module, found)
+        if split > 1:
+            reload(self.engine, found.path, self._config)
+        else:
+            load_weights(self.engine.module, found)
         return True
 
     @property

@@ -30,7 +30,7 @@ from qwen_job.train.batches import Batch, Loader, Rows, StepSampler, collate, on
 from qwen_job.train.checkpoints import Checkpointer
 from qwen_job.train.compiling import Setting, compile_layers
 from qwen_job.train.course import Course, Track
-from qwen_job.train.deepspeed_config import offloads_optimizer, zero_stage
+from qwen_job.train.deepspeed_config import expert_parallel_size, offloads_optimizer, zero_stage
 from qwen_job.train.experts import Routing, coefficient_of, expert_notes, routers_of
 from qwen_job.train.export import control_tokens, rehearse
 from qwen_job.train.gradient_step import GradientStep
@@ -166,6 +166,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     checkpointer = Checkpointer(
         config.folder.checkpoints,
         zero_stage=zero_stage(attempt.deepspeed),
+        expert_parallel_size=expert_parallel_size(attempt.deepspeed),
         background=_has_room_aside(config, attempt.deepspeed),
         guard=log.guard,
     )
@@ -175,7 +176,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     saver = Saver(
         config, checkpointer, engine, schedule, state, identity, ranks, log, resume.saved if resume else None, memory
     )
-    own_time = OwnTime(device, counts_forward=zero_stage(attempt.deepspeed) < 3 and size == 1)
+    own_time = OwnTime(device, counts_forward=_computes_alone(attempt.deepspeed) and size == 1)
     routing = Routing(engine.module, coefficient, ranks) if routers_of(model) else None
     named = partial(source_of, data.train, files=data.files)
     parts = Parts(
@@ -372,6 +373,11 @@ def _fused_loss(config: TrainConfig, log: RunLog) -> str:
     if kind != config.fused_loss:
         log.say(f"fused_loss: {kind} instead of {config.fused_loss}, whose loss has only 16 bits in {config.precision}")
     return kind
+
+
+def _computes_alone(deepspeed: DeepSpeedConfig) -> bool:
+    """Tell whether a forward pass waits for no other rank."""
+    return zero_stage(deepspeed) < 3 and expert_parallel_size(deepspeed) == 1
 
 
 def _has_room_aside(config: TrainConfig, deepspeed: DeepSpeedConfig) -> bool:

@@ -77,30 +77,32 @@ class StepGuard:
         self._step, self._targets = step, targets
         self._judged, self._replaced = [], 0
 
-    def take(self, batch: Batch, loss: torch.Tensor, stand_in: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def take(self, batch: Batch, loss: torch.Tensor, stand_in: Callable[[bool], torch.Tensor]) -> torch.Tensor:
         """Note a micro-batch's summed loss and return the loss to train on.
 
-        With on_nan: skip that is ``stand_in()``, a loss of nothing, where it is not finite; all ranks compute it then,
-        since ZeRO-3 gathers weights on all of them.
+        With on_nan: skip that is ``stand_in(broken)`` on all ranks once it is not finite on one: a loss of nothing
+        where it is ``broken``. All ranks compute it, since they gather weights or exchange tokens on the way.
         """
         if self._skips:
             loss = self._replace_broken(batch, loss, stand_in)
         self._judged.append(Judged(batch, loss.detach()))
         return loss
 
-    def _replace_broken(self, batch: Batch, loss: torch.Tensor, stand_in: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def _replace_broken(
+        self, batch: Batch, loss: torch.Tensor, stand_in: Callable[[bool], torch.Tensor]
+    ) -> torch.Tensor:
         ranks = self._ranks
         verdicts = ranks.gather_numbers([int(not torch.isfinite(loss.detach()))])
         # A group computes its row together: all of it is left out, whichever slice is broken.
         broken = verdicts.view(ranks.groups, -1).any(1)
         if not broken.any():
             return loss
-        nothing = stand_in()
+        mine = bool(broken[ranks.group])
+        replacement = stand_in(mine)
         self.skipped += int(broken.sum())
         self._replaced += int(broken.sum())
-        mine = bool(broken[ranks.group])
         self._report_skip([batch] if mine else [], "the loss is not finite")
-        return nothing if mine else loss
+        return replacement
 
     def judge_loss(self) -> None:
         """Agree on the step's mean loss, before its update.

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.run.folder import SCHEDULE, STATE
 from qwen_job.run.manifest import Checkpoint
+from qwen_job.train.universal_experts import put_together, take_apart
 
 
 def check_stage(found: Checkpoint, stage: int) -> None:
@@ -37,13 +38,15 @@ def check_stage(found: Checkpoint, stage: int) -> None:
     )
 
 
-def make_universal(found: Checkpoint) -> Path:
+def make_universal(found: Checkpoint, split: int) -> Path:
     """Return a folder that any number of ranks resumes from; made once, then found again.
+
+    ``split``: ranks that will share the experts of a layer.
 
     Raises:
         EnvironmentFault: DeepSpeed's conversion failed.
     """
-    target = found.path.parent / f".universal-{found.path.name}"
+    target = found.path.parent / f".universal-{found.path.name}{'-split' if split > 1 else ''}"
     if (target / "latest_universal").exists():
         return target
     aside = target.with_name(f"{target.name}.partial")
@@ -60,11 +63,20 @@ def make_universal(found: Checkpoint) -> Path:
             f"{found.path}: cannot be converted for another number of ranks ({' '.join(reason)}); run it on "
             f"{found.world_size} ranks, as it was saved"
         )
+    _convert_experts(aside / f"{tag}_universal" / "zero", found.expert_parallel_size, split)
     for name in (STATE, SCHEDULE, *(path.name for path in found.path.glob("rng_state_*.pth"))):
         shutil.copyfile(found.path / name, aside / name)
     (aside / "latest_universal").write_text(f"{tag}_universal", encoding="utf-8")
     aside.rename(target)
     return target
+
+
+def _convert_experts(folder: Path, saved: int, split: int) -> None:
+    """Convert between transformers' experts and AutoEP's, where only one of ``saved`` and ``split`` is 1."""
+    if saved > 1 and split == 1:
+        put_together(folder)
+    elif saved == 1 and split > 1:
+        take_apart(folder, split)
 
 
 def load_weights(model: Any, found: Checkpoint) -> None:

@@ -2,7 +2,7 @@
 
 Rank 0 writes to OUTPUT, by way, the loss and the routing of each step and the weights after the last; ``reference`` is
 what transformers computes by itself, alone, with all conversations as one padded batch. The tokens of a step are the
-same in every way. About 20 s of a core for each rank.
+same in every way. About 30 s of a core for each rank.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = ("qwen3_moe", "qwen2_moe", "qwen3_5_moe_text")
 
 
 class Way(NamedTuple):
-    """How a step is computed; ``micro``: rows of a micro-batch."""
+    """How a step is computed; ``micro``: rows of a micro-batch; ``split``: ranks that share the experts of a layer."""
 
     shape: str
     stage: int
@@ -44,6 +44,7 @@ class Way(NamedTuple):
     coefficient: float = 0.0
     micro: int = 1
     checkpointing: bool = False
+    split: int = 1
 
 
 WAYS = [
@@ -55,6 +56,19 @@ WAYS = [
     Way("qwen3_moe", 3, packed=False, coefficient=COEFFICIENT, micro=2, checkpointing=True),
     Way("qwen3_5_moe_text", 3, packed=True, coefficient=COEFFICIENT, checkpointing=True),
 ]
+SPLIT_WAYS = [
+    *(Way("qwen3_moe", stage, packed=True, split=2) for stage in (1, 2, 3)),
+    *(Way(shape, stage, packed=True, split=2) for shape in ("qwen2_moe", "qwen3_5_moe_text") for stage in (2, 3)),
+    Way("qwen3_moe", 2, packed=False, coefficient=COEFFICIENT, micro=4, split=2),
+    Way("qwen3_moe", 3, packed=False, coefficient=COEFFICIENT, micro=2, checkpointing=True, split=2),
+    Way("qwen2_moe", 1, packed=False, coefficient=COEFFICIENT, split=2),
+    Way("qwen3_5_moe_text", 2, packed=True, coefficient=COEFFICIENT, checkpointing=True, split=2),
+]
+
+
+def ways(ranks: int) -> list[Way]:
+    """Return the ways that a number of ranks can compute in."""
+    return WAYS if ranks == 1 else [*WAYS, *SPLIT_WAYS]
 
 
 class Row(NamedTuple):
@@ -90,6 +104,7 @@ def build(way: Way, folder: Path) -> tuple[Any, TrainConfig, dict[str, Any]]:
     )
     config = TrainConfig.model_validate(train)
     deepspeed |= {"train_micro_batch_size_per_gpu": way.micro, "gradient_clipping": 1.0}
+    deepspeed |= {"expert_parallel": {"enabled": way.split > 1, "autoep_size": way.split}}
     return build_model(config, deepspeed, folder / way.shape), config, deepspeed
 
 
@@ -109,7 +124,7 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
     mine = rows(way.packed)[ranks.rank :: ranks.world_size]
     batches = [collate(list(enumerate(mine[start : start + way.micro])), 0) for start in range(0, len(mine), way.micro)]
     totals = StepTotals(sum(LENGTHS) - len(LENGTHS), sum(LENGTHS), 0, 0)
-    losses, routed = [], []
+    losses, routed, norms = [], [], []
     for _ in range(STEPS):
         engine.train()
         seen: list[torch.Tensor] = []
@@ -122,8 +137,10 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
         losses.append(ranks.sum(torch.stack(seen).sum()).item() / totals.targets)
         routed.append(routing.statistics()._asdict())
         engine.step()
+        norms.append(engines.gradient_norm_of(engine))
     return {
         "losses": losses,
+        "norms": norms,
         "routed": routed,
         "weights": engines.whole_weights(engine, deepspeed),
         "leaves": sum(z3_leaf_module(module) for module in model.modules()),
@@ -141,19 +158,20 @@ def reference(shape: str, coefficient: float, folder: Path) -> dict[str, Any]:
     tokens = torch.tensor([text + [0] * (size - len(text)) for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (size - len(text)) for text in texts])
     targets = torch.tensor([[*text[1:], *[-100] * (size - len(text) + 1)] for text in texts])
-    losses, balances = [], []
+    losses, balances, norms = [], [], []
     for _ in range(STEPS):
         out = model(input_ids=tokens, attention_mask=mask, output_router_logits=True)
         loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), targets.flatten())
         routers = out.router_logits, model.config.num_experts, model.config.num_experts_per_tok
         balance = load_balancing_loss_func(*routers, attention_mask=mask)
         (loss + coefficient * balance).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         balances.append(balance.item())
-    return {"losses": losses, "aux": balances, "weights": {k: v.detach() for k, v in model.state_dict().items()}}
+    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    return {"losses": losses, "aux": balances, "norms": norms, "weights": weights}
 
 
 def main(output: str) -> None:
@@ -165,7 +183,7 @@ def main(output: str) -> None:
             write_folder(Path(scratch) / name, name)
             for coefficient in (0.0, COEFFICIENT):
                 results[name, coefficient] = reference(name, coefficient, Path(scratch))
-        for way in WAYS:
+        for way in ways(ranks.world_size):
             results[tuple(way)] = train(way, Path(scratch), ranks)
     if ranks.rank == 0:
         torch.save(results, output)

@@ -1,6 +1,7 @@
 """Mixtures of experts: every way of training gives what transformers gives alone; a run survives a kill, and exports.
 
-About 110 s of one core: one process and two that try every way, and three runs out of one folder.
+About four minutes of one core: one process and two that try every way, and three runs, each killed, resumed, and
+resumed on other ranks.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -21,9 +23,11 @@ from tests.train import tiny
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 torch = pytest.importorskip("torch")
-from tests.train.expert_worker import WAYS, Way  # noqa: E402
+from qwen_job.run.manifest import Checkpoint, check  # noqa: E402
+from qwen_job.train.universal import make_universal  # noqa: E402
+from tests.train.expert_worker import WAYS, Way, ways  # noqa: E402
 
-RUN: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "router_aux_loss_coef": 0.01,
     "training__gradient_accumulation_steps": 4,
     "training__max_steps": 10,
@@ -32,9 +36,9 @@ RUN: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
+@pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """Return what every way, and the reference, came to."""
+    """Return what every way that a number of ranks can take, and the reference, came to."""
     output: Path = tmp_path_factory.mktemp("experts") / "results.pt"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
     done = subprocess.run(
@@ -49,9 +53,16 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return found
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+on_one_and_two_ranks = pytest.mark.parametrize("results", [1, 2], indirect=True, ids=["one rank", "two ranks"])
+
+
+@pytest.mark.parametrize(
+    ("results", "way"), [(ranks, way) for ranks in (1, 2) for way in ways(ranks)], indirect=["results"], ids=str
+)
 def test_losses_balance_and_weights_are_those_of_one_unpacked_process(results: dict[Any, Any], way: Way) -> None:
     ours, alone = results[tuple(way)], results[way.shape, way.coefficient]
+    # Of all gradients before clipping: Adam would hide a wrong factor.
+    assert ours["norms"] == pytest.approx(alone["norms"], rel=1e-4)
     assert ours["losses"] == pytest.approx(alone["losses"], abs=1e-5)
     assert [step["router_aux_loss"] for step in ours["routed"]] == pytest.approx(alone["aux"], abs=1e-5)
     # Adam makes much of the rounding of gradients near zero, of which linear attention has more.
@@ -59,38 +70,60 @@ def test_losses_balance_and_weights_are_those_of_one_unpacked_process(results: d
     torch.testing.assert_close(ours["weights"], alone["weights"], rtol=0, atol=limit)
 
 
+@on_one_and_two_ranks
 def test_the_balance_changes_what_is_learned(results: dict[Any, Any]) -> None:
     off, on = results["qwen3_moe", 0.0], results["qwen3_moe", 0.1]
     assert off["losses"][0] == on["losses"][0] and abs(off["losses"][2] - on["losses"][2]) > 1e-3
 
 
+@on_one_and_two_ranks
 def test_loads_are_shares_of_the_tokens_and_entropy_is_at_most_that_of_chance(results: dict[Any, Any]) -> None:
     for step in results[tuple(WAYS[0])]["routed"]:
         assert 0 <= step["expert_load_min"] < 1 < step["expert_load_max"] <= 2
         assert 0 < step["router_entropy"] < torch.tensor(4.0).log()
 
 
+@on_one_and_two_ranks
 def test_zero_3_gathers_the_block_of_every_family_whole(results: dict[Any, Any]) -> None:
     leaves = {way.shape: results[tuple(way)]["leaves"] for way in WAYS if way.stage == 3}
     assert leaves == {"qwen3_moe": 2, "qwen2_moe": 1, "qwen3_5_moe_text": 4}
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with ZeRO-3 on two ranks, one of which was killed after step 6, and which was resumed from step 4."""
-    train_yaml = tiny.write_run(tmp_path_factory.mktemp("mixture") / "run", 3, shape=TINY["qwen3_moe"], **RUN)
+class Run(NamedTuple):
+    """A run on two ranks, and what it is resumed on elsewhere; ``split``: ranks that split the experts."""
+
+    shape: str
+    stage: int
+    split: int
+    elsewhere: tuple[int, int]  # ranks, of which so many split the experts
+    tensors: int  # of the exported model
+
+
+RUNS = [
+    Run("qwen3_moe", 3, 1, (1, 1), 45),
+    Run("qwen2_moe", 2, 2, (1, 1), 41),
+    Run("qwen3_5_moe_text", 3, 2, (2, 1), 72),
+]
+
+
+@pytest.fixture(scope="module", params=RUNS, ids=str)
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """A run on two ranks, one of which was killed after step 6, and which was resumed from step 4."""
+    run: Run = request.param
+    folder = tmp_path_factory.mktemp("mixture") / "run"
+    train_yaml = tiny.write_run(folder, run.stage, shape=TINY[run.shape], split=run.split, **SETTINGS)
     process = tiny.start(train_yaml)
-    tiny.wait_for_step(train_yaml.parent, 6, process, seconds=300)
+    tiny.wait_for_step(folder, 6, process, seconds=300)
     tiny.workers(process)[1].send_signal(signal.SIGKILL)
     assert process.wait(120) == 128 + signal.SIGKILL, process.communicate()[0]
     code, output = tiny.run(train_yaml)
     assert code == 0 and "resuming from step-4" in output, output
     assert "router_aux_loss_coef: 0.01: the balance of a step's experts is exact, so its 4 micro-batches" in output
-    return train_yaml.parent
+    return run, folder
 
 
-def test_a_killed_run_repeats_its_steps_bit_for_bit(killed: Path) -> None:
-    steps = tiny.metrics(killed, "step")
+def test_a_killed_run_repeats_its_steps_bit_for_bit(killed: tuple[Run, Path]) -> None:
+    steps = tiny.metrics(killed[1], "step")
     repeated = [line for line in steps if sum(other["step"] == line["step"] for other in steps) == 2]
     assert {line["step"] for line in repeated} >= {5, 6}
     figures = ("loss", "grad_norm", "expert_load_max", "expert_load_min", "router_entropy", "router_aux_loss")
@@ -99,24 +132,38 @@ def test_a_killed_run_repeats_its_steps_bit_for_bit(killed: Path) -> None:
         assert [line[name] for name in figures] == [twin[name] for name in figures]
 
 
-def test_every_tensor_is_exported_under_its_name_on_the_hub(killed: Path) -> None:
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+def test_every_tensor_is_exported_under_its_name_on_the_hub(killed: tuple[Run, Path]) -> None:
     from safetensors.torch import load_file
 
     from qwen_job.facts.weights import expected_shapes
     from qwen_job.models.completeness import check_folder
 
-    config = check_folder(killed / "model")
+    run, folder = killed
+    config = check_folder(folder / "model")
     assert (config["num_experts"], "num_local_experts" in config) == (4, False)
-    exported = load_file(killed / "model" / "model.safetensors")
+    exported = load_file(folder / "model" / "model.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in exported.items()} == expected_shapes(config)
-    saved = get_fp32_state_dict_from_zero_checkpoint(str(killed / "checkpoints" / "step-10"), "global_step10")
+    found = check(folder / "checkpoints" / "step-10")
+    assert isinstance(found, Checkpoint) and found.expert_parallel_size == run.split
     compared = 0
-    for name, tensor in saved.items():
-        for key, part in each_expert(name, tensor):
-            assert torch.equal(exported[key], part), key
+    for name, tensor in master_weights(found):
+        for key, part in [(name, tensor)] if name in exported else each_expert(name, tensor):
+            assert torch.equal(exported[key].flatten(), part.flatten()), key
             compared += 1
-    assert compared == len(exported) == 45
+    assert compared == len(exported) == run.tensors
+
+
+def master_weights(found: Checkpoint) -> Iterator[tuple[str, Any]]:
+    """Yield the master weights of a checkpoint as DeepSpeed's own tools put them together; some are flat."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if found.expert_parallel_size == 1:
+        yield from get_fp32_state_dict_from_zero_checkpoint(str(found.path), f"global_step{found.step}").items()
+        return
+    for place in (make_universal(found, 1) / f"global_step{found.step}_universal" / "zero").iterdir():
+        if place.is_dir():
+            tensor = torch.load(place / "fp32.pt", weights_only=False)
+            yield place.name, tensor["param"] if isinstance(tensor, dict) else tensor
 
 
 def each_expert(name: str, tensor: Any) -> list[tuple[str, Any]]:
@@ -134,16 +181,20 @@ def each_expert(name: str, tensor: Any) -> list[tuple[str, Any]]:
     return [(name, tensor)]
 
 
-def test_a_run_resumes_on_another_number_of_ranks(killed: Path) -> None:
-    folder = killed.parent / "alone"
-    shutil.copytree(killed, folder)
+def test_a_run_resumes_on_other_ranks_that_split_the_experts_otherwise(killed: tuple[Run, Path]) -> None:
+    run, before = killed
+    folder, (ranks, split) = before.parent / "elsewhere", run.elsewhere
+    shutil.copytree(before, folder)
     (folder / "done.json").unlink()
     for step in (8, 10):
         shutil.rmtree(folder / "checkpoints" / f"step-{step}")
-    changes = {**RUN, "world_size": 1, "training__gradient_accumulation_steps": 8}
-    code, output = tiny.run(tiny.write_run(folder, 3, shape=TINY["qwen3_moe"], **changes), 1)
-    assert code == 0 and "saved on 2 ranks, and 1 are running" in output, output
-    expected, found = tiny.metrics(killed, "step")[-6:], tiny.metrics(folder, "step")[-6:]
+    changes = {**SETTINGS, "world_size": ranks, "training__gradient_accumulation_steps": 8 // ranks}
+    train_yaml = tiny.write_run(folder, run.stage, shape=TINY[run.shape], split=split, **changes)
+    code, output = tiny.run(train_yaml, ranks)
+    assert code == 0, output
+    assert ("saved on 2 ranks, and 1 are running" in output) == (ranks == 1), output
+    assert ("experts were split over 2 ranks, now over 1" in output) == (run.split == 2), output
+    expected, found = tiny.metrics(before, "step")[-6:], tiny.metrics(folder, "step")[-6:]
     for name in ("loss", "router_aux_loss", "router_entropy"):
         assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], abs=2e-5), name
     assert json.loads((folder / "done.json").read_text())["step"] == 10

@@ -120,13 +120,17 @@ def settings(folder: Path, stage: int = 2, **changes: Any) -> tuple[dict[str, An
     return train, deepspeed
 
 
-def write_run(folder: Path, stage: int = 2, *, shape: dict[str, Any] = MODEL, **changes: Any) -> Path:
-    """Write a run folder ready to launch, of a random model of that ``shape``; returns its train.yaml."""
+def write_run(folder: Path, stage: int = 2, *, shape: dict[str, Any] = MODEL, split: int = 1, **changes: Any) -> Path:
+    """Write a run folder ready to launch, of a random model of that ``shape``; returns its train.yaml.
+
+    ``split``: ranks that split the experts of a mixture.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder.parent / "data.json").exists():
         conversations(folder.parent / "data.json")
     (folder.parent / "tiny.yaml").write_text(yaml.safe_dump(shape), encoding="utf-8")
     train, deepspeed = settings(folder, stage, **changes)
+    deepspeed |= {"expert_parallel": {"enabled": True, "autoep_size": split}} if split > 1 else {}
     (folder / "train.yaml").write_text(yaml.safe_dump(train), encoding="utf-8")
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed), encoding="utf-8")
     return folder / "train.yaml"
