@@ -135,10 +135,9 @@ class ModelShape:
         return max(self.vocab_size * self.hidden_size, experts)
 
     @property
-    def largest_gathered(self) -> int:
-        """Elements that ZeRO-3 gathers at once: all experts of a layer, or the largest parameter."""
-        experts = self.experts.count * self.expert_parameters if self.experts else 0
-        return max(self.largest_tensor, experts)
+    def all_expert_parameters(self) -> int:
+        """Weights of all experts of all layers, which ranks may split."""
+        return self.experts.layers * self.experts.count * self.expert_parameters if self.experts else 0
 
     @cached_property
     def layers_matmul_parameters(self) -> int:

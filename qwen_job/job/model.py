@@ -320,6 +320,11 @@ class Train(Strict):
         "default: the model's own, which is 0 for Qwen's. Costs a second forward pass where there are several "
         "micro-batches",
     )
+    expert_parallel_size: Literal["auto"] | Positive = Field(
+        "auto",
+        description="GPUs that split the experts of a mixture's layers and exchange tokens, so that none gathers them; "
+        "must divide the experts and the GPUs; 1: none; auto: planned",
+    )
     export: choices.Export = Field(
         choices.EXPORT,
         description="What model/ holds if training started from a vision-language folder (Qwen3.5 to 3.8): the text "

@@ -36,6 +36,8 @@ def deepspeed_config(job: Job, choice: Choice, precision: str, batch: Batch) -> 
         base["zero_optimization"]["overlap_comm"] = False  # nothing to overlap; it would wait and keep a second bucket
     if choice.offload_optimizer:
         base["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if choice.expert_parallel_size > 1:
+        base["expert_parallel"] = {"enabled": True, "autoep_size": choice.expert_parallel_size}
     merged: dict[str, Any] = overlay(base, job.deepspeed.config)
     return merged
 
@@ -53,6 +55,8 @@ def _contradictions(job: Job, choice: Choice, precision: str, batch: Batch) -> l
             "cpu" if choice.offload_optimizer else "none",
             "deepspeed.offload_optimizer",
         ),
+        ("expert_parallel", "enabled"): (choice.expert_parallel_size > 1, "train.expert_parallel_size"),
+        ("expert_parallel", "autoep_size"): (choice.expert_parallel_size, "train.expert_parallel_size"),
     }
     keys = {key: key_fault(key, value) for key, value in job.deepspeed.config.items()}
     problems = [job.problem(("deepspeed", "config", key), said) for key, said in keys.items() if said]

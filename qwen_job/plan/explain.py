@@ -52,6 +52,7 @@ _CHOSEN = {
     "train.gradient_checkpointing": "gradient_checkpointing",
     "train.per_device_train_batch_size": "micro_batch_size",
     "train.sequence_parallel_size": "sequence_parallel_size",
+    "train.expert_parallel_size": "expert_parallel_size",
 }
 
 

@@ -32,7 +32,7 @@ def decide_memory_saves(
         reason = "the model's shape is unknown: each node looks whether they fit"
         return ledger.decide(_FIELD, written, "auto", reason), choice
     size = states_of(question.nodes) * state_bytes(layout_of(question, choice))
-    short = _shortage(job, question, choice, size)
+    short = _split_experts(question, choice) or _shortage(job, question, choice, size)
     if short and written:
         raise JobError([job.problem(("train", "memory_save_steps"), f"{short}; write auto or 0, or change that")])
     if short:
@@ -40,6 +40,11 @@ def decide_memory_saves(
     kept = "and the neighbour's" if question.nodes > 1 else "in two versions"
     reason = f"the state {kept} takes {gib_or_mib(size)} of a node's memory; as often as costs 1% of the time"
     return ledger.decide(_FIELD, written, "auto", reason), choice._replace(memory=choice.memory.with_states(size))
+
+
+def _split_experts(question: Question, choice: Choice) -> str:
+    several = question.nodes > 1 and choice.expert_parallel_size > 1
+    return "of several nodes, only the first would have the experts that GPUs split" if several else ""
 
 
 def shared_memory(job: Job) -> int | None:

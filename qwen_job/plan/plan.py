@@ -25,6 +25,7 @@ from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.environment import environment
 from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.estimate.speed import SpeedEstimate
+from qwen_job.plan.expert_split import decide_split, refuse_split
 from qwen_job.plan.in_memory import decide_memory_saves, shared_memory
 from qwen_job.plan.precision import (
     decide_attention,
@@ -136,6 +137,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     refuse_sharing(job, shape, attention)
     rows = least_rows(job)
     refuse_contradictions(job, gpu.is_cpu)
+    refuse_split(job, shape)
     question, answer, run = None, Answer(None), None
     if shape is None:
         choice = reference_choice(job, rows, gpu.is_cpu)
@@ -150,6 +152,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     size = choice.sequence_parallel_size
     written = None if job.train.sequence_parallel_size == "auto" else job.train.sequence_parallel_size
     ledger.decide("train.sequence_parallel_size", written, size, sharing_of(question, choice))
+    decide_split(job, question, choice, ledger)
     mixture = shape is not None and shape.experts is not None
     torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, experts=mixture, shared=size > 1)
     memory_save_steps, choice = decide_memory_saves(job, question, choice, ledger)

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 # Fields of train that train.yaml keeps outside its training section, or in a different form.
 _ELSEWHERE = {
-    "attention", "bf16", "fp16", "fused_loss", "global_batch_size", "gradient_checkpointing", "hang_seconds",
-    "export", "loss_spike_factor", "model_max_length", "on_nan", "resume", "router_aux_loss_coef", "seed",
-    "sequence_parallel_size", "skip_rows", "torch_compile",
+    "attention", "bf16", "expert_parallel_size", "export", "fp16", "fused_loss", "global_batch_size",
+    "gradient_checkpointing", "hang_seconds", "loss_spike_factor", "model_max_length", "on_nan", "resume",
+    "router_aux_loss_coef", "seed", "sequence_parallel_size", "skip_rows", "torch_compile",
 }  # fmt: skip
 # Fields of data that only the plan reads.
 _FOR_THE_PLAN = ("samples", "tokens_per_sample")

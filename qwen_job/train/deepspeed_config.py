@@ -39,7 +39,7 @@ def resolve(config: TrainConfig, given: DeepSpeedConfig, source: str) -> tuple[D
     result.setdefault("timers", {"throughput": {"enabled": False}})
     _fill_known(result, config, source)
     _fill_zero(result["zero_optimization"])
-    _check_experts(result, config.world_size, source)
+    _check_experts(result, config, source)
     left = _find_auto(result)
     if left:
         raise JobError([Problem(source, 0, 0, key, 'cannot resolve "auto": write a number') for key in left])
@@ -136,7 +136,7 @@ def _fill_zero(zero: dict[str, Any]) -> None:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
 
 
-def _check_experts(result: DeepSpeedConfig, world_size: int, source: str) -> None:
+def _check_experts(result: DeepSpeedConfig, config: TrainConfig, source: str) -> None:
     """Drop a block about experts that asks for nothing.
 
     Raises:
@@ -149,8 +149,8 @@ def _check_experts(result: DeepSpeedConfig, world_size: int, source: str) -> Non
     if size == 1:
         result.pop("expert_parallel", None)
         return
-    if world_size % size:
-        why = f"{size} does not divide {world_size} ranks; write one that does"
+    if config.world_size % size:
+        why = f"{size} does not divide {config.world_size} ranks; write one that does"
         raise JobError([Problem(source, 0, 0, field, why)])
     if zero_stage(result) == 0:
         why = "needs ZeRO: stage 0 clips gradients by a norm that is not that of all experts; write stage 1, 2 or 3"

@@ -57,7 +57,12 @@ def test_repeating_what_is_planned_is_no_contradiction(tmp_path: Path) -> None:
         ("config: {scheduler: {type: WarmupLR}}", "config.scheduler: DeepSpeed's scheduler would silently override"),
         ("config: {optimizer: {type: Adam, params: {lr: 1}}}", "config.optimizer: DeepSpeed's optimizer would silently"),
         ("config: {zero_optimization: 3}", "config.zero_optimization: expected zero_optimization: {...} with fields"),
-        ("config: {expert_parallel: {enabled: true, autoep_size: 2}}", "config.expert_parallel: is not offered: a"),
+        (
+            "config: {expert_parallel: {autoep_size: 2}}",
+            "config.expert_parallel.autoep_size: 2 contradicts train.expert_parallel_size",
+        ),
+        ("config: {expert_parallel: {top_k: 2}}", "config.expert_parallel: top_k: is not offered: the model says how"),
+        ("config: {expert_parallel: 2}", "config.expert_parallel: expected expert_parallel: {...} with fields, not 2"),
         ("config: {bf16: true}", "config.bf16: expected bf16: {...} with fields, not true"),
     ],
 )  # fmt: skip

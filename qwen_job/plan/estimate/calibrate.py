@@ -119,14 +119,15 @@ def calibrate(
     return Calibration(constants, speed, fits, gpu.is_cpu)
 
 
-def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | None = None) -> Layout:
-    """Return the layout of a run with these settings (train.yaml, deepspeed.json's zero_optimization).
+def layout_of(train: TrainConfig, deepspeed: Mapping[str, Any], gpus_per_node: int | None = None) -> Layout:
+    """Return the layout of a run with these settings (train.yaml, deepspeed.json).
 
     Raises:
         UnknownName: the model's shape is unknown.
         ModelError: its config.json is not usable.
     """
-    training = train.training
+    training, zero = train.training, deepspeed.get("zero_optimization", {})
+    split = deepspeed.get("expert_parallel") or {}
     return Layout(
         load_model_shape(train.model.name),
         world_size=train.world_size,
@@ -143,6 +144,7 @@ def layout_of(train: TrainConfig, zero: Mapping[str, Any], gpus_per_node: int | 
         fused_norms=train.device == "cuda",
         lean_zero=True,
         sequence_parallel_size=train.sequence_parallel_size,
+        expert_parallel_size=split.get("autoep_size", 1) if split.get("enabled") else 1,
     )
 
 
@@ -166,7 +168,7 @@ def read_run(folder: Path, gpus_per_node: int | None = None, network_gbs: float 
     tokens = statistics.median(float(step["tokens"]) for step in steps)
     measured = [float(step["memory_bytes"]) for step in steps if step.get("memory_bytes")]
     compiled = [bool(line.get("compiled")) for line in lines if line.get("type") == "compile"]
-    layout = layout_of(train, zero, gpus_per_node)._replace(compiled=compiled[-1:] == [True])
+    layout = layout_of(train, deepspeed, gpus_per_node)._replace(compiled=compiled[-1:] == [True])
     return Run(
         folder=str(folder),
         layout=layout,

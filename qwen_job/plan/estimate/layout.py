@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     for an unknown device; ``fused_norms``: norms as our trainer computes them on a GPU (train/kernels.py), otherwise as
     transformers does; ``lean_zero``: a lone rank's gradients as our trainer keeps them (train/lean_zero.py), otherwise
     as DeepSpeed does; ``compiled``: layers and loss under torch.compile; ``expandable_segments``: of torch's allocator,
-    as environment.py sets them.
+    as environment.py sets them; ``expert_parallel_size``: GPUs that split the experts of a layer.
     """
 
     shape: ModelShape
@@ -40,6 +40,7 @@ class Layout(NamedTuple):
     compiled: bool = False
     expandable_segments: bool = True
     sequence_parallel_size: int = 1
+    expert_parallel_size: int = 1
 
     @property
     def on_cpu(self) -> bool:
@@ -76,6 +77,27 @@ class Layout(NamedTuple):
         """Whether gradients stay where autograd leaves them: no buckets, no flat copy in 16 bits."""
         alone = self.world_size == 1 and self.zero_stage in (1, 2) and not self.offload_optimizer
         return self.lean_zero and alone
+
+    @property
+    def local_parameters(self) -> int:
+        """Parameters of a rank before ZeRO shards them: without the experts that the other ranks of its group have."""
+        experts = self.shape.all_expert_parameters
+        return self.shape.num_parameters - experts + -(-experts // self.expert_parallel_size)
+
+    @property
+    def largest_tensor(self) -> int:
+        """Elements of a rank's largest parameter; AutoEP has a tensor for each of the experts' three matrices."""
+        experts, shape = self.shape.experts, self.shape
+        if experts is None or self.expert_parallel_size == 1:
+            return shape.largest_tensor
+        mine = experts.count // self.expert_parallel_size * shape.hidden_size * experts.width
+        return max(shape.vocab_size * shape.hidden_size, mine)
+
+    @property
+    def largest_gathered(self) -> int:
+        """Elements of what ZeRO-3 gathers at once: the largest parameter, or a rank's experts of a layer."""
+        experts = self.shape.experts.count * self.shape.expert_parameters if self.shape.experts else 0
+        return max(self.largest_tensor, experts // self.expert_parallel_size)
 
     @property
     def shard(self) -> int:

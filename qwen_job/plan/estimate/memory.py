@@ -136,22 +136,24 @@ def model_state_bytes(
     precision: str = "bf16",
     offload_optimizer: bool = False,
     master_weights: bool = True,
+    local_parameters: int | None = None,
 ) -> dict[str, int]:
     """Bytes of weights, gradients, master weights and Adam moments that a rank keeps on its GPU between steps.
 
     16 bytes per parameter in mixed precision, sharded by stage (arXiv:1910.02054, section 3): ZeRO-1 keeps 4 +
     12/N, ZeRO-2 2 + 14/N, ZeRO-3 16/N. ZeRO keeps an fp32 master copy even of fp32 weights; without ZeRO it
     does not. ``master_weights=False`` is plain half-precision AdamW: moments in the weights' type, no master.
+    ``local_parameters``: those of a rank where the others have further experts; a shard of both is the same.
     """
-    element = BYTES[precision]
+    element, whole = BYTES[precision], num_parameters if local_parameters is None else local_parameters
     shard = -(-num_parameters // world_size)
-    gradients = num_parameters if zero_stage < 2 else shard
-    optimizer = num_parameters if zero_stage == 0 else shard
+    gradients = whole if zero_stage < 2 else shard
+    optimizer = whole if zero_stage == 0 else shard
     needs_master = master_weights and (precision != "fp32" or zero_stage > 0)
     if offload_optimizer:
         optimizer = gradients = 0
     return {
-        "weights": element * (shard if zero_stage == 3 else num_parameters),
+        "weights": element * (shard if zero_stage == 3 else whole),
         "gradients": element * gradients,
         "master weights": MASTER_BYTES * optimizer if needs_master else 0,
         "optimizer": (ADAM_BYTES if master_weights else 2 * element) * optimizer,
@@ -182,6 +184,7 @@ def estimate_memory(
         precision=layout.precision,
         offload_optimizer=layout.offload_optimizer,
         master_weights=master_weights,
+        local_parameters=layout.local_parameters,
     )
     moments = _moments(
         states,
@@ -258,14 +261,15 @@ def _buffers(layout: Layout, zero: Mapping[str, Any]) -> dict[str, int]:
     shape, stage, element = layout.shape, layout.zero_stage, layout.element
     if stage == 0 or layout.gradients_stay:
         return {}
-    total, largest = shape.num_parameters, shape.largest_tensor
+    total, largest = layout.local_parameters, layout.largest_tensor
     bucket = int(zero["reduce_bucket_size"])
     copies = 2 if stage < 3 and zero.get("overlap_comm") else 1
     buckets = copies * min(bucket, total) + (largest if largest > bucket else 0)
     buffers = {"reduce buckets": element * buckets}
     if stage == 3 and layout.world_size > 1:
         live = int(zero["stage3_max_live_parameters"])
-        buffers["gathered weights"] = element * (min(max(live, shape.largest_gathered), total) + shape.small_parameters)
+        gathered = min(max(live, layout.largest_gathered), total)
+        buffers["gathered weights"] = element * (gathered + shape.small_parameters)
     if layout.offload_optimizer and stage < 3:
         buffers["offload staging"] = element * largest
     return buffers
@@ -303,7 +307,7 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
     host = {"processes": ranks * constants.process_bytes}
     kept = 0
     if layout.offload_optimizer:
-        staging = element * layout.shape.largest_tensor if layout.zero_stage < 3 else 0
+        staging = element * layout.largest_tensor if layout.zero_stage < 3 else 0
         host["offloaded optimizer"] = ranks * shard * (MASTER_BYTES + ADAM_BYTES)
         host["offloaded gradients"] = ranks * shard * (4 + element)
         host["pinned weights"] = ranks * (shard * element if layout.zero_stage < 3 else 0)

@@ -196,7 +196,7 @@ def _on_gpu(layout: Layout, gpu: Gpu, peak: float, attended: float, constants: S
     delta = _delta_seconds(layout, gpu)
     bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
     return {
-        "compute": accumulation * (work / (peak * _efficiency(shape, gpu, tokens, constants)) + again * delta.compute),
+        "compute": accumulation * (work / (peak * _efficiency(layout, gpu, constants)) + again * delta.compute),
         "memory": (accumulation * traffic + update) / bandwidth if bandwidth else 0.0,
         "launch": accumulation * again * (constants.layer_seconds * shape.num_hidden_layers + delta.launch),
     }
@@ -244,18 +244,22 @@ def _expert_traffic(layout: Layout, again: float) -> float:
     experts = layout.shape.experts
     if experts is None:
         return 0.0
-    weights = experts.layers * experts.count * layout.shape.expert_parameters
+    weights = layout.shape.all_expert_parameters / layout.expert_parallel_size
     return layout.element * weights * (2 * again + 1)  # read forward (again) and backward; gradients written
 
 
-def _efficiency(shape: ModelShape, gpu: Gpu, tokens: int, constants: SpeedConstants) -> float:
+def _efficiency(layout: Layout, gpu: Gpu, constants: SpeedConstants) -> float:
     """Share of the peak that matrix products of this many tokens and this width reach.
 
-    Grouped products reach what their groups would: of a mixture, those with the tokens of one expert. Not measured.
+    Grouped products reach what their groups would: of a mixture, those with the tokens of one expert, which come from
+    all ranks that split the experts. Not measured.
     """
+    shape, tokens = layout.shape, layout.tokens
     best = MATMUL_EFFICIENCY.get(int(gpu.compute_capability), 0.7) * constants.compute_factor
     experts = shape.experts
-    rows = tokens if experts is None else tokens * experts.per_token / experts.count
+    rows: float = tokens
+    if experts is not None:
+        rows = tokens * layout.expert_parallel_size * experts.per_token / experts.count
     return best * rows / (rows + constants.half_tokens * 2048 / shape.hidden_size)
 
 
@@ -296,31 +300,56 @@ def _range(values: Iterable[float]) -> Range:
 
 
 def communication_bytes(
-    shape: ModelShape, zero_stage: int, world_size: int, precision: str, accumulation: int
+    shape: ModelShape,
+    zero_stage: int,
+    world_size: int,
+    precision: str,
+    accumulation: int,
+    expert_parallel_size: int = 1,
 ) -> float:
     """Bytes that one rank sends in an optimizer step (arXiv:1910.02054, section 7; times (N-1)/N for rings).
 
     ZeRO-0 and 1 reduce gradients once a step, ZeRO-2 once a micro-batch (its gradients are sharded at once),
     and both gather the new weights once; ZeRO-3 gathers weights twice and reduces gradients once a
-    micro-batch.
+    micro-batch. Experts that ``expert_parallel_size`` ranks split have as many times fewer ranks to share a part with.
     """
-    volume = BYTES[precision] * shape.num_parameters * (world_size - 1) / world_size
+    split = shape.all_expert_parameters / expert_parallel_size
+    alike = world_size / expert_parallel_size
+    rest = shape.num_parameters - shape.all_expert_parameters
+    volume = BYTES[precision] * (rest * (world_size - 1) / world_size + split * (alike - 1) / alike)
     passes = {0: 2, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}[zero_stage]
     return volume * passes
+
+
+def routed_bytes(layout: Layout) -> float:
+    """Bytes of hidden states that one rank sends in a step to the ranks that have the experts of its tokens.
+
+    Each of a token's k experts gets its hidden state and returns another; in backward their gradients take the same
+    way, and with checkpointing the forward pass is done twice. Even routing leaves 1/N on the rank itself.
+    """
+    experts, size = layout.shape.experts, layout.expert_parallel_size
+    if experts is None or size == 1:
+        return 0.0
+    once = layout.element * layout.tokens * experts.per_token * layout.shape.hidden_size * (size - 1) / size
+    times = 6 if layout.gradient_checkpointing else 4
+    return once * times * experts.layers * layout.gradient_accumulation_steps
 
 
 def _link_seconds(layout: Layout, gpu: Gpu, network_gbs: float | None, constants: SpeedConstants) -> float:
     """Seconds of collectives: a ring is as fast as its slowest link; GPUs of a node share its network."""
     steps = layout.gradient_accumulation_steps
-    traffic = communication_bytes(layout.shape, layout.zero_stage, layout.world_size, layout.precision, steps)
+    size = layout.expert_parallel_size
+    traffic = communication_bytes(layout.shape, layout.zero_stage, layout.world_size, layout.precision, steps, size)
+    routed = routed_bytes(layout)
     if not traffic:
         return 0.0
     within = _node_gbs(gpu, constants)
     links = [] if within is None else [within]
     if layout.nodes > 1:
         links.append((network_gbs or DEFAULT_NETWORK_GBS) * constants.network_efficiency)
-    exchanged = exchange_bytes(layout) / (within or DEFAULT_NETWORK_GBS)
-    return (traffic / min(links or [DEFAULT_NETWORK_GBS]) + exchanged) / 1e9
+    slowest, near = min(links or [DEFAULT_NETWORK_GBS]), within or DEFAULT_NETWORK_GBS
+    exchanged = exchange_bytes(layout) / near + routed / (near if size <= layout.ranks else slowest)
+    return (traffic / slowest + exchanged) / 1e9
 
 
 def _node_gbs(gpu: Gpu, constants: SpeedConstants) -> float | None:

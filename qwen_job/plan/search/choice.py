@@ -5,8 +5,10 @@ Also why the others lost, and the smallest cluster that fits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple, TypeVar
 
 from qwen_job.facts.hardware import Gpu
@@ -15,6 +17,7 @@ from qwen_job.facts.sequence_parallel import Divided, sizes
 from qwen_job.plan.estimate.layout import Layout, why_not_shared
 from qwen_job.plan.estimate.memory import Constants, MemoryEstimate, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate, estimate_speed
+from qwen_job.plan.precision import BF16_FROM
 from qwen_job.text import GIB
 
 T = TypeVar("T")
@@ -22,6 +25,8 @@ T = TypeVar("T")
 # Fraction of GPU memory that a plan keeps free: the estimate's largest error on published figures (BENCHMARKS.md).
 MARGIN = 0.08
 HOST_MARGIN = 0.05
+# Splitting experts was not measured on GPUs yet: the plan takes it where 1 / 0.85 times the speed is estimated.
+UNMEASURED = 0.85
 LARGEST_MICRO_BATCH = 64
 LARGEST_CLUSTER = 64
 # Bytes per token of prepared data (data/prepared.py), read from storage during training.
@@ -66,6 +71,7 @@ class Question:
     constants: Constants | None = None
     speed_constants: SpeedConstants | None = None
     expandable_segments: bool = True
+    expert_parallel_size: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -109,6 +115,7 @@ class Choice(NamedTuple):
     speed: SpeedEstimate | None = None
     misfit: str = ""
     sequence_parallel_size: int = 1
+    expert_parallel_size: int = 1
 
     def global_batch_size(self, world_size: int) -> int:
         """Rows of a step on ``world_size`` GPUs."""
@@ -130,6 +137,7 @@ class Choice(NamedTuple):
         parts += ["optimizer on the host"] if self.offload_optimizer else []
         parts += ["checkpointing"] if self.gradient_checkpointing else []
         parts += [f"rows shared by {self.sequence_parallel_size} GPUs"] if self.sequence_parallel_size > 1 else []
+        parts += [f"experts split over {self.expert_parallel_size}"] if self.expert_parallel_size > 1 else []
         return f"{', '.join(parts)}, micro-batch {self.micro_batch_size}"
 
 
@@ -190,9 +198,17 @@ def _combinations(question: Question, size: int) -> Iterator[Choice]:
             if offload and (stage == 0 or question.gpu.is_cpu):
                 continue
             for checkpointing in _free(question.gradient_checkpointing, (False, True)):
-                for micro in _micro_batches(question, size):
+                for micro, split in product(_micro_batches(question, size), _splits(question, stage)):
                     steps = max(1, question.rows(size) // micro)
-                    choice = Choice(stage, offload, checkpointing, micro, steps, sequence_parallel_size=size)
+                    choice = Choice(
+                        stage,
+                        offload,
+                        checkpointing,
+                        micro,
+                        steps,
+                        sequence_parallel_size=size,
+                        expert_parallel_size=split,
+                    )
                     yield _evaluate(question, choice)
 
 
@@ -226,6 +242,20 @@ def _micro_batches(question: Question, shared_by: int) -> list[int]:
     return found
 
 
+def _splits(question: Question, stage: int) -> list[int]:
+    """Return the numbers of GPUs to split experts over: none, and as many of a node's as divide them.
+
+    Beyond a node, tokens would pass the network in every layer. GPUs below 8.0 compute experts one by one either way.
+    """
+    written = question.expert_parallel_size
+    if written is not None:
+        return [] if question.world_size % written or (written > 1 and stage == 0) else [written]
+    experts, near = question.shape.experts, min(question.gpus_per_node, question.world_size)
+    if experts is None or stage == 0 or question.gpu.is_cpu or question.gpu.compute_capability < BF16_FROM:
+        return [1]
+    return sorted({1, math.gcd(experts.count, near)})
+
+
 def layout_of(question: Question, choice: Choice) -> Layout:
     """Return the input of the estimates: the choice on the question's model and GPUs."""
     return Layout(
@@ -246,6 +276,7 @@ def layout_of(question: Question, choice: Choice) -> Layout:
         lean_zero=True,
         expandable_segments=question.expandable_segments,
         sequence_parallel_size=choice.sequence_parallel_size,
+        expert_parallel_size=choice.expert_parallel_size,
     )
 
 
@@ -291,11 +322,18 @@ def _misfit(question: Question, memory: MemoryEstimate) -> str:
 
 def _preference(choice: Choice) -> tuple[float, ...]:
     """Return the sort key of a choice that fits: speed to three digits, then simplicity, then memory."""
-    simple = (choice.offload_optimizer, choice.gradient_checkpointing, choice.zero_stage != 2, choice.zero_stage)
+    simple = (
+        choice.offload_optimizer,
+        choice.expert_parallel_size,
+        choice.gradient_checkpointing,
+        choice.zero_stage != 2,
+        choice.zero_stage,
+    )
     if choice.speed is None or choice.speed.rough:
         return (0.0, *simple, -choice.micro_batch_size)
+    speed = choice.speed.tokens_per_second * (UNMEASURED if choice.expert_parallel_size > 1 else 1.0)
     return (
-        -round(choice.speed.tokens_per_second, -_digits(choice.speed.tokens_per_second)),
+        -round(speed, -_digits(speed)),
         *simple,
         choice.needs.gpu_bytes,
     )
@@ -307,11 +345,12 @@ def _digits(value: float) -> int:
 
 
 def _runners(best: Choice | None, choices: Sequence[Choice]) -> list[Runner]:
-    """Return the best of every other kind (stage, offload, checkpointing) and why it lost, fitting ones first."""
-    kinds: dict[tuple[int, bool, bool, int], Choice] = {}
+    """Return the best of every other kind (stage, offload, checkpointing, experts) and why it lost: first what fits."""
+    kinds: dict[tuple[int, ...], Choice] = {}
     for choice in sorted(choices, key=lambda choice: (not choice.fits, _rank(choice))):
-        size = choice.sequence_parallel_size
-        kinds.setdefault((choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing, size), choice)
+        sizes = choice.sequence_parallel_size, choice.expert_parallel_size
+        kind = choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing, *sizes
+        kinds.setdefault(kind, choice)
     others = [choice for choice in kinds.values() if choice is not best]
     others.sort(key=lambda choice: (not choice.fits, _rank(choice)))
     return [Runner(choice, _why(best, choice)) for choice in others]
@@ -328,6 +367,8 @@ def _why(best: Choice | None, choice: Choice) -> str:
     if choice.speed is None or best.speed is None or best.speed.rough:
         return f"speed {'not known well enough' if choice.speed else 'unknown'}; the chosen layout is simpler"
     ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
+    if ratio < 0.99 and choice.expert_parallel_size > best.expert_parallel_size:
+        return f"estimated {1 / ratio - 1:.0%} faster, which is too little for what was not measured on GPUs yet"
     if ratio < 1.01:
         return "as fast, but more complex or larger"
     reasons = []
@@ -337,6 +378,8 @@ def _why(best: Choice | None, choice: Choice) -> str:
         reasons.append("moves gradients to the host and steps there")
     if choice.zero_stage > best.zero_stage:
         reasons.append("gathers weights for every micro-batch" if choice.zero_stage == 3 else "reduces more often")
+    if choice.expert_parallel_size > best.expert_parallel_size:
+        reasons.append("sends tokens to the experts of other GPUs")
     if choice.micro_batch_size < best.micro_batch_size:
         reasons.append("only has room for smaller micro-batches")
     return f"{1 - 1 / ratio:.0%} slower: {'; '.join(reasons) or 'communicates more'}"

@@ -25,6 +25,7 @@ FIXABLE = {
     "gradient_checkpointing": "train.gradient_checkpointing",
     "micro_batch_size": "train.per_device_train_batch_size",
     "sequence_parallel_size": "train.sequence_parallel_size",
+    "expert_parallel_size": "train.expert_parallel_size",
 }
 
 

@@ -59,6 +59,7 @@ def question_of(
         constants=constants,
         speed_constants=speed_constants,
         expandable_segments=segments_grow(job.env),
+        expert_parallel_size=None if train.expert_parallel_size == "auto" else train.expert_parallel_size,
     )
 
 
@@ -158,6 +159,7 @@ def reference_choice(job: Job, rows: int, on_cpu: bool) -> Choice:
         micro_batch_size=micro,
         gradient_accumulation_steps=accumulation or rows // micro,
         sequence_parallel_size=_size_of(job) or 1,
+        expert_parallel_size=1 if job.train.expert_parallel_size == "auto" else job.train.expert_parallel_size,
     )
 
 
