@@ -159,7 +159,19 @@ def age_of(seen: Seen) -> str:
 @pytest.mark.parametrize(("width", "dark"), [(400, False), (1400, True)])
 def test_in_a_browser_every_page_fits_and_asks_nobody_else(port: int, tmp_path: Path, width: int, dark: bool) -> None:
     """Chromium on the list, a live run with a hostile name, and a sweep. Four seconds each."""
-    measure = "<script>document.title = `${innerWidth} ${document.documentElement.scrollWidth}`</script></body>"
+    measure = """<script>
+      const box = (part) => {
+        const range = document.createRange();
+        range.selectNodeContents(part);
+        return range.getBoundingClientRect();
+      };
+      const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+      const over = [...document.querySelectorAll("figure")].filter((figure) => {
+        const [title, names] = ["figcaption", ".names"].map((part) => figure.querySelector(part));
+        return title && names && meet(box(title), box(names));
+      }).length;
+      document.title = `${innerWidth} ${document.documentElement.scrollWidth} ${over}`;
+    </script></body>"""
     for number, path in enumerate(("/", "/run/team/now/", "/run/sweep/")):
         seen = see(f"http://127.0.0.1:{port}{path}", tmp_path / str(number), width=width, dark=dark)
         assert hosts(seen) == {"127.0.0.1"}, seen.addresses
@@ -168,8 +180,9 @@ def test_in_a_browser_every_page_fits_and_asks_nobody_else(port: int, tmp_path: 
         copy = tmp_path / f"{number}.html"
         copy.write_text(get(port, path)[1].replace("</body>", measure))
         shown = see(f"file://{copy}", tmp_path / f"{number}-copy", width=width, dark=dark, seconds=0.5)
-        (inner, needed) = re.findall(r"<title>(\d+) (\d+)</title>", shown.document)[0]
+        (inner, needed, over) = re.findall(r"<title>(\d+) (\d+) (\d+)</title>", shown.document)[0]
         assert int(needed) <= int(inner), f"{path} is {needed} wide, the window {inner}"
+        assert over == "0", f"{path}: {over} legends cover the titles of their charts"
 
 
 @pytest.mark.slow
