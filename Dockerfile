@@ -1,4 +1,4 @@
-# The training image. SET names a folder of qwen_job/facts/image/: cpu, ampere (A100 and H100) or v100.
+# The training image. SET names a folder of qwen_job/facts/image/: cpu, ampere (A100, H100), cuda12 or v100.
 # Four stages: base (Debian packages), build (compilers, wheels, DeepSpeed's ops), package (our wheel), and the image:
 # base plus what build and package made, our own code last, so that a change of it rebuilds only two small layers.
 # A set whose set.yaml has "compiler: true" (ampere) gets gcc and Python's headers, for kernels that are compiled as a job

@@ -1,6 +1,6 @@
 # Every command sets up its own environment the first time; `make help` lists them.
 #   PYTEST_ARGS="tests/job -x"   more words for pytest         PYTHON=3.14   the interpreter (uv downloads a version)
-#   SET=cpu|ampere|v100          the image's set               TIMES=20      how many times the inputs of `make test`
+#   SET=cpu|ampere|cuda12|v100   the image's set               TIMES=20      how many times the inputs of `make test`
 #   DAY_ARGS="--only tests"      more words for gpu-day (--help lists them)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

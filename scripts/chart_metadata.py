@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = "https://github.com/qwen-job/qwen-job"
 IMAGE = "ghcr.io/qwen-job/qwen-job"
 DESCRIPTION = "Full fine-tuning of a Qwen chat model on one or more nodes, as a PyTorchJob, TrainJob or JobSet"
-SETS = ("ampere", "v100", "cpu")
+SETS = ("ampere", "cuda12", "v100", "cpu")
 VALUES = "## Values\n"
 # Sections whose fields have a row each; the others are mappings with keys of the user's.
 SECTIONS = ("cluster", "kubernetes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def image_sets() -> list[Image]:
 
 def set_for(capability: tuple[int, int]) -> str | None:
     """Return the best set for a GPU: one that was compiled for it, else one that runs through PTX."""
-    fitting = [image for image in image_sets() if image.runs_on(capability)]
+    best = best_of(image_sets(), capability)
+    return best.set if best else None
+
+
+def best_of(images: Sequence[Image], capability: tuple[int, int] | None) -> Image | None:
+    """Return the first image that was compiled for a GPU, else the first that runs there; None if none does.
+
+    Of a GPU whose capability is not known (None), the first image.
+    """
+    if capability is None:
+        return next(iter(images), None)
+    fitting = [image for image in images if image.runs_on(capability)]
     compiled = [i for i in fitting if any(_runs(a, capability) for a in i.architectures or () if a.startswith("sm_"))]
-    return next((image.set for image in compiled or fitting), None)
+    return next(iter(compiled or fitting), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault
 from qwen_job.node.driver import Driver, NodeGpu, probe
-from qwen_job.node.image import Image, image_sets, installed_image, set_for
+from qwen_job.node.image import Image, best_of, image_sets, installed_image, set_for
 from qwen_job.resources import user_cache
 from qwen_job.text import GIB, gib
 
@@ -91,7 +91,7 @@ def check_driver(image: Image, driver: Driver) -> None:
     needed = f"this image carries CUDA {image.cuda}, which needs driver {image.minimum_driver} or newer"
     if driver.version and image.minimum_driver:
         if _numbers(driver.version) < _numbers(image.minimum_driver):
-            raise EnvironmentFault(f"{needed}; the node has {driver.version}: {_older_set(image, driver.version)}")
+            raise EnvironmentFault(f"{needed}; the node has {driver.version}: {_older_set(image, driver)}")
     elif driver.cuda and driver.cuda[0] < image.cuda_major:
         had = ".".join(map(str, driver.cuda))
         raise EnvironmentFault(f"{needed}; the node's driver supports up to CUDA {had}: update the driver")
@@ -154,7 +154,10 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _older_set(image: Image, version: str) -> str:
-    older = [i for i in image_sets() if i.minimum_driver and _numbers(i.minimum_driver) <= _numbers(version)]
-    names = [f"SET={i.set} (CUDA {i.cuda})" for i in older if i.cuda_major < image.cuda_major]
-    return " or ".join(["update the driver", *(f"use {name}" for name in names)])
+def _older_set(image: Image, driver: Driver) -> str:
+    """Return what to do where the driver is older than the image: a set that runs on it and on the GPUs, if any."""
+    version = _numbers(driver.version or "")
+    older = [i for i in image_sets() if i.minimum_driver and _numbers(i.minimum_driver) <= version]
+    capability = next((gpu.capability for gpu in driver.gpus if gpu.capability), None)
+    best = best_of([i for i in older if i.cuda_major < image.cuda_major], capability)
+    return f"update the driver or use SET={best.set} (CUDA {best.cuda})" if best else "update the driver"

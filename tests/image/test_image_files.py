@@ -122,7 +122,8 @@ def test_one_variable_moves_every_cache() -> None:
 
 
 @pytest.mark.parametrize(("name", "asked", "has"), [("ampere", "", "1"), ("cpu", "", "0"), ("v100", "", "0"),
-                                                    ("ampere", "0", "0"), ("cpu", "1", "1")])  # fmt: skip
+                                                    ("ampere", "0", "0"), ("cpu", "1", "1"),
+                                                    ("cuda12", "", "1")])  # fmt: skip
 def test_the_set_decides_whether_an_image_has_a_compiler_unless_asked(name: str, asked: str, has: str) -> None:
     done = run(SCRIPTS / "has-compiler", f"qwen_job/facts/image/{name}/set.yaml", asked)
     assert done.stdout == f"{has}\n"

@@ -73,7 +73,7 @@ def test_no_driver(node: Node) -> None:
 def test_a_driver_older_than_the_cuda_inside(node: Node) -> None:
     node.gpu("NVIDIA A100-SXM4-80GB", "8.0", "535.104.05")
     line = refusal(node.launch())
-    assert "needs driver 580.65.06 or newer; the node has 535.104.05: update the driver or use SET=v100" in line
+    assert "needs driver 580.65.06 or newer; the node has 535.104.05: update the driver or use SET=cuda12" in line
 
 
 def test_a_driver_that_does_not_answer_well(node: Node) -> None:

@@ -54,8 +54,33 @@ def test_a_driver_older_than_the_cuda_inside() -> None:
         check_driver(AMPERE, driver)
     assert str(fault.value) == (
         "this image carries CUDA 13.0, which needs driver 580.65.06 or newer; the node has 535.104.05: "
-        "update the driver or use SET=v100 (CUDA 12.8)"
+        "update the driver or use SET=cuda12 (CUDA 12.8)"
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "capability", "advice"),
+    [
+        ("535.104.05", "A100", (8, 0), "update the driver or use SET=cuda12 (CUDA 12.8)"),
+        ("570.86.15", "H100", (9, 0), "update the driver or use SET=cuda12 (CUDA 12.8)"),
+        ("535.104.05", "V100", (7, 0), "update the driver or use SET=v100 (CUDA 12.8)"),
+        ("470.57.02", "A100", (8, 0), "update the driver"),
+    ],
+)
+def test_the_set_for_an_older_driver_has_kernels_for_the_gpu(
+    version: str, name: str, capability: tuple[int, int], advice: str
+) -> None:
+    with pytest.raises(EnvironmentFault) as fault:
+        check_driver(AMPERE, Driver(version, None, (gpu(name, *capability),)))
+    assert str(fault.value).endswith(f"the node has {version}: {advice}")
+
+
+@pytest.mark.parametrize("version", ["525.60.13", "535.104.05", "550.54.15", "570.86.15", "580.65.06"])
+def test_the_set_for_older_drivers_runs_on_all_of_them(version: str) -> None:
+    cuda12 = next(image for image in image_sets() if image.set == "cuda12")
+    for name, capability in (("A100", (8, 0)), ("H100", (9, 0))):
+        check_driver(cuda12, Driver(version, None, (gpu(name, *capability),)))
+        check_kernels(cuda12, gpu(name, *capability))
 
 
 def test_a_driver_known_only_by_its_cuda() -> None:
