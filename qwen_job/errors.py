@@ -31,6 +31,8 @@ from qwen_job.text import visible
 RETRYABLE_FROM = 128
 # Maximum number of problems in one error; fixing these shows the next.
 MOST_SHOWN = 100
+# In front of each line of remedies.
+REMEDY = "  - "
 
 
 class QwenJobError(Exception):
@@ -48,7 +50,8 @@ class UsageError(QwenJobError):
 class Problem(NamedTuple):
     """One problem at one place in a user's file.
 
-    ``line`` and ``column`` count from 1; 0 means that there is no line (a ``--set``, a missing file).
+    ``line`` and ``column`` count from 1; 0 means that there is no line (a ``--set``, a missing file). Each of the
+    ``remedies`` is enough alone, the cheapest first; they are printed one a line.
     """
 
     source: str
@@ -56,10 +59,12 @@ class Problem(NamedTuple):
     column: int
     field: str
     message: str
+    remedies: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = f"{self.source}:{self.line}:{self.column}" if self.line else self.source
-        return ": ".join(visible(part) for part in (where, self.field, self.message) if part)
+        first = ": ".join(visible(part) for part in (where, self.field, self.message) if part)
+        return "\n".join([first, *(f"{REMEDY}{visible(remedy)}" for remedy in self.remedies)])
 
 
 class JobError(QwenJobError):

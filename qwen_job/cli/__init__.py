@@ -16,7 +16,7 @@ import click
 
 from qwen_job import __version__
 from qwen_job.cli.streams import fault_of, prepare
-from qwen_job.errors import QwenJobError
+from qwen_job.errors import REMEDY, QwenJobError
 from qwen_job.text import did_you_mean, visible
 
 # name -> (module:attribute, short help). The short help is repeated here so that --help imports no command; a test
@@ -135,7 +135,9 @@ def cli() -> None:
 def _report(error: QwenJobError, colour: bool | None) -> int:
     for line in str(error).split("\n"):
         shown = visible(line.rstrip("\r")) or type(error).__name__
-        _say(f"{click.style('error:', fg='red', bold=True)} {shown}", colour)
+        # The remedies of a problem are lines of their own.
+        mark = "" if shown.startswith(REMEDY) else f"{click.style('error:', fg='red', bold=True)} "
+        _say(mark + shown, colour)
     return error.exit_code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SETS = ("ampere", "v100", "cpu")
+SETS = ("ampere", "cuda12", "v100", "cpu")
 # What a dry run writes where a digest would be: no image has it.
 NO_DIGEST = f"sha256:{'0' * 64}"
 

@@ -143,7 +143,7 @@ def test_the_smallest_cluster(job: Path) -> None:
 def test_no_cluster_at_all_is_an_exit_code_of_its_own(job: Path) -> None:
     huge = [f"--set=train.{name}" for name in ("per_device_train_batch_size=65536", "global_batch_size=null")]
     result = CliRunner().invoke(cli, ["plan", str(job), "--fit", *huge])
-    assert isinstance(result.exception, OutOfMemory) and "what would work: " in result.stdout
+    assert isinstance(result.exception, OutOfMemory) and "what would work" in result.stdout
 
 
 def test_explain_and_compare(job: Path) -> None:

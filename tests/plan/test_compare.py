@@ -50,4 +50,4 @@ def test_what_is_in_the_way_of_every_cluster_is_told_with_a_way_out(tmp_path: Pa
     batch = smallest_clusters(job_of(tmp_path, "model=Qwen/Qwen2.5-72B-Instruct", "train.global_batch_size=7"))[0]
     assert "7 rows a step do not divide by 4 GPUs or any larger cluster; write a multiple of 4" in batch.why
     long = smallest_clusters(job_of(tmp_path, "train.model_max_length=10000000"))[0]
-    assert "; what would work: train.model_max_length: sequences of " in long.why
+    assert "\n  - train.model_max_length: sequences of " in long.why

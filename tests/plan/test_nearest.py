@@ -31,10 +31,30 @@ def test_the_nearest_length_fits_and_the_next_does_not() -> None:
 
 
 def test_a_refusal_says_by_how_much_and_what_would_work() -> None:
-    field, text = refusal(ask("Qwen/Qwen-7B-Chat", gpus_per_node=2, zero_stage=2, offload_optimizer=False), GPUS)
+    asked = ask("Qwen/Qwen-7B-Chat", gpus_per_node=2, zero_stage=2, offload_optimizer=False)
+    field, text, remedies = refusal(asked, GPUS)
     assert field == "cluster.gpu"
     assert text.startswith("does not fit even with ZeRO-2")
-    assert "GiB more than 79.1 GiB" in text and "what would work: deepspeed.zero_stage: 3 instead of 2 fits" in text
+    assert "GiB more than 79.1 GiB" in text and text.endswith("; what would work, each alone, the cheapest first:")
+    assert remedies[0].startswith("deepspeed.zero_stage: 3 instead of 2 fits")
+    fields = [remedy.partition(":")[0] for remedy in remedies]
+    assert fields == [
+        "deepspeed.zero_stage",
+        "deepspeed.offload_optimizer",
+        "cluster.gpus_per_node",
+        "cluster.nodes",
+        "cluster.gpu",
+    ]
+
+
+def test_more_gpus_of_the_node_are_as_few_as_are_enough() -> None:
+    question = ask("Qwen/Qwen-7B-Chat", gpus_per_node=1, zero_stage=3, offload_optimizer=False)
+    (count,) = [change.value for change in nearest(question) if change.field == "cluster.gpus_per_node"]
+    assert isinstance(count, int)
+    assert (
+        choose(replace(question, gpus_per_node=count)).best
+        and not choose(replace(question, gpus_per_node=count // 2)).best
+    )
 
 
 def test_a_refusal_of_a_batch_names_the_multiple() -> None:
@@ -48,13 +68,14 @@ def test_a_refusal_without_any_way_out_says_so() -> None:
 
 def test_a_host_that_no_cluster_makes_up_for_is_said_to_be_in_the_way_too() -> None:
     question = ask("Qwen/Qwen2.5-72B-Instruct", host_memory_bytes=1)
-    assert "nodes instead of 1 are enough, with more host memory than cluster.memory_gib says" in refusal(question)[1]
+    (way,) = refusal(question).remedies
+    assert "instead of 1 are enough, with more host memory than cluster.memory_gib says" in way
 
 
 def test_a_host_that_is_too_small_is_the_field_that_is_named_with_what_is_enough() -> None:
     question = ask(gpus_per_node=2, host_memory_bytes=8 * GIB)
-    field, text = refusal(question, GPUS)
-    assert field == "cluster.memory_gib" and "what would work: cluster.memory_gib: " in text
+    field, _, remedies = refusal(question, GPUS)
+    assert field == "cluster.memory_gib" and [way for way in remedies if way.startswith("cluster.memory_gib: ")]
     need = next(change.value for change in nearest(question) if change.field == "cluster.memory_gib")
     assert isinstance(need, int) and 8 < need < 24
     assert chosen(replace(question, host_memory_bytes=need * GIB)).fits

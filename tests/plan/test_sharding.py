@@ -36,20 +36,20 @@ def test_a_job_that_fits_nowhere_says_how_much_and_the_nearest_that_works(tmp_pa
         r"needs ([\d.]+) GiB per GPU, ([\d.]+) GiB more than 79.1 GiB with 8% to spare; most is weights", text
     )
     assert found and float(found[1]) - float(found[2]) == pytest.approx(0.92 * 79.1, abs=0.2)
-    assert "what would work: cluster.nodes: 2 nodes instead of 1 are enough" in text
+    assert "\n  - cluster.nodes: 2 nodes instead of 1 are enough" in text
     assert plan_of(tmp_path, LARGE, "cluster.nodes=2").choice.memory
 
 
 def test_two_lines_that_only_together_are_in_the_way_are_named(tmp_path: Path) -> None:
     fixed = ("deepspeed.zero_stage=2", "deepspeed.offload_optimizer=false")
     text = refused(tmp_path, LARGE, *fixed)
-    assert "what would work: without deepspeed.zero_stage and deepspeed.offload_optimizer, 2 nodes" in text
+    assert "what would work:\n  - without deepspeed.zero_stage and deepspeed.offload_optimizer, 2 nodes" in text
 
 
 def test_a_host_that_is_too_small_is_named_as_the_limit(tmp_path: Path) -> None:
     text = refused(tmp_path, "model=Qwen/Qwen-7B-Chat", "cluster.gpu=RTX-4090", "cluster.memory_gib=100")
     assert "--set: cluster.memory_gib: does not fit" in text and "GiB of host memory per node, " in text
-    assert "what would work: cluster.memory_gib: 145 GiB a node instead of 100 are enough" in text
+    assert "\n  - cluster.memory_gib: 145 GiB a node instead of 100 are enough" in text
 
 
 def test_only_gpus_that_can_do_the_job_are_proposed(tmp_path: Path) -> None:

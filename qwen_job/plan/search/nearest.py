@@ -37,8 +37,16 @@ class Change(NamedTuple):
     message: str
 
 
-def refusal(question: Question, gpus: Sequence[Gpu] = ()) -> tuple[str, str]:
-    """Return the field of job.yaml to blame, and a message with the reason and the nearest jobs that fit.
+class Refusal(NamedTuple):
+    """The field of job.yaml to blame, the reason, and what would work: each alone is enough, the cheapest first."""
+
+    field: str
+    message: str
+    remedies: tuple[str, ...] = ()
+
+
+def refusal(question: Question, gpus: Sequence[Gpu] = ()) -> Refusal:
+    """Return why a job does not fit, and the nearest jobs that do.
 
     ``gpus``: alternatives to suggest.
     """
@@ -46,11 +54,22 @@ def refusal(question: Question, gpus: Sequence[Gpu] = ()) -> tuple[str, str]:
     if least is None:
         near = f"write a multiple of {question.world_size}"
         rows = f"{question.global_batch_size} rows a step do not divide by {question.world_size} GPUs"
-        return "train.global_batch_size", f"{rows}; {near}"
-    ways = [f"{change.field}: {change.message}" for change in nearest(question, gpus)] or together(question, gpus)
-    words = f"what would work: {'; or '.join(ways)}" if ways else "no length, number of nodes or GPU known is enough"
+        return Refusal("train.global_batch_size", f"{rows}; {near}")
+    ways = remedies(question, gpus)
+    words = heading(ways) if ways else "no length, number of nodes or GPU known is enough"
     field = "cluster.memory_gib" if _fits_gpu(question, least) else "cluster.gpu"
-    return field, f"does not fit even with {least}: {least.misfit}; {words}"
+    return Refusal(field, f"does not fit even with {least}: {least.misfit}; {words}", ways)
+
+
+def remedies(question: Question, gpus: Sequence[Gpu] = ()) -> tuple[str, ...]:
+    """Return what would make a job fit, in words: each alone is enough, the cheapest first; empty if nothing does."""
+    changes = nearest(question, gpus)
+    return tuple(f"{change.field}: {change.message}" for change in changes) or tuple(together(question, gpus))
+
+
+def heading(ways: Sequence[str]) -> str:
+    """Return the words before a list of remedies."""
+    return "what would work:" if len(ways) == 1 else "what would work, each alone, the cheapest first:"
 
 
 def least_misfit(question: Question) -> Choice | None:
@@ -61,15 +80,16 @@ def least_misfit(question: Question) -> Choice | None:
 def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
     """Return changes that each make the job fit alone, the least intrusive first.
 
-    In this order: removing one of the user's fixed fields, a shorter sequence, more host memory, more nodes, another
-    GPU of ``gpus`` (the smallest that is enough). Empty if none helps.
+    In this order: removing one of the user's fixed fields, a shorter sequence, more GPUs of the same node, more nodes,
+    more host memory, another GPU of ``gpus`` (the smallest that is enough). Empty if none helps.
     """
     if choose(question).best:
         return []
-    found = [*_freed(question), *_shorter(question), *_more_host_memory(question)]
+    found = [*_freed(question), *_shorter(question), *_more_gpus(question)]
     grown = fit(question) or fit(replace(question, global_batch_size=None))
     if grown and grown[0] > question.nodes:
         found.append(Change("cluster.nodes", grown[0], f"{grown[0]} nodes instead of {question.nodes} are enough"))
+    found += _more_host_memory(question)
     able = [gpu for gpu in gpus if gpu.memory_bytes and choose(replace(question, gpu=gpu)).best]
     if able:
         gpu = min(able, key=lambda gpu: gpu.memory_bytes or 0)
@@ -124,8 +144,7 @@ def _with_a_larger_host(question: Question, gpus: Sequence[Gpu]) -> list[str]:
     if question.host_memory_bytes is None:
         return []
     roomy = replace(question, host_memory_bytes=None)
-    ways = [f"{change.field}: {change.message}" for change in nearest(roomy, gpus)] or together(roomy, gpus)
-    return [f"{way}, with more host memory than cluster.memory_gib says" for way in ways[:1]]
+    return [f"{way}, with more host memory than cluster.memory_gib says" for way in remedies(roomy, gpus)[:1]]
 
 
 def _free(question: Question, names: Iterable[str]) -> Question:
@@ -154,6 +173,15 @@ def _shorter(question: Question) -> Iterator[Change]:
     if length:
         message = f"sequences of {length} tokens instead of {question.sequence_length} fit"
         yield Change("train.model_max_length", length, message)
+
+
+def _more_gpus(question: Question) -> Iterator[Change]:
+    """Yield a change to more GPUs of each node, up to those of a usual node."""
+    have = question.gpus_per_node
+    for count in (2, 4, 8):
+        if count > have and not question.gpu.is_cpu and choose(replace(question, gpus_per_node=count)).best:
+            yield Change("cluster.gpus_per_node", count, f"{count} GPUs a node instead of {have} are enough")
+            return
 
 
 def _longest(question: Question) -> int | None:

@@ -80,8 +80,8 @@ def choose_for(job: Job, question: Question) -> tuple[Choice, Answer]:
     if answer.best is None:
         if lacks_only_rows(question):
             rows_per_gpu(job)
-        field, why = refusal(question, able_gpus(question))
-        raise JobError([job.problem(tuple(field.split(".")), why)])
+        field, why, remedies = refusal(question, able_gpus(question))
+        raise JobError([job.problem(tuple(field.split(".")), why)._replace(remedies=remedies)])
     return answer.best, answer
 
 

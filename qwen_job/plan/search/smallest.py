@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from qwen_job.errors import JobError
+from qwen_job.errors import REMEDY, JobError
 from qwen_job.facts.hardware import gpu_names
 from qwen_job.job import Job
 from qwen_job.plan.plan import question_for
 from qwen_job.plan.schedule import DataSize, RunPlan, plan_run
 from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, Question, choose
-from qwen_job.plan.search.nearest import least_misfit, nearest, together
+from qwen_job.plan.search.nearest import heading, least_misfit, nearest, remedies
 from qwen_job.plan.search.sharding import able_gpus
 
 
@@ -91,5 +91,7 @@ def _why(job: Job, question: Question) -> str:
     least = least_misfit(largest)
     if least is None:
         return "the rows of a step do not divide by the micro-batch"
-    ways = [f"{way.field}: {way.message}" for way in nearest(largest)] or together(largest, able_gpus(largest))
-    return f"{least} {least.misfit}" + (f"; what would work: {'; or '.join(ways)}" if ways else "")
+    ways = tuple(f"{way.field}: {way.message}" for way in nearest(largest)) or remedies(largest, able_gpus(largest))
+    return "\n".join(
+        [f"{least} {least.misfit}" + (f"; {heading(ways)}" if ways else ""), *(REMEDY + way for way in ways)]
+    )
