@@ -135,7 +135,7 @@ def cli() -> None:
 def _report(error: QwenJobError, colour: bool | None) -> int:
     for line in str(error).split("\n"):
         shown = visible(line.rstrip("\r")) or type(error).__name__
-        # The remedies of a problem are lines of their own.
+        # Each remedy of a problem is a separate line.
         mark = "" if shown.startswith(REMEDY) else f"{click.style('error:', fg='red', bold=True)} "
         _say(mark + shown, colour)
     return error.exit_code
