@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ pytestmark = pytest.mark.train
 torch = pytest.importorskip("torch")
 from qwen_job.train import checkpoints  # noqa: E402
 from qwen_job.train.checkpoints import Checkpointer, available_memory, map_tensors  # noqa: E402
+from qwen_job.train.media import Disk  # noqa: E402
 
 
 @pytest.fixture
@@ -50,6 +52,21 @@ def test_training_waits_for_saves_where_a_copy_has_no_room(tmp_path: Path, monke
         assert checkpointer.background == background == (reason is None)
         assert reason is None or ("takes 90.0 GiB on rank 0" in reason and "100.0 GiB" in reason)
         assert [path.name for path in tmp_path.iterdir()] == ["store"]  # nothing was written
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("background", [True, False])
+def test_only_files_on_disk_have_a_checksum_inside_and_all_can_be_read(tmp_path: Path, background: bool) -> None:
+    checkpointer = Checkpointer(tmp_path / "disk", zero_stage=2, background=background)
+    state = {"weights": torch.arange(1000.0), "step": 7}
+    for medium, problem in ((Disk(tmp_path / "memory", 2), True), (checkpointer.disk, False)):
+        checkpointer.begin(7, lambda _: checkpointer.keep("state.pt", state), medium)
+        checkpointer.finish()
+        (path,) = medium.folder.glob("step-*/state.pt")
+        assert (zipfile.ZipFile(path).testzip() is not None) == problem
+        read = torch.load(path)
+        assert torch.equal(read["weights"], state["weights"]) and read["step"] == 7
+    assert torch.serialization.get_crc32_options()
 
 
 def test_tensors_are_replaced_wherever_they_are() -> None:
