@@ -69,7 +69,7 @@ CHINESE = {
     "qwen-1_8b-chat-v100-1x1": "一张 V100-32G 微调 Qwen-1.8B-Chat：规划把优化器放在主机内存，使用 fp16。",
     "qwen-1_8b-chat-v100-2x4": "两个以太网节点、共八张 V100-32G 微调 Qwen-1.8B-Chat，使用 apptainer。",
     "qwen-7b-chat-a100-2x8": "两个节点各八张 A100-80G 微调 Qwen-7B-Chat，使用 pyxis 容器和 InfiniBand。",
-    "qwen2.5-1.5b-sweep-a100-1x4": "参数搜索：一个 Slurm 数组运行六次 Qwen2.5-1.5B-Instruct，留出集损失最低者最好。",
+    "qwen2.5-1.5b-sweep-a100-1x4": "参数扫描：一个 Slurm 数组运行六次 Qwen2.5-1.5B-Instruct，留出集损失最低者最好。",
     "qwen2.5-72b-h100-4x8": "四个节点各八张 H100-80G 微调 Qwen2.5-72B-Instruct，使用 InfiniBand。",
     "qwen2.5-72b-h100-8x8": "八个节点各八张 H100-80G 微调 Qwen2.5-72B-Instruct，使用 InfiniBand。",
     "qwen2.5-7b-32k-h100-1x8": "单节点八张 H100-80G，以每行 32,768 个 token 微调 Qwen2.5-7B-Instruct。",
