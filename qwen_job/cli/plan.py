@@ -14,7 +14,7 @@ from qwen_job.text import json_text
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
 
-_MODES = ("fit", "explain", "compare", "calibrate")
+_MODES = ("fit", "longest", "explain", "compare", "calibrate")
 
 
 @click.command()
@@ -29,6 +29,7 @@ _MODES = ("fit", "explain", "compare", "calibrate")
 )
 @click.option("--all", "everything", is_flag=True, help="Show all rejected combinations, not only the best three.")
 @click.option("--fit", is_flag=True, help="Show the smallest cluster that fits the job, for its GPU and others.")
+@click.option("--longest", is_flag=True, help="Show the longest row that fits, and what more nodes add.")
 @click.option("--explain", metavar="FIELD", help="Explain one value.")
 @click.option("--compare", metavar="JOB2", help="Show the differences to another job (-f and --set apply to both).")
 @click.option("--calibrate", is_flag=True, help="Calibrate the estimates with finished runs: plan --calibrate RUN...")
@@ -43,6 +44,7 @@ def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], a
     \b
     qwen-job plan job.yaml                                  memory, time, cost, alternatives
     qwen-job plan job.yaml --fit                            the smallest cluster that fits
+    qwen-job plan job.yaml --longest                        the longest row that fits
     qwen-job plan job.yaml --explain deepspeed.zero_stage   why this value
     qwen-job plan job.yaml --compare other.yaml             the differences of two jobs
     qwen-job plan --calibrate runs/a runs/b >> site.yaml    calibrate for your cluster
@@ -57,6 +59,8 @@ def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], a
     chosen = layers(jobs[0] if jobs else None, files)
     if mode == "fit":
         _fit(chosen, sets, as_json)
+    elif mode == "longest":
+        _longest(chosen, sets, as_json)
     elif mode == "explain":
         _explain(chosen, sets, options["explain"], as_json)
     elif mode == "compare":
@@ -166,6 +170,21 @@ def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
         click.echo("\n".join(fit_lines(job, found)))
     if all(one.choice is None for one in found):
         raise OutOfMemory(f"{job.name} does not fit any cluster of a known GPU; the output above shows what would work")
+
+
+def _longest(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
+    from qwen_job.cli.plan_views import longest_as_dict, longest_lines
+    from qwen_job.job import load_job
+    from qwen_job.plan.search.longest import longest_rows
+
+    job = load_job(files, sets=sets)
+    found = longest_rows(job)
+    if as_json:
+        _print_json(longest_as_dict(found))
+    else:
+        click.echo("\n".join(longest_lines(job, found)))
+    if not found.best.length:
+        raise OutOfMemory(f"{job.name}: no row of any length fits this cluster; --fit shows the smallest that would do")
 
 
 def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool) -> None:

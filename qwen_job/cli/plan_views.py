@@ -12,6 +12,7 @@ from qwen_job.picture import bar
 from qwen_job.plan import Plan
 from qwen_job.plan.compare import Difference
 from qwen_job.plan.schedule import RunPlan
+from qwen_job.plan.search import longest
 from qwen_job.plan.search.choice import Runner
 from qwen_job.plan.search.smallest import Smallest
 from qwen_job.plan.train_config import train_config
@@ -296,6 +297,56 @@ def fit_as_dict(one: Smallest) -> dict[str, Any]:
         "host_bytes": choice.needs.host_bytes if choice else None,
         "run": run_as_dict(one.run),
         "why": one.why,
+    }
+
+
+def longest_lines(job: Job, found: longest.Answer) -> list[str]:
+    """Return the longest rows by the number of GPUs that share them, and what the next larger cluster adds."""
+    best, gpu, shape = found.best, found.question.gpu.name, found.question.shape
+    lines = [f"{job.name}: rows of up to {_length(best)} fit on {best.nodes} x {best.gpus_per_node} {gpu}", ""]
+    heading = ("GPUs a row", "longest row", "GiB a GPU", "tokens/s", "how")
+    table = [heading, *(_longest_row(one) for one in found.here)]
+    if found.larger is not None:
+        larger = found.larger
+        table.append((f"{larger.nodes} x {larger.gpus_per_node} {gpu}:", "", "", "", ""))
+        table.append(_longest_row(larger))
+    widths = [max(len(row[column]) for row in (heading, *table[1:])) for column in range(len(heading))]
+    lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    if found.larger is None:
+        lines += ["", "More nodes, up to 64, allow no longer row."]
+    if best.length > shape.max_position_embeddings:
+        lines += ["", f"The model was trained with {shape.max_position_embeddings:,} positions."]
+    return lines
+
+
+def _length(one: longest.Longest) -> str:
+    return f"{one.length:,} tokens or more" if one.length >= longest.MOST - longest.STEP else f"{one.length:,} tokens"
+
+
+def _longest_row(one: longest.Longest) -> tuple[str, ...]:
+    if one.choice is None:
+        return str(one.size), "none fits", "", "", ""
+    memory, speed = one.choice.needs, one.choice.speed
+    room = f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f}" if memory.capacity else "unknown"
+    return str(one.size), _length(one), room, f"{speed.tokens_per_second:,.0f}" if speed else "unknown", str(one.choice)
+
+
+def longest_as_dict(found: longest.Answer) -> dict[str, Any]:
+    """Return the longest rows as plain values."""
+
+    def values(one: longest.Longest) -> dict[str, Any]:
+        return {
+            "nodes": one.nodes,
+            "gpus_per_node": one.gpus_per_node,
+            "sequence_parallel_size": one.size,
+            "length": one.length,
+            "choice": _runner_as_dict(Runner(one.choice, "")) if one.choice else None,
+        }
+
+    return {
+        "gpu": found.question.gpu.name,
+        "here": [values(one) for one in found.here],
+        "larger": values(found.larger) if found.larger else None,
     }
 
 

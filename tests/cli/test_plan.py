@@ -228,3 +228,20 @@ def test_fewer_gpus_a_node_are_tried_where_host_memory_is_short(job: Path) -> No
 def test_the_plan_says_what_keeps_the_batch(job: Path) -> None:
     assert "changes with the number of GPUs: train.global_batch_size: 32 keeps it" in run(job)
     assert "keeps it" not in run(job, "--set", "train.global_batch_size=32")
+
+
+def test_the_longest_row_is_shown_by_gpus_that_share_it_and_what_more_nodes_add(job: Path) -> None:
+    sets = ("--set", "model=Qwen/Qwen3-4B", "--set", "cluster.gpus_per_node=4")
+    text = run(job, "--longest", *sets)
+    assert "fit on 1 x 4 A100-80G" in text and "2 x 4 A100-80G:" in text
+    assert "The model was trained with 40,960 positions." in text
+    values = json.loads(run(job, "--longest", "--json", *sets))
+    assert [one["sequence_parallel_size"] for one in values["here"]] == [1, 2, 4]
+    assert f"{values['here'][2]['length']:,} tokens" in text and f"{values['larger']['length']:,} tokens" in text
+
+
+def test_a_cluster_without_room_for_any_row_is_an_error(job: Path) -> None:
+    with pytest.raises(OutOfMemory, match="no row of any length fits this cluster"):
+        run(job, "--longest", "--set", "model=Qwen/Qwen2.5-72B-Instruct")
+    with pytest.raises(UsageError, match="--fit and --longest cannot be combined"):
+        run(job, "--longest", "--fit")

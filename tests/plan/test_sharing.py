@@ -11,6 +11,7 @@ from qwen_job.facts.sequence_parallel import Divided, fault, rank_name, sizes
 from qwen_job.plan.deepspeed import deepspeed_config
 from qwen_job.plan.estimate.speed import exchange_bytes
 from qwen_job.plan.search.choice import choose, layout_of
+from qwen_job.plan.search.longest import STEP, longest_rows
 from qwen_job.plan.search.smallest import smallest_clusters
 from qwen_job.plan.train_config import train_config
 from qwen_job.text import GIB
@@ -139,6 +140,27 @@ def test_long_rows_need_no_more_nodes_than_their_memory() -> None:
 def test_the_smallest_cluster_may_share_rows(tmp_path: Path) -> None:
     own = smallest_clusters(job_of(tmp_path, *LONG))[0]
     assert own.choice and own.gpus_per_node % own.choice.sequence_parallel_size == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_the_longest_row_fits_and_a_longer_one_does_not(tmp_path: Path, size: int) -> None:
+    found = longest_rows(job_of(tmp_path, *QWEN3))
+    one = next(one for one in found.here if one.size == size)
+    fixed = (*QWEN3, f"train.sequence_parallel_size={size}", "train.per_device_train_batch_size=1")
+    made = plan_of(tmp_path, *fixed, f"train.model_max_length={one.length}").choice
+    assert made.needs.gpu == (one.choice.needs.gpu if one.choice else {})
+    assert "does not fit even with" in refused(tmp_path, *fixed, f"train.model_max_length={one.length + STEP}")
+
+
+def test_what_more_nodes_add_to_the_longest_row_is_told(tmp_path: Path) -> None:
+    found = longest_rows(job_of(tmp_path, *QWEN3))
+    assert [one.size for one in found.here] == [1, 2, 4]
+    assert [one.length for one in found.here] == sorted(one.length for one in found.here)
+    assert found.larger and found.larger.nodes == 2 and found.larger.length > found.best.length == found.here[2].length
+    fixed = longest_rows(job_of(tmp_path, *QWEN3, "train.sequence_parallel_size=2", "train.global_batch_size=7"))
+    assert [one.size for one in fixed.here] == [2] and fixed.best.length == found.here[1].length
+    alone = longest_rows(job_of(tmp_path, "model=Qwen/Qwen3.5-4B"))
+    assert [one.size for one in alone.here] == [1]
 
 
 def test_a_rank_is_named_with_its_group() -> None:

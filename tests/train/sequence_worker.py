@@ -9,16 +9,18 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_job.models.loading import load_native
 from qwen_job.train import deepspeed_engine as engines
-from qwen_job.train.attention import implementation
+from qwen_job.train.attention import implementation, inputs_for
 from qwen_job.train.batches import collate
 from qwen_job.train.flops import StepTotals
 from qwen_job.train.gradient_step import GradientStep
@@ -26,7 +28,7 @@ from qwen_job.train.loss import LossHead, Objective
 from qwen_job.train.modeling import _partitioned
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rendezvous import quiet_deepspeed
-from qwen_job.train.sequence_parallel import share_rows
+from qwen_job.train.sequence_parallel import share_rows, slice_of
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.straggler import OwnTime
 from tests.support.tiny_models import write_folder
@@ -73,6 +75,21 @@ WAYS = {
         Way("qwen3", 2, stage=2, size=4, checkpointing=True),
         Way("qwen2", 1, stage=3, size=4, micro=4),
     ],
+}
+
+
+class Held(NamedTuple):
+    """What to count: the bytes of a row of ``length`` tokens that ``size`` ranks share."""
+
+    size: int
+    length: int
+    checkpointing: bool
+
+
+DOCUMENT = 512
+HELD = {
+    2: [Held(2, 8192, checkpointing) for checkpointing in (False, True)],
+    4: [*(Held(4, length, checkpointing) for length in (8192, 65536) for checkpointing in (False, True))],
 }
 
 
@@ -149,6 +166,49 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
     }
 
 
+class Live(TorchDispatchMode):
+    """Counts the bytes of storages that operations have made and that are still held; of ``weights`` none."""
+
+    def __init__(self, weights: Any) -> None:
+        super().__init__()
+        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are held now."""
+        return sum(self._sizes.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and note what it made."""
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(one, torch.Tensor):
+                self._note(one.untyped_storage())
+        return found
+
+    def _note(self, storage: Any) -> None:
+        if storage._cdata not in self._sizes and storage.data_ptr() not in self._weights:
+            self._sizes[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, self._sizes.pop, storage._cdata)
+
+
+def count(held: Held, ranks: Ranks, folder: Path) -> int:
+    """Return the bytes that this rank holds between forward and backward for a packed row."""
+    model, _ = load_native(folder / "qwen3-2", torch.float32, implementation("varlen"))
+    share_rows(model, "sdpa", ranks)
+    if held.checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    documents = held.length // DOCUMENT
+    row = Row([1] * held.length, [1] * held.length, [*range(DOCUMENT)] * documents, (DOCUMENT,) * documents)
+    inputs = inputs_for(slice_of(collate([(0, row)], 0, multiple=held.size), ranks), "varlen", torch.float32)
+    with Live(model.parameters()) as live:
+        hidden = model.train().model(**inputs, use_cache=False).last_hidden_state
+        found = live.bytes
+    assert hidden.shape[1] == held.length // held.size
+    return found
+
+
 def reference(model_folder: Path, left_out: Sequence[int] = ()) -> dict[str, Any]:
     """Train in one process, each document alone, with transformers' own forward pass, but for rows ``left_out``."""
     model, _ = load_native(model_folder, torch.float32, "sdpa")
@@ -200,6 +260,9 @@ def main(output: str) -> None:
             folder = write_folder(Path(scratch) / f"{kind}-{keys}", kind, num_key_value_heads=keys)
             results[kind, keys, False] = reference(folder)
         results["qwen2", 2, True] = reference(Path(scratch) / "qwen2-2", left_out=[2])
+        for held in HELD[world]:
+            ranks = Ranks(rank, world, torch.device("cpu"), held.size)
+            results[tuple(held)] = count(held, ranks, Path(scratch))
         for way in WAYS[world]:
             ranks = Ranks(rank, world, torch.device("cpu"), way.size)
             results[tuple(way)] = train(way, Path(scratch), ranks)

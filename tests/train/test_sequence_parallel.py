@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 
+from qwen_job.facts.hardware import load_gpu
+from qwen_job.facts.model_shapes import model_shape_from_config
+from qwen_job.plan.estimate.activations import activation_bytes
+from qwen_job.plan.estimate.layout import Layout
+from tests.support.tiny_models import TINY
 from tests.train import tiny
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 torch = pytest.importorskip("torch")
-from tests.train.sequence_worker import STEPS, WAYS, Way  # noqa: E402
+from tests.train.sequence_worker import HELD, STEPS, WAYS, Held, Way  # noqa: E402
 
 EXACT = 2e-6
 
@@ -57,6 +62,24 @@ def test_the_steps_are_long_enough_to_show_a_wrong_factor(results: dict[int, dic
 def test_a_row_with_a_broken_slice_is_left_out_once(results: dict[int, dict[Any, Any]]) -> None:
     broken = next(way for way in WAYS[2] if way.broken)
     assert results[2][tuple(broken)]["skipped"] == STEPS
+
+
+@pytest.mark.parametrize(("ranks", "held"), [(ranks, one) for ranks, every in HELD.items() for one in every], ids=str)
+def test_a_slice_holds_what_the_plan_says(results: dict[int, dict[Any, Any]], ranks: int, held: Held) -> None:
+    shape = model_shape_from_config({**TINY["qwen3"], "num_key_value_heads": 2}, "tiny")
+    layout = Layout(
+        shape,
+        ranks,
+        ranks,
+        zero_stage=0,
+        gpu=load_gpu("CPU"),
+        precision="fp32",
+        sequence_length=held.length,
+        gradient_checkpointing=held.checkpointing,
+        attention="sdpa",
+        sequence_parallel_size=held.size,
+    )
+    assert activation_bytes(layout)["saved"] == pytest.approx(results[ranks][tuple(held)], rel=0.05)
 
 
 RUN: dict[str, Any] = {

@@ -49,14 +49,18 @@ def _attention_bytes(layout: Layout) -> int:
 
     Qwen3 adds a norm of q and k; Qwen3.5 also the gate's sigmoid and its product with the output. ``sdpa`` with a block
     mask, and ``varlen`` below compute capability 8.0, repeat k and v for every query head; ``eager`` also saves the
-    probabilities, in fp32 and in the working type: quadratic in the sequence length.
+    probabilities, in fp32 and in the working type: quadratic in the sequence length. GPUs that share rows keep the
+    output twice, before and after they exchange heads for slices, and have at least one key-value head each.
     """
     shape, e = layout.shape, layout.element
     half = e < 4
     heads, q, kv = shape.num_attention_heads, shape.query_size, shape.key_value_size
     older = layout.gpu is not None and not layout.gpu.is_cpu and layout.gpu.compute_capability < 8.0
-    kept_kv = kv if layout.attention == "varlen" and not older else q
-    attended = e * (2 * q + 2 * kept_kv) + 4 * heads
+    size = layout.sequence_parallel_size
+    repeated = kv * max(1, size // shape.num_key_value_heads)
+    kept_kv = repeated if layout.attention == "varlen" and not older else q
+    outputs = 1 if size == 1 else 2
+    attended = e * ((1 + outputs) * q + 2 * kept_kv) + 4 * heads
     if layout.attention == "eager":
         attended += heads * (layout.sequence_length * (4 + e if half else 4) - 4)
     if shape.qk_norm:
@@ -125,7 +129,8 @@ def activation_bytes(layout: Layout) -> dict[str, int]:
     """
     shape, tokens, e = layout.shape, layout.tokens, layout.element
     final_norm = tokens * (_norm_bytes(layout) * shape.hidden_size + 2 * e * shape.head_dim + 12)
-    mask = e * layout.sequence_length * tokens if layout.attention != "varlen" else 0
+    masked = layout.attention != "varlen" and layout.sequence_parallel_size == 1
+    mask = e * layout.sequence_length * tokens if masked else 0
     gradients = tokens * e * (_widest(layout) + 2 * shape.hidden_size)
     if layout.gradient_checkpointing:
         saved = shape.num_hidden_layers * tokens * e * shape.hidden_size

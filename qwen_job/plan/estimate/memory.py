@@ -204,7 +204,9 @@ def estimate_memory(
         device["fragmentation"] = int(constants.fragmentation * totals[peak])
         device["held by the allocator"] = 0 if layout.expandable_segments else _held_bytes(totals, sum(states.values()))
         device["CUDA context"] = constants.context_bytes
-        device["NCCL"] = constants.nccl_bytes if layout.world_size > 1 else 0
+        # One communicator of all ranks, and one of those that share rows.
+        communicators = (layout.world_size > 1) + (layout.sequence_parallel_size > 1)
+        device["NCCL"] = communicators * constants.nccl_bytes
     return MemoryEstimate(
         gpu={item: size for item, size in device.items() if size},
         host={item: size for item, size in host.items() if size},
