@@ -36,10 +36,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("qwen_job.cli.doctor:doctor", "Inspect the cluster and generate a site profile."),
     "data": ("qwen_job.cli.data:data", "Check, clean and prepare conversations."),
     "model": ("qwen_job.cli.model:model", "Fetch, convert and export models."),
-    "node": ("qwen_job.cli.node:node", "Check the machine that a job will run on."),
+    "node": ("qwen_job.cli.node:node", "Check the machine that a job will run on, or run a pod of a TrainJob."),
     "train": ("qwen_job.cli.train:train", "Train from a train.yaml (run by every target)."),
     "chat": ("qwen_job.cli.chat:chat", "Chat with a trained model."),
-    "evaluate": ("qwen_job.cli.evaluate:evaluate", "Measure held-out loss and perplexity, and print sample answers."),
+    "evaluate": (
+        "qwen_job.cli.evaluate:evaluate",
+        "Measure held-out loss and benchmark scores, before and after training.",
+    ),
     "report": ("qwen_job.cli.report:report", "Write a run's report.html, or a sweep's."),
     "docs": ("qwen_job.cli.docs:docs", "List the guides that come with qwen-job, or print one as Markdown."),
     "completion": (

@@ -36,7 +36,13 @@ from qwen_job.text import json_text, visible_lines
 @click.option("--limit", type=click.IntRange(min=1), help="Questions of each task [default: all].")
 @click.option("--few-shot", type=click.IntRange(min=0), help="Examples before each question [default: the task's].")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Questions at a time [default: what fits].")
-@click.option("--backend", type=click.Choice(["transformers", "vllm"]), default="transformers", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="What runs the model.",
+)
 @click.option("--chat-template/--no-chat-template", default=True, help="Ask in the model's chat template.")
 @click.option("--run-code", is_flag=True, help="Allow tasks that run the model's answers as code.")
 @click.option("--check", is_flag=True, help="Only load the tasks and their data, and fetch what is missing.")

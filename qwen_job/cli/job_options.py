@@ -41,7 +41,7 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-TARGETS = ("slurm", "kubernetes", "helm", "hostfile", "local")
+TARGETS = ("slurm", "kubernetes", "helm", "kubeflow", "hostfile", "local")
 # What other programs call a target.
 _OTHER_TARGETS = {"k8s": "kubernetes", "kube": "kubernetes", "sbatch": "slurm", "ssh": "hostfile", "localhost": "local"}
 

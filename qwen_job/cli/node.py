@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from qwen_job.cli.job_options import FiniteRange
+from qwen_job.cli.trainjob import trainjob
 from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
 from qwen_job.facts import choices
 from qwen_job.text import json_text, visible
@@ -22,7 +23,10 @@ FABRICS = ["auto", "none", *get_args(choices.Interconnect)]
 
 @click.group()
 def node() -> None:
-    """Check the machine that a job will run on."""
+    """Check the machine that a job will run on, or run a pod of a TrainJob."""
+
+
+node.add_command(trainjob)
 
 
 @node.command()

@@ -8,7 +8,7 @@ from qwen_job.facts.released import released_image
 from qwen_job.plan import Plan
 
 # Targets whose pods always run an image.
-_PODS = ("kubernetes", "helm")
+_PODS = ("kubernetes", "helm", "kubeflow")
 
 
 def image_set(plan: Plan) -> str:

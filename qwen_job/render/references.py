@@ -21,7 +21,7 @@ def reference_problems(plan: Plan, target: str) -> Iterator[Problem]:
         path = ("notify", index, field)
         if name in plan.job.env:
             yield plan.job.problem(("env", name), f"is for a webhook, and others can read env; {_way(name, target)}")
-        elif target in ("kubernetes", "helm"):
+        elif target in ("kubernetes", "helm", "kubeflow"):
             k = plan.job.kubernetes
             if name not in k.secret_env and not k.env_from_secrets:
                 yield plan.job.problem(path, f"no secret gives the pods {name}: {_way(name, target)}")
@@ -42,7 +42,7 @@ def sweep_problems(plan: Plan) -> Iterator[Problem]:
 
 
 def _way(name: str, target: str) -> str:
-    if target in ("kubernetes", "helm"):
+    if target in ("kubernetes", "helm", "kubeflow"):
         return f"use kubernetes.secret_env: {{{name}: SECRET/KEY}}"
     if target == "hostfile":
         return "put it into a file that the first host can read, and write file:/PATH"

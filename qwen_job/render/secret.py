@@ -70,7 +70,7 @@ def secret_problems(plan: Plan, target: str) -> Iterator[Problem]:
 
 def _way(name: str, plan: Plan, target: str) -> str:
     """Say how to pass a secret to a job on ``target``."""
-    if target in ("kubernetes", "helm"):
+    if target in ("kubernetes", "helm", "kubeflow"):
         return f"use kubernetes.secret_env: {{{name}: SECRET/KEY}}"
     if target == "hostfile":
         return "remove it and log in once on the hosts (hf auth login, wandb login): ssh does not pass variables on"

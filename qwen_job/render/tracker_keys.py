@@ -40,7 +40,7 @@ def wanted_keys(job: Job, environ: Mapping[str, str]) -> list[tuple[str, Tracker
 def key_notes(plan: Plan, target: str) -> Iterator[str]:
     """Yield a note for each tracker whose key no pod would have."""
     section = plan.job.kubernetes
-    if target not in ("kubernetes", "helm") or section.pod_container or section.pod:
+    if target not in ("kubernetes", "helm", "kubeflow") or section.pod_container or section.pod:
         return
     for tracker, key in wanted_keys(plan.job, {**plan.job.env, **section.secret_env}):
         yield (

@@ -15,6 +15,7 @@ _UNUSED: dict[str, tuple[FieldPath, ...]] = {
     "slurm": (("kubernetes",), ("hostfile",), ("local",)),
     "kubernetes": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
     "helm": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
+    "kubeflow": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
     "hostfile": (("slurm",), ("kubernetes",), ("local",), *_CONTAINER, *_COUNTS),
     "local": (("slurm",), ("kubernetes",), ("hostfile",), *_CONTAINER, *_COUNTS),
 }
