@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from qwen_job import __version__
 from scripts.publish import files
 from scripts.publish.release import STEPS
 from scripts.publish.release_run import NO_DIGEST, SETS, Refused, Run
+from tests.support import optional
 from tests.support.helm import helm
 
 # Writes down how it is called; docker also writes the digest of what it pushed, cosign a signature.
@@ -42,6 +44,8 @@ class Released(NamedTuple):
 
 def release(folder: Path, *words: str, **environ: str) -> Released:
     """Run scripts/release, with programs in the place of docker, cosign, gh and helm push."""
+    if importlib.util.find_spec("twine") is None:
+        optional.skip("tools", "twine is not installed")
     tools, calls = folder / "tools", folder / "calls"
     tools.mkdir(parents=True)
     calls.touch()
