@@ -163,6 +163,14 @@ def test_the_sbom_lists_what_the_wheel_needs(dry: Released) -> None:
     assert {one for entry in bill["dependencies"] for one in (entry["ref"], *entry["dependsOn"])} == references
 
 
+def test_every_set_of_images_is_released_and_audited(checkout: Path) -> None:
+    sets = {path.parent.name for path in (checkout / "qwen_job" / "facts" / "image").glob("*/set.yaml")}
+    fields = yaml.safe_load((checkout / "qwen_job" / "facts" / "release.yaml").read_text("utf-8"))["digests"]
+    audit = yaml.safe_load((checkout / ".github" / "workflows" / "audit.yml").read_text("utf-8"))
+    audited = set(audit["jobs"]["audit"]["strategy"]["matrix"]["what"]) - {"launcher"}
+    assert set(SETS) == set(fields) == audited == sets
+
+
 def test_the_workflow_runs_every_step_in_order(checkout: Path) -> None:
     workflow = yaml.safe_load((checkout / ".github" / "workflows" / "release.yml").read_text("utf-8"))
     lines = [
@@ -193,7 +201,7 @@ def test_a_release_without_one_of_its_images_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path, dry=False, environ={})
     (tmp_path / "digests").mkdir()
     (tmp_path / "digests" / "cpu.json").write_text(json.dumps({"containerimage.digest": f"sha256:{'a' * 64}"}))
-    with pytest.raises(Refused, match=r"no digest of the image ampere, v100"):
+    with pytest.raises(Refused, match=r"no digest of the image ampere, cuda12, v100"):
         run.digests()
     for name in SETS:
         (tmp_path / "digests" / f"{name}.json").write_text("{}")
@@ -222,4 +230,4 @@ def test_a_wrong_word_names_the_right_ones(checkout: Path, words: list[str]) -> 
         [checkout / "scripts" / "release", "--dry-run", *words],
         env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode != 0 and ("images" in done.stderr or "ampere, v100, cpu" in done.stderr)
+    assert done.returncode != 0 and ("images" in done.stderr or "ampere, cuda12, v100, cpu" in done.stderr)
