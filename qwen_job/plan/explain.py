@@ -45,6 +45,7 @@ ITEMS = {
     "prepared data": "4 bytes per token and 40 per conversation, in the run folder or data.cache_dir",
     "checkpoints": "weights, master weights and moments: train.save_total_limit checkpoints, and one being written",
     "model": "the final weights in the precision",
+    "second copy at the end": "the trained weights, until they have replaced those of the original folder's copy",
 }
 _CHOSEN = {
     "deepspeed.zero_stage": "zero_stage",

@@ -90,7 +90,8 @@ def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None
             + (COMPILE_SECONDS if compiles else 0.0),
             price_per_gpu_hour=job.cluster.price_per_gpu_hour,
         )
-    return RunPlan(data, rows, per_epoch, steps, speed, estimate, choice.needs.with_data(_prepared_bytes(data)))
+    needs = choice.needs.with_second_copy() if train.export == "original" else choice.needs
+    return RunPlan(data, rows, per_epoch, steps, speed, estimate, needs.with_data(_prepared_bytes(data)))
 
 
 def _prepared_bytes(data: DataSize | None) -> int:

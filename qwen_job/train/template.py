@@ -21,10 +21,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from qwen_job import strict_yaml
+from qwen_job.errors import QwenJobError
+from qwen_job.facts.families import FAMILIES
+from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.run.launched import CHANNEL, ROLE, STORE, die_with_parent
 from qwen_job.run.signals import STOP_SIGNAL
 from qwen_job.train.rendezvous import before_torch, quiet_deepspeed
@@ -37,8 +41,8 @@ _MODULES = (
     "qwen_job.train.export",
     "torch.distributed.tensor",
 )
-# Another model's code is imported by the ranks.
-_FAMILIES = ("qwen2", "qwen3")
+# What most runs train; a folder or model that is not known here, too.
+_USUAL = ("qwen2", "qwen3")
 _LINE_BYTES = 65536
 
 
@@ -96,6 +100,21 @@ def _target(descriptor: Path) -> str:
         return ""  # the folder itself, while it was listed
 
 
+def families_of(settings: dict[str, Any]) -> tuple[str, ...]:
+    """Return the families of transformers whose code the run's ranks will need, by train.yaml.
+
+    That of linear attention imports Triton's kernels where they are installed, which looks for a GPU: the ranks do so.
+    """
+    try:
+        architecture = load_model_shape(str(settings["model"]["name"])).architecture
+    except (QwenJobError, KeyError, TypeError):
+        return _USUAL
+    found = {family.text_type: family for family in FAMILIES.values() if architecture in family.classes}
+    if any(family.is_hybrid for family in found.values()) and find_spec("fla") is not None:
+        return ()
+    return tuple(kind.removesuffix("_text") for kind in found) or _USUAL
+
+
 def _prepare(arguments: list[str]) -> str:
     """Import everything; a reason not to fork is returned, a rank started cold then reports it in full."""
     try:
@@ -105,7 +124,7 @@ def _prepare(arguments: list[str]) -> str:
         quiet_deepspeed(device)
         for name in _MODULES:
             importlib.import_module(name)
-        for family in _FAMILIES:
+        for family in families_of(settings):
             with contextlib.suppress(ImportError):
                 importlib.import_module(f"transformers.models.{family}.modeling_{family}")
         return refuse_to_fork()

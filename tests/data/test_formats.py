@@ -80,6 +80,21 @@ def test_names_the_field_of_what_it_cannot_read(record: Any, field: str) -> None
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ([{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "q"}], {}, "type 'image_url'"),
+        ([{"type": "image", "image": "a.png"}, {"type": "text", "text": "q"}], {}, "a part of type 'image'"),
+        ([{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "q"}], {}, "a part of type 'video'"),
+        ("<image>What is it?", {"images": ["a.png"]}, "images: holds media"),
+    ],
+)  # fmt: skip
+def test_a_vision_language_row_is_refused(content: Any, more: dict[str, Any], message: str) -> None:
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(RecordError, match=rf"{message}.*, and only text is trained; "):
+        parse_record({"messages": turns, **more})
+
+
 def test_a_named_layout_is_not_guessed() -> None:
     with pytest.raises(RecordError, match="messages: is missing"):
         parse_record({"conversations": PAIR}, "messages")

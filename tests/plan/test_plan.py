@@ -141,7 +141,9 @@ def test_what_model_will_hold_is_decided_where_there_is_a_choice(tmp_path: Path)
     hybrid = plan(tmp_path, "", "model=Qwen/Qwen3.5-2B")
     (found,) = [one for one in hybrid.decisions if one.field == "train.export"]
     assert (found.value, train_config(hybrid).export) == ("text", "text") and "original keeps" in found.reason
-    assert train_config(plan(tmp_path, "", "model=Qwen/Qwen3.5-2B", "train.export=original")).export == "original"
+    original = plan(tmp_path, "", "model=Qwen/Qwen3.5-2B", "train.export=original", "train.max_steps=9")
+    assert train_config(original).export == "original"
+    assert original.run is not None and original.run.memory.disk["second copy at the end"] == 2 * 1_881_825_088
     assert not [one for one in plan(tmp_path, "").decisions if one.field == "train.export"]
     with pytest.raises(JobError, match=r"train\.export: original is for models with a vision tower.*remove the line"):
         plan(tmp_path, "", "model=Qwen/Qwen3-4B", "train.export=original")

@@ -7,6 +7,7 @@ resumed on other ranks.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -198,6 +199,52 @@ def test_a_run_resumes_on_other_ranks_that_split_the_experts_otherwise(killed: t
     for name in ("loss", "router_aux_loss", "router_entropy"):
         assert [line[name] for line in found] == pytest.approx([line[name] for line in expected], abs=2e-5), name
     assert json.loads((folder / "done.json").read_text())["step"] == 10
+
+
+def test_the_trained_model_answers_and_is_evaluated(killed: tuple[Run, Path]) -> None:
+    from qwen_job.infer.chat import Frame, open_chat
+    from qwen_job.infer.evaluate import evaluate
+    from qwen_job.infer.source import Sampling
+
+    folder = killed[1]
+    chat = open_chat(folder, Frame("You are a helpful assistant."), Sampling(max_new_tokens=4))
+    assert "".join(piece.text for piece in chat.take("Count 3: a0 b1") or ())
+    data = folder.parent / "data.json"
+    result = evaluate(folder, data, samples=1, before=False, max_new_tokens=4, progress=print)
+    losses = [line["loss"] for line in tiny.metrics(folder, "step")]
+    assert result.conversations == 48 and result.after.loss < losses[0]
+
+
+LEFT_OUT: dict[str, Any] = {
+    "guards__on_nan": "skip",
+    "data__eval_split": 0.2,
+    "training__learning_rate": 0.2,  # so much that held-out loss rises
+    "training__lr_scheduler_type": "constant",
+    "training__max_steps": 5,
+    "training__save_steps": 1,
+    "training__eval_steps": 1,
+    "training__save_total_limit": 9,
+    "training__load_best_model_at_end": True,
+}
+
+
+def test_split_experts_leave_out_a_broken_row_and_end_with_the_best_weights(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    losses: dict[int, list[float]] = {}
+    for split in (1, 2):
+        folder = tmp_path / f"split-{split}"
+        train_yaml = tiny.write_run(folder, 2, shape=TINY["qwen3_moe"], split=split, **LEFT_OUT)
+        code, output = tiny.run(train_yaml, change="nan 8")
+        assert code == 0 and "rows [8]" in output and "skipped (1 so far)" in output, output
+        losses[split] = [line["loss"] for kind in ("step", "eval") for line in tiny.metrics(folder, kind)]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-3)
+    (taken,) = re.findall(r"taking the weights of (step-\d), the lowest held-out loss", output)
+    best, exported = check(folder / "checkpoints" / taken), load_file(folder / "model" / "model.safetensors")
+    assert isinstance(best, Checkpoint) and best.step < 5
+    for name, tensor in master_weights(best):
+        for key, part in each_expert(name, tensor):
+            assert torch.equal(exported[key].flatten(), part.flatten()), key
 
 
 def test_a_balance_without_experts_is_refused() -> None:

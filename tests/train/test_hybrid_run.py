@@ -67,3 +67,11 @@ def test_the_trained_model_answers(runs: tuple[Path, Path, str]) -> None:
 
     chat = open_chat(runs[0], Frame("You are a helpful assistant."), Sampling(max_new_tokens=8))
     assert "".join(piece.text for piece in chat.take("Count 3: a0 b1") or ())
+
+
+def test_the_trained_model_is_evaluated_beside_the_one_before(runs: tuple[Path, Path, str]) -> None:
+    from qwen_job.infer.evaluate import evaluate
+
+    result = evaluate(runs[0], runs[0].parent / "data.json", samples=1, before=True, max_new_tokens=4, progress=print)
+    assert result.before is not None and result.after.loss < result.before.loss
+    assert (result.conversations, len(result.answers)) == (48, 1)

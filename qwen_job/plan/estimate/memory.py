@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MASTER_BYTES, ADAM_BYTES = 4, 8
 CHECKPOINT_COPY = "checkpoint copy"
 STATES_IN_MEMORY = "states in memory"
+SECOND_COPY = "second copy at the end"
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,10 @@ class MemoryEstimate(NamedTuple):
             return self
         host, disk = {**self.host, "data and page cache": data_bytes}, {**self.disk, "prepared data": data_bytes}
         return self._replace(host=host, disk=disk)
+
+    def with_second_copy(self) -> MemoryEstimate:
+        """Return the estimate with the trained weights twice on disk, until they are in the original folder's copy."""
+        return self._replace(disk={**self.disk, SECOND_COPY: self.disk["model"]})
 
     def fits(self, margin: float = 0.05) -> bool:
         """Return whether it fits in GPU memory with ``margin`` free; True if the GPU's memory is unknown."""
