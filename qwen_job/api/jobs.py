@@ -13,6 +13,7 @@ from typing import Any
 from qwen_job.api.job_template import check_template
 from qwen_job.errors import JobError, Problem, UsageError
 from qwen_job.facts.data_names import is_name
+from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
 from qwen_job.job import load_job as load_layers
 from qwen_job.plan import Plan, make_plan
@@ -59,25 +60,26 @@ def _assignment(field: str, value: Any) -> str:
         raise JobError([Problem("sets", 0, 0, str(field), message)]) from None
 
 
-def plan_job(job: Job, *, count_data: bool = True) -> Plan:
+def plan_job(job: Job, *, count_data: bool = True, shapes: Mapping[str, ModelShape] | None = None) -> Plan:
     """Decide everything that the job leaves open: precision, ZeRO stage, micro-batch, memory, time.
 
     ``count_data`` reads the training data on this machine (at most about a second), for the time estimate;
-    ``uncounted`` of the plan says why it could not. ``warnings`` of the plan are worth reading before you submit.
+    ``uncounted`` of the plan says why it could not. ``shapes``: of models that no facts file describes, by name.
+    ``warnings`` of the plan are worth reading before you submit.
 
     Raises:
         JobError: settings contradict each other, or the job does not fit.
     """
     about_template = check_template(job)
     if not count_data:
-        return _with_warnings(make_plan(job), about_template)
+        return _with_warnings(make_plan(job, shapes=shapes or {}), about_template)
     data, missing, refused = size_of_data(job)
     folder = Path(job.output).parent
     # Count space used by an earlier attempt as free: it is resumed or replaced. A machine without the data is not the
     # one that trains, and its disk says nothing.
     here = folder.is_dir() and not missing
     free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if here else None
-    plan = make_plan(job, data=data, disk_free_bytes=free)
+    plan = make_plan(job, data=data, disk_free_bytes=free, shapes=shapes or {})
     plan = _with_warnings(plan, (*about_template, *refused))
     return replace(plan, uncounted=missing, refuses_data=bool(refused))
 

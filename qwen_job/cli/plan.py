@@ -36,6 +36,7 @@ _MODES = ("fit", "longest", "explain", "compare", "calibrate")
 @click.option(
     "-t", "--target", type=TargetChoice(TARGETS), help="Check the job for it [default: those it has sections for]."
 )
+@click.option("--no-hub", is_flag=True, help="Read no config.json from a hub for a model that is not known by name.")
 @click.option("--svg", metavar="FILE", help="Draw the memory as an SVG image.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -62,9 +63,9 @@ def plan(jobs: tuple[str, ...], files: tuple[str, ...], sets: tuple[str, ...], a
     elif mode == "longest":
         _longest(chosen, sets, as_json)
     elif mode == "explain":
-        _explain(chosen, sets, options["explain"], as_json)
+        _explain(chosen, sets, options["explain"], as_json, no_hub=options["no_hub"])
     elif mode == "compare":
-        _compare(chosen, [*files, options["compare"]], sets, as_json)
+        _compare(chosen, [*files, options["compare"]], sets, as_json, no_hub=options["no_hub"])
     else:
         _show(chosen, sets, as_json=as_json, **options)
 
@@ -99,12 +100,13 @@ def _show(
     everything: bool,
     svg: str | None,
     target: str | None,
+    no_hub: bool,
     as_json: bool,
     **_: Any,
 ) -> None:
     from qwen_job.cli.plan_views import plan_as_dict, plan_lines, sweep_lines
 
-    made = _plan(files, sets)
+    made = _plan(files, sets, no_hub=no_hub)
     elsewhere = _check_targets(made, target)
     if svg is not None:
         _draw(made, svg)
@@ -139,11 +141,37 @@ def _check_targets(made: Plan, target: str | None) -> tuple[str, ...]:
     )
 
 
-def _plan(files: list[str], sets: tuple[str, ...]) -> Plan:
-    """Return the plan, with the data counted if it is on this machine."""
+def _plan(files: list[str], sets: tuple[str, ...], *, no_hub: bool) -> Plan:
+    """Return the plan, with the data counted if it is on this machine, and a model's shape from its hub if need be."""
     from qwen_job.api.jobs import load_job, plan_job
 
-    return plan_job(load_job(*files, sets=sets))
+    job = load_job(*files, sets=sets)
+    made = plan_job(job)
+    if made.shape is not None or no_hub or job.model.resolved_source not in ("modelscope", "huggingface"):
+        return made
+    from qwen_job.cli.hub_config import shape_from_hub
+
+    shape, note = shape_from_hub(job)
+    show_words((note,) if note else (), "cyan", "note")
+    if shape is None:
+        return made
+    made = plan_job(job, shapes={job.model.name: shape})
+    show_words((_to_render(made),), "cyan", "note")
+    return made
+
+
+def _to_render(made: Plan) -> str:
+    """Return the lines that make a render, which reads no hub, choose the same."""
+    choice = made.choice
+    deepspeed = f"{{zero_stage: {choice.zero_stage}, offload_optimizer: {str(choice.offload_optimizer).lower()}}}"
+    train = (
+        f"{{gradient_checkpointing: {str(choice.gradient_checkpointing).lower()}, per_device_train_batch_size: "
+        f"{choice.micro_batch_size}, gradient_accumulation_steps: {choice.gradient_accumulation_steps}}}"
+    )
+    return (
+        f"model.name: render and submit read no hub: write deepspeed: {deepspeed} and train: {train} to run what is "
+        "planned here, or name a folder of the model"
+    )
 
 
 def _draw(made: Plan, file: str) -> None:
@@ -187,11 +215,11 @@ def _longest(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
         raise OutOfMemory(f"{job.name}: no row of any length fits this cluster; --fit shows the smallest that would do")
 
 
-def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool) -> None:
+def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool, *, no_hub: bool) -> None:
     from qwen_job.cli.plan_views import show
     from qwen_job.plan.explain import explain
 
-    made = _plan(files, sets)
+    made = _plan(files, sets, no_hub=no_hub)
     found = explain(made, field)
     if as_json:
         _print_json(vars(found))
@@ -201,11 +229,11 @@ def _explain(files: list[str], sets: tuple[str, ...], field: str, as_json: bool)
         click.echo(f"  {reason}")
 
 
-def _compare(first: list[str], second: list[str], sets: tuple[str, ...], as_json: bool) -> None:
+def _compare(first: list[str], second: list[str], sets: tuple[str, ...], as_json: bool, *, no_hub: bool) -> None:
     from qwen_job.cli.plan_views import compare_lines
     from qwen_job.plan.compare import compare
 
-    plans = [_plan(files, sets) for files in (first, second)]
+    plans = [_plan(files, sets, no_hub=no_hub) for files in (first, second)]
     found = compare(*plans)
     if as_json:
         _print_json([{**vars(one), "ratio": one.ratio} for one in found])

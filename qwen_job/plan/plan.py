@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from qwen_job.errors import JobError, ModelError, Problem
@@ -115,7 +116,13 @@ class Plan:
         return self.choice.speed
 
 
-def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | None = None) -> Plan:
+def make_plan(
+    job: Job,
+    *,
+    data: DataSize | None = None,
+    disk_free_bytes: int | None = None,
+    shapes: Mapping[str, ModelShape] = MappingProxyType({}),
+) -> Plan:
     """Decide everything about a job.
 
     ``data`` (default: the sizes in the job) and ``disk_free_bytes`` affect only the time estimate and the warnings.
@@ -126,7 +133,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     ledger = Ledger()
     gpu = gpu_of(job)
     refuse_settings(job, gpu)
-    shape, warnings = _shape(job)
+    shape, warnings = _shape(job, shapes)
     warnings += [*_other_gpus(job, gpu), *_unclear_times(job)]
     interconnect = _interconnect(job, ledger)
     precision = decide_precision(job, gpu, ledger)
@@ -165,7 +172,7 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     if question is not None and run is not None:
         warnings += _warnings(job, question, choice, run, disk_free_bytes)
     own = tuple(warnings)
-    sweep = _swept(job, data, disk_free_bytes)
+    sweep = _swept(job, data, disk_free_bytes, shapes)
     return Plan(
         job=job,
         gpu=gpu,
@@ -190,7 +197,9 @@ def make_plan(job: Job, *, data: DataSize | None = None, disk_free_bytes: int | 
     )
 
 
-def _swept(job: Job, data: DataSize | None, disk_free_bytes: int | None) -> tuple[SweptRun, ...]:
+def _swept(
+    job: Job, data: DataSize | None, disk_free_bytes: int | None, shapes: Mapping[str, ModelShape]
+) -> tuple[SweptRun, ...]:
     """Plan every run of the sweep.
 
     Raises:
@@ -200,7 +209,7 @@ def _swept(job: Job, data: DataSize | None, disk_free_bytes: int | None) -> tupl
     problems: dict[str, Problem] = {}
     for point in job.points:
         try:
-            plan = make_plan(point.job, data=data, disk_free_bytes=disk_free_bytes)
+            plan = make_plan(point.job, data=data, disk_free_bytes=disk_free_bytes, shapes=shapes)
         except JobError as error:
             for problem in map(point.blame, error.problems):
                 problems.setdefault(problem.field, problem)
@@ -282,10 +291,10 @@ def _unclear_times(job: Job) -> list[str]:
     return [f"{name}: {message}" for name, message in found if message]
 
 
-def _shape(job: Job) -> tuple[ModelShape | None, list[str]]:
+def _shape(job: Job, shapes: Mapping[str, ModelShape] = MappingProxyType({})) -> tuple[ModelShape | None, list[str]]:
     name = job.model.name
     try:
-        shape = load_model_shape(name)
+        shape = shapes[name] if name in shapes else load_model_shape(name)
     except UnknownName as error:
         reason = str(error) if job.model.resolved_source == "random" else why_untrained(name)
         if reason and job.model.resolved_source != "local":

@@ -205,7 +205,7 @@ def test_layers_and_sets_win_in_order(folder: Path) -> None:
 
 
 def test_json_on_stdout_parses_and_words_are_on_stderr(folder: Path) -> None:
-    done = run(folder, "plan", "--json", "--set", "model=acme/unknown")
+    done = run(folder, "plan", "--json", "--no-hub", "--set", "model=acme/unknown")
     assert json.loads(done.stdout)["parameters"] is None and "\x1b" not in done.stdout
     assert json.loads(run(folder, "schema").stdout)["title"] == "qwen-job job.yaml"
     assert json.loads(run(folder, "schema", "--site").stdout)["title"] == "qwen-job site profile"
@@ -336,7 +336,7 @@ def on_a_terminal(folder: Path, *words: str, **env: str) -> bytes:
 def test_colour_is_for_terminals_that_want_it(folder: Path) -> None:
     assert b"\x1b[" in on_a_terminal(folder, "plan", "nosuch.yaml")
     assert b"\x1b[" not in on_a_terminal(folder, "plan", "nosuch.yaml", NO_COLOR="1")
-    assert b"\x1b[" not in on_a_terminal(folder, "plan", "--set", "model=acme/unknown", NO_COLOR="1")
+    assert b"\x1b[" not in on_a_terminal(folder, "plan", "--no-hub", "--set", "model=acme/unknown", NO_COLOR="1")
     assert "\x1b[" not in run(folder, "plan", "nosuch.yaml").stderr
 
 

@@ -94,7 +94,9 @@ def test_data_that_is_elsewhere_is_said_to_be(job: Path) -> None:
 
 def test_the_first_line_is_the_verdict(job: Path) -> None:
     assert re.match(r"Fits: \d+ min.*, \d+\.\d GPU-hours, bound by \w+\n", run(job))
-    assert run(job, "--set", "model=acme/unknown").startswith("Unknown: the shape of the model is not known")
+    assert run(job, "--no-hub", "--set", "model=acme/unknown").startswith(
+        "Unknown: the shape of the model is not known"
+    )
 
 
 def test_a_reason_is_written_once(job: Path) -> None:

@@ -348,7 +348,7 @@ def test_commands_read_data_by_name(
     with pytest.raises(SystemExit) as end:
         main(["data", "check", "hf:owner/chats:test"])
     assert end.value.code == 0
-    assert "5 conversations" in capsys.readouterr().out
+    assert "5 rows" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
         main(["data", "clean", "hf:owner/chats", str(tmp_path / "out.jsonl")])
     assert end.value.code == 2
@@ -377,7 +377,7 @@ def test_check_reads_the_names_of_a_job_at_their_revisions(
     with pytest.raises(SystemExit) as end:
         main(["data", "check", str(job)])
     assert end.value.code == 0
-    assert "5 conversations" in capsys.readouterr().out
+    assert "5 rows" in capsys.readouterr().out
 
 
 def test_a_plan_downloads_nothing_and_counts_what_is_in_the_cache(
