@@ -21,7 +21,9 @@ from tests.support import optional
 
 PAGES = "https://github.com/qwen-job/qwen-job"
 # What a checkout holds beside the files of git, and no package may.
-LEFT_OUT = (".git", ".venv*", ".cache", ".*_cache", ".hypothesis", "__pycache__", "runs", "dist", ".gpu-wheels")
+LEFT_OUT = (
+    ".git", ".venv*", ".cache", ".*_cache", ".hypothesis", ".coverage*", "__pycache__", "runs", "dist", ".gpu-wheels",
+)  # fmt: skip
 
 
 def metadata(built: Built) -> Message:
