@@ -14,7 +14,7 @@ import click
 import yaml
 
 from qwen_job.errors import EnvironmentFault, UsageError
-from qwen_job.run.trainjob import ADDRESS, FIELDS, MORE, NODES, RANK, TEMPLATE
+from qwen_job.run.trainjob import ADDRESS, FIELDS, MORE, NODES, RANK, SECTION, TEMPLATE
 
 if TYPE_CHECKING:
     from qwen_job.plan import Plan
@@ -64,10 +64,13 @@ def planned(environment: Mapping[str, str]) -> Plan:
 
     try:
         template = yaml.safe_load(_variable(environment, TEMPLATE))
-    except yaml.YAMLError as error:
-        raise EnvironmentFault(f"{TEMPLATE}: is not YAML: {str(error).splitlines()[0]}") from None
+        section = json.loads(environment.get(SECTION) or "null")
+    except (yaml.YAMLError, ValueError) as error:
+        raise EnvironmentFault(f"{TEMPLATE}, {SECTION}: not YAML, or not JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(template, dict):
         raise EnvironmentFault(f"{TEMPLATE}: is not a job; render the runtime again")
+    if section is not None:
+        template["kubernetes"] = section
     return make_plan(load_job([], under=template, sets=assignments(template, environment)))
 
 

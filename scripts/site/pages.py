@@ -53,7 +53,11 @@ def text(page: str, language: str) -> str:
     path = source(page, language)
     parts = _FENCE.split(_SWITCH.sub("", (ROOT / path).read_text("utf-8"), count=1))
     # Every second part is a block of code, which stays as it is.
-    return "".join(part if number % 2 else _prose(part, path) for number, part in enumerate(parts))
+    prose = "".join(part if number % 2 else _prose(part, path) for number, part in enumerate(parts))
+    if language == "zh" and ".zh-CN" not in path:
+        # An English page among Chinese ones: their headings, and so their anchors, are other words.
+        prose = re.sub(r"(\]\([\w.-]+\.md)#[^)]*\)", r"\1)", prose)
+    return prose
 
 
 def _prose(part: str, path: str) -> str:

@@ -86,7 +86,8 @@ def test_what_artifact_hub_reads_is_what_it_expects() -> None:
     notes = {name.partition("/")[2]: text for name, text in chart["annotations"].items()}
     assert set(notes) == {"category", "license", "images", "links", "changes"}
     images = yaml.safe_load(notes["images"])
-    assert [set(image) for image in images] == [{"name", "image"}] * 3
+    assert [set(image) for image in images] == [{"name", "image"}] * len(images)
+    assert {"ampere", "v100", "cpu"} <= {image["name"] for image in images}
     assert all(re.fullmatch(rf"ghcr\.io/[\w/-]+:v{re.escape(__version__)}-\w+", image["image"]) for image in images)
     assert all(isinstance(change, str) and change.endswith(".") for change in yaml.safe_load(notes["changes"]))
     assert chart["icon"].endswith(f"v{__version__}/charts/qwen-job/icon.svg") and (CHART / "icon.svg").exists()

@@ -39,6 +39,12 @@ def test_a_broken_link_names_the_page_and_the_link(tmp_path: Path, monkeypatch: 
         pages.text("plan.md", "en")
 
 
+def test_an_english_page_of_the_chinese_site_links_to_no_english_heading() -> None:
+    english, chinese = (pages.text("chart.md", language) for language in pages.LANGUAGES)
+    assert "](kubernetes.md#a-runtime-for-kubeflows-trainjobs)" in english
+    assert "](kubernetes.md)" in chinese and "kubernetes.md#" not in chinese
+
+
 def test_code_stays_as_it_is_and_a_list_begins_after_an_empty_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

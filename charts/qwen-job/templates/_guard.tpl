@@ -244,3 +244,33 @@
 {{- end -}}
 {{- toJson $found -}}
 {{- end -}}
+
+{{/* Reject what a ClusterTrainingRuntime would not use, as in qwen_job/render/kubernetes/cluster_runtime.py. */}}
+{{- define "qwen-job.guard_runtime" -}}
+{{- $k := .Values.kubernetes -}}
+{{- if ne $k.kind "trainjob" -}}
+{{- fail (printf "kubernetes.kind: a ClusterTrainingRuntime is for TrainJobs, not for a %s; set trainjob" $k.kind) -}}
+{{- end -}}
+{{- range $field := list "namespace" "prepare" "suspend" "network_policy" "active_deadline" "job" -}}
+{{- if get $k $field -}}
+{{- fail (printf "kubernetes.%s: belongs to one job, and a ClusterTrainingRuntime serves many; remove it" $field) -}}
+{{- end -}}
+{{- end -}}
+{{- range $k.volumes -}}
+{{- if .size -}}
+{{- fail (printf "kubernetes.volumes: %q: a ClusterTrainingRuntime creates no claim; name an existing one with pvc" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $field := list "train" "deepspeed" -}}
+{{- if get $.Values $field -}}
+{{- fail (printf "%s: has no effect with cluster_runtime, whose pods plan again; render the values from another job.yaml" $field) -}}
+{{- end -}}
+{{- end -}}
+{{- $planned := fromYaml (index .Values.config.files "job.yaml") -}}
+{{- if and .Values.output (ne .Values.output (toString $planned.output)) -}}
+{{- fail "output: has no effect with cluster_runtime; a TrainJob's is QWEN_JOB_OUTPUT, or its name beside the planned one" -}}
+{{- end -}}
+{{- if ne (int .Values.cluster.gpus_per_node) (int (dig "cluster" "gpus_per_node" 1 $planned)) -}}
+{{- fail "cluster.gpus_per_node: has no effect with cluster_runtime, whose pods plan again; render the values from another job.yaml" -}}
+{{- end -}}
+{{- end -}}

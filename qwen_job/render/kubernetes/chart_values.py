@@ -91,6 +91,10 @@ class ChartValues(Strict):
     )
     kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml")
     enabled: bool = Field(True, description="For the condition of a parent chart; has no effect in this chart")
+    cluster_runtime: bool = Field(
+        False,
+        description="Create a ClusterTrainingRuntime for TrainJobs instead of one job; needs kind: trainjob",
+    )
     check_cluster: bool = Field(True, description="Fail the installation if the CRD of the job is missing")
     allow_change: bool = Field(False, description="Allow an upgrade to change an existing job")
     config: Planned = Field(description="The planned configuration, written by qwen-job render --target helm")

@@ -40,7 +40,7 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         raise JobError(problems)
     chosen = settings(plan)
     things = [cluster_runtime(plan, chosen, folders)]
-    notes = (*chosen.notes, *own_notes(things), *security_notes([*things]), _usage(chosen))
+    notes = (*chosen.notes, *own_notes(things), *security_notes([*things]), *_usage(chosen))
     name = f"{chosen.name}.yaml"
     text = f"---\n{to_yaml(things[0])}"
     return Bundle("kubeflow", {name: text}, name, notes=notes, objects=tuple(things))
@@ -55,6 +55,7 @@ def cluster_runtime(plan: Plan, chosen: Settings, folders: Sequence[str | Path] 
     things = checked_objects(plan, chosen, folders)
     (runtime,) = [thing for thing in things if thing["kind"] == "TrainingRuntime"]
     spec = runtime["spec"]
+    pod_labels = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["labels"]
     pod = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     main = next(one for one in pod["containers"] if one["name"] == "node")
     main["command"] = list(COMMAND)
@@ -67,7 +68,7 @@ def cluster_runtime(plan: Plan, chosen: Settings, folders: Sequence[str | Path] 
     return {
         "apiVersion": runtime["apiVersion"],
         "kind": "ClusterTrainingRuntime",
-        "metadata": {"name": chosen.name, "labels": {**runtime["metadata"]["labels"], **FRAMEWORK}},
+        "metadata": {"name": chosen.name, "labels": {**pod_labels, **FRAMEWORK}},
         # The torch policy tells the pods how many they are.
         "spec": {**spec, "mlPolicy": {**spec["mlPolicy"], "torch": {}}},
     }
@@ -99,8 +100,11 @@ def _set(value: Any) -> bool:
     return value not in (None, False, {}, [])
 
 
-def _usage(chosen: Settings) -> str:
-    return (
+def _usage(chosen: Settings) -> Iterator[str]:
+    gang, _, queue = (chosen.section.queue or "").partition(":")
+    if gang == "kueue":
+        yield f"kubernetes.queue: Kueue looks at the TrainJob: label each with kueue.x-k8s.io/queue-name: {queue}"
+    yield (
         f"apply it once as an administrator; a TrainJob with runtimeRef: {{name: {chosen.name}}} and the variables "
         "QWEN_JOB_MODEL and QWEN_JOB_DATA in trainer.env then trains: 'qwen-job docs kubernetes' shows one"
     )

@@ -113,7 +113,8 @@ def test_without_a_word_it_trains_the_runtime_s_job() -> None:
         ({"PET_MASTER_ADDR": "localhost"}, "the name of a TrainJob"),
         ({"QWEN_JOB_SET": "train.lr"}, "no assignment; write field=value"), ({"QWEN_JOB_SET": "train.sead=1"}, "seed"),
         ({"PET_NNODES": "two"}, "PET_NNODES: 'two' is not a number"), ({"PET_NNODES": ""}, "PET_NNODES: is not set"),
-        ({"QWEN_JOB_TEMPLATE": "[a"}, "QWEN_JOB_TEMPLATE: is not YAML"), ({"QWEN_JOB_TEMPLATE": "a"}, "is not a job"),
+        ({"QWEN_JOB_TEMPLATE": "[a"}, "QWEN_JOB_TEMPLATE, QWEN_JOB_KUBERNETES: not YAML"),
+        ({"QWEN_JOB_TEMPLATE": "a"}, "is not a job"), ({"QWEN_JOB_KUBERNETES": "{"}, "not JSON"),
         ({"QWEN_JOB_TEMPLATE": "{name: a}"}, "model"), ({"PET_NNODES": "3"}, "train.global_batch_size"),
     ],
 )  # fmt: skip
