@@ -14,6 +14,8 @@ from qwen_job.atomic import read_limited
 
 HARNESS = "lm-eval"
 INSTALL = "pip install 'qwen-job[eval]'"
+# The options of 'qwen-job evaluate' that decide which tasks are loaded, and whether a value follows.
+CHECKED = {"--task": True, "--task-folder": True, "--few-shot": True, "--backend": True, "--run-code": False}
 # A folder of tasks is read in full to know whether scores of it are outdated.
 MOST_FILES = 20_000
 # What lm-eval names tasks like; a path or an address is something else.

@@ -9,6 +9,8 @@ from qwen_job.job.evaluation import Suite
 from qwen_job.plan import Plan
 from qwen_job.run.folder import RunFolder
 
+RUN = "{run}"  # in the words of a pod: its run folder
+
 
 def evaluate_words(plan: Plan) -> list[str]:
     """Return the words after ``qwen-job`` that evaluate the job's run, empty for a job that does not."""
@@ -28,6 +30,12 @@ def _held_out(job: Job) -> str | None:
     if job.data.eval:
         return job.data.eval[0].path
     return str(RunFolder(Path(job.output)).held_out) if job.data.eval_split else None
+
+
+def pod_words(plan: Plan) -> list[str]:
+    """Return the words after ``qwen-job evaluate RUN`` for a pod, which knows its run folder, maybe another, as RUN."""
+    run = f"{plan.job.output}/"
+    return [f"{RUN}/{word.removeprefix(run)}" if word.startswith(run) else word for word in evaluate_words(plan)[2:]]
 
 
 def check_words(plan: Plan) -> list[str]:

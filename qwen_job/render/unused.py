@@ -8,16 +8,17 @@ from qwen_job.job.document import Path as FieldPath
 from qwen_job.job.document import dotted
 from qwen_job.plan import Plan
 
+_TIME: FieldPath = ("evaluate", "time")
 _CONTAINER: tuple[FieldPath, ...] = (("image",), ("container",))
 _COUNTS: tuple[FieldPath, ...] = (("retry", "max_retries"), ("retry", "max_without_progress"))
 # Sections and fields without effect on a target; evaluate has its own note.
 _UNUSED: dict[str, tuple[FieldPath, ...]] = {
     "slurm": (("kubernetes",), ("hostfile",), ("local",)),
-    "kubernetes": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
-    "helm": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
-    "kubeflow": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
-    "hostfile": (("slurm",), ("kubernetes",), ("local",), *_CONTAINER, *_COUNTS),
-    "local": (("slurm",), ("kubernetes",), ("hostfile",), *_CONTAINER, *_COUNTS),
+    "kubernetes": (_TIME, ("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
+    "helm": (_TIME, ("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
+    "kubeflow": (_TIME, ("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
+    "hostfile": (_TIME, ("slurm",), ("kubernetes",), ("local",), *_CONTAINER, *_COUNTS),
+    "local": (_TIME, ("slurm",), ("kubernetes",), ("hostfile",), *_CONTAINER, *_COUNTS),
 }
 _NEED_A_RUNTIME: tuple[FieldPath, ...] = (
     ("image",), ("container", "image"), ("container", "mounts"), ("container", "options"), ("container", "mount_home"),

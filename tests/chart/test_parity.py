@@ -66,6 +66,10 @@ VARIANTS = {
         "kubernetes.pod_container={imagePullPolicy: Always, securityContext: {readOnlyRootFilesystem: false}}",
         "kubernetes.job={runPolicy: {backoffLimit: 0}}",
     ],
+    "evaluation": [
+        "evaluate={data: /shared/data/h$(x).json, suite: {tasks: [gsm8k], limit: 5, run_code: true}, before: false}",
+    ],
+    "evaluation of held-out rows": ["data.eval_split=0.1", "evaluate={}", "kubernetes.kind=jobset"],
     "a slice of a GPU": ["kubernetes.gpu_resource=nvidia.com/mig-7g.80gb", "cluster.gpus_per_node=1"],
     "no fixed user": ["kubernetes.run_as_user=null", "kubernetes.fs_group=null", "kubernetes.namespace=training"],
     "hostile env": [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qwen_job.errors import JobError
 from tests.jobs import bundle
 
 # The job's Python: notes its words, and trains and evaluates as the files beside it say.
@@ -75,10 +77,39 @@ def test_over_ssh_the_first_node_evaluates(tmp_path: Path) -> None:
     assert any(note.endswith(f"after the training run: qwen-job evaluate /runs/tiny {WORDS}") for note in other.notes)
 
 
+@pytest.mark.parametrize("kind", ["pytorchjob", "trainjob", "jobset"])
+def test_in_pods_the_first_one_evaluates(tmp_path: Path, kind: str) -> None:
+    held_out = {"train": ["/runs/a.json"], "eval_split": 0.1}
+    made = bundle(tmp_path, "kubernetes", kubernetes={"kind": kind}, data=held_out, evaluate=SUITE)
+    options = ["--data", "{run}/held-out.jsonl", "--samples", "5", "--max-new-tokens", "128", *WORDS.split()]
+    own = ["python3", "-m", "qwen_job.node.evaluating", *(f"--word={word}" for word in options), "--", "--nnodes"]
+    assert [words[: len(own)] for words in commands(made.objects)] == [own]
+
+
+def commands(value: Any) -> list[list[str]]:
+    """Return the command of every container inside some objects."""
+    if isinstance(value, Mapping):
+        return [value["command"]] if "command" in value else commands(list(value.values()))
+    return [words for one in value for words in commands(one)] if isinstance(value, (list, tuple)) else []
+
+
+def test_data_that_no_pod_sees_is_refused(tmp_path: Path) -> None:
+    volumes = [{"name": "runs", "mount_path": "/runs", "pvc": "a"}, {"name": "data", "mount_path": "/data", "pvc": "b"}]
+    with pytest.raises(JobError, match=r"evaluate\.suite\.folder: '/tasks' is not below any volume"):
+        bundle(tmp_path, "kubernetes", kubernetes={"volumes": volumes}, model={"cache_dir": "/runs/cache"},
+               evaluate={"suite": {"folder": "/tasks"}})  # fmt: skip
+
+
 def test_on_slurm_the_job_that_waits_runs_the_suite(tmp_path: Path) -> None:
     made = bundle(tmp_path, "slurm", evaluate={**SUITE, "data": "/held.json", "before": False})
     words = f"evaluate /runs/tiny --data /held.json --samples 5 --max-new-tokens 128 {WORDS} --no-before"
     assert words in made.files["tiny-evaluate.sbatch"] and "qwen_job evaluate" not in made.files["tiny.sbatch"]
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "helm", "hostfile", "local"])
+def test_a_time_limit_that_no_target_has_is_a_note(tmp_path: Path, target: str) -> None:
+    made = bundle(tmp_path, target, hostfile={"hosts": ["a"]}, data={"train": ["/runs/a.json"]}, evaluate={**SUITE, "time": "1h"})
+    assert any(note.startswith("evaluate.time") and f": not used on {target}" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("target", ["slurm", "local"])

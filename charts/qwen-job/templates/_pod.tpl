@@ -27,12 +27,23 @@
 {{- end -}}
 {{- toYaml $words -}}
 {{- else -}}
-{{- $words := list "python3" "-m" "qwen_job.node.launcher"
-  "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
+{{- $words := list "python3" "-m" "qwen_job.node.launcher" -}}
+{{- if .Values.evaluate -}}
+{{- $words = list "python3" "-m" "qwen_job.node.evaluating" -}}
+{{- range .Values.evaluate -}}
+{{- $word := printf "--word=%s" . -}}
+{{- if regexMatch "\\$[$(]" $word -}}
+{{- $word = replace "$" "$$" $word -}}
+{{- end -}}
+{{- $words = append $words $word -}}
+{{- end -}}
+{{- $words = append $words "--" -}}
+{{- end -}}
+{{- $words = concat $words (list "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
   "--master_addr" $address "--master_port" $port "--rdzv_id" $name
   "--rdzv_timeout" (int $k.rendezvous_timeout | toString)
   "--max_without_progress" (int .Values.max_without_progress | toString)
-  "--in_place" (int .Values.in_place | toString) -}}
+  "--in_place" (int .Values.in_place | toString)) -}}
 {{- if and (gt $nodes 1) (eq $k.kind "pytorchjob") -}}
 {{- $words = append $words "--rejoin" -}}
 {{- end -}}

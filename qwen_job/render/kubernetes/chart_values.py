@@ -89,6 +89,9 @@ class ChartValues(Strict):
     in_place: Count = Field(
         choices.IN_PLACE, description="Restarts in place in a row without a newer checkpoint, before pods are restarted"
     )
+    evaluate: list[CarriedText] = Field(
+        [], description="Options of 'qwen-job evaluate RUN' after the training; empty: no evaluation"
+    )
     kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml")
     enabled: bool = Field(True, description="For the condition of a parent chart; has no effect in this chart")
     cluster_runtime: bool = Field(
@@ -112,6 +115,7 @@ def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, A
         "grace_seconds": chosen.grace_seconds,
         "max_without_progress": chosen.max_without_progress,
         "in_place": chosen.in_place,
+        **({"evaluate": list(chosen.evaluate)} if chosen.evaluate else {}),
         "kubernetes": chosen.section.model_dump(exclude_defaults=not shipped),
         "config": {
             "env": [{"name": name, "value": value} for name, value in chosen.env.items()],

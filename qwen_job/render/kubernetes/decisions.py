@@ -15,6 +15,7 @@ from qwen_job.job.paths import JobPath, paths_of
 from qwen_job.plan import Plan
 from qwen_job.render.configs import config_files
 from qwen_job.render.default_image import built_image, default_image
+from qwen_job.render.evaluation import pod_words
 from qwen_job.render.kubernetes.needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
@@ -47,6 +48,7 @@ class Settings:
     files: dict[str, str]
     section: Kubernetes
     notes: tuple[str, ...]
+    evaluate: tuple[str, ...] = ()  # words after "qwen-job evaluate RUN"; empty: no evaluation
 
 
 def settings(plan: Plan) -> Settings:
@@ -89,6 +91,7 @@ def settings(plan: Plan) -> Settings:
         files=files,
         section=_settled(plan, volumes),
         notes=tuple(notes),
+        evaluate=tuple(pod_words(plan)),
     )
 
 
@@ -182,8 +185,8 @@ def _prepare_notes(plan: Plan) -> Iterator[str]:
 
 
 def _paths(plan: Plan) -> list[JobPath]:
-    """Return the paths that the pods must see; evaluation is not part of a Kubernetes job."""
-    found = [one for one in paths_of(plan.job) if one.field[0] != "evaluate"]
+    """Return the paths that the pods must see."""
+    found = paths_of(plan.job)
     if not plan.job.model.cache_dir:
         found.insert(1, JobPath(("model", "cache_dir"), plan.job.model_cache, writes=True))
     return found

@@ -220,8 +220,10 @@ def command(chosen: Settings) -> list[str]:
     """Return the words of one pod; ``$(NAME)`` is expanded by Kubernetes."""
     address, port, rank = _rendezvous(chosen)
     limit = chosen.section.active_deadline
+    # The run folder's words are known only in the pod; equals signs keep options from being read as the program's.
+    evaluates = ["qwen_job.node.evaluating", *(literal(f"--word={word}") for word in chosen.evaluate), "--"]
     return [
-        "python3", "-m", "qwen_job.node.launcher",
+        "python3", "-m", *(evaluates if chosen.evaluate else ["qwen_job.node.launcher"]),
         "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
