@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ def evaluate(
     scores of lm-eval (pip install 'qwen-job[eval]'). For a run, the result is saved in its evaluation.json and appears
     in report.html and the model card.
     """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read as tqdm is imported: bars would fill a log file
     from qwen_job.infer.suite import Suite
 
     wanted = Suite(**{**suite, "folder": suite["folder"] and suite["folder"].absolute()})

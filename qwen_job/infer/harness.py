@@ -140,10 +140,12 @@ def _transformers(folder: Path, suite: Suite) -> Any:
     import torch
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     from qwen_job.infer.answer import device_and_dtype
     from qwen_job.models.loading import load_native
 
+    transformers_logging.disable_progress_bar()
     check_folder(folder)
     device, dtype = device_and_dtype()
     model, _ = load_native(folder, dtype, "sdpa")
@@ -203,7 +205,6 @@ def _settle() -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

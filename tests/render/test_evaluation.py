@@ -108,7 +108,9 @@ def test_on_slurm_the_job_that_waits_runs_the_suite(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["kubernetes", "helm", "hostfile", "local"])
 def test_a_time_limit_that_no_target_has_is_a_note(tmp_path: Path, target: str) -> None:
-    made = bundle(tmp_path, target, hostfile={"hosts": ["a"]}, data={"train": ["/runs/a.json"]}, evaluate={**SUITE, "time": "1h"})
+    made = bundle(
+        tmp_path, target, hostfile={"hosts": ["a"]}, data={"train": ["/runs/a.json"]}, evaluate={**SUITE, "time": "1h"}
+    )
     assert any(note.startswith("evaluate.time") and f": not used on {target}" in note for note in made.notes)
 
 

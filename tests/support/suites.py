@@ -33,13 +33,13 @@ SAY = {
 }
 
 
-def write_suite(folder: Path, questions: int = 6) -> Path:
+def write_suite(folder: Path, questions: int = 6, answer: str = ANSWER) -> Path:
     """Write pick_answer.yaml (multiple choice), say_answer.yaml (generation) and their rows; return ``folder``."""
     folder.mkdir(parents=True)
     for task in (PICK, SAY):
         (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
     rows = [
-        {"question": QUESTION, "choices": [f"{WRONG} {n}", ANSWER][:: 1 if n % 2 else -1], "answer": n % 2}
+        {"question": QUESTION, "choices": [f"{WRONG} {n}", answer][:: 1 if n % 2 else -1], "answer": n % 2}
         for n in range(questions)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
