@@ -45,6 +45,7 @@ class Way(NamedTuple):
     micro: int = 1
     checkpointing: bool = False
     split: int = 1
+    offload: bool = False
 
 
 WAYS = [
@@ -63,6 +64,7 @@ SPLIT_WAYS = [
     Way("qwen3_moe", 3, packed=False, coefficient=COEFFICIENT, micro=2, checkpointing=True, split=2),
     Way("qwen2_moe", 1, packed=False, coefficient=COEFFICIENT, split=2),
     Way("qwen3_5_moe_text", 2, packed=True, coefficient=COEFFICIENT, checkpointing=True, split=2),
+    *(Way("qwen3_moe", stage, packed=True, split=2, offload=True) for stage in (2, 3)),
 ]
 
 
@@ -105,6 +107,9 @@ def build(way: Way, folder: Path) -> tuple[Any, TrainConfig, dict[str, Any]]:
     config = TrainConfig.model_validate(train)
     deepspeed |= {"train_micro_batch_size_per_gpu": way.micro, "gradient_clipping": 1.0}
     deepspeed |= {"expert_parallel": {"enabled": way.split > 1, "autoep_size": way.split}}
+    if way.offload:  # with torch's AdamW: DeepSpeed's kernel takes minutes to compile
+        deepspeed["zero_force_ds_cpu_optimizer"] = False
+        deepspeed["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return build_model(config, deepspeed, folder / way.shape), config, deepspeed
 
 
