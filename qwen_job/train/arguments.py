@@ -12,6 +12,9 @@ from typing import Any
 from qwen_job.facts import train_settings as settings
 from qwen_job.run.config import RENAMED, TrainConfig, check_training
 
+# Rows of an evaluation step by default, as in transformers, and the tokens from which there are fewer.
+_EVAL_ROWS, _EVAL_TOKENS = 8, 16_384
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -30,7 +33,7 @@ class Arguments:
     lr_scheduler_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     metric_for_best_model: str = "loss"  # or the perplexity, its exponential: what is best by one is best by the other
     neftune_noise_alpha: float | None = None
-    per_device_eval_batch_size: int = 8
+    per_device_eval_batch_size: int | None = None  # by the rows' length: see eval_rows
     project: str | None = None
     run_name: str | None = None
     tf32: bool | None = None
@@ -59,6 +62,15 @@ def _read(config: TrainConfig) -> tuple[Arguments, list[str]]:
     notes = [f"training.{name} is now called {new}: translated" for name, new in today.items() if new != name]
     given = {new: extra[name] for name, new in today.items() if new in accepted and extra[name] is not None}
     return Arguments(**given), notes
+
+
+def eval_rows(config: TrainConfig, arguments: Arguments) -> int:
+    """Return the rows of an evaluation step: as written, else 8, or fewer where rows are long; the loss is the same.
+
+    No more tokens than a micro-batch of training has, or 16,384, so that long rows do not run out of memory there.
+    """
+    written, training = arguments.per_device_eval_batch_size, config.training.per_device_train_batch_size
+    return written or max(training, min(_EVAL_ROWS, _EVAL_TOKENS // config.data.max_length))
 
 
 def warmup_steps(config: TrainConfig, arguments: Arguments, total_steps: int) -> int:

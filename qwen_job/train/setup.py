@@ -24,7 +24,7 @@ from qwen_job.run.folder import RunFolder
 from qwen_job.run.signals import StopRequest
 from qwen_job.toolchain import refuse_without_compiler
 from qwen_job.train import deepspeed_engine as engines
-from qwen_job.train.arguments import Arguments, read_arguments
+from qwen_job.train.arguments import Arguments, eval_rows, read_arguments
 from qwen_job.train.attention import window_of
 from qwen_job.train.batches import Batch, Loader, Rows, StepSampler, collate, on_device
 from qwen_job.train.checkpoints import Checkpointer
@@ -227,7 +227,7 @@ def _rehearsals(
 
     found = [partial(of, data.train, config.training.per_device_train_batch_size)]
     if config.evaluates and len(data.eval):
-        found.append(partial(of, data.eval, arguments.per_device_eval_batch_size))
+        found.append(partial(of, data.eval, eval_rows(config, arguments)))
     return [*found]
 
 
@@ -268,7 +268,7 @@ def held_out_rows(
     shape: tuple[int, int] = (1, 1),
 ) -> Loader:
     """Return this rank's held-out micro-batches, in the rows' own order."""
-    micro = arguments.per_device_eval_batch_size
+    micro = eval_rows(config, arguments)
     sampler = StepSampler(len(rows), micro, 1, ranks.group, ranks.groups, None)
     return _loader(config, arguments, rows, sampler, pad_id, shape, 0)
 

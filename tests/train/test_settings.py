@@ -37,7 +37,14 @@ ACCEPTED: dict[str, Any] = {
     "metric_for_best_model": "perplexity", "torch_compile_backend": "eager", "torch_compile_mode": "default",
 }  # fmt: skip
 # What transformers' TrainingArguments would do without the name, where ours differs.
-OTHER_DEFAULTS = {"log_level", "metric_for_best_model", "project", "warmup_steps", "lr_scheduler_kwargs"}
+OTHER_DEFAULTS = {
+    "log_level",
+    "metric_for_best_model",
+    "per_device_eval_batch_size",
+    "project",
+    "warmup_steps",
+    "lr_scheduler_kwargs",
+}
 
 
 def parsed(tmp_path: Path, **changes: Any) -> TrainConfig:
@@ -147,6 +154,16 @@ def test_the_loaders_settings_reach_the_loader(tmp_path: Path) -> None:
     plain = loader(tmp_path)
     assert (plain.prefetch_factor, plain.persistent_workers, plain.num_workers) == (2, False, 1)
     assert loader(tmp_path, rows="held_out_rows", training__per_device_eval_batch_size=3).sampler_of_steps.micro == 3
+
+
+@pytest.mark.parametrize(("length", "micro", "rows"), [(512, 1, 8), (4096, 1, 4), (32768, 1, 1), (32768, 2, 2)])
+def test_an_evaluation_step_has_fewer_rows_where_they_are_long(
+    tmp_path: Path, length: int, micro: int, rows: int
+) -> None:
+    changes = {"data__max_length": length, "training__per_device_train_batch_size": micro}
+    assert loader(tmp_path, rows="held_out_rows", **changes).sampler_of_steps.micro == rows
+    written = {**changes, "training__per_device_eval_batch_size": 5}
+    assert loader(tmp_path, rows="held_out_rows", **written).sampler_of_steps.micro == 5
 
 
 def test_a_gpus_rows_are_pinned_unless_the_setting_says_no(tmp_path: Path) -> None:
