@@ -20,13 +20,13 @@ TARGETS := $(shell sed -n 's/^\([a-z -]*\):.*/\1/p' Makefile)
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
-run test-tools system: # the environments that the other commands need
-	@scripts/setup.sh $(subst test-tools,test,$@)
+run test-tools site-tools system: # the environments that the other commands need
+	@scripts/setup.sh $(subst -tools,,$@)
 demo: run ## fine-tune a tiny chat model here, with two processes, and talk to it (3 minutes)
 	@$(RUN) scripts/demo.sh
 check: ## no torch: style, types, and every test that needs neither root nor the training stack (2 minutes)
 	@scripts/check.sh $(PYTEST_ARGS)
-test: test-tools system lint ## everything: style, types, all tests; ends with image-test
+test: test-tools site-tools system lint ## everything: style, types, all tests; ends with image-test
 	@$(RUN) scripts/test.sh $(PYTEST_ARGS)
 lint: test-tools ## style and types only
 	@scripts/lint.sh .venv
@@ -49,8 +49,7 @@ test-trackers: ## train with wandb, swanlab and mlflow, offline, and read back w
 test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (15 minutes)
 	@[ -n "$${VLLM_PYTHON:-}" ] || scripts/setup.sh vllm
 	@.venv/bin/python -m pytest tests/serving -m vllm $(PYTEST_ARGS)
-site: ## build the documentation site, both languages, into build/site (with build/media, if site-media made it)
-	@scripts/setup.sh site
+site: site-tools ## build the documentation site, both languages, into build/site (with build/media, if site-media made it)
 	@.venv-site/bin/python scripts/site/build.py $(if $(wildcard build/media/demo.cast),--media build/media)
 site-media: test-tools ## record the demo and take pictures of its report for the site (3 minutes, and a Chromium)
 	@$(RUN) python scripts/site/media.py
