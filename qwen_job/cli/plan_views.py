@@ -258,8 +258,19 @@ def fit_lines(job: Job, found: Sequence[Smallest]) -> list[str]:
         widths = [max(len(row[column]) for row in table) for column in range(len(heading))]
         lines += ["", *("  " + _aligned(row, widths) for row in table)]
         if job.cluster.memory_gib is None:
-            lines += ["", "Host memory is not limited here: cluster.memory_gib sets what a node has."]
+            smallest = next(one for one in found if one.choice)
+            lines += [
+                "",
+                f"Host memory is not limited here: {_taken(smallest)}; cluster.memory_gib sets what a node has.",
+            ]
     return lines
+
+
+def _taken(one: Smallest) -> str:
+    """Return a message about the host memory without which the smallest cluster would not do."""
+    assert one.choice is not None
+    size = one.choice.needs.host_needed / GIB
+    return f"{one.nodes} x {one.gpus_per_node} {one.gpu} takes {size:,.0f} GiB a node for granted"
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -28,14 +28,22 @@ EXPERTS = "grouped_mm"
 
 
 def load_native(
-    folder: Path, dtype: torch.dtype | str, attention: str, config: Mapping[str, object] | None = None
+    folder: Path,
+    dtype: torch.dtype | str,
+    attention: str,
+    config: Mapping[str, object] | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model and transformers' report of missing, unexpected and mismatched weights.
+
+    Weights of ``dtype`` stay mapped from the files until they are changed or moved, so that all processes of a node
+    share one copy. Others are converted: on ``device``, if one is given.
 
     Args:
         folder: a native folder; Qwen-1 and .bin folders are converted first.
         dtype: of the loaded weights, or ``auto`` for their own.
         attention: a kernel's name as transformers knows it: never left to the folder.
+        device: where the weights go, one tensor at a time; None: host memory.
         config: the text model's config in place of the folder's, such as with other positions.
 
     Raises:
@@ -58,6 +66,7 @@ def load_native(
             config=built,
             dtype=dtype,
             attn_implementation=attention,
+            **({"device_map": {"": device}} if device is not None else {}),
             **({"experts_implementation": EXPERTS} if family_of(config).experts else {}),
             trust_remote_code=False,
             local_files_only=True,

@@ -37,7 +37,9 @@ ITEMS = {
     "processes": "each training process without its model (plan.process_bytes)",
     "checkpoint copy": "a copy of the state to save, so that training continues while it is written",
     "states in memory": "in /dev/shm, for restarts: the newest state and the next, and as many of the neighbour's",
-    "loading the weights": "every process loads its own copy of the weights before they are sharded",
+    "loading the weights": "one copy a node, mapped from the files by all its processes (one for each where they are "
+    "converted: fp16, fp32); with ZeRO-1 and 2, two more for each process whose GPU cannot hold its weights twice, "
+    "because DeepSpeed then flattens them in host memory",
     "offloaded optimizer": "12 bytes per parameter: this node's share of master weights and moments",
     "offloaded gradients": "this node's share of the gradients, in fp32 and in the precision",
     "pinned weights": "updated weights, being copied back to the GPU",

@@ -15,6 +15,7 @@ from qwen_job.facts.config_fields import check_fields, longest_row, too_long
 from qwen_job.facts.model_files import read_text_config
 from qwen_job.facts.positions import with_yarn
 from qwen_job.models.loading import load_native
+from qwen_job.models.tensors import read_folder
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation, try_kernel, window_of
 from qwen_job.train.deepspeed_config import expert_parallel_size, offloads_optimizer, zero_stage
@@ -38,7 +39,8 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
     values = _checked_config(config, folder)
     kind = config.attention if config.sequence_parallel_size == 1 else "varlen"  # ours: see share_rows
     with _partitioned(deepspeed):
-        model, report = load_native(folder, DTYPES[config.precision], implementation(kind), values)
+        device = _device_that_converts(config, deepspeed, folder)
+        model, report = load_native(folder, DTYPES[config.precision], implementation(kind), values, device)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
@@ -67,6 +69,18 @@ def _partitioned(deepspeed: DeepSpeedConfig) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del kept
+
+
+def _device_that_converts(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> torch.device | None:
+    """Return this rank's GPU if the weights are of another type than they are trained in; None: load without it.
+
+    Converted in host memory, they would be a copy of all weights in every process. ZeRO-3 converts them one by one.
+    """
+    if config.device != "cuda" or zero_stage(deepspeed) == 3:
+        return None
+    names = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+    kinds = {tensor.dtype for tensor in read_folder(folder).values()}
+    return None if kinds == {names[config.precision]} else torch.device("cuda", torch.cuda.current_device())
 
 
 def _checked_config(config: TrainConfig, folder: Path) -> dict[str, object]:

@@ -222,9 +222,13 @@ def test_a_rooms_own_errors_are_not_in_the_table_of_exit_codes() -> None:
 
 def test_fewer_gpus_a_node_are_tried_where_host_memory_is_short(job: Path) -> None:
     large = ("--fit", "--set", "model=Qwen/Qwen2.5-72B-Instruct", "--set", "cluster.gpus_per_node=8", "--json")
-    found = json.loads(run(job, *large, "--set", "cluster.memory_gib=512"))[0]
-    assert found["fits"] and found["nodes"] > 1 and found["gpus_per_node"] < 8 and found["host_bytes"] < 512 * 2**30
-    assert "Host memory is not limited here" in run(job, "--fit")
+    full, fewer = json.loads(run(job, *large, "--set", "cluster.memory_gib=512"))[:2]
+    assert (full["gpu"], full["nodes"], full["gpus_per_node"]) == ("A100-80G", 3, 8)
+    assert (fewer["gpu"], fewer["nodes"], fewer["gpus_per_node"]) == ("A100-80G", 3, 1)
+    assert max(full["host_bytes"], fewer["host_bytes"]) < 512 * 2**30
+    (short, *_) = json.loads(run(job, *large, "--set", "cluster.memory_gib=150"))
+    assert short["fits"] and short["nodes"] > 3 and short["gpus_per_node"] < 8
+    assert "Host memory is not limited here: 1 x 1 A100-80G takes" in run(job, "--fit")
 
 
 def test_the_plan_says_what_keeps_the_batch(job: Path) -> None:

@@ -126,6 +126,26 @@ def test_a_cpu_job_has_all_its_memory_on_the_host() -> None:
     assert plan.host["processes"] == 1_400_000_000 and "loading the weights" not in plan.host
 
 
+def test_the_ranks_of_a_node_share_one_copy_of_the_weights_while_they_load() -> None:
+    large = load_model_shape("Qwen/Qwen2.5-72B-Instruct")
+    one = estimate(shape=large, world_size=24, gpus_per_node=8, zero_stage=3)
+    assert one.host["loading the weights"] == 2 * large.num_parameters
+    assert one.host_needed < 512 * GIB
+    converted = estimate(shape=large, world_size=24, gpus_per_node=8, zero_stage=3, precision="fp16")
+    assert converted.host["loading the weights"] == 8 * 2 * large.num_parameters
+
+
+def test_weights_that_a_gpu_cannot_hold_twice_are_flattened_on_the_host_by_each_rank() -> None:
+    """DeepSpeed's stage_1_and_2.py: 14B is flattened on an A100 of 80 GB, and 32B, 61 GiB, is not."""
+    small, large = (load_model_shape(f"Qwen/Qwen2.5-{size}B-Instruct") for size in (14, 32))
+    for shape, copies in ((small, 1), (large, 1 + 8 * 2)):
+        plan = estimate(shape=shape, world_size=16, gpus_per_node=8, zero_stage=2)
+        assert plan.host["loading the weights"] == copies * 2 * shape.num_parameters
+    assert estimate(shape=large, world_size=16, gpus_per_node=8, zero_stage=3).host["loading the weights"] == (
+        2 * large.num_parameters
+    )
+
+
 def test_an_unknown_gpu_is_not_judged() -> None:
     assert estimate(gpu=None, sequence_length=100_000).fits()
 

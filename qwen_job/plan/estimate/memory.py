@@ -307,8 +307,9 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
     An offloaded optimizer keeps 4 bytes per parameter of master weights, 8 of moments and 4 of fp32 gradients, 16-bit
     accumulated gradients and (ZeRO-1 and 2) pinned 16-bit weights, each sharded over all ranks. Without offload a
     checkpoint is copied to the host and written from there: master weights and moments of every rank (ZeRO-0: of the
-    first), and the weights, complete on the first rank except with ZeRO-3. While weights load, every process holds one
-    copy in the working type.
+    first), and the weights, complete on the first rank except with ZeRO-3. While weights load, the ranks of a node
+    share one copy, which they map from the files (benchmarks/bench_loading.py; with ZeRO-3, transformers reads them on
+    the first rank only). Qwen's are in bf16; what is converted is counted for every process: that was not measured.
     """
     element, ranks, shard = layout.element, layout.ranks, layout.shard
     host = {"processes": ranks * constants.process_bytes}
@@ -320,13 +321,29 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
         host["pinned weights"] = ranks * (shard * element if layout.zero_stage < 3 else 0)
         host["offload staging"] = ranks * staging
         kept = ranks * (shard * (MASTER_BYTES + ADAM_BYTES + 4 + element))
-    host["loading the weights"] = loading = max(0, ranks * element * layout.shape.num_parameters - kept)
+    copies = 1 if layout.precision == "bf16" else ranks
+    flattened = ranks * _flattened_on_host(layout, constants)
+    loading = max(0, copies * element * layout.shape.num_parameters + flattened - kept)
+    host["loading the weights"] = loading
     if not layout.offload_optimizer and not layout.on_cpu:
         whole = layout.shape.num_parameters
         state = (MASTER_BYTES + ADAM_BYTES) * (ranks * shard if layout.zero_stage else whole)
         copy = state + element * (ranks * shard if layout.zero_stage == 3 else whole)
         host[CHECKPOINT_COPY] = max(0, copy - loading)  # the memory for loading has been freed by then
     return host
+
+
+def _flattened_on_host(layout: Layout, constants: Constants) -> int:
+    """Return the bytes by which a rank's weights are flattened in host memory, before the first step.
+
+    DeepSpeed (stage_1_and_2.py) copies them to the host, and flattens them there, where the GPU has no room for a
+    second copy of all its weights.
+    """
+    whole = layout.element * layout.shape.num_parameters
+    capacity = layout.gpu.memory_bytes if layout.gpu is not None else None
+    if layout.zero_stage not in (1, 2) or layout.gradients_stay or capacity is None or layout.on_cpu:
+        return 0
+    return 2 * whole if 2 * whole + constants.context_bytes + constants.nccl_bytes > capacity else 0
 
 
 def state_bytes(layout: Layout) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from qwen_job.errors import REMEDY, JobError
@@ -30,7 +30,8 @@ class Smallest:
 def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
     """Return the job's own GPU first, then every other known one that can run the job, fewest GPUs first.
 
-    The job's price is for its own GPU, so only that one gets a cost.
+    Full nodes are preferred. Where host memory is limited, fewer GPUs on each node may need fewer of them altogether:
+    the job's own GPU then comes twice. The job's price is for its own GPU, so only that one gets a cost.
 
     Raises:
         JobError: the model's shape is unknown.
@@ -49,21 +50,51 @@ def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
         # For other GPUs, doubling is precise enough and a tenth of the work.
         found = _smallest(unpriced, question, data, doubling=True)
         others += [found] if found.choice else []
-    return [first, *sorted(others, key=lambda one: (one.nodes * one.gpus_per_node, one.gpu))]
+    return [
+        first,
+        *_fewer_on_a_node(job, own, data, first),
+        *sorted(others, key=lambda one: (one.nodes * one.gpus_per_node, one.gpu)),
+    ]
 
 
 def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: bool = False) -> Smallest:
     for nodes, gpus in _sizes(question, job.cluster.gpus_per_node, doubling):
-        asked = replace(question, nodes=nodes, gpus_per_node=gpus)
-        if not any(rows and rows % (asked.micro_batch_size or 1) == 0 for rows in map(asked.rows, asked.sizes)):
-            continue
-        best = choose(asked).best
-        if best is not None:
-            return Smallest(question.gpu.name, nodes, gpus, best, plan_run(job, asked, best, data))
+        if found := _at(job, question, data, nodes, gpus):
+            return found
     nodes = LARGEST_CLUSTER
     return Smallest(
         question.gpu.name, nodes, question.gpus_per_node, None, None, "" if doubling else _why(job, question)
     )
+
+
+def _at(job: Job, question: Question, data: DataSize | None, nodes: int, gpus: int) -> Smallest | None:
+    """Return the job on a cluster of this size; None: it does not fit."""
+    asked = replace(question, nodes=nodes, gpus_per_node=gpus)
+    if not any(rows and rows % (asked.micro_batch_size or 1) == 0 for rows in map(asked.rows, asked.sizes)):
+        return None
+    best = choose(asked).best
+    return Smallest(question.gpu.name, nodes, gpus, best, plan_run(job, asked, best, data)) if best else None
+
+
+def _fewer_on_a_node(job: Job, question: Question, data: DataSize | None, found: Smallest) -> list[Smallest]:
+    """Return the smallest cluster of parts of several nodes, if it has fewer GPUs than the one that was found."""
+    full, most = found.gpus_per_node, found.nodes * found.gpus_per_node
+    if question.host_memory_bytes is None or found.choice is None or found.nodes == 1 or full < question.gpus_per_node:
+        return []
+    for nodes, gpus in _parts_of_nodes(full, range(2, LARGEST_CLUSTER + 1)):
+        if nodes * gpus < most and (one := _at(job, question, data, nodes, gpus)):
+            return [one]
+    return []
+
+
+def _parts_of_nodes(gpus_per_node: int, counts: Iterable[int]) -> list[tuple[int, int]]:
+    """Return (nodes, GPUs per node) of several nodes of which only some GPUs are used, the fewest GPUs first."""
+    several = ((nodes, size) for size in _powers_below(gpus_per_node) for nodes in counts if nodes > 1)
+    return sorted(several, key=lambda one: (one[0] * one[1], one[0]))
+
+
+def _powers_below(count: int) -> list[int]:
+    return [2**power for power in range(count.bit_length()) if 2**power < count]
 
 
 def _sizes(question: Question, gpus_per_node: int, doubling: bool) -> Iterator[tuple[int, int]]:
@@ -71,13 +102,12 @@ def _sizes(question: Question, gpus_per_node: int, doubling: bool) -> Iterator[t
 
     Fewer GPUs on a node leave more host memory to each, so they are tried where that memory is limited.
     """
-    parts = [2**power for power in range(gpus_per_node.bit_length()) if 2**power < gpus_per_node]
+    parts = _powers_below(gpus_per_node)
     counts = [2**power for power in range(LARGEST_CLUSTER.bit_length())] if doubling else range(1, LARGEST_CLUSTER + 1)
     yield from ((1, size) for size in parts)
     yield from ((nodes, gpus_per_node) for nodes in counts)
     if question.host_memory_bytes is not None:
-        several = ((nodes, size) for size in parts for nodes in counts if nodes > 1)
-        yield from sorted(several, key=lambda one: (one[0] * one[1], one[0]))
+        yield from _parts_of_nodes(gpus_per_node, counts)
 
 
 def _why(job: Job, question: Question) -> str:
