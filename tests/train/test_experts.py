@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,30 +38,39 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+Results = dict[Any, Any]
+
+
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    """Return what every way that a number of ranks can take, and the reference, came to."""
-    output: Path = tmp_path_factory.mktemp("experts") / "results.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
-    done = subprocess.run(
-        [*command, "-m", "tests.train.expert_worker", str(output)],
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[Any, Any] = torch.load(output)
-    return found
+def results_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
+    """Return what every way that a number of ranks can take, and the reference, came to; computed once each."""
+
+    @cache
+    def compute(ranks: int) -> Results:
+        output: Path = tmp_path_factory.mktemp("experts") / "results.pt"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        done = subprocess.run(
+            [*command, "-m", "tests.train.expert_worker", str(output)],
+            env=tiny.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found: Results = torch.load(output)
+        return found
+
+    return compute
 
 
-on_one_and_two_ranks = pytest.mark.parametrize("results", [1, 2], indirect=True, ids=["one rank", "two ranks"])
+on_one_and_two_ranks = pytest.mark.parametrize("ranks", [1, 2])
 
 
-@pytest.mark.parametrize(
-    ("results", "way"), [(ranks, way) for ranks in (1, 2) for way in ways(ranks)], indirect=["results"], ids=str
-)
-def test_losses_balance_and_weights_are_those_of_one_unpacked_process(results: dict[Any, Any], way: Way) -> None:
+@pytest.mark.parametrize(("ranks", "way"), [(ranks, way) for ranks in (1, 2) for way in ways(ranks)], ids=str)
+def test_losses_balance_and_weights_are_those_of_one_unpacked_process(
+    results_on: Callable[[int], Results], ranks: int, way: Way
+) -> None:
+    results = results_on(ranks)
     ours, alone = results[tuple(way)], results[way.shape, way.coefficient]
     # Of all gradients before clipping: Adam would hide a wrong factor.
     assert ours["norms"] == pytest.approx(alone["norms"], rel=1e-4)
@@ -72,20 +82,25 @@ def test_losses_balance_and_weights_are_those_of_one_unpacked_process(results: d
 
 
 @on_one_and_two_ranks
-def test_the_balance_changes_what_is_learned(results: dict[Any, Any]) -> None:
+def test_the_balance_changes_what_is_learned(results_on: Callable[[int], Results], ranks: int) -> None:
+    results = results_on(ranks)
     off, on = results["qwen3_moe", 0.0], results["qwen3_moe", 0.1]
     assert off["losses"][0] == on["losses"][0] and abs(off["losses"][2] - on["losses"][2]) > 1e-3
 
 
 @on_one_and_two_ranks
-def test_loads_are_shares_of_the_tokens_and_entropy_is_at_most_that_of_chance(results: dict[Any, Any]) -> None:
+def test_loads_are_shares_of_the_tokens_and_entropy_is_at_most_that_of_chance(
+    results_on: Callable[[int], Results], ranks: int
+) -> None:
+    results = results_on(ranks)
     for step in results[tuple(WAYS[0])]["routed"]:
         assert 0 <= step["expert_load_min"] < 1 < step["expert_load_max"] <= 2
         assert 0 < step["router_entropy"] < torch.tensor(4.0).log()
 
 
 @on_one_and_two_ranks
-def test_zero_3_gathers_the_block_of_every_family_whole(results: dict[Any, Any]) -> None:
+def test_zero_3_gathers_the_block_of_every_family_whole(results_on: Callable[[int], Results], ranks: int) -> None:
+    results = results_on(ranks)
     leaves = {way.shape: results[tuple(way)]["leaves"] for way in WAYS if way.stage == 3}
     assert leaves == {"qwen3_moe": 2, "qwen2_moe": 1, "qwen3_5_moe_text": 4}
 
