@@ -42,7 +42,7 @@ def test_the_demo_s_model_scores_better_than_before_training(demo: tuple[Path, s
     """Score the demo's run with a suite about what it was taught: 15 s, most of it imports."""
     run, _ = demo
     tasks = write_suite(tmp_path / "tasks", answer="你好！我是 qwen-job 训练的小助手，很高兴为你服务。")
-    command = [sys.executable, "-m", "qwen_job", "evaluate", run, "--task-folder", tasks]
+    command = [sys.executable, "-m", "qwen_job", "evaluate", str(run), "--task-folder", str(tasks)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("say_answer")]
