@@ -221,10 +221,18 @@ def _steps(plan: Plan, run: RunPlan) -> list[str]:
     if plan.gpu.is_cpu and estimate.cost is None:
         return lines
     low, mid, high = estimate.gpu_hours
+    spare = f", {spare}" if (spare := _spare(plan.job)) else ""
     money = ""
     if estimate.cost is not None:
         money = f"; cost {estimate.cost[1]:,.2f} ({estimate.cost[0]:,.2f} to {estimate.cost[2]:,.2f})"
-    return [*lines, f"GPUs   {_most(run)}{mid:,.1f} GPU-hours ({low:,.1f} to {high:,.1f}){money}"]
+    return [*lines, f"GPUs   {_most(run)}{mid:,.1f} GPU-hours ({low:,.1f} to {high:,.1f}){money}{spare}"]
+
+
+def _spare(job: Job) -> str:
+    """Return a clause about nodes that are held without training; empty if there are none."""
+    count = job.slurm.spare_nodes
+    nodes = "the spare node, which is idle" if count == 1 else f"the {count} spare nodes, which are idle"
+    return f"with {nodes} (slurm.spare_nodes)" if count else ""
 
 
 def _runners(plan: Plan, everything: bool) -> list[str]:
@@ -263,6 +271,8 @@ def fit_lines(job: Job, found: Sequence[Smallest]) -> list[str]:
                 "",
                 f"Host memory is not limited here: {_taken(smallest)}; cluster.memory_gib sets what a node has.",
             ]
+    if spare := _spare(job):
+        lines += ["", f"GPU-hours are {spare}."]
     return lines
 
 

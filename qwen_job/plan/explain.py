@@ -12,6 +12,7 @@ from qwen_job.job import Job
 from qwen_job.plan.compare import flatten
 from qwen_job.plan.decision import Ledger
 from qwen_job.plan.estimate.activations import layer_activation_bytes
+from qwen_job.plan.estimate.speed import NETWORK
 from qwen_job.plan.plan import Plan
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
 from qwen_job.plan.search.choice import Choice, choose, layout_of
@@ -100,7 +101,8 @@ def explain(plan: Plan, field: str) -> Explanation:
         return Explanation(name, value, (_origin(plan, name, default),))
     if kind == "step":
         words = "seconds in an optimizer step before anything overlaps; qwen_job/plan/estimate/speed.py has the formula"
-        return Explanation(name, value, (words,))
+        over = (f"collectives, mostly over {plan.speed.link}",) if rest == NETWORK and plan.speed else ()
+        return Explanation(name, value, (*over, words))
     return Explanation(name, value, (_origin(plan, name, "the default"), *_description(name)))
 
 

@@ -89,6 +89,7 @@ def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None
             start_seconds=(CPU_START_SECONDS if question.gpu.is_cpu else START_SECONDS)
             + (COMPILE_SECONDS if compiles else 0.0),
             price_per_gpu_hour=job.cluster.price_per_gpu_hour,
+            spare_gpus=job.slurm.spare_nodes * question.gpus_per_node,
         )
     needs = choice.needs.with_second_copy() if train.export == "original" else choice.needs
     return RunPlan(data, rows, per_epoch, steps, speed, estimate, needs.with_data(_prepared_bytes(data)))

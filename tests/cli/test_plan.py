@@ -99,6 +99,22 @@ def test_the_first_line_is_the_verdict(job: Path) -> None:
     )
 
 
+def test_gpu_hours_count_spare_nodes_and_say_so(job: Path) -> None:
+    hours = [json.loads(run(job, "--json", "--set", f"slurm.spare_nodes={n}"))["run"]["gpu_hours"][1] for n in (0, 2)]
+    assert hours[1] == pytest.approx(3 * hours[0])
+    text = run(job, "--set", "slurm.spare_nodes=2")
+    assert re.search(r"GPUs .*GPU-hours .*, with the 2 spare nodes, which are idle \(slurm\.spare_nodes\)\n", text)
+    one = run(job, "--fit", "--set", "slurm.spare_nodes=1")
+    assert "GPU-hours are with the spare node, which is idle (slurm.spare_nodes)." in one
+    assert "spare" not in run(job) + run(job, "--fit")
+
+
+def test_the_network_of_one_node_is_named_by_its_links(job: Path) -> None:
+    slow = ["--set", "train.model_max_length=64", "--set", "deepspeed.zero_stage=3"]
+    slow += ["--set", "cluster.gpu=L40S", "--set", "train.per_device_train_batch_size=1"]
+    assert "bound by PCIe" in run(job, *slow) and "mostly over PCIe" in run(job, *slow, "--explain", "step.network")
+
+
 def test_a_reason_is_written_once(job: Path) -> None:
     assert run(job).count("fastest of ") == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -107,6 +108,41 @@ def test_a_slow_network_bounds_zero_3_across_nodes() -> None:
     assert slow.mid > estimate(world_size=64, zero_stage=3, network_gbs=100.0, shape=LARGE, sequence_length=512).mid
 
 
+@pytest.mark.parametrize(
+    ("gpu", "nodes", "network_gbs", "link"),
+    [
+        ("A100-80G", 1, None, "NVLink"),
+        ("L40S", 1, None, "PCIe"),
+        ("A100-80G", 8, 25.0, "network"),
+        ("L40S", 8, 12.5, "network"),
+        ("L40S", 8, 400.0, "PCIe"),  # which then is the slowest link of the ring
+    ],
+)
+def test_what_bounds_collectives_is_the_slowest_link_between_the_gpus(
+    gpu: str, nodes: int, network_gbs: float | None, link: str
+) -> None:
+    speed = estimate(
+        gpu=load_gpu(gpu), shape=LARGE, zero_stage=3, sequence_length=64, world_size=8 * nodes, network_gbs=network_gbs
+    )
+    assert (speed.bound_by, speed.link) == (link, link) and speed.parts["network"] == max(speed.parts.values())
+
+
+def test_rows_shared_within_a_node_are_exchanged_over_its_links() -> None:
+    options: dict[str, Any] = {"gpu": load_gpu("L40S"), "world_size": 16, "network_gbs": 5.0, "zero_stage": 1}
+    long_rows = estimate(sequence_parallel_size=8, sequence_length=524288, **options)
+    assert long_rows.link == "PCIe" and estimate(sequence_length=512, **options).link == "network"
+
+
+def test_links_of_a_gpu_without_figures_are_not_given_a_kind() -> None:
+    unknown = replace(load_gpu("L40S"), pcie_gbs=None)
+    assert estimate(gpu=unknown, shape=LARGE, zero_stage=3, sequence_length=64).bound_by == "the link between GPUs"
+
+
+def test_processes_of_one_machine_exchange_through_gloo() -> None:
+    speed = estimate(gpu=load_gpu("CPU").of_cores(64), precision="fp32", sequence_length=1)
+    assert speed.bound_by == "gloo"
+
+
 def test_slow_storage_bounds_a_step() -> None:
     speed = estimate(data_tokens_per_second=1000.0)
     assert speed.bound_by == "data" and speed.tokens_per_second == pytest.approx(1000.0)
@@ -170,6 +206,15 @@ def test_a_run_counts_steps_hours_and_money() -> None:
     assert run.total_seconds == pytest.approx((196.0, 100 + 192 + 2 * 5, 100 + 384 + 2 * 10))
     assert run.cost == pytest.approx(tuple(2 * hours for hours in run.gpu_hours))
     assert run.gpu_hours[1] == pytest.approx(run.total_seconds[1] * 8 / 3600)
+
+
+def test_spare_gpus_are_paid_for_and_save_no_time() -> None:
+    speed = SpeedEstimate((1.0, 2.0, 4.0), 1000.0, 0.5, "compute", {})
+    options: dict[str, Any] = {"rows": 64, "global_batch_size": 32, "num_train_epochs": 1, "price_per_gpu_hour": 3.0}
+    plain, spare = (estimate_run(speed, world_size=16, spare_gpus=count, **options) for count in (0, 8))
+    assert spare.total_seconds == plain.total_seconds
+    assert spare.cost is not None and spare.cost[1] == pytest.approx(3 * spare.gpu_hours[1])
+    assert spare.gpu_hours == pytest.approx(tuple(1.5 * hours for hours in plain.gpu_hours))
 
 
 def test_max_steps_wins_over_epochs() -> None:

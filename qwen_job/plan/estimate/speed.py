@@ -68,6 +68,7 @@ COMPILE_SECONDS = 35.0
 DEFAULT_NETWORK_GBS = 12.5
 # Processes without GPUs exchange through gloo: about this, inside one machine.
 GLOO_GBS = 1.0
+NETWORK = "network"
 
 
 class SpeedEstimate(NamedTuple):
@@ -75,7 +76,8 @@ class SpeedEstimate(NamedTuple):
 
     ``tokens_per_second`` is of the whole job; ``mfu`` is in our convention and None when the peak is unknown;
     ``parts`` are the middle estimate's seconds by cause before any overlap; ``rough``: the device's speed is assumed,
-    so that nothing should be chosen by it.
+    so that nothing should be chosen by it; ``link`` names what carries most of ``parts["network"]``: the network
+    between nodes, or NVLink or PCIe within one.
     """
 
     step_seconds: tuple[float, float, float]
@@ -84,6 +86,7 @@ class SpeedEstimate(NamedTuple):
     bound_by: str
     parts: dict[str, float]
     rough: bool = False
+    link: str = NETWORK
 
     @property
     def low(self) -> float:
@@ -174,14 +177,17 @@ def estimate_speed(
     attended = float(layout.sequence_length) if attended_length is None else attended_length
     tokens = layout.tokens * layout.gradient_accumulation_steps * layout.world_size
     parts = _on_gpu(layout, gpu, peak * 1e12, attended, constants)
-    parts["network"] = _link_seconds(layout, gpu, network_gbs, constants)
+    links = _link_seconds(layout, gpu, network_gbs, constants)
+    parts[NETWORK], link = sum(links.values()), max(links, key=lambda name: links[name])
     parts |= _offload_seconds(layout, gpu, constants)
     parts["data"] = 0.0 if data_tokens_per_second is None else tokens / data_tokens_per_second
     low, mid, high = _one_after_another(parts, constants) if gpu.is_cpu else _overlapped(parts)
     flops = flops_per_token(shape, attended) * tokens * fill
     # A processor's peak is an assumption, so its MFU is not reported.
     mfu = None if gpu.is_cpu else flops / (mid * layout.world_size * peak * 1e12)
-    return SpeedEstimate((low, mid, high), tokens * fill / mid, mfu, _bound(parts), parts, rough=gpu.is_cpu)
+    largest = max(parts, key=lambda part: parts[part])
+    bound = link if largest == NETWORK else largest
+    return SpeedEstimate((low, mid, high), tokens * fill / mid, mfu, bound, parts, rough=gpu.is_cpu, link=link)
 
 
 def _on_gpu(layout: Layout, gpu: Gpu, peak: float, attended: float, constants: SpeedConstants) -> dict[str, float]:
@@ -276,10 +282,12 @@ def estimate_run(
     storage_gbs: float = DEFAULT_STORAGE_GBS,
     start_seconds: float = START_SECONDS,
     price_per_gpu_hour: float | None = None,
+    spare_gpus: int = 0,
 ) -> RunEstimate:
     """Estimate a run of ``rows`` rows an epoch: start-up, steps and checkpoints.
 
     Checkpoints are written to storage of ``storage_gbs`` 10^9 bytes/s; the low end hides them behind the next steps.
+    GPU-hours count ``spare_gpus``, too: they are idle, but the job holds them.
     """
     per_epoch = max(1, math.ceil(rows / global_batch_size))
     steps = max_steps if max_steps > 0 else max(1, math.ceil(per_epoch * num_train_epochs))
@@ -289,7 +297,7 @@ def estimate_run(
     total = _range(
         start_seconds + steps * step + saves * wait for step, wait in zip(speed.step_seconds, exposed, strict=True)
     )
-    hours = _range(seconds * world_size / 3600 for seconds in total)
+    hours = _range(seconds * (world_size + spare_gpus) / 3600 for seconds in total)
     cost = None if price_per_gpu_hour is None else _range(value * price_per_gpu_hour for value in hours)
     return RunEstimate(steps, _range(per_epoch * step for step in speed.step_seconds), total, hours, cost, save)
 
@@ -335,30 +343,38 @@ def routed_bytes(layout: Layout) -> float:
     return once * times * experts.layers * layout.gradient_accumulation_steps
 
 
-def _link_seconds(layout: Layout, gpu: Gpu, network_gbs: float | None, constants: SpeedConstants) -> float:
-    """Seconds of collectives: a ring is as fast as its slowest link; GPUs of a node share its network."""
+def _link_seconds(layout: Layout, gpu: Gpu, network_gbs: float | None, constants: SpeedConstants) -> dict[str, float]:
+    """Seconds of collectives by link: a ring is as fast as its slowest link; GPUs of a node share its network."""
     steps = layout.gradient_accumulation_steps
     size = layout.expert_parallel_size
     traffic = communication_bytes(layout.shape, layout.zero_stage, layout.world_size, layout.precision, steps, size)
-    routed = routed_bytes(layout)
-    if not traffic:
-        return 0.0
-    within = _node_gbs(gpu, constants)
-    links = [] if within is None else [within]
+    near, within = _node_link(gpu, constants)
+    far, slowest = near, within
     if layout.nodes > 1:
-        links.append((network_gbs or DEFAULT_NETWORK_GBS) * constants.network_efficiency)
-    slowest, near = min(links or [DEFAULT_NETWORK_GBS]), within or DEFAULT_NETWORK_GBS
-    exchanged = exchange_bytes(layout) / near + routed / (near if size <= layout.ranks else slowest)
-    return (traffic / slowest + exchanged) / 1e9
+        between = (network_gbs or DEFAULT_NETWORK_GBS) * constants.network_efficiency
+        if within is None or between <= within:
+            far, slowest = NETWORK, between
+    if not traffic:
+        return {far: 0.0}
+    nearby, whole, routed = exchange_bytes(layout), traffic, routed_bytes(layout)
+    if size <= layout.ranks:
+        nearby += routed
+    else:
+        whole += routed
+    seconds = {near: nearby / (within or DEFAULT_NETWORK_GBS) / 1e9}
+    seconds[far] = seconds.get(far, 0.0) + whole / (slowest or DEFAULT_NETWORK_GBS) / 1e9
+    return seconds
 
 
-def _node_gbs(gpu: Gpu, constants: SpeedConstants) -> float | None:
-    """Return the 10^9 bytes/s between two GPUs of a node, in one direction; None where it is unknown."""
+def _node_link(gpu: Gpu, constants: SpeedConstants) -> tuple[str, float | None]:
+    """Return the link between two GPUs of a node, and its 10^9 bytes/s in one direction; None where it is unknown."""
     if gpu.is_cpu:
-        return GLOO_GBS
+        return "gloo", GLOO_GBS
     if gpu.nvlink_gbs:
-        return gpu.nvlink_gbs / 2 * constants.nvlink_efficiency
-    return gpu.pcie_gbs / 2 * constants.pcie_efficiency if gpu.pcie_gbs else None
+        return "NVLink", gpu.nvlink_gbs / 2 * constants.nvlink_efficiency
+    if gpu.pcie_gbs:
+        return "PCIe", gpu.pcie_gbs / 2 * constants.pcie_efficiency
+    return "the link between GPUs", None
 
 
 def exchange_bytes(layout: Layout) -> float:
@@ -407,8 +423,3 @@ def _combine(parts: Mapping[str, float], exposed: float) -> float:
     moved = parts["network"] + parts["PCIe"]
     hidden = min(moved, busy)
     return max(busy + (moved - hidden) + exposed * hidden + parts["host"], parts["data"])
-
-
-def _bound(parts: Mapping[str, float]) -> str:
-    """Name the largest part."""
-    return max(parts, key=lambda part: parts[part])
