@@ -62,5 +62,5 @@ def test_a_batch_is_a_product() -> None:
 
 
 def test_zero_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="greater than or equal to 1"):
+    with pytest.raises(JobError, match="global_batch_size: 0 is too small: write 1 or more"):
         plan(tmp_path, "train: {global_batch_size: 0}\n")
