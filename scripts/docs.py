@@ -39,7 +39,7 @@ prediction are not trained. Active parameters are those that one token passes. L
 size, with the experts of each layer and how many of them a token passes.
 """,
         "columns": "| model | type | parameters | active | layers | vocabulary | positions | reasoning |",
-        "experts": "experts",
+        "experts": ", {count} experts ({per_token})",
         "none": "no",
         "always": "always",
         "switch": "on or off",
@@ -59,18 +59,18 @@ original.
 由 `python scripts/docs.py` 根据 `qwen_job/facts/models/` 生成。
 
 规划知道这些模型的准确规模，因此 `qwen-job plan` 只需要名称。Base 模型与对应的 Chat 模型规模相同。
-Qwen3.5、3.6 和 3.8 只计文本模型：视觉编码器和多 token 预测头不参与训练。激活参数是一个 token 经过的参数。
-“层”一列是层数 x 隐藏维度，以及每层的专家数和每个 token 经过的专家数。
+Qwen3.5、3.6 和 3.8 只计文本模型：视觉编码器和多 token 预测头不参与训练。激活参数量是一个 token 经过的参数量。
+“层”一列是层数 x 隐藏维度，以及每层的专家数，括号内为每个 token 经过的专家数。
 """,
         "columns": "| 模型 | 类型 | 参数量 | 激活参数量 | 层 | 词表 | 位置数 | 思考 |",
-        "experts": "个专家",
+        "experts": "，{count} 个专家（{per_token}）",
         "none": "无",
         "always": "始终",
         "switch": "可开关",
         "tail": """\
-表中没有的模型需要本地目录及其 `config.json`：`--set model=/path/to/folder`。无法训练的官方模型会按名称拒绝并说明原因：
-视觉语言、语音和检索模型，奖励模型，Qwen3-Next，Qwen3.8-Flash-Next，以及量化版本（AWQ、GPTQ、FP8、GGUF，请使用
-未量化的原模型）。
+表中没有的模型需要本地目录及其 `config.json`：`--set model=/path/to/folder`。无法训练的官方模型会按名称拒绝，
+并说明原因：视觉语言、语音和检索模型，奖励模型，Qwen3-Next，Qwen3.8-Flash-Next，以及量化版本（AWQ、GPTQ、FP8、
+GGUF，请使用全精度的原模型）。
 """,
     },
 }
@@ -192,7 +192,7 @@ def model_reference(chinese: bool = False) -> str:
             continue
         experts = shape.experts
         layers = f"{shape.num_hidden_layers} x {shape.hidden_size:,}"
-        layers += f", {experts.count} {words['experts']} ({experts.per_token})" if experts else ""
+        layers += words["experts"].format(count=experts.count, per_token=experts.per_token) if experts else ""
         active = "" if experts is None else f"{shape.active_parameters:,}"
         cells = (
             f"[{shape.name.partition('/')[2]}]({str(known['source']).removesuffix('/blob/main/config.json')})",

@@ -44,7 +44,7 @@ measured.
 
 由 `python scripts/docs.py` 根据 `configs/jobs/` 生成。
 
-从与你的模型、GPU 和集群最接近的示例开始，并修改其中的路径：
+选择与你的模型、GPU 和集群最接近的示例，修改其中的路径：
 
 ```sh
 qwen-job init --list
@@ -52,7 +52,7 @@ qwen-job init --from qwen2.5-7b-a100-1x8
 qwen-job plan job.yaml
 ```
 
-显存一列是规划对单个 GPU 峰值的估算，以及该 GPU 的容量。tokens/s 是对整个任务的估算，假定每行都填满到
+“显存”一列是规划估算的单块 GPU 显存峰值，以及该 GPU 的显存容量。tokens/s 是对整个任务的估算，假定每行都填满到
 `model_max_length`。测试会规划每个示例，并按其目标平台渲染；表中数字均非实测。计算方法见
 [plan.zh-CN.md](plan.zh-CN.md)，实测结果见 [BENCHMARKS.md](../BENCHMARKS.md)。
 """,
@@ -62,21 +62,22 @@ qwen-job plan job.yaml
 }
 # The first comment of each file, in Chinese.
 CHINESE = {
-    "demo": "演示：在本机用两个 CPU 进程从头训练一个很小的 Qwen2 结构对话模型，约一分钟。",
-    "qwen-1_8b-chat-a100": "单节点两张 A100-80G 全参数微调 Qwen-1.8B-Chat。",
-    "qwen-1_8b-chat-a100-40g-1x2": "两张 A100-40G 微调 Qwen-1.8B-Chat。",
-    "qwen-1_8b-chat-v100": "八张 V100-32G 微调 Qwen-1.8B-Chat：规划选择 fp16 和 sdpa，而不是 bf16 和 FlashAttention。",
-    "qwen-1_8b-chat-v100-1x1": "一张 V100-32G 微调 Qwen-1.8B-Chat：规划把优化器放在主机内存，使用 fp16。",
-    "qwen-1_8b-chat-v100-2x4": "两个以太网节点、共八张 V100-32G 微调 Qwen-1.8B-Chat，使用 apptainer。",
-    "qwen-7b-chat-a100-2x8": "两个节点各八张 A100-80G 微调 Qwen-7B-Chat，使用 pyxis 容器和 InfiniBand。",
-    "qwen2.5-1.5b-sweep-a100-1x4": "参数扫描：一个 Slurm 数组运行六次 Qwen2.5-1.5B-Instruct，留出集损失最低者最好。",
-    "qwen2.5-72b-h100-4x8": "四个节点各八张 H100-80G 微调 Qwen2.5-72B-Instruct，使用 InfiniBand。",
-    "qwen2.5-72b-h100-8x8": "八个节点各八张 H100-80G 微调 Qwen2.5-72B-Instruct，使用 InfiniBand。",
-    "qwen2.5-7b-32k-h100-1x8": "单节点八张 H100-80G，以每行 32,768 个 token 微调 Qwen2.5-7B-Instruct。",
-    "qwen2.5-7b-a100-1x8": "单节点八张 A100-80G 微调 Qwen2.5-7B-Instruct，使用 pyxis 容器，并留出部分行用于评估。",
-    "qwen2.5-7b-kueue-h100-2x8": "Kubernetes 上微调 Qwen2.5-7B-Instruct：Kueue 队列中的 JobSet，先不占 GPU 完成准备。",
-    "qwen2.5-7b-ssh-a100-4x8": "没有调度器，经 ssh 在四台主机上微调 Qwen2.5-7B-Instruct。",
-    "qwen3-8b-tools-h100-1x8": "用含工具和思考的对话微调 Qwen3-8B：只学习助手的内容，包括工具调用。",
+    "demo": "演示：用两个 CPU 进程从头训练一个 Qwen2 结构的极小对话模型，约一分钟。",
+    "qwen-1_8b-chat-a100": "在单个节点的两块 A100-80G 上全参数微调 Qwen-1.8B-Chat。",
+    "qwen-1_8b-chat-a100-40g-1x2": "在两块 A100-40G 上微调 Qwen-1.8B-Chat。",
+    "qwen-1_8b-chat-v100": "在八块 V100-32G 上微调 Qwen-1.8B-Chat：规划选 fp16 和 sdpa，而非 bf16 和 FlashAttention。",
+    "qwen-1_8b-chat-v100-1x1": "在一块 V100-32G 上微调 Qwen-1.8B-Chat：规划把优化器放在主机内存，使用 fp16。",
+    "qwen-1_8b-chat-v100-2x4": "在以太网连接的两个节点、共八块 V100-32G 上微调 Qwen-1.8B-Chat，使用 apptainer。",
+    "qwen-7b-chat-a100-2x8": "在两个节点、每节点八块 A100-80G 上微调 Qwen-7B-Chat，使用 pyxis 容器和 InfiniBand。",
+    "qwen2.5-1.5b-sweep-a100-1x4": "参数扫描：用一个 Slurm 数组运行六次 Qwen2.5-1.5B-Instruct，留出集损失最低的最好。",
+    "qwen2.5-72b-h100-4x8": "在四个节点、每节点八块 H100-80G 上微调 Qwen2.5-72B-Instruct，使用 InfiniBand。",
+    "qwen2.5-72b-h100-8x8": "在八个节点、每节点八块 H100-80G 上微调 Qwen2.5-72B-Instruct，使用 InfiniBand。",
+    "qwen2.5-7b-32k-h100-1x8": "在单个节点的八块 H100-80G 上，以每行 32,768 个 token 微调 Qwen2.5-7B-Instruct。",
+    "qwen2.5-7b-a100-1x8": "在单个节点的八块 A100-80G 上微调 Qwen2.5-7B-Instruct，使用 pyxis 容器，留出部分行评估。",
+    "qwen2.5-7b-kueue-h100-2x8": "在 Kubernetes 上微调 Qwen2.5-7B-Instruct："
+    "Kueue 队列中含两个 Pod 的 JobSet，先在不占用 GPU 的情况下完成准备。",
+    "qwen2.5-7b-ssh-a100-4x8": "不用调度器，通过 ssh 在四台主机上微调 Qwen2.5-7B-Instruct。",
+    "qwen3-8b-tools-h100-1x8": "用含工具和思考的对话微调 Qwen3-8B：只训练助手的轮次，包括工具调用。",
 }
 
 
