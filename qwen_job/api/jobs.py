@@ -17,6 +17,7 @@ from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
 from qwen_job.job import load_job as load_layers
 from qwen_job.plan import Plan, make_plan
+from qwen_job.plan.disk_space import DiskRoom
 from qwen_job.plan.schedule import DataSize
 from qwen_job.render import TARGETS, Bundle, render
 from qwen_job.run.space import held_by
@@ -74,18 +75,37 @@ def plan_job(job: Job, *, count_data: bool = True, shapes: Mapping[str, ModelSha
     if not count_data:
         return _with_warnings(make_plan(job, shapes=shapes or {}), about_template)
     data, missing, refused = size_of_data(job)
-    folder = Path(job.output).parent
-    # Count space used by an earlier attempt as free: it is resumed or replaced. A machine without the data is not the
-    # one that trains, and its disk says nothing.
-    here = folder.is_dir() and not missing
-    free = shutil.disk_usage(folder).free + held_by(Path(job.output)).total if here else None
-    plan = make_plan(job, data=data, disk_free_bytes=free, shapes=shapes or {})
+    # A machine without the data is not the one that trains, and its disk says nothing.
+    here = not _absent_data(job) and (not missing or job.data.samples is not None)
+    plan = make_plan(job, data=data, disk=disk_room(job) if here else None, shapes=shapes or {})
     plan = _with_warnings(plan, (*about_template, *refused))
     return replace(plan, uncounted=missing, refuses_data=bool(refused))
 
 
+def disk_room(job: Job) -> DiskRoom | None:
+    """Return the room for a job's output on this machine; None if it cannot be read.
+
+    An output whose parent does not exist is judged by the nearest folder above that does. The space that an earlier
+    attempt uses counts as free: it is resumed or replaced.
+    """
+    parent = Path(job.output).parent
+    try:
+        folder = next(one for one in (parent, *parent.parents) if one.is_dir())
+        free, real = shutil.disk_usage(folder).free, folder.resolve()
+        mount = next(one for one in (real, *real.parents) if one.is_mount())
+    except OSError:
+        return None
+    used = sum(held_by(Path(output)).total for output in (job.output, *(point.job.output for point in job.points)))
+    return DiskRoom(free + used, str(mount), str(folder))
+
+
 def _with_warnings(plan: Plan, warnings: Sequence[str]) -> Plan:
     return replace(plan, warnings=(*warnings, *plan.warnings)) if warnings else plan
+
+
+def _absent_data(job: Job) -> list[str]:
+    """Return the training files that are not on this machine."""
+    return [one.path for one in job.data.train if not is_name(one.path) and not Path(one.path).is_file()]
 
 
 def size_of_data(job: Job) -> tuple[DataSize | None, str, tuple[str, ...]]:
@@ -95,7 +115,7 @@ def size_of_data(job: Job) -> tuple[DataSize | None, str, tuple[str, ...]]:
             return None, "without --tokens-per-sample, each conversation counts as a full row", ()
         return None, "", ()
     # Check this first: importing the readers takes as long as planning.
-    if absent := [one.path for one in job.data.train if not is_name(one.path) and not Path(one.path).is_file()]:
+    if absent := _absent_data(job):
         return None, f"{absent[0]} is not on this machine; {ASK}", ()
     from qwen_job.api.plan_count import data_size
 

@@ -11,6 +11,7 @@ from qwen_job.job import Job
 from qwen_job.picture import bar
 from qwen_job.plan import Plan
 from qwen_job.plan.compare import Difference
+from qwen_job.plan.disk_space import disk_needed, is_prepared_elsewhere
 from qwen_job.plan.schedule import RunPlan
 from qwen_job.plan.search import longest
 from qwen_job.plan.search.choice import Runner
@@ -134,7 +135,7 @@ def sweep_lines(plan: Plan) -> tuple[str, ...]:
     """Return what all runs of a sweep take together, and which of them will count as the best."""
     runs = [one.plan.run for one in plan.sweep]
     estimates = [run.estimate for run in runs if run and run.estimate]
-    disk = sum(run.memory.disk_bytes for run in runs if run and run.memory)
+    disk = disk_needed(plan.job.output, [(one.plan.job, one.plan.run.memory) for one in plan.sweep if one.plan.run])
     total = f"; all together: {disk / GIB:,.0f} GiB of disk" if disk else ""
     if estimates and len(estimates) == len(runs):
         most = _most(runs[0])
@@ -172,7 +173,8 @@ def _host_and_disk(plan: Plan) -> list[str]:
     assert memory is not None
     known = f" of {have:.0f}" if have else ""
     lines = [f"Host   {memory.host_bytes / GIB:.1f}{known} GiB a node: {_items(memory.host)}"]
-    return [*lines, f"Disk   {memory.disk_bytes / GIB:.1f} GiB in the run's folder: {_items(memory.disk)}"]
+    folder = "the run's folder" + (" and data.cache_dir" if is_prepared_elsewhere(plan.job.output, plan.job) else "")
+    return [*lines, f"Disk   {memory.disk_bytes / GIB:.1f} GiB in {folder}: {_items(memory.disk)}"]
 
 
 def _items(items: dict[str, int]) -> str:

@@ -56,7 +56,6 @@ class RunNumbers:
     save_seconds: float = 120.0
     max_retries: int | None = None
     shm_bytes: int | None = None
-    disk_free_bytes: int | None = None
 
 
 def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[PlanWarning]:
@@ -73,7 +72,6 @@ def warnings_for(question: Question, choice: Choice, run: RunNumbers) -> list[Pl
         _overfit(run),
         _nothing_held_out(run),
         _shm(question, run),
-        _disk(choice, run),
         _time_limit(run),
     )
     return [warning for warning in found if warning is not None]
@@ -232,17 +230,6 @@ def _shm(question: Question, run: RunNumbers) -> PlanWarning | None:
     message = f"/dev/shm has {run.shm_bytes / GIB:.2f} GiB; NCCL and the data loaders may need {need / GIB:.0f} GiB"
     return PlanWarning(
         "/dev/shm", message, f"write kubernetes.shm_size: {need / GIB:.0f}Gi, or --shm-size in other containers"
-    )
-
-
-def _disk(choice: Choice, run: RunNumbers) -> PlanWarning | None:
-    need = choice.needs.disk_bytes
-    if run.disk_free_bytes is None or need <= run.disk_free_bytes:
-        return None
-    free = f"{run.disk_free_bytes / GIB:.0f} GiB are free there, as seen from this machine"
-    message = f"the run needs about {need / GIB:.0f} GiB on disk, but {free}"
-    return PlanWarning(
-        "output", message, "free some space, keep fewer checkpoints (train.save_total_limit), or write elsewhere"
     )
 
 

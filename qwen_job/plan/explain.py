@@ -47,7 +47,7 @@ ITEMS = {
     "data and page cache": "the prepared data: 4 bytes per token and 40 per conversation, if the size is known",
     "prepared data": "4 bytes per token and 40 per conversation, in the run folder or data.cache_dir",
     "checkpoints": "weights, master weights and moments: train.save_total_limit checkpoints, and one being written",
-    "model": "the final weights in the precision",
+    "model": "the final weights in the precision (a vision tower that train.export: original keeps is not counted)",
     "second copy at the end": "the trained weights, until they have replaced those of the original folder's copy",
 }
 _CHOSEN = {

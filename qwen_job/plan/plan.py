@@ -23,6 +23,7 @@ from qwen_job.plan.advice import RunNumbers, warnings_for
 from qwen_job.plan.batch import Batch, decide_batch, rows_per_gpu
 from qwen_job.plan.decision import Decision, Ledger
 from qwen_job.plan.deepspeed import deepspeed_config
+from qwen_job.plan.disk_space import DiskRoom, disk_needed, disk_warning
 from qwen_job.plan.environment import environment
 from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.estimate.speed import SpeedEstimate
@@ -107,8 +108,8 @@ class Plan:
 
     @property
     def memory(self) -> MemoryEstimate | None:
-        """The choice's memory estimate, without prepared data (``run.memory`` adds it); None for an unknown model."""
-        return self.choice.memory
+        """The memory estimate without prepared data, which ``run.memory`` has, too; None for an unknown model."""
+        return self.choice.memory and self.choice.memory.as_exported(self.job.train.export)
 
     @property
     def speed(self) -> SpeedEstimate | None:
@@ -120,12 +121,13 @@ def make_plan(
     job: Job,
     *,
     data: DataSize | None = None,
-    disk_free_bytes: int | None = None,
+    disk: DiskRoom | None = None,
     shapes: Mapping[str, ModelShape] = MappingProxyType({}),
 ) -> Plan:
     """Decide everything about a job.
 
-    ``data`` (default: the sizes in the job) and ``disk_free_bytes`` affect only the time estimate and the warnings.
+    ``data`` (default: the sizes in the job) and ``disk``, the room for the output, affect only the time estimate and
+    the warnings.
 
     Raises:
         JobError: settings contradict each other, or the job does not fit.
@@ -170,9 +172,11 @@ def make_plan(
         reason = "a lack of memory for rows this long shows in the first step"
         ledger.decide("train.longest_first", job.train.longest_first, job.train.begins_with_longest, reason)
     if question is not None and run is not None:
-        warnings += _warnings(job, question, choice, run, disk_free_bytes)
+        warnings += _warnings(job, question, choice, run)
     own = tuple(warnings)
-    sweep = _swept(job, data, disk_free_bytes, shapes)
+    sweep = _swept(job, data, shapes)
+    runs = [(job, run)] if not sweep else [(one.plan.job, one.plan.run) for one in sweep]
+    needed = disk_needed(job.output, [(each, found.memory) for each, found in runs if found])
     return Plan(
         job=job,
         gpu=gpu,
@@ -188,7 +192,7 @@ def make_plan(
         deepspeed_config=deepspeed_config(job, choice, precision, batch),
         env=environment(job, gpu, interconnect),
         decisions=tuple(ledger.decisions),
-        warnings=(*own, *_only_there(sweep, own)),
+        warnings=(*own, *disk_warning(job.output, needed, len(runs), disk), *_only_there(sweep, own)),
         question=question,
         runners_up=answer.runners_up,
         considered=answer.considered,
@@ -197,9 +201,7 @@ def make_plan(
     )
 
 
-def _swept(
-    job: Job, data: DataSize | None, disk_free_bytes: int | None, shapes: Mapping[str, ModelShape]
-) -> tuple[SweptRun, ...]:
+def _swept(job: Job, data: DataSize | None, shapes: Mapping[str, ModelShape]) -> tuple[SweptRun, ...]:
     """Plan every run of the sweep.
 
     Raises:
@@ -209,7 +211,7 @@ def _swept(
     problems: dict[str, Problem] = {}
     for point in job.points:
         try:
-            plan = make_plan(point.job, data=data, disk_free_bytes=disk_free_bytes, shapes=shapes)
+            plan = make_plan(point.job, data=data, shapes=shapes)
         except JobError as error:
             for problem in map(point.blame, error.problems):
                 problems.setdefault(problem.field, problem)
@@ -363,7 +365,7 @@ def _note_choice(job: Job, choice: Choice, why: str, ledger: Ledger) -> None:
     ledger.decide("train.gradient_checkpointing", job.train.gradient_checkpointing, choice.gradient_checkpointing, why)
 
 
-def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan, disk_free_bytes: int | None) -> list[str]:
+def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan) -> list[str]:
     # New weights need other learning rates, and overfitting is often the point of such a run.
     fresh = job.model.resolved_source == "random"
     numbers = RunNumbers(
@@ -378,6 +380,5 @@ def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan, disk_f
         save_seconds=run.estimate.save_seconds if run.estimate else RunNumbers.save_seconds,
         max_retries=job.retry.max_retries,
         shm_bytes=shared_memory(job),
-        disk_free_bytes=disk_free_bytes,
     )
     return [str(warning) for warning in warnings_for(question, choice._replace(memory=run.memory), numbers)]

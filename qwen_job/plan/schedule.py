@@ -91,8 +91,8 @@ def plan_run(job: Job, question: Question, choice: Choice, data: DataSize | None
             price_per_gpu_hour=job.cluster.price_per_gpu_hour,
             spare_gpus=job.slurm.spare_nodes * question.gpus_per_node,
         )
-    needs = choice.needs.with_second_copy() if train.export == "original" else choice.needs
-    return RunPlan(data, rows, per_epoch, steps, speed, estimate, needs.with_data(_prepared_bytes(data)))
+    memory = choice.needs.as_exported(train.export).with_data(_prepared_bytes(data))
+    return RunPlan(data, rows, per_epoch, steps, speed, estimate, memory)
 
 
 def _prepared_bytes(data: DataSize | None) -> int:

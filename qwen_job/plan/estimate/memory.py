@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qwen_job.facts import fact
+from qwen_job.facts.choices import Export
 from qwen_job.facts.hardware import Gpu
 from qwen_job.plan.estimate.activations import activation_bytes, loss_bytes
 from qwen_job.plan.estimate.layout import BYTES, Layout
@@ -30,6 +31,7 @@ MASTER_BYTES, ADAM_BYTES = 4, 8
 CHECKPOINT_COPY = "checkpoint copy"
 STATES_IN_MEMORY = "states in memory"
 SECOND_COPY = "second copy at the end"
+PREPARED_DATA = "prepared data"
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,13 @@ class MemoryEstimate(NamedTuple):
         """Return the estimate with ``data_bytes`` of prepared data on disk and in the page cache of every node."""
         if not data_bytes:
             return self
-        host, disk = {**self.host, "data and page cache": data_bytes}, {**self.disk, "prepared data": data_bytes}
+        host, disk = {**self.host, "data and page cache": data_bytes}, {**self.disk, PREPARED_DATA: data_bytes}
         return self._replace(host=host, disk=disk)
 
-    def with_second_copy(self) -> MemoryEstimate:
-        """Return the estimate with the trained weights twice on disk, until they are in the original folder's copy."""
+    def as_exported(self, export: Export) -> MemoryEstimate:
+        """Return the estimate with what ``train.export`` adds: original has the trained weights twice at the end."""
+        if export == "text":
+            return self
         return self._replace(disk={**self.disk, SECOND_COPY: self.disk["model"]})
 
     def fits(self, margin: float = 0.05) -> bool:
