@@ -229,6 +229,7 @@ def _fetched(
 
 def _settings(summary: Summary) -> Iterator[tuple[str, ...]]:
     yield from ((key, str(summary.settings[key])) for key in _SETTINGS if key in summary.settings)
+    yield from ((key, str(size)) for key, size in summary.parallel_sizes.items())
     for section, keys in ((summary.section("data"), _DATA), (summary.section("training"), None)):
         yield from ((key, str(section[key])) for key in keys or section if section.get(key) is not None)
 

@@ -333,6 +333,7 @@ def _scores(summary: Summary) -> str:
 
 def _settings(summary: Summary) -> str:
     rows = [[field, _plain(summary.settings[field])] for field in _SHOWN_FIELDS if field in summary.settings]
+    rows += [[field, str(size)] for field, size in summary.parallel_sizes.items()]
     for section, keys in _SHOWN_SETTINGS.items():
         values = summary.section(section)
         rows += [[f"{section}.{key}", _plain(values[key])] for key in (keys or values) if values.get(key) is not None]

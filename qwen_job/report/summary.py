@@ -12,7 +12,7 @@ from qwen_job.report.plot import CurvePoint
 from qwen_job.report.timeline import Attempt, Event, account, attempts, effective_share, last_versions, number
 from qwen_job.run.folder import RunFolder
 from qwen_job.run.metrics import read_metrics
-from qwen_job.run.reading import read_object, read_settings
+from qwen_job.run.reading import read_object, read_settings, whole
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Summary:
     evals: list[Event]
     guards: list[Event]
     seconds: Mapping[str, float]
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)  # files that exist but cannot be read
 
     @property
@@ -101,6 +102,15 @@ class Summary:
             return {}
         return {str(name): int(size) for name in items if (size := number(items, name)) is not None and size > 0}
 
+    @property
+    def parallel_sizes(self) -> dict[str, int]:
+        """Return over how many GPUs rows and experts are split, by the field's name; only what is split."""
+        block = self.deepspeed.get("expert_parallel")
+        experts = block.get("autoep_size") if isinstance(block, dict) and block.get("enabled") is True else None
+        rows = self.settings.get("sequence_parallel_size")
+        sizes = {"sequence_parallel_size": whole(rows), "expert_parallel_size": whole(experts)}
+        return {name: size for name, size in sizes.items() if size is not None and size > 1}
+
     def section(self, name: str) -> Mapping[str, Any]:
         """Return a section of train.yaml, empty if it is missing."""
         value = self.settings.get(name)
@@ -128,6 +138,7 @@ def summarize(folder: Path) -> Summary:
         evals=last_versions(found, "eval"),
         guards=[event for event in events if event.get("type") == "guard"],
         seconds=account(found),
+        deepspeed=read_object(run.deepspeed, unread),
         unread=unread,
     )
 

@@ -226,6 +226,28 @@ def test_the_model_card_tells_data_settings_and_figures(run: Path) -> None:
     assert "| learning_rate | 1e-05 |" in text and "| Held-out loss | 2.5 |" in text
 
 
+def test_the_sizes_of_what_gpus_split_are_among_the_settings(run: Path) -> None:
+    (run / "model").mkdir()
+    texts = write_report(run).read_text(), write_model_card(run).read_text()
+    assert not [text for text in texts if "parallel_size" in text]
+    (run / "train.yaml").write_text(f"{SETTINGS}sequence_parallel_size: 4\n")
+    (run / "deepspeed.json").write_text('{"expert_parallel": {"enabled": true, "autoep_size": 8}}')
+    page, card = write_report(run).read_text(), write_model_card(run).read_text()
+    assert re.search(r">sequence_parallel_size</td><td>4<.*>expert_parallel_size</td><td>8<", page, re.S)
+    assert "| sequence_parallel_size | 4 |" in card and "| expert_parallel_size | 8 |" in card
+
+
+@pytest.mark.parametrize(
+    "block", ["[]", "8", '{"autoep_size": 8}', '{"enabled": false, "autoep_size": 8}',
+              '{"enabled": true, "autoep_size": true}', '{"enabled": true, "autoep_size": "8"}']
+)  # fmt: skip
+def test_what_is_not_split_or_damaged_is_not_among_the_settings(run: Path, block: str) -> None:
+    (run / "train.yaml").write_text(f"{SETTINGS}sequence_parallel_size: 1\n")
+    (run / "deepspeed.json").write_text(f'{{"expert_parallel": {block}}}')
+    assert summarize(run).parallel_sizes == {}
+    assert "parallel_size" not in write_report(run).read_text()
+
+
 @pytest.mark.parametrize(
     ("model", "base", "original"),
     [
