@@ -167,6 +167,7 @@ _COUNTED = (
     "split",
     "split_pieces",
     "pieces_without_answer",
+    "continued_pieces",
     "exchanges_split",
     "left_out_by_weight",
     "without_system",

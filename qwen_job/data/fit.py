@@ -95,8 +95,9 @@ def _cut_middle(part: Segment, excess: int, least: int) -> Segment:
 def _split(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, counts: Counter[str]) -> list[list[int]]:
     """Split a sample between exchanges; each piece starts with the system prompt.
 
-    An exchange that is itself too long is cut every ``max_length`` tokens. Pieces without trained tokens are left out
-    and counted.
+    An exchange that is itself too long is cut every ``max_length`` tokens. What follows its first piece is the middle
+    of a text: it continues without the system prompt and the question, and is counted. Pieces without trained tokens
+    are left out and counted.
     """
     system, exchanges = _exchanges(parts)
     opening = _length(system, tokenizer)
@@ -115,6 +116,7 @@ def _split(parts: list[Segment], tokenizer: ChatTokenizer, spec: DataSpec, count
         signed = signed_ids(piece, tokenizer, spec.mask)
         stretches = [signed[at : at + spec.max_length] for at in range(0, len(signed), spec.max_length)]
         documents += [stretch for stretch in stretches if max(stretch) >= 0]
+        counts["continued_pieces"] += sum(max(stretch) >= 0 for stretch in stretches[1:])
         counts["pieces_without_answer"] += sum(max(stretch) < 0 for stretch in stretches)
     counts["split_pieces"] += len(documents)
     return documents

@@ -146,6 +146,11 @@ def describe(stats: Mapping[str, Any]) -> list[str]:
     for what, counts in named.items():
         if counts:
             lines.append(f"{what}: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+    if continued := stats.get("continued_pieces"):  # older folders have no such count
+        lines.append(
+            f"{continued} pieces continue a question with its answer that is longer than a row, without the system "
+            "prompt and the question; data.long_samples: truncate leaves them out"
+        )
     return lines
 
 

@@ -76,6 +76,18 @@ def test_split_cuts_between_exchanges_and_repeats_the_system_prompt(tokenizer: C
     assert all(~100 in document for document in documents) and counts["split_pieces"] == 3
 
 
+def test_what_continues_an_exchange_longer_than_a_row_is_counted(tokenizer: ChatTokenizer) -> None:
+    documents, counts = _fit(tokenizer, "split", 5, 20, 200, 20, 20)
+    begun = [~100 in document for document in documents]
+    assert begun == [True, False, False, True] and counts["continued_pieces"] == 2
+    assert not _fit(tokenizer, "split", 5, 20, 20, 20, 21)[1]["continued_pieces"]
+
+
+def test_a_piece_of_which_nothing_is_learnt_is_not_counted_as_continued(tokenizer: ChatTokenizer) -> None:
+    _, counts = _fit(tokenizer, "split", 5, 250, 5)
+    assert (counts["continued_pieces"], counts["pieces_without_answer"]) == (1, 2)
+
+
 @pytest.mark.parametrize("policy", ["truncate", "split"])
 def test_the_cost_grows_with_the_turns_not_with_their_square(tokenizer: ChatTokenizer, policy: str) -> None:
     started = time.process_time()

@@ -21,6 +21,7 @@ from qwen_job.data import ChatTokenizer, open_prepared, prepare_data
 from qwen_job.data import prepare as build
 from qwen_job.data.encode import encode_conversation
 from qwen_job.data.formats import parse_record
+from qwen_job.data.prepared import describe
 from qwen_job.errors import DataError, EnvironmentFault, ModelError
 from qwen_job.resources import resource
 from qwen_job.run.sections import DataFile, DataSpec
@@ -134,6 +135,20 @@ def test_nothing_left(
 ) -> None:
     with pytest.raises(DataError, match=message):
         prepare_data(DataSpec(train=(DataFile(path=write(_rows(9))),), **change), tiny, tmp_path)
+
+
+@pytest.mark.parametrize(("words", "pieces"), [(2000, True), (1, False)])
+def test_the_log_tells_of_pieces_without_system_prompt_and_question(
+    tiny: Path, tmp_path: Path, write: Callable[..., Path], words: int, pieces: bool
+) -> None:
+    spec = DataSpec(
+        train=(DataFile(path=write([conversation("q", "long " * words)])),), max_length=128, long_samples="split"
+    )
+    data = open_prepared(prepare_data(spec, tiny, tmp_path / "cache"))
+    expected = data.stats["split_pieces"] - 1 if pieces else 0
+    assert data.stats["continued_pieces"] == expected and (expected > 2) == pieces
+    said = [line for line in describe(data.stats) if "without the system prompt and the question" in line]
+    assert [line.split()[0] for line in said] == ([str(expected)] if pieces else [])
 
 
 def test_an_eval_file_of_which_nothing_is_left_is_named(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
