@@ -182,6 +182,10 @@ def main(args: list[str] | None = None) -> Any:
         code = 141
     except (OSError, MemoryError) as error:
         code = _internal(error) if os.environ.get("QWEN_JOB_DEBUG") else _report(fault_of(error), colour)
+    except ModuleNotFoundError as error:
+        from qwen_job.cli.extras import absent
+
+        code = _report(fault, colour) if (fault := absent(error)) else _internal(error)
     except Exception as error:
         code = _internal(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -39,6 +39,21 @@ class Node:
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
+def test_a_python_without_the_training_stack_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text(yaml.safe_dump({"device": "cpu", "output_dir": str(tmp_path / "run")}))
+    code = (
+        "import sys; from importlib import machinery\n"
+        "real = machinery.PathFinder.find_spec\n"
+        "hidden = ('torch', 'transformers', 'deepspeed')\n"
+        "machinery.PathFinder.find_spec = lambda name, *more: None if name in hidden else real(name, *more)\n"
+        f"from qwen_job.node.launcher import main; sys.exit(main(['--', '--config', {str(config)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    absent = "torch, transformers, deepspeed: pip install torch 'qwen-job[train]'"
+    assert f"{sys.executable} has no {absent}" in refusal(done)
+
+
 def library(name: str) -> Path:
     found = ctypes.util.find_library(name)
     assert found

@@ -152,7 +152,7 @@ def test_secrets_are_only_named() -> None:
         (["kubernetes.kind=trainjob", "kubernetes.job={trainer: {numNodes: 0}}"], "numNodes: 0 is not a number"),
         (["kubernetes.kind=trainjob", "kubernetes.job={trainer: {env: [{name: PET_X}]}}"], "job.trainer.env[0]:"),
         (["kubernetes.prepare=true", "kubernetes.prepare_pod={dnsPolicy: Any}"], "kubernetes.prepare_pod: dnsPolicy"),
-        (["kubernetes.memory=8Gi"], "kubernetes.memory: 8Gi is less than the 145Gi of host memory"),
+        (["kubernetes.memory=8Gi"], "kubernetes.memory: 8Gi is less than the 45Gi of host memory"),
         (["kubernetes.memory=200Gi", "kubernetes.shm_size=201Gi"], "200Gi is less than kubernetes.shm"),
         (["kubernetes.resources={memory: 8Gi}"], "kubernetes.resources.memory: 8Gi is less"),
         (["kubernetes.pod_container={resources: {limits: {memory: 8Gi}}}"], "resources.limits.memory: 8Gi"),
@@ -196,7 +196,7 @@ def test_render_says_the_security_level(sets: list[str], level: str) -> None:
     ("sets", "said"),
     [
         ([], "the 2 pods are scheduled one by one"),
-        ([], "kubernetes.memory: not set, so each pod requests 145Gi"),
+        ([], "kubernetes.memory: not set, so each pod requests 45Gi"),
         (["kubernetes.cpu=3500m"], "kubernetes.cpu: 3500m for 8 processes"),
         (["kubernetes.pod={containers: [{name: side, image: x}]}"], "'side' must exit by itself"),
         (["kubernetes.kind=jobset"], "kueue:QUEUE schedules them together"),
@@ -236,12 +236,12 @@ def test_the_preparation_takes_no_gpu_and_may_start_one_job_only() -> None:
 def test_a_pod_requests_what_the_plan_needs_and_what_is_written_is_its_limit_too() -> None:
     resources = pod("cluster.cpus_per_gpu=null")["containers"][0]["resources"]
     gpus = {"nvidia.com/gpu": "8"}
-    assert resources == {"requests": {"cpu": "16", "memory": "145Gi", **gpus}, "limits": gpus}
+    assert resources == {"requests": {"cpu": "16", "memory": "45Gi", **gpus}, "limits": gpus}
     resources = pod("kubernetes.cpu=64", "kubernetes.memory=900Gi")["containers"][0]["resources"]
     assert resources["requests"] == resources["limits"] == {"cpu": "64", "memory": "900Gi", **gpus}
     resources = pod("kubernetes.pod_container={resources: {limits: {memory: 300Gi}}}")["containers"][0]["resources"]
     assert "memory" not in resources["requests"] and resources["limits"]["memory"] == "300Gi"
-    assert objects()["PyTorchJob"]["metadata"]["annotations"]["qwen-job/needs-memory"] == "145Gi"
+    assert objects()["PyTorchJob"]["metadata"]["annotations"]["qwen-job/needs-memory"] == "45Gi"
 
 
 @pytest.mark.parametrize(
