@@ -188,14 +188,14 @@ def _fit(files: list[str], sets: tuple[str, ...], as_json: bool) -> None:
     from qwen_job.api.jobs import load_job, size_of_data
     from qwen_job.cli.plan_views import fit_as_dict, fit_lines
     from qwen_job.plan.schedule import data_of
-    from qwen_job.plan.search.smallest import smallest_clusters
+    from qwen_job.plan.search.smallest import host_limit, smallest_clusters
 
     job = load_job(*files, sets=sets)
     found = smallest_clusters(job, size_of_data(job)[0] or data_of(job))
     if as_json:
         _print_json([fit_as_dict(one) for one in found])
     else:
-        click.echo("\n".join(fit_lines(job, found)))
+        click.echo("\n".join(fit_lines(job, found, host_limit(job, found[0]))))
     if all(one.choice is None for one in found):
         raise OutOfMemory(f"{job.name} does not fit any cluster of a known GPU; the output above shows what would work")
 

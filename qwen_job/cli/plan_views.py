@@ -254,19 +254,21 @@ def _speed(runner: Runner) -> str:
     return f"{speed.tokens_per_second:,.0f} tokens/s" if speed and runner.choice.fits else ""
 
 
-def fit_lines(job: Job, found: Sequence[Smallest]) -> list[str]:
-    """Return the smallest clusters as a table; the first row is for the job's own GPU."""
+def fit_lines(job: Job, found: Sequence[Smallest], limit: str = "") -> list[str]:
+    """Return the smallest clusters as a table, the job's own GPU first; ``limit``: why that one is no smaller."""
     own, others = found[0], [one for one in found[1:] if one.choice]
     if own.choice is None:
         lines = [f"{job.name} does not fit up to {own.nodes} nodes of {own.gpu}: {own.why}"]
     else:
         lines = [f"{job.name} fits {own.nodes} x {own.gpus_per_node} {own.gpu}: {own.choice}"]
+    lines += [limit] if limit else []
     rows = [_fit_row(one) for one in found if one.choice]
     if others or own.choice:
         heading = ("GPUs", "", "GiB a GPU", "host GiB", "tokens/s", "run", "GPU-hours", "how")
         table = [heading, *rows]
         widths = [max(len(row[column]) for row in table) for column in range(len(heading))]
-        lines += ["", *("  " + _aligned(row, widths) for row in table)]
+        order = "The job's own GPU first, then others, the fewest GPUs first."
+        lines += ["", *("  " + _aligned(row, widths) for row in table), *(["", order] if own.choice else [])]
         if job.cluster.memory_gib is None:
             smallest = next(one for one in found if one.choice)
             lines += [

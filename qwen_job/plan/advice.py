@@ -10,7 +10,7 @@ from qwen_job.facts.model_names import is_qwen1_id
 from qwen_job.facts.positions import base_length, factor_for
 from qwen_job.plan.estimate.layout import DELTA_KERNELS_FROM
 from qwen_job.plan.estimate.speed import fallback_seconds
-from qwen_job.plan.search.choice import HOST_MARGIN, Choice, Question, choose, layout_of
+from qwen_job.plan.search.choice import HOST_MARGIN, MARGIN, Choice, Question, choose, layout_of
 from qwen_job.text import GIB
 
 # Full fine-tuning of chat models is done with 1e-6 to 5e-5 (Qwen's scripts: 1e-5; Qwen2.5's report: 7e-6 to 7e-7).
@@ -19,7 +19,6 @@ FEWEST_STEPS_AN_EPOCH = 10
 FEW_SAMPLES, MANY_EPOCHS = 1000, 3
 SHM_BYTES_PER_GPU = 1 * GIB
 SLOW_NETWORK_SHARE = 0.25
-TIGHT_SHARE = 0.90
 WORTH_IT = 1.25
 
 
@@ -39,7 +38,8 @@ class RunNumbers:
     """What the warnings need besides the question and the choice; None means unknown and is not checked.
 
     ``samples`` counts conversations of one epoch, ``rows`` the rows that packing makes of them (default: as many);
-    ``eval_split`` is the share of all conversations that is held out, and not among ``samples``.
+    ``eval_split`` is the share of all conversations that is held out, and not among ``samples``. ``held_out`` tells
+    whether there is evaluation data at all, ``stops_early`` whether its loss can end the run.
     Sizes are bytes, times seconds. ``restart_seconds`` is the time from a start to the first step, ``save_seconds``
     that of the last checkpoint.
     """
@@ -49,6 +49,8 @@ class RunNumbers:
     max_steps: int = -1
     samples: int | None = None
     eval_split: float = 0.0
+    held_out: bool = False
+    stops_early: bool = False
     rows: int | None = None
     total_seconds: float | None = None
     time_limit_seconds: float | None = None
@@ -106,11 +108,14 @@ def _host(question: Question, choice: Choice) -> PlanWarning | None:
 
 
 def _tight(question: Question, choice: Choice) -> PlanWarning | None:
+    """Warn where plan.margin leaves less than the default, which covers the estimate's errors."""
     memory = choice.needs
-    if memory.capacity is None or memory.gpu_bytes <= TIGHT_SHARE * memory.capacity:
+    if memory.capacity is None or memory.gpu_bytes <= memory.capacity * (1 - MARGIN):
         return None
     message = f"{memory.gpu_bytes / GIB:.1f} of {memory.capacity / GIB:.1f} GiB of the {question.gpu.name} are used"
-    return PlanWarning("cluster.gpu", message, "a smaller micro-batch or train.gradient_checkpointing: true is safer")
+    message += f", less than the {MARGIN:.0%} to spare that cover the estimate's errors"
+    fix = f"remove plan.margin, or write {MARGIN:g}; a run that needs more than estimated ends out of memory"
+    return PlanWarning("plan.margin", message, fix)
 
 
 def _slow_network(question: Question, choice: Choice) -> PlanWarning | None:
@@ -205,10 +210,11 @@ def _global_batch(question: Question, choice: Choice, run: RunNumbers) -> PlanWa
 def _overfit(run: RunNumbers) -> PlanWarning | None:
     if run.samples is None or run.max_steps > 0 or run.samples >= FEW_SAMPLES or run.num_train_epochs <= MANY_EPOCHS:
         return None
+    if run.held_out and run.stops_early:
+        return None
     message = f"{run.num_train_epochs:g} epochs over {run.samples} rows will overfit"
-    return PlanWarning(
-        "train.num_train_epochs", message, "write 2 or 3, or data.eval_split with train.early_stopping_patience"
-    )
+    data = "" if run.held_out else "data.eval_split with "
+    return PlanWarning("train.num_train_epochs", message, f"write 2 or 3, or {data}train.early_stopping_patience")
 
 
 def _nothing_held_out(run: RunNumbers) -> PlanWarning | None:

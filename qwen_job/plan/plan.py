@@ -374,6 +374,8 @@ def _warnings(job: Job, question: Question, choice: Choice, run: RunPlan) -> lis
         max_steps=job.train.max_steps,
         samples=run.data.samples if run.data and not fresh else None,
         eval_split=0.0 if job.data.eval else job.data.eval_split,
+        held_out=bool(job.data.eval or job.data.eval_split),
+        stops_early=job.train.early_stopping_patience is not None,
         rows=None if fresh else run.rows_per_epoch,
         total_seconds=run.estimate.total_seconds[1] if run.estimate else None,
         time_limit_seconds=job.slurm.time,

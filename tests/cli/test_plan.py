@@ -242,6 +242,12 @@ def test_fewer_gpus_a_node_are_tried_where_host_memory_is_short(job: Path) -> No
     assert (full["gpu"], full["nodes"], full["gpus_per_node"]) == ("A100-80G", 3, 8)
     assert (fewer["gpu"], fewer["nodes"], fewer["gpus_per_node"]) == ("A100-80G", 3, 1)
     assert max(full["host_bytes"], fewer["host_bytes"]) < 512 * 2**30
+    text = run(job, *large[:-1], "--set", "cluster.memory_gib=512")
+    need = re.search(r"^limited by cluster.memory_gib: 512; with (\d+) GiB, 1 x 4 fits$", text, re.MULTILINE)
+    assert need is not None and "\nThe job's own GPU first, then others, the fewest GPUs first.\n" in text
+    enough = run(job, *large[:-1], "--set", f"cluster.memory_gib={need[1]}")
+    assert "demo fits 1 x 4 A100-80G" in enough and "limited by" not in enough
+    assert "demo fits 1 x 4" not in run(job, *large[:-1], "--set", f"cluster.memory_gib={int(need[1]) - 1}")
     (short, *_) = json.loads(run(job, *large, "--set", "cluster.memory_gib=150"))
     assert short["fits"] and short["nodes"] > 3 and short["gpus_per_node"] < 8
     assert "Host memory is not limited here: 1 x 1 A100-80G takes" in run(job, "--fit")

@@ -175,7 +175,28 @@ def test_a_full_card_is_warned_of() -> None:
     question = ask(micro_batch_size=1, zero_stage=2, offload_optimizer=False)
     just_enough = int(chosen(question).memory.gpu_bytes / 0.95)
     full = replace(question, gpu=replace(question.gpu, memory_bytes=just_enough), margin=0.0)
-    assert "cluster.gpu" in fields(full, FINE)
+    assert "plan.margin" in fields(full, FINE)
+
+
+def test_what_the_plan_takes_within_its_own_margin_is_not_warned_of() -> None:
+    question = ask(micro_batch_size=1, zero_stage=2, offload_optimizer=False)
+    within = int(chosen(question).memory.gpu_bytes / 0.915)
+    assert "plan.margin" not in fields(replace(question, gpu=replace(question.gpu, memory_bytes=within)), FINE)
+
+
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        ({}, "write 2 or 3, or data.eval_split with train.early_stopping_patience"),
+        ({"held_out": True}, "write 2 or 3, or train.early_stopping_patience"),
+        ({"held_out": True, "stops_early": True}, None),
+    ],
+)
+def test_overfitting_is_warned_of_with_what_is_still_missing(change: dict[str, Any], fix: str | None) -> None:
+    question = ask(gpus_per_node=2, host_memory_bytes=500 * GIB)
+    few = replace(FINE, samples=283, num_train_epochs=5.0, rows=100_000, **change)
+    found = [w.fix for w in warnings_for(question, chosen(question), few) if w.field == "train.num_train_epochs"]
+    assert found == ([] if fix is None else [fix])
 
 
 @pytest.mark.parametrize(("limit", "times"), [(1100.0, 0), (600.0, 1), (300.0, 4), (100.0, None)])

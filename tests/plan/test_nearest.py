@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from qwen_job.facts.hardware import gpu_names, load_gpu
 from qwen_job.plan.search.choice import choose
 from qwen_job.plan.search.nearest import nearest, refusal, together
@@ -106,3 +108,32 @@ def test_a_sequence_that_no_cluster_holds_is_told_the_longest_that_one_does() ->
 
 def test_a_job_that_fits_needs_no_nearest() -> None:
     assert nearest(ask(), GPUS) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "rows", "more", "value"),
+    [
+        (16, 16, {}, 8),
+        (24, 24, {}, 8),
+        (16, 16, {"gradient_accumulation_steps": 1}, 8),
+        (16, 16, {"global_batch_size": 16}, 8),
+        (16, 16, {"global_batch_size": 16, "gradient_accumulation_steps": 1}, None),
+    ],
+)
+def test_of_micro_batches_the_largest_that_fits_is_suggested(
+    written: int, rows: int, more: dict[str, int], value: int | None
+) -> None:
+    question = ask(
+        "Qwen/Qwen2.5-7B-Instruct", sequence_length=8192, micro_batch_size=written, rows_per_gpu=rows, **more
+    )
+    found = [change.value for change in nearest(question) if change.field == "train.per_device_train_batch_size"]
+    assert found == ([] if value is None else [value])
+    if value is not None:
+        assert not choose(replace(question, micro_batch_size=16, rows_per_gpu=16, gradient_accumulation_steps=1)).best
+
+
+def test_many_times_the_nodes_are_a_remedy_only_where_no_nearer_one_exists() -> None:
+    question = ask("Qwen/Qwen2.5-72B-Instruct", gpus_per_node=4, zero_stage=3, offload_optimizer=False)
+    assert [change.field for change in nearest(question, GPUS)] == ["deepspeed.offload_optimizer"]
+    nodes = [change.value for change in nearest(replace(question, gpus_per_node=1)) if change.field == "cluster.nodes"]
+    assert nodes and int(str(nodes[0])) > 4

@@ -18,6 +18,8 @@ from qwen_job.text import GIB
 
 # Granularity of the search for a shorter sequence length.
 LENGTH_STEP = 64
+# More than this many times the nodes is no remedy where another one exists.
+MOST_TIMES_THE_NODES = 4
 # Fields that the user may have fixed: in the question, and in job.yaml.
 FIXABLE = {
     "zero_stage": "deepspeed.zero_stage",
@@ -81,20 +83,15 @@ def nearest(question: Question, gpus: Iterable[Gpu] = ()) -> list[Change]:
     """Return changes that each make the job fit alone, the least intrusive first.
 
     In this order: removing one of the user's fixed fields, a shorter sequence, more GPUs of the same node, more nodes,
-    more host memory, another GPU of ``gpus`` (the smallest that is enough). Empty if none helps.
+    more host memory, another GPU of ``gpus`` (the smallest that is enough). Many times the nodes are only suggested
+    where nothing else helps. Empty if none helps.
     """
     if choose(question).best:
         return []
-    found = [*_freed(question), *_shorter(question), *_more_gpus(question)]
-    grown = fit(question) or fit(replace(question, global_batch_size=None))
-    if grown and grown[0] > question.nodes:
-        found.append(Change("cluster.nodes", grown[0], f"{grown[0]} nodes instead of {question.nodes} are enough"))
-    found += _more_host_memory(question)
-    able = [gpu for gpu in gpus if gpu.memory_bytes and choose(replace(question, gpu=gpu)).best]
-    if able:
-        gpu = min(able, key=lambda gpu: gpu.memory_bytes or 0)
-        found.append(Change("cluster.gpu", gpu.name, f"{gpu.name} has enough memory"))
-    return found
+    near = [*_freed(question), *_shorter(question), *_more_gpus(question)]
+    other = [*more_host_memory(question), *_other_gpu(question, gpus)]
+    most = min(LARGEST_CLUSTER, MOST_TIMES_THE_NODES * question.nodes) if near or other else LARGEST_CLUSTER
+    return [*near, *_more_nodes(question, most), *other]
 
 
 def together(question: Question, gpus: Sequence[Gpu] = ()) -> list[str]:
@@ -161,11 +158,24 @@ def _freed(question: Question) -> Iterator[Change]:
     for name, place in FIXABLE.items():
         if getattr(question, name) is None:
             continue
-        best = choose(_free(question, [name])).best
+        best = _largest_micro_batch(question) if name == "micro_batch_size" else choose(_free(question, [name])).best
         if best:
             value = getattr(best, name)
             words = f"{str(value).lower()} instead of {str(getattr(question, name)).lower()} fits ({best})"
             yield Change(place, value, words)
+
+
+def _largest_micro_batch(question: Question) -> Choice | None:
+    """Return the choice with the largest smaller micro-batch that fits, with about as many rows a step."""
+    written, steps = question.micro_batch_size or 1, question.gradient_accumulation_steps
+    if steps is not None and question.global_batch_size is not None:
+        return None
+    for size in reversed([2**power for power in range((written - 1).bit_length())]):
+        rows = size * (steps or question.rows_per_gpu // size)
+        best = choose(replace(question, micro_batch_size=size, rows_per_gpu=rows)).best
+        if best:
+            return best
+    return None
 
 
 def _shorter(question: Question) -> Iterator[Change]:
@@ -184,6 +194,20 @@ def _more_gpus(question: Question) -> Iterator[Change]:
             return
 
 
+def _more_nodes(question: Question, most: int) -> Iterator[Change]:
+    """Yield a change to the fewest nodes that are enough, up to ``most``."""
+    grown = fit(question, most) or fit(replace(question, global_batch_size=None), most)
+    if grown and grown[0] > question.nodes:
+        yield Change("cluster.nodes", grown[0], f"{grown[0]} nodes instead of {question.nodes} are enough")
+
+
+def _other_gpu(question: Question, gpus: Iterable[Gpu]) -> Iterator[Change]:
+    able = [gpu for gpu in gpus if gpu.memory_bytes and choose(replace(question, gpu=gpu)).best]
+    if able:
+        gpu = min(able, key=lambda gpu: gpu.memory_bytes or 0)
+        yield Change("cluster.gpu", gpu.name, f"{gpu.name} has enough memory")
+
+
 def _longest(question: Question) -> int | None:
     """Return the longest shorter sequence, in steps of 64, with which the job fits."""
     low, high = 0, (question.sequence_length - 1) // LENGTH_STEP
@@ -196,7 +220,7 @@ def _longest(question: Question) -> int | None:
     return low * LENGTH_STEP or None
 
 
-def _more_host_memory(question: Question) -> Iterator[Change]:
+def more_host_memory(question: Question) -> Iterator[Change]:
     """Yield a change to enough host memory, if the host has too little."""
     have = question.host_memory_bytes
     if have is None:

@@ -11,7 +11,7 @@ from qwen_job.job import Job
 from qwen_job.plan.plan import question_for
 from qwen_job.plan.schedule import DataSize, RunPlan, plan_run
 from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, Question, choose
-from qwen_job.plan.search.nearest import heading, least_misfit, nearest, remedies
+from qwen_job.plan.search.nearest import heading, least_misfit, more_host_memory, nearest, remedies
 from qwen_job.plan.search.sharding import able_gpus
 
 
@@ -55,6 +55,23 @@ def smallest_clusters(job: Job, data: DataSize | None = None) -> list[Smallest]:
         *_fewer_on_a_node(job, own, data, first),
         *sorted(others, key=lambda one: (one.nodes * one.gpus_per_node, one.gpu)),
     ]
+
+
+def host_limit(job: Job, found: Smallest) -> str:
+    """Return a message about the smaller cluster that fits with more host memory; empty if that decides nothing.
+
+    ``found`` is the job's own GPU's.
+    """
+    have, most = job.cluster.memory_gib, found.nodes * found.gpus_per_node
+    if have is None or found.choice is None:
+        return ""
+    question = question_for(job)
+    for nodes, gpus in _sizes(replace(question, host_memory_bytes=None), job.cluster.gpus_per_node, False):
+        if nodes * gpus >= most:
+            return ""
+        for change in more_host_memory(replace(question, nodes=nodes, gpus_per_node=gpus)):
+            return f"limited by cluster.memory_gib: {have:g}; with {change.value} GiB, {nodes} x {gpus} fits"
+    return ""
 
 
 def _smallest(job: Job, question: Question, data: DataSize | None, *, doubling: bool = False) -> Smallest:
