@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from qwen_job.errors import JobError
@@ -61,9 +62,12 @@ def _shortage(job: Job, question: Question, choice: Choice, size: int) -> str:
     if shm is None and have is not None:
         shm, spare = int(_TMPFS_SHARE * have), 0
     if shm is not None and size > shm - spare:
-        where = "/dev/shm, half of the node's memory, has" if shared_memory(job) is None else "kubernetes.shm_size is"
-        over, total = gib_or_mib(size + spare - shm), gib_or_mib(size)
-        return f"states in memory take {total} of a node, {over} too much: {where} {gib_or_mib(shm)}"
+        taken, room = f"states in memory take {gib_or_mib(size)} of a node", gib_or_mib(shm)
+        if shared_memory(job) is None:
+            return f"{taken}, {gib_or_mib(size - shm)} too much: /dev/shm, half of the node's memory, has {room}"
+        others = f", NCCL and the data loaders {gib_or_mib(spare)}" if spare else ""
+        enough = f"write {math.ceil((size + spare) / GIB)}Gi to keep them"
+        return f"{taken}{others}; kubernetes.shm_size is {room}: {enough}"
     for field, limit in _limits(job, have).items():
         free = limit * (1 - HOST_MARGIN) - choice.needs.host_bytes
         if size > free:

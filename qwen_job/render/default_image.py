@@ -7,6 +7,8 @@ from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.facts.released import released_image
 from qwen_job.plan import Plan
 
+# Trackers of train.report_to whose package no set of images has.
+_NOT_IN_IMAGES = ("wandb", "swanlab", "mlflow")
 # Targets whose pods always run an image.
 _PODS = ("kubernetes", "helm", "kubeflow")
 
@@ -41,11 +43,27 @@ def how_to_build(plan: Plan) -> str:
     return f"'make image SET={name} IMAGE=REGISTRY/qwen-job:{name}'"
 
 
+def runs_an_image(plan: Plan, target: str) -> bool:
+    """Tell whether the job runs in an image on ``target``."""
+    return target in _PODS or (target == "slurm" and plan.job.container.runtime != "none")
+
+
+def package_notes(plan: Plan, target: str) -> list[str]:
+    """Return a note about the trackers' packages that an image has only if it is built with them."""
+    missing = [name for name in _NOT_IN_IMAGES if name in plan.job.train.report_to]
+    if not missing or not runs_an_image(plan, target):
+        return []
+    names = " ".join(missing)
+    return [
+        f"train.report_to: the images of qwen-job do not have {' and '.join(missing)}; build yours with "
+        f"'make image PACKAGES=\"{names}\"'"
+    ]
+
+
 def image_notes(plan: Plan, target: str) -> list[str]:
     """Return a note about the image that a job runs without having named it."""
     job = plan.job
-    in_container = target == "slurm" and job.container.runtime != "none" and not job.container.image
-    if job.image or not (target in _PODS or in_container):
+    if job.image or not runs_an_image(plan, target) or (target == "slurm" and job.container.image):
         return []
     released = default_image(plan)
     if released:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen_job.errors import JobError
+from qwen_job.facts.suites import INSTALL
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.default_image import image_notes
+from qwen_job.render.default_image import image_notes, package_notes, runs_an_image
 from qwen_job.render.evaluation import evaluate_words
 from qwen_job.render.quote import Unrepresentable
 from qwen_job.render.references import reference_problems, sweep_problems
@@ -55,7 +56,12 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     except Unrepresentable as error:
         path = _locate(plan.job.model_dump(), error.value) or ()
         raise JobError([plan.job.problem(path, str(error))]) from None
-    more = (*image_notes(plan, target), *unused_notes(plan, target), *key_notes(plan, target))
+    more = (
+        *image_notes(plan, target),
+        *package_notes(plan, target),
+        *unused_notes(plan, target),
+        *key_notes(plan, target),
+    )
     notes = (*bundle.notes, *more, *_evaluation_notes(plan, target))
     return replace(bundle, run=plan.job.output, notes=notes)
 
@@ -72,9 +78,11 @@ def _evaluation_notes(plan: Plan, target: str) -> Iterator[str]:
         yield f"evaluate: not part of the job {where}; after the training run: {command}"
     suite = plan.job.evaluate.suite
     if suite is not None:
+        image = runs_an_image(plan, target)
+        where, command = ("in the image", "'make image PACKAGES=lm-eval'") if image else ("on the nodes", INSTALL)
         yield (
-            "evaluate.suite: lm-eval and the data of its tasks must be on the nodes: pip install 'qwen-job[eval]', and "
-            "where they have no internet access 'qwen-job evaluate --check' with the same tasks and HF_HOME"
+            f"evaluate.suite: lm-eval must be {where}: {command}; and the data of its tasks on the nodes: where they "
+            "have no internet access, 'qwen-job evaluate --check' with the same tasks and HF_HOME"
         )
 
 

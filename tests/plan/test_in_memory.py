@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_the_state_is_counted_twice_on_one_node_and_four_times_with_neighbours(t
         ("cluster.memory_gib=64", "too much: /dev/shm, half of the node's memory, has 32.0 GiB"),
         ("slurm.memory=64G", "more than slurm.memory leaves"),
         ("slurm.memory=64000M", "more than slurm.memory leaves"),
-        ("kubernetes.shm_size=40Gi", "too much: kubernetes.shm_size is 40.0 GiB"),
+        ("kubernetes.shm_size=40Gi", "NCCL and the data loaders 2.0 GiB; kubernetes.shm_size is 40.0 GiB: write 50Gi"),
     ],
 )
 def test_what_does_not_fit_is_off_by_default_and_refused_by_its_field(tmp_path: Path, limit: str, words: str) -> None:
@@ -60,6 +61,13 @@ def test_enough_memory_keeps_them(tmp_path: Path) -> None:
     enough = ("cluster.memory_gib=512", "slurm.memory=400G", "kubernetes.shm_size=200Gi", "kubernetes.memory=400Gi")
     assert plan_of(tmp_path, *enough).memory_save_steps == "auto"
     assert plan_of(tmp_path, *enough, "train.memory_save_steps=3").memory_save_steps == 3
+
+
+def test_the_shared_memory_that_a_refusal_names_is_enough_and_one_less_is_not(tmp_path: Path) -> None:
+    found = re.search(r"write (\d+)Gi to keep them", reason(plan_of(tmp_path, "kubernetes.shm_size=16Gi")))
+    assert found is not None
+    assert plan_of(tmp_path, f"kubernetes.shm_size={found[1]}Gi").memory_save_steps == "auto"
+    assert plan_of(tmp_path, f"kubernetes.shm_size={int(found[1]) - 1}Gi").memory_save_steps == 0
 
 
 def test_zero_keeps_none(tmp_path: Path) -> None:

@@ -114,7 +114,19 @@ def test_a_time_limit_that_no_target_has_is_a_note(tmp_path: Path, target: str) 
     assert any(note.startswith("evaluate.time") and f": not used on {target}" in note for note in made.notes)
 
 
-@pytest.mark.parametrize("target", ["slurm", "local"])
-def test_what_the_nodes_need_is_a_note(tmp_path: Path, target: str) -> None:
-    made = bundle(tmp_path, target, evaluate=SUITE)
-    assert any(note.startswith("evaluate.suite: lm-eval and the data of its tasks") for note in made.notes)
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("slurm", "on the nodes: pip install 'qwen-job[eval]'; and the data"),
+        ("local", "on the nodes: pip install 'qwen-job[eval]'; and the data"),
+        ("kubernetes", "in the image: 'make image PACKAGES=lm-eval'; and the data"),
+    ],
+)
+def test_what_the_suite_needs_is_a_note(tmp_path: Path, target: str, words: str) -> None:
+    made = bundle(tmp_path, target, data={"train": "/runs/chats.json"}, evaluate=SUITE)
+    assert any(note.startswith(f"evaluate.suite: lm-eval must be {words}") for note in made.notes)
+
+
+def test_on_slurm_in_an_image_the_suite_needs_its_package_there(tmp_path: Path) -> None:
+    made = bundle(tmp_path, "slurm", image="x/y:1", container={"runtime": "pyxis"}, evaluate=SUITE)
+    assert any("'make image PACKAGES=lm-eval'" in note for note in made.notes)

@@ -15,7 +15,7 @@ IMAGE = "image: registry/qwen-job:ampere\n"
 
 def notes(folder: Path, text: str) -> list[str]:
     found = render(plan(folder, IMAGE + text, "data=/runs/chats.json"), "kubernetes").notes
-    return [note for note in found if note.startswith("train.report_to")]
+    return [note for note in found if note.startswith("train.report_to") and "make image" not in note]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,24 @@ def test_pods_without_the_key_of_a_tracker_are_noted_with_the_form(tmp_path: Pat
 )
 def test_pods_with_the_key_or_without_need_of_one_are_not_noted(tmp_path: Path, text: str) -> None:
     assert notes(tmp_path, text + "\n") == []
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "packages"),
+    [
+        ("kubernetes", "train: {report_to: wandb}", "wandb"),
+        ("slurm", "train: {report_to: [mlflow, tensorboard, swanlab]}\ncontainer: {runtime: pyxis}", "swanlab mlflow"),
+        ("slurm", "train: {report_to: wandb}\nslurm: {python: /venv/bin/python}", None),
+        ("local", "train: {report_to: wandb}", None),
+        ("kubernetes", "train: {report_to: tensorboard}", None),
+    ],
+)
+def test_an_image_without_the_package_of_a_tracker_is_noted(
+    tmp_path: Path, target: str, text: str, packages: str | None
+) -> None:
+    made = render(plan(tmp_path, f"{IMAGE}{text}\n", "data=/runs/chats.json"), target)
+    found = [note for note in made.notes if "make image PACKAGES=" in note]
+    assert [f'PACKAGES="{packages}"' in note for note in found] == ([True] if packages else [])
 
 
 @pytest.fixture

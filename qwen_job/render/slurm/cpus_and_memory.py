@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from qwen_job.errors import Problem
 from qwen_job.plan import Plan
+from qwen_job.plan.search.choice import HOST_MARGIN
 from qwen_job.text import GIB, gib_or_mib
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
@@ -65,6 +66,12 @@ def _optional_states(plan: Plan) -> int:
     return plan.memory.states_bytes if chosen and plan.memory is not None else 0
 
 
+def _with_states(plan: Plan) -> str:
+    """Return the memory in which the plan keeps states in memory: all that a node needs, and the plan's margin."""
+    needs = [one.memory.host_bytes for one in all_runs(plan) if one.memory is not None]
+    return f"{math.ceil(max(needs) / (1 - HOST_MARGIN) / GIB)}G"
+
+
 def resource_notes(plan: Plan) -> Iterator[str]:
     """Yield notes about resources that are requested by default, and about those that cannot be."""
     slurm, cpus = plan.job.slurm, written_cpus(plan)
@@ -83,8 +90,9 @@ def resource_notes(plan: Plan) -> Iterator[str]:
         )
     if plan.job.slurm.memory is None and planned_memory(plan) and (states := _optional_states(plan)):
         yield (
-            f"train.memory_save_steps: auto: --mem has no room for states in memory, so a node that Slurm limits to it "
-            f"saves on disk only; {gib_or_mib(states)} more in slurm.memory, or whole nodes, have it"
+            f"train.memory_save_steps: auto: --mem={planned_memory(plan)} has no room for states in memory "
+            f"({gib_or_mib(states)}), so a node that Slurm limits to it saves on disk only; to keep them, write "
+            f"slurm.memory: {_with_states(plan)} or slurm.exclusive: true"
         )
     if planned_memory(plan) is None and not any(name in slurm.sbatch for name in _MEMORY):
         yield (

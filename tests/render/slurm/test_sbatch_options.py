@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,14 @@ def test_five_lines_ask_for_the_cpus_and_the_memory_of_the_plan(tmp_path: Path) 
     assert 0 <= memory * 2**30 - need < 2**30 and "--cpus-per-task=16" in lines
     assert "--cpus-per-task=16" in srun_words(made.text)
     assert any(note.startswith("slurm.cpus_per_task: not set") for note in made.notes)
-    assert any(note.startswith("train.memory_save_steps: auto: --mem has no room") for note in made.notes)
+    (note,) = [note for note in made.notes if note.startswith(f"train.memory_save_steps: auto: --mem={memory}G has no")]
+    found = re.search(r"write slurm\.memory: (\d+)G or slurm\.exclusive: true", note)
+    assert found is not None and int(found[1]) > memory + plan.memory.host["states in memory"] / 2**30
+    kept = (f"slurm: {{memory: {found[1]}G}}\n", "slurm: {exclusive: true}\n")
+    for made in (five(tmp_path, text) for text in kept):
+        assert made.memory_save_steps == "auto" and made.memory.states_bytes == plan.memory.states_bytes
+        assert not any("states in memory" in note for note in render(made, "slurm").notes)
+    assert five(tmp_path, f"slurm: {{memory: {int(found[1]) - 1}G}}\n").memory_save_steps == 0
 
 
 def test_states_in_memory_that_are_asked_for_get_their_memory(tmp_path: Path) -> None:
