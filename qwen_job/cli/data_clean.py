@@ -12,6 +12,29 @@ from qwen_job.cli.data_options import DATA, FILE, file_of, reading_options
 from qwen_job.errors import UsageError
 from qwen_job.text import show_path
 
+# What people call a rule whose name is spelt in no similar way.
+_OTHER_NAMES = {
+    "too_long": "long_sample",
+    "toolong": "long_sample",
+    "length": "long_sample",
+    "max_length": "long_sample",
+}
+
+
+class _Share(click.FloatRange):
+    """A share between 0 and 1; of a percentage, the refusal names the number to write."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number.
+
+        Raises:
+            click.UsageError: it is none, or out of range.
+        """
+        text = str(value)
+        if text.endswith("%") and text[:-1].replace(".", "", 1).isdecimal():
+            self.fail(f"{text!r} is a percentage; write {float(text[:-1]) / 100:.12g}", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 class _WithRules(click.Command):
     """Lists the rules at the end of its help."""
@@ -41,7 +64,7 @@ class _WithRules(click.Command):
 )
 @click.option(
     "--hold-out",
-    type=(click.FloatRange(0, 1, min_open=True, max_open=True), FILE),
+    type=(_Share(0, 1, min_open=True, max_open=True), FILE),
     metavar="SHARE FILE",
     help="Write this share of the good rows to FILE in place of TARGET, for data.eval: 0.02 held-out.jsonl.",
 )
@@ -87,5 +110,7 @@ def _known(rules: tuple[str, ...]) -> set[str]:
 
     for rule in rules:
         if rule not in RULES:
-            raise UsageError(f"no such rule: {rule!r} (rules: {', '.join(RULES)}){did_you_mean(rule, RULES)}")
+            other = _OTHER_NAMES.get(rule.replace("-", "_"))
+            meant = f"; did you mean {other!r}?" if other else did_you_mean(rule, RULES)
+            raise UsageError(f"no such rule: {rule!r} (rules: {', '.join(RULES)}){meant}")
     return set(rules)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import EnvironmentFault, JobError, Problem
 from qwen_job.text import did_you_mean, visible
 
 if TYPE_CHECKING:
@@ -74,13 +74,33 @@ def option_group(*options: Option) -> Option:
     return add
 
 
+def assignments(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the values of ``--set``, before a value in a separate word is taken for another argument.
+
+    Raises:
+        JobError: one has no equals sign.
+    """
+    for word in words:
+        if "=" not in word:
+            message = f"write it as field=value in one word, e.g. --set {word}=VALUE"
+            raise JobError([Problem("--set", 0, 0, word, message)])
+    return words
+
+
 # JOB, -f and --set.
 job_options = option_group(
     click.argument("job", required=False, metavar="[JOB]"),
     click.option(
         "-f", "--file", "files", multiple=True, metavar="FILE", help="Layer (YAML); later ones override earlier ones."
     ),
-    click.option("--set", "sets", multiple=True, metavar="FIELD=VALUE", help="Set one field; overrides all files."),
+    click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        callback=assignments,
+        help="Set one field; overrides all files.",
+    ),
 )
 
 

@@ -16,7 +16,7 @@ from qwen_job.errors import ModelError
 from qwen_job.facts import fact
 from qwen_job.facts.config_fields import check_fields, dropout_of, longest_row
 from qwen_job.facts.families import FAMILIES, FULL, LINEAR, SLIDING, layer_kinds, text_config
-from qwen_job.facts.lookup import find, read_facts
+from qwen_job.facts.lookup import UnknownName, find, read_facts
 from qwen_job.facts.model_files import read_config, read_json
 from qwen_job.facts.positions import own_length
 from qwen_job.facts.weights import LIMITS, QUANTIZED_KEYS, shown
@@ -193,6 +193,18 @@ def full_name(name: str) -> str:
     values = read_facts(find(name, [fact("models")], "model"))
     names = [str(values["name"]), *map(str, values.get("aliases") or ())]
     return next((one for one in names if one.rpartition("/")[2].lower() == name.strip().lower()), names[0])
+
+
+def known_spelling(name: str) -> str:
+    """Return a hub ID of Qwen's in upper and lower case as qwen_job/facts/models has it; others as they are."""
+    if not name.lower().startswith("qwen/"):
+        return name
+    try:
+        values = read_facts(find(name, [fact("models")], "model"))
+    except UnknownName:
+        return name
+    names = [str(values["name"]), *map(str, values.get("aliases") or ())]
+    return name if name in names else next((one for one in names if one.lower() == name.lower()), name)
 
 
 def misspelt(name: str) -> str:

@@ -11,7 +11,7 @@ from qwen_job.errors import JobError, Problem
 from qwen_job.facts import train_settings as settings
 from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_names import clean_name
-from qwen_job.facts.model_shapes import full_name
+from qwen_job.facts.model_shapes import full_name, known_spelling
 from qwen_job.facts.train_settings import Complaint
 from qwen_job.facts.untrained import why_untrained
 from qwen_job.job.document import Document, dotted
@@ -149,6 +149,8 @@ def _with_clean_name(job: Job, document: Document) -> Job:
         if job.model.resolved_source != "random" and "/" not in name.strip():
             name = full_name(name)
         name = clean_name(name, job.model.source)
+        if job.model.resolved_source != "random":
+            name = known_spelling(name)
     except UnknownName as error:
         raise JobError([document.problem(("model", "name"), why_untrained(name) or str(error))]) from None
     except ValueError as error:

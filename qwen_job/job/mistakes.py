@@ -19,6 +19,7 @@ from qwen_job.text import did_you_mean
 _MOST_PROBLEMS = 200
 _TYPE_TAG = r"[A-Z]\w+$|literal\[|function-|constrained-|(str|int|float|bool|dict|list)(\[|$)"
 _EXPECTED = "expected "
+_REQUIRED = "is required"
 _NOUNS = {
     "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "int_parsing": "a whole number", "float_parsing": "a number", "bool_type": "true or false", "list_type": "a list",
@@ -40,6 +41,7 @@ def problems_of(error: ValidationError, document: Document) -> list[Problem]:
     """Return the problems of a document that does not validate, at most the first 200."""
     items = error.errors(include_url=False)
     found = _without_alternatives([_translate(document, item) for item in items[:_MOST_PROBLEMS]])
+    found = _without_misspelt(found)
     if len(items) > _MOST_PROBLEMS:
         more = f"{len(items) - _MOST_PROBLEMS:,} more problems; fix these first to see them"
         found.append(found[-1]._replace(field="", message=more))
@@ -68,6 +70,12 @@ def _without_alternatives(problems: list[Problem]) -> list[Problem]:
     return kept
 
 
+def _without_misspelt(problems: list[Problem]) -> list[Problem]:
+    """Drop the problem of a missing field where another problem is its misspelt name."""
+    meant = {found[1] for problem in problems if (found := re.search(r"did you mean '(.+)'", problem.message))}
+    return [one for one in problems if not (one.field in meant and one.message.startswith(_REQUIRED))]
+
+
 def _translate(document: Document, error: Any) -> Problem:
     path = tuple(part for part in error["loc"] if part != "[key]")
     in_union = str(path[-1] if path else "").startswith("literal[")
@@ -80,11 +88,15 @@ def _translate(document: Document, error: Any) -> Problem:
     if kind == "missing":
         # A missing field has no position: point at its section.
         at = document.position(path[:-1]) or Position("job", 0, 0)
-        return Problem(at.source, at.line, at.column, dotted(path), f"is required{_example(path)}")
+        return Problem(at.source, at.line, at.column, dotted(path), f"{_REQUIRED}{_example(path)}")
     if kind == "value_error":
         message = str(context.get("error", error["msg"]))
     elif kind == "string_pattern_mismatch":
         message = f"{_show(given)} has the wrong form{_example(path) or _example(path[:-1])}"
+        if path == ("kubernetes", "queue"):
+            kind, _, queue = str(given).partition(":")
+            meant = did_you_mean(kind, ("kueue", "volcano", "coscheduling"))
+            message += meant.replace("'?", f":{queue}'?") if queue else meant
     elif kind == "too_short":
         message = f"needs at least {context['min_length']} item{'s' * (context['min_length'] > 1)}, not {_show(given)}"
     elif kind == "literal_error" and in_union:
@@ -119,12 +131,33 @@ def _form(kind: str, path: FieldPath, given: Any) -> str:
     """Show the form that a value needs, where it has another one."""
     if kind == "list_type" and isinstance(given, str) and given:
         return f"; write {as_list(given)}"
+    if path == ("deepspeed",) and isinstance(given, str):
+        stage = re.search(r"(?i)(?:zero|stage|z)[-_]?([0-3])", given)
+        return (
+            f"; write deepspeed.zero_stage: {stage[1] if stage else 'N'}; the plan writes the rest of DeepSpeed's file"
+        )
+    if "number" in _NOUNS.get(kind, "") and isinstance(given, str):
+        return _number_meant(path, given)
     if kind == "dict_type":
         return _example(path)
     is_item = bool(path) and isinstance(path[-1], int)
     if kind == "string_type" and is_item and isinstance(given, (int, float)):
         return f"; write it in quotes: '{given}'"
     return ""
+
+
+def _number_meant(path: FieldPath, given: str) -> str:
+    """Return the number that a percentage or a number with a unit stands for, as a clause; empty for other text."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(?:(%)|([kmgt])i?b?)", given.strip(), re.IGNORECASE)
+    if found is None:
+        return ""
+    value, unit, name = float(found[1]), (found[3] or "").lower(), dotted(path)
+    if found[2]:
+        return f"; write {value / 100:.12g}"
+    if name.endswith("_gib"):
+        return f"; write {value * 1024.0 ** ('kmgt'.index(unit) - 2):.12g}"
+    step = 1024 if name.endswith("length") else 1000
+    return f"; write {value * step ** ('kmgt'.index(unit) + 1):.15g}"
 
 
 def _range(path: FieldPath, context: Any) -> str:

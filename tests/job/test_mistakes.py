@@ -108,9 +108,14 @@ def test_the_job_yaml_of_a_run_reads_the_same_time_limit(tmp_path: Path, written
 
 
 @pytest.mark.parametrize(
-    ("written", "name"), [("Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"), ("qwen3-8b", "Qwen/Qwen3-8B")]
-)
-def test_a_name_without_its_owner_is_completed(tmp_path: Path, written: str, name: str) -> None:
+    ("written", "name"),
+    [
+        ("Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"), ("qwen3-8b", "Qwen/Qwen3-8B"),
+        ("Qwen/Qwen2.5-7b-Instruct", "Qwen/Qwen2.5-7B-Instruct"), ("qwen/qwen3-8b", "Qwen/Qwen3-8B"),
+        ("Qwen/Not-Known-7b", "Qwen/Not-Known-7b"), ("acme/Qwen3-8b", "acme/Qwen3-8b"),
+    ],
+)  # fmt: skip
+def test_a_name_is_completed_and_spelt_as_its_hub_spells_it(tmp_path: Path, written: str, name: str) -> None:
     job = load(tmp_path, "", f"model={written}")
     assert job.model.name == name and job_document(plan(tmp_path, "", f"model={written}"))["model"] == {"name": name}
 
@@ -211,6 +216,17 @@ UNKNOWN: list[tuple[str, str, str]] = [
       for name in ("B200", "A6000", "T4", "A10", "L40", "MI300X", "RTX3090", "RTX 6000 Ada", "GeForce RTX 3090")),
     *((f"cluster.gpu={name}", "cluster.gpu", "known: A100-40G, A100-80G") for name in ("B200", "A6000", "RTX-3090", "RTX3090")),
     ("cluster.gpu=H10O", "cluster.gpu", "did you mean H100-80G"),
+    ("data.eval_split=2%", "data.eval_split", "not '2%'; write 0.02"),
+    ("train.weight_decay=12.5 %", "train.weight_decay", "; write 0.125"),
+    ("cluster.memory_gib=512G", "cluster.memory_gib", "not '512G'; write 512"),
+    ("cluster.memory_gib=1.5TiB", "cluster.memory_gib", "; write 1536"),
+    ("cluster.memory_gib=512M", "cluster.memory_gib", "; write 0.5"),
+    ("train.model_max_length=2k", "train.model_max_length", "not '2k'; write 2048"),
+    ("train.max_steps=2k", "train.max_steps", "; write 2000"),
+    ("deepspeed=ds_config_zero3.json", "deepspeed", "; write deepspeed.zero_stage: 3;"),
+    ("deepspeed=ds.json", "deepspeed", "; write deepspeed.zero_stage: N;"),
+    ("kubernetes.queue=kue:team", "kubernetes.queue", "did you mean 'kueue:team'?"),
+    ("kubernetes.queue=volcanoo", "kubernetes.queue", "did you mean 'volcano'?"),
 ]  # fmt: skip
 
 
@@ -268,6 +284,39 @@ INDENTED: list[tuple[str, int, str]] = [
 def test_a_wrong_indent_shows_its_line(tmp_path: Path, text: str, line: int, word: str) -> None:
     (found,) = problems(tmp_path, text)
     assert found.startswith(f"job.yaml:{line}:") and word in found
+
+
+def test_a_misspelt_required_field_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(FIVE_LINES.replace("model:", "modle:"), "utf-8")
+    with pytest.raises(JobError) as caught:
+        load_job([path])
+    assert [(one.field, one.message) for one in caught.value.problems] == [
+        ("modle", "unknown field; did you mean 'model'?")
+    ]
+
+
+@pytest.mark.parametrize("command", [["plan"], ["render", "-t", "slurm"]])
+@pytest.mark.parametrize("job", [[], ["job.yaml"]])
+def test_a_value_in_a_separate_word_is_told_to_join_the_field(command: list[str], job: list[str]) -> None:
+    result = CliRunner().invoke(cli, [*command, *job, "--set", "train.learning_rate", "1e-5"])
+    assert isinstance(result.exception, JobError)
+    assert "--set: train.learning_rate: write it as field=value in one word" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--drop", "too_long"], "did you mean 'long_sample'?"), (["--keep", "max-length"], "'long_sample'?"),
+        (["--drop", "secrt"], "did you mean 'secret'?"), (["--hold-out", "2%", "h.jsonl"], "is a percentage; write 0.02"),
+        (["--hold-out", "x%", "h.jsonl"], "'x%' is not a valid float range"),
+    ],
+)  # fmt: skip
+def test_a_rule_or_share_of_data_clean_in_other_words_is_told_ours(tmp_path: Path, words: list[str], said: str) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"messages": []}\n', "utf-8")
+    result = CliRunner().invoke(cli, ["data", "clean", str(source), str(tmp_path / "b.jsonl"), *words])
+    assert said in f"{result.stderr}{result.exception}" and not (tmp_path / "b.jsonl").exists()
 
 
 @pytest.mark.parametrize(
