@@ -55,7 +55,7 @@ def schema() -> dict[str, Any]:
     result["properties"]["global"] = {"type": "object"}
     result.pop("required")
     files = definitions["Planned"]["properties"]["files"]
-    names = ("job.yaml", "train.yaml", "deepspeed.json")
+    names = ("job.yaml", "train.yaml", "deepspeed.json", "sweep.json")
     files |= {"properties": {name: {"type": "string"} for name in names}, "additionalProperties": False}
     result = _closed(result)
     return {"$schema": "http://json-schema.org/draft-07/schema#", **result, "title": "Values of the chart qwen-job"}

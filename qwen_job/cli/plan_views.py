@@ -143,7 +143,7 @@ def sweep_lines(plan: Plan) -> tuple[str, ...]:
         total += "" if plan.gpu.is_cpu else f", {most}{sum(one.gpu_hours[1] for one in estimates):,.1f} GPU-hours"
     data = plan.job.data
     held_out = bool(data.eval or data.eval_split)
-    best = "held-out loss" if held_out else "training loss (for a held-out loss, write data.eval or data.eval_split)"
+    best = "held-out loss" if held_out else "mean loss (for a held-out loss, write data.eval or data.eval_split)"
     return (
         f"sweep: {len(plan.sweep)} runs; the figures above are for a single run without the sweep{total}",
         f"sweep: 'qwen-job sweep' lists the runs by their {best}, the best first",

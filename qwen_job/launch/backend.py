@@ -17,8 +17,8 @@ _CLASSES = {
     "local": "local:LocalBackend",
 }
 TARGETS = tuple(_CLASSES)
-# States of our own: the job has left its queue; the queue is unreachable.
-GONE, UNKNOWN = "gone", "unknown"
+# States of our own: the job has left its queue; the queue is unreachable; a sweep's run that is yet to start.
+GONE, UNKNOWN, NOT_STARTED = "gone", "unknown", "not started"
 _OVER = {GONE, "completed", "cancelled", "failed", "timeout", "node_fail", "preempted", "boot_fail", "deadline"}
 _OVER |= {"out_of_memory"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qwen_job.errors import EnvironmentFault, QwenJobError, UsageError
 from qwen_job.job import load_job
-from qwen_job.launch.backend import GONE, TARGETS, UNKNOWN, Entry, backend
+from qwen_job.launch.backend import GONE, NOT_STARTED, TARGETS, UNKNOWN, Entry, backend
 from qwen_job.launch.index import Submission, submissions
 from qwen_job.launch.queues import ask_queues, queue_of, with_endings, with_past
 from qwen_job.render.slurm.sbatch_options import EVALUATE_SUFFIX, evaluate_name
@@ -18,6 +18,7 @@ from qwen_job.run.folder import RunFolder
 from qwen_job.run.owner import check_readable, forbids, owner_of
 from qwen_job.run.progress import Progress, progress_of
 from qwen_job.run.reading import there
+from qwen_job.run.sweep_index import sweep_runs
 
 # In a list of many jobs this many are asked for details, for this many seconds; a named job gets more time.
 _MOST_ASKED, _PATIENCE, _PATIENCE_FOR_ONE = 16, 1.5, 10.0
@@ -35,10 +36,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Look:
-    """Jobs, and queue -> why it is unreachable; the state of its jobs is then :data:`UNKNOWN`."""
+    """Jobs, and queue -> why it is unreachable; the state of its jobs is then :data:`UNKNOWN`.
+
+    ``unknown`` is the word that no job was found for, so that only those queues could know it.
+    """
 
     found: list[Found]
     unasked: dict[str, QwenJobError]
+    unknown: str = ""
 
     def check(self) -> None:
         """Check that all queues answered.
@@ -48,6 +53,8 @@ class Look:
         """
         if self.unasked:
             lines = [f"{target}: the queue is unreachable: {error}" for target, error in self.unasked.items()]
+            if self.unknown:
+                lines.insert(0, f"{_no_job(self.unknown)}; a queue that might know it did not answer")
             raise EnvironmentFault("\n".join(lines))
 
 
@@ -77,6 +84,8 @@ def look(word: str | None, target: str | None, *, old: bool = False, ask: bool =
     if word is not None and not word.strip():
         raise UsageError("JOB is empty: give a job's name, its ID or its run folder (is a shell variable unset?)")
     past = [item for item in submissions() if target in (None, item.target)]
+    if word and not target and (here := _without_queue(word, past)):
+        return Look(_with_details(here, word, old=old, ask=False), {})
     jobs, unasked = list[Entry](), dict[str, QwenJobError]()
     only = _only(word) if word and not target else None
     if only and backend(only).available():
@@ -86,10 +95,30 @@ def look(word: str | None, target: str | None, *, old: bool = False, ask: bool =
     if word and not jobs:
         jobs = _of_folder(word, unasked)
         if not jobs and not unasked:
-            raise UsageError(
-                f"no job {word!r}: give a job's name, its ID or its run folder; 'qwen-job status --all' lists them"
-            )
-    return Look(_with_details(jobs, word, old=old, ask=ask), unasked)
+            raise UsageError(f"{_no_job(word)}; 'qwen-job status --all' lists them")
+    return Look(_with_details(jobs, word, old=old, ask=ask), unasked, "" if jobs or not word else word)
+
+
+def _no_job(word: str) -> str:
+    return f"no job {word!r}: give a job's name, its ID or its run folder"
+
+
+def _without_queue(word: str, past: Sequence[Submission]) -> list[Entry]:
+    """Return the run in a folder, or the runs of the sweep in it, if no queue has had them: local or over ssh."""
+    folder = Path(os.path.realpath(word))
+    if any(folder in (Path(item.run), Path(item.run).parent) for item in past if item.run):
+        return []
+    check_readable(word)
+    runs = [folder / run.folder for run in sweep_runs(folder) or ()] or [folder]
+    started = [run for run in runs if there(RunFolder(run).train)]
+    if not started or any(owner_of(run).target != "local" for run in started):
+        return []
+    return [_local(run, GONE if run in started else NOT_STARTED) for run in runs]
+
+
+def _local(run: Path, state: str) -> Entry:
+    owner = owner_of(run)
+    return Entry("local", "", run.name, state, run=str(run), log=owner.log, user=owner.user, forgotten=True)
 
 
 def _only(word: str) -> str | None:
@@ -286,5 +315,6 @@ def _whole(jobs: list[Found], word: str) -> list[Found]:
 
 
 def _ambiguous(jobs: list[Found], word: str) -> UsageError:
-    ids = ", ".join(f"{job.entry.target} {job.entry.shown_id}" for job in jobs)
-    return UsageError(f"{word!r} names {len(jobs)} jobs ({ids}): give the ID")
+    ids = ", ".join(f"{job.entry.target} {job.entry.shown_id or job.entry.run}" for job in jobs)
+    which = "the ID" if all(job.entry.id for job in jobs) else "the run folder"
+    return UsageError(f"{word!r} names {len(jobs)} jobs ({ids}): give {which}")

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from qwen_job.errors import UsageError
 from qwen_job.launch.backend import Backend, Entry, Submitted
-from qwen_job.launch.outputs import run_log, show_log
+from qwen_job.launch.outputs import logs_of, run_log, show_log
 from qwen_job.render.bundle import Bundle
 from qwen_job.run.folder import METRICS
+from qwen_job.run.reading import there
 
 
 class LocalBackend(Backend):
@@ -54,17 +56,19 @@ class LocalBackend(Backend):
         return []
 
     def logs(self, entry: Entry, *, follow: bool) -> int:
-        """Print the log in the run folder.
+        """Print the log: the first node's in the run folder, else the file that the output went to.
 
         Raises:
             UsageError: when there is none, because the output went to the terminal.
         """
-        if log := run_log(entry.run):
+        log = run_log(entry.run) or (Path(entry.log) if entry.log and there(Path(entry.log)) else None)
+        if log:
             return show_log(log, follow=follow)
-        where = "appears in" if follow else "is in"
+        written = logs_of(entry.run)
+        kept = f"; its folder has {', '.join(map(str, written))}" if written else ""
         raise UsageError(
-            f"{entry.name}: {_what(entry)}; a local job's output {where} the terminal that runs it; see also "
-            f"{entry.run}/{METRICS}"
+            f"{entry.name}: {_what(entry)}, and its output went to the terminal that started it{kept}; 'qwen-job "
+            f"status {entry.run}' shows its progress, {entry.run}/{METRICS} every step, 'qwen-job report' the curves"
         )
 
     def cancel(self, entry: Entry) -> None:

@@ -100,6 +100,15 @@ def run_log(run: str) -> Path | None:
     return log if run and there(log) else None
 
 
+def logs_of(run: str) -> list[Path]:
+    """Return the files in a run's logs/, in the order of their names."""
+    folder = RunFolder(Path(run)).logs
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_file()) if run else []
+    except OSError:
+        return []
+
+
 def show_log(log: Path, *, follow: bool) -> int:
     """Print a file, with ``follow`` until interrupted; return an exit code.
 

@@ -60,12 +60,20 @@ class SweptRun(NamedTuple):
     plan: Plan
 
 
+class SweepRuns(NamedTuple):
+    """The sweep that a plan is one run of: its folder and name, and the folder and values of each of its runs."""
+
+    folder: str
+    name: str
+    runs: tuple[tuple[str, dict[str, Any]], ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """A job with every number decided.
 
     ``uncounted`` says why the training data was not counted, where that was wanted; ``refuses_data``: the data has rows
-    that the run would refuse, which ``warnings`` name.
+    that the run would refuse, which ``warnings`` name. ``swept``: the sweep that the plan is one run of.
     """
 
     job: Job
@@ -88,6 +96,7 @@ class Plan:
     considered: int = 0
     run: RunPlan | None = None
     sweep: tuple[SweptRun, ...] = ()
+    swept: SweepRuns | None = None
     uncounted: str = ""
     refuses_data: bool = False
 
@@ -207,6 +216,7 @@ def _swept(job: Job, data: DataSize | None, shapes: Mapping[str, ModelShape]) ->
     Raises:
         JobError: lists the problems of all runs.
     """
+    listed = SweepRuns(job.output, job.name, tuple((point.folder, point.values) for point in job.points))
     runs: list[SweptRun] = []
     problems: dict[str, Problem] = {}
     for point in job.points:
@@ -216,7 +226,7 @@ def _swept(job: Job, data: DataSize | None, shapes: Mapping[str, ModelShape]) ->
             for problem in map(point.blame, error.problems):
                 problems.setdefault(problem.field, problem)
             continue
-        runs.append(SweptRun(point.folder, point.values, plan))
+        runs.append(SweptRun(point.folder, point.values, replace(plan, swept=listed)))
     if problems:
         raise JobError(list(problems.values()))
     return tuple(runs)

@@ -1,4 +1,4 @@
-"""The files that every target carries: job.yaml, train.yaml, deepspeed.json."""
+"""The files that every target carries: job.yaml, train.yaml, deepspeed.json, and sweep.json for the run of a sweep."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def config_files(plan: Plan) -> dict[str, str]:
         + to_yaml(to_values(train_config(plan))),
         DEEPSPEED: to_json(plan.deepspeed_config) + "\n",
     }
+
+
+def sweep_index(plan: Plan) -> str:
+    """Return sweep.json of the sweep that this is a run of: its runs in order; empty for a run of no sweep."""
+    if plan.swept is None:
+        return ""
+    runs = [{"folder": folder, "values": values} for folder, values in plan.swept.runs]
+    return to_json({"version": 1, "name": plan.swept.name, "runs": runs}) + "\n"
 
 
 def job_document(plan: Plan) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen_job import __version__
 from qwen_job.plan import Plan
-from qwen_job.render.configs import config_files
+from qwen_job.render.configs import config_files, sweep_index
 from qwen_job.render.container import node_settings
 from qwen_job.render.engine import render_template
 
@@ -53,7 +53,8 @@ def shell_context(
         **node_settings(plan, runtime),
     }
     node_script = render_template("common/node.sh.j2", node, folders)
-    return {**common, "files": config_files(plan), "node_script": node_script}
+    sweep = {"sweep_folder": plan.swept.folder if plan.swept else "", "sweep_index": sweep_index(plan)}
+    return {**common, **sweep, "files": config_files(plan), "node_script": node_script}
 
 
 def node_check(plan: Plan, min_gbs: float | None = None) -> list[str]:

@@ -35,6 +35,7 @@ from qwen_job.run.sections import (
     field_name,
     plain,
 )
+from qwen_job.run.sweep_index import sweep_runs
 
 DeepSpeedConfig = dict[str, Any]
 # Names that transformers 5 removed, and their replacements.
@@ -163,13 +164,20 @@ def save_config(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
 
 
 def keep_settings(source: Path, run: Path) -> None:
-    """Copy the run's input files into its folder if they were mounted from elsewhere (as on Kubernetes)."""
+    """Copy the run's input files into its folder if they were mounted from elsewhere (as on Kubernetes).
+
+    The list of a sweep's runs goes into the folder above, which is the sweep's.
+    """
     if source.resolve() == run.resolve():
         return
     for name in (JOB, TRAIN, DEEPSPEED):
         if (source / name).is_file():
             run.mkdir(parents=True, exist_ok=True)
             write_atomically(run / name, (source / name).read_text(encoding="utf-8"))
+    runs = sweep_runs(source)
+    # Not under a release's own name, whose folder is none of the sweep's.
+    if runs and run.name in (one.folder for one in runs):
+        write_atomically(RunFolder(run.parent).sweep, RunFolder(source).sweep.read_text(encoding="utf-8"))
 
 
 def _read(path: Path, parse: Any) -> object:

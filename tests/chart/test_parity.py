@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,14 @@ def test_every_example_is_the_same_through_the_chart(job: Path, version: str, tm
     ours = load(render(plan, "kubernetes").text)
     assert ordered(by_helm(plan, tmp_path, version)) == ordered(ours)
     assert validate(ours) == []
+
+
+def test_a_run_of_a_sweep_lists_all_runs_on_either_way(tmp_path: Path) -> None:
+    plan = plan_of(REFERENCE, ["sweep.train.seed=[1, 2]"]).sweep[1].plan
+    ours = load(render(plan, "kubernetes").text)
+    assert ordered(by_helm(plan, tmp_path)) == ordered(ours)
+    (listed,) = [thing["data"]["sweep.json"] for thing in ours if thing["kind"] == "ConfigMap"]
+    assert [run["folder"] for run in json.loads(listed)["runs"]] == ["seed=1", "seed=2"]
 
 
 @pytest.mark.parametrize("sets", VARIANTS.values(), ids=VARIANTS)

@@ -124,7 +124,7 @@ def test_a_sweep_tells_what_all_its_runs_take(job: Path) -> None:
     one = json.loads(run(job, "--json"))["run"]["gpu_hours"][1]
     result = CliRunner().invoke(cli, ["plan", str(job), "--set", sweep], catch_exceptions=False, standalone_mode=False)
     assert f"{3 * one:,.1f} GPU-hours" in result.stderr and "GiB of disk" in result.stderr
-    assert "by their training loss (for a held-out loss, write data.eval or data.eval_split)" in result.stderr
+    assert "by their mean loss (for a held-out loss, write data.eval or data.eval_split)" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def test_the_best_that_is_done_comes_first(folder: Path) -> None:
     found = outcomes(str(folder), RUNS)
     assert [outcome.folder for outcome in found] == ["seed=1", "seed=0", "seed=2", "seed=3", "seed=4"]
     assert [outcome.state for outcome in found] == ["done", "done", "training", "failed", "not started"]
-    assert [outcome.loss for outcome in found] == [1.0, 2.0, 0.1, None, None]
+    assert [outcome.mean_loss for outcome in found] == [1.0, 2.0, None, None, None]
+    assert [outcome.loss for outcome in found] == [0.9, 1.9, 0.1, None, None], "as status shows it"
 
 
 def test_held_out_data_decides_where_there_is_any(folder: Path) -> None:
@@ -70,8 +71,24 @@ def test_the_folder_s_own_list_is_enough(folder: Path) -> None:
     assert runs_of_folder(folder) == (str(folder), RUNS)
     shown = CliRunner().invoke(sweep, [str(folder)])
     lines = shown.stdout.splitlines()
-    assert lines[0].split() == ["train.seed", "STATE", "STEP", "LOSS", "EVAL", "LOSS", "RUN"]
-    assert lines[1].split() == ["1", "done", "9/?", "1.0000", "seed=1"] and len(lines) == 6
+    assert lines[0].split() == ["train.seed", "STATE", "STEP", "LOSS", "MEAN", "LOSS", "EVAL", "LOSS", "RUN"]
+    assert lines[1].split() == ["1", "done", "9/?", "0.9000", "1.0000", "seed=1"]
+    assert lines[6:] == ["over 2 of 5 seeds: MEAN LOSS 1.5000 ± 0.7071"]
+
+
+def test_seeds_are_summed_up_for_each_setting_of_the_other_fields(tmp_path: Path) -> None:
+    losses = {(1e-5, 1): 1.0, (1e-5, 2): 2.0, (2e-5, 1): 0.5, (2e-5, 2): 0.7, (3e-5, 1): 0.1}
+    runs = []
+    for (rate, seed), loss in losses.items():
+        runs.append((f"{rate}-{seed}", {"train.learning_rate": rate, "train.seed": seed}))
+        run(tmp_path, runs[-1][0], done={"train_loss": 9.0, "eval_loss": loss}, heartbeat={"state": "done"})
+    index = {"runs": [{"folder": name, "values": values} for name, values in runs]}
+    (tmp_path / "sweep.json").write_text(json.dumps(index))
+    lines = CliRunner().invoke(sweep, [str(tmp_path)]).stdout.splitlines()[6:]
+    assert lines == [
+        "over 2 seeds, train.learning_rate 2e-05: EVAL LOSS 0.6000 ± 0.1414",
+        "over 2 seeds, train.learning_rate 1e-05: EVAL LOSS 1.5000 ± 0.7071",
+    ], "one seed alone has no spread"
 
 
 def test_a_job_with_a_sweep_is_read_without_one_of_its_runs_there(tmp_path: Path) -> None:

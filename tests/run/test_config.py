@@ -104,6 +104,19 @@ def test_settings_mounted_elsewhere_are_kept_in_the_run(tmp_path: Path) -> None:
     assert (run / "train.yaml").read_text() == "version: 1\n"
 
 
+def test_the_list_of_a_sweep_s_runs_goes_into_the_folder_above(tmp_path: Path) -> None:
+    from qwen_job.run.config import keep_settings
+
+    mounted = tmp_path / "etc"
+    mounted.mkdir()
+    (mounted / "train.yaml").write_text("version: 1\n")
+    (mounted / "sweep.json").write_text('{"runs": [{"folder": "seed=1", "values": {}}]}')
+    keep_settings(mounted, tmp_path / "other" / "release")
+    keep_settings(mounted, tmp_path / "out" / "seed=1")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["seed=1", "sweep.json"]
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["release"], "a folder that is not the sweep's"
+
+
 def test_the_job_knows_the_names_that_the_trainer_knows() -> None:
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import SchedulerType

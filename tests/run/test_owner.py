@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from qwen_job.errors import EnvironmentFault
+from qwen_job.cli.logs import logs
+from qwen_job.cli.status import status
+from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.launch.find import find_one
 from qwen_job.run.owner import Owner, check_readable, forbids, owner_of
 
@@ -36,6 +39,60 @@ def test_a_sweep_s_folder_is_the_array_s(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"runs": [{"folder": "seed=1", "values": {}}]}')
     assert owner_of(tmp_path).id == "12"
     assert find_one(str(tmp_path), None, asked=False).entry.target == "slurm"
+
+
+@pytest.fixture
+def slurm_is_down(tmp_path: Path) -> None:
+    """Let every command of Slurm fail, as on a machine that has the tools and no cluster."""
+    for name in ("squeue", "scontrol", "sacct", "sbatch", "scancel", "sinfo"):
+        (tmp_path / name).write_text("#!/bin/sh\necho no cluster >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+
+
+def local(run: Path, text: str = "target local\nuser me\n", **files: str) -> Path:
+    written(run, text)
+    for name, content in {"train.yaml": "", **files}.items():
+        (run / name).write_text(content)
+    return run
+
+
+@pytest.mark.usefixtures("slurm_is_down")
+def test_a_local_run_and_a_local_sweep_ask_no_cluster(tmp_path: Path) -> None:
+    run = local(tmp_path / "run", **{"done.json": "{}", "heartbeat": '{"state": "done", "loss": 1.5}'})
+    shown = CliRunner().invoke(status, [str(run)])
+    assert (shown.exit_code, shown.stderr) == (0, "") and "1.5000" in shown.stdout
+    sweep = tmp_path / "sweep"
+    local(sweep / "seed=1", "target local\n", **{"done.json": "{}"})
+    (sweep / "sweep.json").write_text('{"runs": [{"folder": "seed=1"}, {"folder": "seed=2"}]}')
+    shown = CliRunner().invoke(status, [str(sweep)])
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert [line.split()[:2] for line in shown.stdout.splitlines()[1:]] == [["seed=1", "done"], ["seed=2", "not"]]
+
+
+@pytest.mark.usefixtures("slurm_is_down")
+def test_a_name_that_nothing_here_knows_is_said_beside_the_silent_queue() -> None:
+    for command in (status, logs):
+        error = CliRunner().invoke(command, ["typo"]).exception
+        assert isinstance(error, EnvironmentFault), error
+        lines = str(error).splitlines()
+        assert lines[0].startswith("no job 'typo': give a job's name, its ID or its run folder; a queue")
+        assert lines[1].startswith("slurm: the queue is unreachable: ")
+
+
+def test_the_log_of_a_local_run_is_shown_or_where_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    log = tmp_path / "nohup.out"
+    log.write_text("step 8/8\n")
+    shown = CliRunner().invoke(logs, [str(local(tmp_path / "kept", f"target local\nlog {log}\n"))])
+    assert (shown.exit_code, shown.stdout) == (0, "step 8/8\n")
+    local(tmp_path / "tty")
+    error = CliRunner().invoke(logs, [str(tmp_path / "tty")]).exception
+    assert isinstance(error, UsageError)
+    assert "its output went to the terminal that started it" in str(error) and "metrics.jsonl" in str(error)
+    (tmp_path / "tty" / "logs").mkdir()
+    (tmp_path / "tty" / "logs" / "stacks-0.txt").touch()
+    error = CliRunner().invoke(logs, [str(tmp_path / "tty")]).exception
+    assert f"its folder has {tmp_path}/tty/logs/stacks-0.txt" in str(error)
 
 
 @pytest.mark.parametrize("text", ["", "\x00\xff", "target\n", "x" * 100_000])

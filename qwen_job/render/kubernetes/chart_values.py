@@ -63,7 +63,9 @@ class Planned(Strict):
 
     env: list[Variable]
     needs: Needs = Field(Needs.model_construct(), description="Resources that a pod needs; the default requests")
-    files: dict[str, str] = Field(description="job.yaml, train.yaml and deepspeed.json")
+    files: dict[str, str] = Field(
+        description="job.yaml, train.yaml and deepspeed.json; sweep.json for a run of a sweep"
+    )
 
 
 class ChartValues(Strict):

@@ -13,10 +13,11 @@ from qwen_job.job.document import dotted
 from qwen_job.job.kubernetes import Kubernetes, Volume
 from qwen_job.job.paths import JobPath, paths_of
 from qwen_job.plan import Plan
-from qwen_job.render.configs import config_files
+from qwen_job.render.configs import config_files, sweep_index
 from qwen_job.render.default_image import built_image, default_image
 from qwen_job.render.evaluation import pod_words
 from qwen_job.render.kubernetes.needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
+from qwen_job.run.folder import SWEEP
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
 # most 63 characters. JobSet's webhook rejects longer ones; a PyTorchJob is accepted, but its pods are never created.
@@ -71,7 +72,8 @@ def settings(plan: Plan) -> Settings:
             f"kubernetes.volumes: not set, so the claim {volumes[0].pvc!r} is mounted at {volumes[0].mount_path}; list "
             f"your volumes there"
         )
-    files = config_files(plan)
+    index = sweep_index(plan)
+    files = config_files(plan) | ({SWEEP: index} if index else {})
     if sum(len(text.encode()) for text in files.values()) > MAX_CONFIG_BYTES:
         problems.append(job.problem(("env",), "the configuration is over 1 MB, the limit for a ConfigMap"))
     if problems:

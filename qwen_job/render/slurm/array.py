@@ -7,7 +7,6 @@ from typing import Any
 
 from qwen_job.errors import JobError
 from qwen_job.plan import Plan
-from qwen_job.render.quote import to_json
 from qwen_job.render.slurm.cpus_and_memory import written_cpus
 from qwen_job.render.slurm.sbatch_options import sbatch_options, srun_options
 
@@ -50,12 +49,6 @@ def _shared(plan: Plan) -> dict[str, Any]:
     own = (*own, *(["cpus-per-task"] if written_cpus(plan) is None else []))
     shared: dict[str, Any] = {f"--{name}": value for name, value in sbatch_options(plan).items() if name not in own}
     return shared | {f"{section}.{field}": getattr(getattr(plan.job, section), field) for section, field in _COMMON}
-
-
-def sweep_index(plan: Plan) -> str:
-    """Return sweep.json: the runs in the order of the array's tasks."""
-    runs = [{"folder": run.folder, "values": run.values} for run in plan.sweep]
-    return to_json({"version": 1, "name": plan.job.name, "runs": runs}) + "\n"
 
 
 def task(plan: Plan, context: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 from qwen_job.job.document import dotted
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle, Request
+from qwen_job.render.configs import sweep_index
 from qwen_job.render.container import batch_settings
 from qwen_job.render.context import node_check
 from qwen_job.render.engine import render_template
-from qwen_job.render.slurm.array import check_common, check_size, sweep_index, task
+from qwen_job.render.slurm.array import check_common, check_size, task
 from qwen_job.render.slurm.cpus_and_memory import resource_notes
 from qwen_job.render.slurm.evaluate import dependency_of, evaluate_script
 from qwen_job.render.slurm.sbatch_options import (
@@ -96,7 +97,7 @@ def _sweep(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
     check_common(plan)
     tasks = [task(run.plan, _context(run.plan, folders)) for run in plan.sweep]
     check_size(plan, tasks)
-    return {"tasks": tasks, "sweep_index": sweep_index(plan)}
+    return {"tasks": tasks, "sweep_folder": plan.job.output, "sweep_index": sweep_index(plan.sweep[0].plan)}
 
 
 def _context(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from qwen_job.errors import JobError
+from qwen_job.launch.outcomes import runs_of_folder
 from qwen_job.render import Bundle, render, render_each
 from qwen_job.render.slurm.array import MAX_SCRIPT_BYTES
+from qwen_job.run.owner import owner_of
 from tests.jobs import bundle, pinned_plan
 from tests.render.slurm.reading import sbatch_lines
 from tests.render.test_shellcheck import check
@@ -66,6 +68,26 @@ def test_every_task_writes_the_files_of_its_own_run(tmp_path: Path) -> None:
         assert written["training"]["learning_rate"] == run["values"]["train.learning_rate"]
         assert yaml.safe_load((folder / "job.yaml").read_text())["env"] == {"MODE": run["values"]["env.MODE"]}
     assert len(index["runs"]) == 4 and not list(output.rglob("*.new.*"))
+
+
+@pytest.mark.parametrize(
+    ("target", "end"), [("local", "# A free port"), ("hostfile", "master_addr="), ("slurm", "# --- earlier attempts")]
+)
+def test_every_run_by_itself_lists_the_sweep_and_says_whose_it_is(tmp_path: Path, target: str, end: str) -> None:
+    output = tmp_path / "it's a sweep"
+    grid = {**GRID, "env.MODE": ["it's", "x y"]}
+    plan = pinned_plan(tmp_path, sweep=grid, output=str(output), hostfile={"hosts": ["a"]})
+    made = render_each(plan, target, separate=True)
+    for _, one in list(made.values())[1:3]:
+        text = one.files.get("launch.sh", one.text)
+        head = text[: text.index(f"\n{end}")]
+        env = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "5"}
+        subprocess.run(["bash", "-s"], input=head, env=env, text=True, check=True, stdout=subprocess.PIPE)
+    _, runs = runs_of_folder(output)
+    assert runs == [(run.folder, run.values) for run in plan.sweep] and len(runs) == 4
+    assert sorted(path.name for path in output.iterdir()) == sorted([*list(made)[1:3], "sweep.json"])
+    owner = owner_of(output)
+    assert (owner.target, owner.id) == (("slurm", "5") if target == "slurm" else ("local", ""))
 
 
 def test_a_task_that_the_sweep_does_not_have_ends_at_once(tmp_path: Path) -> None:

@@ -320,6 +320,15 @@ if [ -e "$run/done.json" ]; then
   exit 0
 fi
 
+# For commands that know this folder but find no job in a queue: whose it is, and where its log is.
+log=$(readlink "/proc/$$/fd/1") || log=
+case $log in
+  /dev/*) log= ;;
+  /*) ;;
+  *) log= ;;
+esac
+printf '%s\n' "target local" "user $(id -un)" ${log:+"log $log"} 2> /dev/null > "$run/launch/job"
+
 # A free port for the rendezvous of the processes on this machine.
 if ! port=$(python3 -c 'import socket, qwen_job; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' 2> /dev/null); then
   why=$(python3 -c 'import socket, qwen_job' 2>&1) || true

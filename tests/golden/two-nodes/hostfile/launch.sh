@@ -352,6 +352,14 @@ if [ -e "$run/done.json" ]; then
   echo "qwen-job: $run is complete (done.json); set train.resume: extend to train longer, or choose another output" >&2
   exit 0
 fi
+# For commands that know this folder but find no job in a queue: whose it is, and where its log is.
+log=$(readlink "/proc/$$/fd/1") || log=
+case $log in
+  /dev/*) log= ;;
+  /*) ;;
+  *) log= ;;
+esac
+printf '%s\n' "target local" "user $(id -un)" ${log:+"log $log"} 2> /dev/null > "$run/launch/job"
 put "$run/launch/hostfile" << 'QWEN_JOB_HOSTS_END'
 gpu01 slots=8
 gpu02 slots=8
