@@ -391,14 +391,22 @@ on_host='for i in 1 2 3 4 5; do if read -r token 2> /dev/null < "$1/launch/token
 on_host+=' exec bash "$1/launch/node.sh" "$2" "$3" "$4" "$5" >> "$1/logs/node-$2.log" 2>&1; fi; sleep 1; done; exit 205'
 remote=(ssh -o BatchMode=yes -p 2222 -o LogLevel=ERROR)
 
-# find_bad RANK...: note the hosts of these ranks that cannot be reached.
+# find_bad RANK...: note the hosts of these ranks that ssh cannot reach (its exit code is 255), and say why.
 find_bad() {
-  local rank
+  local rank reason ssh_code asked=()
   for rank in "$@"; do
-    if ! "${remote[@]}" -o ConnectTimeout=10 "${chosen[rank]}" true < /dev/null > /dev/null 2>&1; then
+    "${remote[@]}" -o ConnectTimeout=10 "${chosen[rank]}" true < /dev/null > /dev/null 2> "$run/launch/ssh.$rank" &
+    asked[rank]=$!
+  done
+  for rank in "${!asked[@]}"; do
+    wait "${asked[rank]}"
+    ssh_code=$?
+    if [ "$ssh_code" -eq 255 ]; then
       bad[rank]=${chosen[rank]}
-      echo "qwen-job: ${chosen[rank]} cannot be reached" >&2
+      reason=$(tail -n 1 -- "$run/launch/ssh.$rank" | tr -d '\r')
+      echo "qwen-job: ${chosen[rank]} cannot be reached${reason:+: $reason}" >&2
     fi
+    rm -f -- "$run/launch/ssh.$rank"
   done
 }
 
@@ -410,6 +418,11 @@ attempt() {
   touch -- "$log" || exit 5
   said=$(wc -l < "$log")
   pids=()
+  bad=()
+  find_bad "${!chosen[@]}"
+  failure="cannot be reached"
+  code=255
+  if [ -n "${bad[*]}" ]; then return; fi
   for rank in "${!chosen[@]}"; do
     # With -tt a node gets SIGHUP when we close the connection.
     "${remote[@]}" -tt -o ServerAliveInterval=30 "${chosen[rank]}" \
@@ -436,8 +449,12 @@ attempt() {
         code=5
         echo "qwen-job: output: $run on ${chosen[rank]} is not the folder that this host sees: put output on shared storage" >&2
       elif [ -z "$stopping" ] && [ "$rank" -gt 0 ]; then
-        echo "qwen-job: ${chosen[rank]} ended first, with exit code $code; the end of $run/logs/node-$rank.log:" >&2
-        tail -n 5 -- "$run/logs/node-$rank.log" >&2
+        if [ -e "$run/logs/node-$rank.log" ]; then
+          echo "qwen-job: ${chosen[rank]} ended first, with exit code $code; the end of $run/logs/node-$rank.log:" >&2
+          tail -n 5 -- "$run/logs/node-$rank.log" >&2
+        else
+          echo "qwen-job: ${chosen[rank]} ended first, with exit code $code, before it wrote a log" >&2
+        fi
       fi
       hang_up
     done
@@ -463,10 +480,14 @@ attempt() {
       1??:* | 2??:*) if [ "$node_code" -lt 128 ]; then code=$node_code; fi ;;
     esac
   done
+  failure="failed (exit code $code)"
   sleep 1 # for the tail of the log
   kill "$tail_pid" 2> /dev/null
 }
 
 round=0
+failure=
 attempt
+# Nothing ran: it is not the code of a node.
+if [ "$failure" = "cannot be reached" ]; then code=5; fi
 exit "$code"
