@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from qwen_job.errors import EnvironmentFault
+
+_SCHEMA = "$schema=job.schema.json   (qwen-job schema > job.schema.json)"
 
 
 @click.command()
@@ -29,7 +33,7 @@ def init(file: Path, example: str | None, listing: bool, force: bool) -> None:
     if str(file) in ("list", *known):
         meant = "--list" if str(file) == "list" else f"--from {file}"
         raise click.UsageError(f"{file} would be the name of the new file; did you mean '{meant}'?")
-    text = _text(example, known)
+    text = _text(example, known, file)
     if file.exists() and not force:
         raise EnvironmentFault(f"{file}: already exists; choose another name, or use --force to replace it")
     try:
@@ -61,7 +65,7 @@ def _list(known: Mapping[str, str], *, err: bool) -> None:
         click.echo(f"  {name:{width}}  {text}", err=err)
 
 
-def _text(example: str | None, known: Mapping[str, str]) -> str:
+def _text(example: str | None, known: Mapping[str, str], file: Path) -> str:
     from qwen_job.resources import resource
 
     if example is None:
@@ -69,9 +73,14 @@ def _text(example: str | None, known: Mapping[str, str]) -> str:
     if example not in known:
         raise click.UsageError(f"--from: there is no example {example!r}; {_nearest(example, known)}")
     text = resource("configs", "jobs", f"{example}.yaml").read_text("utf-8")
+    # What the comments name is beside the examples, not beside the copy.
+    text = text.replace("$schema=../job.schema.json", _SCHEMA, 1)
     if example == "demo":
         # The demo's paths are relative to its file; a copy elsewhere needs full paths.
         text = text.replace("../data/", f"{resource('configs', 'data')}/").replace("../../runs/", "runs/")
+        text = text.replace("#   make demo                       or\n", "")
+        text = text.replace("configs/jobs/demo.yaml", shlex.quote(str(file)), 1)
+        text = re.sub(r" +# qwen_job/facts/.*", "", text)
     return text
 
 

@@ -59,6 +59,8 @@ class TargetChoice(click.Choice[str]):
         if value not in names:
             other = _OTHER_TARGETS.get(str(value).lower(), "")
             hint = f"; did you mean '{other}'?" if other in names else did_you_mean(value, names)
+            if "local" in names and "hostfile" in (value, other) and "hostfile" not in names:
+                hint = ": write the files with 'qwen-job render -t hostfile -o DIR', then run 'bash DIR/launch.sh'"
             self.fail(f"{value!r} is not one of {', '.join(names)}{hint}", param, ctx)
         return super().convert(value, param, ctx)
 

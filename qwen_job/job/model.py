@@ -178,7 +178,10 @@ class Data(Strict):
         "treats them as Qwen's finetune.py does, join merges turns so that they alternate",
     )
     ignore_keys: list[Text] = Field([], description="Keys of rows and turns to ignore")
-    cache_dir: Text | None = Field(None, description="Folder for prepared data; default: in the output folder")
+    cache_dir: Text | None = Field(
+        None,
+        description="Folder for prepared data and downloads; default: the output folder and model.cache_dir",
+    )
     num_workers: Positive | None = Field(
         None, description="Number of processes that prepare the data; default: all cores"
     )

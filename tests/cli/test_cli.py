@@ -124,6 +124,8 @@ def test_every_command_and_option_is_described(path: tuple[str, ...], command: c
         (["render", "-t", "hostfile"], 3, "hostfile.hosts: is empty"),
         (["templates", "export", "t", "slurm/jb.sbatch.j2"], 2, "did you mean 'slurm/job.sbatch.j2'?"),
         (["init"], 5, "job.yaml: already exists"),
+        (["submit", "-t", "hostfile"], 2, "not one of local, slurm, kubernetes: write the files with 'qwen-job render -t"),
+        (["submit", "-t", "ssh"], 2, "then run 'bash DIR/launch.sh'"),
         (["init", "other.yaml", "--from", "dmo"], 2, "--from: there is no example 'dmo'; did you mean demo?"),
         (["init", "other.yaml", "--from", "72b"], 2, "did you mean qwen2.5-72b-h100-4x8, qwen2.5-72b-h100-8x8"),
         (["init", "other.yaml", "--from", ""], 2, "'qwen-job init --list' lists them"),
@@ -193,6 +195,8 @@ def test_init_asks_nothing_and_lists_the_examples(tmp_path: Path) -> None:
 def test_every_example_can_be_started_from(tmp_path: Path, example: str) -> None:
     assert run(tmp_path, "init", "--from", example).returncode == 0
     assert run(tmp_path, "plan", "--json").returncode == 0
+    comments = [line.partition("#")[2] for line in (tmp_path / "job.yaml").read_text().splitlines()]
+    assert not [text for text in comments if re.search(r"\.\./|configs/|qwen_job/|make demo", text)], "not there"
 
 
 def test_layers_and_sets_win_in_order(folder: Path) -> None:
