@@ -1,6 +1,8 @@
 """Model folders as qwen-job leaves them, and a vLLM server for each.
 
-Heads are 32 wide: vLLM's attention on a CPU takes no smaller ones.
+Heads are 32 wide at least: vLLM's attention on a CPU takes no smaller ones. Its linear attention on a CPU takes
+bfloat16 alone ("CPU GDN attention requires BF16", vllm/model_executor/layers/mamba/ops/cpu/gdn_attention.py of 0.32),
+and not heads of 32 ("Unexpected head dim size, 32"): those of Qwen3.5 are 128 wide here, as published.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ from tests.models.conftest import qwen_tiktoken as qwen_tiktoken
 from tests.models.qwen1_checkpoint import write_qwen1
 from tests.support.ports import free_port
 from tests.support.templated import templated_model
+from tests.support.tiny_models import TINY
 from tests.train import tiny
 
 from .chats import TEXTS
 
 OWN_PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
 PYTHON = os.environ.get("VLLM_PYTHON") or str(OWN_PYTHON)
-SECONDS_TO_START = 300
+ON_CPU = Path(__file__).with_name("on_cpu")
+SECONDS_TO_START = 600
 QWEN2 = {"hidden_size": 128, "intermediate_size": 256, "rope_theta": 1000000.0, "max_position_embeddings": 256}
 QWEN3 = {
     **QWEN2,
@@ -41,6 +45,19 @@ QWEN3 = {
     "attention_bias": False,
     "tie_word_embeddings": True,
 }
+WIDER = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "max_position_embeddings": 256}
+QWEN3_MOE = {**TINY["qwen3_moe"], **WIDER, "moe_intermediate_size": 64, "rope_theta": 1000000.0}
+QWEN3_5 = {
+    **TINY["qwen3_5_text"],
+    **WIDER,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "rope_parameters": {**TINY["qwen3_5_text"]["rope_parameters"], "mrope_section": [3, 3, 2]},
+}
+SHAPES = {"qwen2": QWEN2, "qwen3": QWEN3, "qwen3_moe": QWEN3_MOE, "qwen3_5": QWEN3_5}
+# The kinds that are served in float32, and that in bfloat16.
+EXACT = ["qwen2", "qwen3", "template", "qwen1", "converted", "qwen3_moe"]
+ROUNDED = ["qwen3_5"]
 # Settings that give one answer only: it shows whether the server reads them.
 SAMPLING = {"do_sample": True, "top_k": 1, "max_new_tokens": 8}
 
@@ -72,7 +89,7 @@ def trained(folder: Path, system_prompt: str, **changes: Any) -> Path:
     changes |= {"data__system_prompt": system_prompt, "training__num_train_epochs": 40.0, "training__save_steps": 1000}
     train_yaml = tiny.write_run(folder / "run", world_size=1, **changes)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny.MODEL | shape), encoding="utf-8")
-    code, output = tiny.run(train_yaml, processes=1)
+    code, output = tiny.run(train_yaml, processes=1, timeout=480)
     assert code == 0, output[-3000:]
     return folder / "run" / "model"
 
@@ -99,7 +116,7 @@ def quiet(scratch: Path) -> dict[str, str]:
     """Return the environment of a vLLM that asks no network, and leaves nothing outside ``scratch``."""
     own = {"VLLM_CACHE_ROOT": str(scratch), "VLLM_CONFIG_ROOT": str(scratch), "VLLM_CPU_KVCACHE_SPACE": "1"}
     own |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own
+    return {**os.environ, **own, "PYTHONPATH": str(ON_CPU)}
 
 
 def answered(script: str, work: Any, scratch: Path) -> Any:
@@ -112,15 +129,15 @@ def answered(script: str, work: Any, scratch: Path) -> Any:
 
 
 @contextmanager
-def serve(folder: Path, scratch: Path) -> Iterator[str]:
-    """Start vLLM on ``folder``, without remote code and with the options that the model card gives.
+def serve(folder: Path, scratch: Path, dtype: str = "float32") -> Iterator[str]:
+    """Start vLLM on ``folder`` in ``dtype``, without remote code and with the options that the model card gives.
 
     Yields its address, and ends it with all it started.
     """
     port = free_port()
     # Not the command vllm: that of the package vllm-cpu 0.32 asks for the version of a package vllm, and ends.
     command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager", *serving_of(folder).flags]
+    command += ["--port", str(port), "--dtype", dtype, "--enforce-eager", *serving_of(folder).flags]
     log = scratch / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -156,11 +173,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-@pytest.fixture(scope="session", params=["qwen2", "qwen3", "template", "qwen1", "converted"])
+@pytest.fixture(scope="session", params=EXACT + ROUNDED)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of a trained Qwen2, of a Qwen3 with tied weights, of one with its own template, and of Qwen-1s.
 
-    The last two are trained from Qwen-1, and converted without training.
+    Those two are trained from Qwen-1, and converted without training. Then a trained Qwen3-MoE and a Qwen3.5.
     """
     scratch, kind = tmp_path_factory.mktemp(request.param), request.param
     system_prompt = {"qwen2": "你是小助手。", "qwen3": "", "template": "请简短。"}.get(
@@ -177,6 +194,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         start = str(templated_model(scratch / "own", "qwen3", texts * 2, **QWEN3 | {"max_position_embeddings": 1024}))
         folder = trained(scratch, system_prompt, model__name=start, model__source="local")
     else:
-        folder = trained(scratch, system_prompt, shape={"qwen2": QWEN2, "qwen3": QWEN3}[kind])
-    with serve(folder, scratch) as address:
+        folder = trained(scratch, system_prompt, shape=SHAPES[kind])
+    with serve(folder, scratch, "bfloat16" if kind in ROUNDED else "float32") as address:
         yield Server(folder, system_prompt, address)
