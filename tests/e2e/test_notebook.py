@@ -42,7 +42,7 @@ def test_the_notebook_plans_trains_and_talks(demo: tuple[Path, str], tmp_path: P
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -20,7 +20,7 @@ def test_the_example_over_seeds_trains_each_of_them(tmp_path: Path) -> None:
     ((command, *_), *_) = (block.splitlines() for block in blocks(CHECKOUT / "docs" / "python.md", "sh"))
     subprocess.run(command.split(), cwd=tmp_path, env=environment(), check=True, timeout=60)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     lines = re.findall(r"^seed (\d): exit code 0, loss ([\d.]+) -> ([\d.]+)$", done.stdout, re.MULTILINE)

@@ -79,7 +79,7 @@ def test_every_command_of_the_readme_runs(demo: tuple[Path, str], tmp_path: Path
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
