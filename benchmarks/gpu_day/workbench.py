@@ -179,7 +179,7 @@ def _drawing(values: dict[str, object], device: str) -> Callable[..., tuple[Any,
     from qwen_job.facts.families import family_of
     from qwen_job.models.config_json import native_config
 
-    def draw(_folder: Path, dtype: Any, attention: str) -> tuple[Any, dict[str, Any]]:
+    def draw(_folder: Path, dtype: Any, attention: str, *_: object) -> tuple[Any, dict[str, Any]]:
         model_class = getattr(transformers, family_of(values).architecture)
         config = model_class.config_class(**native_config(values))
         config._attn_implementation = attention

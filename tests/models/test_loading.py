@@ -93,13 +93,13 @@ def test_what_would_load_other_weights_is_refused(wishing: Path, name: str) -> N
 
 @pytest.mark.parametrize("settings", ["data: [1]\nmodel: 7\n", "[]", "data: {train: [3, {}]}\nmodel: {name: x}\n"])
 def test_a_run_with_strange_settings_still_answers(taught: Path, tmp_path: Path, settings: str) -> None:
-    from qwen_job.infer.evaluate import _first_model
+    from qwen_job.infer.evaluate import first_model
     from qwen_job.infer.source import find_model
 
     (tmp_path / "train.yaml").write_text(settings)
     (tmp_path / "model").symlink_to(taught / "model")
     assert _said(open_chat(tmp_path, Frame(), Sampling())) == ANSWER
-    assert _first_model(find_model(tmp_path), print) is None
+    assert first_model(find_model(tmp_path), print) is None
 
 
 def test_pickles_beside_safetensors_are_never_read(wishing: Path) -> None:
