@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +74,12 @@ def test_the_model_and_its_names_stay() -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
 def test_a_compiler_takes_it_as_it_is() -> None:
+    """In a process of its own: what other tests have compiled and set would change what the compiler makes."""
+    code = "from tests.train.test_merged_products import compare_compiled; compare_compiled()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=600)
+
+
+def compare_compiled() -> None:
     torch.library.opcheck(one_product, (torch.randn(3, 4), [torch.randn(2, 4), torch.randn(5, 4)]))
     made = model(flat=True)
     compiled = model(flat=True)
