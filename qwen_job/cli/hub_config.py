@@ -7,7 +7,6 @@ from threading import Thread
 from typing import NamedTuple
 
 from qwen_job.errors import QwenJobError
-from qwen_job.facts.lookup import UnknownName
 from qwen_job.facts.model_names import clean_name
 from qwen_job.facts.model_shapes import ModelShape, load_model_shape
 from qwen_job.facts.untrained import why_untrained
@@ -39,7 +38,7 @@ def shape_from_hub(job: Job) -> FromHub:
     try:
         load_model_shape(name)
         return FromHub(None)
-    except (UnknownName, QwenJobError):
+    except QwenJobError:
         pass
     cache = Path(job.model.cache_dir) if job.model.cache_dir else None
     values = {"name": clean_name(name, source), "source": source, "revision": job.model.revision, "cache_dir": cache}

@@ -89,9 +89,8 @@ def assignments(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -
     return words
 
 
-# JOB, -f and --set.
-job_options = option_group(
-    click.argument("job", required=False, metavar="[JOB]"),
+# -f and --set.
+layer_options = option_group(
     click.option(
         "-f", "--file", "files", multiple=True, metavar="FILE", help="Layer (YAML); later ones override earlier ones."
     ),
@@ -104,6 +103,7 @@ job_options = option_group(
         help="Set one field; overrides all files.",
     ),
 )
+job_options = option_group(click.argument("job", required=False, metavar="[JOB]"), layer_options)
 
 
 def load_plan(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_job.cli.job_options import TARGETS, TargetChoice, assignments, layers, show_words
+from qwen_job.cli.job_options import TARGETS, TargetChoice, layer_options, layers, show_words
 from qwen_job.errors import EnvironmentFault, JobError, OutOfMemory, UsageError
 from qwen_job.text import json_text
 
@@ -19,17 +19,7 @@ _MODES = ("fit", "longest", "explain", "compare", "calibrate")
 
 @click.command()
 @click.argument("jobs", nargs=-1, metavar="[JOB]")
-@click.option(
-    "-f", "--file", "files", multiple=True, metavar="FILE", help="Layer (YAML); later ones override earlier ones."
-)
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    callback=assignments,
-    help="Set one field; overrides all files.",
-)
+@layer_options
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Conversations in data.train [default: counted].")
 @click.option(
     "--tokens-per-sample", type=click.FloatRange(min=1), metavar="N", help="Average tokens of one [default: estimated]."
