@@ -10,11 +10,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
+from typing import TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"  # of main
 
 
@@ -221,10 +223,15 @@ def _entries(files: dict[str, bytes], names: list[str]) -> list[dict[str, object
     return entries
 
 
-@contextmanager
-def serving(files: dict[str, bytes]) -> Iterator[HubServer]:
+def serving(files: dict[str, bytes]) -> AbstractContextManager[HubServer]:
     """Run a hub for the block."""
-    with HubServer(files) as server:
+    return answering(HubServer(files))
+
+
+@contextmanager
+def answering(made: Server) -> Iterator[Server]:
+    """Run a server in a thread for the block."""
+    with made as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
