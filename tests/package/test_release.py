@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -23,6 +25,7 @@ from scripts.publish.release_run import NO_DIGEST, SETS, Refused, Run
 from tests.support import optional
 from tests.support.helm import helm
 
+SECOND = "registry.example.com/team/"
 # Writes down how it is called; docker also writes the digest of what it pushed, cosign a signature.
 STANDS_IN = """#!/bin/bash
 echo "${0##*/} $*" >> "$CALLS"
@@ -42,51 +45,87 @@ class Released(NamedTuple):
     calls: list[str]
 
 
-def release(folder: Path, *words: str, **environ: str) -> Released:
-    """Run scripts/release, with programs in the place of docker, cosign, gh and helm push."""
+def stand_ins(folder: Path) -> dict[str, str]:
+    """Return an environment with programs in the place of docker, cosign, gh, sudo, pip and helm push."""
     if importlib.util.find_spec("twine") is None:
         optional.skip("tools", "twine is not installed")
     tools, calls = folder / "tools", folder / "calls"
     tools.mkdir(parents=True)
     calls.touch()
-    for name in ("docker", "cosign", "gh"):
-        (tools / name).write_text(STANDS_IN)
-        (tools / name).chmod(0o755)
     push = f'#!/bin/bash\n[ "$1" = push ] || exec {shlex.quote(str(helm()))} "$@"\necho "${{0##*/}} $*" >> "$CALLS"\n'
-    (tools / "helm").write_text(push)
-    (tools / "helm").chmod(0o755)
+    programs = {**dict.fromkeys(("docker", "cosign", "gh"), STANDS_IN), "helm": push}
+    # The runner's own preparations; they publish nothing.
+    programs |= dict.fromkeys(("pip", "sudo"), "#!/bin/bash\n")
+    for name, text in programs.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
     path = f"{tools}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["scripts/release", *words, "-o", str(folder / "out")],
-        env={**os.environ, "PATH": path, "PYTHON": sys.executable, "CALLS": str(calls), "HELM": "helm", **environ},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Released(folder / "out", done.stdout, calls.read_text("utf-8").splitlines())
+    return {**os.environ, "PATH": path, "PYTHON": sys.executable, "CALLS": str(calls), "HELM": "helm"}
 
 
 @pytest.fixture(scope="module")
-def dry(tmp_path_factory: pytest.TempPathFactory) -> Released:
+def dry(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Released:
     """Return a dry run of all steps, with a second registry (10 s: it builds and packages)."""
-    return release(tmp_path_factory.mktemp("dry"), "--dry-run", SECOND_REGISTRY="registry.example.com/team/")
+    folder = tmp_path_factory.mktemp("dry")
+    environ = {**stand_ins(folder), "SECOND_REGISTRY": SECOND}
+    done = subprocess.run(
+        [checkout / "scripts" / "release", "--dry-run", "-o", folder / "out"],
+        env=environ, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return Released(folder / "out", done.stdout, (folder / "calls").read_text("utf-8").splitlines())
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Released:
-    """Return a run that publishes, to programs that only write down how they are called."""
+def real(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """Return what release.yml does on a tag: each step of each job, run in a copy of this checkout.
+
+    The programs that publish only write down how they are called; actions (``uses``) are left out (10 s).
+    """
     folder = tmp_path_factory.mktemp("real")
-    # The checkout under test may have changes, which the step check refuses.
-    steps = [step for step in STEPS if step != "check"]
-    return release(folder, *steps, SECOND_REGISTRY="registry.example.com/team/")
+    copy = repository(checkout, folder / "checkout")
+    environ = {**stand_ins(folder), "GITHUB_REF_NAME": f"v{__version__}"}
+    shown = ""
+    for step, values in workflow_steps(checkout):
+        script = re.sub(r"\$\{\{ (.*?) \}\}", lambda found, values=values: values[found[1]], step["run"])
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", script], cwd=copy,
+            env={**environ, **{name: values[text.strip("${} ")] for name, text in step.get("env", {}).items()}},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        shown += done.stdout
+    return Released(copy / "dist" / "release", shown, (folder / "calls").read_text("utf-8").splitlines())
+
+
+def repository(checkout: Path, copy: Path) -> Path:
+    """Return a repository with one commit: the files that git knows, as they are now."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
+    names = subprocess.run([*git, "ls-files", "-z"], cwd=checkout, capture_output=True, text=True, check=True).stdout
+    for name in names.rstrip("\0").split("\0"):
+        if (checkout / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(checkout / name, copy / name, follow_symlinks=False)
+    for words in (["init", "-q"], ["add", "-A", "-f"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], cwd=copy, check=True, timeout=60)
+    return copy
+
+
+def workflow_steps(checkout: Path) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """Yield each step that runs a command, in order, with the values of its expressions; once per set in a matrix."""
+    workflow = yaml.safe_load((checkout / ".github" / "workflows" / "release.yml").read_text("utf-8"))
+    for job in workflow["jobs"].values():
+        for name in job.get("strategy", {}).get("matrix", {}).get("set", [""]):
+            values = {"matrix.set": name, "vars.SECOND_REGISTRY": SECOND, "github.token": "secret"}
+            yield from ((step, values) for step in job["steps"] if "run" in step)
 
 
 def commands(released: Released, kind: str) -> list[str]:
-    """Return the commands that were printed, without the folder of this run."""
+    """Return the commands that were printed, without what one run alone has: folders, the commit, digests."""
     found = re.findall(rf"^{kind}(.*)$", released.shown, re.MULTILINE)
-    return [re.sub(r"sha256:\w{64}", "DIGEST", line.replace(str(released.out), "OUT")) for line in found]
+    lines = [line.replace(str(released.out), "OUT") for line in found]
+    own = r"sha256:\w{64}|(?<=REVISION=)\w{40}|(?<=EPOCH=)\d+|(?<=\.json )/\S+$"
+    return [re.sub(own, "OWN", line) for line in lines]
 
 
 def test_a_dry_run_publishes_and_signs_nothing(dry: Released) -> None:
