@@ -1,12 +1,13 @@
 """The process beside a training, on its first node: python -m qwen_job.report.live RUN
 
-It keeps the report and the figures for Prometheus current from the files of the run folder. It is a separate process,
-at the lowest priority, so that it costs the training nothing and outlives its restarts; it ends when its standard input
-does, that is, with the launcher that started it.
+It keeps the report, that of the run's sweep, and the figures for Prometheus current from the files of the run folder.
+It is a separate process, at the lowest priority, so that it costs the training nothing and outlives its restarts; it
+ends when its standard input does, that is, with the launcher that started it.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -23,9 +24,11 @@ from qwen_job.report import trainjob
 from qwen_job.report.exposition import CONTENT_TYPE, Figures, exposition
 from qwen_job.report.page import page
 from qwen_job.report.summary import summarize
+from qwen_job.report.sweep_page import sweep_page
 from qwen_job.run.folder import REPORT, RunFolder
 from qwen_job.run.metrics import Follower
 from qwen_job.run.reading import read_object, read_settings, whole
+from qwen_job.run.sweep_index import sweep_runs
 from qwen_job.text import visible
 
 PROMETHEUS_SECONDS = 10.0
@@ -85,6 +88,7 @@ class Live:
         if now >= self._report_due or (last and self.every):
             began = time.process_time()
             self._try(REPORT, self._report)
+            self._try(f"the sweep's {REPORT}", lambda: self._report_sweep(last=last))
             self._report_due = now + max(self.every or _SUMMARY_SECONDS, (time.process_time() - began) / _SHARE)
 
     def _report_status(self) -> None:
@@ -105,6 +109,19 @@ class Live:
         if self.every:
             write_atomically(self._run.report, page(summary, rewritten_every=self.every), sync=False)
 
+    def _report_sweep(self, *, last: bool) -> None:
+        """Rewrite the page of the sweep that this is a run of, unless another run of it has just done so."""
+        sweep = RunFolder(self._run.path.resolve().parent)
+        runs = sweep_runs(sweep.path) if self.every else None
+        if runs is None or self._run.path.name not in [run.folder for run in runs]:
+            return
+        if not last and age_of(sweep.report) < self.every:
+            return
+        if sum(size_of(RunFolder(sweep.path / run.folder).metrics) for run in runs) > MOST_METRICS:
+            self._once(f"the sweep's {REPORT} is not written again while training: its runs have too many steps by now")
+            return
+        write_atomically(sweep.report, sweep_page(sweep.path, rewritten_every=self.every), sync=False)
+
     def _try(self, what: str, work: Callable[[], None]) -> None:
         try:
             work()
@@ -116,6 +133,22 @@ class Live:
         if text not in self._said:
             self._said.add(text)
             self._say(text)
+
+
+def age_of(path: Path) -> float:
+    """Return the seconds since a file was written, infinite without one."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def size_of(path: Path) -> int:
+    """Return a file's size in bytes, 0 without one."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def serve(live: Live, port: int, say: Say) -> ThreadingHTTPServer | None:

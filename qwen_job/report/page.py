@@ -139,7 +139,7 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
     figures = [
         ("Loss · 损失", short_number(summary.last("loss")), f"from {short_number(_first(summary))}"),
         (
-            "Held-out loss · 验证损失",
+            "Held-out loss · 留出集损失",
             short_number(held_out),
             f"perplexity {short_number(perplexity)}" if perplexity else "",
         ),
@@ -197,7 +197,7 @@ def _time(summary: Summary) -> str:
 def _charts(summary: Summary) -> str:
     loss, evals = summary.curve("loss"), summary.curve("loss", "eval")
     training = [Series("training", loss, "faint"), Series("training, smoothed · 训练", smooth(loss), "line")]
-    held_out = [Series("held out · 验证", evals, "line", 1), Series("", evals, "dots", 1)] if evals else []
+    held_out = [Series("held out · 留出集", evals, "line", 1), Series("", evals, "dots", 1)] if evals else []
     # In the unit of the labels, so that the ticks are round numbers.
     unit, name = (GIB, "GiB") if (summary.peak("memory_bytes") or 0) >= GIB else (2**20, "MiB")
 

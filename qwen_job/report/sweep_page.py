@@ -23,6 +23,7 @@ COLOURS = 8
 # Curves of more runs are one grey area.
 MOST_DRAWN = 64
 _REFRESH_SECONDS = 60
+NOT_STARTED = "not started"
 
 
 class Member(NamedTuple):
@@ -40,7 +41,7 @@ class Member(NamedTuple):
     @property
     def state(self) -> str:
         """The state; a run without a folder has not started."""
-        return "not started" if self.summary.state == "unknown" and not self.summary.steps else self.summary.state
+        return NOT_STARTED if self.summary.state == "unknown" and not self.summary.steps else self.summary.state
 
 
 def write_sweep_page(sweep: Path) -> Path:
@@ -59,8 +60,10 @@ def write_sweep_page(sweep: Path) -> Path:
     return path
 
 
-def sweep_page(sweep: Path, *, link: str = f"{{}}/{REPORT}") -> str:
+def sweep_page(sweep: Path, *, link: str = f"{{}}/{REPORT}", rewritten_every: float = 0) -> str:
     """Return the page; ``link``: the address of a run's report, by its folder.
+
+    ``rewritten_every``: seconds between two versions of the page while a run is at work, 0 for the only one.
 
     Raises:
         UsageError: the folder has no index of a sweep.
@@ -70,10 +73,14 @@ def sweep_page(sweep: Path, *, link: str = f"{{}}/{REPORT}") -> str:
         raise UsageError(f"{sweep}: is not the folder of a sweep: it has no readable sweep.json")
     members = ranked([Member(run.folder, run.values, summarize(sweep / run.folder)) for run in index])
     done = sum(member.state == "done" for member in members)
-    live = any(member.state in AT_WORK for member in members)
-    head = f"<header><h1>{escape(sweep.name)}</h1><p>{len(members)} runs, {done} done</p>{age(time.time(), 0)}</header>"
+    # Between two runs of a sweep, its page waits for the next one.
+    live = any(member.state in (AT_WORK if not rewritten_every else (*AT_WORK, NOT_STARTED)) for member in members)
+    written = age(time.time(), rewritten_every if live else 0)
+    head = f"<header><h1>{escape(sweep.name)}</h1><p>{len(members)} runs, {done} done</p>{written}</header>"
     title = f"{sweep.name} · sweep · qwen-job"
-    return document(title, [head, _charts(members), _table(members, link)], refresh=_REFRESH_SECONDS * live)
+    return document(
+        title, [head, _charts(members), _table(members, link)], refresh=(rewritten_every or _REFRESH_SECONDS) * live
+    )
 
 
 def ranked(members: Sequence[Member]) -> list[Member]:
@@ -105,7 +112,7 @@ def _charts(members: Sequence[Member]) -> str:
     held_out = of("loss", "eval")
     figures = [figure("Training loss, smoothed · 训练损失", of("loss", "step"), short_number)]
     if any(one.points for one in held_out):
-        figures.insert(0, figure("Held-out loss · 验证损失", held_out, short_number))
+        figures.insert(0, figure("Held-out loss · 留出集损失", held_out, short_number))
     figures.append(figure("Tokens/s · 吞吐", of("tokens_per_second", "step"), short_number, zero=True))
     return f'<section class="charts sweep">{"".join(figures)}</section>'
 
@@ -122,7 +129,7 @@ def _shown(value: Any) -> str:
 
 def _table(members: Sequence[Member], link: str) -> str:
     fields = list(dict.fromkeys(field for member in members for field in member.values))
-    heading = ["", "run · 运行", *fields, "state · 状态", "step · 步", "loss · 损失", "held out · 验证"]
+    heading = ["", "run · 运行", *fields, "state · 状态", "step · 步", "loss · 损失", "held out · 留出集"]
     rows = []
     for number, member in enumerate(members):
         dot = f'<i class="dot" style="background:var(--s{number})"></i>' if number < COLOURS else ""

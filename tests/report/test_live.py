@@ -201,3 +201,50 @@ def test_a_page_of_a_running_run_says_its_age_and_is_loaded_again(tmp_path: Path
     for text in (running, ended):
         assert '<time datetime="111"' in text and "1970-01-01 00:01:51 UTC" in text
         assert re.findall(r'(?:src|href|url\()\s*=?["\']?(?!#)', text) == []
+
+
+def live_sweep(folder: Path) -> Path:
+    """Write a sweep of a run that trains and of one that has not started; returns the first."""
+    (folder / "sweep").mkdir()
+    runs = [{"folder": name, "values": {"train.learning_rate": rate}} for name, rate in (("a", 1e-5), ("b", 2e-5))]
+    (folder / "sweep" / "sweep.json").write_text(json.dumps({"runs": runs}))
+    return live_run(folder / "sweep" / "a")
+
+
+def test_a_run_of_a_sweep_keeps_the_sweeps_page_current_and_the_page_says_its_age(tmp_path: Path) -> None:
+    run = live_sweep(tmp_path)
+    page_of_sweep = tmp_path / "sweep" / "report.html"
+    live = Live(run, {"monitor": {"report_every": 120}}, pytest.fail)
+    live.tick(last=True)
+    text = page_of_sweep.read_text()
+    assert '<meta http-equiv="refresh" content="120">' in text and 'data-overdue="360"' in text
+    assert "2 runs, 0 done" in text and 'href="a/report.html"' in text
+    # Another run of the sweep has just written it.
+    page_of_sweep.write_text("newer")
+    live._report_due = 0.0
+    live.tick()
+    assert page_of_sweep.read_text() == "newer"
+    os.utime(page_of_sweep, (1, 1))
+    live._report_due = 0.0
+    live.tick()
+    assert "2 runs" in page_of_sweep.read_text()
+
+
+def test_no_page_is_written_for_a_sweep_that_the_run_is_not_of_or_when_reports_are_off(tmp_path: Path) -> None:
+    run = live_sweep(tmp_path)
+    Live(run, {"monitor": {"report_every": 0}}, pytest.fail).tick(last=True)
+    Live(live_run(tmp_path / "sweep" / "other"), {}, pytest.fail).tick(last=True)
+    assert (tmp_path / "sweep" / "other" / "report.html").exists()
+    (tmp_path / "sweep" / "sweep.json").write_text("[")
+    Live(run, {}, pytest.fail).tick(last=True)
+    assert not (tmp_path / "sweep" / "report.html").exists()
+
+
+def test_a_sweep_of_too_many_steps_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = live_sweep(tmp_path)
+    monkeypatch.setattr("qwen_job.report.live.size_of", lambda _: 2**30)
+    said: list[str] = []
+    live = Live(run, {}, said.append)
+    live.tick(last=True)
+    live.tick(last=True)
+    assert len(said) == 1 and "the sweep's report.html is not written again while training" in said[0]
