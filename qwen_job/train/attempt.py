@@ -22,6 +22,7 @@ from qwen_job.text import duration
 from qwen_job.train.remembered import find_remembered, neighbourhood
 from qwen_job.train.rendezvous import Place, join, once, tell
 from qwen_job.train.runlog import RunLog
+from qwen_job.train.save_interval import history_of
 from qwen_job.train.settings_diff import settings_text
 from qwen_job.train.trackers import start_trackers
 from qwen_job.train.watchdog import Watchdog
@@ -53,10 +54,11 @@ def train(
         from qwen_job.train.resume import choose_checkpoint, identify
         from qwen_job.train.setup import Attempt, build_trainer, hardware, load
 
-        around, remembered = None, None
+        around, remembered, history = None, None, None
         if every := config.training.memory_save_steps:
             around = neighbourhood(config.output_dir, place, store, deepspeed, every, log.say)
         if around is not None:
+            history = history_of(read_metrics(config.output_dir)) if place.is_first else None
             remembered = find_remembered(around, newest_step(config.output_dir), log.say)
         beginning = choose_checkpoint(
             config, deepspeed, place, store, log, lambda: identify(config, prepared, model_folder), remembered
@@ -67,7 +69,7 @@ def train(
         seconds, folder = config.guards.hang_seconds, config.folder.logs
         watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder, config.sequence_parallel_size)
         watchdog.loading()
-        attempt = Attempt(config, deepspeed, place, store, stop_request, log, around)
+        attempt = Attempt(config, deepspeed, place, store, stop_request, log, around, history)
         loaded = load(attempt, model_folder, prepared)
         step = resumed.step if resumed else None
         log.write(

@@ -5,9 +5,11 @@ The state is only read, so nothing here changes what is learned.
 
 from __future__ import annotations
 
-import math
 import os
+import statistics
 import sys
+import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch.distributed as dist
@@ -20,9 +22,8 @@ from qwen_job.train.media import Memory
 from qwen_job.train.neighbour import fetch
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.remembered import Neighbourhood
+from qwen_job.train.save_interval import NEWEST, History, steps_between
 
-# With auto, the share of the time that training may pause for states in memory.
-PAUSE_SHARE = 0.01
 # The first step of an attempt is slower than the others.
 _WARM_STEPS = 2
 
@@ -30,14 +31,25 @@ _WARM_STEPS = 2
 class MemorySaves:
     """Decides when a state is due, and has the neighbour's copied once it is complete.
 
-    ``every``: train.memory_save_steps; ``kept``: the step that the run resumed from, if its state is in memory.
+    ``every``: train.memory_save_steps; ``kept``: the step that the run resumed from, if its state is in memory;
+    ``history``: that of earlier attempts, of which rank 0's counts. A collective of all ranks builds it.
     """
 
-    def __init__(self, around: Neighbourhood, every: MemorySaveSteps, ranks: Ranks, kept: int | None = None) -> None:
+    def __init__(
+        self,
+        around: Neighbourhood,
+        every: MemorySaveSteps,
+        ranks: Ranks,
+        kept: int | None = None,
+        history: History | None = None,
+    ) -> None:
         split = around.expert_parallel_size
         self.medium = Memory(around.home, around.place.local_rank, around.ranks, around.zero_stage, split)
         self._around, self._ranks, self._every = around, ranks, every
-        self._interval = every if every != "auto" else _WARM_STEPS
+        self._history, self._began = history or History(), time.monotonic()
+        self._pauses: deque[float] = deque(maxlen=NEWEST)
+        known = self._history if self._history.faults else History()
+        self._interval = self._decide(known.pause, known.step)
         self._last: int | None = kept
         self._steps = 0
         self._seconds = 0.0
@@ -53,6 +65,14 @@ class MemorySaves:
     def copied(self) -> bool:
         """Whether this rank copies nothing now."""
         return self._copy is None or self._copy.done()
+
+    @property
+    def reason(self) -> str:
+        """Why rank 0 chose the interval that this attempt begins with; "" where no fault has decided it."""
+        if self._every != "auto" or not self._history.faults or not self._history.step:
+            return ""
+        why = self._history.reason(time.monotonic() - self._began)
+        return f"a state is kept in memory every {self._interval} steps or so: {why}"
 
     def due(self, step: int, seconds: float) -> bool:
         """Tell whether the state after ``step``, which took ``seconds``, is to be kept; the same on all ranks."""
@@ -73,9 +93,9 @@ class MemorySaves:
     def finish(self, saved: Saved) -> str | None:
         """Note a complete state, and copy the neighbour's; returns what to report. A collective of all ranks."""
         self.medium.kept = self._last = saved.step
-        pause, seconds = self._ranks.from_first((saved.pause_seconds, self._seconds / max(1, self._steps)))
-        if self._every == "auto":
-            self._interval = max(1, math.ceil(pause / (PAUSE_SHARE * seconds))) if seconds else _WARM_STEPS
+        self._pauses.append(saved.pause_seconds)
+        seconds = self._seconds / max(1, self._steps)
+        self._interval = self._decide(statistics.median(self._pauses), seconds)
         self._steps, self._seconds = _WARM_STEPS, _WARM_STEPS * seconds
         self._begin_copy(saved.step)
         if self._measured:
@@ -85,8 +105,15 @@ class MemorySaves:
         copy, nodes = (", each with a copy on its neighbour", f"{count} nodes") if count > 1 else ("", "this node")
         return (
             f"step {saved.step} is kept in memory ({gib_or_mib(saved.bytes)} on {nodes}{copy}; training paused for "
-            f"{pause:.2f} s); from now on every {self._interval} steps or so"
+            f"{saved.pause_seconds:.2f} s); from now on every {self._interval} steps or so"
         )
+
+    def _decide(self, pause: float, seconds: float) -> int:
+        """Return rank 0's interval, in steps of ``seconds``. A collective of all ranks."""
+        if self._every != "auto":
+            return self._every
+        between = self._history.between_faults(time.monotonic() - self._began)
+        return self._ranks.from_first(steps_between(pause, seconds, between) if pause and seconds else _WARM_STEPS)
 
     def shortage(self, saved: Saved) -> str:
         """Return why further states do not fit, or "". A collective of all ranks."""

@@ -48,6 +48,7 @@ from qwen_job.train.reporters import Run, build_reporters
 from qwen_job.train.resume import Beginning
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
+from qwen_job.train.save_interval import History
 from qwen_job.train.saver import Saver, restore_random_state
 from qwen_job.train.sequence_parallel import check_shared, share_rows
 from qwen_job.train.step_guard import StepGuard
@@ -71,6 +72,7 @@ class Attempt(NamedTuple):
     stop_request: StopRequest
     log: RunLog
     around: Neighbourhood | None = None
+    history: History | None = None
 
 
 class Loaded(NamedTuple):
@@ -172,7 +174,9 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     )
     kept = resume.step if resume and resume.in_memory else None
     every = config.training.memory_save_steps
-    memory = MemorySaves(attempt.around, every, ranks, kept) if attempt.around else None
+    memory = MemorySaves(attempt.around, every, ranks, kept, attempt.history) if attempt.around else None
+    if memory is not None and memory.reason:
+        log.say(memory.reason)
     saver = Saver(
         config, checkpointer, engine, schedule, state, identity, ranks, log, resume.saved if resume else None, memory
     )

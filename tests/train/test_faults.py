@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import signal
 import time
@@ -71,8 +72,11 @@ def test_a_restart_resumes_from_memory_and_reads_no_checkpoint(home: Path, stage
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL and "stays in memory for the next attempt" in output, output
     spoil_checkpoints(rough.parent)
+    # The fault decides the interval from now on.
+    tiny.write_run(home / f"memory{stage}", stage, training__memory_save_steps="auto")
     code, output = tiny.run(rough)
     assert code == 0 and "skipped" not in output, output
+    assert re.search(r"every \d+ steps or so: Young's interval for a fault every \d+ s, as 1 so far suggest", output)
     assert weights(rough.parent) == expected
     start, last = tiny.metrics(rough.parent, "start")[-1], tiny.metrics(rough.parent, "memory")[-1]
     # No state is kept while step 4 is written to disk.
