@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from scripts.publish import chart
 from scripts.publish.bill import bill_of_materials
 from scripts.publish.release_run import ROOT, SETS, Refused, Run
 
@@ -67,7 +68,7 @@ def build(run: Run) -> None:
     run.do(*words, SOURCE_DATE_EPOCH=run.epoch)
     packages = sorted(path for path in run.dist.iterdir() if path.suffix in (".whl", ".gz"))
     run.do(sys.executable, "-m", "twine", "check", "--strict", *packages)
-    run.do(run.environ.get("HELM", "helm"), "package", run.source / "charts" / "qwen-job", "--destination", run.dist)
+    chart.package(run)
     bill = bill_of_materials(next(run.dist.glob("*.whl")), ROOT / "constraints.txt", run.epoch)
     for path in (run.dist / f"qwen_job-{run.version}.cdx.json", run.out / "sbom.cdx.json"):
         path.write_text(bill, "utf-8")
@@ -82,6 +83,7 @@ def notes(run: Run) -> None:
     owner = run.repository.partition("/")[0]
     identity = f"--certificate-identity-regexp '^https://github.com/{owner}/' "
     issuer = "--certificate-oidc-issuer https://token.actions.githubusercontent.com"
+    wheel = f"qwen_job-{run.version}-py3-none-any.whl"
     lines = [
         changes(run),
         "\n## Images\n",
@@ -90,7 +92,8 @@ def notes(run: Run) -> None:
         "\n## Verifying\n",
         "```sh",
         f"cosign verify {run.image}@{digests['ampere']} {identity}{issuer}",
-        f"gh attestation verify qwen_job-{run.version}-py3-none-any.whl --owner {owner}",
+        f"cosign verify-blob {wheel} --bundle {wheel}.sigstore.json {identity}{issuer}",
+        f"gh attestation verify {wheel} --owner {owner}",
         "```",
     ]
     path: Path = run.out / "notes.md"

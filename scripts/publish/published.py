@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from scripts.publish import archive, chart
 from scripts.publish.release_run import ROOT, SETS, Refused, Run
 
 # What cosign's bundle of a file is called.
@@ -12,7 +13,13 @@ SIGNATURE = ".sigstore.json"
 
 
 def images(run: Run) -> None:
-    """Build and push an image per set, with SBOM and provenance, and keep what docker says of it in OUT/digests."""
+    """Build and push an image per set, with SBOM and provenance, and keep what docker says of it in OUT/digests.
+
+    With --archive, what was built here is written as OCI archives instead.
+    """
+    if run.archive:
+        archive.images(run)
+        return
     (run.out / "digests").mkdir(parents=True, exist_ok=True)
     for name in run.sets:
         arguments = {
@@ -54,13 +61,13 @@ def mirror(run: Run) -> None:
         copy = f"{second}/qwen-job"
         run.publish("docker", "buildx", "imagetools", "create", "--tag", f"{copy}:{run.tag}-{name}", image)
         run.publish("cosign", "sign", "--yes", "--recursive", f"{copy}@{image.partition('@')[2]}")
-    _push_chart(run, f"oci://{second}/charts")
+    chart.push(run, f"oci://{second}/charts")
 
 
 def publish(run: Run) -> None:
     """Push the chart beside the images, and create the release of the tag with its notes and files."""
     registry, _, owner = run.image.rpartition("/")[0].partition("/")
-    _push_chart(run, f"oci://{registry}/{owner}/charts")
+    chart.push(run, f"oci://{registry}/{owner}/charts")
     run.publish(
         "gh", "release", "create", run.tag, "--verify-tag", "--title", f"qwen-job {run.version}",
         "--notes-file", run.out / "notes.md", *(one for path in _files(run) for one in (path, _signature(path))),
@@ -86,10 +93,3 @@ def _files(run: Run) -> list[Path]:
 
 def _signature(path: Path) -> str:
     return f"{path}{SIGNATURE}"
-
-
-def _push_chart(run: Run, address: str) -> None:
-    chart = run.dist / f"qwen-job-{run.version}.tgz"
-    if not chart.exists():
-        raise Refused(f"{chart} does not exist: run the step build first")
-    run.publish(run.environ.get("HELM", "helm"), "push", chart, address)

@@ -11,8 +11,9 @@ The steps, in order. .github/workflows/release.yml calls each of them:
   mirror    copy the images and the chart to $SECOND_REGISTRY, where it is set
   publish   push the chart, and create the release with its files
 
-With --dry-run, steps that need a registry or a signature print their commands and run none; the others run. The index
-takes the wheel from a step of the workflow: trusted publishing has no command.
+With --dry-run, steps that need a registry or a signature print their commands and run none; the others run. With
+--archive too, the step images writes OCI archives in OUT/images, of images that `make image` built here, and the later
+steps use their digests. The index takes the wheel from a step of the workflow: trusted publishing has no command.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all, in order")
     parser.add_argument("--dry-run", action="store_true", help="publish and sign nothing: print those commands")
+    parser.add_argument("--archive", action="store_true", help="with --dry-run: images of this machine as archives")
     parser.add_argument("--tag", help="the tag to release [default: v and this version]")
     parser.add_argument("--set", dest="sets", action="append", help="only this image (images); repeat for more")
     parser.add_argument("-o", "--out", type=Path, default=Path("dist/release"), help="folder of what is made")
@@ -53,7 +55,10 @@ def main(arguments: list[str]) -> int:
     unknown = [step for step in words.steps if step not in STEPS]
     if unknown:
         parser.error(f"unknown step: {', '.join(unknown)}; the steps are {', '.join(STEPS)}")
-    run = Run(words.out.resolve(), words.tag, dry=words.dry_run, sets=words.sets, environ=os.environ)
+    if words.archive and not words.dry_run:
+        parser.error("--archive is for --dry-run: a release pushes its images")
+    out, archive = words.out.resolve(), words.archive
+    run = Run(out, words.tag, dry=words.dry_run, archive=archive, sets=words.sets, environ=os.environ)
     try:
         for step in words.steps or STEPS:
             run.say(f"== {step}")

@@ -33,10 +33,11 @@ class Run:
         tag: str | None = None,
         *,
         dry: bool = True,
+        archive: bool = False,
         sets: Sequence[str] | None = None,
         environ: Mapping[str, str],
     ) -> None:
-        self.out, self.dry, self.environ = out, dry, dict(environ)
+        self.out, self.dry, self.archive, self.environ = out, dry, archive, dict(environ)
         text = (ROOT / "qwen_job" / "__init__.py").read_text("utf-8")
         self.version = re.findall(r'^__version__ = "(.+)"', text, re.MULTILINE)[0]
         self.tag = tag or f"v{self.version}"
@@ -65,7 +66,7 @@ class Run:
         print(line, flush=True)
 
     def do(self, *words: str | Path, cwd: Path = ROOT, **more: str) -> str:
-        """Run a command that changes nothing outside this machine; return what it prints.
+        """Run a command that changes nothing outside this machine; return what it prints, errors last.
 
         Raises:
             Refused: it fails.
@@ -78,7 +79,7 @@ class Run:
             raise Refused(f"{words[0]} is not installed") from None
         if done.returncode:
             raise Refused(f"{words[0]} failed ({done.returncode}):\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return done.stdout
+        return done.stdout + done.stderr
 
     def publish(self, *words: str | Path) -> str:
         """Run a command that publishes or signs; in a dry run only print it."""

@@ -52,7 +52,10 @@ def stand_ins(folder: Path) -> dict[str, str]:
     tools, calls = folder / "tools", folder / "calls"
     tools.mkdir(parents=True)
     calls.touch()
-    push = f'#!/bin/bash\n[ "$1" = push ] || exec {shlex.quote(str(helm()))} "$@"\necho "${{0##*/}} $*" >> "$CALLS"\n'
+    push = (
+        f'#!/bin/bash\n[ "$1" = push ] || exec {shlex.quote(str(helm()))} "$@"\n'
+        f'echo "${{0##*/}} $*" >> "$CALLS"; echo "Digest: sha256:{8:064d}" >&2\n'
+    )
     programs = {**dict.fromkeys(("docker", "cosign", "gh"), STANDS_IN), "helm": push}
     # The runner's own preparations; they publish nothing.
     programs |= dict.fromkeys(("pip", "sudo"), "#!/bin/bash\n")
@@ -117,6 +120,8 @@ def workflow_steps(checkout: Path) -> Iterator[tuple[dict[str, Any], dict[str, s
     for job in workflow["jobs"].values():
         for name in job.get("strategy", {}).get("matrix", {}).get("set", [""]):
             values = {"matrix.set": name, "vars.SECOND_REGISTRY": SECOND, "github.token": "secret"}
+            # Without a key; test_chart_key.py has one.
+            values |= dict.fromkeys(("secrets.CHART_SIGNING_KEY", "secrets.CHART_SIGNING_PASSPHRASE"), "")
             yield from ((step, values) for step in job["steps"] if "run" in step)
 
 
@@ -147,7 +152,9 @@ def test_every_image_and_file_is_signed(real: Released) -> None:
     assert blobs == {name for name in made if not name.endswith(".sigstore.json")}
     assert all(f"{name}.sigstore.json" in real.calls[-1] for name in blobs)
     images = [words[-1] for words in signed if words[1] == "sign"]
-    assert len(images) == 2 * len(SETS) and all("@sha256:" in image for image in images)
+    charts = {image for image in images if "/charts/" in image}
+    assert len(images) == 2 * len(SETS) + len(charts) and all("@sha256:" in image for image in images)
+    assert charts == {f"{host}/charts/qwen-job@sha256:{8:064d}" for host in ("ghcr.io/qwen-job", SECOND.rstrip("/"))}
 
 
 def test_the_wheel_and_the_chart_run_the_images_of_the_release(real: Released, tmp_path: Path) -> None:
