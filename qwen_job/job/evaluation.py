@@ -71,7 +71,10 @@ class Evaluate(Strict):
     max_new_tokens: Positive = Field(128, description="Maximum answer length")
     suite: Suite | None = Field(None, description="Benchmark tasks to score the model on; see below")
     before: bool = Field(True, description="Also measure the model before training")
-    time: SlurmTime | None = Field(None, description="Time limit of the evaluation; default: the partition's")
+    time: SlurmTime | None = Field(
+        None,
+        description="Time limit of the evaluation; default: the partition's, on Kubernetes none",
+    )
 
 
 def suite_problems(suite: Suite | None, document: Document) -> Iterator[Problem]:

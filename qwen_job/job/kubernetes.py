@@ -130,7 +130,7 @@ class Kubernetes(Strict):
     prepare_cpu: Cores = Field("4", description="CPU request and limit of the preparation Job")
     prepare_memory: Memory = Field("16Gi", description="Memory request and limit of the preparation Job")
     prepare_account: DnsSubdomain | None = Field(
-        None, description="Service account that can patch the training job; default: created, with a Role"
+        None, description="Service account that starts what prepare and evaluate suspend; default: created, with a Role"
     )
     prepare_pod: Overlay = Field({}, description="Merged into the pod spec of the preparation Job, lists by key")
     pod: Overlay = Field({}, description="Merged into the pod spec, lists by key, like kubectl's strategic merge")

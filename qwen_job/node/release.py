@@ -1,4 +1,4 @@
-"""Start a suspended training job from inside the cluster, with the pod's own service account.
+"""Start a suspended job from inside the cluster, or read one, with the pod's own service account.
 
 The account may patch this one job only (templates/kubernetes/role.yaml.j2).
 """
@@ -24,7 +24,10 @@ _RESOURCES = {
     "pytorchjob": "kubeflow.org/v1/namespaces/{}/pytorchjobs/{}",
     "trainjob": "trainer.kubeflow.org/v1alpha1/namespaces/{}/trainjobs/{}",
     "jobset": "jobset.x-k8s.io/v1alpha2/namespaces/{}/jobsets/{}",
+    "job": "batch/v1/namespaces/{}/jobs/{}",
 }
+# The server's authorizer may not know a Role that was just created.
+MOST_REFUSALS = 2
 
 
 def release(
@@ -39,12 +42,12 @@ def release(
     """
     deadline, pause, refusals = time.monotonic() + patience, 0.5, 0
     while True:
-        status, reason = _patch(_url(kind, name, account), _change(kind, queue), account)
+        status, body = ask(kind, name, account, _change(kind, queue))
         if 200 <= status < 300:
             return
-        # The server's authorizer may not know a Role that was just created.
+        reason = message_of(body)
         refusals += status in (401, 403)
-        if refusals > 2:
+        if refusals > MOST_REFUSALS:
             fix = "give kubernetes.prepare_account a role that may patch it, or start the job by hand"
             raise ClusterRefused(f"may not patch {kind}/{name}: {reason}; {fix}")
         if status and status not in (401, 403, 404, 409, 429) and status < 500:
@@ -76,12 +79,16 @@ def _read(path: Path) -> str:
         raise EnvironmentFault(f"{path}: {error.strerror}: the pod has no service account token") from None
 
 
-def _patch(url: str, change: dict[str, Any], account: Path) -> tuple[int, str]:
-    """Return the server's status (0 if unreachable) and its message."""
+def ask(kind: str, name: str, account: Path, change: dict[str, Any] | None = None) -> tuple[int, bytes]:
+    """Read a job, or patch it with ``change``; return the server's status (0 if unreachable) and the text it sent.
+
+    Raises:
+        EnvironmentFault: this is not a pod with a service account token.
+    """
     request = urllib.request.Request(
-        url,
-        data=json.dumps(change).encode(),
-        method="PATCH",
+        _url(kind, name, account),
+        data=None if change is None else json.dumps(change).encode(),
+        method="GET" if change is None else "PATCH",
         headers={
             "Authorization": f"Bearer {_read(account / 'token')}",
             "Content-Type": "application/merge-patch+json",
@@ -93,15 +100,16 @@ def _patch(url: str, change: dict[str, Any], account: Path) -> tuple[int, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
     try:
         with opener.open(request, timeout=30) as answer:
-            return int(answer.status), ""
+            return int(answer.status), answer.read()
     except urllib.error.HTTPError as error:
-        return error.code, _message(error.read()) or str(error.reason)
+        return error.code, error.read() or str(error.reason).encode()
     except OSError as error:
-        return 0, str(getattr(error, "reason", error))
+        return 0, str(getattr(error, "reason", error)).encode()
 
 
-def _message(body: bytes) -> str:
+def message_of(body: bytes) -> str:
+    """Return the message of a server's refusal, or the text itself."""
     try:
         return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
-        return ""
+        return body.decode(errors="replace").strip()[:300]

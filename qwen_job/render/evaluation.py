@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_job.job import Job
@@ -36,6 +37,11 @@ def pod_words(plan: Plan) -> list[str]:
     """Return the words after ``qwen-job evaluate RUN`` for a pod, which knows its run folder, maybe another, as RUN."""
     run = f"{plan.job.output}/"
     return [f"{RUN}/{word.removeprefix(run)}" if word.startswith(run) else word for word in evaluate_words(plan)[2:]]
+
+
+def has_suite(options: Sequence[str]) -> bool:
+    """Return whether options of ``qwen-job evaluate`` name a suite."""
+    return "--task" in options or "--task-folder" in options
 
 
 def check_words(plan: Plan) -> list[str]:

@@ -196,3 +196,8 @@ def hostfile_line(host: str, slots: int) -> str:
     if not re.fullmatch(r"[^\s#][^\s]*", host) or slots < 1:
         raise Unrepresentable(f"{host!r} with {slots} slots is not a valid line of a hostfile", host)
     return f"{host} slots={slots}\n"
+
+
+def literal(value: str) -> str:
+    """Escape ``$(NAME)``, which Kubernetes would expand, and ``$$``, which it would halve."""
+    return value.replace("$", "$$") if re.search(r"\$[$(]", value) else value

@@ -70,9 +70,7 @@ def _evaluation_notes(plan: Plan, target: str) -> Iterator[str]:
     """Yield where an evaluation is not part of the job, and what its suite needs on the nodes."""
     if plan.job.evaluate is None:
         return
-    if target in ("kubernetes", "helm"):
-        yield "evaluate: the first pod evaluates after the training, and keeps its GPUs until then"
-    elif target == "kubeflow" or (target == "hostfile" and plan.job.hostfile.launcher == "pdsh"):
+    if target == "kubeflow" or (target == "hostfile" and plan.job.hostfile.launcher == "pdsh"):
         where = "with hostfile.launcher: pdsh" if target == "hostfile" else f"on {target}"
         command = shlex.join(["qwen-job", *evaluate_words(plan)])
         yield f"evaluate: not part of the job {where}; after the training run: {command}"

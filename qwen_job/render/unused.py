@@ -14,8 +14,8 @@ _COUNTS: tuple[FieldPath, ...] = (("retry", "max_retries"), ("retry", "max_witho
 # Sections and fields without effect on a target; evaluate has its own note.
 _UNUSED: dict[str, tuple[FieldPath, ...]] = {
     "slurm": (("kubernetes",), ("hostfile",), ("local",)),
-    "kubernetes": (_TIME, ("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
-    "helm": (_TIME, ("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
+    "kubernetes": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
+    "helm": (("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
     "kubeflow": (_TIME, ("slurm",), ("hostfile",), ("local",), ("container",), ("retry", "max_retries")),
     "hostfile": (_TIME, ("slurm",), ("kubernetes",), ("local",), *_CONTAINER, *_COUNTS),
     "local": (_TIME, ("slurm",), ("kubernetes",), ("hostfile",), *_CONTAINER, *_COUNTS),

@@ -68,9 +68,23 @@ VARIANTS = {
         "kubernetes.job={runPolicy: {backoffLimit: 0}}",
     ],
     "evaluation": [
-        "evaluate={data: /shared/data/h$(x).json, suite: {tasks: [gsm8k], limit: 5, run_code: true}, before: false}",
+        "evaluate={data: /shared/data/h$(x).json, suite: {tasks: [gsm8k], limit: 5, run_code: true}, before: false,"
+        " time: 2h}",
+        "kubernetes.queue=volcano:team", "kubernetes.spread=zone", "kubernetes.topology=zone",
+        "kubernetes.host_network=true", "kubernetes.ipc_lock=true", "kubernetes.resources={rdma/hca: '1'}",
+        "kubernetes.pod_container={resources: {limits: {memory: 300Gi}}, imagePullPolicy: Always}",
+        "kubernetes.pod={tolerations: [{key: x, operator: Exists}]}", "kubernetes.node_selector={pool: gpu}",
+        "kubernetes.prepare=true", "kubernetes.annotations={a: b}", "kubernetes.cpu=64",
     ],
-    "evaluation of held-out rows": ["data.eval_split=0.1", "evaluate={}", "kubernetes.kind=jobset"],
+    "evaluation of held-out rows": [
+        "data.eval_split=0.1", "evaluate={}", "kubernetes.kind=jobset", "kubernetes.queue=kueue:team",
+        "kubernetes.prepare_account=starter", "kubernetes.topology=cloud/block", "kubernetes.memory=900Gi",
+        "kubernetes.namespace=x",
+    ],
+    "evaluation that the user starts": [
+        "evaluate={suite: gsm8k}", "kubernetes.suspend=true", "kubernetes.kind=trainjob",
+        "kubernetes.pod={containers: [{name: node, resources: {requests: {cpu: 3}}}]}",
+    ],
     "a slice of a GPU": ["kubernetes.gpu_resource=nvidia.com/mig-7g.80gb", "cluster.gpus_per_node=1"],
     "no fixed user": ["kubernetes.run_as_user=null", "kubernetes.fs_group=null", "kubernetes.namespace=training"],
     "hostile env": [

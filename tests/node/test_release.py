@@ -15,26 +15,37 @@ import pytest
 
 from qwen_job.data.prepare import cores
 from qwen_job.errors import ClusterRefused, EnvironmentFault, Retryable
+from qwen_job.node import start_evaluation
 from qwen_job.node.release import release
+from qwen_job.node.start_evaluation import wait_for_training
 
 JOB = "/apis/kubeflow.org/v1/namespaces/ml/pytorchjobs/run"
 
 
 class Server:
-    """``answers`` is the statuses to give, the last one for good; ``seen`` is what was asked."""
+    """``answers`` is the statuses to give, the last one for good; ``seen`` is what was asked.
+
+    Every job has ``conditions``.
+    """
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.answers: list[int] = [200]
+        self.conditions: list[dict[str, str]] = []
         self.seen: list[tuple[str, str, str, Any]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer(None)
+
             def do_PATCH(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def _answer(self, body: Any) -> None:
                 kind, token = self.headers["Content-Type"], self.headers["Authorization"]
                 server.seen.append((self.path, kind, token, body))
                 status = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
-                text = json.dumps({"kind": "Status", "message": f"status {status}"}).encode()
+                text = json.dumps({"message": f"status {status}", "status": {"conditions": server.conditions}}).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
@@ -89,6 +100,7 @@ def test_a_job_is_started(server: Server, account: Path) -> None:
     [
         ("jobset", None, {"spec": {"suspend": False}}),
         ("trainjob", None, {"spec": {"suspend": False}}),
+        ("job", None, {"spec": {"suspend": False}}),
         ("trainjob", "team", {"metadata": {"labels": {"kueue.x-k8s.io/queue-name": "team"}}}),
     ],
 )
@@ -133,6 +145,64 @@ def test_another_servers_certificate_is_not_trusted(server: Server, account: Pat
 def test_outside_a_pod_there_is_no_token(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="no service account token"):
         release("pytorchjob", "run", account=tmp_path)
+
+
+def wait(run: Path, account: Path, patience: float = 60.0) -> None:
+    wait_for_training(run, "pytorchjob", "run", account=account, patience=patience, pause=0.01)
+
+
+def condition(kind: str) -> list[dict[str, str]]:
+    return [{"type": "Created", "status": "True"}, {"type": kind, "status": "True", "message": "a pod exited with 4"}]
+
+
+def test_a_training_that_is_complete_is_evaluated(
+    server: Server, account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_evaluation, "wait_for_training", lambda run, *_: wait(run, account))
+    monkeypatch.setattr(start_evaluation, "release", lambda *words: release(*words, account=account))
+    server.answers, server.conditions = [404, 503, 200], condition("Succeeded")
+    words = ["--run", str(tmp_path), "--job", "pytorchjob/run", "--release", "run-evaluate"]
+    assert start_evaluation.main(words) == 0
+    asked = [(place, body) for place, _, _, body in server.seen]
+    assert asked[:3] == [(JOB, None)] * 3
+    assert asked[3:] == [("/apis/batch/v1/namespaces/ml/jobs/run-evaluate", {"spec": {"suspend": False}})]
+
+
+def test_a_training_is_complete_with_its_done_json_also_where_its_job_was_deleted(
+    server: Server, account: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "done.json").touch()
+    wait(tmp_path, account)
+    assert server.seen == []
+
+
+def test_a_training_that_runs_is_waited_for(server: Server, account: Path, tmp_path: Path) -> None:
+    server.conditions = condition("Running")
+    waiting = threading.Thread(target=wait, args=(tmp_path, account))
+    waiting.start()
+    while len(server.seen) < 4:
+        waiting.join(0.01)
+        assert waiting.is_alive()
+    server.conditions = condition("Complete")
+    waiting.join(60)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind", "said"),
+    [
+        ([200], "Failed", "pytorchjob/run failed, so there is nothing to evaluate: a pod exited with 4"),
+        ([200, 404], "Running", "pytorchjob/run was deleted, and .* has no done.json"),
+        ([404], "Running", "did not appear within 0 s"),
+        ([403], "Running", "may not read pytorchjob/run: status 403; give kubernetes.prepare_account"),
+    ],
+)
+def test_a_training_that_gave_up_is_not_evaluated(
+    server: Server, account: Path, tmp_path: Path, answers: list[int], kind: str, said: str
+) -> None:
+    server.answers, server.conditions = answers, condition(kind)
+    with pytest.raises(ClusterRefused, match=said):
+        wait(tmp_path, account, patience=0.0)
 
 
 @pytest.mark.parametrize(("text", "most"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", 10_000)])

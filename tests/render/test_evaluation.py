@@ -77,13 +77,93 @@ def test_over_ssh_the_first_node_evaluates(tmp_path: Path) -> None:
     assert any(note.endswith(f"after the training run: qwen-job evaluate /runs/tiny {WORDS}") for note in other.notes)
 
 
-@pytest.mark.parametrize("kind", ["pytorchjob", "trainjob", "jobset"])
-def test_in_pods_the_first_one_evaluates(tmp_path: Path, kind: str) -> None:
+RESOURCES = {"pytorchjob": "pytorchjobs", "trainjob": "trainjobs", "jobset": "jobsets"}
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_on_kubernetes_a_second_job_evaluates_on_one_gpu(tmp_path: Path, kind: str) -> None:
     held_out = {"train": ["/runs/a.json"], "eval_split": 0.1}
-    made = bundle(tmp_path, "kubernetes", kubernetes={"kind": kind}, data=held_out, evaluate=SUITE)
-    options = ["--data", "{run}/held-out.jsonl", "--samples", "5", "--max-new-tokens", "128", *WORDS.split()]
-    own = ["python3", "-m", "qwen_job.node.evaluating", *(f"--word={word}" for word in options), "--", "--nnodes"]
-    assert [words[: len(own)] for words in commands(made.objects)] == [own]
+    made = jobs(tmp_path, kubernetes={"kind": kind}, data=held_out, evaluate={**SUITE, "time": "2h"})
+    evaluates, (pod, container) = made["tiny-evaluate"], container_of(made["tiny-evaluate"])
+    options = ["--data", "/runs/tiny/held-out.jsonl", "--samples", "5", "--max-new-tokens", "128", *WORDS.split()]
+    assert container["command"] == ["python3", "-m", "qwen_job", "evaluate", "/runs/tiny", *options]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    # No GPU is held while it waits.
+    assert evaluates["spec"]["suspend"] is True and evaluates["spec"]["activeDeadlineSeconds"] == 7200
+    assert pod["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_a_pod_without_gpus_starts_the_evaluation(tmp_path: Path, kind: str) -> None:
+    made = jobs(tmp_path, kubernetes={"kind": kind, "queue": "kueue:team"}, evaluate=SUITE)
+    pod, container = container_of(made["tiny-starter"])
+    assert container["command"][2:] == [
+        "qwen_job.node.start_evaluation", "--run", "/runs/tiny", "--job", f"{kind}/tiny", "--release", "tiny-evaluate",
+        "--queue", "team",
+    ]  # fmt: skip
+    assert set(container["resources"]["limits"]) == {"cpu", "memory"} and pod["automountServiceAccountToken"] is True
+    # Kueue would start a suspended Job that has the label.
+    assert not any("kueue" in key for name in made for key in made[name]["metadata"]["labels"] if name != "tiny")
+    (role,) = [one for one in objects(tmp_path, kubernetes={"kind": kind}, evaluate=SUITE) if one["kind"] == "Role"]
+    allowed = [(rule["resources"], rule["resourceNames"], rule["verbs"]) for rule in role["rules"]]
+    assert allowed == [([RESOURCES[kind]], ["tiny"], ["get"]), (["jobs"], ["tiny-evaluate"], ["get", "patch"])]
+
+
+def test_the_first_pod_checks_the_suite_before_it_trains(tmp_path: Path) -> None:
+    things = objects(tmp_path, evaluate=SUITE)
+    own = [
+        "python3",
+        "-m",
+        "qwen_job.node.suite_check",
+        *(f"--word={word}" for word in WORDS.split()),
+        "--",
+        "--nnodes",
+    ]
+    assert commands(things[-1])[0][: len(own)] == own
+    held_out = {"train": ["/runs/a.json"], "eval_split": 0.1}
+    assert commands(objects(tmp_path, evaluate={}, data=held_out)[-1])[0][2] == "qwen_job.node.launcher"
+
+
+def test_an_evaluation_that_the_user_starts_has_no_token(tmp_path: Path) -> None:
+    data = {"train": "/runs/a.json"}
+    made = bundle(tmp_path, "kubernetes", kubernetes={"suspend": True}, data=data, evaluate=SUITE)
+    kinds = [thing["kind"] for thing in made.objects]
+    assert kinds.count("Job") == 1 and not {"Role", "ServiceAccount"} & set(kinds)
+    assert any("after the training: kubectl patch job tiny-evaluate --type merge" in note for note in made.notes)
+
+
+def test_an_account_of_the_user_starts_the_evaluation(tmp_path: Path) -> None:
+    section = {"prepare_account": "mine"}
+    made = jobs(tmp_path, kubernetes=section, evaluate=SUITE)
+    assert container_of(made["tiny-starter"])[0]["serviceAccountName"] == "mine"
+    assert "Role" not in [thing["kind"] for thing in objects(tmp_path, kubernetes=section, evaluate=SUITE)]
+
+
+def test_the_evaluation_has_its_share_of_the_node_and_the_users_fields(tmp_path: Path) -> None:
+    section = {
+        "cpu": "64", "memory": "800Gi", "node_selector": {"pool": "a"}, "resources": {"rdma/hca": "1"},
+        "pod_container": {"resources": {"limits": {"nvidia.com/gpu": 8}}, "imagePullPolicy": "Always"},
+    }  # fmt: skip
+    eight = {"gpu": "A100-80G", "gpus_per_node": 8}
+    pod, container = container_of(jobs(tmp_path, kubernetes=section, cluster=eight, evaluate=SUITE)["tiny-evaluate"])
+    amounts = {"cpu": "8", "memory": "102400Mi", "nvidia.com/gpu": "1"}
+    assert container["resources"] == {"requests": amounts, "limits": amounts}
+    assert pod["nodeSelector"] == {"pool": "a"} and container["imagePullPolicy"] == "Always"
+
+
+def objects(tmp_path: Path, **fields: Any) -> list[Any]:
+    return list(bundle(tmp_path, "kubernetes", **{"data": {"train": "/runs/a.json"}, **fields}).objects)
+
+
+def jobs(tmp_path: Path, **fields: Any) -> dict[str, Any]:
+    """Return the training and the Jobs beside it by name."""
+    found = objects(tmp_path, **fields)
+    return {one["metadata"]["name"]: one for one in found if "template" in str(one.get("spec", {}))}
+
+
+def container_of(job: Any) -> tuple[Any, Any]:
+    pod = job["spec"]["template"]["spec"]
+    return pod, pod["containers"][0]
 
 
 def commands(value: Any) -> list[list[str]]:
@@ -106,7 +186,7 @@ def test_on_slurm_the_job_that_waits_runs_the_suite(tmp_path: Path) -> None:
     assert words in made.files["tiny-evaluate.sbatch"] and "qwen_job evaluate" not in made.files["tiny.sbatch"]
 
 
-@pytest.mark.parametrize("target", ["kubernetes", "helm", "hostfile", "local"])
+@pytest.mark.parametrize("target", ["hostfile", "local"])
 def test_a_time_limit_that_no_target_has_is_a_note(tmp_path: Path, target: str) -> None:
     made = bundle(
         tmp_path, target, hostfile={"hosts": ["a"]}, data={"train": ["/runs/a.json"]}, evaluate={**SUITE, "time": "1h"}

@@ -55,8 +55,18 @@ def event(said: str, thing: str = "a", when: str = "2026-02-01", **more: Any) ->
 
 def preparing(phase: str = "Running", **status: Any) -> dict[str, Any]:
     """Return the pod that prepares the job a."""
+    return _side_pod("a-prepare", phase, status)
+
+
+def evaluating(phase: str = "Running", **status: Any) -> dict[str, Any]:
+    """Return the pod that evaluates the model of the job a."""
+    return _side_pod("a-evaluate", phase, status)
+
+
+def _side_pod(name: str, phase: str, status: dict[str, Any]) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/instance": name}
     return {
-        "metadata": {"name": "a-prepare-x", "namespace": "ml", "labels": {"app.kubernetes.io/instance": "a-prepare"}},
+        "metadata": {"name": f"{name}-x", "namespace": "ml", "labels": labels},
         "status": {"phase": phase, **status},
     }
 

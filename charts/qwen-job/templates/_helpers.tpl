@@ -167,3 +167,110 @@ annotations:
 {{- end -}}
 {{- $suspend -}}
 {{- end -}}
+
+{{/* Objects of a pod that starts a suspended job, unless the user does: (root, its metadata, the rules of its role). */}}
+{{- define "qwen-job.account" -}}
+{{- $metadata := index . 1 -}}
+# The account of a pod that starts a suspended job; it is allowed nothing else.
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  {{- toYaml $metadata | nindent 2 }}
+automountServiceAccountToken: false
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  {{- toYaml $metadata | nindent 2 }}
+rules:
+  {{- toYaml (index . 2) | nindent 2 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  {{- toYaml $metadata | nindent 2 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: {{ $metadata.name | toJson }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ $metadata.name | toJson }}
+---
+{{- end -}}
+
+{{/* The rule of a role about one job: (API group, resource, name, verbs). */}}
+{{- define "qwen-job.rule" -}}
+{{- dict "apiGroups" (list (index . 0)) "resources" (list (index . 1)) "resourceNames" (list (index . 2)) "verbs" (index . 3) | toJson -}}
+{{- end -}}
+
+{{- define "qwen-job.group" -}}
+{{- get (dict "pytorchjob" "kubeflow.org" "trainjob" "trainer.kubeflow.org" "jobset" "jobset.x-k8s.io") .Values.kubernetes.kind -}}
+{{- end -}}
+
+{{/* The values with which the training's pod has nothing to do with GPUs, other pods or their network, as JSON:
+(root, account, cpu, memory, the user's pod fields). */}}
+{{- define "qwen-job.side_values" -}}
+{{- $root := index . 0 -}}
+{{- $values := deepCopy $root.Values -}}
+{{- $there := dict "kind" "prepare" "starts" $root.Values.kubernetes.kind "cpu" (index . 2) "memory" (index . 3) "resources" dict
+  "host_network" false "ipc_lock" false "priority_class" nil "node_selector" dict "gpu_products" list "spread" nil
+  "service_account" (index . 1) "pod_container" dict "pod" (index . 4) -}}
+{{- range $field, $value := $there }}{{- $_ := set $values.kubernetes $field $value }}{{- end -}}
+{{- toJson $values -}}
+{{- end -}}
+
+{{/* A Job beside the training: (root, its name, its component, annotations, its pod, fields of its spec, the container's name). */}}
+{{- define "qwen-job.side_job" -}}
+{{- $root := index . 0 -}}
+{{- $k := $root.Values.kubernetes -}}
+{{- $metadata := include "qwen-job.side_metadata" (list $root (index . 1)) | fromYaml -}}
+{{- $labels := include "qwen-job.pod_labels" $root | fromYaml -}}
+{{- $_ := set $labels "app.kubernetes.io/instance" $metadata.name -}}
+{{- $_ := set $labels "app.kubernetes.io/component" (index . 2) -}}
+{{- $annotations := deepCopy $k.annotations -}}
+{{- $_ := set $annotations "qwen-job/checksum" (include "qwen-job.checksum" $root) -}}
+{{- range $name, $value := index . 3 }}{{- $_ := set $annotations $name $value }}{{- end -}}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  {{- toYaml $metadata | nindent 2 }}
+spec:
+  backoffLimit: 6
+  {{- with index . 5 }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- if not (kindIs "invalid" $k.ttl_after_finished) }}
+  ttlSecondsAfterFinished: {{ int $k.ttl_after_finished }}
+  {{- end }}
+  podFailurePolicy:
+    rules:
+      - action: Ignore
+        onPodConditions:
+          - type: DisruptionTarget
+            status: "True"
+      # The schema of releases before 1.30 requires this empty list.
+      - action: FailJob
+        onPodConditions: []
+        onExitCodes:
+          containerName: {{ index . 6 }}
+          operator: In
+          values:
+            {{- untilStep 1 128 1 | toYaml | nindent 12 }}
+  template:
+    metadata:
+      labels:
+        {{- toYaml $labels | nindent 8 }}
+      annotations:
+        {{- toYaml $annotations | nindent 8 }}
+    spec:
+      {{- toYaml (index . 4) | nindent 6 }}
+      restartPolicy: Never
+{{- end -}}
+
+{{- define "qwen-job.side_metadata" -}}
+{{- $metadata := include "qwen-job.metadata" (first .) | fromYaml -}}
+{{- $_ := set $metadata "name" (index . 1) -}}
+{{- $_ := set $metadata "labels" (include "qwen-job.pod_labels" (first .) | fromYaml) -}}
+{{- toYaml $metadata -}}
+{{- end -}}

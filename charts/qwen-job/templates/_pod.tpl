@@ -28,9 +28,10 @@
 {{- toYaml $words -}}
 {{- else -}}
 {{- $words := list "python3" "-m" "qwen_job.node.launcher" -}}
-{{- if .Values.evaluate -}}
-{{- $words = list "python3" "-m" "qwen_job.node.evaluating" -}}
-{{- range .Values.evaluate -}}
+{{- $options := (.Values.evaluate | default dict).options | default list -}}
+{{- if or (has "--task" $options) (has "--task-folder" $options) -}}
+{{- $words = list "python3" "-m" "qwen_job.node.suite_check" -}}
+{{- range $options -}}
 {{- $word := printf "--word=%s" . -}}
 {{- if regexMatch "\\$[$(]" $word -}}
 {{- $word = replace "$" "$$" $word -}}

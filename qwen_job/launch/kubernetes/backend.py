@@ -36,6 +36,9 @@ KINDS = {
 _OURS = ("-l", "app.kubernetes.io/name=qwen-job", "-o", "json")
 _APPLY = ("apply", "--server-side", "--force-conflicts", "--field-manager=qwen-job")
 _ACCESS = ("rolebindings", "roles", "serviceaccounts")
+# Names of the Jobs beside the training that have pods which status shows, and of all.
+_SIDE_PODS = ("-prepare", "-evaluate")
+_SIDE_JOBS = (*_SIDE_PODS, "-starter")
 _INSTANCE = "app.kubernetes.io/instance"
 # Where listing all namespaces is forbidden, at most this many namespaces of past submissions are listed.
 _MOST_NAMESPACES = 8
@@ -88,7 +91,7 @@ class KubernetesBackend(Backend):
         if pods is None:
             return [unseen_entry(job) for job in jobs]
         return [
-            entry_of(job, of_job[place_of(job, name_of(job))], of_job[place_of(job, f"{name_of(job)}-prepare")])
+            entry_of(job, *(of_job[place_of(job, f"{name_of(job)}{suffix}")] for suffix in ("", *_SIDE_PODS)))
             for job in jobs
         ]
 
@@ -187,13 +190,18 @@ def _remove(kind: str, name: str, *where: str) -> bool:
     try:
         return bool(kubectl(*delete, "-l", ",".join(f"{key}={value}" for key, value in ours.items())).strip())
     except Forbidden as error:
-        own = f"{name}-prepare" if kind in ("jobs.batch", *_ACCESS) else name
+        names = [f"{name}{side}" for side in _SIDE_JOBS] if kind in ("jobs.batch", *_ACCESS) else [name]
         try:
-            text = kubectl("get", kind, own, *where, "--ignore-not-found", "-o", "json")
-            labels = json.loads(text)["metadata"].get("labels") or {} if text.strip() else {}
+            there = [own for own in names if ours.items() <= _labels(kind, own, *where).items()]
         except (ClusterRefused, ValueError, KeyError):
             raise error from None
-        return ours.items() <= labels.items() and bool(kubectl(*delete, own).strip())
+        return bool(there) and bool(kubectl(*delete, *there).strip())
+
+
+def _labels(kind: str, name: str, *where: str) -> Object:
+    """Return the object's labels, empty where it does not exist."""
+    text = kubectl("get", kind, name, *where, "--ignore-not-found", "-o", "json")
+    return dict(json.loads(text)["metadata"].get("labels") or {}) if text.strip() else {}
 
 
 def _listed() -> tuple[list[Object] | None, list[Object]]:

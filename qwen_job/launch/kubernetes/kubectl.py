@@ -20,8 +20,8 @@ _MEANINGS = (
     ),
     (
         r"cannot (\w+) resource \"(roles|rolebindings|serviceaccounts)\"|attempting to grant RBAC permissions",
-        "kubernetes.prepare: no permission to create the account that starts the job; set prepare_account to one that "
-        "may patch the job, or set suspend: true and start it yourself",
+        "kubernetes.prepare, evaluate: no permission to create the account that starts a suspended job; set "
+        "kubernetes.prepare_account to one that may get and patch them, or set suspend: true and start them yourself",
     ),
     (r"cannot (\w+) resource \"([^\"]+)\"", "no permission to {0} {1}; ask for a role in this namespace"),
     (

@@ -33,16 +33,20 @@ def place_of(thing: Object, name: str) -> tuple[str, str]:
     return str(thing["metadata"].get("namespace", "default")), name
 
 
-def entry_of(job: Object, pods: Sequence[Object], preparing: Sequence[Object]) -> Entry:
-    """Return the entry of a job with its pods and those that prepare its data."""
+def entry_of(
+    job: Object, pods: Sequence[Object], preparing: Sequence[Object] = (), evaluating: Sequence[Object] = ()
+) -> Entry:
+    """Return the entry of a job with its pods, those that prepare its data and those that evaluate its model."""
     metadata = job["metadata"]
     annotations = metadata.get("annotations") or {}
     pods = sorted(pods, key=name_of)
     wanted = pods_wanted(job)
     state, reason = _state(job, pods, wanted, str(annotations.get(MEMORY, "")))
     if state == "suspended" and preparing:
-        pods = [max(preparing, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))]
+        pods = [_newest(preparing)]
         wanted, (state, reason) = 1, _preparation(pods[0])
+    if state == "completed" and evaluating:
+        reason = _evaluation(_newest(evaluating))
     nodes = sorted({pod["spec"]["nodeName"] for pod in pods if pod.get("spec", {}).get("nodeName")})
     counts = [c.get("restartCount", 0) for pod in pods for c in pod.get("status", {}).get("containerStatuses") or []]
     running = sum(_phase(pod) == "Running" for pod in pods)
@@ -58,6 +62,20 @@ def entry_of(job: Object, pods: Sequence[Object], preparing: Sequence[Object]) -
         pods=f"{running}/{max(wanted, len(pods))}" if pods else "",
         restarts=sum(counts) + int(job.get("status", {}).get("restarts") or 0),
     )
+
+
+def _newest(pods: Sequence[Object]) -> Object:
+    return max(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+
+
+def _evaluation(pod: Object) -> str:
+    """Return how far the evaluation of a complete training is, empty once it is complete, too."""
+    phase, reason = _phase(pod), pod_reason(pod)
+    if phase == "Succeeded":
+        return ""
+    if phase == "Failed":
+        return f"the evaluation failed: {reason or name_of(pod)}"
+    return f"{name_of(pod)}: evaluating" if phase == "Running" else f"waits to evaluate: {reason or name_of(pod)}"
 
 
 def unseen_entry(job: Object) -> Entry:

@@ -12,6 +12,7 @@ from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.job.kubernetes_types import Cores, Memory, Natural
 from qwen_job.job.types import Count, EnvName, Positive, Strict
 from qwen_job.render.kubernetes.decisions import IMAGE, MAX_NAME, Settings
+from qwen_job.render.kubernetes.needs import Evaluation
 from qwen_job.render.quote import Unrepresentable
 
 JobName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_NAME)]
@@ -68,6 +69,15 @@ class Planned(Strict):
     )
 
 
+class ChartEvaluation(Strict):
+    """The Job that evaluates the trained model."""
+
+    options: list[CarriedText] = Field(description="Options of 'qwen-job evaluate RUN'; {run} is the run folder")
+    time: Positive | None = Field(None, description="Time limit in seconds")
+    cpu: Cores = Field(description="Cores that its pod needs")
+    memory: Memory | None = Field(None, description="Host memory that its pod needs")
+
+
 class ChartValues(Strict):
     """All fields of a values.yaml."""
 
@@ -91,8 +101,8 @@ class ChartValues(Strict):
     in_place: Count = Field(
         choices.IN_PLACE, description="Restarts in place in a row without a newer checkpoint, before pods are restarted"
     )
-    evaluate: list[CarriedText] = Field(
-        [], description="Options of 'qwen-job evaluate RUN' after the training; empty: no evaluation"
+    evaluate: ChartEvaluation | None = Field(
+        None, description="A Job that evaluates on one GPU after the training; null: no evaluation"
     )
     kubernetes: Kubernetes = Field(description="The kubernetes section of job.yaml")
     enabled: bool = Field(True, description="For the condition of a parent chart; has no effect in this chart")
@@ -117,7 +127,7 @@ def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, A
         "grace_seconds": chosen.grace_seconds,
         "max_without_progress": chosen.max_without_progress,
         "in_place": chosen.in_place,
-        **({"evaluate": list(chosen.evaluate)} if chosen.evaluate else {}),
+        **({"evaluate": _evaluation(chosen.evaluate)} if chosen.evaluate else {}),
         "kubernetes": chosen.section.model_dump(exclude_defaults=not shipped),
         "config": {
             "env": [{"name": name, "value": value} for name, value in chosen.env.items()],
@@ -135,3 +145,8 @@ def chart_values(chosen: Settings, *, shipped: bool = False) -> list[dict[str, A
         for name in fields
         if name in wanted
     ]
+
+
+def _evaluation(wanted: Evaluation) -> dict[str, Any]:
+    values = {**wanted._asdict(), "options": list(wanted.options)}
+    return {name: value for name, value in values.items() if value is not None}

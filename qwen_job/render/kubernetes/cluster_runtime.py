@@ -11,8 +11,8 @@ from qwen_job.errors import JobError, Problem
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.kubernetes.decisions import Settings, settings
-from qwen_job.render.kubernetes.objects import Object, checked_objects, literal, own_notes, security_notes
-from qwen_job.render.quote import to_yaml
+from qwen_job.render.kubernetes.objects import Object, checked_objects, own_notes, security_notes
+from qwen_job.render.quote import literal, to_yaml
 from qwen_job.run.folder import JOB
 from qwen_job.run.trainjob import COMMAND, TEMPLATE
 

@@ -15,8 +15,15 @@ from qwen_job.job.paths import JobPath, paths_of
 from qwen_job.plan import Plan
 from qwen_job.render.configs import config_files, sweep_index
 from qwen_job.render.default_image import built_image, default_image
-from qwen_job.render.evaluation import pod_words
-from qwen_job.render.kubernetes.needs import LEAVING_SECONDS, amount_problems, needs, request_notes, written
+from qwen_job.render.kubernetes.needs import (
+    LEAVING_SECONDS,
+    Evaluation,
+    amount_problems,
+    evaluation,
+    needs,
+    request_notes,
+    written,
+)
 from qwen_job.run.folder import SWEEP
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
@@ -49,7 +56,7 @@ class Settings:
     files: dict[str, str]
     section: Kubernetes
     notes: tuple[str, ...]
-    evaluate: tuple[str, ...] = ()  # words after "qwen-job evaluate RUN"; empty: no evaluation
+    evaluate: Evaluation | None = None
 
 
 def settings(plan: Plan) -> Settings:
@@ -78,7 +85,7 @@ def settings(plan: Plan) -> Settings:
         problems.append(job.problem(("env",), "the configuration is over 1 MB, the limit for a ConfigMap"))
     if problems:
         raise JobError(problems)
-    notes += [*_section_notes(plan, volumes), *request_notes(plan), *_prepare_notes(plan)]
+    notes += [*_section_notes(plan, volumes), *request_notes(plan), *_prepare_notes(plan), *_evaluation_notes(plan)]
     return Settings(
         name=job.name,
         image=job.image or default_image(plan) or built_image(plan),
@@ -93,7 +100,7 @@ def settings(plan: Plan) -> Settings:
         files=files,
         section=_settled(plan, volumes),
         notes=tuple(notes),
-        evaluate=tuple(pod_words(plan)),
+        evaluate=evaluation(plan),
     )
 
 
@@ -183,6 +190,22 @@ def _prepare_notes(plan: Plan) -> Iterator[str]:
     yield (
         f"kubernetes.prepare: Job {name}-prepare fetches model and data and then starts the {section.kind}; its pod "
         f"has the token of {account}, which may patch only this {section.kind}"
+    )
+
+
+def _evaluation_notes(plan: Plan) -> Iterator[str]:
+    section, name = plan.job.kubernetes, plan.job.name
+    if plan.job.evaluate is None:
+        return
+    if section.suspend:
+        namespace = f"-n {section.namespace} " if section.namespace else ""
+        patch = f'kubectl {namespace}patch job {name}-evaluate --type merge -p \'{{"spec":{{"suspend":false}}}}\''
+        yield f"evaluate: Job {name}-evaluate stays suspended (kubernetes.suspend); after the training: {patch}"
+        return
+    account = f"the account {section.prepare_account!r}" if section.prepare_account else "its own account"
+    yield (
+        f"evaluate: Job {name}-evaluate evaluates on one GPU; it holds none until Job {name}-starter, a pod without "
+        f"GPUs and with the token of {account}, has seen the {section.kind} complete and starts it"
     )
 
 

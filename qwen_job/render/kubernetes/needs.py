@@ -5,20 +5,32 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from qwen_job.errors import Problem
 from qwen_job.job.document import Path, dotted
 from qwen_job.job.kubernetes import Kubernetes
 from qwen_job.plan import Plan
 from qwen_job.plan.advice import bytes_of
+from qwen_job.render.evaluation import pod_words
 from qwen_job.text import GIB
 
 # Seconds between the end of saving and the exit of the processes.
 LEAVING_SECONDS = 30
+# Host memory of an evaluation: the libraries, and a model that is loaded through it.
+_LEAST_BYTES = 8 * GIB
 # A part of a GPU: a process sees only one MIG slice, and NCCL sees shares of a GPU as the same GPU.
 _PART = r"[^/]+/(mig-.*|.*\.shared)"
 _SLICE_SHARE = 0.9
+
+
+class Evaluation(NamedTuple):
+    """The pod that evaluates: options of ``qwen-job evaluate RUN``, time limit in seconds, cores and memory."""
+
+    options: tuple[str, ...]
+    time: int | None
+    cpu: str
+    memory: str | None
 
 
 def needs(plan: Plan) -> dict[str, str]:
@@ -35,6 +47,28 @@ def needs(plan: Plan) -> dict[str, str]:
         kept = states if states <= bytes_of(plan.job.kubernetes.shm_size) else 0
         memory = {"memory": f"{math.ceil((plan.memory.host_needed + kept) / GIB)}Gi"}
     return {"cpu": str(cores * plan.gpus_per_node), **memory}
+
+
+def evaluation(plan: Plan) -> Evaluation | None:
+    """Return what the evaluating pod runs and needs: one GPU's share of a training pod's cores and memory."""
+    words = pod_words(plan)
+    if plan.job.evaluate is None or not words:
+        return None
+    return Evaluation(tuple(words), plan.job.evaluate.time or None, _cores_of_one(plan), _memory_of_one(plan))
+
+
+def _cores_of_one(plan: Plan) -> str:
+    amounts = [one for one in written(plan.job.kubernetes, "cpu").values() if one.isdecimal()]
+    return str(max(1, math.ceil(int(amounts[0] if amounts else needs(plan)["cpu"]) / plan.gpus_per_node)))
+
+
+def _memory_of_one(plan: Plan) -> str | None:
+    amounts = [size for one in written(plan.job.kubernetes, "memory").values() if (size := simple_bytes(one))]
+    planned = needs(plan).get("memory")
+    if not amounts and planned is None:
+        return None
+    node = amounts[0] if amounts else bytes_of(planned or "0")
+    return f"{math.ceil(min(node, max(node / plan.gpus_per_node, _LEAST_BYTES)) / 2**20)}Mi"
 
 
 def written(section: Kubernetes, resource: str) -> dict[Path, str]:

@@ -69,11 +69,20 @@ def _pods(thing: Object) -> Iterator[tuple[str, Object, str]]:
         for replica in spec["pytorchReplicaSpecs"].values():
             yield "pod", replica["template"]["spec"], "pytorch"
     elif thing["kind"] == "Job":
-        yield "prepare_pod", spec["template"]["spec"], "prepare"
+        yield from _side_pod(spec["template"])
     elif thing["kind"] in ("JobSet", "TrainingRuntime"):
         jobs = spec if thing["kind"] == "JobSet" else spec["template"]["spec"]
         for replicated in jobs["replicatedJobs"]:
             yield "pod", replicated["template"]["spec"]["template"]["spec"], "node"
+
+
+def _side_pod(template: Object) -> Iterator[tuple[str, Object, str]]:
+    pod, component = template["spec"], template["metadata"]["labels"]["app.kubernetes.io/component"]
+    if component == "prepare":
+        yield "prepare_pod", pod, "prepare"
+    elif component == "evaluate":
+        # The fields of the training's pods, which were checked there, are merged into it.
+        yield "pod", pod, str(pod["containers"][0].get("name"))
 
 
 def _word(field: Path, name: str, value: Any, words: tuple[str, ...]) -> Iterator[tuple[Path, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,16 @@ from qwen_job.job import Job
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
+from qwen_job.render.evaluation import has_suite
 from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings, settings
+from qwen_job.render.kubernetes.evaluation import evaluate_context, one_gpu, starter_context
 from qwen_job.render.kubernetes.merge import Unmergeable, merge
 from qwen_job.render.kubernetes.needs import written
 from qwen_job.render.kubernetes.object_checks import object_problems, size_notes
 from qwen_job.render.kubernetes.overlays import overlay_problems
 from qwen_job.render.kubernetes.pod_security import LEVELS, pod_security_level
 from qwen_job.render.kubernetes.prepare import prepare_context
-from qwen_job.render.quote import to_yaml
+from qwen_job.render.quote import literal, to_yaml
 from qwen_job.run.folder import DEEPSPEED, TRAIN
 from qwen_job.strict_yaml import Loader, check
 
@@ -85,7 +86,9 @@ def _objects(chosen: Settings, folders: Sequence[str | Path]) -> list[Object]:
     if chosen.section.network_policy:
         result.append(_load("networkpolicy", context, folders))
     if chosen.section.prepare:
-        result += _preparation(chosen, context, folders)
+        result += _side_job(chosen, prepare_context(chosen, context), folders)
+    if chosen.evaluate is not None:
+        result += _evaluation(chosen, context, folders)
     if chosen.section.kind != "pytorchjob":
         context["jobset"] = _load("jobset-spec", context, folders)
     if chosen.section.kind == "trainjob":
@@ -95,17 +98,28 @@ def _objects(chosen: Settings, folders: Sequence[str | Path]) -> list[Object]:
     return [*result, job]
 
 
-def _preparation(chosen: Settings, context: dict[str, Any], folders: Sequence[str | Path]) -> list[Object]:
-    """Return the Job that prepares and, unless the user starts the training, the account that lets it do so."""
-    there = prepare_context(chosen, context)
-    there["pod"] = merge(_load("pod", there, folders), chosen.section.prepare_pod, ("prepare_pod",))
+def _side_job(chosen: Settings, there: dict[str, Any], folders: Sequence[str | Path]) -> list[Object]:
+    """Return a Job without GPUs and the account that lets it start another job, unless the user does."""
+    pod = _load("pod", there, folders)
+    if there["container"] == "prepare":
+        pod = merge(pod, chosen.section.prepare_pod, ("prepare_pod",))
     access = ("account", "role", "rolebinding") if there["own_account"] else ()
-    return [_load(template, there, folders) for template in (*access, "prepare")]
+    return [_load(template, {**there, "pod": pod}, folders) for template in (*access, "side-job")]
+
+
+def _evaluation(chosen: Settings, context: dict[str, Any], folders: Sequence[str | Path]) -> list[Object]:
+    """Return the Job that evaluates and, unless the user starts it, the Job that waits for the training to do so."""
+    there = evaluate_context(chosen, context)
+    pod = _load("pod", there, folders)
+    pod["containers"][0] = merge(pod["containers"][0], chosen.section.pod_container, ("pod_container",))
+    there["pod"] = one_gpu(chosen, merge(pod, chosen.section.pod, ("pod",)))
+    starter = [] if chosen.section.suspend else _side_job(chosen, starter_context(chosen, context), folders)
+    return [*starter, _load("side-job", there, folders)]
 
 
 def own_notes(things: list[Object]) -> Iterator[str]:
     """Yield notes about additional containers, which affect how the job ends."""
-    mains = (*_CONTAINERS.values(), "prepare")
+    mains = (*_CONTAINERS.values(), "prepare", "starter")
     names = [c.get("name") for thing in things for pod in _pods(thing) for c in pod["containers"]]
     for name in dict.fromkeys(name for name in names if name not in mains):
         yield (
@@ -220,10 +234,11 @@ def command(chosen: Settings) -> list[str]:
     """Return the words of one pod; ``$(NAME)`` is expanded by Kubernetes."""
     address, port, rank = _rendezvous(chosen)
     limit = chosen.section.active_deadline
-    # The run folder's words are known only in the pod; equals signs keep options from being read as the program's.
-    evaluates = ["qwen_job.node.evaluating", *(literal(f"--word={word}") for word in chosen.evaluate), "--"]
+    # Equals signs keep options from being read as the program's.
+    options = chosen.evaluate.options if chosen.evaluate else ()
+    checks = ["qwen_job.node.suite_check", *(literal(f"--word={word}") for word in options), "--"]
     return [
-        "python3", "-m", *(evaluates if chosen.evaluate else ["qwen_job.node.launcher"]),
+        "python3", "-m", *(checks if has_suite(options) else ["qwen_job.node.launcher"]),
         "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
@@ -257,11 +272,6 @@ def environment(chosen: Settings) -> list[Object]:
         label = "metadata.labels['training.kubeflow.org/replica-index']"
         entries["QWEN_JOB_NODE_RANK"] = {"valueFrom": {"fieldRef": {"fieldPath": label}}}
     return [{"name": name, **entries[name]} for name in sorted(entries)]
-
-
-def literal(value: str) -> str:
-    """Escape ``$(NAME)``, which Kubernetes would expand, and ``$$``, which it would halve."""
-    return value.replace("$", "$$") if re.search(r"\$[$(]", value) else value
 
 
 def resources(chosen: Settings) -> dict[str, dict[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 from qwen_job.launch.backend import Entry
 from qwen_job.launch.kubernetes.state import pods_wanted
 from tests.support.kubectl import Recorded
-from tests.support.kubernetes_objects import asked_for, job, only, pod, preparing
+from tests.support.kubernetes_objects import asked_for, evaluating, job, only, pod, preparing
 
 
 def test_a_running_job(kubectl: Recorded) -> None:
@@ -41,6 +41,25 @@ def test_every_kind_tells_how_many_pods_it_wants(spec: dict[str, Any], wanted: i
 def test_a_pending_pod_is_not_said_to_run(kubectl: Recorded) -> None:
     entry = only(kubectl, asked_for(1, "Running", message="PyTorchJob a is running."), pod(phase="Pending"))
     assert (entry.state, entry.reason) == ("pending", "")
+
+
+@pytest.mark.parametrize(
+    ("its_pod", "reason"),
+    [
+        (evaluating(), "a-evaluate-x: evaluating"),
+        (evaluating("Pending"), "waits to evaluate: a-evaluate-x"),
+        (evaluating("Succeeded"), ""),
+        (
+            evaluating("Failed", containerStatuses=[{"state": {"terminated": {"exitCode": 4}}}]),
+            "the evaluation failed: a-evaluate-x: ended with exit code 4",
+        ),
+    ],
+)
+def test_a_complete_training_says_how_far_its_evaluation_is(
+    kubectl: Recorded, its_pod: dict[str, Any], reason: str
+) -> None:
+    entry = only(kubectl, job(condition="Succeeded"), its_pod)
+    assert entry.state == "completed" and entry.reason.startswith(reason) and bool(entry.reason) == bool(reason)
 
 
 @pytest.mark.parametrize(
