@@ -49,7 +49,7 @@ RUN compiler=$(/opt/build/has-compiler /opt/build/set.yaml "$WITH_COMPILER") \
     && /opt/venv/bin/python /opt/build/describe.py /opt/build /opt/image
 
 FROM build AS package
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml README.md LICENSE AGENTS.md CHANGELOG.md /src/
 COPY charts /src/charts
 COPY docs /src/docs
 COPY slurm /src/slurm

@@ -225,7 +225,13 @@ def index_for_programs() -> str:
             parts.append(f"- [{title}](docs/{path.name}): {_without_links(summary)}")
     parts += ["", "## More\n", "- [README](README.md): the first job, on every target"]
     parts += ["- [AGENTS](AGENTS.md): how a program uses qwen-job, and how it changes it"]
-    parts += ["- [Schema of job.yaml](configs/job.schema.json)", "- [Changes](CHANGELOG.md)"]
+    parts += ["- [Demo as a notebook](docs/demo.ipynb): plan, train on a CPU, look at the loss, and talk to the model"]
+    parts += ["- [Schema of job.yaml](configs/job.schema.json): what an editor completes and checks"]
+    parts += ["- [Schema of site.yaml](configs/site.schema.json): the same for a cluster's profile"]
+    parts += ["- [Entry for SchemaStore](configs/schemastore.json): which files the schema is for"]
+    parts += ["- [Contributing](CONTRIBUTING.md): set-up, rules, words, and how a release is made"]
+    parts += ["- [Security](SECURITY.md): how to report a vulnerability, and what is in scope"]
+    parts += ["- [Changes](CHANGELOG.md): what each version brings"]
     return "\n".join(parts) + "\n"
 
 

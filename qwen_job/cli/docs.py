@@ -6,13 +6,16 @@ import re
 
 import click
 
+# Pages beside the guides: topic -> file.
+_MORE = {"agents": "AGENTS.md", "changes": "CHANGELOG.md"}
+
 
 @click.command()
 @click.argument("topic", required=False)
 @click.option("--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="zh: Chinese.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program: every topic, or one with its text.")
 def docs(topic: str | None, language: str, as_json: bool) -> None:
-    """List the guides that come with qwen-job, or print one as Markdown.
+    """List the guides that come with qwen-job, with the changes and a page for coding agents; print one as Markdown.
 
     \b
     qwen-job docs                         the topics
@@ -24,13 +27,17 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
     from qwen_job.text import did_you_mean, json_text
 
     folder = resource("docs")
-    names = sorted(path.name.removesuffix(".md") for path in folder.glob("*.md") if not path.name.endswith(".zh-CN.md"))
-    if not names:
+    guides = {
+        path.name.removesuffix(".md"): path for path in folder.glob("*.md") if not path.name.endswith(".zh-CN.md")
+    }
+    if not guides:
         raise EnvironmentFault(f"{folder}: has no guides; install qwen-job again")
+    guides |= {name: resource(file) for name, file in _MORE.items()}
+    names = sorted(guides)
 
     def read(name: str) -> dict[str, str]:
         chinese = folder / f"{name}.zh-CN.md"
-        path = chinese if language == "zh" and chinese.is_file() else folder / f"{name}.md"
+        path = chinese if language == "zh" and chinese.is_file() else guides[name]
         text = path.read_text("utf-8")
         title, summary = opening(text)
         known = {"topic": name, "language": "zh" if path == chinese else "en", "title": title, "summary": summary}

@@ -24,12 +24,15 @@ def output(*words: str) -> str:
 
 def test_every_guide_is_a_topic_with_its_title(checkout: Path) -> None:
     listed = dict(line.split(maxsplit=1) for line in output().splitlines())
-    assert listed.keys() == {path.name.partition(".")[0] for path in (checkout / "docs").glob("*.md")}
+    guides = {path.name.partition(".")[0] for path in (checkout / "docs").glob("*.md")}
+    assert listed.keys() == guides | {"agents", "changes"}
     assert listed["watching"] == "Watching a run"
 
 
 @pytest.mark.parametrize(("words", "name"), [(["slurm"], "slurm.md"), (["slurm", "--language", "zh"], "slurm.zh-CN.md"),
-                                             (["job.md", "--language", "zh"], "job.md")])  # fmt: skip
+                                             (["job.md", "--language", "zh"], "job.md"),
+                                             (["agents"], "../AGENTS.md"),
+                                             (["changes", "--language", "zh"], "../CHANGELOG.md")])  # fmt: skip
 def test_a_guide_is_printed_as_it_is(checkout: Path, words: list[str], name: str) -> None:
     assert output(*words) == (checkout / "docs" / name).read_text("utf-8")
 
@@ -50,6 +53,14 @@ def test_an_installation_without_guides_says_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(resources, "resource", lambda *parts: tmp_path.joinpath(*parts))
     result = CliRunner().invoke(docs)
     assert "has no guides" in str(result.exception)
+
+
+def test_the_pages_for_programs_name_what_else_there_is(checkout: Path) -> None:
+    for page in ("AGENTS.md", "llms.txt"):
+        text = (checkout / page).read_text("utf-8")
+        for name in ("docs/demo.ipynb", "configs/job.schema.json", "configs/schemastore.json", "CONTRIBUTING.md"):
+            assert name in text, (page, name)
+            assert (checkout / name).is_file()
 
 
 def test_the_commands_for_agents_exist(checkout: Path) -> None:

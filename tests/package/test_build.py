@@ -83,6 +83,17 @@ def test_the_packages_hold_no_more_than_the_repository(built: Built) -> None:
     assert [name for name in names if re.match(r"\.venv|\.git/|runs/|dist/|\.cache/", name)] == []
 
 
+def test_the_image_s_build_gets_every_file_that_the_wheel_takes_in(checkout: Path) -> None:
+    project = (checkout / "pyproject.toml").read_text("utf-8").partition("force-include]")[2].partition("\n[")[0]
+    taken = re.findall(r'^"([^"]+)" = "qwen_job/_resources/', project, re.MULTILINE)
+    copied = " ".join(
+        re.findall(r"^COPY (.*) /src/", (checkout / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    ).split()
+    allowed = (checkout / ".dockerignore").read_text("utf-8").splitlines()
+    assert {"docs", "AGENTS.md"} <= set(taken) <= set(copied)
+    assert {f"!{name}" for name in taken} <= set(allowed)
+
+
 def test_the_version_has_one_place(checkout: Path) -> None:
     citation = yaml.safe_load((checkout / "CITATION.cff").read_text("utf-8"))
     chart = yaml.safe_load((checkout / "charts" / "qwen-job" / "Chart.yaml").read_text("utf-8"))
