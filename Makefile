@@ -26,7 +26,8 @@ demo: run ## fine-tune a tiny chat model here, with two processes, and talk to i
 	@$(RUN) scripts/demo.sh
 check: ## no torch: style, types, and every test that needs neither root nor the training stack (2 minutes)
 	@scripts/check.sh $(PYTEST_ARGS)
-test: test-tools site-tools system lint ## everything: style, types, all tests; ends with image-test
+test: ## everything: style, types, all tests, image-test
+	@$(MAKE) -j4 test-tools site-tools system lint
 	@$(RUN) scripts/test.sh $(PYTEST_ARGS)
 lint: test-tools ## style and types only
 	@scripts/lint.sh .venv

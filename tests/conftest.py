@@ -35,8 +35,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only when asked for."""
+    """Leave out what runs only when asked for, and put files with slow tests first: side by side, all end together."""
     _leave_out(config, items)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -101,6 +101,32 @@ def test_make_check_of_a_part_runs_only_those_tests(loop: Path) -> None:
     assert ran.endswith(" tests/job")
 
 
+@pytest.fixture
+def everything(checkout: Path, tmp_path: Path) -> Path:
+    """A folder with test.sh, whose Python and image only note what they were asked for; some fail, by $FAILS."""
+    (tmp_path / "scripts" / "image").mkdir(parents=True)
+    shutil.copy(checkout / "scripts" / "test.sh", tmp_path / "scripts")
+    note = 'echo "${0##*/} $*" >>log; case "$0 $*" in *"${FAILS:-nothing}"*) exit 3 ;; esac'
+    for name in ("scripts/image/test", "scripts/coverage.sh", "python"):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{note}\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("fails", ["-n 2", "tests/e2e tests/slurmlab --d", "test build", "test try", "coverage"])
+def test_make_test_fails_with_any_of_its_parts(everything: Path, fails: str) -> None:
+    environment = {**os.environ, "PATH": f"{everything}:{os.environ['PATH']}", "FAILS": fails}
+    command = ["bash", "scripts/test.sh"]
+    done = subprocess.run(command, cwd=everything, env=environment, capture_output=True, timeout=60, check=False)
+    ran = (everything / "log").read_text()
+    assert done.returncode == 3, done.stderr
+    assert "test build" in ran and "tests/e2e tests/slurmlab" in ran and "-n 2" in ran
+    assert ("test try" in ran) == (fails != "test build"), "an image that could not be built is not tried"
+    (everything / "log").unlink()
+    done = subprocess.run(command, cwd=everything, env=environment | {"FAILS": ""}, capture_output=True, timeout=60)
+    assert done.returncode == 0 and (everything / "log").read_text().endswith("coverage.sh \n"), done.stderr
+
+
 def test_the_environment_of_make_check_has_no_training_stack(checkout: Path) -> None:
     text = (checkout / "pyproject.toml").read_text(encoding="utf-8")
     extra = text.partition("\ncheck = [")[2].partition("]")[0]
