@@ -10,21 +10,16 @@ import yaml
 
 from qwen_job.api import following
 from qwen_job.errors import ClusterRefused
-from qwen_job.launch.slurm import log as slurm_log
 from tests.jobs import PINNED
 from tests.support.pages import blocks
-from tests.support.slurm_queue import Queue
+from tests.support.slurm_queue import Queue, stand_in
 
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    monkeypatch.setattr(slurm_log, "seen_by_nodes", lambda *_: True)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    monkeypatch.setenv("LAB", str(tmp_path))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     Path("job.yaml").write_text(yaml.safe_dump(PINNED), "utf-8")
-    return Queue(tmp_path)
+    return stand_in(tmp_path, monkeypatch)
 
 
 def test_the_page_s_example_submits_and_follows_to_the_end(

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 from qwen_job.cli import cli
+from qwen_job.launch.slurm import log as slurm_log
 from tests.jobs import PINNED
 
 # Job IDs start at 41; --test-only accepts everything.
@@ -53,3 +55,12 @@ class Queue:
     def asked(self) -> list[str]:
         """The arguments of every sbatch call."""
         return (self.folder / "sbatch.log").read_text().splitlines()
+
+
+def stand_in(folder: Path, patch: pytest.MonkeyPatch) -> Queue:
+    """Put the queue of ``folder`` on the PATH, of nodes that see every folder, wherever this checkout lies."""
+    patch.setattr(slurm_log, "seen_by_nodes", lambda *_: True)
+    patch.setenv("PATH", f"{folder}/bin:/usr/bin:/bin")
+    patch.setenv("LAB", str(folder))
+    patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    return Queue(folder)

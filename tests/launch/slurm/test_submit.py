@@ -14,19 +14,13 @@ from qwen_job.cli import cli
 from qwen_job.errors import ClusterRefused, EnvironmentFault, JobError, UsageError
 from qwen_job.launch.find import find, find_live, find_one
 from qwen_job.launch.index import remember
-from qwen_job.launch.slurm import log as slurm_log
 from tests.jobs import PINNED
-from tests.support.slurm_queue import Queue
+from tests.support.slurm_queue import Queue, stand_in
 
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    # Wherever this checkout lies, as on /tmp.
-    monkeypatch.setattr(slurm_log, "seen_by_nodes", lambda *_: True)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
-    monkeypatch.setenv("LAB", str(tmp_path))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return Queue(tmp_path)
+    return stand_in(tmp_path, monkeypatch)
 
 
 def array_task(array: int, task: int, folder: Path, **more: Any) -> dict[str, Any]:
