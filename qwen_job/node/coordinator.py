@@ -10,11 +10,12 @@ connection each, on the job's rendezvous port. ``G`` counts the attempts of this
     launcher     ended G EXITS      none of the ranks here is left
     coordinator  prepare G+1        restart in place: after a pause, all check their nodes
     coordinator  end CODE WHY       no further attempt: each launcher exits with the code of a rank here, or CODE
+    both         alive              every second (liveness.py)
 
-A connection that ends is a launcher that is gone. Where something starts it again (``rejoin``: a new pod), the others
-stay, and the next attempt starts once a launcher with its number has said hello; without node 0 nobody coordinates,
-and the others connect to its successor. Elsewhere all end, and the outer way follows (a requeue). A line of another G
-than the current one has no effect.
+A connection that ends is a launcher that is gone, and so is one on which nothing has arrived for eight seconds. Where
+something starts it again (``rejoin``: a new pod), the others stay, and the next attempt starts once a launcher with its
+number has said hello; without node 0 nobody coordinates, and the others connect to its successor. Elsewhere all end,
+and the outer way follows (a spare node, a requeue). A line of another G than the current one has no effect.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen_job.errors import Hang, RendezvousFailed, Retryable, StoppedAndSaved
+from qwen_job.node.liveness import ALIVE, SILENCE_SECONDS, Beats, Silence, prepare
 from qwen_job.sockets import Waiting
 
 _LINE_BYTES = 65536
-# A launcher that answers later than this after an attempt is frozen: its workers had 30 s to end.
+# Workers that have not ended by then, after 30 s in which they may do so by themselves and a kill, never will.
 _ENDED_SECONDS = 60.0
 # Imports from a cold network file system take minutes.
 _READY_SECONDS = 900.0
 # Pauses before the first, second, ... restart in a row without a newer checkpoint.
 _PAUSES = (0.0, 1.0, 5.0, 15.0)
-_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 9))
 
 
 @dataclass
@@ -102,8 +103,9 @@ class _Peer:
 class Coordinator:
     """The agreement of one job; ``listening`` is its socket, ``say`` prints a line.
 
-    ``restarting`` hears why each restart in place came. ``rejoin``: how many seconds the other nodes wait for one that
-    is gone; 0: all end.
+    ``restarting`` hears why each restart in place came. ``lost`` hears the number of each node whose launcher did not
+    end in order: "gone" if its connection ended, "silent" if nothing arrived any more. ``rejoin``: how many seconds the
+    other nodes wait for one that is lost; 0: all end.
     """
 
     def __init__(
@@ -115,11 +117,12 @@ class Coordinator:
         budget: Budget,
         say: Callable[[str], None],
         restarting: Callable[[str], None] = lambda _: None,
+        lost: Callable[[int, str], None] = lambda _, __: None,
         rejoin: float = 0.0,
     ) -> None:
-        self.messages = 0
+        self.messages = self.beats = 0
         self._rejoin = rejoin
-        self._restarting = restarting
+        self._restarting, self._note_lost = restarting, lost
         self._listening, self._job, self._nodes, self._timeout = listening, job, nodes, timeout
         self._budget, self._say = budget, say
         self._launch = uuid.uuid4().hex
@@ -131,6 +134,8 @@ class Coordinator:
         self._why, self._killed = "", False
         self._phase, self._since = "meeting", time.monotonic()
         self._waiting = Waiting(timeout, say)
+        self._silence = Silence()
+        self._beats = Beats(lambda: [peer.connection for peer in list(self._peers.values())])
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
     def begin(self) -> None:
@@ -150,7 +155,9 @@ class Coordinator:
                     self._accept()
                 else:
                     self._read(key.data)
+            self._look_for_silence()
             self._look_at_the_clock()
+        self._beats.end()
         self._listening.close()
         for peer in self._peers.values():
             peer.connection.close()
@@ -158,7 +165,7 @@ class Coordinator:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             connection, _ = self._listening.accept()
-            keep_alive(connection)
+            prepare(connection)
             connection.setblocking(False)
             self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
 
@@ -176,19 +183,37 @@ class Coordinator:
         for line in lines:
             try:
                 message = json.loads(line)
+                self._silence.heard(peer.node)
+                if message["what"] == ALIVE:
+                    self.beats += 1
+                    continue
                 self.messages += 1
                 self._take(peer, message["what"], message)
             except (ValueError, KeyError, TypeError):
                 self._drop(peer)  # not a launcher
                 return
 
-    def _drop(self, peer: _Peer) -> None:
+    def _look_for_silence(self) -> None:
+        silent = self._silence.look(self._peers)
+        if not silent or self._phase == "over":
+            return
+        # With all others silent, this node is the one that is cut off.
+        cut_off = len(silent) == self._nodes - 1 > 1
+        for node in silent:
+            if not cut_off:
+                self._note_lost(node, "silent")
+            peer = self._peers[node]
+            self._drop(peer, f"no sign of life for {SILENCE_SECONDS:.0f} s from node {node} ({peer.host})")
+
+    def _drop(self, peer: _Peer, why: str = "") -> None:
         with contextlib.suppress(KeyError):
             self._selector.unregister(peer.connection)
         peer.connection.close()
         if self._peers.get(peer.node) is peer:
             if self._phase not in ("over", "meeting"):
-                self._lose(peer, f"the launcher of node {peer.node} ({peer.host}) is gone")
+                if not why:
+                    self._note_lost(peer.node, "gone")
+                self._lose(peer, why or f"the launcher of node {peer.node} ({peer.host}) is gone")
             else:
                 del self._peers[peer.node]
 
@@ -244,6 +269,7 @@ class Coordinator:
             self._drop(peer)
             return
         peer.node, peer.host = node, str(message["host"])
+        self._silence.heard(node)
         self._peers[node] = peer
         if self._phase == "preparing":
             _send(peer.connection, {"what": "prepare", "G": self._generation, "pause": 0.0})
@@ -367,14 +393,3 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 def _dismiss(peer: _Peer) -> None:
     """Let one node end, for which the others wait; its exit code is that of a node without failed ranks."""
     _send(peer.connection, {"what": "end", "code": Retryable.exit_code, "why": ""})
-
-
-def keep_alive(connection: socket.socket) -> None:
-    """Notice a machine that has disappeared, after two minutes; a shorter break of the network does no harm."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for name, value in _KEEPALIVE:
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000)

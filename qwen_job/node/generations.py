@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from qwen_job.errors import Hang, NodeUnhealthy, QwenJobError, RendezvousFailed, Retryable, StoppedAndSaved
-from qwen_job.node.coordinator import keep_alive
+from qwen_job.node.liveness import ALIVE, SILENCE_SECONDS, Beats, Silence, prepare
 from qwen_job.node.processes import Cold, kill_group
 from qwen_job.node.relay import Relay
 from qwen_job.run.launched import AFTER, LAUNCH, RESTARTS
@@ -50,14 +50,16 @@ class Failure(NamedTuple):
 
 
 class Connection:
-    """Lines of JSON to and from the coordinator."""
+    """Lines of JSON to and from the coordinator; ``lost`` is set when there will be no more."""
 
     def __init__(self, connected: socket.socket, job: str, place: Place) -> None:
         self.socket = connected
         self.lost = False
         self._buffer = b""
-        keep_alive(connected)
+        self._silence = Silence()
+        prepare(connected)
         connected.settimeout(None)
+        self._beats = Beats(lambda: [connected])
         self.tell("hello", job=job, node=place.node, nodes=place.nodes, host=socket.gethostname())
 
     def tell(self, what: str, **message: Any) -> None:
@@ -68,11 +70,12 @@ class Connection:
             self.lost = True
 
     def hear(self) -> list[dict[str, Any]]:
-        """Return the lines that have arrived; ``lost`` is set when there will be no more."""
+        """Return the lines that have arrived, without the signs of life."""
         lines: list[bytes] = []
-        self.socket.setblocking(False)
         try:
-            while data := self.socket.recv(_LINE_BYTES):
+            # The socket itself stays blocking, for the thread that sends.
+            while data := self.socket.recv(_LINE_BYTES, socket.MSG_DONTWAIT):
+                self._silence.heard(0)
                 *new, self._buffer = (self._buffer + data).split(b"\n")
                 lines += new
             self.lost = True
@@ -80,15 +83,23 @@ class Connection:
             pass
         except OSError:
             self.lost = True
-        finally:
-            self.socket.setblocking(True)
-        return [json.loads(line) for line in lines]
+        return [message for line in lines if (message := json.loads(line))["what"] != ALIVE]
+
+    def is_silent(self) -> bool:
+        """Return whether the coordinator has given no sign of life for too long; call it after ``hear``."""
+        return bool(self._silence.look([0]))
+
+    def close(self) -> None:
+        """Leave the coordinator."""
+        self._beats.end()
+        self.socket.close()
 
 
 class Generations:
     """Runs the attempts of this node until the coordinator ends them.
 
-    ``check`` checks the node before a restart; it raises QwenJobError for a fault.
+    ``check`` checks the node before a restart; it raises QwenJobError for a fault. ``lost`` hears the number of a
+    node (0, which coordinates) that is lost, and how: as in Coordinator.
     """
 
     def __init__(
@@ -99,7 +110,9 @@ class Generations:
         relay: Relay,
         check: Callable[[], None],
         say: Callable[[str], None],
+        lost: Callable[[int, str], None] = lambda _, __: None,
     ) -> None:
+        self._note_lost = lost
         self._place, self._connection, self._starter = place, connection, starter
         self._relay, self._check, self._say = relay, check, say
         self._generation, self._why = 0, ""
@@ -125,8 +138,8 @@ class Generations:
                 for message in self._connection.hear():
                     if (code := self._take(message)) is not None:
                         return code
-                if self._connection.lost:
-                    self._say("the launcher of node 0 is gone")
+                if self._connection.lost or self._connection.is_silent():
+                    self._miss_node_0()
                     code = self._leave(Retryable.exit_code)
                     waits = rejoin and self._place.node and not self._relay.used and code >= Retryable.exit_code
                     return None if waits else code
@@ -135,6 +148,12 @@ class Generations:
                 self._wait()
         finally:
             self._kill()
+
+    def _miss_node_0(self) -> None:
+        gone = self._connection.lost
+        silence = f"no sign of life for {SILENCE_SECONDS:.0f} s from node 0 ({self._place.address})"
+        self._say("the launcher of node 0 is gone" if gone else silence)
+        self._note_lost(0, "gone" if gone else "silent")
 
     def _take(self, message: dict[str, Any]) -> int | None:
         what = message["what"]

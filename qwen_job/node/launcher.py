@@ -14,6 +14,7 @@ retryable failure from a final one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ from qwen_job.node.processes import Cold, Warm
 from qwen_job.node.relay import Relay
 from qwen_job.run import ends
 from qwen_job.run.ends import MEMORY_ADVICE
+from qwen_job.run.folder import RunFolder
 from qwen_job.run.lease import RENDEZVOUS
 from qwen_job.run.manifest import newest_step
 from qwen_job.run.signals import TIME_LIMIT
@@ -204,11 +206,24 @@ def _coordinate(
 
     budget = Budget(options.in_place, newest)
     rejoin = options.rdzv_timeout if _rejoins(options) else 0.0
+    lost = _note_lost(options, folder)
     coordinator = Coordinator(
-        listening, options.rdzv_id, options.nnodes, options.rdzv_timeout, budget, say, restarting, rejoin
+        listening, options.rdzv_id, options.nnodes, options.rdzv_timeout, budget, say, restarting, lost, rejoin
     )
     coordinator.begin()
     return coordinator
+
+
+def _note_lost(options: argparse.Namespace, folder: Path | None) -> Callable[[int, str], None]:
+    """Return what leaves the number of a lost node in the run folder, for the script that replaces it by a spare."""
+
+    def note(node: int, how: str) -> None:
+        # Storage that cannot be written delays the replacement, until the scheduler has noticed by itself.
+        with contextlib.suppress(OSError):
+            if folder:
+                RunFolder(folder).lost(options.rdzv_id, node).write_text(f"{how}\n")
+
+    return note
 
 
 def _run(
@@ -227,12 +242,11 @@ def _run(
         while True:
             connection = generations.Connection(_meet(options), options.rdzv_id, place)
             try:
-                attempts_here = generations.Generations(
-                    place, connection, starter, relay, lambda: check_start(options.command), say
-                )
+                check, lost = (lambda: check_start(options.command)), _note_lost(options, folder)
+                attempts_here = generations.Generations(place, connection, starter, relay, check, say, lost)
                 code = attempts_here.run(rejoin=_rejoins(options))
             finally:
-                connection.socket.close()
+                connection.close()
             if code is not None:
                 return code
             relay.waiting()

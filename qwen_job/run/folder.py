@@ -189,6 +189,10 @@ class RunFolder:
         """The name of a node that the batch script excludes when it requeues the job."""
         return self.launch / f"unhealthy.{token}.{rank}"
 
+    def lost(self, token: str, node: int) -> Path:
+        """How the other nodes of an attempt lost this one ("gone", "silent"): a spare may take its place."""
+        return self.launch / f"lost.{token}.{node}"
+
 
 def step_name(step: int) -> str:
     """Return the name of a checkpoint's folder."""

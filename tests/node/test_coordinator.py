@@ -12,6 +12,7 @@ import pytest
 
 from qwen_job.node import coordinator as coordinators
 from qwen_job.node.coordinator import Budget, Coordinator, Exit, restartable
+from qwen_job.node.liveness import ALIVE, Beats
 from qwen_job.sockets import listen
 
 JOB = "job-1"
@@ -23,15 +24,23 @@ class Launcher:
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("localhost", port), timeout=20)
         self._lines = self.socket.makefile("rb")
+        self._beats = Beats(lambda: [self.socket])
 
     def tell(self, what: str, **message: Any) -> None:
         self.socket.sendall(json.dumps({"what": what, **message}).encode() + b"\n")
 
     def hear(self) -> dict[str, Any]:
-        line = self._lines.readline()
-        return dict(json.loads(line)) if line else {}
+        while line := self._lines.readline():
+            if (message := dict(json.loads(line)))["what"] != ALIVE:
+                return message
+        return {}
+
+    def fall_silent(self) -> None:
+        """Be a machine without power: the connection stays, and nothing more comes."""
+        self._beats.end()
 
     def leave(self) -> None:
+        self._beats.end()
         self._lines.close()
         self.socket.close()
 
@@ -41,11 +50,13 @@ class Job:
 
     def __init__(self, nodes: int, most: int, timeout: float = 20, rejoin: float = 0) -> None:
         self.nodes, self.newest, self.said = nodes, -1, list[str]()
+        self.lost: list[tuple[int, str]] = []
         listening = listen()
         self.port = int(listening.getsockname()[1])
         budget = Budget(most, lambda: self.newest)
         say = self.said.append
-        self.coordinator = Coordinator(listening, JOB, nodes, timeout, budget, say, rejoin=rejoin)
+        lost = lambda node, how: self.lost.append((node, how))  # noqa: E731
+        self.coordinator = Coordinator(listening, JOB, nodes, timeout, budget, say, lost=lost, rejoin=rejoin)
         self.coordinator.begin()
         self.launchers: list[Launcher] = []
 
@@ -176,6 +187,7 @@ def test_a_launcher_that_is_gone_ends_the_job_for_all(job: Job) -> None:
     (end,) = job.hear()
     assert (end["what"], end["code"]) == ("end", 128)
     assert "the launcher of node 1 (host1) is gone" in end["why"]
+    assert job.lost == [(1, "gone")]
 
 
 def test_a_node_that_fails_its_check_before_a_restart_ends_the_job(job: Job) -> None:

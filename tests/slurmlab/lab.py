@@ -138,7 +138,8 @@ class Lab:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def crash(self, node: str) -> None:
-        """Cut a node's power."""
+        """Cut a node's power: from one moment to the next it sends nothing, not even the end of its connections."""
+        self.cut(node)
         self.hosts.kill(node)
 
     def boot(self, node: str) -> None:

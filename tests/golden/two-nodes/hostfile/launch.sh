@@ -460,12 +460,19 @@ attempt() {
     done
   done
 
-  # Nodes that lost their connection save first. If one of them has a final exit code, it is the reason.
+  # Nodes that lost their connection save first. If one of them has a final exit code, it is the reason. One that the
+  # others have lost, and that has not ended soon after them, never will.
   bad=()
   for ((seconds = 0; code != 0 && seconds < 120; seconds++)); do
     running=()
     for rank in "${!chosen[@]}"; do
-      if [ -z "${bad[rank]:-}" ] && grep -qs running "$run/launch/exit.$rdzv_id.$rank"; then running+=("$rank"); fi
+      if [ -n "${bad[rank]:-}" ] || ! grep -qs running "$run/launch/exit.$rdzv_id.$rank"; then continue; fi
+      if [ "$seconds" -ge 2 ] && [ -e "$run/launch/lost.$rdzv_id.$rank" ]; then
+        bad[rank]=${chosen[rank]}
+        echo "qwen-job: ${chosen[rank]} gives the other hosts no sign of life" >&2
+      else
+        running+=("$rank")
+      fi
     done
     if [ -z "${running[*]}" ]; then break; fi
     if [ "$seconds" -eq 1 ]; then echo "qwen-job: waiting for the nodes to save and exit" >&2; fi
