@@ -13,11 +13,11 @@ from types import FrameType
 
 from qwen_job.errors import StoppedAndSaved
 from qwen_job.node import attempts
-from qwen_job.run.signals import STOP_SIGNAL, hear, leave_now, watch
+from qwen_job.run.signals import FORWARDED, STOP_SIGNAL, hear, leave_now, watch
 
 
 class Relay:
-    """Forwards a signal to the workers as USR1; one that arrives before they exist is kept for them.
+    """Forwards a signal to the workers as USR1, with its name; one that arrives before they exist is kept for them.
 
     After a disconnect, the relay kills workers that have not saved within ``grace_seconds``, because nobody else will.
     Before any worker starts there is nothing to save: the launcher exits at once, whatever it waits for. ``run``: the
@@ -31,6 +31,9 @@ class Relay:
         self._run = run
         self._waiting = True
         self._deciding = threading.Lock()
+        # In memory, because a handler must not wait for storage; the workers read it through this process.
+        self._got = os.memfd_create("forwarded") if sys.platform == "linux" else -1
+        os.environ[FORWARDED] = f"/proc/{os.getpid()}/fd/{self._got}"
         hear(self._forward)
         watch(self._leave)
 
@@ -66,6 +69,8 @@ class Relay:
             leave_now(code)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
+        if not self.used and self._got >= 0:
+            os.write(self._got, str(number).encode())
         self.used = True
         self._send(STOP_SIGNAL)
         if number == signal.SIGHUP:

@@ -23,6 +23,8 @@ from qwen_job.run.folder import RunFolder
 
 # The launcher sends this to its workers, and blocks it in them until they listen.
 STOP_SIGNAL = signal.SIGUSR1
+# Path of a file with the number of the signal that the launcher got and forwards as STOP_SIGNAL.
+FORWARDED = "QWEN_JOB_FORWARDED_SIGNAL"
 # Time limit of this attempt in seconds, set by targets that have one; empty or unset otherwise.
 TIME_LIMIT = "QWEN_JOB_TIME_LIMIT_SECONDS"
 # Start of the attempt, in unix seconds.
@@ -118,7 +120,7 @@ class StopRequest:
         self._interruptible = ""
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.reason = self.reason or f"signal {signal.Signals(number).name}"
+        self.reason = self.reason or f"signal {_name(number)}"
         if self._interruptible and not self._raised:
             self._raised = True
             raise StoppedAndSaved(f"{self.reason} {self._interruptible}")
@@ -126,8 +128,16 @@ class StopRequest:
     def _insist(self, number: int) -> None:
         time.sleep(_REACT_SECONDS)
         if self._interruptible:
-            self.leaving(StoppedAndSaved(f"signal {signal.Signals(number).name} {self._interruptible}"))
+            self.leaving(StoppedAndSaved(f"signal {_name(number)} {self._interruptible}"))
             leave_now(StoppedAndSaved.exit_code)
+
+
+def _name(number: int) -> str:
+    """Return the name of a signal; of one that the launcher forwards, what the launcher itself got."""
+    if number == STOP_SIGNAL:
+        with contextlib.suppress(OSError, ValueError):
+            return signal.Signals(int(Path(os.environ.get(FORWARDED, "")).read_bytes())).name
+    return signal.Signals(number).name
 
 
 class TimeLimit:
