@@ -110,7 +110,8 @@ def main() -> int:
     print(f"{nodes} launchers, {RESTARTS} restarts, host {socket.gethostname()}, load {os.getloadavg()[0]:.1f}")
     print(f"start of the first process to all ranks started: {max(started[0]) - began:.2f} s")
     print(f"death of a rank to all ranks started again: {', '.join(f'{one:.3f}' for one in again)} s")
-    print(f"median {statistics.median(again):.3f} s; messages per node: {coordinator.messages / nodes:.1f}")
+    print(f"median {statistics.median(again):.3f} s; messages per node: {coordinator.messages / nodes:.1f}", end="")
+    print(f", and {coordinator.beats / nodes:.0f} signs of life in {time.time() - began:.0f} s")
     return 0 if set(codes) == {0} else 1
 
 

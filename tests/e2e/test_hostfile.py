@@ -91,7 +91,8 @@ def test_spare_hosts_take_the_place_of_those_that_lose_power(hosts: Lab, tmp_pat
     assert [start["world_size"] for start in metrics(run, "start")] == [2, 2, 2]
     last = json.loads((run / "done.json").read_text())["total_steps"]
     assert {step["step"] for step in metrics(run, "step")} == set(range(1, last + 1))
-    assert "node2 cannot be reached" in output and "continues on node1,node3, 1 spare hosts left" in output
+    assert "node2 gives the other hosts no sign of life" in output
+    assert "continues on node1,node3, 1 spare hosts left" in output
     assert "node1 failed" in output and "continues on node4,node3, 0 spare hosts left" in output
     assert (run / "launch" / "hostfile").read_text() == "node4 slots=1\nnode3 slots=1\n"
 

@@ -110,9 +110,10 @@ def test_a_spare_takes_the_place_of_a_node_that_loses_power(lab: Lab, tmp_path: 
     lab.crash("node2")
     (folder / "crashed").touch()
     try:
-        assert run.wait_end(120) == "COMPLETED", run.output
+        lab.wait(lambda: "attempt 0] complete" in run.output, 60, "the spare completes the run")
     finally:
-        lab.boot("node2")
+        lab.boot("node2")  # until then Slurm waits for its part of the job
+    assert run.wait_end(120) == "COMPLETED", run.output
     assert "failed (exit code 128): training continues on node1,node3, 0 spare nodes left" in run.output
     assert lab.job(run.job)["Restarts"] == "0"
     assert "First task exited 60s ago" not in run.output, "srun was waited for"

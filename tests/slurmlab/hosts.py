@@ -150,6 +150,10 @@ class Hosts:
         if child := self._children.pop(name, None):
             child.wait(20)
         (self.root / "pids" / name).unlink(missing_ok=True)
+        if self.is_up("switch"):
+            # The kernel removes the cable some time after the host; a host that is switched on again gets a new one.
+            with contextlib.suppress(LabError):
+                self._switch("ip", "link", "del", f"v-{name}")
 
     def plug(self, name: str, *, plugged: bool) -> None:
         """Plug the host's network cable in, or unplug it."""
