@@ -163,11 +163,13 @@ class Coordinator:
             peer.connection.close()
 
     def _accept(self) -> None:
+        # All that wait: of many nodes that come at once, the last shall not wait for its first sign of life.
         with contextlib.suppress(OSError):
-            connection, _ = self._listening.accept()
-            prepare(connection)
-            connection.setblocking(False)
-            self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
+            while True:
+                connection, _ = self._listening.accept()
+                prepare(connection)
+                connection.setblocking(False)
+                self._selector.register(connection, selectors.EVENT_READ, _Peer(connection))
 
     def _read(self, peer: _Peer) -> None:
         try:

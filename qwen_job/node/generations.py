@@ -24,6 +24,7 @@ from qwen_job.run.launched import AFTER, LAUNCH, RESTARTS
 
 # Cold workers are looked at; warm ones report themselves.
 _POLL_SECONDS, _IDLE_SECONDS = 0.1, 1.0
+_FIRST_SIGN_SECONDS = 60.0
 _LINE_BYTES = 65536
 # How long other ranks may take to end by themselves after one has failed: they save, or report the same failure. One
 # that was killed has nothing to report; one that saw a hang, or lost a data worker, has when it ends.
@@ -56,6 +57,7 @@ class Connection:
         self.socket = connected
         self.lost = False
         self._buffer = b""
+        self._met, self._began = False, time.monotonic()
         self._silence = Silence()
         prepare(connected)
         connected.settimeout(None)
@@ -75,6 +77,7 @@ class Connection:
         try:
             # The socket itself stays blocking, for the thread that sends.
             while data := self.socket.recv(_LINE_BYTES, socket.MSG_DONTWAIT):
+                self._met = True
                 self._silence.heard(0)
                 *new, self._buffer = (self._buffer + data).split(b"\n")
                 lines += new
@@ -86,8 +89,12 @@ class Connection:
         return [message for line in lines if (message := json.loads(line))["what"] != ALIVE]
 
     def is_silent(self) -> bool:
-        """Return whether the coordinator has given no sign of life for too long; call it after ``hear``."""
-        return bool(self._silence.look([0]))
+        """Return whether the coordinator has given no sign of life for too long; call it after ``hear``.
+
+        Before its first one it may be busy with many other nodes.
+        """
+        silent = bool(self._silence.look([0]))
+        return silent and (self._met or time.monotonic() - self._began > _FIRST_SIGN_SECONDS)
 
     def close(self) -> None:
         """Leave the coordinator."""

@@ -160,6 +160,7 @@ def test_the_others_notice_a_lost_node_0(vanishes: bool, how: str) -> None:
     said: list[str] = []
     place = Place(1, 2, 1, "n0")
     connection = Connection(connected, "job-1", place)
+    theirs.sendall(b'{"what": "alive"}\n')
     if not vanishes:
         theirs.close()
     runs = Generations(
