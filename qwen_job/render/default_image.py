@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwen_job import __version__
-from qwen_job.errors import EnvironmentFault, JobError
+from qwen_job.errors import EnvironmentFault, JobError, Problem
 from qwen_job.facts.released import released_image
 from qwen_job.plan import Plan
 
@@ -58,6 +58,23 @@ def package_notes(plan: Plan, target: str) -> list[str]:
         f"train.report_to: the images of qwen-job do not have {' and '.join(missing)}; build yours with "
         f"'make image PACKAGES=\"{names}\"'"
     ]
+
+
+def suite_problems(plan: Plan, target: str) -> list[Problem]:
+    """Return what is wrong with a suite in the released image, which has no lm-eval: the first pod would end with 5."""
+    job = plan.job
+    named = job.image or (target == "slurm" and job.container.image)
+    # The pods of a ClusterTrainingRuntime evaluate nothing.
+    if job.evaluate is None or job.evaluate.suite is None or target == "kubeflow" or not runs_an_image(plan, target):
+        return []
+    if named or default_image(plan) is None:
+        return []
+    text = (
+        "the released image, which a job without image runs, has no lm-eval; build one with 'make image "
+        f"SET={image_set(plan)} PACKAGES=lm-eval' and write it as image, or remove suite and score the model later: "
+        "qwen-job evaluate"
+    )
+    return [job.problem(("evaluate", "suite"), text)]
 
 
 def image_notes(plan: Plan, target: str) -> list[str]:

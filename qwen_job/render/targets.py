@@ -14,7 +14,7 @@ from qwen_job.facts.suites import INSTALL
 from qwen_job.job.document import Path as FieldPath
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
-from qwen_job.render.default_image import image_notes, package_notes, runs_an_image
+from qwen_job.render.default_image import image_notes, package_notes, runs_an_image, suite_problems
 from qwen_job.render.evaluation import evaluate_words
 from qwen_job.render.quote import Unrepresentable
 from qwen_job.render.references import reference_problems, sweep_problems
@@ -46,7 +46,10 @@ def render(plan: Plan, target: str, template_dirs: Sequence[str | Path] = ()) ->
     if plan.sweep and target != "slurm":
         message = f"on {target} each of its {len(plan.sweep)} runs is a separate bundle: render them with -o DIR"
         raise JobError([plan.job.problem(("sweep",), message)])
-    found = (*secret_problems(plan, target), *reference_problems(plan, target), *sweep_problems(plan))
+    found = (
+        *secret_problems(plan, target), *reference_problems(plan, target), *sweep_problems(plan),
+        *suite_problems(plan, target),
+    )  # fmt: skip
     if problems := list(dict.fromkeys(found)):
         raise JobError(problems)
     folders = [*template_dirs, *_own_templates(plan)]

@@ -104,3 +104,17 @@ def test_a_checkout_says_what_to_build(gpu: str, name: str) -> None:
 def test_a_checkout_refuses_a_container_without_an_image() -> None:
     with pytest.raises(JobError, match=r"container\.runtime: .*needs an image.*make image SET=v100"):
         bundle("slurm", "V100-32G", container={"runtime": "docker"})
+
+
+@pytest.mark.parametrize(("target", "container"), [("kubernetes", {}), ("helm", {}), ("slurm", {"runtime": "pyxis"})])
+def test_a_suite_that_the_released_image_cannot_run_is_refused(
+    release: Any, target: str, container: dict[str, str]
+) -> None:
+    release(digests=DIGESTS)
+    suite = {"evaluate": {"suite": "gsm8k"}, "container": container}
+    with pytest.raises(
+        JobError, match=r"evaluate\.suite: the released image.*'make image SET=ampere PACKAGES=lm-eval'"
+    ):
+        bundle(target, **suite)
+    assert bundle(target, image="registry/mine:1", **suite)
+    assert bundle("slurm", evaluate={"suite": "gsm8k"})

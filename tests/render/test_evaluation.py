@@ -183,7 +183,11 @@ def test_data_that_no_pod_sees_is_refused(tmp_path: Path) -> None:
 def test_on_slurm_the_job_that_waits_runs_the_suite(tmp_path: Path) -> None:
     made = bundle(tmp_path, "slurm", evaluate={**SUITE, "data": "/held.json", "before": False})
     words = f"evaluate /runs/tiny --data /held.json --samples 5 --max-new-tokens 128 {WORDS} --no-before"
-    assert words in made.files["tiny-evaluate.sbatch"] and "qwen_job evaluate" not in made.files["tiny.sbatch"]
+    assert words in made.files["tiny-evaluate.sbatch"] and "qwen_job evaluate /runs" not in made.files["tiny.sbatch"]
+    # What the suite lacks is known before the training.
+    assert f"-m qwen_job evaluate --check {WORDS}" in made.files["tiny.sbatch"]
+    # Other nodes wait while the first one imports lm-eval, which can take minutes on a shared file system.
+    assert "--rdzv_timeout 900" in made.files["tiny.sbatch"]
 
 
 @pytest.mark.parametrize("target", ["hostfile", "local"])

@@ -14,6 +14,7 @@ from qwen_job.render.configs import sweep_index
 from qwen_job.render.container import batch_settings
 from qwen_job.render.context import node_check
 from qwen_job.render.engine import render_template
+from qwen_job.render.evaluation import check_words
 from qwen_job.render.slurm.array import check_common, check_size, task
 from qwen_job.render.slurm.cpus_and_memory import resource_notes
 from qwen_job.render.slurm.evaluate import dependency_of, evaluate_script
@@ -103,4 +104,4 @@ def _sweep(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
 def _context(plan: Plan, folders: Sequence[str | Path]) -> dict[str, Any]:
     slurm = plan.job.slurm
     preflight = node_check(plan, slurm.min_allreduce_gbs) if slurm.preflight else ()
-    return slurm_context(plan, folders, preflight=preflight)
+    return slurm_context(plan, folders, preflight=preflight, check_suite=check_words(plan))
