@@ -45,7 +45,7 @@
   "--rdzv_timeout" (int $k.rendezvous_timeout | toString)
   "--max_without_progress" (int .Values.max_without_progress | toString)
   "--in_place" (int .Values.in_place | toString)) -}}
-{{- if and (gt $nodes 1) (eq $k.kind "pytorchjob") -}}
+{{- if gt $nodes 1 -}}
 {{- $words = append $words "--rejoin" -}}
 {{- end -}}
 {{- if not (kindIs "invalid" $k.active_deadline) -}}

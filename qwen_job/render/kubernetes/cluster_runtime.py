@@ -55,8 +55,9 @@ def cluster_runtime(plan: Plan, chosen: Settings, folders: Sequence[str | Path] 
     things = checked_objects(plan, chosen, folders)
     (runtime,) = [thing for thing in things if thing["kind"] == "TrainingRuntime"]
     spec = runtime["spec"]
-    pod_labels = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["metadata"]["labels"]
-    pod = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    job = spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job["backoffLimit"] = chosen.in_place  # how many pods there are is for the TrainJob to say
+    pod_labels, pod = job["template"]["metadata"]["labels"], job["template"]["spec"]
     main = next(one for one in pod["containers"] if one["name"] == "node")
     main["command"] = list(COMMAND)
     main["env"] = [*main["env"], {"name": TEMPLATE, "value": literal(chosen.files[JOB])}]

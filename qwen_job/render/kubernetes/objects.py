@@ -220,6 +220,8 @@ def _context(chosen: Settings) -> dict[str, Any]:
         "pod_affinity": k.topology if gang != "kueue" else None,
         "replicas": _replicas(chosen),
         "final_codes": list(range(1, 128)),
+        # The other pods wait for the one that is replaced, which is a restart in place.
+        "pod_restarts": chosen.in_place if chosen.nodes > 1 else 0,
     }
 
 
@@ -243,8 +245,8 @@ def command(chosen: Settings) -> list[str]:
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),
         "--max_without_progress", str(chosen.max_without_progress), "--in_place", str(chosen.in_place),
-        # When a pod is lost, a JobSet replaces all pods, a PyTorchJob that one.
-        *(["--rejoin"] if chosen.nodes > 1 and chosen.section.kind == "pytorchjob" else []),
+        # The operator, or the Job of a JobSet, replaces a lost pod: the others wait for it.
+        *(["--rejoin"] if chosen.nodes > 1 else []),
         *([] if limit is None else ["--time_limit_seconds", str(limit)]),
         "--", "--config", f"{CONFIG_PATH}/{TRAIN}",
     ]  # fmt: skip

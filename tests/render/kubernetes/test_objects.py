@@ -289,11 +289,26 @@ def test_the_launcher_is_told_when_to_give_up() -> None:
     assert command[command.index("--max_without_progress") + 1] == "7"
 
 
-def test_the_pods_of_a_pytorchjob_wait_for_one_that_is_lost() -> None:
-    two = ["cluster.nodes=2", "cluster.gpus_per_node=1"]
-    assert "--rejoin" in pod(*two)["containers"][0]["command"]
-    assert "--rejoin" not in pod("cluster.nodes=1")["containers"][0]["command"]
-    assert "--rejoin" not in rendered(*two, "kubernetes.kind=trainjob").text
+@pytest.mark.parametrize("kind", ["pytorchjob", "trainjob", "jobset"])
+def test_the_pods_of_a_job_wait_for_one_that_is_lost(kind: str) -> None:
+    two = ["cluster.nodes=2", "cluster.gpus_per_node=1", f"kubernetes.kind={kind}"]
+    assert "--rejoin" in rendered(*two).text
+    assert "--rejoin" not in rendered(f"kubernetes.kind={kind}", "cluster.nodes=1").text
+
+
+def test_the_job_of_a_jobset_replaces_as_many_lost_pods_as_restarts_in_place_are_allowed() -> None:
+    def job(*sets: str) -> dict[str, Any]:
+        spec = objects("kubernetes.kind=jobset", "cluster.gpus_per_node=1", *sets)["JobSet"]["spec"]
+        return dict(spec["replicatedJobs"][0]["template"]["spec"])
+
+    assert job("cluster.nodes=2")["backoffLimit"] == 3
+    assert job("cluster.nodes=2", "retry.in_place=7")["backoffLimit"] == 7
+    # Without restarts in place nobody waits for a pod, and one pod has nobody to wait for it: the JobSet restarts all.
+    assert job("cluster.nodes=2", "retry.in_place=0")["backoffLimit"] == 0
+    assert job("cluster.nodes=1")["backoffLimit"] == 0
+    # A final exit code is not made up for by another pod: it fails the Job, and so the JobSet.
+    (rule,) = job("cluster.nodes=2")["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == list(range(1, 128))
 
 
 @pytest.mark.parametrize("kind", ["pytorchjob", "trainjob", "jobset"])
