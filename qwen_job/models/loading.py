@@ -52,14 +52,7 @@ def load_native(
     import transformers
 
     config = read_text_config(folder) if config is None else config
-    expected_shapes(config)  # refuses every other model_type
-    check_config(config)
-    model_class = getattr(transformers, family_of(config).architecture)
-    choose_by_device(sys.modules[model_class.__module__])
-    try:
-        built = model_class.config_class(**native_config(config))
-    except Exception as error:  # its strict dataclasses raise their own kinds
-        raise ModelError(f"{folder}: config.json: {_reason(error)}") from error
+    model_class, built = _class_and_config(folder, config)
     try:
         loaded: tuple[Any, dict[str, Any]] = model_class.from_pretrained(
             str(folder),
@@ -79,6 +72,55 @@ def load_native(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {_reason(error)}") from error
     return loaded
+
+
+def build_native(folder: Path, dtype: torch.dtype, attention: str, config: Mapping[str, object]) -> Any:
+    """Return the model of :func:`load_native` without its weights, for a checkpoint that has them all.
+
+    No file of weights is opened. Parameters are not initialized, and each process has its own; buffers, which no
+    checkpoint has, are computed as when a folder is loaded.
+
+    Raises:
+        ModelError: config.json is wrong.
+    """
+    from transformers import GenerationConfig
+    from transformers.initialization import no_init_weights
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.monkey_patching import patch_output_recorders
+    from transformers.utils.generic import ContextManagers
+
+    model_class, built = _class_and_config(folder, config)
+    built.name_or_path = str(folder)
+    kernels = {"attn_implementation": attention}
+    if family_of(config).experts:
+        kernels["experts_implementation"] = EXPERTS
+    if is_deepspeed_zero3_enabled():
+        built.dtype = dtype
+        for name, value in kernels.items():
+            setattr(built, f"_{name}", value)
+        # _from_config would gather every module's weights to initialize them.
+        with ContextManagers(model_class.get_init_context(dtype, False, False, None)):
+            model = model_class(built)
+            patch_output_recorders(model)
+    else:
+        with no_init_weights():
+            model = model_class._from_config(built, dtype=dtype, **kernels)
+    model.tie_weights()
+    model.generation_config = GenerationConfig(**exported(folder).values)
+    return model.eval()
+
+
+def _class_and_config(folder: Path, config: Mapping[str, object]) -> tuple[Any, Any]:
+    import transformers
+
+    expected_shapes(config)  # refuses every other model_type
+    check_config(config)
+    model_class = getattr(transformers, family_of(config).architecture)
+    choose_by_device(sys.modules[model_class.__module__])
+    try:
+        return model_class, model_class.config_class(**native_config(config))
+    except Exception as error:  # its strict dataclasses raise their own kinds
+        raise ModelError(f"{folder}: config.json: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

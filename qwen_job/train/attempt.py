@@ -70,7 +70,7 @@ def train(
         watchdog = Watchdog(store, place.rank, place.world_size, seconds, folder, config.sequence_parallel_size)
         watchdog.loading()
         attempt = Attempt(config, deepspeed, place, store, stop_request, log, around, history)
-        loaded = load(attempt, model_folder, prepared)
+        loaded = load(attempt, model_folder, prepared, resumed)
         step = resumed.step if resumed else None
         log.write(
             "start",

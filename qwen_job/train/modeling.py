@@ -14,7 +14,7 @@ from qwen_job.errors import ModelError
 from qwen_job.facts.config_fields import check_fields, longest_row, too_long
 from qwen_job.facts.model_files import read_text_config
 from qwen_job.facts.positions import with_yarn
-from qwen_job.models.loading import load_native
+from qwen_job.models.loading import build_native, load_native
 from qwen_job.models.tensors import read_folder
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.train.attention import check_kernel, implementation, try_kernel, window_of
@@ -28,8 +28,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _NOT_DECAYED = re.compile(r"bias$|norm|conv1d", re.IGNORECASE)
 
 
-def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -> Any:
+def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path, *, reads_weights: bool = True) -> Any:
     """Load the model without remote code, in the precision and with the attention of train.yaml.
+
+    ``reads_weights``: False where a checkpoint will replace every weight.
 
     Raises:
         ModelError: transformers cannot load the folder, weights are missing in it, or its config.json asks for what
@@ -39,11 +41,13 @@ def build_model(config: TrainConfig, deepspeed: DeepSpeedConfig, folder: Path) -
     values = _checked_config(config, folder)
     kind = config.attention if config.sequence_parallel_size == 1 else "varlen"  # ours: see share_rows
     with _partitioned(deepspeed):
-        device = _device_that_converts(config, deepspeed, folder)
-        model, report = load_native(folder, DTYPES[config.precision], implementation(kind), values, device)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
+        if reads_weights:
+            device = _device_that_converts(config, deepspeed, folder)
+            model, report = load_native(folder, DTYPES[config.precision], implementation(kind), values, device)
+            if missing := sorted(report["missing_keys"]):
+                raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]} the first")
+        else:
+            model = build_native(folder, DTYPES[config.precision], implementation(kind), values)
     check_kernel(model.config, config.attention)
     model.config.use_cache = False
     if config.device == "cuda":

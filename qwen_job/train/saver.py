@@ -48,6 +48,7 @@ class Saver:
         memory: MemorySaves | None = None,
     ) -> None:
         self._config, self._identity = config, identity
+        self._settings = settings_text(config)  # training pauses for a save: what never changes is written once
         self.engine, self._schedule, self._state = engine, schedule, state
         self._ranks, self._log = ranks, log
         self._reserved = False
@@ -181,7 +182,7 @@ class Saver:
             checkpointer.keep_text("latest", f"global_step{step}")
             checkpointer.keep(SCHEDULE, self._schedule.state())
             checkpointer.keep_text(STATE, self._state.text())
-            checkpointer.keep_text(SETTINGS, settings_text(self._config))
+            checkpointer.keep_text(SETTINGS, self._settings)
             checkpointer.keep_text(IDENTITY, self._identity.text())
 
     def _finish(self) -> None:

@@ -45,7 +45,7 @@ from qwen_job.train.rate_schedule import Schedule, check_schedule
 from qwen_job.train.remembered import Neighbourhood
 from qwen_job.train.rendezvous import Place
 from qwen_job.train.reporters import Run, build_reporters
-from qwen_job.train.resume import Beginning
+from qwen_job.train.resume import Beginning, Resume
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.save_interval import History
@@ -84,8 +84,10 @@ class Loaded(NamedTuple):
     model_folder: Path
 
 
-def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
+def load(attempt: Attempt, model_folder: Path, prepared: Path, resume: Resume | None) -> Loaded:
     """Open the rows and load the model, each rank its part; rank 0 rehearses the export.
+
+    ``resume``: a checkpoint that its weights come from.
 
     Raises:
         JobError: a setting of the training cannot be used.
@@ -103,7 +105,7 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
     if len(data.train) == 0:
         raise DataError(f"{prepared}: no rows to train on are left after preparation; run qwen-job data check")
     notes += _report_left_out(config, data, log)
-    model = build_model(config, attempt.deepspeed, model_folder)
+    model = build_model(config, attempt.deepspeed, model_folder, reads_weights=reads_weights(attempt.deepspeed, resume))
     if unknown := unknown_fields(read_text_config(model_folder)):
         notes.append(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
     notes += left_out(model_folder, kept=config.export == "original")
@@ -114,6 +116,14 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path) -> Loaded:
     for note in notes:
         log.say(note)
     return Loaded(model, arguments, data, model_folder)
+
+
+def reads_weights(deepspeed: DeepSpeedConfig, resume: Resume | None) -> bool:
+    """Tell whether the model's own weights are needed: not where a checkpoint replaces every one on every rank.
+
+    One that was converted to another number of ranks, or has experts that ranks split, is loaded in another way.
+    """
+    return resume is None or resume.universal or expert_parallel_size(deepspeed) > 1
 
 
 def hardware(device: str) -> str:

@@ -10,10 +10,12 @@ import pytest
 pytestmark = pytest.mark.train
 
 torch = pytest.importorskip("torch")
-from qwen_job.models.loading import load_native  # noqa: E402
+from qwen_job.facts.model_files import read_text_config  # noqa: E402
+from qwen_job.models.loading import build_native, load_native  # noqa: E402
 from qwen_job.run.config import parse_config  # noqa: E402
-from qwen_job.train import modeling  # noqa: E402
-from tests.support.tiny_models import write_folder  # noqa: E402
+from qwen_job.train import modeling, setup  # noqa: E402
+from qwen_job.train.resume import Resume  # noqa: E402
+from tests.support.tiny_models import TINY, write_folder  # noqa: E402
 from tests.train import tiny  # noqa: E402
 
 
@@ -58,3 +60,49 @@ def test_only_weights_that_are_converted_go_straight_to_the_gpu(
     values, deepspeed = tiny.settings(tmp_path / "run", stage, device="cuda", precision=precision)
     device = modeling._device_that_converts(parse_config(values, "train.yaml"), deepspeed, folder)
     assert device == (torch.device("cuda", 3) if on_gpu else None)
+
+
+def state(model: Any) -> list[tuple[str, Any, Any]]:
+    return [(name, one.dtype, one.shape) for name, one in [*model.named_parameters(), *model.named_buffers()]]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", TINY)
+def test_a_checkpoints_weights_make_a_model_without_weights_the_same(tmp_path: Path, kind: str, tied: bool) -> None:
+    folder = write_folder(tmp_path / "model", kind, tie_word_embeddings=tied)
+    loaded, _ = load_native(folder, torch.bfloat16, "sdpa")
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()  # none is opened
+    built = build_native(folder, torch.bfloat16, "sdpa", read_text_config(folder))
+    with torch.no_grad():
+        for weight in built.parameters():
+            weight.fill_(float("nan"))
+    built.load_state_dict(loaded.state_dict())
+    assert state(built) == state(loaded)
+    for (name, one), (_, two) in zip(built.named_buffers(), loaded.named_buffers(), strict=True):
+        assert torch.equal(one, two), name
+    assert (built.lm_head.weight is built.get_input_embeddings().weight) == tied
+    assert built.config.to_dict() == loaded.config.to_dict() and built.training == loaded.training
+    assert built.config._attn_implementation == loaded.config._attn_implementation
+    assert built.config._experts_implementation == loaded.config._experts_implementation
+    assert built.generation_config.to_dict() == loaded.generation_config.to_dict()
+    row = torch.arange(24)[None]
+    assert torch.equal(built(row).logits, loaded(row).logits)
+
+
+@pytest.mark.parametrize(
+    ("resume", "split", "reads"),
+    [
+        (None, 1, True),
+        (Resume(4, Path("/run/checkpoints/step-4"), universal=False, saved=4, in_memory=False), 1, False),
+        (Resume(4, Path("/dev/shm/node-0/step-4"), universal=False, saved=2, in_memory=True), 1, False),
+        (Resume(4, Path("/run/checkpoints/step-4"), universal=True, saved=4, in_memory=False), 1, True),
+        (Resume(4, Path("/run/checkpoints/step-4"), universal=False, saved=4, in_memory=False), 2, True),
+    ],
+)
+def test_weights_are_read_unless_a_checkpoint_replaces_every_one(
+    resume: Resume | None, split: int, reads: bool
+) -> None:
+    deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+    deepspeed |= {"expert_parallel": {"enabled": True, "autoep_size": split}} if split > 1 else {}
+    assert setup.reads_weights(deepspeed, resume) == reads
