@@ -10,12 +10,16 @@ from typing import NamedTuple
 
 
 class Divided(NamedTuple):
-    """What is divided among the GPUs of a group: heads of queries and of keys and values, rows, and a node's GPUs."""
+    """What is divided among the GPUs of a group: heads of queries and of keys and values, rows, and a node's GPUs.
+
+    ``linear_heads``: those of linear attention, of keys and of values; empty where there is none.
+    """
 
     heads: int
     key_value_heads: int
     row_length: int
     gpus_per_node: int
+    linear_heads: tuple[int, ...] = ()
 
 
 def rank_name(rank: int, size: int) -> str:
@@ -25,13 +29,16 @@ def rank_name(rank: int, size: int) -> str:
 
 def fault(size: int, divided: Divided) -> str:
     """Return why ``size`` GPUs cannot share a row, or ""."""
-    heads, keys, length, gpus = divided
+    heads, keys, length, gpus, linear = divided
     if gpus % size:
         return f"{size} does not divide the {gpus} GPUs of a node, and a group must be inside one"
     if heads % size:
         return f"{size} does not divide the model's {heads} attention heads"
     if keys % size and size % keys:
         return f"{size} neither divides the model's {keys} key-value heads nor is a multiple of them"
+    for count in linear:
+        if count % size:
+            return f"{size} does not divide the {count} heads of the model's linear attention"
     if length % size:
         return f"{size} does not divide rows of {length} tokens"
     return ""

@@ -146,7 +146,7 @@ class Routing:
         """Return what ``forward`` of ``batch`` returns, and what its routers did."""
         device, size = self._ranks.device, batch["input_ids"].shape[1]
         lengths = batch["lengths"].to(device)
-        real = (torch.arange(size, device=device) < lengths[:, None]).flatten().float()
+        real = self._ranks.own_slice((torch.arange(size, device=device) < lengths[:, None]).flatten()).float()
         counts = torch.zeros(self._layers, self._experts, device=device)
         self._now = Seen(real, counts, torch.zeros(self._layers, device=device), [])
         self._listening = True

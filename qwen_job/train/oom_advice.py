@@ -6,9 +6,9 @@ import os
 from typing import Any, NamedTuple
 
 from qwen_job.errors import QwenJobError
-from qwen_job.facts.sequence_parallel import Divided, rank_name, sizes
+from qwen_job.facts.sequence_parallel import rank_name, sizes
 from qwen_job.plan.estimate.calibrate import layout_of
-from qwen_job.plan.estimate.layout import Layout, why_not_shared
+from qwen_job.plan.estimate.layout import Layout, divided_of, why_not_shared
 from qwen_job.plan.estimate.memory import estimate_memory
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.text import GIB, gib
@@ -55,9 +55,9 @@ def _more_sharing(config: TrainConfig, now: Layout) -> list[tuple[str, dict[str,
     """List the larger numbers of GPUs that could share each row, with the same rows in a micro-batch and in a step."""
     if why_not_shared(now.shape, now.attention):
         return []
-    shape, gpus = now.shape, int(os.environ.get("LOCAL_WORLD_SIZE", config.world_size))
-    heads = shape.num_attention_heads, shape.num_key_value_heads
-    larger = [one for one in sizes(Divided(*heads, config.data.max_length, gpus)) if one > now.sequence_parallel_size]
+    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", config.world_size))
+    divided = divided_of(now.shape, config.data.max_length, gpus)
+    larger = [one for one in sizes(divided) if one > now.sequence_parallel_size]
     found: list[tuple[str, dict[str, Any]]] = []
     for size in larger:
         steps = now.gradient_accumulation_steps * size // now.sequence_parallel_size

@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own habit)
 
 from qwen_job.facts.compiling import LINEAR_KERNELS_FROM
 from qwen_job.models.linear_attention import home_of, torch_formula
+from qwen_job.train.shared_heads import ALONE, SharedHeads
 
 PACKAGE = "fla-core"
 # Largest relative error of the kernels and their gradients. 16 bits explain about 0.01; a state or a convolution that
@@ -46,8 +47,11 @@ def linear_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if type(module).__name__.endswith("GatedDeltaNet")]
 
 
-def keep_documents_apart(model: Any, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Make the model's linear layers respect ``cu_seq_lens_q`` where it is given; returns notes for the log."""
+def keep_documents_apart(model: Any, device: torch.device, dtype: torch.dtype, heads: SharedHeads = ALONE) -> list[str]:
+    """Make the model's linear layers respect ``cu_seq_lens_q`` where it is given; returns notes for the log.
+
+    ``heads``: this rank's part of them where ranks share rows.
+    """
     layers = linear_layers(model)
     if not layers:
         return []
@@ -56,7 +60,7 @@ def keep_documents_apart(model: Any, device: torch.device, dtype: torch.dtype) -
         why_not = why_unusable(kernels, home_of(model), layers[0], device, dtype)
     chosen = by_document(home_of(model)) if kernels is None or why_not else kernels
     for layer in layers:
-        layer.forward = MethodType(partial(mix, chosen, layer.forward), layer)
+        layer.forward = MethodType(partial(mix, chosen, heads, layer.forward), layer)
     notes = [
         f"linear attention: {why_not}: documents are computed one after another with torch's formulas, which is exact "
         "but several times slower"
@@ -128,6 +132,7 @@ def _lengths(ends: Tensor) -> list[int]:
 
 def mix(
     kernels: Kernels,
+    heads: SharedHeads,
     stock: Callable[..., Tensor],
     layer: Any,
     hidden_states: Tensor,
@@ -138,24 +143,38 @@ def mix(
 ) -> Tensor:
     """Compute a GatedDeltaNet's forward, [B, S, H] -> [B, S, H], with documents of ``cu_seq_lens_q`` in [B S].
 
-    Without boundaries (generation, the export's probe) it is ``stock``, the layer's own.
+    Where ranks share rows, [B, S] is this rank's slice, and ``cu_seq_lens_q`` is of the whole row. Without boundaries
+    (generation, the export's probe) it is ``stock``, the layer's own.
     """
     if cu_seq_lens_q is None:
         return stock(hidden_states, cache_params=cache_params, attention_mask=attention_mask, **options)
     row = hidden_states.reshape(1, -1, hidden_states.shape[-1])
-    ends = cu_seq_lens_q
-    convolution = layer.conv1d
-    mixed = kernels.convolve(layer.in_proj_qkv(row), convolution.weight.squeeze(1), convolution.bias, ends)
-    query, key, value = mixed.split([layer.key_dim, layer.key_dim, layer.value_dim], dim=-1)
+    ends, blocks = cu_seq_lens_q, [layer.key_dim, layer.key_dim, layer.value_dim]
+    channels, decay, beta = _of_whole_row(layer, heads, row, blocks)
+    weight, bias = layer.conv1d.weight.squeeze(1), layer.conv1d.bias
+    bias = bias if bias is None else heads.own(bias, blocks)
+    mixed = kernels.convolve(channels, heads.own(weight, blocks), bias, ends)
+    query, key, value = mixed.split([block // heads.size for block in blocks], dim=-1)
     query, key = (part.unflatten(-1, (-1, layer.head_k_dim)) for part in (query, key))
-    value = value.unflatten(-1, (-1, layer.head_v_dim))
-    # In float32: exp(A_log) may overflow in fp16.
-    decay = -layer.A_log.float().exp() * F.softplus(layer.in_proj_a(row).float() + layer.dt_bias)
-    out = kernels.delta(query, key, value, decay, layer.in_proj_b(row).sigmoid(), ends)
+    out = kernels.delta(query, key, value.unflatten(-1, (-1, layer.head_v_dim)), decay, beta, ends)
+    out = heads.own_slice(out.flatten(2))
     gate = layer.in_proj_z(row).reshape(-1, layer.head_v_dim)
     normed: Tensor = layer.norm(out.reshape(-1, layer.head_v_dim), gate)
     projected: Tensor = layer.out_proj(normed.reshape(row.shape[0], row.shape[1], -1))
     return projected.reshape(hidden_states.shape)
+
+
+def _of_whole_row(layer: Any, heads: SharedHeads, row: Tensor, blocks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the convolution's channels, log decay and beta of this rank's ``heads``, for all of the row."""
+    gates = [layer.in_proj_a(row), layer.in_proj_b(row)]
+    if heads.size == 1:
+        channels, (a, b) = layer.in_proj_qkv(row), gates
+    else:
+        *parts, a, b = heads.whole_row([*layer.in_proj_qkv(row).split(blocks, dim=-1), *gates])
+        channels = torch.cat(parts, dim=-1)
+    rates, steps = (heads.own(weight, [layer.num_v_heads]) for weight in (layer.A_log, layer.dt_bias))
+    # In float32: exp(A_log) may overflow in fp16.
+    return channels, -rates.float().exp() * F.softplus(a.float() + steps), b.sigmoid()
 
 
 def why_unusable(kernels: Kernels, home: ModuleType, layer: Any, device: torch.device, dtype: torch.dtype) -> str:

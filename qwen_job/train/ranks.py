@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class Ranks(NamedTuple):
-    """This rank among the others; every method is a collective of all ranks.
+    """This rank among the others; every method but ``own_slice`` is a collective of all ranks.
 
     Each ``sequence_parallel_size`` consecutive ranks are a group that shares every row: see sequence_parallel.py.
     """
@@ -40,6 +40,11 @@ class Ranks(NamedTuple):
     def counts_rows(self) -> bool:
         """Whether this rank is the one of its group whose rows are counted."""
         return self.slice_number == 0
+
+    def own_slice(self, row: torch.Tensor) -> torch.Tensor:
+        """Return this rank's slice of ``row`` [T]: [T / sequence_parallel_size]. No collective."""
+        length = len(row) // self.sequence_parallel_size
+        return row[self.slice_number * length :][:length]
 
     def gather_numbers(self, numbers: list[int]) -> torch.Tensor:
         """Return every rank's numbers: [world_size, len(numbers)], int64 on the CPU."""

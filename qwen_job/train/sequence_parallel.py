@@ -22,9 +22,9 @@ from qwen_job.run.config import TrainConfig
 from qwen_job.train.arguments import Arguments
 from qwen_job.train.attention import by_document, register, varlen, window_of
 from qwen_job.train.batches import Batch
-from qwen_job.train.experts import routers_of
 from qwen_job.train.packed_state import linear_layers
 from qwen_job.train.ranks import Ranks
+from qwen_job.train.shared_heads import ALONE, SharedHeads
 
 _FIELD = "train.sequence_parallel_size"
 _OF_TOKENS = ("input_ids", "targets", "position_ids", "document_ids")
@@ -42,22 +42,23 @@ def slice_of(batch: Batch, ranks: Ranks) -> Batch:
     start = ranks.slice_number * length
     mine: dict[str, Any] = dict(batch)
     for name in _OF_TOKENS:
-        mine[name] = mine[name].reshape(1, -1)[:, start : start + length]
+        mine[name] = ranks.own_slice(mine[name].reshape(-1))[None]
     chosen = batch["chosen"] - start
     mine["chosen"] = chosen[(chosen >= 0) & (chosen < length)]
     return cast(Batch, mine)
 
 
-def share_rows(model: Any, kind: str, ranks: Ranks) -> None:
+def share_rows(model: Any, kind: str, ranks: Ranks) -> SharedHeads:
     """Let the ranks of a group exchange slices for heads around the attention of ``model``. A collective of all ranks.
 
-    ``kind``: varlen, or sdpa, which then takes the documents of a row one by one and makes no mask.
+    Returns what layers of linear attention need for the same. ``kind``: varlen, or sdpa, which then takes the documents
+    of a row one by one and makes no mask.
     """
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
     size = ranks.sequence_parallel_size
     if size == 1:
-        return
+        return ALONE
     groups = [dist.new_group(range(start, start + size)) for start in range(0, ranks.world_size, size)]
     core, config = varlen if kind == "varlen" else by_document, model.config.get_text_config()
     exchange = UlyssesSPAttentionHF(
@@ -77,6 +78,7 @@ def share_rows(model: Any, kind: str, ranks: Ranks) -> None:
         return exchange(module, query, key, value, None, **options)
 
     register(shared)
+    return SharedHeads(size, ranks.slice_number, groups[ranks.group])
 
 
 def check_shared(config: TrainConfig, arguments: Arguments, model: Any) -> None:
@@ -89,17 +91,20 @@ def check_shared(config: TrainConfig, arguments: Arguments, model: Any) -> None:
     if size == 1:
         return
     gpus = int(os.environ.get("LOCAL_WORLD_SIZE", config.world_size))
-    divided = Divided(own.num_attention_heads, own.num_key_value_heads, config.data.max_length, gpus)
+    divided = Divided(
+        own.num_attention_heads, own.num_key_value_heads, config.data.max_length, gpus, linear_heads(model)
+    )
     if why := refusal(size, divided) or _inexact(config, arguments, model):
         raise JobError(f"{_FIELD}: {size}: {why}")
 
 
+def linear_heads(model: Any) -> tuple[int, ...]:
+    """Return the heads of a model's linear attention, of keys and of values; empty where it has none."""
+    return next(((layer.num_k_heads, layer.num_v_heads) for layer in linear_layers(model)), ())
+
+
 def _inexact(config: TrainConfig, arguments: Arguments, model: Any) -> str:
     """Return what would not be the same as without shared rows, or ""."""
-    if linear_layers(model):
-        return "layers of linear attention carry a state along the row, which is not exchanged yet; write 1"
-    if routers_of(model):
-        return "experts are not counted over slices yet; write 1"
     if config.attention == "eager":
         return "eager attention holds a matrix of rows x rows; write train.attention: auto"
     if getattr(model.config, "attention_dropout", 0.0):

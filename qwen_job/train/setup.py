@@ -110,8 +110,6 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path, resume: Resume | 
         notes.append(f"config.json: {', '.join(unknown)}: not known to transformers' model, and ignored")
     notes += left_out(model_folder, kept=config.export == "original")
     check_shared(config, arguments, model)
-    device = _device(config, attempt.place)
-    notes += keep_documents_apart(model, device, DTYPES[config.precision])
     notes += rehearse(model, model_folder, config) if attempt.place.is_first else []
     for note in notes:
         log.say(note)
@@ -145,7 +143,9 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
     device = _device(config, place)
     size = config.sequence_parallel_size
     ranks = Ranks(place.rank, place.world_size, device, size)
-    share_rows(model, config.attention, ranks)
+    heads = share_rows(model, config.attention, ranks)
+    for line in keep_documents_apart(model, device, DTYPES[config.precision], heads):
+        log.say(line)
     objective = Objective(
         LossHead(model, _fused_loss(config, log)),
         "varlen" if size > 1 else config.attention,

@@ -91,8 +91,10 @@ def test_a_batch_that_does_not_divide_is_no_reason_to_share_rows(tmp_path: Path)
             ("train.sequence_parallel_size=4", "train.model_max_length=1022"),
             "4 does not divide rows of 1022 tokens; sizes that work here: 1, 2",
         ),
-        (("model=Qwen/Qwen3.5-4B", "train.sequence_parallel_size=2"), "layers of linear attention carry a state"),
-        (("model=Qwen/Qwen3-30B-A3B", "train.sequence_parallel_size=2"), "experts are not counted over slices yet"),
+        (
+            ("model=Qwen/Qwen3.5-27B", "cluster.gpus_per_node=12", "train.sequence_parallel_size=12"),
+            "12 does not divide the 16 heads of the model's linear attention; sizes that work here: 1, 2, 4",
+        ),
         (("train.sequence_parallel_size=2", "train.attention=eager"), "eager attention holds a matrix of rows x rows"),
         (("train.sequence_parallel_size=2", "train.neftune_noise_alpha=5.0"), "train.neftune_noise_alpha depends on"),
     ],
@@ -109,9 +111,20 @@ def test_layers_of_shared_rows_are_not_compiled(tmp_path: Path) -> None:
     assert "train.torch_compile: true: layers are not compiled: rows that GPUs share" in text
 
 
-def test_models_whose_rows_cannot_be_shared_exactly_are_not_planned_so(tmp_path: Path) -> None:
-    for model in ("Qwen/Qwen3.5-4B", "Qwen/Qwen3-30B-A3B"):
-        assert ask(model, "H100-80G", gpus_per_node=8, sequence_length=2**20).sizes == [1]
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("Qwen/Qwen3.5-4B", [1, 2, 4, 8]),
+        ("Qwen/Qwen3.5-27B", [1, 2, 4, 8]),
+        ("Qwen/Qwen3-30B-A3B", [1, 2, 4, 8]),
+        ("Qwen/Qwen3.5-35B-A3B", [1, 2, 4, 8]),
+    ],
+)
+def test_linear_attention_and_experts_can_share_rows(model: str, found: list[int]) -> None:
+    assert ask(model, "H100-80G", gpus_per_node=8, sequence_length=2**20).sizes == found
+
+
+def test_noise_that_depends_on_the_row_keeps_rows_unshared(tmp_path: Path) -> None:
     noisy = (*LONG, "train.neftune_noise_alpha=5.0")
     assert "does not fit even with" in refused(tmp_path, *noisy)
 
@@ -129,6 +142,16 @@ def test_a_slice_has_its_part_of_tokens_activations_and_exchange() -> None:
     steps = layouts[1].gradient_accumulation_steps
     assert exchange_bytes(layouts[0]) == 0
     assert exchange_bytes(layouts[1]) == steps * 3 * 36 * 65536 * 2 * 2 * (32 + 8) * 128 / 2
+
+
+def test_linear_attention_exchanges_its_channels_gates_and_outputs() -> None:
+    question = ask("Qwen/Qwen3.5-4B", "H100-80G", gpus_per_node=2, sequence_length=65536, zero_stage=3)
+    assert (best := choose(question).best)
+    layout = layout_of(question, best._replace(sequence_parallel_size=2, gradient_checkpointing=True))
+    # Queries and keys of 16 heads, values, outputs and two numbers of 32 heads, of 128 each: 24 layers. Queries with
+    # outputs of 16 heads, keys and values of 4, of 256 each: 8 layers.
+    token = 24 * ((2 * 16 + 2 * 32) * 128 + 2 * 32) + 8 * (2 * 16 + 2 * 4) * 256
+    assert exchange_bytes(layout) == layout.gradient_accumulation_steps * 3 * 32768 * 2 * token / 2
 
 
 def test_long_rows_need_no_more_nodes_than_their_memory() -> None:
@@ -159,8 +182,8 @@ def test_what_more_nodes_add_to_the_longest_row_is_told(tmp_path: Path) -> None:
     assert found.larger and found.larger.nodes == 2 and found.larger.length > found.best.length == found.here[2].length
     fixed = longest_rows(job_of(tmp_path, *QWEN3, "train.sequence_parallel_size=2", "train.global_batch_size=7"))
     assert [one.size for one in fixed.here] == [2] and fixed.best.length == found.here[1].length
-    alone = longest_rows(job_of(tmp_path, "model=Qwen/Qwen3.5-4B"))
-    assert [one.size for one in alone.here] == [1]
+    noisy = longest_rows(job_of(tmp_path, *QWEN3, "train.neftune_noise_alpha=5.0"))
+    assert [one.size for one in noisy.here] == [1]
 
 
 def test_a_rank_is_named_with_its_group() -> None:

@@ -10,7 +10,6 @@ import gc
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,10 +21,13 @@ from qwen_job.models.loading import load_native
 from qwen_job.train import deepspeed_engine as engines
 from qwen_job.train.attention import implementation, inputs_for
 from qwen_job.train.batches import collate
+from qwen_job.train.expert_parallel import set_experts_apart
+from qwen_job.train.experts import Routing, routers_of
 from qwen_job.train.flops import StepTotals
 from qwen_job.train.gradient_step import GradientStep
 from qwen_job.train.loss import LossHead, Objective
 from qwen_job.train.modeling import _partitioned
+from qwen_job.train.packed_state import keep_documents_apart
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rendezvous import quiet_deepspeed
 from qwen_job.train.sequence_parallel import share_rows, slice_of
@@ -34,16 +36,28 @@ from qwen_job.train.straggler import OwnTime
 from tests.support.tiny_models import write_folder
 
 STEPS, RATE = 3, 0.5
+HYBRID, MIXTURE, BOTH = "qwen3_5_text", "qwen3_moe", "qwen3_5_moe_text"
 _SKIPPING: Any = SimpleNamespace(guards=SimpleNamespace(on_nan="skip", loss_spike_factor=None), precision="fp32")
 _NO_LOG: Any = SimpleNamespace(write=lambda *_, **__: None, say=lambda _: None)
 # The documents of each row: packed, alone, and of odd lengths. A step has all rows.
 DOCUMENTS = ((37, 90), (128,), (5, 3, 70, 49), (61,))
 # Kind of model and key-value heads (of 4 query heads).
-MODELS = (("qwen2", 4), ("qwen2", 2), ("qwen2", 1), ("qwen3", 2))
+MODELS = (("qwen2", 4), ("qwen2", 2), ("qwen2", 1), ("qwen3", 2), (HYBRID, 2), (MIXTURE, 2), (BOTH, 2))
+# What a kind has besides: heads of linear attention for 4 ranks.
+_CHANGES: dict[str, dict[str, Any]] = {
+    kind: {
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8,
+    }
+    for kind in (HYBRID, BOTH)
+}
+BALANCE = 0.1  # the weight of the loss that balances experts
 
 
 class Way(NamedTuple):
-    """One way to train; ``size`` ranks share a row, ``micro`` rows are in a micro-batch."""
+    """One way to train; ``size`` ranks share a row, ``split`` the experts, ``micro`` rows are in a micro-batch."""
 
     model: str = "qwen2"
     keys: int = 2
@@ -55,6 +69,8 @@ class Way(NamedTuple):
     loss: str = "none"
     offload: bool = False
     broken: bool = False  # rank 1's slice of row 2 has no finite loss: the row is left out
+    balance: float = 0.0
+    split: int = 1
 
 
 WAYS = {
@@ -68,14 +84,41 @@ WAYS = {
         Way("qwen3", 2, stage=2),
         *(Way(stage=stage, offload=True) for stage in (2, 3)),
         Way(stage=3, broken=True),
+        *(Way(HYBRID, stage=stage) for stage in (0, 1, 2, 3)),
+        Way(HYBRID, stage=3, micro=2, checkpointing=True, loss="chunked"),
+        *(Way(MIXTURE, stage=stage, balance=BALANCE) for stage in (0, 1, 2, 3)),
+        Way(MIXTURE, stage=2),
+        Way(MIXTURE, stage=3, micro=4, checkpointing=True, balance=BALANCE),
+        Way(BOTH, stage=3, micro=2, balance=BALANCE),
+        *(Way(MIXTURE, stage=stage, balance=BALANCE, split=2) for stage in (1, 2, 3)),
+        Way(BOTH, stage=2, micro=2, checkpointing=True, balance=BALANCE, split=2),
+        Way(MIXTURE, stage=2, split=2, broken=True),
     ],
     4: [
         *(Way(stage=stage, size=2) for stage in (0, 1, 2, 3)),
         Way(stage=3, size=2, reduce_scatter=False, micro=2, checkpointing=True),
         Way("qwen3", 2, stage=2, size=4, checkpointing=True),
         Way("qwen2", 1, stage=3, size=4, micro=4),
+        Way(HYBRID, stage=2, size=4, micro=2),
+        Way(HYBRID, stage=3, size=2, checkpointing=True),
+        Way(MIXTURE, stage=3, size=4, balance=BALANCE),
+        Way(MIXTURE, stage=2, size=2, balance=BALANCE, split=4),
     ],
 }
+
+
+class Alone(NamedTuple):
+    """What one process computes to compare with."""
+
+    model: str
+    keys: int
+    balance: float
+    broken: bool
+
+    @classmethod
+    def of(cls, way: Way) -> Alone:
+        """Return what ``way`` must be the same as."""
+        return cls(way.model, way.keys, way.balance, way.broken)
 
 
 class Held(NamedTuple):
@@ -119,25 +162,32 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
     groups = ranks.groups
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": way.micro,
+        "gradient_clipping": 0.0,
         "zero_optimization": {"stage": way.stage, "reduce_scatter": way.reduce_scatter},
         "zero_force_ds_cpu_optimizer": False,  # it is compiled, and Adam
     }
+    if way.split > 1:
+        settings["expert_parallel"] = {"enabled": True, "autoep_size": way.split}
     if way.offload:
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     kind = "sdpa" if way.size == 1 else implementation("varlen")
     with _partitioned(settings):
         model, _ = load_native(folder / f"{way.model}-{way.keys}", torch.float32, kind)
-    share_rows(model, "sdpa", ranks)
+    keep_documents_apart(model, ranks.device, torch.float32, share_rows(model, "sdpa", ranks))
     if way.checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    engine: Any = engines.build_engine(model, torch.optim.SGD(model.parameters(), lr=RATE), settings)
+    weights: Any = [{"params": list(model.parameters())}]
+    if way.split > 1:
+        weights = set_experts_apart(weights, model, way.split)
+    engine: Any = engines.build_engine(model, torch.optim.SGD(weights, lr=RATE), settings)
+    routing = Routing(engine.module, way.balance, ranks) if routers_of(model) else None
     objective = Objective(LossHead(model, way.loss), "sdpa" if way.size == 1 else "varlen", torch.float32, None)
-    gradients = GradientStep(engine, objective, None, ranks, 0, OwnTime(ranks.device, counts_forward=False))
+    gradients = GradientStep(engine, objective, routing, ranks, 0, OwnTime(ranks.device, counts_forward=False))
     mine = list(enumerate(rows()))[ranks.group :: groups]
     batches = [collate(mine[at : at + way.micro], 0, multiple=way.size) for at in range(0, len(mine), way.micro)]
     every = [collate([one], 0) for one in enumerate(rows())]
     totals = StepTotals(sum(len(one["chosen"]) for one in every), sum(one["tokens"] for one in every), 0, 0)
-    losses, norms = [], []
+    losses, norms, balances = [], [], []
     guard = StepGuard(_SKIPPING, ranks, _NO_LOG, source_of=str, settle=lambda: None)
 
     def judge(batch: Any, loss: torch.Tensor, stand_in: Any) -> torch.Tensor:
@@ -149,6 +199,7 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
         guard.begin(step + 1, totals.targets)
         gradients.compute(batches, totals, judge, lambda _: None)
         guard.judge_loss()
+        balances.append(routing.statistics().router_aux_loss if routing else 0.0)
         engine.step()
         losses.append(guard.mean_loss)
         norms.append(engines.gradient_norm_of(engine))
@@ -163,6 +214,7 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
         "held_out": held_out_loss,
         "weights": weights,
         "skipped": guard.skipped,
+        "balances": balances,
     }
 
 
@@ -209,33 +261,35 @@ def count(held: Held, ranks: Ranks, folder: Path) -> int:
     return found
 
 
-def reference(model_folder: Path, left_out: Sequence[int] = ()) -> dict[str, Any]:
-    """Train in one process, each document alone, with transformers' own forward pass, but for rows ``left_out``."""
-    model, _ = load_native(model_folder, torch.float32, "sdpa")
+def reference(folder: Path, alone: Alone) -> dict[str, Any]:
+    """Train in one process, each document alone, with transformers' own forward pass and balance of experts."""
+    model, _ = load_native(folder / f"{alone.model}-{alone.keys}", torch.float32, "sdpa")
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     documents = [
-        (torch.tensor([tokens]), torch.tensor(labels), number in left_out)
+        (torch.tensor([tokens]), torch.tensor(labels), alone.broken and number == 2)
         for number, row in enumerate(rows())
         for tokens, labels in zip(*(_cut(part, row) for part in (row.input_ids, row.labels)), strict=True)
     ]
     targets = sum(int((labels[1:] != -100).sum()) for _, labels, _ in documents)
 
-    def total(*, training: bool) -> torch.Tensor:
+    def total(*, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
         taken = [(tokens, labels) for tokens, labels, out in documents if not (training and out)]
-        return torch.stack([_loss(model, *document) for document in taken]).sum() / targets
+        found = [_loss(model, *document) for document in taken]
+        return torch.stack([loss for loss, _ in found]).sum() / targets, _balance(model, [seen for _, seen in found])
 
-    losses, norms = [], []
+    losses, norms, balances = [], [], []
     for _ in range(STEPS):
-        loss = total(training=True)
-        loss.backward()
+        loss, balance = total(training=True)
+        (loss + alone.balance * balance).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        balances.append(balance.item())
     with torch.no_grad():
-        held_out = total(training=False).item()
+        held_out = total(training=False)[0].item()
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
-    return {"losses": losses, "norms": norms, "held_out": held_out, "weights": weights}
+    return {"losses": losses, "norms": norms, "held_out": held_out, "weights": weights, "balances": balances}
 
 
 def _cut(tokens: list[int], row: Row) -> list[list[int]]:
@@ -246,9 +300,23 @@ def _cut(tokens: list[int], row: Row) -> list[list[int]]:
     return found
 
 
-def _loss(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
-    return torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+def _loss(model: Any, tokens: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    options = {"output_router_logits": True} if routers_of(model) else {}
+    found = model(input_ids=tokens, use_cache=False, **options)
+    loss = torch.nn.functional.cross_entropy(found.logits[0, :-1], labels[1:], reduction="sum")
+    return loss, getattr(found, "router_logits", None)
+
+
+def _balance(model: Any, seen: list[Any]) -> torch.Tensor:
+    """Return the auxiliary loss over all documents' tokens; 0 for a dense model."""
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+    if not routers_of(model):
+        return torch.zeros(())
+    config = model.config
+    layers = tuple(torch.cat(layer) for layer in zip(*seen, strict=True))
+    balance: torch.Tensor = load_balancing_loss_func(layers, config.num_experts, config.num_experts_per_tok)
+    return balance
 
 
 def main(output: str) -> None:
@@ -257,9 +325,10 @@ def main(output: str) -> None:
     results: dict[Any, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for kind, keys in MODELS:
-            folder = write_folder(Path(scratch) / f"{kind}-{keys}", kind, num_key_value_heads=keys)
-            results[kind, keys, False] = reference(folder)
-        results["qwen2", 2, True] = reference(Path(scratch) / "qwen2-2", left_out=[2])
+            changes = {"num_key_value_heads": keys, **_CHANGES.get(kind, {})}
+            write_folder(Path(scratch) / f"{kind}-{keys}", kind, **changes)
+        for alone in {Alone.of(way) for way in WAYS[world]} if rank == 0 else ():
+            results[tuple(alone)] = reference(Path(scratch), alone)
         for held in HELD[world]:
             ranks = Ranks(rank, world, torch.device("cpu"), held.size)
             results[tuple(held)] = count(held, ranks, Path(scratch))

@@ -25,7 +25,7 @@ from tests.train import tiny
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 torch = pytest.importorskip("torch")
-from tests.train.sequence_worker import HELD, STEPS, WAYS, Held, Way  # noqa: E402
+from tests.train.sequence_worker import HELD, STEPS, WAYS, Alone, Held, Way  # noqa: E402
 
 EXACT = 2e-6
 
@@ -46,22 +46,23 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[Any, Any
 
 @pytest.mark.parametrize(("ranks", "way"), [(ranks, way) for ranks, ways in WAYS.items() for way in ways], ids=str)
 def test_plain_sgd_gives_what_one_process_gives(results: dict[int, dict[Any, Any]], ranks: int, way: Way) -> None:
-    ours, alone = results[ranks][tuple(way)], results[ranks][way.model, way.keys, way.broken]
+    ours, alone = results[ranks][tuple(way)], results[ranks][tuple(Alone.of(way))]
     assert ours["losses"] == pytest.approx(alone["losses"], rel=EXACT)
     assert ours["norms"] == pytest.approx(alone["norms"], rel=EXACT)
+    assert ours["balances"] == pytest.approx(alone["balances"], rel=EXACT)
     assert ours["held_out"] == pytest.approx(alone["held_out"], rel=EXACT)
     torch.testing.assert_close(ours["weights"], alone["weights"], rtol=0, atol=EXACT)
 
 
 def test_the_steps_are_long_enough_to_show_a_wrong_factor(results: dict[int, dict[Any, Any]]) -> None:
-    alone = results[2]["qwen2", 2, False]
+    alone, broken = (results[2][tuple(Alone.of(Way(broken=broken)))] for broken in (False, True))
     assert alone["losses"][0] - alone["losses"][-1] > 0.1
-    assert abs(alone["losses"][-1] - results[2]["qwen2", 2, True]["losses"][-1]) > 0.1
+    assert abs(alone["losses"][-1] - broken["losses"][-1]) > 0.1
 
 
-def test_a_row_with_a_broken_slice_is_left_out_once(results: dict[int, dict[Any, Any]]) -> None:
-    broken = next(way for way in WAYS[2] if way.broken)
-    assert results[2][tuple(broken)]["skipped"] == STEPS
+@pytest.mark.parametrize("way", [way for way in WAYS[2] if way.broken], ids=str)
+def test_a_row_with_a_broken_slice_is_left_out_once(results: dict[int, dict[Any, Any]], way: Way) -> None:
+    assert results[2][tuple(way)]["skipped"] == STEPS
 
 
 @pytest.mark.parametrize(("ranks", "held"), [(ranks, one) for ranks, every in HELD.items() for one in every], ids=str)

@@ -144,14 +144,13 @@ def test_what_would_not_be_exact_is_refused_before_the_first_step(
     check_shared(parsed(tmp_path), Arguments(**arguments), built)
 
 
-def test_models_that_carry_or_route_along_the_row_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_heads_of_linear_attention_must_divide_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config, model = parsed(tmp_path, sequence_parallel_size=2), tiny_model(num_key_value_heads=2)
-    for name, why in (("GatedDeltaNet", "layers of linear attention"), ("TopKRouter", "experts are not counted")):
-        module: Any = type(name, (torch.nn.Linear,), {})(2, 2)
-        model.extra = module
-        with pytest.raises(JobError, match=why):
-            check_shared(config, Arguments(), model)
+    layer: Any = type("GatedDeltaNet", (torch.nn.Linear,), {"num_k_heads": 3, "num_v_heads": 6})(2, 2)
+    model.extra = layer
+    with pytest.raises(JobError, match=r"2 does not divide the 3 heads of the model's linear attention; .* here: 1"):
+        check_shared(config, Arguments(), model)
 
 
 def test_another_number_of_ranks_keeps_the_batch_or_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
+from qwen_job.facts.sequence_parallel import Divided
 
 # Triton's own floor; the image sets for older GPUs do not have the kernels.
 DELTA_KERNELS_FROM = 8.0
@@ -105,12 +106,14 @@ class Layout(NamedTuple):
         return -(-self.shape.num_parameters // self.world_size)
 
 
+def divided_of(shape: ModelShape, row_length: int, gpus_per_node: int) -> Divided:
+    """Return what GPUs that share rows of a model divide among them."""
+    linear = (shape.linear.key_heads, shape.linear.value_heads) if shape.linear else ()
+    return Divided(shape.num_attention_heads, shape.num_key_value_heads, row_length, gpus_per_node, linear)
+
+
 def why_not_shared(shape: ModelShape, attention: str) -> str:
     """Return why GPUs cannot share rows of this model exactly, or ""."""
-    if shape.linear:
-        return "layers of linear attention carry a state along the row, which GPUs do not exchange yet"
-    if shape.experts:
-        return "experts are not counted over slices yet"
     if shape.attention_dropout:
         return f"the model's attention_dropout is {shape.attention_dropout:g}, and would differ from GPU to GPU"
     if attention == "eager":

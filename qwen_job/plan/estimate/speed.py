@@ -381,13 +381,17 @@ def exchange_bytes(layout: Layout) -> float:
     """Bytes that one rank sends in a step to the others that share its rows (Ulysses, arXiv:2309.14509, section 3).
 
     Queries, keys, values and outputs of its slice, but what it keeps, in the forward and the backward pass, and forward
-    again with checkpointing. Keys and values are repeated where ranks are more than key-value heads.
+    again with checkpointing. Keys and values are repeated where ranks are more than key-value heads. Linear attention
+    also sends what its decay and its update are made of, a number each for every head of values.
     """
     shape, size = layout.shape, layout.sequence_parallel_size
     repeated = max(1, size // shape.num_key_value_heads)
     token = layout.element * (2 * shape.query_size + 2 * repeated * shape.key_value_size)
+    sent = shape.attention_layers * token
+    if linear := shape.linear:
+        sent += linear.layers * layout.element * (linear.channels + linear.value_size + 2 * linear.value_heads)
     passes = layout.gradient_accumulation_steps * (3 if layout.gradient_checkpointing else 2)
-    return passes * shape.attention_layers * layout.tokens * token * (size - 1) / size
+    return passes * sent * layout.tokens * (size - 1) / size
 
 
 def _offload_seconds(layout: Layout, gpu: Gpu, constants: SpeedConstants) -> dict[str, float]:

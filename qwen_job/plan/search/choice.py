@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.facts.sequence_parallel import Divided, sizes
-from qwen_job.plan.estimate.layout import Layout, why_not_shared
+from qwen_job.plan.estimate.layout import Layout, divided_of, why_not_shared
 from qwen_job.plan.estimate.memory import Constants, MemoryEstimate, estimate_memory
 from qwen_job.plan.estimate.speed import SpeedConstants, SpeedEstimate, estimate_speed
 from qwen_job.plan.precision import BF16_FROM
@@ -81,8 +81,7 @@ class Question:
     @property
     def divided(self) -> Divided:
         """What GPUs that share rows divide among them."""
-        shape = self.shape
-        return Divided(shape.num_attention_heads, shape.num_key_value_heads, self.sequence_length, self.gpus_per_node)
+        return divided_of(self.shape, self.sequence_length, self.gpus_per_node)
 
     @property
     def sizes(self) -> list[int]:

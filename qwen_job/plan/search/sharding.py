@@ -19,7 +19,7 @@ from qwen_job.job import Job
 from qwen_job.plan.batch import rows_per_gpu
 from qwen_job.plan.environment import segments_grow
 from qwen_job.plan.estimate.constants import constants_from
-from qwen_job.plan.estimate.layout import why_not_shared
+from qwen_job.plan.estimate.layout import divided_of, why_not_shared
 from qwen_job.plan.estimate.memory import Constants
 from qwen_job.plan.estimate.speed import SpeedConstants
 from qwen_job.plan.precision import BF16_FROM
@@ -119,8 +119,9 @@ def refuse_sharing(job: Job, shape: ModelShape | None, attention: str) -> None:
     size, gpus = job.train.sequence_parallel_size, job.cluster.gpus_per_node
     if size == "auto" or size == 1:
         return
-    heads = (shape.num_attention_heads, shape.num_key_value_heads) if shape else (size, size)
-    why = refusal_of_size(size, Divided(*heads, job.train.model_max_length, gpus))
+    length = job.train.model_max_length
+    divided = divided_of(shape, length, gpus) if shape else Divided(size, size, length, gpus)
+    why = refusal_of_size(size, divided)
     if not why and shape is not None and (why := why_not_shared(shape, attention)):
         why += "; write 1"
     if not why and "neftune_noise_alpha" in job.train.extra:
