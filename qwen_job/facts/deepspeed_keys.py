@@ -31,6 +31,9 @@ def key_fault(key: str, value: object) -> str:
     """Return what is wrong with a key of the top level; "" unless it looks like a misspelt one, or is not offered."""
     if key == "expert_parallel":
         return _expert_parallel_fault(value)
+    if key == "sequence_parallel_size" and value != 1:
+        # DeepSpeed would count other batches than we do.
+        return "rows are shared by train.sequence_parallel_size; write that, and remove this key"
     if key in KNOWN:
         return ""
     meant = did_you_mean(key, KNOWN, cutoff=MISSPELT)

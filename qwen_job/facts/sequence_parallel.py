@@ -31,7 +31,8 @@ def fault(size: int, divided: Divided) -> str:
     """Return why ``size`` GPUs cannot share a row, or ""."""
     heads, keys, length, gpus, linear = divided
     if gpus % size:
-        return f"{size} does not divide the {gpus} GPUs of a node, and a group must be inside one"
+        why = f"{size} does not divide the {gpus} GPUs of a node" if gpus > 1 else "a node has 1 GPU"
+        return f"{why}, and a group must be inside one"
     if heads % size:
         return f"{size} does not divide the model's {heads} attention heads"
     if keys % size and size % keys:

@@ -153,7 +153,7 @@ def hang_message(
     if silent:
         parts.append("no sign of life from " + _names(silent, group_size))
     if missing:
-        parts.append("no contact yet with ranks " + ", ".join(map(str, missing)))
+        parts.append("no contact yet with " + ", ".join(rank_name(one, group_size) for one in missing))
     if behind and len(behind) < len(standings):
         parts.append("behind the others: " + _names(behind, group_size))
     elif behind:

@@ -75,6 +75,11 @@ def test_all_contradictions_come_at_once(tmp_path: Path) -> None:
     assert len(problems(tmp_path, "deepspeed: {config: {train_batch_size: 7, bf16: {enabled: auto}}}\n")) == 2
 
 
+def test_rows_are_not_shared_behind_the_plan_s_back(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "deepspeed: {config: {sequence_parallel_size: 2}}\n")
+    assert "deepspeed.config.sequence_parallel_size: rows are shared by train.sequence_parallel_size; " in found
+
+
 def test_a_misspelt_key_is_refused_at_its_line(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, "deepspeed: {config: {zero_optimisation: {overlap_comm: false}}}\n")
     assert "deepspeed.config.zero_optimisation: " in found

@@ -78,6 +78,10 @@ def test_a_batch_that_does_not_divide_is_no_reason_to_share_rows(tmp_path: Path)
     ("sets", "why"),
     [
         (("cluster.gpus_per_node=6", "train.sequence_parallel_size=4"), "4 does not divide the 6 GPUs of a node"),
+        (
+            ("cluster.nodes=2", "cluster.gpus_per_node=1", "train.sequence_parallel_size=2"),
+            "a node has 1 GPU, and a group must be inside one; sizes that work here: 1",
+        ),
         (("cluster.gpus_per_node=7", "train.sequence_parallel_size=2"), "sizes that work here: 1"),
         (
             ("model=Qwen/Qwen2.5-7B-Instruct", "cluster.gpus_per_node=8", "train.sequence_parallel_size=8"),
@@ -146,7 +150,8 @@ def test_a_slice_has_its_part_of_tokens_activations_and_exchange() -> None:
 
 def test_linear_attention_exchanges_its_channels_gates_and_outputs() -> None:
     question = ask("Qwen/Qwen3.5-4B", "H100-80G", gpus_per_node=2, sequence_length=65536, zero_stage=3)
-    assert (best := choose(question).best)
+    best = choose(question).best
+    assert best is not None
     layout = layout_of(question, best._replace(sequence_parallel_size=2, gradient_checkpointing=True))
     # Queries and keys of 16 heads, values, outputs and two numbers of 32 heads, of 128 each: 24 layers. Queries with
     # outputs of 16 heads, keys and values of 4, of 256 each: 8 layers.

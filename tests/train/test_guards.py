@@ -152,7 +152,7 @@ def test_the_silent_rank_is_named() -> None:
     standings = [Standing(0, "n0", 5, "fetching", now), Standing(1, "n1", 4, "computing", now - 100)]
     text = hang_message(0, 60, standings, 3, 11)
     assert "no sign of life from rank 1 on n1 (step 4, computing)" in text
-    assert "no contact yet with ranks 2" in text
+    assert "no contact yet with rank 2" in text
 
 
 def test_the_slow_rank_is_named() -> None:

@@ -113,9 +113,10 @@ def divided_of(shape: ModelShape, row_length: int, gpus_per_node: int) -> Divide
 
 
 def why_not_shared(shape: ModelShape, attention: str) -> str:
-    """Return why GPUs cannot share rows of this model exactly, or ""."""
+    """Return why GPUs cannot share rows of this model exactly and what to write instead, or ""."""
     if shape.attention_dropout:
-        return f"the model's attention_dropout is {shape.attention_dropout:g}, and would differ from GPU to GPU"
+        why = f"the model's attention_dropout is {shape.attention_dropout:g}, and would differ from GPU to GPU"
+        return f"{why}; write 1"
     if attention == "eager":
-        return "eager attention holds a matrix of rows x rows: write train.attention: auto"
+        return "eager attention holds a matrix of rows x rows; write train.attention: auto"
     return ""

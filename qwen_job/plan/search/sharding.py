@@ -122,8 +122,8 @@ def refuse_sharing(job: Job, shape: ModelShape | None, attention: str) -> None:
     length = job.train.model_max_length
     divided = divided_of(shape, length, gpus) if shape else Divided(size, size, length, gpus)
     why = refusal_of_size(size, divided)
-    if not why and shape is not None and (why := why_not_shared(shape, attention)):
-        why += "; write 1"
+    if not why and shape is not None:
+        why = why_not_shared(shape, attention)
     if not why and "neftune_noise_alpha" in job.train.extra:
         why = "train.neftune_noise_alpha depends on the length of a row, and a GPU has a slice; remove one of them"
     if why:
