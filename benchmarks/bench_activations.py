@@ -65,7 +65,8 @@ def main() -> None:
         shape = load_model_shape(name)
         layout = Layout(shape, 1, 1, zero_stage=0, gpu=load_gpu("CPU"), sequence_length=arguments.tokens)
         layout = layout._replace(attention="sdpa", gradient_checkpointing=False)
-        planned = activation_bytes(layout)["saved"]
+        expected = activation_bytes(layout)
+        planned = expected["saved"] + expected["final norm"]
         parameters, measured = counted(name, arguments.tokens)
         numbers = f"{parameters:16,} {shape.num_parameters:16,} {measured / 1e9:9.3f} GB {planned / 1e9:9.3f} GB"
         print(f"{name:20} {numbers} {planned / measured - 1:+.1%}", flush=True)

@@ -242,7 +242,8 @@ def count_activations(
         fused_norms=compiled,
         compiled=compiled,
     )
-    planned = activation_bytes(layout)["saved"]
+    expected = activation_bytes(layout)
+    planned = expected["saved"] + expected["final norm"]
     del output
     how = " checkpointed" if checkpointing else " compiled" if compiled else ""
     report(f"{name}: activations {PRECISION[dtype]} {attention}{how}", planned, measured)

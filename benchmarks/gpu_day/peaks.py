@@ -19,6 +19,7 @@ SMALL, QWEN3, MIDDLE, LARGE = "qwen1.5-1.8b-chat", "qwen3-1.7b", "qwen3-4b", "qw
 HYBRID = "qwen3.5-2b"
 PLAIN = {"gradient_checkpointing": False}
 CHECKPOINTED = {"gradient_checkpointing": True}
+TILED, AWAY = CHECKPOINTED | {"tiled_mlp": True}, {"activation_offloading": True}
 
 
 def settings(sizes: Sizes) -> dict[str, dict[str, Any]]:
@@ -44,6 +45,15 @@ def settings(sizes: Sizes) -> dict[str, dict[str, Any]]:
             "2B (Qwen3.5), 4 x 2048": (HYBRID, 4, 2048, PLAIN),
             "4B (Qwen3), 2 x 2048": (MIDDLE, 2, 2048, PLAIN),
             "4B (Qwen3), 4 x 8192, checkpointing": (MIDDLE, 4, 8192, CHECKPOINTED),
+            # Long rows: as they are, tiled, and with checkpoints on the host. The last one is near the limit of 80 GB.
+            "1.8B, 1 x 65536, checkpointing": (SMALL, 1, 65536, CHECKPOINTED),
+            "1.8B, 1 x 65536, tiled": (SMALL, 1, 65536, TILED),
+            "1.8B, 1 x 65536, tiled, activations offloaded": (SMALL, 1, 65536, TILED | AWAY),
+            "4B (Qwen3), 1 x 131072, tiled": (MIDDLE, 1, 131072, TILED | zero(2, offload=True)),
+            "4B (Qwen3), 1 x 262144, tiled": (MIDDLE, 1, 262144, TILED | zero(3, offload=True)),
+            "4B (Qwen3), 1 x 262144, tiled, activations offloaded": (
+                MIDDLE, 1, 262144, TILED | AWAY | zero(3, offload=True),
+            ),
             "1.8B, 4 x 2048, optimizer offloaded": (SMALL, 4, 2048, PLAIN | zero(2, offload=True)),
             "7B (Qwen2.5), 1 x 2048, checkpointing, optimizer offloaded": (
                 LARGE, 1, 2048, CHECKPOINTED | zero(2, offload=True),

@@ -93,6 +93,8 @@ def _runner_as_dict(runner: Runner) -> dict[str, Any]:
         "micro_batch_size": choice.micro_batch_size,
         "sequence_parallel_size": choice.sequence_parallel_size,
         "expert_parallel_size": choice.expert_parallel_size,
+        "tiled_mlp": choice.tiled_mlp,
+        "activation_offloading": choice.activation_offloading,
         "fits": choice.fits,
         "gpu_bytes": choice.needs.gpu_bytes,
         "tokens_per_second": choice.speed.tokens_per_second if choice.speed else None,

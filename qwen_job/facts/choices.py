@@ -55,6 +55,8 @@ GRACE_SECONDS = 120
 REPORT_EVERY = 120
 # Longer rows are trained longest first by default: a lack of memory may else show in the last hour only.
 LONGEST_FIRST_ABOVE = 32_768
+# Tokens of a tile: enough to keep a GPU busy, and to make the sums of the weights' gradients cheap beside the products.
+TILE_TOKENS = 4096
 # Restarts in place in a row without a newer checkpoint.
 IN_PLACE = 3
 

@@ -13,22 +13,18 @@ LINEAR_KERNELS_FROM = COMPILES_FROM
 
 MIXTURE = "a mixture of experts, whose routing is watched"
 SHARED = "rows that GPUs share, whose heads they exchange inside a layer"
+TILED = "a tiled MLP, whose tiles are computed again inside a layer's backward"
 
 
-def why_eager(
-    capability: tuple[int, int] | None, *, packed: bool, zero_stage: int, experts: bool = False, shared: bool = False
-) -> str:
+def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: int, never: str = "") -> str:
     """Return why layers are not compiled by default; empty: they are.
 
-    ``capability``: the GPU's compute capability, None on a CPU. ``experts``: the model is a mixture of them;
-    ``shared``: several GPUs share each row.
+    ``capability``: the GPU's compute capability, None on a CPU. ``never``: why such layers are compiled on none.
     """
     if capability is None:
         return "no GPU"
-    if experts:
-        return MIXTURE
-    if shared:
-        return SHARED
+    if never:
+        return never
     if capability < COMPILES_FROM:
         return f"compute capability {'.'.join(map(str, capability))} < {'.'.join(map(str, COMPILES_FROM))}"
     if not packed:

@@ -272,6 +272,16 @@ class Train(Strict):
     bf16: bool | None = Field(None, description="Train in bf16; default: true from compute capability 8.0")
     fp16: bool | None = Field(None, description="Train in fp16; default: true on older GPUs")
     gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory")
+    activation_offloading: Literal["auto"] | bool = Field(
+        "auto",
+        description="Keep what gradient checkpointing saves in pinned host memory; auto: where a row does not fit "
+        "otherwise. The numbers stay the same, bit for bit",
+    )
+    tiled_mlp: Literal["auto"] | bool = Field(
+        "auto",
+        description="Compute feed-forward networks 4,096 tokens at a time, so that their wide values never exist for a "
+        "whole row; exact. auto: where a row does not fit otherwise. Not for mixtures of experts",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         choices.WEIGHT_DECAY, description="Weight decay, except for norms and biases"
     )

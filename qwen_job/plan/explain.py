@@ -11,7 +11,7 @@ from qwen_job.errors import JobError, UsageError
 from qwen_job.job import Job
 from qwen_job.plan.compare import flatten
 from qwen_job.plan.decision import Ledger
-from qwen_job.plan.estimate.activations import layer_activation_bytes
+from qwen_job.plan.estimate.activations import IN_FLIGHT, layer_activation_bytes
 from qwen_job.plan.estimate.speed import NETWORK
 from qwen_job.plan.plan import Plan
 from qwen_job.plan.precision import decide_attention, decide_fused_loss, decide_precision
@@ -43,6 +43,8 @@ ITEMS = {
     "because DeepSpeed then flattens them in host memory",
     "offloaded optimizer": "12 bytes per parameter: this node's share of master weights and moments",
     "offloaded gradients": "this node's share of the gradients, in fp32 and in the precision",
+    "offloaded activations": "the input of every layer, pinned, until backward needs it: each rounded up to a power of "
+    "two (train.activation_offloading)",
     "pinned weights": "updated weights, being copied back to the GPU",
     "data and page cache": "the prepared data: 4 bytes per token and 40 per conversation, if the size is known",
     "prepared data": "4 bytes per token and 40 per conversation, in the run folder or data.cache_dir",
@@ -57,6 +59,8 @@ _CHOSEN = {
     "train.per_device_train_batch_size": "micro_batch_size",
     "train.sequence_parallel_size": "sequence_parallel_size",
     "train.expert_parallel_size": "expert_parallel_size",
+    "train.tiled_mlp": "tiled_mlp",
+    "train.activation_offloading": "activation_offloading",
 }
 
 
@@ -219,6 +223,7 @@ def _by_layer(plan: Plan, item: str) -> list[str]:
     layout, layers = layout_of(plan.question, plan.choice), plan.shape.num_hidden_layers
     whole = layer_activation_bytes(layout) / 2**20
     kept = layout.tokens * layout.element * plan.shape.hidden_size / 2**20 if layout.gradient_checkpointing else whole
+    layers = min(IN_FLIGHT, layers) if layout.activation_offloading else layers
     most = "at most " if plan.shape.linear else ""
     words = (
         f"{layers} layers of {most}{kept:,.1f} MiB each for {layout.tokens:,} tokens with {layout.attention} attention"

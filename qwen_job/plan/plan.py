@@ -29,6 +29,7 @@ from qwen_job.plan.estimate.memory import MemoryEstimate
 from qwen_job.plan.estimate.speed import SpeedEstimate
 from qwen_job.plan.expert_split import decide_split, refuse_split
 from qwen_job.plan.in_memory import decide_memory_saves, shared_memory
+from qwen_job.plan.long_rows import decide_long_rows, never_compiled
 from qwen_job.plan.precision import (
     decide_attention,
     decide_fused_loss,
@@ -171,8 +172,8 @@ def make_plan(
     written = None if job.train.sequence_parallel_size == "auto" else job.train.sequence_parallel_size
     ledger.decide("train.sequence_parallel_size", written, size, sharing_of(question, choice))
     decide_split(job, question, choice, ledger)
-    mixture = shape is not None and shape.experts is not None
-    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, experts=mixture, shared=size > 1)
+    warnings += decide_long_rows(job, question, choice, ledger)
+    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, never=never_compiled(shape, choice))
     memory_save_steps, choice = decide_memory_saves(job, question, choice, ledger)
     if question is not None:
         run = plan_run(job, question, choice, data or data_of(job), compiles=torch_compile is not False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen_job.errors import JobError
 from qwen_job.facts.choices import TorchCompile
-from qwen_job.facts.compiling import MIXTURE, SHARED, why_eager
+from qwen_job.facts.compiling import why_eager
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.train_settings import Circumstances, conflicts
 from qwen_job.job import Job
@@ -98,20 +98,20 @@ def decide_fused_loss(job: Job, gpu: Gpu, precision: str, ledger: Ledger) -> str
     return str(ledger.decide("train.fused_loss", written, chosen, "never holds all logits; sums in fp32"))
 
 
-def decide_torch_compile(
-    job: Job, gpu: Gpu, zero_stage: int, ledger: Ledger, *, experts: bool = False, shared: bool = False
-) -> TorchCompile:
+def decide_torch_compile(job: Job, gpu: Gpu, zero_stage: int, ledger: Ledger, *, never: str = "") -> TorchCompile:
     """Return the job's word, false, or auto: each node looks for a compiler, which the plan cannot see.
 
+    ``never``: why such layers are not compiled on any device, or "".
+
     Raises:
-        JobError: layers of a mixture of experts, or of rows that GPUs share, are to be compiled.
+        JobError: they are to be compiled all the same.
     """
-    if (experts or shared) and job.train.torch_compile is True:
-        message = f"true: layers are not compiled: {MIXTURE if experts else SHARED}; write auto or false"
+    if never and job.train.torch_compile is True:
+        message = f"true: layers are not compiled: {never}; write auto or false"
         raise JobError([job.problem(("train", "torch_compile"), message)])
     written = None if job.train.torch_compile == "auto" else job.train.torch_compile
     capability = None if gpu.is_cpu else capability_of(gpu)
-    why = why_eager(capability, packed=job.data.packing, zero_stage=zero_stage, experts=experts, shared=shared)
+    why = why_eager(capability, packed=job.data.packing, zero_stage=zero_stage, never=never)
     reason = (
         why or f"{gpu.name}: where the node has a C compiler, as the image of set ampere does; its log has the answer"
     )

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 # Fields of train that train.yaml keeps outside its training section, or in a different form.
 _ELSEWHERE = {
-    "attention", "bf16", "expert_parallel_size", "export", "fp16", "fused_loss", "global_batch_size",
-    "gradient_checkpointing", "hang_seconds", "loss_spike_factor", "model_max_length", "on_nan", "resume",
-    "router_aux_loss_coef", "seed", "sequence_parallel_size", "skip_rows", "torch_compile",
+    "activation_offloading", "attention", "bf16", "expert_parallel_size", "export", "fp16", "fused_loss",
+    "global_batch_size", "gradient_checkpointing", "hang_seconds", "loss_spike_factor", "model_max_length", "on_nan",
+    "resume", "router_aux_loss_coef", "seed", "sequence_parallel_size", "skip_rows", "tiled_mlp", "torch_compile",
 }  # fmt: skip
 # Fields of data that only the plan reads.
 _FOR_THE_PLAN = ("samples", "tokens_per_sample")
@@ -59,6 +59,8 @@ def train_config(plan: Plan) -> TrainConfig:
         fused_loss=plan.fused_loss,
         torch_compile=plan.torch_compile,
         gradient_checkpointing=plan.choice.gradient_checkpointing,
+        activation_offloading=plan.choice.activation_offloading,
+        tiled_mlp=plan.choice.tiled_mlp,
         router_aux_loss_coef=train.router_aux_loss_coef,
         export=train.export,
         # A CPU's peak is assumed: precise enough for a rough time, not for an MFU.

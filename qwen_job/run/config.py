@@ -67,6 +67,8 @@ class TrainConfig(Section):
     fused_loss: choices.FusedLoss = "none"
     torch_compile: choices.TorchCompile = "auto"
     gradient_checkpointing: bool = True
+    activation_offloading: bool = False
+    tiled_mlp: bool = False
     router_aux_loss_coef: float | None = Field(default=None, ge=0)
     export: choices.Export = choices.EXPORT
     peak_tflops: float | None = Field(default=None, gt=0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from qwen_job.facts.compiling import MIXTURE, SHARED, why_eager
+from qwen_job.facts.compiling import MIXTURE, SHARED, TILED, why_eager
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.metrics import read_metrics
 from qwen_job.toolchain import missing_tool
@@ -101,6 +101,8 @@ def _why_not(setting: Setting, model: Any) -> str:
         return MIXTURE
     if setting.config.sequence_parallel_size > 1:
         return SHARED
+    if setting.config.tiled_mlp:
+        return TILED
     config, variables = setting.config, ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
     if config.torch_compile == "auto":
         on_gpu = config.device == "cuda"

@@ -6,6 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from qwen_job.errors import QwenJobError
+from qwen_job.facts.choices import TILE_TOKENS
 from qwen_job.facts.sequence_parallel import rank_name, sizes
 from qwen_job.plan.estimate.calibrate import layout_of
 from qwen_job.plan.estimate.layout import Layout, divided_of, why_not_shared
@@ -83,6 +84,8 @@ def changes(config: TrainConfig, zero: dict[str, Any]) -> list[tuple[str, dict[s
     lean: list[tuple[str, dict[str, Any]]] = []
     if not config.gradient_checkpointing:
         lean.append(("gradient_checkpointing: true", {"gradient_checkpointing": True}))
+    if not config.tiled_mlp and config.gradient_checkpointing and config.data.max_length > TILE_TOKENS:
+        lean.append(("tiled_mlp: true", {"tiled_mlp": True}))
     stage = int(zero.get("stage", 0))
     if stage < 3 and config.world_size > 1:
         lean.append((f"ZeRO stage 3 instead of {stage}", {"zero_stage": 3}))

@@ -24,6 +24,7 @@ from qwen_job.run.folder import RunFolder
 from qwen_job.run.signals import StopRequest
 from qwen_job.toolchain import refuse_without_compiler
 from qwen_job.train import deepspeed_engine as engines
+from qwen_job.train.activation_offloading import checkpoint_layers
 from qwen_job.train.arguments import Arguments, eval_rows, read_arguments
 from qwen_job.train.attention import window_of
 from qwen_job.train.batches import Batch, Loader, Rows, StepSampler, collate, on_device
@@ -53,6 +54,7 @@ from qwen_job.train.saver import Saver, restore_random_state
 from qwen_job.train.sequence_parallel import check_shared, share_rows
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.straggler import OwnTime
+from qwen_job.train.tiled_mlp import tile_mlps
 from qwen_job.train.trainer import Parts, Trainer
 from qwen_job.train.watchdog import Watchdog
 
@@ -310,13 +312,16 @@ def _loader(
 
 
 def _engine(attempt: Attempt, model: Any, arguments: Arguments) -> engines.Engine:
-    if attempt.config.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    config = attempt.config
+    if config.gradient_checkpointing:
+        checkpoint_layers(model, offload=config.activation_offloading)
+    if config.tiled_mlp:
+        tile_mlps(model, gathers=zero_stage(attempt.deepspeed) == 3)
     if arguments.neftune_noise_alpha is not None:
         from transformers.integrations.neftune import activate_neftune
 
         activate_neftune(model, arguments.neftune_noise_alpha)
-    optimizer = build_optimizer(model, attempt.config, attempt.deepspeed)
+    optimizer = build_optimizer(model, config, attempt.deepspeed)
     return engines.build_engine(model, optimizer, attempt.deepspeed)
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_job.models.loading import load_native
 from qwen_job.train import deepspeed_engine as engines
-from qwen_job.train.attention import implementation, inputs_for
+from qwen_job.train.activation_offloading import checkpoint_layers
+from qwen_job.train.attention import implementation
 from qwen_job.train.batches import collate
 from qwen_job.train.expert_parallel import set_experts_apart
 from qwen_job.train.experts import Routing, routers_of
@@ -30,12 +29,15 @@ from qwen_job.train.modeling import _partitioned
 from qwen_job.train.packed_state import keep_documents_apart
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rendezvous import quiet_deepspeed
-from qwen_job.train.sequence_parallel import share_rows, slice_of
+from qwen_job.train.sequence_parallel import share_rows
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.straggler import OwnTime
+from qwen_job.train.tiled_mlp import tile_mlps
 from tests.support.tiny_models import write_folder
+from tests.train.memory_counter import Held, Row, count
 
-STEPS, RATE = 3, 0.5
+# Of a tile: rows, slices and micro-batches have several, and the last one is shorter.
+STEPS, RATE, TILE = 3, 0.5, 23
 HYBRID, MIXTURE, BOTH = "qwen3_5_text", "qwen3_moe", "qwen3_5_moe_text"
 _SKIPPING: Any = SimpleNamespace(guards=SimpleNamespace(on_nan="skip", loss_spike_factor=None), precision="fp32")
 _NO_LOG: Any = SimpleNamespace(write=lambda *_, **__: None, say=lambda _: None)
@@ -68,6 +70,8 @@ class Way(NamedTuple):
     checkpointing: bool = False
     loss: str = "none"
     offload: bool = False
+    tiled: bool = False
+    activation_offloading: bool = False
     broken: bool = False  # rank 1's slice of row 2 has no finite loss: the row is left out
     balance: float = 0.0
     split: int = 1
@@ -84,15 +88,23 @@ WAYS = {
         Way("qwen3", 2, stage=2),
         *(Way(stage=stage, offload=True) for stage in (2, 3)),
         Way(stage=3, broken=True),
-        *(Way(HYBRID, stage=stage) for stage in (0, 1, 2, 3)),
+        *(Way(HYBRID, stage=stage) for stage in (0, 1, 2)),
         Way(HYBRID, stage=3, micro=2, checkpointing=True, loss="chunked"),
-        *(Way(MIXTURE, stage=stage, balance=BALANCE) for stage in (0, 1, 2, 3)),
-        Way(MIXTURE, stage=2),
+        *(Way(MIXTURE, stage=stage, balance=BALANCE) for stage in (1, 2)),
         Way(MIXTURE, stage=3, micro=4, checkpointing=True, balance=BALANCE),
         Way(BOTH, stage=3, micro=2, balance=BALANCE),
         *(Way(MIXTURE, stage=stage, balance=BALANCE, split=2) for stage in (1, 2, 3)),
         Way(BOTH, stage=2, micro=2, checkpointing=True, balance=BALANCE, split=2),
         Way(MIXTURE, stage=2, split=2, broken=True),
+        Way(stage=0, size=1, tiled=True),
+        Way(stage=1, size=1, tiled=True, checkpointing=True, activation_offloading=True, micro=2),
+        Way(stage=2, size=1, tiled=True, checkpointing=True, loss="chunked"),
+        Way(stage=2, tiled=True, checkpointing=True, offload=True),
+        Way("qwen3", 2, stage=2, tiled=True),
+        Way(stage=3, size=1, tiled=True),
+        Way("qwen3", 2, stage=3, size=1, tiled=True, checkpointing=True, micro=2, activation_offloading=True),
+        Way(stage=3, tiled=True, reduce_scatter=False),
+        Way(stage=3, tiled=True, checkpointing=True, activation_offloading=True),
     ],
     4: [
         *(Way(stage=stage, size=2) for stage in (0, 1, 2, 3)),
@@ -121,28 +133,17 @@ class Alone(NamedTuple):
         return cls(way.model, way.keys, way.balance, way.broken)
 
 
-class Held(NamedTuple):
-    """What to count: the bytes of a row of ``length`` tokens that ``size`` ranks share."""
-
-    size: int
-    length: int
-    checkpointing: bool
-
-
-DOCUMENT = 512
 HELD = {
-    2: [Held(2, 8192, checkpointing) for checkpointing in (False, True)],
-    4: [*(Held(4, length, checkpointing) for length in (8192, 65536) for checkpointing in (False, True))],
+    2: [
+        *(Held(size, 8192, checkpointing) for size in (1, 2) for checkpointing in (False, True)),
+        Held(1, 32768, True),
+        Held(2, 32768, True, "qwen2"),
+        Held(1, 32768, True, "qwen2", tiled=True),
+        Held(2, 65536, True, tiled=True),
+        Held(2, 16384, True, attention="sdpa"),
+    ],
+    4: [Held(4, 8192, False), Held(4, 65536, True)],
 }
-
-
-class Row(NamedTuple):
-    """A prepared row."""
-
-    input_ids: list[int]
-    labels: list[int]
-    position_ids: list[int]
-    document_lengths: tuple[int, ...]
 
 
 def rows() -> list[Row]:
@@ -175,7 +176,9 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
         model, _ = load_native(folder / f"{way.model}-{way.keys}", torch.float32, kind)
     keep_documents_apart(model, ranks.device, torch.float32, share_rows(model, "sdpa", ranks))
     if way.checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(model, offload=way.activation_offloading)
+    if way.tiled:
+        tile_mlps(model, tokens=TILE, gathers=way.stage == 3)
     weights: Any = [{"params": list(model.parameters())}]
     if way.split > 1:
         weights = set_experts_apart(weights, model, way.split)
@@ -216,49 +219,6 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
         "skipped": guard.skipped,
         "balances": balances,
     }
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of storages that operations have made and that are still held; of ``weights`` none."""
-
-    def __init__(self, weights: Any) -> None:
-        super().__init__()
-        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
-        self._sizes: dict[int, int] = {}
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that are held now."""
-        return sum(self._sizes.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func`` and note what it made."""
-        found = func(*args, **(kwargs or {}))
-        for one in found if isinstance(found, (tuple, list)) else [found]:
-            if isinstance(one, torch.Tensor):
-                self._note(one.untyped_storage())
-        return found
-
-    def _note(self, storage: Any) -> None:
-        if storage._cdata not in self._sizes and storage.data_ptr() not in self._weights:
-            self._sizes[storage._cdata] = storage.nbytes()
-            weakref.finalize(storage, self._sizes.pop, storage._cdata)
-
-
-def count(held: Held, ranks: Ranks, folder: Path) -> int:
-    """Return the bytes that this rank holds between forward and backward for a packed row."""
-    model, _ = load_native(folder / "qwen3-2", torch.float32, implementation("varlen"))
-    share_rows(model, "sdpa", ranks)
-    if held.checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    documents = held.length // DOCUMENT
-    row = Row([1] * held.length, [1] * held.length, [*range(DOCUMENT)] * documents, (DOCUMENT,) * documents)
-    inputs = inputs_for(slice_of(collate([(0, row)], 0, multiple=held.size), ranks), "varlen", torch.float32)
-    with Live(model.parameters()) as live:
-        hidden = model.train().model(**inputs, use_cache=False).last_hidden_state
-        found = live.bytes
-    assert hidden.shape[1] == held.length // held.size
-    return found
 
 
 def reference(folder: Path, alone: Alone) -> dict[str, Any]:
@@ -331,7 +291,7 @@ def main(output: str) -> None:
             results[tuple(alone)] = reference(Path(scratch), alone)
         for held in HELD[world]:
             ranks = Ranks(rank, world, torch.device("cpu"), held.size)
-            results[tuple(held)] = count(held, ranks, Path(scratch))
+            results[tuple(held)] = tuple(count(held, ranks, Path(scratch)))
         for way in WAYS[world]:
             ranks = Ranks(rank, world, torch.device("cpu"), way.size)
             results[tuple(way)] = train(way, Path(scratch), ranks)

@@ -6,12 +6,15 @@ real tensors by benchmarks/bench_memory.py --cpu, but for the kernels that only 
 
 from __future__ import annotations
 
+from qwen_job.facts.choices import TILE_TOKENS
 from qwen_job.plan.estimate.layout import Layout
 
 # The plain loss at its peak, bytes per logit: fp32 log-probabilities, their gradient and that of the logits.
 PLAIN_LOSS_BYTES = 12
 # Rows of logits per chunk of our chunked loss (train/loss.py).
 CHUNKED_ROWS = 2048
+# Checkpoints on the GPU where the others are in host memory (train/activation_offloading.py): computed, being copied.
+IN_FLIGHT = 2
 # Tokens that the gated delta rule works on at once, in transformers and in fla-core.
 DELTA_CHUNK = 64
 
@@ -92,7 +95,12 @@ def _linear_bytes(layout: Layout) -> int:
 
 
 def _dense_bytes(layout: Layout) -> int:
-    """Bytes a token of one feed-forward network: gate, silu, up, product; compiled, silu is computed again."""
+    """Bytes a token of one feed-forward network: gate, silu, up, product; compiled, silu is computed again.
+
+    Tiled, it keeps its input alone, which is the output of the norm before it.
+    """
+    if layout.tiles:
+        return 0
     return (3 if layout.compiled else 4) * layout.element * layout.shape.intermediate_size
 
 
@@ -122,40 +130,82 @@ def _norm_bytes(layout: Layout) -> int:
 
 
 def activation_bytes(layout: Layout) -> dict[str, int]:
-    """Return the bytes of activations: ``saved`` until their layer's backward, ``working`` during a layer's backward.
+    """Return the bytes of activations at the peaks of one micro-batch.
 
-    With checkpointing a layer saves only its input and is computed again, so ``working`` includes that layer. In both
-    cases ``working`` includes the gradients of the widest part of a layer and of the hidden state.
+    ``saved``: until their layer's backward; ``final norm``: after the last layer, freed before that layer's backward;
+    ``working``: what a layer's backward adds to ``saved``. With checkpointing a layer saves only its input and is
+    computed again, so ``working`` includes that layer.
     """
     shape, tokens, e = layout.shape, layout.tokens, layout.element
-    final_norm = tokens * (_norm_bytes(layout) * shape.hidden_size + 2 * e * shape.head_dim + 12)
     masked = layout.attention != "varlen" and layout.sequence_parallel_size == 1
-    mask = e * layout.sequence_length * tokens if masked else 0
-    gradients = tokens * e * (_widest(layout) + 2 * shape.hidden_size)
+    # Cosines and sines, input and position ids, once for all layers.
+    common = tokens * (2 * e * shape.head_dim + 20 + (e * layout.sequence_length if masked else 0))
+    final_norm = tokens * (_norm_bytes(layout) * shape.hidden_size + 4)
+    gradients = _tiled_gradients(layout) if layout.tiles else tokens * e * (_widest(layout) + shape.hidden_size)
     if layout.gradient_checkpointing:
-        saved = shape.num_hidden_layers * tokens * e * shape.hidden_size
-        working = layer_activation_bytes(layout) + gradients
+        kept = min(IN_FLIGHT, shape.num_hidden_layers) if layout.activation_offloading else shape.num_hidden_layers
+        saved = kept * tokens * e * shape.hidden_size
+        working = layer_activation_bytes(layout) - _kept_twice(layout) + gradients
     else:
         saved, working = layers_activation_bytes(layout), gradients
-    return {"saved": saved + final_norm + mask, "working": working}
+    return {"saved": saved + common, "final norm": final_norm, "working": working}
+
+
+def _kept_twice(layout: Layout) -> int:
+    """Return the bytes that a checkpoint and the first norm of the layer both hold: the layer's input, unconverted."""
+    unconverted = layout.fused_norms or layout.element == 4
+    return layout.tokens * layout.element * layout.shape.hidden_size if unconverted else 0
+
+
+def _tiled_gradients(layout: Layout) -> int:
+    """Return the bytes that a layer's backward adds at its peak where the feed-forward network is tiled.
+
+    In the network: the gradients of its output and input, one tile with what it saves, and the gradients of the three
+    matrices, summed in fp32 and of the tile. In attention, when the network and the norm before it have been freed:
+    the gradients of its output, of q, k and v, and of the residual.
+    """
+    shape, tokens, e = layout.shape, layout.tokens, layout.element
+    wide, weights = shape.intermediate_size, 3 * shape.hidden_size * shape.intermediate_size
+    tile = TILE_TOKENS * e * (6 * wide + 3 * shape.hidden_size)
+    network = 2 * tokens * e * shape.hidden_size + tile + (4 + e) * weights
+    freed = _norm_bytes(layout) * shape.hidden_size + 4
+    mixing = e * (2 * shape.query_size + 2 * shape.key_value_size + shape.hidden_size) - freed
+    if shape.linear:
+        mixing = max(mixing, e * (_linear_widest(layout) + shape.hidden_size))
+    return max(network, tokens * mixing)
 
 
 def _widest(layout: Layout) -> int:
-    """Return the numbers a token of the gradients that exist at once: of the feed-forward part, or linear attention.
+    """Return the numbers a token that a layer's backward adds at its peak, in feed-forward or in linear attention.
 
+    A dense feed-forward part is widest where the product of gate and up is differentiated: its gradient and those of
+    its two factors, while the product itself was freed after the gradient of the last matrix.
     Linear attention's kernels compute w, u and the states again, and hold the gradients of q, k, v, w and the states
     for every value head (fla-core 0.6, chunk_gated_delta_rule_bwd).
     """
     shape = layout.shape
-    found = [3 * shape.intermediate_size]
+    found = [2 * shape.intermediate_size]
     if experts := shape.experts:
         passed = 3 * experts.width + shape.hidden_size
         found.append(experts.per_token * passed + 3 * experts.shared_width)
-    if linear := shape.linear:
-        repeated = linear.value_heads * linear.key_dim
-        states = 2 * repeated * linear.value_dim // DELTA_CHUNK
-        found.append(4 * repeated + 4 * linear.value_size + states)
+    if shape.linear:
+        found.append(_linear_widest(layout))
     return max(found)
+
+
+def _linear_widest(layout: Layout) -> int:
+    linear = layout.shape.linear
+    assert linear is not None, "called for hybrids only"
+    repeated = linear.value_heads * linear.key_dim
+    return 4 * repeated + 4 * linear.value_size + 2 * repeated * linear.value_dim // DELTA_CHUNK
+
+
+def offloaded_bytes(layout: Layout) -> int:
+    """Return the pinned host memory of one rank's checkpoints: torch rounds each up to a power of two."""
+    if not (layout.activation_offloading and layout.gradient_checkpointing) or layout.on_cpu:
+        return 0
+    layers = layout.shape.num_hidden_layers
+    return layers * _power_of_two(layout.tokens * layout.element * layout.shape.hidden_size)
 
 
 def loss_bytes(layout: Layout) -> int:
@@ -164,19 +214,21 @@ def loss_bytes(layout: Layout) -> int:
     ``none`` holds all logits: 12 bytes each. ``torch`` and ``liger`` hold a chunk that is about as large as the hidden
     states (torch's ``aspect_ratio:2``: half of that) in fp32, its softmax and its half-precision gradient; ``chunked``
     holds 2048 rows, once more in fp32 and their log-probabilities (compiled: only their gradient), and the head's
-    gradient in fp32. All three keep the gradient of the hidden states.
+    gradient in fp32. All three keep the gradient of the hidden states. All four take the hidden states of the tokens
+    with a target, which is a copy: of every token here.
     """
     tokens, fused_loss, e = layout.tokens, layout.fused_loss, layout.element
     hidden, vocabulary = layout.shape.hidden_size, layout.shape.vocab_size
+    chosen = e * hidden * tokens
     if fused_loss == "none":
-        return PLAIN_LOSS_BYTES * tokens * vocabulary
+        return PLAIN_LOSS_BYTES * tokens * vocabulary + chosen
     if fused_loss == "chunked":
         widened = 4 if e < 4 else 0
         logit = 2 * e if layout.compiled else 4 + widened + e
-        return logit * min(tokens, CHUNKED_ROWS) * vocabulary + hidden * (4 * vocabulary + e * tokens)
+        return logit * min(tokens, CHUNKED_ROWS) * vocabulary + hidden * (4 * vocabulary + e * tokens) + chosen
     gradients = e * hidden * (tokens + vocabulary)
     rows = _power_of_two(-(-tokens // -(-vocabulary // hidden)))
-    return (8 + e) * max(1, rows // 2 if fused_loss == "torch" else rows) * vocabulary + gradients
+    return (8 + e) * max(1, rows // 2 if fused_loss == "torch" else rows) * vocabulary + gradients + chosen
 
 
 def _power_of_two(value: int) -> int:

@@ -139,6 +139,8 @@ def layout_of(train: TrainConfig, deepspeed: Mapping[str, Any], gpus_per_node: i
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         sequence_length=train.data.max_length,
         gradient_checkpointing=train.gradient_checkpointing,
+        tiled_mlp=train.tiled_mlp,
+        activation_offloading=train.activation_offloading,
         attention=train.attention,
         fused_loss=train.fused_loss,
         fused_norms=train.device == "cuda",

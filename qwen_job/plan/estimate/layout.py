@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from qwen_job.facts.choices import TILE_TOKENS
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.facts.sequence_parallel import Divided
@@ -20,7 +21,9 @@ class Layout(NamedTuple):
     for an unknown device; ``fused_norms``: norms as our trainer computes them on a GPU (train/kernels.py), otherwise as
     transformers does; ``lean_zero``: a lone rank's gradients as our trainer keeps them (train/lean_zero.py), otherwise
     as DeepSpeed does; ``compiled``: layers and loss under torch.compile; ``expandable_segments``: of torch's allocator,
-    as environment.py sets them; ``expert_parallel_size``: GPUs that split the experts of a layer.
+    as environment.py sets them; ``expert_parallel_size``: GPUs that split the experts of a layer; ``tiled_mlp``:
+    feed-forward networks work on a tile of tokens at a time (train/tiled_mlp.py); ``activation_offloading``:
+    checkpoints are in host memory.
     """
 
     shape: ModelShape
@@ -42,6 +45,8 @@ class Layout(NamedTuple):
     expandable_segments: bool = True
     sequence_parallel_size: int = 1
     expert_parallel_size: int = 1
+    tiled_mlp: bool = False
+    activation_offloading: bool = False
 
     @property
     def on_cpu(self) -> bool:
@@ -52,6 +57,11 @@ class Layout(NamedTuple):
     def tokens(self) -> int:
         """Tokens per micro-batch that a GPU has, including padding: its slice of rows that are shared."""
         return self.micro_batch_size * self.sequence_length // self.sequence_parallel_size
+
+    @property
+    def tiles(self) -> bool:
+        """Whether feed-forward networks work on tiles: a row that is no longer than one is not cut."""
+        return self.tiled_mlp and self.tokens > TILE_TOKENS
 
     @property
     def element(self) -> int:
@@ -96,9 +106,10 @@ class Layout(NamedTuple):
 
     @property
     def largest_gathered(self) -> int:
-        """Elements of what ZeRO-3 gathers at once: the largest parameter, or a rank's experts of a layer."""
+        """Elements of what ZeRO-3 gathers at once: the largest parameter, a tiled network, or a layer's experts."""
         experts = self.shape.experts.count * self.shape.expert_parameters if self.shape.experts else 0
-        return max(self.largest_tensor, experts // self.expert_parallel_size)
+        network = 3 * self.shape.hidden_size * self.shape.intermediate_size if self.tiles else 0
+        return max(self.largest_tensor, experts // self.expert_parallel_size, network)
 
     @property
     def shard(self) -> int:

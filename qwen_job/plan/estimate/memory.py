@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qwen_job.facts import fact
 from qwen_job.facts.choices import Export
 from qwen_job.facts.hardware import Gpu
-from qwen_job.plan.estimate.activations import activation_bytes, loss_bytes
+from qwen_job.plan.estimate.activations import activation_bytes, loss_bytes, offloaded_bytes
 from qwen_job.plan.estimate.layout import BYTES, Layout
 
 if TYPE_CHECKING:
@@ -252,10 +252,11 @@ def _moments(
     """
     without = {**states, "gradients": states["gradients"] if keeps_gradients else 0}
     saved, working = activations["saved"], activations["working"]
+    at_loss = saved + activations["final norm"]
     start = {**without, **buffers, "activations": saved, "one layer's backward": working}
     end = {**states, **buffers, "one layer's backward": working}
     return {
-        "loss": {**without, **buffers, "activations": saved, "logits and loss": loss},
+        "loss": {**without, **buffers, "activations": at_loss, "logits and loss": loss},
         "backward": max(start, end, key=lambda items: sum(items.values())),
         "optimizer": {**states, "optimizer's temporaries": step},
     }
@@ -325,6 +326,8 @@ def _host(layout: Layout, constants: Constants) -> dict[str, int]:
         host["pinned weights"] = ranks * (shard * element if layout.zero_stage < 3 else 0)
         host["offload staging"] = ranks * staging
         kept = ranks * (shard * (MASTER_BYTES + ADAM_BYTES + 4 + element))
+    if checkpoints := offloaded_bytes(layout):
+        host["offloaded activations"] = ranks * checkpoints
     copies = 1 if layout.precision == "bf16" else ranks
     flattened = ranks * _flattened_on_host(layout, constants)
     loading = max(0, copies * element * layout.shape.num_parameters + flattened - kept)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from qwen_job.facts.choices import TILE_TOKENS
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.plan.estimate.activations import DELTA_CHUNK, layers_activation_bytes
@@ -194,11 +195,14 @@ def _on_gpu(layout: Layout, gpu: Gpu, peak: float, attended: float, constants: S
     """Seconds of a step that computing, memory traffic and launching take; ``peak`` in FLOP/s."""
     shape, tokens, accumulation = layout.shape, layout.tokens, layout.gradient_accumulation_steps
     again = 4 / 3 if layout.gradient_checkpointing else 1.0  # of three passes, forward and backward, one is done twice
-    traffic = constants.traffic * again * layers_activation_bytes(layout) + LOSS_TRAFFIC * tokens * shape.vocab_size
-    traffic += _expert_traffic(layout, again)
+    whole = layout._replace(tiled_mlp=False)
+    traffic = constants.traffic * again * layers_activation_bytes(whole) + LOSS_TRAFFIC * tokens * shape.vocab_size
+    traffic += _expert_traffic(layout, again) + _tile_traffic(layout)
     updated = shape.num_parameters / (layout.world_size if layout.zero_stage else 1)
     update = 0.0 if layout.offload_optimizer else ADAM_TRAFFIC * updated
     work = hardware_flops_per_token(shape, attended, layout.gradient_checkpointing) * tokens
+    if layout.tiles and not layout.gradient_checkpointing:  # with it, a network is computed again either way
+        work += 6 * shape.hidden_size * shape.intermediate_size * shape.num_hidden_layers * tokens
     delta = _delta_seconds(layout, gpu)
     bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
     return {
@@ -206,6 +210,14 @@ def _on_gpu(layout: Layout, gpu: Gpu, peak: float, attended: float, constants: S
         "memory": (accumulation * traffic + update) / bandwidth if bandwidth else 0.0,
         "launch": accumulation * again * (constants.layer_seconds * shape.num_hidden_layers + delta.launch),
     }
+
+
+def _tile_traffic(layout: Layout) -> int:
+    """Return the bytes that a tiled network's gradients of weights pass: each tile's is written, read, and added."""
+    if not layout.tiles:
+        return 0
+    shape, tiles = layout.shape, -(-layout.tokens // TILE_TOKENS)
+    return shape.num_hidden_layers * tiles * (2 * layout.element + 8) * 3 * shape.hidden_size * shape.intermediate_size
 
 
 class _Delta(NamedTuple):
@@ -395,13 +407,20 @@ def exchange_bytes(layout: Layout) -> float:
 
 
 def _offload_seconds(layout: Layout, gpu: Gpu, constants: SpeedConstants) -> dict[str, float]:
-    """Seconds of gradients to the host each micro-batch, weights back each step, and Adam on the host."""
-    if not layout.offload_optimizer:
-        return {"PCIe": 0.0, "host": 0.0}
-    shard = layout.shape.num_parameters / layout.world_size
-    volume = layout.element * shard * 2 * layout.gradient_accumulation_steps
+    """Seconds of gradients to the host each micro-batch, weights back each step, and Adam on the host.
+
+    Offloaded checkpoints go to the host in forward, and come back in backward.
+    """
+    volume = seconds = 0.0
+    steps, shape = layout.gradient_accumulation_steps, layout.shape
+    if layout.offload_optimizer:
+        shard = shape.num_parameters / layout.world_size
+        volume = layout.element * shard * 2 * steps
+        seconds = shard * layout.ranks / constants.host_adam_per_second
+    if layout.activation_offloading and not layout.on_cpu:
+        volume += 2 * steps * shape.num_hidden_layers * layout.tokens * layout.element * shape.hidden_size
     link = (gpu.pcie_gbs or 32.0) / 2 * constants.pcie_efficiency * 1e9
-    return {"PCIe": volume / link, "host": shard * layout.ranks / constants.host_adam_per_second}
+    return {"PCIe": volume / link, "host": seconds}
 
 
 def _overlapped(parts: Mapping[str, float]) -> Range:

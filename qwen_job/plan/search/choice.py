@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple, TypeVar
 
+from qwen_job.facts.choices import TILE_TOKENS
 from qwen_job.facts.hardware import Gpu
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.facts.sequence_parallel import Divided, sizes
@@ -72,6 +73,8 @@ class Question:
     speed_constants: SpeedConstants | None = None
     expandable_segments: bool = True
     expert_parallel_size: int | None = None
+    tiled_mlp: bool | None = None
+    activation_offloading: bool | None = None
 
     @property
     def world_size(self) -> int:
@@ -115,6 +118,8 @@ class Choice(NamedTuple):
     misfit: str = ""
     sequence_parallel_size: int = 1
     expert_parallel_size: int = 1
+    tiled_mlp: bool = False
+    activation_offloading: bool = False
 
     def global_batch_size(self, world_size: int) -> int:
         """Rows of a step on ``world_size`` GPUs."""
@@ -135,6 +140,8 @@ class Choice(NamedTuple):
         parts = [f"ZeRO-{self.zero_stage}"]
         parts += ["optimizer on the host"] if self.offload_optimizer else []
         parts += ["checkpointing"] if self.gradient_checkpointing else []
+        parts += ["tiled MLP"] if self.tiled_mlp else []
+        parts += ["activations on the host"] if self.activation_offloading else []
         parts += [f"rows shared by {self.sequence_parallel_size} GPUs"] if self.sequence_parallel_size > 1 else []
         parts += [f"experts split over {self.expert_parallel_size}"] if self.expert_parallel_size > 1 else []
         return f"{', '.join(parts)}, micro-batch {self.micro_batch_size}"
@@ -145,6 +152,14 @@ class Runner(NamedTuple):
 
     choice: Choice
     why: str
+
+
+class Rung(NamedTuple):
+    """How a row is held: by how many GPUs, with networks in tiles or not, with checkpoints on the host or not."""
+
+    size: int
+    tiled_mlp: bool
+    activation_offloading: bool
 
 
 class Answer(NamedTuple):
@@ -158,13 +173,14 @@ class Answer(NamedTuple):
 def choose(question: Question) -> Answer:
     """Return the fastest combination that fits; if several are equally fast, the one that needs the least memory.
 
-    Rows are shared by as few GPUs as possible: by none where they fit on one. If speeds are unknown, no offload, no
-    checkpointing and ZeRO-2 (the reference script's stage) are preferred.
+    Rows that fit as they are stay so. Longer ones have their networks tiled, then are shared by as few GPUs as
+    possible; checkpoints go to the host only where nothing else is enough, because that link is the slowest. If speeds
+    are unknown, no offload, no checkpointing and ZeRO-2 (the reference script's stage) are preferred.
     """
     choices: list[Choice] = []
     fitting: list[Choice] = []
-    for size in question.sizes:
-        found = list(_combinations(question, size))
+    for rung in rungs(question):
+        found = list(_combinations(question, rung))
         choices += found
         fitting = sorted((choice for choice in found if choice.fits), key=_preference)
         if fitting or (not found and lacks_only_rows(question)):
@@ -176,7 +192,8 @@ def choose(question: Question) -> Answer:
 
 def lacks_only_rows(question: Question) -> bool:
     """Tell whether a row fits on one GPU, and the global batch does not divide: no reason for GPUs to share rows."""
-    if question.global_batch_size is None or 1 not in question.sizes or any(_combinations(question, 1)):
+    alone = Rung(1, question.tiled_mlp or False, question.activation_offloading or False)
+    if question.global_batch_size is None or 1 not in question.sizes or any(_combinations(question, alone)):
         return False
     return choose(replace(question, sequence_parallel_size=1, global_batch_size=None)).best is not None
 
@@ -186,17 +203,40 @@ def combinations(question: Question) -> Iterator[Choice]:
 
     ZeRO-0 is only considered if the user asks for it: ZeRO-1 computes the same in less memory.
     """
-    for size in question.sizes:
-        yield from _combinations(question, size)
+    for rung in rungs(question):
+        yield from _combinations(question, rung)
 
 
-def _combinations(question: Question, size: int) -> Iterator[Choice]:
-    """Yield the combinations in which ``size`` GPUs share each row."""
+def rungs(question: Question) -> list[Rung]:
+    """Return the ways to hold a row, the simplest first: those that cost time only where a row is long."""
+    offloaded = _free(question.activation_offloading, (False, True))
+    tiled = _free(question.tiled_mlp, (False, True))
+    found: list[Rung] = []
+    for away in offloaded:
+        # What is not enough with tiles goes to the host: the tiles cost less, and stay.
+        last = away and question.activation_offloading is None
+        found += [Rung(size, tiles, away) for size in question.sizes for tiles in (tiled[::-1] if last else tiled)]
+    return [rung for rung in found if _sensible(question, rung)]
+
+
+def _sensible(question: Question, rung: Rung) -> bool:
+    """Tell whether the job asks for a rung, or the plan may take it: on GPUs, for rows longer than a tile."""
+    tokens = (question.micro_batch_size or 1) * question.sequence_length // rung.size
+    free = not question.gpu.is_cpu and tokens > TILE_TOKENS and question.gradient_checkpointing is not False
+    tiles = not rung.tiled_mlp or question.tiled_mlp is True or (free and not question.shape.experts)
+    return tiles and (not rung.activation_offloading or question.activation_offloading is True or free)
+
+
+def _combinations(question: Question, rung: Rung) -> Iterator[Choice]:
+    """Yield the combinations in which rows are held in one way."""
+    size = rung.size
     for stage in _free(question.zero_stage, (1, 2, 3)):
         for offload in _free(question.offload_optimizer, (False, True)):
             if offload and (stage == 0 or question.gpu.is_cpu):
                 continue
             for checkpointing in _free(question.gradient_checkpointing, (False, True)):
+                if not checkpointing and (rung.activation_offloading or rung.tiled_mlp > (question.tiled_mlp or False)):
+                    continue
                 for micro, split in product(_micro_batches(question, size), _splits(question, stage)):
                     steps = max(1, question.rows(size) // micro)
                     choice = Choice(
@@ -207,6 +247,8 @@ def _combinations(question: Question, size: int) -> Iterator[Choice]:
                         steps,
                         sequence_parallel_size=size,
                         expert_parallel_size=split,
+                        tiled_mlp=rung.tiled_mlp,
+                        activation_offloading=rung.activation_offloading,
                     )
                     yield _evaluate(question, choice)
 
@@ -276,6 +318,8 @@ def layout_of(question: Question, choice: Choice) -> Layout:
         expandable_segments=question.expandable_segments,
         sequence_parallel_size=choice.sequence_parallel_size,
         expert_parallel_size=choice.expert_parallel_size,
+        tiled_mlp=choice.tiled_mlp,
+        activation_offloading=choice.activation_offloading,
     )
 
 
@@ -348,7 +392,8 @@ def _runners(best: Choice | None, choices: Sequence[Choice]) -> list[Runner]:
     kinds: dict[tuple[int, ...], Choice] = {}
     for choice in sorted(choices, key=lambda choice: (not choice.fits, _rank(choice))):
         sizes = choice.sequence_parallel_size, choice.expert_parallel_size
-        kind = choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing, *sizes
+        long = choice.tiled_mlp, choice.activation_offloading
+        kind = choice.zero_stage, choice.offload_optimizer, choice.gradient_checkpointing, *sizes, *long
         kinds.setdefault(kind, choice)
     others = [choice for choice in kinds.values() if choice is not best]
     others.sort(key=lambda choice: (not choice.fits, _rank(choice)))

@@ -26,7 +26,7 @@ class Longest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The longest rows on the job's own cluster by size, and the best on the next larger one that adds something."""
+    """The longest rows on the job's own cluster, by size and by what makes room, and the best on a larger one."""
 
     question: Question
     here: list[Longest]
@@ -54,9 +54,24 @@ def longest_rows(job: Job) -> Answer:
         micro_batch_size=micro,
         rows_per_gpu=micro * REFERENCE_ROWS_PER_GPU,
     )
-    here = [longest(asked, size) for size in _sizes(asked)]
+    here = [one for size in _sizes(asked) for one in _step_by_step(asked, size)]
     answer = Answer(question, here, None)
     return answer._replace(larger=_larger(asked, answer.best.length))
+
+
+def _step_by_step(question: Question, size: int) -> list[Longest]:
+    """Return the longest row of ``size`` GPUs as it is, with tiled networks, and with checkpoints on the host.
+
+    Each only where it adds something: what one more costs is the difference of their tokens/s.
+    """
+    found: list[Longest] = []
+    for tiled, away in ((False, False), (True, False), (True, True)):
+        if question.tiled_mlp not in (None, tiled) or question.activation_offloading not in (None, away):
+            continue
+        one = longest(replace(question, tiled_mlp=tiled, activation_offloading=away), size)
+        if not found or one.length > found[-1].length:
+            found.append(one)
+    return found or [longest(question, size)]
 
 
 def _sizes(question: Question) -> list[int]:

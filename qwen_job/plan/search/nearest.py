@@ -28,6 +28,8 @@ FIXABLE = {
     "micro_batch_size": "train.per_device_train_batch_size",
     "sequence_parallel_size": "train.sequence_parallel_size",
     "expert_parallel_size": "train.expert_parallel_size",
+    "tiled_mlp": "train.tiled_mlp",
+    "activation_offloading": "train.activation_offloading",
 }
 
 

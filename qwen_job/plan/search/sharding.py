@@ -22,6 +22,7 @@ from qwen_job.plan.estimate.constants import constants_from
 from qwen_job.plan.estimate.layout import divided_of, why_not_shared
 from qwen_job.plan.estimate.memory import Constants
 from qwen_job.plan.estimate.speed import SpeedConstants
+from qwen_job.plan.long_rows import refuse_long_rows
 from qwen_job.plan.precision import BF16_FROM
 from qwen_job.plan.search.choice import MARGIN, Answer, Choice, Question, choose, lacks_only_rows
 from qwen_job.plan.search.nearest import least_misfit, refusal
@@ -33,6 +34,7 @@ def question_of(
 ) -> Question:
     """Return the search's question for a job: fields that the user wrote are fixed, the others are free."""
     train, cluster = job.train, job.cluster
+    refuse_long_rows(job, shape)
     constants, speed_constants = _constants(job, gpu)
     return Question(
         shape=shape,
@@ -60,6 +62,8 @@ def question_of(
         speed_constants=speed_constants,
         expandable_segments=segments_grow(job.env),
         expert_parallel_size=None if train.expert_parallel_size == "auto" else train.expert_parallel_size,
+        tiled_mlp=None if train.tiled_mlp == "auto" else train.tiled_mlp,
+        activation_offloading=None if train.activation_offloading == "auto" else train.activation_offloading,
     )
 
 
@@ -137,7 +141,9 @@ def sharing_of(question: Question | None, choice: Choice) -> str:
     length = f"rows of {question.sequence_length:,} tokens"
     if choice.sequence_parallel_size == 1:
         return f"{length} fit on one {'process' if question.gpu.is_cpu else 'GPU'}"
-    least = least_misfit(replace(question, sequence_parallel_size=1, global_batch_size=None))
+    away = question.activation_offloading or False  # that of a GPU alone comes after sharing
+    alone = replace(question, sequence_parallel_size=1, global_batch_size=None, activation_offloading=away)
+    least = least_misfit(alone)
     return f"{length} do not fit on one GPU" + (f": {least.misfit}" if least else "")
 
 
@@ -151,6 +157,7 @@ def reason_of(question: Question, answer: Answer) -> str:
 
 def reference_choice(job: Job, rows: int, on_cpu: bool) -> Choice:
     """Return the reference script's layout (ZeRO-2, checkpointing, one row), for a model of unknown shape."""
+    refuse_long_rows(job, None)
     accumulation, checkpointing = job.train.gradient_accumulation_steps, job.train.gradient_checkpointing
     micro = job.train.per_device_train_batch_size or (rows // accumulation if accumulation else 1)
     return Choice(
@@ -161,6 +168,8 @@ def reference_choice(job: Job, rows: int, on_cpu: bool) -> Choice:
         gradient_accumulation_steps=accumulation or rows // micro,
         sequence_parallel_size=_size_of(job) or 1,
         expert_parallel_size=1 if job.train.expert_parallel_size == "auto" else job.train.expert_parallel_size,
+        tiled_mlp=job.train.tiled_mlp is True,
+        activation_offloading=job.train.activation_offloading is True,
     )
 
 

@@ -121,6 +121,8 @@ sequence_parallel_size: 1
 fused_loss: chunked
 torch_compile: auto
 gradient_checkpointing: true
+activation_offloading: false
+tiled_mlp: false
 router_aux_loss_coef: null
 export: text
 peak_tflops: null
