@@ -93,7 +93,7 @@ def test_fixed_fields_are_freed_as_few_as_are_enough() -> None:
 
 
 def test_a_cluster_that_is_hopeless_is_told_the_gpu_and_the_nodes_that_are_not() -> None:
-    question = ask("Qwen/Qwen2.5-72B-Instruct", "RTX-4090", sequence_length=32768)
+    question = ask("Qwen/Qwen2.5-72B-Instruct", "RTX-4090", sequence_length=131072)
     assert nearest(question, GPUS) == []
     (way,) = together(question, [gpu for gpu in GPUS if not gpu.is_cpu])
     gpu, nodes = way.split()[1], int(way.split()[4])
@@ -124,7 +124,13 @@ def test_of_micro_batches_the_largest_that_fits_is_suggested(
     written: int, rows: int, more: dict[str, int], value: int | None
 ) -> None:
     question = ask(
-        "Qwen/Qwen2.5-7B-Instruct", sequence_length=8192, micro_batch_size=written, rows_per_gpu=rows, **more
+        "Qwen/Qwen2.5-7B-Instruct",
+        sequence_length=8192,
+        micro_batch_size=written,
+        rows_per_gpu=rows,
+        tiled_mlp=False,
+        activation_offloading=False,
+        **more,
     )
     found = [change.value for change in nearest(question) if change.field == "train.per_device_train_batch_size"]
     assert found == ([] if value is None else [value])

@@ -107,7 +107,7 @@ WAYS = {
         Way(stage=3, tiled=True, checkpointing=True, activation_offloading=True),
     ],
     4: [
-        *(Way(stage=stage, size=2) for stage in (0, 1, 2, 3)),
+        *(Way(stage=stage, size=2) for stage in (1, 2)),
         Way(stage=3, size=2, reduce_scatter=False, micro=2, checkpointing=True),
         Way("qwen3", 2, stage=2, size=4, checkpointing=True),
         Way("qwen2", 1, stage=3, size=4, micro=4),

@@ -49,7 +49,8 @@ def test_plain_sgd_gives_what_one_process_gives(results: dict[int, dict[Any, Any
     ours, alone = results[ranks][tuple(way)], results[ranks][tuple(Alone.of(way))]
     assert ours["losses"] == pytest.approx(alone["losses"], rel=EXACT)
     assert ours["norms"] == pytest.approx(alone["norms"], rel=EXACT)
-    assert ours["balances"] == pytest.approx(alone["balances"], rel=EXACT)
+    if not way.broken:  # shares of the whole step's tokens, a row that is left out included
+        assert ours["balances"] == pytest.approx(alone["balances"], rel=EXACT)
     assert ours["held_out"] == pytest.approx(alone["held_out"], rel=EXACT)
     torch.testing.assert_close(ours["weights"], alone["weights"], rtol=0, atol=EXACT)
 
