@@ -34,7 +34,7 @@ def test_both_languages_show_the_same(checkout: Path, guide: str) -> None:
     assert any(english) and english == chinese
 
 
-@pytest.mark.parametrize(("guide", "count"), [("slurm", 3), ("training", 7), ("watching", 2)])
+@pytest.mark.parametrize(("guide", "count"), [("slurm", 3), ("training", 8), ("watching", 2)])
 def test_the_yaml_of_the_guides_renders(checkout: Path, tmp_path: Path, guide: str, count: int) -> None:
     (tmp_path / "templates").mkdir()
     shown = plain(checkout, f"{guide}.md", "yaml")

@@ -67,7 +67,7 @@ def tiled(compute: Callable[[Tensor], Tensor], hidden: Tensor, weights: list[Ten
 
 
 def _tiles(whole: Tensor, tokens: int) -> tuple[Tensor, ...]:
-    return whole.reshape(-1, whole.shape[-1]).split(tokens)
+    return torch.split(whole.reshape(-1, whole.shape[-1]), tokens)
 
 
 class _Tiled(torch.autograd.Function):
@@ -80,14 +80,16 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        hidden, sums = ctx.saved_tensors[0].contiguous(), [None] * len(ctx.weights)
+        hidden = ctx.saved_tensors[0].contiguous()
+        sums: list[Any] = [None] * len(ctx.weights)
         grad = torch.empty_like(hidden)
         parts = (_tiles(one, ctx.tokens) for one in (hidden, slopes[0].contiguous(), grad))
         for part, slope, into in zip(*parts, strict=True):
             part = part.detach().requires_grad_()
             with torch.enable_grad():
                 out = ctx.compute(part)
-            mine, *found = torch.autograd.grad(out, [part, *ctx.weights], slope)
+            found: list[Any] = list(torch.autograd.grad(out, [part, *ctx.weights], slope))
+            mine = found.pop(0)
             into.copy_(mine)
             del out, mine
             for place in range(len(sums)):
