@@ -20,9 +20,9 @@ NOT_THEIRS = {
     "overwrite_output_dir", "q_lora", "save_safetensors", "use_lora",
 }  # fmt: skip
 OURS = {
-    "attention", "early_stopping_patience", "expert_parallel_size", "export", "fused_loss", "global_batch_size",
-    "hang_seconds", "longest_first", "loss_spike_factor", "memory_save_steps", "model_max_length", "on_nan", "resume",
-    "router_aux_loss_coef", "sequence_parallel_size", "skip_rows",
+    "activation_offloading", "attention", "early_stopping_patience", "expert_parallel_size", "export", "fused_loss",
+    "global_batch_size", "hang_seconds", "longest_first", "loss_spike_factor", "memory_save_steps",
+    "model_max_length", "on_nan", "resume", "router_aux_loss_coef", "sequence_parallel_size", "skip_rows", "tiled_mlp",
 }  # fmt: skip
 GIVEN = Circumstances(evaluates=True, on_cpu=False, ampere=True)
 DEFAULTS = {"learning_rate": 1e-3, "lr_scheduler_type": "linear"}
