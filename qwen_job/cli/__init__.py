@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Measure held-out loss and benchmark scores, before and after training.",
     ),
     "report": ("qwen_job.cli.report:report", "Write a run's report.html, or a sweep's."),
-    "docs": ("qwen_job.cli.docs:docs", "List the guides that come with qwen-job, or print one as Markdown."),
+    "docs": ("qwen_job.cli.docs:docs", "List the pages that come with qwen-job: the guides and the changes."),
     "completion": (
         "qwen_job.cli.completion:completion",
         "Print the completion script for bash, zsh or fish.",

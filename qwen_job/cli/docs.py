@@ -15,7 +15,9 @@ _MORE = {"agents": "AGENTS.md", "changes": "CHANGELOG.md"}
 @click.option("--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="zh: Chinese.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program: every topic, or one with its text.")
 def docs(topic: str | None, language: str, as_json: bool) -> None:
-    """List the guides that come with qwen-job, with the changes and a page for coding agents; print one as Markdown.
+    """List the pages that come with qwen-job: the guides and the changes.
+
+    There is one for coding agents, too. With a topic, that page is printed as Markdown.
 
     \b
     qwen-job docs                         the topics
