@@ -1,25 +1,38 @@
-"""What a user does on a Slurm cluster: ``qwen-job render job.yaml --target slurm | sbatch``, on two real hosts."""
+"""What a user does on a Slurm cluster: ``qwen-job render job.yaml --target slurm | sbatch``, on two real hosts.
+
+The same run is scored by a second job, which costs 25 s, most of it the import of lm-eval.
+"""
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.steps import DEMO, SHORT, check_finished, check_model_loads, environment
 from tests.slurmlab import Lab
+from tests.support.optional import skip
+from tests.support.suites import write_suite
 
 pytestmark = [pytest.mark.slurm, pytest.mark.train, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def finished(slurm: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Path]:
-    """The demo, rendered for two nodes with two processes each, piped to sbatch, and completed: job, run, output."""
+    """The demo, rendered for two nodes with two processes each, piped to sbatch, and completed: job, run, output.
+
+    A second job waits for it, which scores the model on two small tasks.
+    """
     folder = tmp_path_factory.mktemp("slurm")
-    run = folder / "run"
+    run, tasks = folder / "run", write_suite(folder / "tasks", questions=2)
     sets = f"--set cluster.nodes=2 --set cluster.gpus_per_node=2 --set output={run} {' '.join(SHORT)}"
-    line = f"set -o pipefail; qwen-job render {DEMO} --target slurm {sets} | sbatch --parsable"
+    command = f"qwen-job render {DEMO} --target slurm {sets} --set evaluate.suite.folder={tasks}"
+    line = f"set -o pipefail; {command} | sbatch --parsable"
     job = int(slurm.on("ctl", line, cwd=folder, env=environment()).stdout)
+    then = f"{command} -o {folder} && sbatch --dependency=afterok:{job} demo-evaluate.sbatch"
+    slurm.on("ctl", then, cwd=folder, env=environment())
     slurm.wait_job(job, "COMPLETED", timeout=420)
     return job, run, folder / f"demo-{job}.out"
 
@@ -45,3 +58,23 @@ def test_a_complete_run_is_left_alone_and_its_output_goes_on(slurm: Lab, finishe
     slurm.wait_job(job, "COMPLETED", timeout=30)
     assert output.read_text().startswith(said)
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_second_job_waits_for_the_training_and_scores_its_model(slurm: Lab, finished: tuple[int, Path, Path]) -> None:
+    if find_spec("lm_eval") is None:
+        skip("eval", "lm_eval is not installed")
+    job, run, _ = finished
+    (output,) = slurm.wait(lambda: list(run.parent.glob("demo-evaluate-*.out")), 120, "the second job starts")
+    second = int(output.stem.rpartition("-")[2])
+    fields = slurm.wait_job(second, "COMPLETED", timeout=420)
+    assert fields["StartTime"] >= slurm.job(job)["EndTime"]
+    results = json.loads((run / "evaluation.json").read_text())["scores"]["results"]
+    assert [(one["task"], one["metric"], one["samples"]) for one in results] == [
+        ("pick_answer", "acc", 2), ("say_answer", "exact_match", 2),
+    ]  # fmt: skip
+    assert all(one["before"] is not None and one["after"] is not None for one in results)
+    said = output.read_text()
+    assert any(line.split()[:3] == ["pick_answer", "acc", "2"] for line in said.splitlines()), said
+    assert "<td>pick_answer</td>" in (run / "report.html").read_text()
+    card = (run / "model" / "README.md").read_text()
+    assert "model-index:" in card and "pick_answer" in card
