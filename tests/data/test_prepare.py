@@ -204,27 +204,29 @@ def test_rows_travel_to_other_processes_and_know_their_ends(tiny: Path, tmp_path
 
 
 _SCRIPT = """
-import sys
+import sys, time
 from pathlib import Path
 from qwen_job.data import prepare_data
 from qwen_job.data import prepare as build
 from qwen_job.run.sections import DataFile, DataSpec
 build.CHUNK_BYTES, build._SMALL = 20000, 0
-path, tokenizer, cache = map(Path, sys.argv[1:])
-report = lambda samples: print("working", flush=True)
+path, tokenizer, cache = map(Path, sys.argv[1:4])
+pause = float(sys.argv[4])
+report = lambda samples: (print("working", flush=True), time.sleep(pause))
 print(prepare_data(DataSpec(train=(DataFile(path=path),)), tokenizer, cache, workers=2, progress=report))
 """
 
 
-def _start(path: Path, tokenizer: Path, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _SCRIPT, str(path), str(tokenizer), str(cache)]
+def _start(path: Path, tokenizer: Path, cache: Path, pause: float = 0.0) -> subprocess.Popen[str]:
+    """Prepare in another process, which says "working" at every step and then waits ``pause`` seconds."""
+    command = [sys.executable, "-c", _SCRIPT, str(path), str(tokenizer), str(cache), str(pause)]
     root = str(Path(build.__file__).resolve().parents[2])
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
 
 
 def test_killed_in_the_middle_then_run_again(tiny: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
     path = write(_rows(6000))
-    victim = _start(path, tiny, tmp_path / "cache")
+    victim = _start(path, tiny, tmp_path / "cache", pause=60.0)
     assert victim.stdout and victim.stdout.readline() == "working\n"
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
