@@ -129,6 +129,11 @@ class ModelShape:
         return 3 * self.hidden_size * self.experts.width if self.experts else 0
 
     @property
+    def network_parameters(self) -> int:
+        """Weights of one dense feed-forward network: of gate, up and down."""
+        return 3 * self.hidden_size * self.intermediate_size
+
+    @property
     def largest_tensor(self) -> int:
         """Elements of the largest parameter: the embedding, or all experts of a layer, which are one tensor."""
         experts = 2 * self.experts.count * self.experts.width * self.hidden_size if self.experts else 0
@@ -144,7 +149,7 @@ class ModelShape:
         """Weights of all decoder layers that a token is multiplied with: of the experts, those that it passes."""
         hidden, queries = self.hidden_size, self.query_size * (2 if self.output_gate else 1)
         total = self.attention_layers * hidden * (queries + 2 * self.key_value_size + self.query_size)
-        total += self.dense_layers * 3 * hidden * self.intermediate_size
+        total += self.dense_layers * self.network_parameters
         if linear := self.linear:
             total += linear.layers * hidden * (linear.channels + 2 * linear.value_size + 2 * linear.value_heads)
         if experts := self.experts:

@@ -22,6 +22,7 @@ from qwen_job.report.summary import summarize
 from qwen_job.report.sweep_page import sweep_page
 from qwen_job.run.folder import CHECKPOINTS, DONE, LAUNCH, LOGS, METRICS, MODEL, PREPARED, SWEEP, TRAIN
 from qwen_job.run.progress import Progress, progress_of
+from qwen_job.run.reading import written_at
 from qwen_job.text import duration, visible
 
 # Below a run folder there is nothing to find, and big trees are not searched to their end.
@@ -81,7 +82,7 @@ def find_runs(root: Path) -> list[Entry]:
     for path in _folders(root):
         if names := _names(path):
             relative = path.relative_to(root).as_posix()
-            written = max(_written(path / name) for name in names)
+            written = max(written_at(path / name) for name in names)
             is_sweep = _is_sweep(names)
             found.append(Entry(relative, Progress() if is_sweep else progress_of(str(path)), is_sweep, written))
     return sorted(found, key=lambda entry: -entry.written)
@@ -109,13 +110,6 @@ def _names(path: Path) -> set[str]:
 
 def _is_sweep(names: set[str]) -> bool:
     return SWEEP in names and METRICS not in names
-
-
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def index_page(root: Path, entries: list[Entry]) -> str:

@@ -7,7 +7,6 @@ ends when its standard input does, that is, with the launcher that started it.
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import socket
@@ -27,7 +26,7 @@ from qwen_job.report.summary import summarize
 from qwen_job.report.sweep_page import sweep_page
 from qwen_job.run.folder import REPORT, RunFolder
 from qwen_job.run.metrics import Follower
-from qwen_job.run.reading import read_object, read_settings, whole
+from qwen_job.run.reading import read_object, read_settings, whole, written_at
 from qwen_job.run.sweep_index import sweep_runs
 from qwen_job.text import visible
 
@@ -115,7 +114,7 @@ class Live:
         runs = sweep_runs(sweep.path) if self.every else None
         if runs is None or self._run.path.name not in [run.folder for run in runs]:
             return
-        if not last and age_of(sweep.report) < self.every:
+        if not last and time.time() - written_at(sweep.report) < self.every:
             return
         if sum(size_of(RunFolder(sweep.path / run.folder).metrics) for run in runs) > MOST_METRICS:
             self._once(f"the sweep's {REPORT} is not written again while training: its runs have too many steps by now")
@@ -133,14 +132,6 @@ class Live:
         if text not in self._said:
             self._said.add(text)
             self._say(text)
-
-
-def age_of(path: Path) -> float:
-    """Return the seconds since a file was written, infinite without one."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return math.inf
 
 
 def size_of(path: Path) -> int:

@@ -31,6 +31,14 @@ def is_path(text: str) -> bool:
         return False
 
 
+def written_at(path: Path) -> float:
+    """Return when a file was written (unix seconds), 0 without one."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def there(path: Path) -> bool:
     """Return whether a file exists, as far as this user can see."""
     try:

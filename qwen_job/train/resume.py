@@ -53,6 +53,14 @@ class Beginning(NamedTuple):
     identity: Identity
 
 
+def reads_weights(deepspeed: DeepSpeedConfig, resume: Resume | None) -> bool:
+    """Tell whether the model's own weights are needed: not where a checkpoint replaces every one on every rank.
+
+    One that was converted to another number of ranks, or has experts that ranks split, is loaded in another way.
+    """
+    return resume is None or resume.universal or expert_parallel_size(deepspeed) > 1
+
+
 def refuse_corrupt(checkpoints: Path, place: Place, store: Store) -> dict[str, str]:
     """Read the newest checkpoint, each rank its own files, until one is whole; returns the broken ones and why.
 

@@ -46,7 +46,7 @@ from qwen_job.train.rate_schedule import Schedule, check_schedule
 from qwen_job.train.remembered import Neighbourhood
 from qwen_job.train.rendezvous import Place
 from qwen_job.train.reporters import Run, build_reporters
-from qwen_job.train.resume import Beginning, Resume
+from qwen_job.train.resume import Beginning, Resume, reads_weights
 from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.save_interval import History
@@ -116,14 +116,6 @@ def load(attempt: Attempt, model_folder: Path, prepared: Path, resume: Resume | 
     for note in notes:
         log.say(note)
     return Loaded(model, arguments, data, model_folder)
-
-
-def reads_weights(deepspeed: DeepSpeedConfig, resume: Resume | None) -> bool:
-    """Tell whether the model's own weights are needed: not where a checkpoint replaces every one on every rank.
-
-    One that was converted to another number of ranks, or has experts that ranks split, is loaded in another way.
-    """
-    return resume is None or resume.universal or expert_parallel_size(deepspeed) > 1
 
 
 def hardware(device: str) -> str:

@@ -47,8 +47,7 @@ def check(path: Path) -> str:
         Refused: a blob is missing, or is not what its name says.
     """
     with tarfile.open(path) as archive:
-        (entry,) = json.load(_blob(archive, "index.json"))["manifests"]
-        manifest = _manifest(archive)
+        entry, manifest = _manifest(archive)
         for one in (entry, manifest["config"], *manifest["layers"]):
             content = _blob(archive, f"blobs/{one['digest'].replace(':', '/')}")
             found = hashlib.sha256()
@@ -66,7 +65,7 @@ def file_of(path: Path, name: str) -> bytes:
         Refused: no layer has it.
     """
     with tarfile.open(path) as archive:
-        for one in reversed(_manifest(archive)["layers"]):
+        for one in reversed(_manifest(archive)[1]["layers"]):
             with tarfile.open(fileobj=_blob(archive, f"blobs/{one['digest'].replace(':', '/')}")) as layer:
                 member = next((each for each in layer if each.name.removeprefix("./") == name), None)
                 content = layer.extractfile(member) if member else None
@@ -78,15 +77,16 @@ def file_of(path: Path, name: str) -> bytes:
 def configuration(path: Path) -> dict[str, Any]:
     """Return the image's configuration: entry point, labels, history."""
     with tarfile.open(path) as archive:
-        name = _manifest(archive)["config"]["digest"]
+        name = _manifest(archive)[1]["config"]["digest"]
         found: dict[str, Any] = json.load(_blob(archive, f"blobs/{name.replace(':', '/')}"))
     return found
 
 
-def _manifest(archive: tarfile.TarFile) -> dict[str, Any]:
+def _manifest(archive: tarfile.TarFile) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the image's entry in the index, and its manifest."""
     (entry,) = json.load(_blob(archive, "index.json"))["manifests"]
     found: dict[str, Any] = json.load(_blob(archive, f"blobs/{entry['digest'].replace(':', '/')}"))
-    return found
+    return entry, found
 
 
 def _blob(archive: tarfile.TarFile, name: str) -> IO[bytes]:

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 from qwen_job.facts.model_files import read_text_config  # noqa: E402
 from qwen_job.models.loading import build_native, load_native  # noqa: E402
 from qwen_job.run.config import parse_config  # noqa: E402
-from qwen_job.train import modeling, setup  # noqa: E402
-from qwen_job.train.resume import Resume  # noqa: E402
+from qwen_job.train import modeling  # noqa: E402
+from qwen_job.train.resume import Resume, reads_weights  # noqa: E402
 from tests.support.tiny_models import TINY, write_folder  # noqa: E402
 from tests.train import tiny  # noqa: E402
 
@@ -105,4 +105,4 @@ def test_weights_are_read_unless_a_checkpoint_replaces_every_one(
 ) -> None:
     deepspeed: dict[str, Any] = {"zero_optimization": {"stage": 2}}
     deepspeed |= {"expert_parallel": {"enabled": True, "autoep_size": split}} if split > 1 else {}
-    assert setup.reads_weights(deepspeed, resume) == reads
+    assert reads_weights(deepspeed, resume) == reads

@@ -165,9 +165,8 @@ def _tiled_gradients(layout: Layout) -> int:
     the gradients of its output, of q, k and v, and of the residual.
     """
     shape, tokens, e = layout.shape, layout.tokens, layout.element
-    wide, weights = shape.intermediate_size, 3 * shape.hidden_size * shape.intermediate_size
-    tile = TILE_TOKENS * e * (6 * wide + 3 * shape.hidden_size)
-    network = 2 * tokens * e * shape.hidden_size + tile + (4 + e) * weights
+    tile = TILE_TOKENS * e * (6 * shape.intermediate_size + 3 * shape.hidden_size)
+    network = 2 * tokens * e * shape.hidden_size + tile + (4 + e) * shape.network_parameters
     freed = _norm_bytes(layout) * shape.hidden_size + 4
     mixing = e * (2 * shape.query_size + 2 * shape.key_value_size + shape.hidden_size) - freed
     if shape.linear:

@@ -108,7 +108,7 @@ class Layout(NamedTuple):
     def largest_gathered(self) -> int:
         """Elements of what ZeRO-3 gathers at once: the largest parameter, a tiled network, or a layer's experts."""
         experts = self.shape.experts.count * self.shape.expert_parameters if self.shape.experts else 0
-        network = 3 * self.shape.hidden_size * self.shape.intermediate_size if self.tiles else 0
+        network = self.shape.network_parameters if self.tiles else 0
         return max(self.largest_tensor, experts // self.expert_parallel_size, network)
 
     @property

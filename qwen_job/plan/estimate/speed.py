@@ -202,7 +202,7 @@ def _on_gpu(layout: Layout, gpu: Gpu, peak: float, attended: float, constants: S
     update = 0.0 if layout.offload_optimizer else ADAM_TRAFFIC * updated
     work = hardware_flops_per_token(shape, attended, layout.gradient_checkpointing) * tokens
     if layout.tiles and not layout.gradient_checkpointing:  # with it, a network is computed again either way
-        work += 6 * shape.hidden_size * shape.intermediate_size * shape.num_hidden_layers * tokens
+        work += 2 * shape.network_parameters * shape.num_hidden_layers * tokens
     delta = _delta_seconds(layout, gpu)
     bandwidth = (gpu.memory_bandwidth_gbs or 0) * 1e9 * constants.memory_efficiency
     return {
@@ -217,7 +217,7 @@ def _tile_traffic(layout: Layout) -> int:
     if not layout.tiles:
         return 0
     shape, tiles = layout.shape, -(-layout.tokens // TILE_TOKENS)
-    return shape.num_hidden_layers * tiles * (2 * layout.element + 8) * 3 * shape.hidden_size * shape.intermediate_size
+    return shape.num_hidden_layers * tiles * (2 * layout.element + 8) * shape.network_parameters
 
 
 class _Delta(NamedTuple):

@@ -442,7 +442,6 @@ attempt() {
 
   # Nodes that lost their connection save first. If one of them has a final exit code, it is the reason. One that the
   # others have lost, and that has not ended soon after them, never will.
-  bad=()
   for ((seconds = 0; code != 0 && seconds < 120; seconds++)); do
     running=()
     for rank in "${!chosen[@]}"; do
