@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ import click
 
 from qwen_job import __version__
 from qwen_job.cli.streams import fault_of, prepare
-from qwen_job.errors import REMEDY, QwenJobError
+from qwen_job.errors import REMEDY, QwenJobError, UsageError
 from qwen_job.text import did_you_mean, visible
 
 # name -> (module:attribute, short help). The short help is repeated here so that --help imports no command; a test
@@ -87,8 +88,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             instead = _OTHER_COMMANDS.get(args[0].lower())
-            hint = f"; write {instead}" if instead else did_you_mean(args[0], COMMANDS)
-            ctx.fail(f"no such command: {args[0]!r}{hint}")
+            near = did_you_mean(args[0], COMMANDS) or "; 'qwen-job --help' lists all"
+            raise UsageError(f"no such command: {args[0]!r}{f'; write {instead}' if instead else near}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -144,6 +145,17 @@ def _report(error: QwenJobError, colour: bool | None) -> int:
     return error.exit_code
 
 
+def _refused(error: click.ClickException, colour: bool | None) -> int:
+    """Report in one line what click does not accept; without any word, a group prints its help."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # from click 8.2 on
+        error.show()
+        return error.exit_code
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    text = re.sub(r"\s*\n\s*", " ", error.format_message()).removesuffix(".")
+    hint = f"; see '{context.command_path} --help'" if context and "Did you mean" not in text else ""
+    return _report(UsageError(text + hint), colour)
+
+
 def _internal(error: Exception) -> int:
     if os.environ.get("QWEN_JOB_DEBUG"):
         raise error
@@ -168,9 +180,7 @@ def main(args: list[str] | None = None) -> Any:
             code = end.code
         sys.stdout.flush()
     except click.ClickException as error:
-        with contextlib.suppress(OSError, ValueError):
-            error.show()
-        code = error.exit_code
+        code = _refused(error, colour)
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except QwenJobError as error:

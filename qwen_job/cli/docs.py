@@ -24,7 +24,7 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
     qwen-job docs training | less         one of them
     qwen-job docs slurm --language zh
     """
-    from qwen_job.errors import EnvironmentFault
+    from qwen_job.errors import EnvironmentFault, UsageError
     from qwen_job.resources import resource
     from qwen_job.text import did_you_mean, json_text
 
@@ -55,7 +55,8 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
         return
     name = topic.removesuffix(".md").removesuffix(".zh-CN")
     if name not in names:
-        raise click.UsageError(f"no such topic: {topic!r}{did_you_mean(name, names)}; 'qwen-job docs' lists all")
+        near = did_you_mean(name, names) or "; 'qwen-job docs' lists all"
+        raise UsageError(f"no such topic: {topic!r}{near}")
     page = read(name)
     click.echo(json_text(page, indent=2) if as_json else page["text"], nl=as_json)
 

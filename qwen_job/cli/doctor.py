@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_job.cli.job_options import TargetChoice, show_words
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import EnvironmentFault, UsageError
 
 if TYPE_CHECKING:
     from qwen_job.launch.kubernetes.doctor import Survey
@@ -34,7 +34,7 @@ def doctor(target: str, partition: str | None, output: Path | None) -> None:
     if output is not None and output.exists():
         raise EnvironmentFault(f"{output}: already exists; choose another file, or remove it first")
     if partition and target != "slurm":
-        raise click.UsageError("--partition applies only to Slurm: add --target slurm")
+        raise UsageError("--partition applies only to Slurm: add --target slurm")
     text = _slurm(partition) if target == "slurm" else _kubernetes()
     if output is None:
         sys.stdout.write(text)

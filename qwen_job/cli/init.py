@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import EnvironmentFault, UsageError
 
 _SCHEMA = "$schema=job.schema.json   (qwen-job schema > job.schema.json)"
 
@@ -32,7 +32,7 @@ def init(file: Path, example: str | None, listing: bool, force: bool) -> None:
         return
     if str(file) in ("list", *known):
         meant = "--list" if str(file) == "list" else f"--from {file}"
-        raise click.UsageError(f"{file} would be the name of the new file; did you mean '{meant}'?")
+        raise UsageError(f"{file} would be the name of the new file; did you mean '{meant}'?")
     text = _text(example, known, file)
     if file.exists() and not force:
         raise EnvironmentFault(f"{file}: already exists; choose another name, or use --force to replace it")
@@ -71,7 +71,7 @@ def _text(example: str | None, known: Mapping[str, str], file: Path) -> str:
     if example is None:
         return resource("configs", "job-template.yaml").read_text("utf-8")
     if example not in known:
-        raise click.UsageError(f"--from: there is no example {example!r}; {_nearest(example, known)}")
+        raise UsageError(f"--from: there is no example {example!r}; {_nearest(example, known)}")
     text = resource("configs", "jobs", f"{example}.yaml").read_text("utf-8")
     # What the comments name is beside the examples, not beside the copy.
     text = text.replace("$schema=../job.schema.json", _SCHEMA, 1)

@@ -10,7 +10,7 @@ import click
 
 from qwen_job.cli.job_options import FiniteRange
 from qwen_job.cli.trainjob import trainjob
-from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed
+from qwen_job.errors import EnvironmentFault, NodeUnhealthy, RendezvousFailed, UsageError
 from qwen_job.facts import choices
 from qwen_job.text import json_text, visible
 
@@ -81,7 +81,7 @@ def check(
     from qwen_job.node.quick_check import quick_check
 
     if quick == (run is not None):
-        raise click.UsageError("use either --quick, or --run with the run folder of the job")
+        raise UsageError("use either --quick, or --run with the run folder of the job")
     if run is None:
         findings = quick_check(device)
     else:

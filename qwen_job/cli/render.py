@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_job.cli.job_options import TARGETS, TargetChoice, all_notes, job_options, load_plan, show_words
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.text import visible
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def render(
         _print(bundle.text)
         return
     if output is None and separate:
-        raise click.UsageError("--separate writes several files: add -o DIR")
+        raise UsageError("--separate writes several files: add -o DIR")
     bundles = render_each(on_this_machine(plan, target), target, template_dirs, separate=separate)
     show_words(plan.warnings)
     show_words((*all_notes(bundles.values()), *_about_log(plan, target)), "cyan", "note")

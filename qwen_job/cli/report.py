@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from qwen_job.errors import UsageError
 from qwen_job.text import show_path
 
 
@@ -24,7 +25,7 @@ def report(run: Path, serve: bool, port: int) -> None:
         _serve(run, port)
         return
     if port:
-        raise click.UsageError("--port applies only to --serve")
+        raise UsageError("--port applies only to --serve")
     from qwen_job.report.page import main_figures, write_report
     from qwen_job.report.sweep_page import write_sweep_page
     from qwen_job.run.folder import RunFolder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_job.cli.job_options import TargetChoice, job_options, load_plan, show_words
-from qwen_job.errors import JobError
+from qwen_job.errors import JobError, UsageError
 
 if TYPE_CHECKING:
     from qwen_job.launch.backend import Submitted
@@ -50,7 +50,7 @@ def submit(
     from qwen_job.api.submission import plans_of, render_each_for, submit_each
 
     if target != "slurm" and (after is not None or chain or then):
-        raise click.UsageError("--after, --chain and --then apply only to Slurm: add --target slurm")
+        raise UsageError("--after, --chain and --then apply only to Slurm: add --target slurm")
     if chain:
         sets = (*sets, f"slurm.chain={chain}")
     under: dict[str, Any] = {"evaluate": {}} if then else {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qwen_job.errors import EnvironmentFault
+from qwen_job.errors import EnvironmentFault, UsageError
 from qwen_job.text import visible
 
 
@@ -43,7 +43,8 @@ def export(folder: Path, names: tuple[str, ...], force: bool) -> None:
     known = _names()
     for name in names:
         if name not in known:
-            raise click.UsageError(f"no such template: {name!r}{did_you_mean(name, known)}")
+            near = did_you_mean(name, known) or "; 'qwen-job templates list' lists all"
+            raise UsageError(f"no such template: {name!r}{near}")
     chosen = list(names) or known
     there = [name for name in chosen if (folder / name).exists()]
     if there and not force:

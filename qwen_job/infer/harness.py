@@ -84,7 +84,8 @@ def load_tasks(suite: Suite) -> dict[str, Any]:
 def _load(manager: Any, name: str) -> Mapping[str, Any]:
     field = f"evaluate.suite.tasks: {name}"
     if name not in manager.task_index:
-        raise UsageError(f"{field}: lm-eval has no such task{did_you_mean(name, manager.all_tasks)}")
+        hint = did_you_mean(name, manager.all_tasks) or "; 'lm-eval ls tasks' lists all"
+        raise UsageError(f"{field}: lm-eval has no such task{hint}")
     try:
         return manager.load([name])  # type: ignore[no-any-return]
     except (ModuleNotFoundError, ImportError) as error:
@@ -206,6 +207,7 @@ def _settle() -> None:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a hub that is not reached is one error, not ten warnings
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

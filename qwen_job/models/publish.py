@@ -36,7 +36,7 @@ def publication(path: Path) -> Publication:
     """Return what a push of a run or a model folder would publish.
 
     Raises:
-        ModelError: the run has not finished, or the folder is not a complete model.
+        ModelError: the run has not finished, or there is no complete model in the folder.
     """
     folder = _finished(path)
     check_folder(folder)
@@ -54,6 +54,8 @@ def publication(path: Path) -> Publication:
 
 def _finished(path: Path) -> Path:
     """Return the model's folder of a finished run, or ``path``, if it is not part of one that has not finished."""
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such folder; give a finished run's folder or a model's")
     run = RunFolder(path)
     if run.train.is_file():
         folder = run.model

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from qwen_job import resources
 from qwen_job.cli import cli
 from qwen_job.cli.docs import docs
+from qwen_job.errors import UsageError
 from tests.support.pages import blocks
 
 
@@ -46,7 +47,7 @@ def test_a_program_gets_title_summary_and_text(checkout: Path) -> None:
 
 def test_a_mistyped_topic_is_named_with_the_right_one() -> None:
     result = CliRunner().invoke(docs, ["trainin"])
-    assert result.exit_code == 2 and "did you mean 'training'?" in result.output
+    assert isinstance(result.exception, UsageError) and "did you mean 'training'?" in str(result.exception)
 
 
 def test_an_installation_without_guides_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
