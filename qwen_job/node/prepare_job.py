@@ -1,8 +1,9 @@
-"""Fetch the model and prepare the data in a pod without GPUs, then start the training job.
+"""Check the suite, fetch the model and prepare the data in a pod without GPUs, then start the training job.
 
-    python3 -m qwen_job.node.prepare_job --config /etc/qwen-job/train.yaml [--release pytorchjob/NAME [--queue QUEUE]]
+    python3 -m qwen_job.node.prepare_job --config /etc/qwen-job/train.yaml [--word=--task --word=gsm8k]
+        [--release pytorchjob/NAME [--queue QUEUE]]
 
-Training finds both in place, so its first step follows soon after its pods start.
+Training finds all in place, so its first step follows soon after its pods start.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ from qwen_job.data.sources import local_data
 from qwen_job.errors import QwenJobError
 from qwen_job.models.resolve import ready_model
 from qwen_job.node.release import release
+from qwen_job.node.suite_check import add_words, check_suite
 from qwen_job.run.config import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prepare, release the job, and return an exit code of qwen_job/errors.py."""
+    """Check the suite, prepare, release the job, and return an exit code of qwen_job/errors.py."""
     parser = argparse.ArgumentParser(prog="python -m qwen_job.node.prepare_job", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the run's train.yaml")
     parser.add_argument("--release", metavar="KIND/NAME", help="the suspended job to start afterwards")
     parser.add_argument("--queue", help="submit it to this Kueue queue instead of starting it at once")
+    add_words(parser)
     options = parser.parse_args(arguments)
     # PID 1 has no default action for TERM: it would stay for the whole grace period.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    if options.words and (code := check_suite(options.words)):
+        return code
     try:
         prepare_job(options.config)
         if options.release:

@@ -20,14 +20,24 @@ from qwen_job.node import launcher
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the suite, train, and return the first exit code that is not 0."""
     parser = argparse.ArgumentParser(prog="python -m qwen_job.node.suite_check", description=__doc__)
-    parser.add_argument("--word", dest="words", action="append", default=[], help="of 'qwen-job evaluate RUN'")
+    add_words(parser)
     parser.add_argument("launcher", nargs=argparse.REMAINDER, help="-- arguments of qwen_job.node.launcher")
     options = parser.parse_args(arguments)
     launched = options.launcher[1:]
     rank = launched[launched.index("--node_rank") + 1]
-    if rank == "0" and (code := _check(_check_words(options.words))):
+    if rank == "0" and (code := check_suite(options.words)):
         return code
     return launcher.main(launched)
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--word``, a word of ``qwen-job evaluate`` each time; the result has them as ``words``."""
+    parser.add_argument("--word", dest="words", action="append", default=[], help="of 'qwen-job evaluate RUN'")
+
+
+def check_suite(words: Sequence[str]) -> int:
+    """Load the tasks that words of ``qwen-job evaluate`` name, and their data; return the exit code."""
+    return _check(_check_words(words))
 
 
 def _check_words(words: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from qwen_job.render import render
 from qwen_job.resources import resource
 from qwen_job.run.metrics import read_metrics
 from tests.support.schemas import load
+from tests.support.suites import write_suite
 
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 PATIENCE = 240
@@ -38,7 +39,7 @@ class Cluster:
         self.config.mkdir()
         volumes = f"kubernetes.volumes=[{{name: shared, mount_path: {folder / 'shared'}, pvc: shared}}]"
         self.data = folder / "shared" / "chats.json"
-        self.data.parent.mkdir()
+        self.data.parent.mkdir(exist_ok=True)
         self.data.write_bytes(resource("configs", "data", "demo.json").read_bytes())
         own = [
             volumes, f"output={self.run}", f"data.train={self.data}", f"model.cache_dir={folder / 'shared' / 'cache'}",
@@ -46,7 +47,9 @@ class Cluster:
             "kubernetes.prepare=true", "kubernetes.suspend=true",
         ]  # fmt: skip
         plan = make_plan(load_job([resource("configs", "jobs", "demo.yaml")], sets=[*own, *sets]))
-        self.objects = {thing["kind"]: thing for thing in load(render(plan, "kubernetes").text)}
+        things = load(render(plan, "kubernetes").text)
+        self.objects = {thing["kind"]: thing for thing in things}
+        (self.preparation,) = [thing for thing in things if thing["metadata"]["name"].endswith("-prepare")]
         for name, text in self.objects["ConfigMap"]["data"].items():
             (self.config / name).write_text(text)
         self.codes: list[int] = []
@@ -61,7 +64,7 @@ class Cluster:
 
     def prepare(self) -> int:
         """Run the Job's pod to its end."""
-        return self.start(self.objects["Job"]["spec"]["template"]).wait(PATIENCE)
+        return self.start(self.preparation["spec"]["template"]).wait(PATIENCE)
 
     def train(self, *faults: Callable[[psutil.Process], None]) -> str:
         """Be the operator: make the pod anew while its exit code is worth it; a fault hits each of the first pods."""
@@ -128,6 +131,16 @@ def test_pods_that_get_nowhere_come_to_an_end(tmp_path: Path) -> None:
 
     assert cluster.train(cut_at_once, cut_at_once) == "Failed"
     assert cluster.codes == [137, 137, 8]
+
+
+def test_a_suite_without_its_rows_is_final_before_anything_is_fetched(tmp_path: Path) -> None:
+    tasks = write_suite(tmp_path / "shared" / "tasks")
+    cluster = Cluster(tmp_path, f"evaluate={{suite: {{folder: {tasks}}}}}")
+    rows = tasks / "rows.jsonl"
+    rows.rename(tasks / "elsewhere")
+    assert cluster.prepare() == 4 and not list(tmp_path.glob("shared/*/prepared"))
+    (tasks / "elsewhere").rename(rows)
+    assert cluster.prepare() == 0 and list(tmp_path.glob("shared/*/prepared"))
 
 
 def test_wrong_data_is_final_before_a_gpu_is_taken(tmp_path: Path) -> None:

@@ -124,6 +124,12 @@ def test_the_first_pod_checks_the_suite_before_it_trains(tmp_path: Path) -> None
     assert commands(objects(tmp_path, evaluate={}, data=held_out)[-1])[0][2] == "qwen_job.node.launcher"
 
 
+def test_the_pod_that_prepares_checks_the_suite_first(tmp_path: Path) -> None:
+    words = container_of(jobs(tmp_path, kubernetes={"prepare": True}, evaluate=SUITE)["tiny-prepare"])[1]["command"]
+    assert words[2] == "qwen_job.node.prepare_job"
+    assert [word.removeprefix("--word=") for word in words if word.startswith("--word=")] == WORDS.split()
+
+
 def test_an_evaluation_that_the_user_starts_has_no_token(tmp_path: Path) -> None:
     data = {"train": "/runs/a.json"}
     made = bundle(tmp_path, "kubernetes", kubernetes={"suspend": True}, data=data, evaluate=SUITE)

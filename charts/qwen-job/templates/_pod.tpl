@@ -17,8 +17,20 @@
 {{- $port = "$(MASTER_PORT)" -}}
 {{- $rank = "$(RANK)" -}}
 {{- end -}}
+{{- $suite := list -}}
+{{- $options := (.Values.evaluate | default dict).options | default list -}}
+{{- if or (has "--task" $options) (has "--task-folder" $options) -}}
+{{- range $options -}}
+{{- $word := printf "--word=%s" . -}}
+{{- if regexMatch "\\$[$(]" $word -}}
+{{- $word = replace "$" "$$" $word -}}
+{{- end -}}
+{{- $suite = append $suite $word -}}
+{{- end -}}
+{{- end -}}
 {{- if eq $k.kind "prepare" -}}
 {{- $words := list "python3" "-m" "qwen_job.node.prepare_job" "--config" "/etc/qwen-job/train.yaml" -}}
+{{- $words = concat $words $suite -}}
 {{- if not $k.suspend -}}
 {{- $words = concat $words (list "--release" (printf "%s/%s" $k.starts $name)) -}}
 {{- if eq (include "qwen-job.gang" .) "kueue" -}}
@@ -28,17 +40,8 @@
 {{- toYaml $words -}}
 {{- else -}}
 {{- $words := list "python3" "-m" "qwen_job.node.launcher" -}}
-{{- $options := (.Values.evaluate | default dict).options | default list -}}
-{{- if or (has "--task" $options) (has "--task-folder" $options) -}}
-{{- $words = list "python3" "-m" "qwen_job.node.suite_check" -}}
-{{- range $options -}}
-{{- $word := printf "--word=%s" . -}}
-{{- if regexMatch "\\$[$(]" $word -}}
-{{- $word = replace "$" "$$" $word -}}
-{{- end -}}
-{{- $words = append $words $word -}}
-{{- end -}}
-{{- $words = append $words "--" -}}
+{{- if $suite -}}
+{{- $words = concat (list "python3" "-m" "qwen_job.node.suite_check") $suite (list "--") -}}
 {{- end -}}
 {{- $words = concat $words (list "--nnodes" (toString $nodes) "--node_rank" $rank "--nproc_per_node" (int .Values.cluster.gpus_per_node | toString)
   "--master_addr" $address "--master_port" $port "--rdzv_id" $name

@@ -15,6 +15,7 @@ from qwen_job.job.paths import JobPath, paths_of
 from qwen_job.plan import Plan
 from qwen_job.render.configs import config_files, sweep_index
 from qwen_job.render.default_image import built_image, default_image
+from qwen_job.render.evaluation import has_suite
 from qwen_job.render.kubernetes.needs import (
     LEAVING_SECONDS,
     Evaluation,
@@ -24,6 +25,7 @@ from qwen_job.render.kubernetes.needs import (
     request_notes,
     written,
 )
+from qwen_job.render.quote import literal
 from qwen_job.run.folder import SWEEP
 
 # Pods are called NAME-worker-9999 or, of a JobSet, which a TrainJob makes too, NAME-node-0-9999-abcde: DNS labels of at
@@ -174,6 +176,13 @@ def _section_notes(plan: Plan, volumes: list[Volume]) -> Iterator[str]:
                 f"kubernetes.volumes: {volume.name!r} is {volume.access_mode}, which only one node can mount, but the "
                 f"job has {nodes}; use ReadWriteMany"
             )
+
+
+def suite_words(chosen: Settings) -> list[str]:
+    """Return the options that make a pod check the job's suite first, empty without a suite."""
+    options = chosen.evaluate.options if chosen.evaluate else ()
+    # Equals signs keep options from being read as the program's.
+    return [literal(f"--word={word}") for word in options] if has_suite(options) else []
 
 
 def _prepare_notes(plan: Plan) -> Iterator[str]:

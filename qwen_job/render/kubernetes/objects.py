@@ -15,8 +15,7 @@ from qwen_job.job import Job
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
-from qwen_job.render.evaluation import has_suite
-from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings, settings
+from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings, settings, suite_words
 from qwen_job.render.kubernetes.evaluation import evaluate_context, one_gpu, starter_context
 from qwen_job.render.kubernetes.merge import Unmergeable, merge
 from qwen_job.render.kubernetes.needs import written
@@ -236,11 +235,9 @@ def command(chosen: Settings) -> list[str]:
     """Return the words of one pod; ``$(NAME)`` is expanded by Kubernetes."""
     address, port, rank = _rendezvous(chosen)
     limit = chosen.section.active_deadline
-    # Equals signs keep options from being read as the program's.
-    options = chosen.evaluate.options if chosen.evaluate else ()
-    checks = ["qwen_job.node.suite_check", *(literal(f"--word={word}") for word in options), "--"]
+    words = suite_words(chosen)
     return [
-        "python3", "-m", *(checks if has_suite(options) else ["qwen_job.node.launcher"]),
+        "python3", "-m", *(["qwen_job.node.suite_check", *words, "--"] if words else ["qwen_job.node.launcher"]),
         "--nnodes", str(chosen.nodes), "--node_rank", rank, "--nproc_per_node", str(chosen.gpus_per_node),
         "--master_addr", address, "--master_port", port, "--rdzv_id", chosen.name,
         "--rdzv_timeout", str(chosen.section.rendezvous_timeout),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings
+from qwen_job.render.kubernetes.decisions import CONFIG_PATH, Settings, suite_words
 from qwen_job.run.folder import TRAIN
 
 CHECKSUM = "qwen-job/checksum"
@@ -75,7 +75,7 @@ def account_of(chosen: Settings, own: str) -> str | None:
 
 
 def _command(chosen: Settings, *, starts: bool) -> list[str]:
-    words = ["python3", "-m", "qwen_job.node.prepare_job", "--config", f"{CONFIG_PATH}/{TRAIN}"]
+    words = ["python3", "-m", "qwen_job.node.prepare_job", "--config", f"{CONFIG_PATH}/{TRAIN}", *suite_words(chosen)]
     gang, _, queue = (chosen.section.queue or "").partition(":")
     if starts:
         words += ["--release", f"{chosen.section.kind}/{chosen.name}"]
