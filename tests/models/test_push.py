@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
+from qwen_job.models.tensors import NewTensor, read_folder, write_tensors
 from tests.support.tiny_models import write_folder
 from tests.support.upload_hub import TOKEN, Repo, UploadHub, taking_uploads
 
@@ -38,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def push(hub: UploadHub, home: Path, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
+def pushing(hub: UploadHub, home: Path, *words: object, **more: str) -> subprocess.Popen[str]:
     home.mkdir(exist_ok=True)
     endpoints = {"HF_ENDPOINT": hub.address, "MODELSCOPE_ENDPOINT": hub.address}
     tokens = {"HF_TOKEN": TOKEN, "MODELSCOPE_API_TOKEN": TOKEN}
@@ -46,7 +50,13 @@ def push(hub: UploadHub, home: Path, *words: object, **more: str) -> subprocess.
     own = {"HOME": str(home), "QWEN_JOB_CACHE": str(home / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     environment = {"PATH": os.environ["PATH"], **endpoints, **tokens, **own, **more}
     command = [sys.executable, "-m", "qwen_job", "model", "push", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.Popen(command, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def push(hub: UploadHub, home: Path, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
+    with pushing(hub, home, *words, **more) as process:
+        output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 @BOTH
@@ -84,6 +94,46 @@ def test_a_push_that_failed_resumes_where_it_was(hub: UploadHub, tmp_path: Path,
     assert push(hub, tmp_path / "home", *words).returncode == 0
     assert len(hub.sent) == 1 and WEIGHTS in hub.repos["owner/tiny"].files
     assert push(hub, tmp_path / "home", *words).returncode == 0 and len(hub.sent) == 1
+
+
+@pytest.fixture(scope="module")
+def in_four_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose weights are four files."""
+    model = write_folder(tmp_path_factory.mktemp("shards") / "model", "qwen2")
+    stored = [NewTensor(t.name, t.dtype, t.shape, [b"".join(t.read())]) for t in read_folder(model).values()]
+    (model / WEIGHTS).unlink()
+    files = {f"model-{n + 1:05}-of-00004.safetensors": stored[n::4] for n in range(4)}
+    for name, tensors in files.items():
+        write_tensors(model / name, tensors)
+    where = {tensor.name: name for name, tensors in files.items() for tensor in tensors}
+    (model / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return model
+
+
+@BOTH
+def test_a_push_that_was_killed_sends_only_the_rest(
+    hub: UploadHub, tmp_path: Path, in_four_files: Path, prefix: str
+) -> None:
+    words = (in_four_files, f"{prefix}:owner/tiny", "--yes")
+    hub.take = 2
+    with pushing(hub, tmp_path / "home", *words) as process:
+        assert hub.waiting.wait(120)
+        # Those before it arrive in other threads.
+        while len(hub.sent) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    first = list(hub.sent)
+    assert len(first) == 2 and hub.repos["owner/tiny"].files == {}
+    hub.take = None
+    hub.go.set()
+    done = push(hub, tmp_path / "home", *words)
+    assert done.returncode == 0, done.stderr
+    # Each of the four once, over both pushes.
+    assert hub.sent[:2] == first and len(hub.sent) == len(set(hub.sent)) == 4
+    kept = hub.repos["owner/tiny"].files
+    assert {name for name in kept if name.endswith(".safetensors")} == {p.name for p in in_four_files.glob("*.safetensors")}
+    assert all((in_four_files / name).read_bytes() == data for name, data in kept.items())
 
 
 @BOTH

@@ -12,6 +12,7 @@ import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Lock
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +29,10 @@ class Repo:
 
 
 class UploadHub(ThreadingHTTPServer):
-    """``refused``: requests by path that had no handler; ``fail_blobs``: the first N blobs are refused with 403."""
+    """Faults: ``fail_blobs``: the first N blobs are refused with 403; ``take``: from the Nth on, blobs wait for ``go``.
+
+    ``refused``: requests by path that had no handler. ``waiting``: a blob waits; one that waited is never stored.
+    """
 
     daemon_threads = True
 
@@ -39,6 +43,9 @@ class UploadHub(ThreadingHTTPServer):
         self.sent: list[str] = []  # hashes of the blobs that came, in their order
         self.refused: list[str] = []
         self.fail_blobs = 0
+        self.take: int | None = None
+        self.slots = Lock()
+        self.waiting, self.go = Event(), Event()
         self.denied = False
 
     @property
@@ -117,7 +124,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         hub, body = self.server, self._body()
-        if not urlsplit(self.path).path.startswith("/blobs/"):
+        if not self._taken():
+            self.close_connection = True
+        elif not urlsplit(self.path).path.startswith("/blobs/"):
             self._unknown()
         elif hub.fail_blobs:
             hub.fail_blobs -= 1
@@ -127,6 +136,17 @@ class _Handler(BaseHTTPRequestHandler):
             hub.blobs[digest] = body
             hub.sent.append(digest)
             self._answer({"Code": 200})
+
+    def _taken(self) -> bool:
+        """Tell whether this blob is one of those to take; another waits until its sender is gone."""
+        hub = self.server
+        with hub.slots:
+            if hub.take is None or hub.take > 0:
+                hub.take = None if hub.take is None else hub.take - 1
+                return True
+        hub.waiting.set()
+        hub.go.wait()
+        return False
 
     def _batch(self, wanted: dict[str, Any]) -> None:
         """Answer git-lfs's batch request: only what is missing has an upload action."""
