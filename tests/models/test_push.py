@@ -132,7 +132,7 @@ def test_a_push_that_was_killed_sends_only_the_rest(
     # Each of the four once, over both pushes.
     assert hub.sent[:2] == first and len(hub.sent) == len(set(hub.sent)) == 4
     kept = hub.repos["owner/tiny"].files
-    assert {name for name in kept if name.endswith(".safetensors")} == {p.name for p in in_four_files.glob("*.safetensors")}
+    assert kept.keys() >= {path.name for path in in_four_files.glob("*.safetensors")}
     assert all((in_four_files / name).read_bytes() == data for name, data in kept.items())
 
 
