@@ -77,6 +77,10 @@ def faults(lab: Lab, folder: Path, steps: int) -> int:
     lines = read_metrics(run.path)
     saves = [line["time"] for line in lines if line["type"] == "save"]
     print(f"Median time between saves: {statistics.median(b - a for a, b in pairwise(saves)):.1f} s")
+    for kind, where in (("save", "on disk"), ("memory", "in memory")):
+        pauses = [float(line["pause_seconds"]) for line in lines if line["type"] == kind]
+        middle, longest = statistics.median(pauses), max(pauses)
+        print(f"Pauses of {len(pauses)} saves {where}: median {middle:.3f} s, longest {longest:.3f} s")
     waits = [wait for kill in kills if (wait := _to_first_step(lines, kill))]
     if waits:
         print(f"From the kill to the first new step: {', '.join(f'{wait:.1f}' for wait in waits)} s")

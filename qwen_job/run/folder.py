@@ -199,6 +199,11 @@ def step_name(step: int) -> str:
     return f"step-{step}"
 
 
+def deepspeed_tag(step: int) -> str:
+    """Return the name of the folder of DeepSpeed's files within a checkpoint."""
+    return f"global_step{step}"
+
+
 def step_of(name: str) -> int | None:
     """Return the step of a checkpoint's folder; None for any other name."""
     found = _STEP.fullmatch(name)

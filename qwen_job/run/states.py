@@ -22,13 +22,13 @@ import socket
 import stat
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from qwen_job import strict_json
 from qwen_job.atomic import write_atomically
-from qwen_job.run.folder import MANIFEST, step_name, step_of
+from qwen_job.run.folder import MANIFEST, deepspeed_tag, step_name, step_of
 
 # The variable that gives the workers of a node their folder.
 HOME = "QWEN_JOB_MEMORY"
@@ -166,10 +166,59 @@ def crc_of(path: Path) -> Sum:
     return Sum(size, value)
 
 
+def make_room(path: Path, keep: int) -> None:
+    """Prepare ``aside(path)`` for a node's next state, and delete its states other than that of step ``keep``.
+
+    The files of one of them are taken over: memory that a file has is written three times as fast as memory that the
+    kernel has to clear first.
+    """
+    part = aside(path)
+    for folder in list(path.parent.glob("*")):
+        if folder.name == step_name(keep):
+            continue
+        if part.exists() or not _take_over(folder, part, path):
+            discard(folder)
+    part.mkdir(parents=True, exist_ok=True)
+
+
+def _take_over(folder: Path, part: Path, path: Path) -> bool:
+    """Make a state's files those of ``part``, if it was complete and nobody else can see them."""
+    state = _state(folder)
+    # What an ended attempt left in part may still be open in one of its processes. A state that was adopted has links.
+    if state is None or not all(_has_one_link(folder / name) for name in state.files):
+        return False
+    if not (folder / deepspeed_tag(state.step)).is_dir():
+        return False
+    (folder / MANIFEST).unlink()
+    folder.rename(part)
+    (part / deepspeed_tag(state.step)).rename(part / deepspeed_tag(step_of(path.name) or 0))
+    return True
+
+
+def _has_one_link(path: Path) -> bool:
+    try:
+        return path.stat().st_nlink == 1
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file whose content is to be replaced, in the memory that it has; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        yield file
+        file.truncate()
+
+
 def publish(state: State) -> None:
     """Make the state that was written at ``aside(state.path)`` complete; one of the same step is replaced."""
+    part = aside(state.path)
+    for left_over in [file for file in part.rglob("*") if not file.is_dir()]:
+        if str(left_over.relative_to(part)) not in state.files:
+            left_over.unlink()
     shutil.rmtree(state.path, ignore_errors=True)
-    aside(state.path).rename(state.path)
+    part.rename(state.path)
     write_atomically(state.path / MANIFEST, manifest_text(state), sync=False)
 
 
@@ -243,6 +292,14 @@ def prune(home: Path, keep: int) -> None:
     for folder in home.glob("node-*/*"):
         if folder.name != step_name(keep):
             discard(folder)
+
+
+def forget_nodes(home: Path, others_than: set[int]) -> None:
+    """Delete the states of all other nodes, which this one had in an earlier attempt."""
+    for folder in home.glob("node-*"):
+        if not (found := _NODE.fullmatch(folder.name)) or int(found[1]) not in others_than:
+            for path in folder.glob("*"):
+                discard(path)
 
 
 def discard(path: Path) -> None:

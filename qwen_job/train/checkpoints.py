@@ -31,6 +31,7 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from qwen_job.errors import EnvironmentFault, QwenJobError, Retryable
+from qwen_job.run import states
 from qwen_job.text import gib
 from qwen_job.train.media import Disk, Medium
 
@@ -293,7 +294,8 @@ def _save_unchecked(value: object, path: str | Path) -> None:
     usual = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
-        torch.save(value, path)
+        with states.written(Path(path)) as file:
+            torch.save(value, file)
     finally:
         torch.serialization.set_crc32_options(usual)
 

@@ -108,8 +108,8 @@ class Memory:
         return memory.aside(self.path(step))
 
     def prepare(self, step: int) -> None:
-        memory.prune(self.home, self.kept)
-        self.aside(step).mkdir(parents=True)
+        memory.forget_nodes(self.home, others_than={self.node, (self.node - 1) % self.nodes})
+        memory.make_room(self.path(step), self.kept)
 
     def describe(self, path: Path) -> Sum:
         return memory.crc_of(path)

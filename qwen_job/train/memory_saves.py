@@ -92,12 +92,13 @@ class MemorySaves:
 
     def finish(self, saved: Saved) -> str | None:
         """Note a complete state, and copy the neighbour's; returns what to report. A collective of all ranks."""
-        self.medium.kept = self._last = saved.step
+        before, self.medium.kept = self.medium.kept, saved.step
+        self._last = saved.step
         self._pauses.append(saved.pause_seconds)
         seconds = self._seconds / max(1, self._steps)
         self._interval = self._decide(statistics.median(self._pauses), seconds)
         self._steps, self._seconds = _WARM_STEPS, _WARM_STEPS * seconds
-        self._begin_copy(saved.step)
+        self._begin_copy(saved.step, before)
         if self._measured:
             return None
         self._measured = True
@@ -134,7 +135,7 @@ class MemorySaves:
         if self.medium.leads:
             memory.prune(self.medium.home, -1)
 
-    def _begin_copy(self, step: int) -> None:
+    def _begin_copy(self, step: int, keep: int | None = None) -> None:
         around = self._around
         source = (around.node - 1) % around.nodes
         address = around.offers[source].address
@@ -144,7 +145,7 @@ class MemorySaves:
         def copy() -> None:
             if any((s.node, s.step) == (source, step) for s in memory.states([around.home])):
                 return
-            reason = fetch(address, around.token, source, step, around.home)
+            reason = fetch(address, around.token, source, step, around.home, keep)
             if reason and not self._complained:
                 self._complained = True
                 text = f"the state of node {source} could not be copied to node {around.node}"

@@ -83,12 +83,18 @@ class Server:
                     connection.sendfile(file)
 
 
-def fetch(address: Address, token: str, node: int, step: int, home: Path) -> str:
-    """Copy the state of ``node`` at ``step`` from another node into ``home``; returns why that failed, or ""."""
+def fetch(address: Address, token: str, node: int, step: int, home: Path, keep: int | None = None) -> str:
+    """Copy the state of ``node`` at ``step`` from another node into ``home``; returns why that failed, or "".
+
+    ``keep``: the only other state of ``node`` that is needed; None keeps them all.
+    """
     path = memory.state_path(home, node, step)
     part = memory.aside(path)
-    shutil.rmtree(part, ignore_errors=True)
     try:
+        if keep is None:
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            memory.make_room(path, keep)
         with socket.create_connection(address, timeout=_SECONDS) as connection:
             connection.sendall(json.dumps({"token": token, "node": node, "step": step}).encode() + b"\n")
             with connection.makefile("rb", buffering=_BLOCK) as stream:
@@ -121,9 +127,8 @@ def adopt(state: State, home: Path) -> str:
 
 
 def _receive(stream: Readable, path: Path, entry: memory.Sum) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     left, crc = entry.size, 0
-    with path.open("wb") as file:
+    with memory.written(path) as file:
         while left:
             block = stream.read(min(left, _BLOCK))
             if not block:

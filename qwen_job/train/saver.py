@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qwen_job.run.config import TrainConfig
-from qwen_job.run.folder import IDENTITY, SCHEDULE, SETTINGS, STATE, step_name
+from qwen_job.run.folder import IDENTITY, SCHEDULE, SETTINGS, STATE, deepspeed_tag, step_name
 from qwen_job.run.manifest import check, prune
 from qwen_job.train.checkpoints import Checkpointer, MemoryFull
 from qwen_job.train.deepspeed_engine import Engine, reload
@@ -174,12 +174,12 @@ class Saver:
         # Every node's memory needs the weights, which are written once to disk.
         self.engine.save_non_zero_checkpoint = writes or leads
         try:
-            self.engine.save_checkpoint(str(folder), tag=f"global_step{step}", save_latest=False)
+            self.engine.save_checkpoint(str(folder), tag=deepspeed_tag(step), save_latest=False)
         finally:
             self.engine.save_non_zero_checkpoint = writes
         checkpointer.keep(_random_file(self._ranks.rank), _random_state(self._ranks.device))
         if leads:
-            checkpointer.keep_text("latest", f"global_step{step}")
+            checkpointer.keep_text("latest", deepspeed_tag(step))
             checkpointer.keep(SCHEDULE, self._schedule.state())
             checkpointer.keep_text(STATE, self._state.text())
             checkpointer.keep_text(SETTINGS, self._settings)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_job.errors import EnvironmentFault, JobError
-from qwen_job.run.folder import SCHEDULE, STATE
+from qwen_job.run.folder import SCHEDULE, STATE, deepspeed_tag
 from qwen_job.run.manifest import Checkpoint
 from qwen_job.train.universal_experts import put_together, take_apart
 
@@ -51,7 +51,7 @@ def make_universal(found: Checkpoint, split: int) -> Path:
         return target
     aside = target.with_name(f"{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    tag = f"global_step{found.step}"
+    tag = deepspeed_tag(found.step)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--input_folder", str(found.path / tag), "--output_folder", str(aside / f"{tag}_universal")]
     # Without the variables of this rank: the tool is a separate program.
@@ -95,7 +95,7 @@ def load_weights(model: Any, found: Checkpoint) -> None:
 
 
 def _weights(found: Checkpoint) -> Mapping[str, Any]:
-    tag = f"global_step{found.step}"
+    tag = deepspeed_tag(found.step)
     if found.zero_stage == 3:
         from deepspeed.utils.zero_to_fp32 import (
             get_fp32_state_dict_from_zero_checkpoint,

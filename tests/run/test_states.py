@@ -71,6 +71,29 @@ def test_pruning_keeps_one_step_of_every_node_and_nothing_unfinished(tmp_path: P
     ]
 
 
+def test_a_state_is_written_into_the_files_of_one_that_is_no_longer_needed(tmp_path: Path) -> None:
+    old, _, other = (write_state(tmp_path, node, step) for node, step in ((0, 4), (0, 8), (1, 8)))
+    shard = (old.path / "global_step4" / "shard_0.pt").stat().st_ino
+    path = states.state_path(tmp_path, 0, 12)
+    states.make_room(path, keep=8)
+    assert [state.step for state in states.states([tmp_path])] == [8, 8] and other.path.is_dir()
+    name = "global_step12/shard_0.pt"
+    with states.written(states.aside(path) / name) as file:
+        file.write(b"12")
+        assert os.fstat(file.fileno()).st_ino == shard
+    states.publish(old._replace(step=12, path=path, files={name: crc_of(states.aside(path) / name)}))
+    (found,) = (state for state in states.states([tmp_path]) if state.step == 12)
+    assert states.damage(found) == "" and found.bytes == 2
+    assert sorted(file.name for file in path.rglob("*") if file.is_file()) == ["manifest.json", "shard_0.pt"]
+
+
+def test_states_of_nodes_that_are_no_neighbours_any_more_are_deleted(tmp_path: Path) -> None:
+    for node in (0, 1, 2):
+        write_state(tmp_path, node, 4)
+    states.forget_nodes(tmp_path, {0, 2})
+    assert sorted(state.node for state in states.states([tmp_path])) == [0, 2]
+
+
 def test_a_folder_belongs_to_one_launcher_at_a_time(tmp_path: Path) -> None:
     lock = states.lock_home(tmp_path)
     assert lock is not None and states.lock_home(tmp_path) is None and not states.remove(tmp_path)

@@ -34,6 +34,17 @@ def test_a_state_arrives_as_it_was(tmp_path: Path, server: Server) -> None:
     assert fetch(server.address, "secret", 1, 4, home) == ""  # again, in its place
 
 
+def test_a_copy_takes_the_files_of_the_one_before(tmp_path: Path, server: Server) -> None:
+    home = tmp_path / "here"
+    old = write_state(home, 1, 2)
+    before = [(old.path / name).stat().st_ino for name in sorted(old.files)]
+    write_state(home, 1, 3)
+    assert fetch(server.address, "secret", 1, 4, home, keep=3) == ""
+    found = {state.step: state for state in states.states([home])}
+    assert sorted(found) == [3, 4] and states.damage(found[4]) == ""
+    assert [(found[4].path / name).stat().st_ino for name in sorted(found[4].files)] == before
+
+
 @pytest.mark.parametrize(("token", "node", "step"), [("wrong", 1, 4), ("secret", 0, 4), ("secret", 1, 8)])
 def test_who_does_not_know_the_token_or_asks_for_something_else_gets_nothing(
     tmp_path: Path, server: Server, token: str, node: int, step: int
@@ -83,3 +94,18 @@ def test_a_state_in_another_folder_of_the_host_is_linked(tmp_path: Path) -> None
     states.discard(state.path)
     (now,) = states.states([tmp_path / "now"])
     assert states.damage(now) == ""
+
+
+def test_files_that_others_may_see_or_write_are_not_taken_over(tmp_path: Path) -> None:
+    adopted, unfinished = write_state(tmp_path / "a", 0, 4), states.aside(states.state_path(tmp_path, 0, 6))
+    unfinished.mkdir(parents=True)
+    (unfinished / "latest").write_text("6")
+    assert adopt(adopted, tmp_path) == ""
+    path = states.state_path(tmp_path, 0, 12)
+    with (unfinished / "latest").open() as held:
+        states.make_room(path, keep=8)
+        for name in ("latest", "global_step12/shard_0.pt"):
+            with states.written(states.aside(path) / name) as file:
+                file.write(b"new")
+        assert held.read() == "6" and not unfinished.exists()
+    assert states.damage(adopted) == ""
