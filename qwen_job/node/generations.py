@@ -26,6 +26,8 @@ from qwen_job.run.launched import AFTER, LAUNCH, RESTARTS
 _POLL_SECONDS, _IDLE_SECONDS = 0.1, 1.0
 _FIRST_SIGN_SECONDS = 60.0
 _LINE_BYTES = 65536
+# In a row; what kills each of them is no accident.
+_MOST_STORES_LOST, _STORE_PAUSE_SECONDS = 3, 1.0
 # How long other ranks may take to end by themselves after one has failed: they save, or report the same failure. One
 # that was killed has nothing to report; one that saw a hang, or lost a data worker, has when it ends.
 _GRACE_SECONDS = 30.0
@@ -125,6 +127,7 @@ class Generations:
         self._generation, self._why = 0, ""
         self._running: dict[int, int] = {}
         self._store: int | None = None
+        self._stores_lost = 0
         self._failures: list[Failure] = []
         self.stopping = False
         self._asked: set[int] = set()
@@ -137,7 +140,7 @@ class Generations:
         """Return the node's exit code; with ``rejoin``, None if node 0 is gone and its successor is worth the wait.
 
         Raises:
-            RendezvousFailed: the nodes did not meet.
+            RendezvousFailed: the nodes did not meet, or the ranks' store cannot be started.
             NodeUnhealthy: the node failed its check before a restart.
         """
         try:
@@ -210,13 +213,28 @@ class Generations:
         elif self._starter.refusal:
             self._say(f"{socket.gethostname()}: every attempt starts new processes: {self._starter.refusal}")
         if self._place.node == 0:
-            self._store, port = self._starter.start_store()
+            try:
+                self._store, port = self._starter.start_store()
+            except OSError as error:
+                self._try_store_again(error)
+                return
         self._phase = "ready"
         self._connection.tell("ready", G=self._generation, port=port)
 
+    def _try_store_again(self, error: OSError) -> None:
+        """Prepare once more after a moment: the process that forks was killed, and another one takes its place."""
+        self._stores_lost += 1
+        if self._stores_lost > _MOST_STORES_LOST:
+            raise RendezvousFailed(f"{socket.gethostname()} cannot start the ranks' store: {error}") from None
+        self._not_before = time.monotonic() + _STORE_PAUSE_SECONDS
+
     def _start(self, message: dict[str, Any]) -> None:
         self._phase, self.stopping, self._kill_at = "running", False, None
+        self._stores_lost = 0
         self._relay.starting()
+        if self._place.node == 0 and self._store is None:
+            self._lose_store()
+            return
         shared = {
             "MASTER_ADDR": self._place.address,
             "MASTER_PORT": str(message["port"]),
@@ -248,7 +266,7 @@ class Generations:
             if pid == self._store:
                 self._store = None
                 if self._phase == "running":
-                    self._fail(None, f"the process of the ranks' store on {socket.gethostname()} was killed")
+                    self._lose_store()
             if (number := self._running.pop(pid, None)) is None:
                 continue
             if code and not self.stopping:
@@ -261,6 +279,9 @@ class Generations:
                 kill_group(pid)
         if self._phase == "running" and not self._running:
             self._finish()
+
+    def _lose_store(self) -> None:
+        self._fail(None, f"the process of the ranks' store on {socket.gethostname()} was killed")
 
     def _fail(self, failure: Failure | None, why: str) -> None:
         code = -signal.SIGKILL

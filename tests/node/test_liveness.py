@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -147,6 +148,7 @@ class NoRequests(Relay):
 
     def __init__(self) -> None:
         self.pids, self.used = list, False
+        self._deciding, self._waiting = threading.Lock(), True
 
 
 @pytest.mark.usefixtures("short")
