@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,12 +51,48 @@ def test_a_users_cancel_is_not_requeued(slurm: Lab, tmp_path: Path) -> None:
     assert "requeueing from" not in run.output
 
 
-def test_tries_without_a_newer_checkpoint_end_with_their_own_code(slurm: Lab, tmp_path: Path) -> None:
-    run = Run(slurm, tmp_path / "stuck", **stand_in(tmp_path, "exit 137"), retry__max_without_progress=2).submit()
-    assert run.wait_end(120) == "FAILED"
-    job = slurm.job(run.job)
+# Runs on the node, whose loopback is not that of the machine: each line of its output is what it was sent.
+WEBHOOK = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        print(self.rfile.read(int(self.headers["Content-Length"])).decode(), flush=True)
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *words):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+# What Python runs first: each rank is killed at once, as by a kernel that is short of memory.
+KILLER = """
+import os, signal, sys
+if "qwen_job.train" in sys.orig_argv and "RANK" in os.environ:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_tries_without_a_newer_checkpoint_end_with_their_own_code_and_are_heard_of(slurm: Lab, tmp_path: Path) -> None:
+    """Each rank is killed at once, in both attempts; all else is real."""
+    (tmp_path / "sitecustomize.py").write_text(KILLER)
+    settings = stand_in(tmp_path, f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
+    settings |= {"retry__max_without_progress": 2, "retry__in_place": 0, "cluster__nodes": 1}
+    with slurm.popen("node1", [sys.executable, "-c", WEBHOOK]) as webhook:
+        try:
+            assert webhook.stdout is not None
+            (tmp_path / "address").write_text(f"http://127.0.0.1:{int(webhook.stdout.readline())}/hook\n")
+            settings["notify"] = f"[{{kind: json, url: 'file:{tmp_path}/address', events: [start, fault, give_up]}}]"
+            run = Run(slurm, tmp_path / "stuck", **settings).submit()
+            assert run.wait_end(120) == "FAILED"
+            job = slurm.job(run.job)
+        finally:
+            webhook.kill()
+        heard = [json.loads(line) for line in webhook.stdout]
     assert (job["ExitCode"], job["Restarts"]) == ("8:0", "1"), run.output
     assert "gave up: 2 attempts in a row wrote no checkpoint after step -1 (last exit code 137)" in run.output
+    assert [one["event"] for one in heard] == ["start", "fault", "give_up"], run.output
+    assert "exit code 137" in heard[-1]["reason"]
 
 
 def test_a_signal_before_training_requeues_the_job_and_is_not_counted(slurm: Lab, tmp_path: Path) -> None:
