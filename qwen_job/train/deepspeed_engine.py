@@ -1,7 +1,7 @@
 """The DeepSpeed engine: built around a model and its optimizer, and what a run asks of it besides steps.
 
 - ``Engine``: the part of DeepSpeed's engine that the trainer uses
-- ``build_engine``, ``load_checkpoint``: before the first step
+- ``build_engine``, ``load_checkpoint``: before the first step; ``without_wildcards``: a folder as DeepSpeed reads it
 - ``averages_gradients``: what the loss of a step is to be divided by
 - ``was_skipped``, ``weights_are_finite``: after every update, and before a save
 - ``whole_weights``: every weight in one place, for the export
@@ -9,9 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import glob
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -95,13 +98,26 @@ def torch_optimizer(engine: Engine) -> torch.optim.Optimizer:
 def load_checkpoint(engine: Any, checkpoint: Path, config: TrainConfig) -> None:
     """Load weights and optimizer of a checkpoint, which may be a universal one. A collective of all ranks."""
     names = [group.get("name") for group in torch_optimizer(engine).param_groups]
-    loaded, _ = engine.load_checkpoint(str(checkpoint), load_lr_scheduler_states=True)
+    with without_wildcards(checkpoint) as folder:
+        loaded, _ = engine.load_checkpoint(str(folder), load_lr_scheduler_states=True)
     if loaded is None:
         raise RuntimeError(f"DeepSpeed found no checkpoint in {checkpoint}")
     _separate_groups(engine, config.training.weight_decay)
     for group, name in zip(torch_optimizer(engine).param_groups, names, strict=True):
         if name is not None:
             group["name"] = name  # that of another size of groups came with the checkpoint
+
+
+@contextlib.contextmanager
+def without_wildcards(folder: Path) -> Iterator[Path]:
+    """Give a folder another name if its own holds [, * or ?: DeepSpeed searches with its path as a pattern."""
+    if glob.escape(str(folder)) == str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="qwen-job-") as aside:
+        link = Path(aside) / "checkpoint"
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        yield link
 
 
 def reload(engine: Any, checkpoint: Path, config: TrainConfig) -> None:

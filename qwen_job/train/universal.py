@@ -21,6 +21,7 @@ import torch.distributed as dist
 from qwen_job.errors import EnvironmentFault, JobError
 from qwen_job.run.folder import SCHEDULE, STATE, deepspeed_tag
 from qwen_job.run.manifest import Checkpoint
+from qwen_job.train.deepspeed_engine import without_wildcards
 from qwen_job.train.universal_experts import put_together, take_apart
 
 
@@ -53,10 +54,11 @@ def make_universal(found: Checkpoint, split: int) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     tag = deepspeed_tag(found.step)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(found.path / tag), "--output_folder", str(aside / f"{tag}_universal")]
+    # Relative, because the tool searches with these paths as patterns.
+    command += ["--input_folder", f"{found.path.name}/{tag}", "--output_folder", f"{aside.name}/{tag}_universal"]
     # Without the variables of this rank: the tool is a separate program.
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=kept, cwd=target.parent, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise EnvironmentFault(
@@ -101,8 +103,13 @@ def _weights(found: Checkpoint) -> Mapping[str, Any]:
             get_fp32_state_dict_from_zero_checkpoint,
         )
 
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            state: Mapping[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(found.path), tag, lazy_mode=True)
+        with (
+            without_wildcards(found.path) as folder,
+            Path(os.devnull).open("w") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            state: Mapping[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag, lazy_mode=True)
             return state
     path = found.path / tag / "mp_rank_00_model_states.pt"
     # Our own file, its hash just checked against the manifest.
