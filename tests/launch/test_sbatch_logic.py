@@ -103,6 +103,14 @@ def test_a_cancelled_job_is_left_to_slurm(lab: ScriptLab) -> None:
     assert lab.ends(143) == 143 and not lab.requeued
 
 
+@pytest.mark.parametrize("sign", ['echo "7-1" > "$LAB/run/launch/token"', 'echo "JobId=7 Restarts=1 X=y" > "$LAB/job"'])
+@pytest.mark.parametrize("spares", [0, 1])
+def test_a_script_that_wakes_up_leaves_a_later_attempt_alone(tmp_path: Path, sign: str, spares: int) -> None:
+    lab = ScriptLab(tmp_path, slurm={"spare_nodes": spares})
+    assert lab.ends(128, {0: 128}, then=sign) == 128
+    assert not lab.requeued and "a later attempt of this job has begun" in lab.said
+
+
 def test_an_unhealthy_node_is_left_out_of_the_next_try(lab: ScriptLab) -> None:
     assert lab.ends(163, {0: 143, 1: 163}) == 163
     assert "update JobId=7 ExcNodeList=host2" in (lab.folder / "scontrol.log").read_text() and lab.requeued

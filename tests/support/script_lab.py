@@ -18,7 +18,7 @@ exit "$(cat "$LAB/srun.code" 2> /dev/null || echo 0)"
 SCONTROL = """#!/bin/bash
 echo "$*" >> "$LAB/scontrol.log"
 case $1 in
-  show) echo host1; echo host2 ;;
+  show) echo host1; echo host2; [ ! -e "$LAB/job" ] || cat "$LAB/job" ;;
   ping) echo "Slurmctld(primary) at host1 is UP" ;;
   requeue) [ ! -e "$LAB/refuse" ] ;;
 esac
