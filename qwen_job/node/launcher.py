@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.time_limit_seconds:
         os.environ[TIME_LIMIT] = f"{options.time_limit_seconds:.0f}"
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
+    # Its warnings are about names that DNS does not know, and about peers that are gone, with a C++ stack each time.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     folder = _run_folder(options)
     # The first node counts the attempts of a run.
     run = folder if options.max_without_progress and not options.node_rank else None
