@@ -52,7 +52,6 @@ FROM build AS package
 COPY pyproject.toml README.md LICENSE AGENTS.md CHANGELOG.md /src/
 COPY charts /src/charts
 COPY docs /src/docs
-COPY slurm /src/slurm
 COPY configs /src/configs
 COPY scripts/package /src/scripts/package
 COPY qwen_job /src/qwen_job

@@ -1,6 +1,6 @@
 """Paths of files outside the code: those that ship with it, and the user's caches.
 
-- ``resource``: configs/, charts/, docs/, slurm/, two pages; beside the package in a checkout, inside it in a wheel
+- ``resource``: configs/, charts/, the pages; beside the package in a checkout, inside it in a wheel
 - ``user_cache``, ``cache_beside``: models and prepared data, which a cluster's nodes share
 - ``private_cache``, ``private_state``: files of one user on one machine
 """

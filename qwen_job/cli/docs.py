@@ -8,6 +8,7 @@ import click
 
 # Pages beside the guides: topic -> file.
 _MORE = {"agents": "AGENTS.md", "changes": "CHANGELOG.md"}
+_CHINESE = ".zh-CN.md"
 
 
 @click.command()
@@ -28,22 +29,19 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
     from qwen_job.resources import resource
     from qwen_job.text import did_you_mean, json_text
 
-    folder = resource("docs")
-    guides = {
-        path.name.removesuffix(".md"): path for path in folder.glob("*.md") if not path.name.endswith(".zh-CN.md")
-    }
+    texts = _texts()
+    guides = {name[5:-3]: name for name in texts if name.startswith("docs/") and not name.endswith(_CHINESE)}
     if not guides:
-        raise EnvironmentFault(f"{folder}: has no guides; install qwen-job again")
-    guides |= {name: resource(file) for name, file in _MORE.items()}
+        raise EnvironmentFault(f"{resource()}: has no guides; install qwen-job again")
+    guides |= _MORE
     names = sorted(guides)
 
     def read(name: str) -> dict[str, str]:
-        chinese = folder / f"{name}.zh-CN.md"
-        path = chinese if language == "zh" and chinese.is_file() else guides[name]
-        text = path.read_text("utf-8")
-        title, summary = opening(text)
+        chinese = f"docs/{name}{_CHINESE}"
+        path = chinese if language == "zh" and chinese in texts else guides[name]
+        title, summary = opening(texts[path])
         known = {"topic": name, "language": "zh" if path == chinese else "en", "title": title, "summary": summary}
-        return known | {"text": text}
+        return known | {"text": texts[path]}
 
     if topic is None:
         found = [read(name) for name in names]
@@ -59,6 +57,20 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
         raise UsageError(f"no such topic: {topic!r}{near}")
     page = read(name)
     click.echo(json_text(page, indent=2) if as_json else page["text"], nl=as_json)
+
+
+def _texts() -> dict[str, str]:
+    """Return every page by its path in the repository; a wheel has them in one compressed file."""
+    import zipfile
+
+    from qwen_job.resources import resource
+
+    packed = resource("pages.zip")
+    if packed.is_file():
+        with zipfile.ZipFile(packed) as file:
+            return {name: file.read(name).decode() for name in file.namelist()}
+    found = [*resource("docs").glob("*.md"), *map(resource, _MORE.values())]
+    return {path.relative_to(resource()).as_posix(): path.read_text("utf-8") for path in found if path.is_file()}
 
 
 def opening(page: str) -> tuple[str, str]:

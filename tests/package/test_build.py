@@ -76,7 +76,9 @@ def test_every_extra_is_explained(built: Built, checkout: Path) -> None:
 
 
 def test_the_packages_hold_no_more_than_the_repository(built: Built) -> None:
-    assert built.wheel.stat().st_size < 2 * 2**20
+    with zipfile.ZipFile(built.wheel) as wheel:
+        # Its dependencies take 11.6 MB; together they stay below 15 MB.
+        assert sum(file.file_size for file in wheel.infolist()) < 3.4e6
     with tarfile.open(built.sdist) as sdist:
         names = [name.partition("/")[2] for name in sdist.getnames()]
     assert {"CHANGELOG.md", "Dockerfile", "tests/conftest.py"} <= set(names)
@@ -85,12 +87,13 @@ def test_the_packages_hold_no_more_than_the_repository(built: Built) -> None:
 
 def test_the_image_s_build_gets_every_file_that_the_wheel_takes_in(checkout: Path) -> None:
     project = (checkout / "pyproject.toml").read_text("utf-8").partition("force-include]")[2].partition("\n[")[0]
-    taken = re.findall(r'^"([^"]+)" = "qwen_job/_resources/', project, re.MULTILINE)
+    folders = re.findall(r'^"(\w+)[^"]*" = "qwen_job/_resources/', project, re.MULTILINE)
+    taken = {*folders, "docs", "AGENTS.md", "CHANGELOG.md"}
     copied = " ".join(
         re.findall(r"^COPY (.*) /src/", (checkout / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     ).split()
     allowed = (checkout / ".dockerignore").read_text("utf-8").splitlines()
-    assert {"docs", "AGENTS.md"} <= set(taken) <= set(copied)
+    assert {"docs", "configs", "charts"} <= taken <= set(copied)
     assert {f"!{name}" for name in taken} <= set(allowed)
 
 

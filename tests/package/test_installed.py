@@ -23,18 +23,19 @@ def test_the_wheel_renders_what_the_checkout_renders(built: Built, checkout: Pat
     zipfile.ZipFile(built.wheel).extractall(installed)
     (tmp_path / "job.yaml").write_text(JOB)
 
-    def rendered(source: Path, target: str) -> bytes:
+    def printed(source: Path, *words: str) -> bytes:
         # -P keeps the current folder, and with it the checkout, off the path.
-        words = [sys.executable, "-P", "-m", "qwen_job", "render", "job.yaml", "-t", target]
+        command = [sys.executable, "-P", "-m", "qwen_job", *words]
         environment = {**os.environ, "PYTHONPATH": str(source)}
-        return subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True).stdout
+        return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True).stdout
 
     for target in ("slurm", "kubernetes", "helm", "local"):
-        assert rendered(installed, target) == rendered(checkout, target) != b""
-    resources = installed / "qwen_job" / "_resources"
-    assert (resources / "charts" / "qwen-job" / "Chart.yaml").exists()
-    assert list((resources / "slurm").glob("*.sbatch"))
-    assert (resources / "docs" / "training.zh-CN.md").exists()
+        words = ("render", "job.yaml", "-t", target)
+        assert printed(installed, *words) == printed(checkout, *words) != b""
+    assert (installed / "qwen_job" / "_resources" / "charts" / "qwen-job" / "Chart.yaml").exists()
+    assert len(printed(installed, "docs", "--json")) > 1000
+    for words in (["docs", "--json"], ["docs", "training", "--language", "zh"], ["docs", "changes"]):
+        assert printed(installed, *words) == printed(checkout, *words)
 
 
 @pytest.mark.slow
