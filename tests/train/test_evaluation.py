@@ -1,4 +1,4 @@
-"""Held-out loss: the best checkpoint is kept and taken, and training stops when nothing gets better."""
+"""Held-out loss: the best checkpoint is kept and taken, and training stops where nothing gets better."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ def write_run(home: Path, stage: int, **changes: Any) -> Path:
         stage,
         data__eval_split=0.4,
         training__num_train_epochs=400.0,
-        training__learning_rate=0.05,
         training__eval_steps=2,
         training__save_total_limit=1,
         training__load_best_model_at_end=True,
-        **changes,
+        **{"training__learning_rate": 0.05, **changes},
     )
 
 
@@ -35,14 +34,32 @@ def evaluations(folder: Path) -> tuple[dict[int, float], int]:
     return held_out, min(held_out, key=lambda step: held_out[step])
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_the_best_weights_are_taken_and_training_stops_early(tmp_path: Path, stage: int) -> None:
-    train_yaml = write_run(
-        tmp_path, stage, training__max_steps=60, training__save_steps=6, training__early_stopping_patience=2
-    )
-    folder = train_yaml.parent
-    code, output = tiny.run(train_yaml)
-    assert code == 0, output
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, str]]:
+    """Return folder and output of runs that stop early, by the number of ranks that share a row: ZeRO-0 and ZeRO-3."""
+    found = {}
+    for size, stage in ((1, 0), (2, 3)):
+        train_yaml = write_run(
+            tmp_path_factory.mktemp("stopped"),
+            stage,
+            sequence_parallel_size=size,
+            training__gradient_accumulation_steps=2 * size,
+            training__max_steps=60,
+            training__save_steps=6,
+            training__early_stopping_patience=2,
+            # Adam would make much of the last digits of small gradients.
+            training__learning_rate=0.2,
+            training__adam_epsilon=0.1,
+        )
+        code, output = tiny.run(train_yaml)
+        assert code == 0, output
+        found[size] = train_yaml.parent, output
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_best_weights_are_taken_and_training_stops_early(stopped: dict[int, tuple[Path, str]], size: int) -> None:
+    folder, output = stopped[size]
     held_out, best = evaluations(folder)
     last = tiny.metrics(folder, "step")[-1]["step"]
     assert last == best + 4 < 60
@@ -51,6 +68,13 @@ def test_the_best_weights_are_taken_and_training_stops_early(tmp_path: Path, sta
     kept = {path.name for path in (folder / "checkpoints").glob("step-*")}
     assert kept == {f"step-{best}", f"step-{last}"}
     assert held_out_loss(folder) == pytest.approx(held_out[best], rel=1e-4)
+
+
+def test_with_shared_rows_a_run_has_the_same_held_out_losses_and_stops_at_the_same_step(
+    stopped: dict[int, tuple[Path, str]],
+) -> None:
+    (alone, best), (shared, best_of_shared) = (evaluations(stopped[size][0]) for size in (1, 2))
+    assert shared == pytest.approx(alone, rel=2e-6) and best_of_shared == best
 
 
 @pytest.mark.parametrize("stage", [2, 3])
