@@ -12,14 +12,17 @@ LINEAR_KERNELS_FROM = COMPILES_FROM
 
 
 MIXTURE = "a mixture of experts, whose routing is watched"
-SHARED = "rows that GPUs share, whose heads they exchange inside a layer"
+SHARED = "rows that GPUs share: what compiling gains there is not measured"
 TILED = "a tiled MLP, whose tiles are computed again inside a layer's backward"
 
 
-def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: int, never: str = "") -> str:
+def why_eager(
+    capability: tuple[int, int] | None, *, packed: bool, zero_stage: int, shared: bool, never: str = ""
+) -> str:
     """Return why layers are not compiled by default; empty: they are.
 
-    ``capability``: the GPU's compute capability, None on a CPU. ``never``: why such layers are compiled on none.
+    ``capability``: the GPU's compute capability, None on a CPU. ``shared``: GPUs share each row. ``never``: why such
+    layers are compiled on none.
     """
     if capability is None:
         return "no GPU"
@@ -29,6 +32,8 @@ def why_eager(capability: tuple[int, int] | None, *, packed: bool, zero_stage: i
         return f"compute capability {'.'.join(map(str, capability))} < {'.'.join(map(str, COMPILES_FROM))}"
     if not packed:
         return "rows that are not packed have many lengths, and each would be padded to the longest"
+    if shared:
+        return SHARED
     if zero_stage == 3:
         return "ZeRO-3 gathers weights inside a layer, which leaves little to compile"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen_job.errors import JobError
 from qwen_job.facts.choices import TILE_TOKENS
-from qwen_job.facts.compiling import MIXTURE, SHARED, TILED
+from qwen_job.facts.compiling import MIXTURE, TILED
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
@@ -50,8 +50,6 @@ def never_compiled(shape: ModelShape | None, choice: Choice) -> str:
     """Return why layers of this layout are compiled on no device, or ""."""
     if shape is not None and shape.experts is not None:
         return MIXTURE
-    if choice.sequence_parallel_size > 1:
-        return SHARED
     return TILED if choice.tiled_mlp else ""
 
 

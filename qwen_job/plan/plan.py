@@ -173,7 +173,8 @@ def make_plan(
     ledger.decide("train.sequence_parallel_size", written, size, sharing_of(question, choice))
     decide_split(job, question, choice, ledger)
     warnings += decide_long_rows(job, question, choice, ledger)
-    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, never=never_compiled(shape, choice))
+    never = never_compiled(shape, choice)
+    torch_compile = decide_torch_compile(job, gpu, choice.zero_stage, ledger, shared=size > 1, never=never)
     memory_save_steps, choice = decide_memory_saves(job, question, choice, ledger)
     if question is not None:
         run = plan_run(job, question, choice, data or data_of(job), compiles=torch_compile is not False)

@@ -98,10 +98,12 @@ def decide_fused_loss(job: Job, gpu: Gpu, precision: str, ledger: Ledger) -> str
     return str(ledger.decide("train.fused_loss", written, chosen, "never holds all logits; sums in fp32"))
 
 
-def decide_torch_compile(job: Job, gpu: Gpu, zero_stage: int, ledger: Ledger, *, never: str = "") -> TorchCompile:
+def decide_torch_compile(
+    job: Job, gpu: Gpu, zero_stage: int, ledger: Ledger, *, shared: bool = False, never: str = ""
+) -> TorchCompile:
     """Return the job's word, false, or auto: each node looks for a compiler, which the plan cannot see.
 
-    ``never``: why such layers are not compiled on any device, or "".
+    ``shared``: GPUs share each row. ``never``: why such layers are not compiled on any device, or "".
 
     Raises:
         JobError: they are to be compiled all the same.
@@ -111,7 +113,7 @@ def decide_torch_compile(job: Job, gpu: Gpu, zero_stage: int, ledger: Ledger, *,
         raise JobError([job.problem(("train", "torch_compile"), message)])
     written = None if job.train.torch_compile == "auto" else job.train.torch_compile
     capability = None if gpu.is_cpu else capability_of(gpu)
-    why = why_eager(capability, packed=job.data.packing, zero_stage=zero_stage, never=never)
+    why = why_eager(capability, packed=job.data.packing, zero_stage=zero_stage, shared=shared, never=never)
     reason = (
         why or f"{gpu.name}: where the node has a C compiler, as the image of set ampere does; its log has the answer"
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from qwen_job.facts.compiling import MIXTURE, SHARED, TILED, why_eager
+from qwen_job.facts.compiling import MIXTURE, TILED, why_eager
 from qwen_job.run.config import DeepSpeedConfig, TrainConfig
 from qwen_job.run.metrics import read_metrics
 from qwen_job.toolchain import missing_tool
@@ -30,6 +30,7 @@ from qwen_job.train.kernels import use_lean_rotation
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.rendezvous import Place, tell
 from qwen_job.train.runlog import RunLog
+from qwen_job.train.shared_heads import ranks_apart
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -99,15 +100,14 @@ def _why_not(setting: Setting, model: Any) -> str:
     """Return why this rank cannot compile or should not; empty: it does."""
     if routers_of(model):
         return MIXTURE
-    if setting.config.sequence_parallel_size > 1:
-        return SHARED
     if setting.config.tiled_mlp:
         return TILED
     config, variables = setting.config, ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
     if config.torch_compile == "auto":
         on_gpu = config.device == "cuda"
         capability = torch.cuda.get_device_capability() if on_gpu else None
-        why = why_eager(capability, packed=config.data.packing, zero_stage=zero_stage(setting.deepspeed))
+        stage, shared = zero_stage(setting.deepspeed), config.sequence_parallel_size > 1
+        why = why_eager(capability, packed=config.data.packing, zero_stage=stage, shared=shared)
         if why or (why := missing_tool(config.device)):
             return why
     return next((f"{name} is set" for name in variables if os.environ.get(name, "0") == "1"), "")
@@ -173,7 +173,7 @@ def _rehearse(setting: Setting, model: Any, rehearsals: list[Callable[[], torch.
     before, device = _count(), setting.ranks.device
     kept = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=kept):
+        with torch.random.fork_rng(devices=kept), ranks_apart():
             for number, rehearsal in enumerate(rehearsals):
                 model.train(number == 0)
                 with torch.set_grad_enabled(number == 0):

@@ -53,7 +53,7 @@ def key_of(config: TrainConfig, model_folder: Path) -> Key:
     training = config.training
     compiled = {
         "model": hashlib.sha256((model_folder / "config.json").read_bytes()).hexdigest(),
-        "rows": [training.per_device_train_batch_size, config.data.max_length],
+        "rows": [training.per_device_train_batch_size, config.data.max_length, config.sequence_parallel_size],
         "kernels": [config.precision, config.attention, config.fused_loss, config.gradient_checkpointing],
         "options": [training.extra().get(f"torch_compile_{name}") for name in ("backend", "mode")],
     }

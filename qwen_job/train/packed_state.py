@@ -59,8 +59,10 @@ def keep_documents_apart(model: Any, device: torch.device, dtype: torch.dtype, h
     if kernels is not None:
         why_not = why_unusable(kernels, home_of(model), layers[0], device, dtype)
     chosen = by_document(home_of(model)) if kernels is None or why_not else kernels
+    # A layer is compiled around the collectives of ranks that share rows.
+    mixes = mix if heads.size == 1 else torch.compiler.disable(mix)
     for layer in layers:
-        layer.forward = MethodType(partial(mix, chosen, heads, layer.forward), layer)
+        layer.forward = MethodType(partial(mixes, chosen, heads, layer.forward), layer)
     notes = [
         f"linear attention: {why_not}: documents are computed one after another with torch's formulas, which is exact "
         "but several times slower"

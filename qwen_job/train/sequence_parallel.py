@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from qwen_job.errors import JobError
 from qwen_job.facts.sequence_parallel import Divided, refusal
@@ -24,7 +26,7 @@ from qwen_job.train.attention import by_document, register, varlen, window_of
 from qwen_job.train.batches import Batch
 from qwen_job.train.packed_state import linear_layers
 from qwen_job.train.ranks import Ranks
-from qwen_job.train.shared_heads import ALONE, SharedHeads
+from qwen_job.train.shared_heads import ALONE, SharedHeads, ranks_are_apart
 
 _FIELD = "train.sequence_parallel_size"
 _OF_TOKENS = ("input_ids", "targets", "position_ids", "document_ids")
@@ -72,13 +74,22 @@ def share_rows(model: Any, kind: str, ranks: Ranks) -> SharedHeads:
         seq_length_is_variable=True,
     )
 
+    @torch.compiler.disable  # collectives, one of which a compiler cannot trace: layers are compiled around them
     def shared(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
         if options.get("cu_seq_lens_q") is None:  # the export's probe: every rank has all of it
             return core(module, query, key, value, attention_mask, **options)
+        if ranks_are_apart():
+            return _in_place_of_attention(query, key, value), None
         return exchange(module, query, key, value, None, **options)
 
     register(shared)
     return SharedHeads(size, ranks.slice_number, groups[ranks.group])
+
+
+def _in_place_of_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return something of attention's shape that depends on all three: [1, heads, S, D] -> [1, S, heads D]."""
+    groups = query.shape[1] // key.shape[1]
+    return (query + (key + value).repeat_interleave(groups, 1)).transpose(1, 2).flatten(2)
 
 
 def check_shared(config: TrainConfig, arguments: Arguments, model: Any) -> None:

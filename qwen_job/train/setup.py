@@ -51,7 +51,7 @@ from qwen_job.train.run_state import RunState
 from qwen_job.train.runlog import RunLog
 from qwen_job.train.save_interval import History
 from qwen_job.train.saver import Saver, restore_random_state
-from qwen_job.train.sequence_parallel import check_shared, share_rows
+from qwen_job.train.sequence_parallel import check_shared, share_rows, slice_of
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.straggler import OwnTime
 from qwen_job.train.tiled_mlp import tile_mlps
@@ -157,7 +157,7 @@ def build_trainer(attempt: Attempt, loaded: Loaded, beginning: Beginning, watchd
         log.say(line)
     engine = _engine(attempt, model, arguments)
     setting = Setting(config, attempt.deepspeed, place, attempt.store, ranks, log)
-    rehearsals = _rehearsals(config, arguments, data, partial(objective, engine.module), device, pad_id)
+    rehearsals = _rehearsals(config, arguments, data, partial(objective, engine.module), ranks, pad_id)
     compiled = compile_layers(setting, engine.module, loaded.model_folder, rehearsals, resume.step if resume else 0)
     shape_of_rows = (config.data.max_length if compiled else 1, size)  # compiled layers want one shape
     schedule = Schedule(config, arguments, engines.torch_optimizer(engine), state.max_steps)
@@ -224,14 +224,15 @@ def _rehearsals(
     arguments: Arguments,
     data: PreparedData,
     loss: Callable[[Batch], torch.Tensor],
-    device: torch.device,
+    ranks: Ranks,
     pad_id: int,
 ) -> list[Callable[[], torch.Tensor]]:
     """Return what computes the loss of a training batch and, if the run evaluates, of a held-out one."""
 
     def of(rows: PackedRows, size: int) -> torch.Tensor:
         items = [(number % len(rows), rows[number % len(rows)]) for number in range(size)]
-        return loss(on_device(collate(items, pad_id, config.data.max_length), device))
+        batch = slice_of(collate(items, pad_id, config.data.max_length), ranks)
+        return loss(on_device(batch, ranks.device))
 
     found = [partial(of, data.train, config.training.per_device_train_batch_size)]
     if config.evaluates and len(data.eval):

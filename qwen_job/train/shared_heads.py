@@ -7,7 +7,8 @@ attention (arXiv:2309.14509).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -54,9 +55,31 @@ class SharedHeads(NamedTuple):
 
     def _exchange(self, parts: Tensor) -> Tensor:
         """Send each of ``parts`` to the rank of its number; returns what the ranks sent, by rank."""
+        if ranks_are_apart():
+            return parts
         # DeepSpeed's operator, which knows its gradient. share_rows registers the group.
         received: Tensor = torch.ops.deepspeed.dim_zero_all_to_all(parts.contiguous(), self.group.group_name)
         return received
 
 
 ALONE = SharedHeads()
+
+_apart: list[bool] = []
+
+
+def ranks_are_apart() -> bool:
+    """Tell whether this is within a block of :func:`ranks_apart`."""
+    return bool(_apart)
+
+
+@contextmanager
+def ranks_apart() -> Iterator[None]:
+    """Exchange nothing within the block, so that a rank can compute a batch alone.
+
+    Shapes are as with an exchange, and whatever has a gradient then has one; the numbers mean nothing.
+    """
+    _apart.append(True)
+    try:
+        yield
+    finally:
+        _apart.pop()

@@ -110,11 +110,12 @@ def test_a_size_that_cannot_work_is_refused_with_those_that_do(tmp_path: Path, s
     assert "train.sequence_parallel_size: " in text and why in text
 
 
-def test_layers_of_shared_rows_are_not_compiled(tmp_path: Path) -> None:
-    made = plan_of(tmp_path, *LONG)
-    assert made.torch_compile is False
-    text = refused(tmp_path, *LONG, "train.torch_compile=true")
-    assert "train.torch_compile: true: layers are not compiled: rows that GPUs share" in text
+def test_layers_of_shared_rows_are_compiled_where_the_job_says_so(tmp_path: Path) -> None:
+    shared = (*QWEN3, "train.sequence_parallel_size=2")
+    made = plan_of(tmp_path, *shared)
+    (decision,) = [one for one in made.decisions if one.field == "train.torch_compile"]
+    assert made.torch_compile is False and "rows that GPUs share" in decision.reason
+    assert plan_of(tmp_path, *shared, "train.torch_compile=true").torch_compile is True
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,22 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributed import PrefixStore
+from torch.distributed.distributed_c10d import _get_default_store
 
 from qwen_job.models.loading import load_native
+from qwen_job.run.config import parse_config
 from qwen_job.train import deepspeed_engine as engines
 from qwen_job.train.activation_offloading import checkpoint_layers
 from qwen_job.train.attention import implementation
 from qwen_job.train.batches import collate
+from qwen_job.train.compiling import Setting, compile_layers
 from qwen_job.train.expert_parallel import set_experts_apart
 from qwen_job.train.experts import Routing, routers_of
 from qwen_job.train.flops import StepTotals
@@ -28,19 +33,25 @@ from qwen_job.train.loss import LossHead, Objective
 from qwen_job.train.modeling import _partitioned
 from qwen_job.train.packed_state import keep_documents_apart
 from qwen_job.train.ranks import Ranks
-from qwen_job.train.rendezvous import quiet_deepspeed
-from qwen_job.train.sequence_parallel import share_rows
+from qwen_job.train.rendezvous import Place, quiet_deepspeed
+from qwen_job.train.sequence_parallel import share_rows, slice_of
 from qwen_job.train.step_guard import StepGuard
 from qwen_job.train.straggler import OwnTime
 from qwen_job.train.tiled_mlp import tile_mlps
 from tests.support.tiny_models import write_folder
+from tests.train import tiny
 from tests.train.memory_counter import Held, Row, count
+
+
+def _nothing(*_: object, **__: object) -> None:
+    pass
+
 
 # Of a tile: rows, slices and micro-batches have several, and the last one is shorter.
 STEPS, RATE, TILE = 3, 0.5, 23
 HYBRID, MIXTURE, BOTH = "qwen3_5_text", "qwen3_moe", "qwen3_5_moe_text"
 _SKIPPING: Any = SimpleNamespace(guards=SimpleNamespace(on_nan="skip", loss_spike_factor=None), precision="fp32")
-_NO_LOG: Any = SimpleNamespace(write=lambda *_, **__: None, say=lambda _: None)
+_NO_LOG: Any = SimpleNamespace(active=False, write=_nothing, say=_nothing, heartbeat=_nothing)
 # The documents of each row: packed, alone, and of odd lengths. A step has all rows.
 DOCUMENTS = ((37, 90), (128,), (5, 3, 70, 49), (61,))
 # Kind of model and key-value heads (of 4 query heads).
@@ -75,6 +86,7 @@ class Way(NamedTuple):
     broken: bool = False  # rank 1's slice of row 2 has no finite loss: the row is left out
     balance: float = 0.0
     split: int = 1
+    compiled: str = ""  # by this backend
 
 
 WAYS = {
@@ -105,6 +117,8 @@ WAYS = {
         Way("qwen3", 2, stage=3, size=1, tiled=True, checkpointing=True, micro=2, activation_offloading=True),
         Way(stage=3, tiled=True, reduce_scatter=False),
         Way(stage=3, tiled=True, checkpointing=True, activation_offloading=True),
+        # Last, because it changes torch's settings.
+        Way("qwen3", 2, stage=1, checkpointing=True, compiled="aot_eager"),
     ],
     4: [
         *(Way(stage=stage, size=2) for stage in (1, 2)),
@@ -188,6 +202,8 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
     gradients = GradientStep(engine, objective, routing, ranks, 0, OwnTime(ranks.device, counts_forward=False))
     mine = list(enumerate(rows()))[ranks.group :: groups]
     batches = [collate(mine[at : at + way.micro], 0, multiple=way.size) for at in range(0, len(mine), way.micro)]
+    if way.compiled:
+        _compile(way, engine.module, lambda: objective(engine.module, slice_of(batches[0], ranks)), folder, ranks)
     every = [collate([one], 0) for one in enumerate(rows())]
     totals = StepTotals(sum(len(one["chosen"]) for one in every), sum(one["tokens"] for one in every), 0, 0)
     losses, norms, balances = [], [], []
@@ -219,6 +235,17 @@ def train(way: Way, folder: Path, ranks: Ranks) -> dict[str, Any]:
         "skipped": guard.skipped,
         "balances": balances,
     }
+
+
+def _compile(way: Way, model: Any, rehearsal: Callable[[], torch.Tensor], folder: Path, ranks: Ranks) -> None:
+    """Compile the layers as a run does; fails where they are not compiled."""
+    values, zero = tiny.settings(folder, way.stage, torch_compile=True, sequence_parallel_size=way.size)
+    values["training"]["torch_compile_backend"] = way.compiled
+    place = Place(ranks.rank, ranks.world_size, ranks.rank, "127.0.0.1", 0)
+    store = PrefixStore(str(way), _get_default_store())
+    setting = Setting(parse_config(values, "train.yaml"), zero, place, store, ranks, _NO_LOG)
+    torch._dynamo.reset()
+    assert compile_layers(setting, model, folder / f"{way.model}-{way.keys}", [rehearsal, rehearsal], 0)
 
 
 def reference(folder: Path, alone: Alone) -> dict[str, Any]:
