@@ -74,7 +74,6 @@ def share_rows(model: Any, kind: str, ranks: Ranks) -> SharedHeads:
         seq_length_is_variable=True,
     )
 
-    @torch.compiler.disable  # collectives, one of which a compiler cannot trace: layers are compiled around them
     def shared(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
         if options.get("cu_seq_lens_q") is None:  # the export's probe: every rank has all of it
             return core(module, query, key, value, attention_mask, **options)
@@ -82,7 +81,8 @@ def share_rows(model: Any, kind: str, ranks: Ranks) -> SharedHeads:
             return _in_place_of_attention(query, key, value), None
         return exchange(module, query, key, value, None, **options)
 
-    register(shared)
+    # Layers are compiled around its collectives, one of which a compiler cannot trace.
+    register(torch.compiler.disable(shared))
     return SharedHeads(size, ranks.slice_number, groups[ranks.group])
 
 
