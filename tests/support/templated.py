@@ -14,7 +14,7 @@ import yaml
 
 from qwen_job.chat.conversation import Conversation, ToolCall, Turn
 from tests.chat.cases import maker, text_of
-from tests.train.tiny import MODEL
+from tests.support.tiny_models import MODEL
 
 WORDS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 

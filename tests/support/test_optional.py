@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +44,10 @@ def test_a_missing_package_is_an_error_in_a_running_test(monkeypatch: pytest.Mon
     monkeypatch.setitem(optional._NEED_OF, "not_there", "training")
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("not_there")
+
+
+def test_what_all_tests_share_needs_no_optional_package(checkout: Path) -> None:
+    """``make check`` imports it without the training stack."""
+    program = f"import sys; sys.modules.update(dict.fromkeys({sorted(optional._NEED_OF)!r})); import tests.conftest"
+    done = subprocess.run([sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -16,6 +16,28 @@ from qwen_job.facts.families import FAMILIES
 from qwen_job.models.random_init import write_random_model
 from qwen_job.models.tensors import NewTensor, read_folder, write_tensors
 
+# The model of tests.train.tiny.
+MODEL = {
+    "name": "tiny",
+    "architecture": "Qwen2ForCausalLM",
+    "source": "random",
+    "model_type": "qwen2",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "vocab_size": 512,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
 _SHARED: dict[str, Any] = {
     "source": "random",
     "hidden_size": 32,
