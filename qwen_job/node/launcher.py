@@ -236,8 +236,7 @@ def _run(
     restarting: Callable[[str], None],
 ) -> int:
     os.environ["QWEN_JOB_RENDEZVOUS_SECONDS"] = str(options.rdzv_timeout)
-    warm = options.in_place and folder is not None
-    starter = Warm(options.command) if warm else Cold(options.command)
+    starter = Cold(options.command) if folder is None else Warm(options.command)
     coordinator = _coordinate(options, folder, memory, restarting) if options.node_rank == 0 else None
     place = generations.Place(options.node_rank, options.nnodes, options.nproc_per_node, options.master_addr)
     try:
