@@ -62,6 +62,9 @@ _OTHER_COMMANDS = {
     "launch": "'qwen-job submit job.yaml --target TARGET'",
     "ps": "'qwen-job status'", "list": "'qwen-job status'", "ls": "'qwen-job status'", "stop": "'qwen-job cancel JOB'",
     "kill": "'qwen-job cancel JOB'", "serve": "'qwen-job docs serving'", "eval": "'qwen-job evaluate RUN'",
+    "resume": "'qwen-job submit job.yaml --target TARGET' again: a run resumes from its newest checkpoint",
+    "push": "'qwen-job model push RUN hf:OWNER/NAME'", "fetch": "'qwen-job model fetch MODEL'",
+    "compare": "'qwen-job plan job.yaml --compare OTHER', or 'qwen-job sweep job.yaml'",
     "version": "'qwen-job --version'", "examples": "'qwen-job init --list'",
 }  # fmt: skip
 

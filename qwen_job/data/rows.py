@@ -61,7 +61,8 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
             elif not start:
                 raise DataError(f"{path}: is empty; write at least one conversation")
             else:
-                raise DataError(f"{path}: is neither a JSON array nor JSON Lines (starts with {head[:20]!r})")
+                what = f"is neither a JSON array nor JSON Lines (starts with {head[:20]!r})"
+                raise DataError(f"{path}: {what}; write it as JSON, JSON Lines or Parquet")
     except DAMAGE as error:
         raise DataError(f"{path}: is damaged or cut off ({visible(error, 200)}); copy it again") from error
     except OSError as error:

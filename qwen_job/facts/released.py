@@ -38,6 +38,12 @@ def release() -> Release | None:
     return Release(values["commit"], values["image"], values["digests"])
 
 
+def chart_address() -> str:
+    """Return where releases have the chart of this version, beside their images: words for ``helm install``."""
+    owner = str(read_facts(fact("release.yaml"))["image"]).rpartition("/")[0]
+    return f"oci://{owner}/charts/qwen-job --version {__version__}"
+
+
 def released_image(image_set: str) -> str | None:
     """Return the released image of a set (ampere, v100, cpu) by its digest, NAME@sha256:...; None in a checkout.
 

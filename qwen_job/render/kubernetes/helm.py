@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_job import __version__
+from qwen_job.facts.released import chart_address
 from qwen_job.plan import Plan
 from qwen_job.render.bundle import Bundle
 from qwen_job.render.engine import render_template
@@ -26,7 +27,8 @@ def render(plan: Plan, folders: Sequence[str | Path] = ()) -> Bundle:
         *chosen.notes,
         *own_notes(things),
         *security_notes(things),
-        f"install it with: helm install {chosen.name} charts/qwen-job -f values.yaml",
+        f"install it with: helm install {chosen.name} charts/qwen-job -f values.yaml; without a checkout, write "
+        f"{chart_address()} in place of charts/qwen-job",
     )
     return Bundle("helm", {"values.yaml": values_text(plan, folders)}, "values.yaml", notes=notes)
 
