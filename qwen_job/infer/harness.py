@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import statistics
@@ -28,6 +29,7 @@ _SEED = 1234  # lm-eval's own, for few-shot examples
 _RESAMPLES = 1000
 _CPU_BATCH = 8
 _MOST_BATCH = 64
+_ALL_AT_ONCE = 1_000_000
 
 
 def harness_version(suite: Suite) -> str:
@@ -113,10 +115,11 @@ def score_folder(folder: Path, suite: Suite) -> list[Score]:
         ModelError: the folder is incomplete, or has no chat template and the suite asks for it.
     """
     tasks = load_tasks(suite)
+    check_folder(folder)
     with _quiet_in(suite.folder):
         from lm_eval.evaluator import evaluate
 
-        model = _vllm(folder) if suite.backend == "vllm" else _transformers(folder, suite)
+        model = _vllm(folder, suite) if suite.backend == "vllm" else _transformers(folder, suite)
         if suite.chat_template and not model.tokenizer.chat_template:
             raise ModelError(f"{folder}: has no chat template: set evaluate.suite.chat_template: false")
         if not sys.stderr.isatty():
@@ -133,6 +136,10 @@ def score_folder(folder: Path, suite: Suite) -> list[Score]:
             raise UsageError(
                 f"evaluate.suite: lm-eval stopped: {type(error).__name__}: {_first_line(error)}"
             ) from error
+        finally:
+            # The next model needs the memory. Its bound methods are its own attributes, so it does not go by itself.
+            del model
+            gc.collect()
     assert results is not None  # one process
     return list(_scores(results))
 
@@ -147,7 +154,6 @@ def _transformers(folder: Path, suite: Suite) -> Any:
     from qwen_job.models.loading import load_native
 
     transformers_logging.disable_progress_bar()
-    check_folder(folder)
     device, dtype = device_and_dtype()
     model, _ = load_native(folder, dtype, "sdpa")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -158,10 +164,19 @@ def _transformers(folder: Path, suite: Suite) -> Any:
     )  # fmt: skip
 
 
-def _vllm(folder: Path) -> Any:
+def _vllm(folder: Path, suite: Suite) -> Any:
     from lm_eval.models.vllm_causallms import VLLM
 
-    return VLLM(pretrained=str(folder), dtype="auto", batch_size="auto", enable_thinking=False)
+    from qwen_job.infer.answer import device_and_dtype
+
+    precision = str(device_and_dtype()[1]).removeprefix("torch.")
+    # With "auto", vLLM draws a bar and divides by its seconds, which are 0 where bars are switched off.
+    batch = suite.batch_size or _ALL_AT_ONCE
+    try:
+        return VLLM(pretrained=str(folder), dtype=precision, batch_size=batch, enable_thinking=False)
+    except Exception as error:  # of its engine, its configuration and its kernels
+        message = f"vllm does not load {folder}: {_first_line(error)}; the other backend is transformers"
+        raise EnvironmentFault(f"evaluate.suite.backend: {message}") from error
 
 
 def _draw_no_bars(model: Any) -> None:
@@ -207,6 +222,8 @@ def _settle() -> None:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # redirecting ours does not reach its processes
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a hub that is not reached is one error, not ten warnings
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -34,8 +34,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     run = tmp_path_factory.mktemp("taught")
     (run / "data.json").write_text(json.dumps([CONVERSATION], ensure_ascii=False))
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    more = {"num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 256, "tie_word_embeddings": False}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "vocab_size": 512, "max_position_embeddings": 256, "tie_word_embeddings": False}
     kind = {"name": "tiny", "architecture": "Qwen2ForCausalLM", "model_type": "qwen2", "source": "random"}
     (run / "tiny.yaml").write_text(yaml.safe_dump({**kind, **shape, **more, "initializer_range": 0.05}))
     section = {"name": str(run / "tiny.yaml"), "source": "random", "revision": None, "cache_dir": str(run / "cache")}
