@@ -275,12 +275,12 @@ class Train(Strict):
     activation_offloading: Literal["auto"] | bool = Field(
         "auto",
         description="Keep what gradient checkpointing saves in pinned host memory; auto: where a row does not fit "
-        "otherwise. The numbers stay the same, bit for bit",
+        "otherwise, or much faster. The numbers stay the same, bit for bit",
     )
     tiled_mlp: Literal["auto"] | bool = Field(
         "auto",
         description="Compute feed-forward networks 4,096 tokens at a time, so that their wide values never exist for a "
-        "whole row; exact. auto: where a row does not fit otherwise. Not for mixtures of experts",
+        "whole row; exact. auto: where a row does not fit otherwise, or much faster. Not for mixtures of experts",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         choices.WEIGHT_DECAY, description="Weight decay, except for norms and biases"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qwen_job.errors import JobError
 from qwen_job.facts.choices import TILE_TOKENS
 from qwen_job.facts.compiling import MIXTURE, TILED
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
-from qwen_job.plan.search.choice import Choice, Question
+from qwen_job.plan.search.choice import Choice, Question, choose
 
 _TILED, _AWAY = "train.tiled_mlp", "train.activation_offloading"
 
@@ -38,7 +40,7 @@ def decide_long_rows(job: Job, question: Question | None, choice: Choice, ledger
         ledger.decide(_TILED, written, choice.tiled_mlp, _why_tiled(question, choice))
     if long or train.activation_offloading != "auto":
         written = None if train.activation_offloading == "auto" else train.activation_offloading
-        ledger.decide(_AWAY, written, choice.activation_offloading, _why_away(choice))
+        ledger.decide(_AWAY, written, choice.activation_offloading, _why_away(question, choice))
     if choice.tiled_mlp and not long:
         found.append(f"{_TILED}: no effect: a GPU has {length:,} tokens at once, and a tile {TILE_TOKENS:,}")
     if choice.activation_offloading and question is not None and question.gpu.is_cpu:
@@ -55,11 +57,25 @@ def never_compiled(shape: ModelShape | None, choice: Choice) -> str:
 
 def _why_tiled(question: Question | None, choice: Choice) -> str:
     if choice.tiled_mlp:
-        return "rows do not fit otherwise: the wide values of a layer exist for a tile only"
+        why = _faster(choice, question and replace(question, tiled_mlp=False)) or "rows do not fit otherwise"
+        return f"{why}: the wide values of a layer exist for a tile only"
     if question is not None and question.shape.experts:
         return "not for mixtures of experts"
     return "not needed for rows to fit"
 
 
-def _why_away(choice: Choice) -> str:
-    return "rows do not fit otherwise" if choice.activation_offloading else "not needed for rows to fit"
+def _why_away(question: Question | None, choice: Choice) -> str:
+    if not choice.activation_offloading:
+        return "not needed for rows to fit"
+    return _faster(choice, question and replace(question, activation_offloading=False)) or "rows do not fit otherwise"
+
+
+def _faster(choice: Choice, without: Question | None) -> str:
+    """Return how much faster ``choice`` is than what fits ``without``; "" if nothing does, or speed is no reason."""
+    if without is None or choice.offload_optimizer or choice.speed is None:
+        return ""
+    best = choose(replace(without, sequence_parallel_size=choice.sequence_parallel_size)).best
+    if best is None or best.speed is None:
+        return ""
+    gain = choice.speed.tokens_per_second / best.speed.tokens_per_second - 1
+    return f"estimated {gain:.0%} faster than {best}" if gain > 0 else ""

@@ -108,7 +108,7 @@ def test_nothing_that_fits_is_faster_than_the_choice(gpu: str, model: str, nodes
     for choice in fitting:
         assert choice.micro_batch_size * choice.gradient_accumulation_steps == rows
         assert choice.memory.fits(question.margin)
-        if best:
+        if best and not choice.activation_offloading:
             assert choice.sequence_parallel_size >= best.sequence_parallel_size
         if best and _order(choice) == _order(best) and best.speed and choice.speed:
             assert choice.speed.tokens_per_second <= best.speed.tokens_per_second * 1.01

@@ -9,7 +9,7 @@ import pytest
 
 from qwen_job.errors import JobError
 from qwen_job.facts.choices import TILE_TOKENS
-from qwen_job.plan.search.choice import choose, layout_of
+from qwen_job.plan.search.choice import UNMEASURED, choose, layout_of
 from qwen_job.plan.search.longest import longest_rows
 from qwen_job.plan.train_config import train_config
 from qwen_job.text import GIB
@@ -18,6 +18,14 @@ from .jobs import ask, job_of, plan_of
 
 ALONE = ("model=Qwen/Qwen3-4B", "cluster.gpu=H100-80G", "cluster.gpus_per_node=1", "cluster.memory_gib=1000")
 FOUR = (*ALONE, "cluster.gpus_per_node=4")
+# Rows that fit as they are, but without the optimizer; one a step, so that it steps often.
+TWO = (
+    *ALONE,
+    "cluster.gpus_per_node=2",
+    "model=Qwen/Qwen2.5-7B-Instruct",
+    "train.global_batch_size=2",
+    "train.model_max_length=28672",
+)
 
 
 def rows(tokens: int) -> str:
@@ -49,6 +57,38 @@ def test_a_longer_row_is_tiled_and_a_still_longer_one_offloaded_on_one_gpu(tmp_p
         config = train_config(made)
         assert (config.tiled_mlp, config.activation_offloading, config.torch_compile) == (*expected, False)
         assert "rows do not fit otherwise" in reason(tmp_path, "train.tiled_mlp", *ALONE, rows(length))
+
+
+@pytest.mark.parametrize("sets", [(), ("train.torch_compile=true",)])
+def test_the_optimizer_stays_on_the_gpu_where_that_is_estimated_much_faster(
+    tmp_path: Path, sets: tuple[str, ...]
+) -> None:
+    whole = plan_of(tmp_path, *TWO, *sets, "train.tiled_mlp=false", "train.activation_offloading=false").choice
+    made = plan_of(tmp_path, *TWO, *sets)
+    assert whole.offload_optimizer and not made.choice.offload_optimizer
+    assert made.choice.activation_offloading and not made.choice.tiled_mlp
+    assert made.choice.speed and whole.speed
+    faster = made.choice.speed.tokens_per_second / whole.speed.tokens_per_second
+    assert faster > 1 / UNMEASURED
+    words = f"estimated {faster - 1:.0%} faster than {whole}"
+    assert reason(tmp_path, "train.activation_offloading", *TWO, *sets) == words
+    asked = plan_of(tmp_path, *TWO, *sets, "deepspeed.offload_optimizer=true").choice
+    assert not asked.activation_offloading
+
+
+def test_tiles_make_room_for_the_optimizer_only_where_layers_need_not_be_compiled() -> None:
+    question = ask("Qwen/Qwen3-14B", "H100-80G", sequence_length=16384, activation_offloading=False)
+    question = replace(question, gpus_per_node=4, rows_per_gpu=1)
+    free, compiled = choose(question).best, choose(replace(question, tiles_for_speed=False)).best
+    assert free and free.tiled_mlp and not free.offload_optimizer
+    assert compiled and not compiled.tiled_mlp and compiled.offload_optimizer
+
+
+def test_rows_that_fit_are_not_tiled_where_speeds_are_unknown() -> None:
+    question = replace(ask("Qwen/Qwen3-14B", "H100-80G", sequence_length=16384), gpus_per_node=4)
+    unknown = replace(question, gpu=replace(question.gpu, peak_tflops={}), rows_per_gpu=1)
+    best = choose(unknown).best
+    assert best is not None and best.speed is None and not best.tiled_mlp
 
 
 def test_gpus_share_rows_before_anything_goes_to_the_host(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ T = TypeVar("T")
 # Fraction of GPU memory that a plan keeps free: the estimate's largest error on published figures (BENCHMARKS.md).
 MARGIN = 0.08
 HOST_MARGIN = 0.05
-# Splitting experts was not measured on GPUs yet: the plan takes it where 1 / 0.85 times the speed is estimated.
+# Split experts, tiles and offloaded checkpoints were not measured on GPUs yet: for speed, the plan takes them where
+# 1 / 0.85 times as much is estimated. That is also what compiled layers gain, which tiles exclude.
 UNMEASURED = 0.85
 LARGEST_MICRO_BATCH = 64
 LARGEST_CLUSTER = 64
@@ -43,6 +44,7 @@ class Question:
     ``rows_per_gpu`` is micro-batch x accumulation; with ``global_batch_size`` it follows from the number of GPUs, or of
     groups that share rows. ``gradient_accumulation_steps`` fixes a micro-batch that is not fixed itself.
     ``host_memory_bytes`` is per node; None skips the check. ``network_gbs``: see ``estimate_speed``.
+    ``tiles_for_speed``: whether networks may be tiled where rows fit without.
     If the constants are None, the device's defaults are used.
     """
 
@@ -75,6 +77,7 @@ class Question:
     expert_parallel_size: int | None = None
     tiled_mlp: bool | None = None
     activation_offloading: bool | None = None
+    tiles_for_speed: bool = True
 
     @property
     def world_size(self) -> int:
@@ -174,15 +177,19 @@ def choose(question: Question) -> Answer:
     """Return the fastest combination that fits; if several are equally fast, the one that needs the least memory.
 
     Rows that fit as they are stay so. Longer ones have their networks tiled, then are shared by as few GPUs as
-    possible; checkpoints go to the host only where nothing else is enough, because that link is the slowest. If speeds
-    are unknown, no offload, no checkpointing and ZeRO-2 (the reference script's stage) are preferred.
+    possible; checkpoints go to the host only where nothing else is enough. Either is also done where it is much faster
+    than an optimizer on the host. If speeds are unknown, no offload, no checkpointing and ZeRO-2 (the reference
+    script's stage) are preferred.
     """
     choices: list[Choice] = []
     fitting: list[Choice] = []
     for rung in rungs(question):
         found = list(_combinations(question, rung))
-        choices += found
         fitting = sorted((choice for choice in found if choice.fits), key=_preference)
+        for other in _faster_rungs(question, rung, fitting[0]) if fitting else ():
+            found += _combinations(question, other)
+        fitting = sorted((choice for choice in found if choice.fits), key=_preference)
+        choices += found
         if fitting or (not found and lacks_only_rows(question)):
             break
     if not fitting:
@@ -217,6 +224,22 @@ def rungs(question: Question) -> list[Rung]:
         last = away and question.activation_offloading is None
         found += [Rung(size, tiles, away) for size in question.sizes for tiles in (tiled[::-1] if last else tiled)]
     return [rung for rung in found if _sensible(question, rung)]
+
+
+def _faster_rungs(question: Question, rung: Rung, best: Choice) -> list[Rung]:
+    """Return what may be faster than ``best``, the best of ``rung``, if that needs the optimizer to be on the host.
+
+    Tiles or checkpoints on the host may leave it room on as many GPUs.
+    """
+    if not best.offload_optimizer or question.offload_optimizer or best.speed is None or best.speed.rough:
+        return []
+    later = [other for other in rungs(question) if other.size == rung.size and other != rung]
+    return [
+        other
+        for other in later
+        if other.activation_offloading >= rung.activation_offloading
+        and (other.tiled_mlp == rung.tiled_mlp or (other.tiled_mlp and question.tiles_for_speed))
+    ]
 
 
 def _sensible(question: Question, rung: Rung) -> bool:
@@ -366,6 +389,7 @@ def _misfit(question: Question, memory: MemoryEstimate) -> str:
 def _preference(choice: Choice) -> tuple[float, ...]:
     """Return the sort key of a choice that fits: speed to three digits, then simplicity, then memory."""
     simple = (
+        choice.tiled_mlp + choice.activation_offloading,
         choice.offload_optimizer,
         choice.expert_parallel_size,
         choice.gradient_checkpointing,
@@ -374,7 +398,8 @@ def _preference(choice: Choice) -> tuple[float, ...]:
     )
     if choice.speed is None or choice.speed.rough:
         return (0.0, *simple, -choice.micro_batch_size)
-    speed = choice.speed.tokens_per_second * (UNMEASURED if choice.expert_parallel_size > 1 else 1.0)
+    unmeasured = choice.expert_parallel_size > 1 or choice.tiled_mlp or choice.activation_offloading
+    speed = choice.speed.tokens_per_second * (UNMEASURED if unmeasured else 1.0)
     return (
         -round(speed, -_digits(speed)),
         *simple,
@@ -411,7 +436,8 @@ def _why(best: Choice | None, choice: Choice) -> str:
     if choice.speed is None or best.speed is None or best.speed.rough:
         return f"speed {'not known well enough' if choice.speed else 'unknown'}; the chosen layout is simpler"
     ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
-    if ratio < 0.99 and choice.expert_parallel_size > best.expert_parallel_size:
+    more = choice.expert_parallel_size > best.expert_parallel_size or choice.tiled_mlp > best.tiled_mlp
+    if ratio < 0.99 and (more or choice.activation_offloading > best.activation_offloading):
         return f"estimated {1 / ratio - 1:.0%} faster, which is too little for what was not measured on GPUs yet"
     if ratio < 1.01:
         return "as fast, but more complex or larger"

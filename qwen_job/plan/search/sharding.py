@@ -64,6 +64,7 @@ def question_of(
         expert_parallel_size=None if train.expert_parallel_size == "auto" else train.expert_parallel_size,
         tiled_mlp=None if train.tiled_mlp == "auto" else train.tiled_mlp,
         activation_offloading=None if train.activation_offloading == "auto" else train.activation_offloading,
+        tiles_for_speed=train.torch_compile is not True,
     )
 
 
