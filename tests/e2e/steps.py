@@ -11,7 +11,8 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEMO = CHECKOUT / "configs" / "jobs" / "demo.yaml"
 # Enough steps to see the loss fall.
-SHORT = ["--set", "train.num_train_epochs=4", "--set", "train.save_steps=4"]
+EPOCHS = 4
+SHORT = ["--set", f"train.num_train_epochs={EPOCHS}", "--set", "train.save_steps=4"]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -37,6 +38,14 @@ def check_finished(run: Path, *, world_size: int) -> None:
     for name in ("job.yaml", "train.yaml", "deepspeed.json"):
         assert (run / name).stat().st_size
     assert list(run.glob("events.*")) and list(run.glob("checkpoints/step-*/manifest.json"))
+
+
+def check_shared_rows(run: Path, *, size: int) -> None:
+    """Check that ``size`` ranks shared each row in a run of SHORT, and that each row counts once an epoch."""
+    assert [start["sequence_parallel_size"] for start in metrics(run, "start")] == [size]
+    (index,) = (path for path in run.parent.rglob("index.json") if "stats" in path.read_text())
+    tokens = json.loads(index.read_text())["stats"]["train"]["tokens"]
+    assert sum(step["tokens"] for step in metrics(run, "step")) == EPOCHS * tokens
 
 
 def check_model_loads(run: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.steps import DEMO, SHORT, check_finished, environment, metrics
+from tests.e2e.steps import DEMO, SHORT, check_finished, check_shared_rows, environment, metrics
 from tests.slurmlab import Lab
 from tests.slurmlab.config import SSH_PORT
 
@@ -28,11 +28,14 @@ def hosts(make_slurm: Callable[..., Lab]) -> Lab:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "pdsh"])
 def test_the_rendered_script_trains_on_both_hosts(hosts: Lab, tmp_path: Path, launcher: str) -> None:
-    run, script = tmp_path / "run", rendered(hosts, tmp_path, launcher, sys.executable)
+    size = 2 if launcher == "torchrun" else 1  # processes of a host, which then share rows
+    more = [f"cluster.gpus_per_node={size}", f"train.sequence_parallel_size={size}"]
+    run, script = tmp_path / "run", rendered(hosts, tmp_path, launcher, sys.executable, *more)
     done = hosts.on("node1", [str(script)], cwd=tmp_path, env=environment(), timeout=420, check=False)
     logs = "".join(f"\n{log}:\n{log.read_text()[-2000:]}" for log in run.glob("logs/*.log"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + logs
-    check_finished(run, world_size=2)
+    check_finished(run, world_size=2 * size)
+    check_shared_rows(run, size=size)
 
 
 def test_a_node_that_fails_ends_the_others_at_once_and_gives_the_code(hosts: Lab, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.steps import DEMO, SHORT, check_finished, check_model_loads, environment
+from tests.e2e.steps import DEMO, SHORT, check_finished, check_model_loads, check_shared_rows, environment
 from tests.slurmlab import Lab
 from tests.support.optional import skip
 from tests.support.suites import write_suite
@@ -24,11 +24,12 @@ SUITE = " --set evaluate.suite.folder={}" if find_spec("lm_eval") else ""
 def finished(slurm: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, Path]:
     """The demo, rendered for two nodes with two processes each, piped to sbatch, and completed: job, run, output.
 
-    A second job waits for it, which scores the model on two small tasks.
+    The two of a node share each row. A second job waits for it, which scores the model on two small tasks.
     """
     folder = tmp_path_factory.mktemp("slurm")
     run, tasks = folder / "run", write_suite(folder / "tasks", questions=2)
     sets = f"--set cluster.nodes=2 --set cluster.gpus_per_node=2 --set output={run} {' '.join(SHORT)}"
+    sets += " --set train.sequence_parallel_size=2"
     command = f"qwen-job render {DEMO} --target slurm {sets}{SUITE.format(tasks)}"
     line = f"set -o pipefail; {command} | sbatch --parsable"
     job = int(slurm.on("ctl", line, cwd=folder, env=environment()).stdout)
@@ -46,6 +47,10 @@ def test_four_ranks_on_two_hosts_train(slurm: Lab, finished: tuple[int, Path, Pa
     assert "node 0 of 2 on node1, 2 workers" in said
     assert "node 1 of 2 on node2, 2 workers" in said
     assert slurm.job(job)["NodeList"] == "node[1-2]"
+
+
+def test_the_ranks_of_a_node_share_rows_and_each_counts_once(finished: tuple[int, Path, Path]) -> None:
+    check_shared_rows(finished[1], size=2)
 
 
 def test_the_trained_model_loads(finished: tuple[int, Path, Path]) -> None:
