@@ -115,6 +115,7 @@ def score_folder(folder: Path, suite: Suite) -> list[Score]:
         ModelError: the folder is incomplete, or has no chat template and the suite asks for it.
     """
     tasks = load_tasks(suite)
+    folder = folder.absolute()  # a suite's folder becomes the current one
     check_folder(folder)
     with _quiet_in(suite.folder):
         from lm_eval.evaluator import evaluate

@@ -38,7 +38,9 @@ def scored(taught: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     folder = tmp_path_factory.mktemp("scored")
     run, tasks = folder / "run", write_suite(folder / "tasks")
     shutil.copytree(taught, run)
-    result = CliRunner().invoke(command, [str(run), "--task-folder", str(tasks), "--json"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = CliRunner().invoke(command, [run.name, "--task-folder", tasks.name, "--json"])
     assert result.exit_code == 0, result.output
     return run, json.loads(result.stdout), result.stderr
 
