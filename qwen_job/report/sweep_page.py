@@ -142,5 +142,5 @@ def _table(members: Sequence[Member], link: str) -> str:
         cells += [escape(short_number(value)) for value in (_trained(member), member.held_out)]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<section><h2>Runs, best first · 各次运行</h2><div class="wide"><table>{body}</table></div></section>'
+    table = f'<table class="list"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<section><h2>Runs, best first · 各次运行</h2><div class="wide">{table}</div></section>'
