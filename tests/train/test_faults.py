@@ -202,7 +202,8 @@ def test_what_is_wrong_for_all_ranks_is_said_once(home: Path, changes: dict[str,
 
 
 def test_a_frozen_rank_is_named_within_the_limit(home: Path) -> None:
-    train_yaml = tiny.write_run(home / "frozen", training__num_train_epochs=200.0, guards__hang_seconds=4)
+    changes = {"training__num_train_epochs": 200.0, "guards__hang_seconds": 4, "sequence_parallel_size": 2}
+    train_yaml = tiny.write_run(home / "frozen", **changes)
     process = tiny.start(train_yaml)
     tiny.wait_for_step(train_yaml.parent, 2, process)
     frozen = tiny.workers(process)[1]
@@ -214,7 +215,7 @@ def test_a_frozen_rank_is_named_within_the_limit(home: Path) -> None:
         frozen.kill()  # the agent would wait half a minute for it
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 161, output
-    assert "no sign of life from rank 1" in output
+    assert "rank 0 of group 0: no progress for 4 s; no sign of life from rank 1 of group 0 on " in output
     assert "trainer.py" in (train_yaml.parent / "logs" / "stacks-rank-0.txt").read_text()
 
 
@@ -286,11 +287,13 @@ def test_an_output_that_cannot_be_written_is_said_in_one_line(home: Path) -> Non
 
 def test_running_out_of_memory_puts_plan_and_measurement_side_by_side_and_names_three_settings(home: Path) -> None:
     changes = {"training__per_device_train_batch_size": 2, "plan__memory_bytes_per_gpu": 30 * 2**30}
-    train_yaml = tiny.write_run(home / "oom", **changes)
+    train_yaml = tiny.write_run(home / "oom", sequence_parallel_size=2, **changes)
     code, output = tiny.run(train_yaml, change="oom 3")
     assert code == 1 and "exitcode  : 10" in output, output  # torchrun's own, and the worker's
     for text in (
-        "out of memory (CUDA out of memory. Tried to allocate 4.00 GiB.); planned 30.0 GiB, peak before the failure",
+        "out of memory on rank 1 of group 0 (CUDA out of memory.",
+        "out of memory on rank 0 of group 0 (CUDA out of memory. Tried to allocate 4.00 GiB.); planned 30.0 GiB, "
+        "peak before the failure",
         "each of these needs less: per_device_train_batch_size: 1 with gradient_accumulation_steps: 4; "
         "gradient_checkpointing: true; ZeRO stage 3 instead of 2",
     ):
