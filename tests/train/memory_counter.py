@@ -24,7 +24,7 @@ from qwen_job.train.loss import LossHead, Objective
 from qwen_job.train.ranks import Ranks
 from qwen_job.train.tiled_mlp import tile_mlps
 
-DOCUMENT = 2048
+DOCUMENT = 1024
 
 
 class Held(NamedTuple):
