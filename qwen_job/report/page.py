@@ -286,7 +286,9 @@ def _attempts(summary: Summary) -> str:
     for attempt in summary.attempts[-_MOST_ATTEMPTS:]:
         start = attempt.events[0]
         came = f"step {attempt.resumed_from:,}" if attempt.resumed_from else "step 0"
-        where = f"{start.get('world_size') or '?'} ranks, {start.get('host') or '?'}"
+        size = whole(start.get("sequence_parallel_size")) or 1
+        shared = f", {size} to a row" if size > 1 else ""
+        where = f"{start.get('world_size') or '?'} ranks{shared}, {start.get('host') or '?'}"
         before = summary.attempts[attempt.number - 1].end if attempt.number else attempt.begin
         lasted = duration(attempt.end - max(attempt.begin, before))
         rows.append([str(attempt.number + 1), where, came, f"{attempt.last_step:,}", lasted, attempt.outcome])

@@ -237,6 +237,14 @@ def test_the_sizes_of_what_gpus_split_are_among_the_settings(run: Path) -> None:
     assert "| sequence_parallel_size | 4 |" in card and "| expert_parallel_size | 8 |" in card
 
 
+def test_an_attempt_names_how_many_ranks_shared_a_row(run: Path) -> None:
+    assert "2 ranks, n2" in (page := write_report(run).read_text()) and "to a row" not in page
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(lines.replace('"host": "n2"', '"host": "n2", "sequence_parallel_size": 2'))
+    page = write_report(run).read_text()
+    assert "2 ranks, n1" in page and "2 ranks, 2 to a row, n2" in page
+
+
 @pytest.mark.parametrize(
     "block", ["[]", "8", '{"autoep_size": 8}', '{"enabled": false, "autoep_size": 8}',
               '{"enabled": true, "autoep_size": true}', '{"enabled": true, "autoep_size": "8"}']
