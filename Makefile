@@ -33,7 +33,7 @@ lint: test-tools ## style and types only
 	@scripts/lint.sh .venv
 fuzz: test-tools ## hostile inputs, TIMES as many as in `make test`, new ones each time (half an hour)
 	@FUZZ_TIMES=$(TIMES) .venv/bin/python -m pytest tests/fuzz -p no:cacheprovider --timeout=7200 $(PYTEST_ARGS)
-chaos: test-tools system ## break a real Slurm cluster in twelve ways; every job must complete, bit for bit (half an hour)
+chaos: test-tools system ## break a real Slurm cluster in 29 ways; every job must complete, bit for bit (40 minutes)
 	@$(RUN) .venv/bin/python -m pytest tests/chaos -m chaos -p no:cacheprovider $(PYTEST_ARGS)
 	@$(if $(PYTEST_ARGS),,.venv/bin/python benchmarks/bench_faults.py faults)
 golden: test-tools ## rewrite the committed schemas, slurm/*.sbatch and golden files

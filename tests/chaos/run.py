@@ -102,7 +102,7 @@ class Run:
             time.sleep(0.001)
         raise LabError(f"no {pattern} within {timeout:g} s\n{self.output[-3000:]}")
 
-    def wait_end(self, timeout: float = 420) -> str:
+    def wait_end(self, timeout: float = 900) -> str:
         """Wait until the job is over for good, and return its state; one that is being requeued is not over."""
         seen: list[tuple[str, float]] = []
 
@@ -132,17 +132,38 @@ class Run:
         return [process for process in mine if process not in ranks(mine)]
 
     def launchers(self) -> list[psutil.Process]:
-        """Return the launchers of the nodes."""
-        return [parent for process in self.templates() if (parent := process.parent()) is not None]
+        """Return the launchers of the nodes, node 0 first."""
+        found = self._find(lambda words: "qwen_job.node.launcher" in words and str(self.path / "train.yaml") in words)
+        return sorted(found, key=lambda process: int(process.cmdline()[process.cmdline().index("--node_rank") + 1]))
+
+    def srun(self) -> psutil.Process:
+        """Return the srun of the training step, which is the parent of a second one."""
+        found = self._find(lambda words: words[:1] == ["srun"] and str(self.path / "launch" / "node.sh") in words)
+        return next(process for process in found if process.parent() not in found)
 
     def _started(self) -> list[psutil.Process]:
         words = ["-m", "qwen_job.train", "--config", str(self.path / "train.yaml")]
+        return self._find(lambda own: own[-4:] == words)
+
+    def _find(self, right: Callable[[list[str]], bool]) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if process.cmdline()[-4:] == words:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if right(process.cmdline()):
                     found.append(process)
         return found
+
+    def wait_output(self, words: str, timeout: float = 240) -> None:
+        """Wait until the job has printed something."""
+        self._wait(lambda: words in self.output, timeout, words)
+
+    def wait_ranks(self, timeout: float = 240) -> list[psutil.Process]:
+        """Return the ranks as soon as there are any, without a pause."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if found := self.ranks():
+                return found
+        raise LabError(f"no ranks within {timeout:g} s\n{self.output[-3000:]}")
 
     def kill_rank(self, number: int) -> None:
         """Kill one rank, as the kernel does when memory is short."""
