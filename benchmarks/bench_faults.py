@@ -1,6 +1,7 @@
 """Faults, starts and a long queue on a real Slurm of two nodes on this machine (tests/slurmlab).
 
     python benchmarks/bench_faults.py faults   # a rank killed every minute, beside an undisturbed run
+    python benchmarks/bench_faults.py lost     # a node powered off, with a spare node and without
     python benchmarks/bench_faults.py start    # from sbatch to the first step, against a bare srun torchrun
     python benchmarks/bench_faults.py status   # `qwen-job status` with 1,000 jobs in the queue
 
@@ -31,8 +32,13 @@ from tests.slurmlab import Lab
 EVERY_SECONDS = 60.0
 SAVE_STEPS = 26
 JOBS = 1000
-# Slurm's default: a requeue costs that long.
+# Slurm's defaults: a requeue costs that long, and a node without power is down only after so long.
 CRED_EXPIRE = 120
+SLURMD_TIMEOUT = "SlurmdTimeout=300\n"
+# What the batch script prints when it requeues the job, and when an attempt begins.
+REQUEUES = "requeueing from"
+ATTEMPTS = "newest checkpoint"
+LOST_AT = 10  # a step after the first states in memory
 BARE = """#!/bin/bash
 #SBATCH --nodes=2 --ntasks-per-node=1 --output={folder}/out
 export OMP_NUM_THREADS=1
@@ -44,12 +50,15 @@ srun bash -c '{python} -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --
 def main() -> int:
     """Measure one thing and print the figures; 1 when a job did not complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["faults", "start", "status"])
+    parser.add_argument("what", choices=["faults", "lost", "start", "status"])
     parser.add_argument("--steps", type=int, default=800, help="of the run under faults")
+    parser.add_argument("--times", type=int, default=3, help="how often a node with a spare is lost")
     options = parser.parse_args()
     # /tmp is each host's own.
     folder = Path(tempfile.mkdtemp(prefix="qwen-job-bench-", dir="/var/tmp"))
     try:
+        if options.what == "lost":
+            return lost(folder, options.times)
         with Lab(2, cred_expire=CRED_EXPIRE) as lab:
             if options.what == "faults":
                 return faults(lab, folder, options.steps)
@@ -87,7 +96,7 @@ def faults(lab: Lab, folder: Path, steps: int) -> int:
         print(f"Median: {statistics.median(waits):.1f} s, longest: {max(waits):.1f} s")
     in_place = sum(1 for line in lines if line.get("in_place"))
     print(f"Restarts in place: {in_place}; load of the machine now: {os.getloadavg()[0]:.1f}")
-    requeues = [wait for moment in _requeues(run.output) if (wait := _to_first_step(lines, moment))]
+    requeues = [wait for moment in _said(run.output, REQUEUES) if (wait := _to_first_step(lines, moment))]
     if requeues:
         print(f"From the requeue to the first new step: {', '.join(f'{wait:.0f}' for wait in requeues)} s")
     if state != "COMPLETED":
@@ -107,9 +116,10 @@ def _kill_in_turn(run: Run, over: threading.Event, kills: list[float]) -> None:
             kills.append(time.time())
 
 
-def _requeues(output: str) -> list[float]:
-    """Return when the script said that it requeues the job (unix seconds)."""
-    times = [line.split("[")[1][:19] for line in output.splitlines() if "] requeueing from" in line]
+def _said(output: str, words: str) -> list[float]:
+    """Return when the batch script printed a line with these words (unix seconds)."""
+    lines = [line for line in output.splitlines() if line.startswith("qwen-job [") and words in line]
+    times = [line.split("[")[1][:19] for line in lines]
     return [time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S")) for text in times]
 
 
@@ -119,6 +129,34 @@ def _to_first_step(lines: list[dict[str, float | str]], moment: float) -> float 
     if begun is None:
         return None
     return next((float(x["time"]) - moment for x in lines if x["type"] == "step" and float(x["time"]) > begun), None)
+
+
+def lost(folder: Path, times: int) -> int:
+    """Power off the second of two nodes, ``times`` times with a spare, then without (a third node is idle)."""
+    equal, calm = True, b""
+    for spares in (*[1] * times, 0):
+        with Lab(3, cred_expire=CRED_EXPIRE, extra_conf=SLURMD_TIMEOUT) as lab:
+            settings = {"train__max_steps": 60, "train__memory_save_steps": 1}
+            if not calm:
+                undisturbed = Run(lab, folder / "calm", **settings).submit()
+                print(f"undisturbed: job {undisturbed.wait_end(600)}")
+                calm = weights(undisturbed.path)
+            run = Run(
+                lab, folder / f"lost-{len(list(folder.iterdir()))}", slurm__spare_nodes=spares, **settings
+            ).submit()
+            run.wait_step(LOST_AT)
+            load, moment = os.getloadavg()[0], time.time()
+            lab.crash("node2")
+            # Slurm counts the job as completing until it has marked the node as down.
+            run.wait_file("done.json", 1200)
+            wait = _to_first_step(read_metrics(run.path), moment)
+            followed = min((at - moment for at in _said(run.output, ATTEMPTS) if at > moment - 1), default=float("nan"))
+            same = weights(run.path) == calm
+            equal = equal and same
+            print(f"{'a' if spares else 'no'} spare node: next attempt after {followed:.0f} s, ", end="")
+            print(f"first step after {wait or float('nan'):.1f} s; load {load:.1f}; ", end="")
+            print(f"weights {'equal' if same else 'different'}")
+    return 0 if equal else 1
 
 
 def start(lab: Lab, folder: Path) -> int:
