@@ -66,11 +66,16 @@ server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
-# What Python runs first: each rank is killed at once, as by a kernel that is short of memory.
+# What Python runs first: each rank is killed at once, as by a kernel short of memory. The warm process forks the
+# store in which the ranks meet before them.
 KILLER = """
 import os, signal, sys
-if "qwen_job.train" in sys.orig_argv and "RANK" in os.environ:
-    os.kill(os.getpid(), signal.SIGKILL)
+forks = []
+def die():
+    if len(forks) > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+if "qwen_job.train" in sys.orig_argv:
+    os.register_at_fork(before=lambda: forks.append(1), after_in_child=die)
 """
 
 
