@@ -47,7 +47,7 @@ gpu-wheels: run ## before that, for a machine with torch but no network: pack wh
 test-trackers: ## train with wandb, swanlab and mlflow, offline, and read back what they logged (2 minutes)
 	@scripts/setup.sh trackers
 	@.venv-trackers/bin/python -m pytest tests/trackers -m trackers -p no:cacheprovider $(PYTEST_ARGS)
-test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (15 minutes)
+test-vllm: test-tools ## serve saved models with stock vLLM on this CPU, or with VLLM_PYTHON's (half an hour)
 	@[ -n "$${VLLM_PYTHON:-}" ] || scripts/setup.sh vllm
 	@.venv/bin/python -m pytest tests/serving -m vllm $(PYTEST_ARGS)
 site: site-tools ## build the documentation site, both languages, into build/site (with build/media, if site-media made it)

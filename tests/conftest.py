@@ -29,7 +29,8 @@ settings.load_profile("ci" if CI else "default")
 def pytest_configure() -> None:
     """Leave nothing of a surrounding job, or of the network, in what the tests start."""
     for name in list(os.environ):
-        if name.startswith(_OF_A_JOB) and name not in ("QWEN_JOB_CRDS", optional.VARIABLE):
+        # PYTHON: of make, which hands it on.
+        if (name.startswith(_OF_A_JOB) and name not in ("QWEN_JOB_CRDS", optional.VARIABLE)) or name == "PYTHON":
             del os.environ[name]
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 

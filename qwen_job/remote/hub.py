@@ -167,8 +167,9 @@ class Hub(ABC):
 
     def unreachable(self, reason: object) -> EnvironmentFault:
         """Return the error for a hub that cannot be reached, with what to do instead."""
+        where = self.endpoint if self.installed else self.name  # the library knows the address
         return EnvironmentFault(
-            f"{self.endpoint} cannot be reached ({reason}); set {self.endpoint_variable} or HTTPS_PROXY, or run "
+            f"{where} cannot be reached ({reason}); set {self.endpoint_variable} or HTTPS_PROXY, or run "
             f"'{self.kind.command}' on a machine with internet access, with the same cache"
         )
 

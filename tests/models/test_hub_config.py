@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,13 @@ def test_a_hub_that_is_unreachable_leaves_the_plan_without_a_shape(
     result = planned(tmp_path, "modelscope")
     assert result.exit_code == 0 and result.stdout.startswith("Unknown: ")
     assert "note: model.name: its config.json was not read from modelscope: " in result.stderr
+
+
+@pytest.mark.parametrize(("source", "package"), [("modelscope", "modelscope_hub"), ("huggingface", "huggingface_hub")])
+def test_without_the_library_and_offline_the_job_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setenv("QWEN_JOB_OFFLINE", "1")
+    result = planned(tmp_path, source)
+    assert result.exit_code == 0 and f"was not read from {source}: " in result.stderr
