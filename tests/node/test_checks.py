@@ -97,6 +97,7 @@ def test_a_driver_that_does_not_answer_well(node: Node) -> None:
     assert "nvidia-smi failed: NVIDIA-SMI has failed: no driver" in refusal(node.launch())
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("setting", "named"), [({"torch_compile": True}, "torch_compile: true"), ({"fused_loss": "liger"}, "liger")]
 )
