@@ -16,6 +16,8 @@ RUN /opt/image/apt-install /opt/image/debian.lock && dpkg-query -W -f '${Package
 
 FROM base AS build
 ARG SET
+ARG DEBIAN_SNAPSHOT
+ARG DEBIAN_PINS
 ARG MAX_JOBS=
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
@@ -77,6 +79,8 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ARG SET
+ARG DEBIAN_SNAPSHOT
+ARG DEBIAN_PINS
 ARG WITH_COMPILER=
 COPY scripts/image/has-compiler qwen_job/facts/image/${SET}/debian-compiler.lock qwen_job/facts/image/${SET}/set.yaml /opt/image/
 RUN if [ "$(/opt/image/has-compiler /opt/image/set.yaml "$WITH_COMPILER")" = 1 ]; then \

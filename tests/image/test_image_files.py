@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,16 @@ def test_a_set_says_everything_that_the_build_reads(name: str) -> None:
     assert (values["cuda"] is None) == (values["architectures"] == []) == (values["minimum_driver"] is None)
 
 
+def test_each_stage_that_installs_packages_takes_the_options_for_them() -> None:
+    """Not every builder hands a stage's arguments on to the stages that are built on it."""
+    stages = (ROOT / "Dockerfile").read_text().split("\nFROM ")[1:]
+    installing = [stage for stage in stages if "/apt-install /" in stage]
+    assert len(installing) >= 2
+    for stage in installing:
+        declared = re.findall(r"^ARG (\w+)", stage, re.MULTILINE)
+        assert {"DEBIAN_SNAPSHOT", "DEBIAN_PINS"} <= set(declared), stage
+
+
 def test_snapshot_rewrites_the_sources_that_the_base_names(tmp_path: Path) -> None:
     sources = tmp_path / "debian.sources"
     sources.write_text(
@@ -100,7 +111,8 @@ def test_snapshot_rewrites_the_sources_that_the_base_names(tmp_path: Path) -> No
     function = script[script.index("use_snapshot() {") : script.index("leave_docs_out() {")]
     function = function.replace("/etc/apt/sources.list.d/debian.sources", str(sources))
     function = function.replace("/etc/apt/apt.conf.d/10snapshot", str(tmp_path / "10snapshot"))
-    run("bash", "-euc", f"{function}\nuse_snapshot", DEBIAN_SNAPSHOT="20261123T000000Z")
+    for _ in range(2):  # one stage is built on another
+        run("bash", "-euc", f"{function}\nuse_snapshot", DEBIAN_SNAPSHOT="20261123T000000Z")
     assert sources.read_text() == "Types: deb\nURIs: http://snapshot.example/archive/debian/20261123T000000Z\n"
 
 
