@@ -93,12 +93,15 @@ def test_a_lost_node_s_state_comes_from_the_neighbour_s_memory(home: Path) -> No
     tiny.wait_for_step(rough.parent, 7, first)
     tiny.workers(second)[0].send_signal(signal.SIGKILL)
     assert second.wait(60) == 128 + signal.SIGKILL and first.wait(60) >= 128
-    (lost,) = states.SHARED_MEMORY.glob(f"{states.home_of(rough.parent, 1).name[:21]}-host1.1")
+    prefix = states.home_of(rough.parent, 1).name[:21]
+    left, lost = (states.SHARED_MEMORY / f"{prefix}-host{node}.{node}" for node in (0, 1))
     shutil.rmtree(lost)
+    steps = [{state.step for state in states.states([left]) if state.node == node} for node in (0, 1)]
     outputs = [process.communicate(timeout=120)[0] for process in tiny.start_nodes(rough)]
     assert "memory: the state of node 1 comes from the copy on node 0" in outputs[0], outputs
     assert weights(rough.parent) == expected
-    assert tiny.metrics(rough.parent, "start")[-1]["resumed_from"] >= 5
+    # While a copy is on its way, no other state is kept: on a busy machine, not each step has one.
+    assert tiny.metrics(rough.parent, "start")[-1]["resumed_from"] == max(steps[0] & steps[1]) > 0
 
 
 def test_a_state_kept_in_the_background_is_the_state_at_its_step(home: Path, tmp_path: Path) -> None:
