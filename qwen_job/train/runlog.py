@@ -61,10 +61,10 @@ class RunLog:
         """Append one line to metrics.jsonl; numbers that are not finite become null."""
         if not self.active:
             return
-        self.guard()
         line = {"type": kind, "time": time.time(), "step": step, **values}
         text = json.dumps({key: _finite(value) for key, value in line.items()}, ensure_ascii=False)
         with RunFolder(self.folder).metrics.open("a", encoding="utf-8") as out:
+            self.guard()
             out.write(text + "\n")
 
     def step(self, step: int, values: dict[str, Any]) -> None:
