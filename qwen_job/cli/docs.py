@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import zipfile
+    from pathlib import Path
 
 # Pages beside the guides: topic -> file.
 _MORE = {"agents": "AGENTS.md", "changes": "CHANGELOG.md"}
@@ -26,22 +31,24 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
     qwen-job docs slurm --language zh
     """
     from qwen_job.errors import EnvironmentFault, UsageError
-    from qwen_job.resources import resource
     from qwen_job.text import did_you_mean, json_text
 
-    texts = _texts()
-    guides = {name[5:-3]: name for name in texts if name.startswith("docs/") and not name.endswith(_CHINESE)}
+    pages = _pages()
+    folder = pages / "docs"
+    files = [path for path in folder.iterdir() if path.name.endswith(".md")] if folder.is_dir() else []
+    guides = {path.name.removesuffix(".md"): path for path in files if not path.name.endswith(_CHINESE)}
     if not guides:
-        raise EnvironmentFault(f"{resource()}: has no guides; install qwen-job again")
-    guides |= _MORE
+        raise EnvironmentFault(f"{pages}: has no guides; install qwen-job again")
+    guides |= {name: pages / file for name, file in _MORE.items()}
     names = sorted(guides)
 
     def read(name: str) -> dict[str, str]:
-        chinese = f"docs/{name}{_CHINESE}"
-        path = chinese if language == "zh" and chinese in texts else guides[name]
-        title, summary = opening(texts[path])
-        known = {"topic": name, "language": "zh" if path == chinese else "en", "title": title, "summary": summary}
-        return known | {"text": texts[path]}
+        chinese = folder / f"{name}{_CHINESE}"
+        translated = language == "zh" and chinese.is_file()
+        text = (chinese if translated else guides[name]).read_text("utf-8")
+        title, summary = opening(text)
+        known = {"topic": name, "language": "zh" if translated else "en", "title": title, "summary": summary}
+        return known | {"text": text}
 
     if topic is None:
         found = [read(name) for name in names]
@@ -59,18 +66,14 @@ def docs(topic: str | None, language: str, as_json: bool) -> None:
     click.echo(json_text(page, indent=2) if as_json else page["text"], nl=as_json)
 
 
-def _texts() -> dict[str, str]:
-    """Return every page by its path in the repository; a wheel has them in one compressed file."""
+def _pages() -> Path | zipfile.Path:
+    """Return the root of the pages, laid out as in the repository; a wheel has them in one compressed file."""
     import zipfile
 
     from qwen_job.resources import resource
 
     packed = resource("pages.zip")
-    if packed.is_file():
-        with zipfile.ZipFile(packed) as file:
-            return {name: file.read(name).decode() for name in file.namelist()}
-    found = [*resource("docs").glob("*.md"), *map(resource, _MORE.values())]
-    return {path.relative_to(resource()).as_posix(): path.read_text("utf-8") for path in found if path.is_file()}
+    return zipfile.Path(packed) if packed.is_file() else resource()
 
 
 def opening(page: str) -> tuple[str, str]:
