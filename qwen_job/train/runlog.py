@@ -98,7 +98,6 @@ class RunLog:
         if not self.active or (state == "training" and now - self._beat < _HEARTBEAT_SECONDS):
             return
         self._beat = now
-        self.guard()
         beat = {
             "state": state,
             "step": step,
@@ -113,6 +112,7 @@ class RunLog:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
+        self.guard()
         write_atomically(RunFolder(self.folder).heartbeat, json.dumps(beat) + "\n", sync=False)
 
     def say(self, text: str) -> None:
