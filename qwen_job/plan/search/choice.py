@@ -182,19 +182,17 @@ def choose(question: Question) -> Answer:
     script's stage) are preferred.
     """
     choices: list[Choice] = []
-    fitting: list[Choice] = []
+    best: Choice | None = None
     for rung in rungs(question):
         found = list(_combinations(question, rung))
-        fitting = sorted((choice for choice in found if choice.fits), key=_preference)
-        for other in _faster_rungs(question, rung, fitting[0]) if fitting else ():
-            found += _combinations(question, other)
-        fitting = sorted((choice for choice in found if choice.fits), key=_preference)
+        if (best := _best(found)) is not None:
+            for other in _faster_rungs(question, rung, best):
+                found += _combinations(question, other)
+            best = _best(found)
         choices += found
-        if fitting or (not found and lacks_only_rows(question)):
+        if best is not None or (not found and lacks_only_rows(question)):
             break
-    if not fitting:
-        return Answer(None, _runners(None, choices), len(choices))
-    return Answer(fitting[0], _runners(fitting[0], choices), len(choices))
+    return Answer(best, _runners(best, choices), len(choices))
 
 
 def lacks_only_rows(question: Question) -> bool:
@@ -386,6 +384,15 @@ def _misfit(question: Question, memory: MemoryEstimate) -> str:
     return ""
 
 
+def _best(choices: Sequence[Choice]) -> Choice | None:
+    return min((choice for choice in choices if choice.fits), key=_preference, default=None)
+
+
+def _unmeasured(choice: Choice) -> tuple[int, ...]:
+    """Return how much of each thing that was not measured on GPUs yet a choice has; see ``UNMEASURED``."""
+    return choice.expert_parallel_size - 1, choice.tiled_mlp, choice.activation_offloading
+
+
 def _preference(choice: Choice) -> tuple[float, ...]:
     """Return the sort key of a choice that fits: speed to three digits, then simplicity, then memory."""
     simple = (
@@ -398,8 +405,7 @@ def _preference(choice: Choice) -> tuple[float, ...]:
     )
     if choice.speed is None or choice.speed.rough:
         return (0.0, *simple, -choice.micro_batch_size)
-    unmeasured = choice.expert_parallel_size > 1 or choice.tiled_mlp or choice.activation_offloading
-    speed = choice.speed.tokens_per_second * (UNMEASURED if unmeasured else 1.0)
+    speed = choice.speed.tokens_per_second * (UNMEASURED if any(_unmeasured(choice)) else 1.0)
     return (
         -round(speed, -_digits(speed)),
         *simple,
@@ -436,8 +442,8 @@ def _why(best: Choice | None, choice: Choice) -> str:
     if choice.speed is None or best.speed is None or best.speed.rough:
         return f"speed {'not known well enough' if choice.speed else 'unknown'}; the chosen layout is simpler"
     ratio = best.speed.tokens_per_second / choice.speed.tokens_per_second
-    more = choice.expert_parallel_size > best.expert_parallel_size or choice.tiled_mlp > best.tiled_mlp
-    if ratio < 0.99 and (more or choice.activation_offloading > best.activation_offloading):
+    more = any(mine > its for mine, its in zip(_unmeasured(choice), _unmeasured(best), strict=True))
+    if ratio < 0.99 and more:
         return f"estimated {1 / ratio - 1:.0%} faster, which is too little for what was not measured on GPUs yet"
     if ratio < 1.01:
         return "as fast, but more complex or larger"
