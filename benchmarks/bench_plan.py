@@ -24,7 +24,8 @@ from qwen_job.facts.hardware import load_gpu
 from qwen_job.facts.model_shapes import load_model_shape, model_shape_from_config
 from qwen_job.plan.estimate.layout import Layout
 from qwen_job.plan.estimate.speed import estimate_speed
-from qwen_job.plan.search.choice import Question, choose, fit
+from qwen_job.plan.search.choice import choose, fit
+from qwen_job.plan.search.question import Question
 
 ROWS = Path(__file__).with_name("published_speed.yaml")
 LIMIT_SECONDS = 0.5

@@ -10,7 +10,8 @@ from qwen_job.facts.model_names import is_qwen1_id
 from qwen_job.facts.positions import base_length, factor_for
 from qwen_job.plan.estimate.layout import DELTA_KERNELS_FROM
 from qwen_job.plan.estimate.speed import fallback_seconds
-from qwen_job.plan.search.choice import HOST_MARGIN, MARGIN, Choice, Question, choose, layout_of
+from qwen_job.plan.search.choice import Choice, choose, layout_of
+from qwen_job.plan.search.question import HOST_MARGIN, MARGIN, Question
 from qwen_job.text import GIB
 
 # Full fine-tuning of chat models is done with 1e-6 to 5e-5 (Qwen's scripts: 1e-5; Qwen2.5's report: 7e-6 to 7e-7).

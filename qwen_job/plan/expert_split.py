@@ -7,7 +7,8 @@ from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
 from qwen_job.plan.estimate.speed import communication_bytes, routed_bytes
-from qwen_job.plan.search.choice import Choice, Question, layout_of
+from qwen_job.plan.search.choice import Choice, layout_of
+from qwen_job.plan.search.question import Question
 from qwen_job.text import gib
 
 _FIELD = "train.expert_parallel_size"

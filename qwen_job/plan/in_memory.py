@@ -11,7 +11,8 @@ from qwen_job.job import Job
 from qwen_job.plan.advice import bytes_of
 from qwen_job.plan.decision import Ledger
 from qwen_job.plan.estimate.memory import state_bytes
-from qwen_job.plan.search.choice import HOST_MARGIN, Choice, Question, layout_of
+from qwen_job.plan.search.choice import Choice, layout_of
+from qwen_job.plan.search.question import HOST_MARGIN, Question
 from qwen_job.text import GIB, gib_or_mib
 
 _FIELD = "train.memory_save_steps"

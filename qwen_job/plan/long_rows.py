@@ -10,7 +10,8 @@ from qwen_job.facts.compiling import MIXTURE, TILED
 from qwen_job.facts.model_shapes import ModelShape
 from qwen_job.job import Job
 from qwen_job.plan.decision import Ledger
-from qwen_job.plan.search.choice import Choice, Question, choose
+from qwen_job.plan.search.choice import Choice, choose
+from qwen_job.plan.search.question import Question
 
 _TILED, _AWAY = "train.tiled_mlp", "train.activation_offloading"
 

@@ -39,7 +39,8 @@ from qwen_job.plan.precision import (
 )
 from qwen_job.plan.reasoning import decide_thinking
 from qwen_job.plan.schedule import DataSize, RunPlan, data_of, plan_run
-from qwen_job.plan.search.choice import Answer, Choice, Question, Runner
+from qwen_job.plan.search.choice import Answer, Choice, Runner
+from qwen_job.plan.search.question import Question
 from qwen_job.plan.search.sharding import (
     choose_for,
     least_rows,

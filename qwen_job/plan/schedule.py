@@ -17,7 +17,8 @@ from qwen_job.plan.estimate.speed import (
     SpeedEstimate,
     estimate_run,
 )
-from qwen_job.plan.search.choice import TOKEN_BYTES, Choice, Question, layout_of, speed_of
+from qwen_job.plan.search.choice import TOKEN_BYTES, Choice, layout_of, speed_of
+from qwen_job.plan.search.question import Question
 
 # Share of real tokens in packed rows: best-fit packing leaves little free.
 PACKED_FILL = 0.97

@@ -9,7 +9,8 @@ from qwen_job.facts.hardware import load_gpu
 from qwen_job.facts.model_shapes import load_model_shape
 from qwen_job.job import Job, load_job
 from qwen_job.plan import Plan, make_plan
-from qwen_job.plan.search.choice import Choice, Question, choose
+from qwen_job.plan.search.choice import Choice, choose
+from qwen_job.plan.search.question import Question
 
 BASE = """\
 name: demo

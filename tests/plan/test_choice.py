@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qwen_job.facts.hardware import gpu_names
 from qwen_job.plan.advice import RunNumbers, requeues, warnings_for
-from qwen_job.plan.search.choice import Choice, Question, choose, combinations, fit
+from qwen_job.plan.search.choice import Choice, choose, combinations, fit
+from qwen_job.plan.search.question import Question
 from qwen_job.text import GIB
 from tests.plan.jobs import ask, chosen
 

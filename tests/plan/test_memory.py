@@ -30,7 +30,7 @@ from qwen_job.plan.estimate.memory import (
     model_state_bytes,
     zero_settings,
 )
-from qwen_job.plan.search.choice import MARGIN
+from qwen_job.plan.search.question import MARGIN
 from qwen_job.resources import resource
 from qwen_job.text import GIB
 from tests.jobs import plan

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from qwen_job.job import Job
 from qwen_job.plan.batch import REFERENCE_ROWS_PER_GPU
 from qwen_job.plan.plan import question_for
-from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, Question, choose
+from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, choose
+from qwen_job.plan.search.question import Question
 
 # Lengths are multiples of this many tokens; the search ends at the last one.
 STEP, MOST = 1024, 4 * 1024 * 1024

@@ -13,7 +13,8 @@ from itertools import combinations as subsets
 from typing import Any, NamedTuple
 
 from qwen_job.facts.hardware import Gpu
-from qwen_job.plan.search.choice import HOST_MARGIN, LARGEST_CLUSTER, Choice, Question, choose, combinations, fit
+from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, choose, combinations, fit
+from qwen_job.plan.search.question import HOST_MARGIN, Question
 from qwen_job.text import GIB
 
 # Granularity of the search for a shorter sequence length.

@@ -24,8 +24,9 @@ from qwen_job.plan.estimate.memory import Constants
 from qwen_job.plan.estimate.speed import SpeedConstants
 from qwen_job.plan.long_rows import refuse_long_rows
 from qwen_job.plan.precision import BF16_FROM
-from qwen_job.plan.search.choice import MARGIN, Answer, Choice, Question, choose, lacks_only_rows
+from qwen_job.plan.search.choice import Answer, Choice, choose, lacks_only_rows
 from qwen_job.plan.search.nearest import least_misfit, refusal
+from qwen_job.plan.search.question import MARGIN, Question
 from qwen_job.text import GIB, gib
 
 

@@ -10,8 +10,9 @@ from qwen_job.facts.hardware import gpu_names
 from qwen_job.job import Job
 from qwen_job.plan.plan import question_for
 from qwen_job.plan.schedule import DataSize, RunPlan, plan_run
-from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, Question, choose
+from qwen_job.plan.search.choice import LARGEST_CLUSTER, Choice, choose
 from qwen_job.plan.search.nearest import heading, least_misfit, more_host_memory, nearest, remedies
+from qwen_job.plan.search.question import Question
 from qwen_job.plan.search.sharding import able_gpus
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from qwen_job.errors import Problem
 from qwen_job.plan import Plan
-from qwen_job.plan.search.choice import HOST_MARGIN
+from qwen_job.plan.search.question import HOST_MARGIN
 from qwen_job.text import GIB, gib_or_mib
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
